@@ -1,0 +1,1 @@
+"""What can be asked for, declared once, and presets of models and hardware."""

@@ -1,0 +1,1 @@
+"""How a model family's tokens are embedded, conditioned and denoised: one folder a family."""

@@ -1,0 +1,1 @@
+"""The front doors: batch rendering, the HTTP API and the web page."""

@@ -1,0 +1,127 @@
+"""What is built from a checkout: a wheel that holds longtake alone, whole, or a refusal."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("configs", "engine", "parallel", "pipelines", "serve")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git would check out here, links included."""
+    copy = tmp_path_factory.mktemp("checkout") / "longtake"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = ROOT / name, copy / name
+        if source.is_symlink() or source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target, follow_symlinks=False)
+    return copy
+
+
+def build(source: Path, kind: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build a wheel or an sdist with the tools of this environment."""
+    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", f"--outdir={folder}"]
+    return subprocess.run([*command, source], capture_output=True, text=True, check=False)
+
+
+def sources() -> set[str]:
+    """Every module of the package, as it is named in a wheel."""
+    modules = {f"longtake/{path.name}" for path in (ROOT / "longtake").glob("*.py")}
+    for folder in FOLDERS:
+        modules |= {f"longtake/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
+    return modules
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = build(checkout, "wheel", folder)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"longtake"}
+        assert sources() <= names
+        assert "longtake/py.typed" in names
+        source = (ROOT / "parallel" / "attention.py").read_bytes()
+        assert archive.read("longtake/parallel/attention.py") == source
+        assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--target", site, wheel], check=True, capture_output=True)
+    assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {
+        "longtake"
+    }
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from longtake.parallel import ParallelDims, TokenShards, usp_attention\n"
+        "import longtake\n"
+        "print(longtake.__file__, longtake.__version__)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert printed.split() == [str(site / "longtake" / "__init__.py"), "0.1.0"]
+
+
+def test_a_wheel_builds_from_the_sdist_too(checkout: Path, tmp_path: Path) -> None:
+    built = build(checkout, "sdist", tmp_path)
+    assert built.returncode == 0, built.stderr
+    (archive_path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive_path) as archive:
+        assert not any(member.issym() for member in archive.getmembers())
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    built = build(unpacked, "wheel", tmp_path)
+    assert built.returncode == 0, built.stderr
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        assert sources() <= set(wheel.namelist())
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+@pytest.mark.parametrize("left", ["text", "nothing"])
+def test_a_checkout_without_links_does_not_build(
+    checkout: Path, tmp_path: Path, kind: str, left: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy, symlinks=True)
+    for folder in FOLDERS:
+        link = copy / "longtake" / folder
+        target = link.readlink()
+        link.unlink()
+        if left == "text":
+            link.write_text(str(target))
+    built = build(copy, kind, tmp_path / "out")
+    assert built.returncode != 0
+    assert "cannot build longtake: longtake/configs, longtake/engine" in built.stderr + built.stdout
+    assert "check the repository out with links" in built.stderr + built.stdout
+    assert not list((tmp_path / "out").glob("*"))
