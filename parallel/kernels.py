@@ -1,0 +1,327 @@
+"""Local attention: what one rank computes by itself, by the fastest kernel that it has.
+
+Every kernel takes and returns the same:
+
+    q [B, s, n, H], k and v [B, t, m, H], scale, mask -> out [B, s, n, H], lse [B, s, n]
+
+with n a multiple of m, any strides as long as H is contiguous, ``out`` in q's dtype, and ``lse``
+the natural logarithm of the sum of exponentials of the scaled scores, in float32 (float64 for
+float64). A kernel that has no true log-sum-exp returns None for it and serves where nothing is
+merged. No kernel is called with an empty tensor: the CPU's kills the process (see ``attend``).
+
+A new kernel is one function and one row of ``KERNELS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from longtake.errors import KernelError
+
+MaskKind = Literal["none"]
+"""Which keys a query sees. Video attention is never masked; a causal ring will name its own."""
+
+LocalAttention = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, float, MaskKind],
+    tuple[torch.Tensor, torch.Tensor | None],
+]
+"""The signature of every kernel: (q, k, v, scale, mask) -> (out, lse)."""
+
+
+@dataclass(frozen=True)
+class KernelNeeds:
+    """What a call asks of a kernel; the same on all ranks, so that all choose alike."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_size: int
+    log_sum_exp: bool
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute local attention, and what it can serve.
+
+    Args:
+        name: what a user calls it.
+        run: the function.
+        device_type: where it runs; None for any device.
+        dtypes: of q, k and v.
+        head_size_step, head_size_max: H must be a multiple of the one, the other at most.
+        capability_min, capability_end: CUDA compute capabilities, from and before (not on ROCm).
+        nvidia_only: does not run on ROCm, which also calls itself "cuda".
+        module: the library that it comes from, if not torch; ``install`` says how to get it.
+        has_log_sum_exp: returns a true one, as merging round a ring takes.
+    """
+
+    name: str
+    run: LocalAttention
+    device_type: str | None
+    dtypes: tuple[torch.dtype, ...]
+    head_size_step: int = 1
+    head_size_max: int | None = None
+    capability_min: tuple[int, int] = (0, 0)
+    capability_end: tuple[int, int] | None = None
+    nvidia_only: bool = False
+    module: str | None = None
+    install: str = ""
+    has_log_sum_exp: bool = True
+
+    def refusal(self, needs: KernelNeeds) -> str | None:
+        """Why this kernel cannot serve the call on this machine; None if it can."""
+        if needs.log_sum_exp and not self.has_log_sum_exp:
+            return "returns no log-sum-exp, which ring_degree > 1 merges by"
+        if self.device_type not in (None, needs.device.type):
+            return f"runs on {self.device_type} only"
+        if needs.dtype not in self.dtypes:
+            return f"takes {', '.join(str(dtype).removeprefix('torch.') for dtype in self.dtypes)}"
+        if needs.head_size % self.head_size_step:
+            return f"takes head sizes that are multiples of {self.head_size_step}"
+        if self.head_size_max is not None and needs.head_size > self.head_size_max:
+            return f"takes head sizes up to {self.head_size_max}"
+        return self._device_refusal(needs.device) or self._module_refusal()
+
+    def _device_refusal(self, device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return None
+        if torch.version.hip is not None:
+            return "does not run on ROCm" if self.nvidia_only else None
+        capability = torch.cuda.get_device_capability(device)
+        end = self.capability_end
+        if capability >= self.capability_min and (end is None or capability < end):
+            return None
+        bounds = f"{self.capability_min} or later" + (f", before {end}" if end else "")
+        return f"needs compute capability {bounds}; this device has {capability}"
+
+    def _module_refusal(self) -> str | None:
+        return None if self.module is None else _import_failure(self.module, self.install)
+
+
+@lru_cache(maxsize=64)
+def select_kernel(name: str, needs: KernelNeeds) -> Kernel:
+    """The kernel of that name, or with "auto" the fastest that can serve the call.
+
+    Raises:
+        KernelError: no such kernel, or it cannot serve this call here; lists those that can.
+    """
+    refusals = {kernel.name: kernel.refusal(needs) for kernel in KERNELS}
+    able = [kernel for kernel in KERNELS if refusals[kernel.name] is None]
+    for kernel in able:
+        if name in ("auto", kernel.name):
+            return kernel
+    call = f"{needs.dtype} with head size {needs.head_size} on {needs.device.type}"
+    if not able:
+        reasons = "; ".join(f"{other} {reason}" for other, reason in refusals.items())
+        raise KernelError(f"kernel={name!r}: no kernel can run {call}: {reasons}")
+    can = ", ".join(["auto", *(kernel.name for kernel in able)])
+    reason = refusals[name] if name in refusals else "there is no such kernel"
+    raise KernelError(f"kernel={name!r} cannot run {call}: {reason}: try one of {can}")
+
+
+def attend(
+    kernel: Kernel,
+    q_BsnH: torch.Tensor,
+    k_BtmH: torch.Tensor,
+    v_BtmH: torch.Tensor,
+    scale: float,
+    head_runs: Sequence[tuple[slice, slice]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Local attention of any number of queries and heads, zero included, over at least one key.
+
+    Args:
+        head_runs: (query heads, KV heads) within which groups are even (HeadShards.runs).
+
+    Returns:
+        ``out`` [B, s, n, H] and ``lse`` [B, s, n], as the kernels do.
+    """
+    if q_BsnH.numel() == 0:
+        return torch.empty_like(q_BsnH), q_BsnH.new_empty(q_BsnH.shape[:3], dtype=torch.float32)
+    assert k_BtmH.numel() > 0, "attention over no keys is not defined"
+    q_BsnH, k_BtmH, v_BtmH = (
+        tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        for tensor in (q_BsnH, k_BtmH, v_BtmH)
+    )
+    if len(head_runs) == 1:
+        return kernel.run(q_BsnH, k_BtmH, v_BtmH, scale, "none")
+    parts = [
+        kernel.run(q_BsnH[:, :, query], k_BtmH[:, :, kv], v_BtmH[:, :, kv], scale, "none")
+        for query, kv in head_runs
+    ]
+    lses = [lse for _, lse in parts if lse is not None]
+    return torch.cat([out for out, _ in parts], dim=2), torch.cat(lses, dim=2) if lses else None
+
+
+def _cpu_flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
+    )
+    return out.transpose(1, 2), lse.transpose(1, 2)
+
+
+def _sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, None]:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2), None
+
+
+def _sdpa_flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
+    )
+    return out.transpose(1, 2), lse.transpose(1, 2)
+
+
+def _sdpa_cudnn(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True, scale=scale
+    )
+    return out.transpose(1, 2), lse.reshape(out.shape[:3]).transpose(1, 2)  # lse [B, n, s, 1]
+
+
+def _sdpa_efficient(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    group_size = q.shape[2] // k.shape[2]
+    if group_size > 1:  # it knows no grouped heads
+        k, v = (tensor.repeat_interleave(group_size, dim=2) for tensor in (k, v))
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True, scale=scale
+    )
+    return out.transpose(1, 2), lse[..., : q.shape[1]].transpose(1, 2)  # lse [B, n, padded s]
+
+
+def _flash_attn_2(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    function = importlib.import_module("flash_attn").flash_attn_func
+    out, lse, *_ = function(q, k, v, softmax_scale=scale, return_attn_probs=True)
+    return out, lse.transpose(1, 2)
+
+
+def _flash_attn_3(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    function = importlib.import_module("flash_attn_interface").flash_attn_func
+    # its first releases always return the log-sum-exp, the later ones on demand
+    on_demand = "return_attn_probs" in _parameters(function)
+    extra = {"return_attn_probs": True} if on_demand else {}
+    out, lse, *_ = function(q, k, v, softmax_scale=scale, **extra)
+    return out, lse.transpose(1, 2)
+
+
+def _xformers(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+) -> tuple[torch.Tensor, torch.Tensor]:
+    fmha = importlib.import_module("xformers.ops.fmha")
+    batch, num_tokens, num_heads, head_size = q.shape
+    group_size = num_heads // k.shape[2]
+    if group_size > 1:  # grouped heads are a dimension of their own there: [B, s, m, n / m, H]
+        q = q.reshape(batch, num_tokens, k.shape[2], group_size, head_size)
+        k, v = (t.unsqueeze(3).expand(-1, -1, -1, group_size, -1) for t in (k, v))
+    out, lse = fmha.memory_efficient_attention_forward_requires_grad(q, k, v, scale=scale)
+    lse = lse[..., :num_tokens].reshape(batch, num_heads, num_tokens)  # its rows may be padded
+    return out.reshape(batch, num_tokens, num_heads, head_size), lse.transpose(1, 2)
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@cache
+def _import_failure(module: str, install: str) -> str | None:
+    """Why a library cannot be used: that it is not there, or what its import really says."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return f"{module} is not installed ({install})"
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return f"{module} is installed but does not import ({error})"
+    return None
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_SINGLE = (*_HALF, torch.float32)
+_DOUBLE = (*_SINGLE, torch.float64)
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        "flash-attn-3",
+        _flash_attn_3,
+        "cuda",
+        _HALF,
+        head_size_step=8,
+        head_size_max=256,
+        capability_min=(9, 0),
+        capability_end=(10, 0),
+        nvidia_only=True,
+        module="flash_attn_interface",
+        install="built from the hopper folder of flash-attention",
+    ),
+    Kernel(
+        "sdpa-cudnn",
+        _sdpa_cudnn,
+        "cuda",
+        _HALF,
+        head_size_step=8,
+        head_size_max=128,
+        capability_min=(9, 0),
+        nvidia_only=True,
+    ),
+    Kernel(
+        "flash-attn-2",
+        _flash_attn_2,
+        "cuda",
+        _HALF,
+        head_size_step=8,
+        head_size_max=256,
+        capability_min=(8, 0),
+        module="flash_attn",
+        install="pip install 'longtake[flash]'",
+    ),
+    Kernel(
+        "sdpa-flash",
+        _sdpa_flash,
+        "cuda",
+        _HALF,
+        head_size_step=8,
+        head_size_max=256,
+        capability_min=(8, 0),
+    ),
+    Kernel(
+        "xformers",
+        _xformers,
+        "cuda",
+        _HALF,
+        head_size_step=8,
+        head_size_max=256,
+        capability_min=(8, 0),
+        nvidia_only=True,
+        module="xformers.ops.fmha",
+        install="pip install 'longtake[xformers]'",
+    ),
+    Kernel(
+        "sdpa-efficient", _sdpa_efficient, "cuda", _SINGLE, head_size_step=8, capability_min=(8, 0)
+    ),
+    Kernel("cpu-flash", _cpu_flash, "cpu", _DOUBLE),
+    Kernel("sdpa", _sdpa, None, _DOUBLE, has_log_sum_exp=False),
+)
+"""All kernels, the fastest first: "auto" takes the first that can serve the call."""
