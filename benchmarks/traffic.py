@@ -1,0 +1,94 @@
+"""Count what is handed to torch.distributed, whoever hands it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class TrafficMeter(TorchDispatchMode):
+    """Counts the collectives and the bytes that this rank sends to others, while it is entered.
+
+    It stands below torch.distributed's Python functions, where every backend's calls pass, so that
+    it counts a library that it knows nothing of. Counted as sent: of an all-to-all what goes to the
+    others; of an all-gather this rank's part to each other; of a send the tensor.
+
+    Attributes:
+        bytes_sent: to other ranks.
+        calls: how often each operation was called, e.g. ``{"alltoall_base_": 2, "send": 1}``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes_sent = 0
+        self.calls: Counter[str] = Counter()
+
+    @property
+    def collectives(self) -> int:
+        """All calls but the receiving halves of point-to-point transfers."""
+        return sum(count for name, count in self.calls.items() if not name.startswith("recv"))
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Count the operation if it communicates, then run it."""
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace in ("c10d", "_c10d_functional") and name not in _FREE:
+            self.calls[name] += 1
+            self.bytes_sent += _SENT[name](*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _size(tensors: torch.Tensor | Sequence[Any]) -> int:
+    if isinstance(tensors, torch.Tensor):
+        return tensors.numel() * tensors.element_size()
+    return sum(map(_size, tensors))
+
+
+def _all_to_all(sent: torch.Tensor, sizes: Sequence[int], rank: int, world_size: int) -> int:
+    sizes = sizes or [len(sent) // world_size] * world_size
+    row_size = math.prod(sent.shape[1:]) * sent.element_size()
+    return (sum(sizes) - sizes[rank]) * row_size
+
+
+def _c10d_all_to_all(
+    output: torch.Tensor, sent: torch.Tensor, group: Any, _: Any, sizes: Any, *rest: Any
+) -> int:
+    group = dist.ProcessGroup.unbox(group)
+    return _all_to_all(sent, sizes, group.rank(), group.size())
+
+
+def _c10d_all_gather(output: Any, sent: Any, group: Any, *rest: Any) -> int:
+    return _size(sent) * (dist.ProcessGroup.unbox(group).size() - 1)
+
+
+def _functional_all_to_all(sent: torch.Tensor, _: Any, sizes: Any, group_name: Any) -> int:
+    group = dist.distributed_c10d._resolve_process_group(group_name)
+    return _all_to_all(sent, sizes, group.rank(), group.size())
+
+
+def _functional_all_gather(sent: torch.Tensor, group_size: int, group_name: str) -> int:
+    return _size(sent) * (group_size - 1)
+
+
+_FREE = ("wait_tensor", "barrier")
+
+_SENT: dict[str, Callable[..., int]] = {
+    "alltoall_base_": _c10d_all_to_all,
+    "allgather_": _c10d_all_gather,
+    "_allgather_base_": _c10d_all_gather,
+    "send": lambda tensors, *rest: _size(tensors),
+    "recv_": lambda *args: 0,
+    "all_to_all_single": _functional_all_to_all,
+    "all_gather_into_tensor": _functional_all_gather,
+}

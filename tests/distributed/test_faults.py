@@ -1,0 +1,127 @@
+"""A rank that raises, leaves or dies: the others raise in time, and say what to look at."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch.distributed as dist
+
+from longtake.errors import PeerLostError
+from longtake.parallel import ParallelDims, TokenShards, usp_attention
+from tests.ranks import RankGroup, random_tensors
+
+TIMEOUT_S = 3.0
+WITHIN_S = 10.0
+LAYOUTS = [
+    ParallelDims(ulysses_degree=3),
+    ParallelDims(ring_degree=3),
+    ParallelDims(ring_degree=2, ulysses_degree=2),
+]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[int], RankGroup]]:
+    """Starts groups of ranks that a test may break."""
+    groups: list[RankGroup] = []
+
+    def start_group(world_size: int) -> RankGroup:
+        groups.append(RankGroup(world_size, grace_s=30.0))
+        return groups[-1]
+
+    yield start_group
+    for group in groups:
+        group.close()
+
+
+def attend_with_a_lost_rank(dims: ParallelDims, how: str, lost: int) -> tuple[str, float]:
+    """On one rank: a call that one rank breaks. Returns the others' error, and after how long."""
+    mesh = dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
+    shards = TokenShards.even(13, dims)
+    q, k, v = (shards.split(t, mesh, dim=1) for t in random_tensors(0, [(1, 13, 6, 8)] * 3))
+    usp_attention(q, k, v, mesh=mesh, shards=shards)
+    if dist.get_rank() == lost:
+        if how == "dies between its exchanges":
+            _die_at_the_second_exchange()
+        elif how == "dies before the call":
+            os._exit(1)
+        else:
+            return "left", 0.0
+    begun = time.monotonic()
+    try:
+        usp_attention(q, k, v, mesh=mesh, shards=shards)
+        shards.gather(q, mesh, dim=1)  # reaches those that shared no group with the lost rank
+    except PeerLostError as error:
+        return str(error), time.monotonic() - begun
+    return "no error", time.monotonic() - begun
+
+
+def _die_at_the_second_exchange() -> None:
+    """End this process when it starts its second exchange from now."""
+    exchanges = 0
+
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal exchanges
+            exchanges += 1
+            if exchanges == 2:
+                os._exit(1)
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in ("all_to_all_single", "batch_isend_irecv"):
+        setattr(dist, name, counted(getattr(dist, name)))
+
+
+@pytest.mark.parametrize("dims", LAYOUTS, ids=["ulysses", "ring", "both"])
+@pytest.mark.parametrize(
+    "how", ["raises and stays away", "dies before the call", "dies between its exchanges"]
+)
+def test_the_others_raise_in_time(
+    start: Callable[[int], RankGroup], dims: ParallelDims, how: str
+) -> None:
+    lost = 1
+    answers = start(dims.world_size).outcomes(attend_with_a_lost_rank, dims, how, lost)
+    for rank, (answered, said) in enumerate(answers):
+        if rank == lost:
+            continue
+        assert answered, said
+        message, elapsed_s = said
+        assert f"rank {rank} lost a peer among ranks" in message, message
+        assert elapsed_s < WITHIN_S, f"rank {rank} took {elapsed_s} s"
+
+
+def gather_alone(dims: ParallelDims) -> tuple[str, float]:
+    """On one rank: gather where another rank does not."""
+    mesh = dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
+    shards = TokenShards.even(13, dims)
+    part = shards.split(random_tensors(0, [(13, 4)])[0], mesh, dim=0)
+    if dist.get_rank() == 0:
+        return "left", 0.0
+    begun = time.monotonic()
+    with pytest.raises(PeerLostError) as caught:
+        shards.gather(part, mesh, dim=0)
+    return str(caught.value), time.monotonic() - begun
+
+
+def test_gather_raises_in_time(start: Callable[[int], RankGroup]) -> None:
+    _, (message, elapsed_s) = start(2).run(gather_alone, ParallelDims(ring_degree=2))
+    assert "lost a peer among ranks [0, 1]" in message
+    assert elapsed_s < WITHIN_S
+
+
+def build_alone(dims: ParallelDims) -> float:
+    """On one rank: build a mesh that another rank never builds."""
+    if dist.get_rank() == 0:
+        return 0.0
+    begun = time.monotonic()
+    with pytest.raises(PeerLostError):
+        dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
+    return time.monotonic() - begun
+
+
+def test_building_a_mesh_alone_raises_in_time(start: Callable[[int], RankGroup]) -> None:
+    assert max(start(2).run(build_alone, ParallelDims(ring_degree=2))) < WITHIN_S

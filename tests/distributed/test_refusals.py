@@ -1,0 +1,145 @@
+"""What cannot work is refused on every rank alike, before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.traffic import TrafficMeter
+from longtake.errors import RefusedInputError
+from longtake.parallel import ParallelDims, TokenShards, usp_attention
+from tests.layouts import layout_name
+from tests.ranks import RankGroups, mesh_of
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def _tensors(**shapes_and_more: Any) -> Change:
+    return lambda call: call.update(shapes_and_more)
+
+
+def _each(change: Callable[[torch.Tensor], torch.Tensor], *names: str) -> Change:
+    return lambda call: call.update({name: change(call[name]) for name in names or "qkv"})
+
+
+def _other_shards(num_tokens: int, num_ranks: int, name: str = "shards") -> Change:
+    shards = TokenShards.even(num_tokens, ParallelDims(ulysses_degree=num_ranks))
+    return lambda call: call.update({name: shards})
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "three dimensions": (_each(lambda t: t[0]), "must have 4 dimensions"),
+    "k and v differ": (_each(lambda t: t[:, :, :1], "v"), "must agree: k with v"),
+    "batches differ": (_each(lambda t: t.expand(2, -1, -1, -1), "k", "v"), "must agree"),
+    "head sizes differ": (_each(lambda t: t[..., :4], "k", "v"), "must agree"),
+    "KV heads do not divide": (_each(lambda t: t[:, :, :5], "q"), "5 query heads and 2 KV heads"),
+    "no heads": (_each(lambda t: t[:, :, :0]), "at least 1 of each"),
+    "no head size": (_each(lambda t: t[..., :0]), "of size 0"),
+    "dtypes differ": (_each(lambda t: t.double(), "k"), "convert them to one dtype"),
+    "whole numbers": (_each(lambda t: t.int()), "no kernel can run torch.int32"),
+    "complex": (_each(lambda t: t.to(torch.complex64)), "no kernel can run torch.complex64"),
+    "another device": (_each(lambda t: t.to("meta")), "q is on meta, the mesh on cpu"),
+    "a gradient": (_each(lambda t: t.requires_grad_(), "k"), "under torch.no_grad()"),
+    "too many tokens": (_each(lambda t: torch.cat([t, t], 1)), "q of shape"),
+    "too many keys": (_each(lambda t: torch.cat([t, t], 1), "k", "v"), "k of shape"),
+    "other shards": (_other_shards(400, 4), "owns 100 of 400"),
+    "shards of other ranks": (_other_shards(13, 3), "shards of 3 ranks on a mesh of ring_degree="),
+    "kv_shards of other ranks": (_other_shards(13, 5, "kv_shards"), "shards of 5 ranks"),
+    "no keys at all": (_other_shards(0, 4, "kv_shards"), "the keys have 0 tokens"),
+    "no such kernel": (
+        _tensors(kernel="flash"),
+        "there is no such kernel: try one of auto, cpu-fl",
+    ),
+    "a kernel of another device": (_tensors(kernel="sdpa-flash"), "runs on cuda only: try one of"),
+    "scale is no number": (_tensors(scale=float("nan")), "scale=nan must be a finite number"),
+    "scale is a word": (_tensors(scale="big"), "scale='big' must be a finite number"),
+    "no mesh": (_tensors(mesh=None), "ParallelDims.build_mesh"),
+}
+
+
+def refusal(dims: ParallelDims, name: str) -> tuple[str, str]:
+    """On one rank: make a good call bad; return the error's type and text."""
+    mesh = mesh_of(dims)
+    shards = TokenShards.even(13, dims)
+    q, k, v = (shards.split(torch.zeros(1, 13, n, 8), mesh, dim=1) for n in (6, 2, 2))
+    call: dict[str, Any] = {"q": q, "k": k, "v": v, "mesh": mesh, "shards": shards}
+    usp_attention(**call)
+    REFUSED[name][0](call)
+    with TrafficMeter() as meter, pytest.raises(RefusedInputError) as caught:
+        usp_attention(**call)
+    assert not meter.calls
+    return type(caught.value).__name__, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        ParallelDims(ulysses_degree=4),
+        ParallelDims(ring_degree=2, ulysses_degree=2),
+        ParallelDims(ring_degree=4),
+    ],
+    ids=layout_name,
+)
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_on_every_rank(ranks: RankGroups, dims: ParallelDims, name: str) -> None:
+    answers = ranks.run(4, refusal, dims, name)
+    assert len({kind for kind, _ in answers}) == 1
+    for _, text in answers:
+        assert re.search(re.escape(REFUSED[name][1]), text), text
+        assert "\n" not in text
+
+
+def no_log_sum_exp(dims: ParallelDims) -> str:
+    """On one rank: a kernel without a log-sum-exp, by name."""
+    mesh = mesh_of(dims)
+    shards = TokenShards.even(13, dims)
+    q = k = v = shards.split(torch.zeros(1, 13, 6, 8), mesh, dim=1)
+    try:
+        usp_attention(q, k, v, mesh=mesh, shards=shards, kernel="sdpa")
+    except RefusedInputError as error:
+        return str(error)
+    return "served"
+
+
+def test_a_kernel_without_log_sum_exp_serves_ulysses_alone(ranks: RankGroups) -> None:
+    assert ranks.run(2, no_log_sum_exp, ParallelDims(ulysses_degree=2)) == ["served"] * 2
+    for text in ranks.run(2, no_log_sum_exp, ParallelDims(ring_degree=2)):
+        assert "returns no log-sum-exp, which ring_degree > 1 merges by: try one of auto" in text
+
+
+def refused_splits(dims: ParallelDims) -> list[str]:
+    """On one rank: what split and gather refuse."""
+    mesh = mesh_of(dims)
+    shards = TokenShards.even(4, dims)
+    own = torch.zeros(2, 2)
+    said = []
+    for call in (
+        lambda: shards.split(torch.zeros(2, 5), mesh, dim=1),
+        lambda: shards.split(torch.zeros(2, 4), mesh, dim=2),
+        lambda: shards.gather(torch.zeros(2, 3), mesh, dim=1),
+        lambda: shards.gather(own, mesh, dim=-3),
+        lambda: shards.gather(own.requires_grad_(), mesh, dim=1),
+        lambda: TokenShards.even(4, ParallelDims()).gather(own, mesh, dim=1),
+    ):
+        with TrafficMeter() as meter, pytest.raises(RefusedInputError) as caught:
+            call()
+        assert not meter.calls
+        said.append(str(caught.value))
+    return said
+
+
+def test_split_and_gather_refuse(ranks: RankGroups) -> None:
+    said = ranks.run(2, refused_splits, ParallelDims(ring_degree=2))[1]
+    assert said[:2] == [
+        "shape (2, 5) has 5 tokens in dim=1, the whole sequence has 4: "
+        "check dim, or build the shards for this length",
+        "dim=2 is not a dimension of a tensor of shape (2, 4): pass -2..1",
+    ]
+    assert "has 3 tokens in dim=1, sequence rank 1 owns 2" in said[2]
+    assert "dim=-3 is not a dimension" in said[3]
+    assert "requires_grad=True" in said[4]
+    assert "shards of 1 ranks on a mesh of ring_degree=2 x ulysses_degree=1" in said[5]

@@ -1,0 +1,136 @@
+"""usp_attention sends what the design says, to the byte, in as many calls as it says."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from benchmarks.traffic import TrafficMeter
+from longtake.parallel import ParallelDims, TokenShards, usp_attention
+from longtake.parallel.dims import sequence_rank
+from tests.layouts import HEADS, LAYOUTS, layout_name
+from tests.ranks import RankGroups, mesh_of, random_tensors
+
+HEAD_SIZE = 8
+
+
+def expected_bytes(
+    dims: ParallelDims,
+    rank: int,
+    tokens: tuple[int, ...],
+    kv_tokens: tuple[int, ...],
+    heads: tuple[int, int],
+    batch: int,
+    element_size: int,
+) -> int:
+    """The sums of the design, from the counts of tokens alone.
+
+    All-to-alls, to each Ulysses peer j: e * B * H * [s_i * n_j + t_i * 2 * m_j + s_j * n_i]; with
+    heads split evenly, the odd ones first. Ring: every block of K and V that it forwards.
+    """
+    num_heads, num_kv_heads = heads
+    ulysses_degree, group_size = dims.ulysses_degree, num_heads // num_kv_heads
+    owners = [head * ulysses_degree for head in range(num_heads)]
+    base, odd = divmod(num_heads, ulysses_degree)
+    counts = [base + (rank < odd) for rank in range(ulysses_degree)]
+    owners = [rank for rank, count in enumerate(counts) for _ in range(count)]
+    kv_counts = [
+        len({head // group_size for head in range(num_heads) if owners[head] == rank})
+        for rank in range(ulysses_degree)
+    ]
+    ring_rank, ulysses_rank = divmod(rank, ulysses_degree)
+    first = ring_rank * ulysses_degree
+    exchanged = sum(
+        tokens[rank] * counts[peer]
+        + 2 * kv_tokens[rank] * kv_counts[peer]
+        + tokens[first + peer] * counts[ulysses_rank]
+        for peer in range(ulysses_degree)
+        if peer != ulysses_rank
+    )
+    blocks = [
+        sum(kv_tokens[start : start + ulysses_degree])
+        for start in range(0, len(kv_tokens), ulysses_degree)
+    ]
+    forwarded = sum(
+        blocks[(ring_rank - step) % dims.ring_degree] for step in range(dims.ring_degree - 1)
+    )
+    rows = exchanged + 2 * forwarded * kv_counts[ulysses_rank]
+    return rows * batch * HEAD_SIZE * element_size
+
+
+def check_traffic(
+    dims: ParallelDims,
+    tokens: int,
+    kv_tokens: int | None,
+    heads: tuple[int, int],
+    batch: int,
+    dtype: torch.dtype,
+) -> None:
+    """On one rank: count one call of usp_attention."""
+    mesh = mesh_of(dims)
+    shards = TokenShards.even(tokens, dims)
+    kv_shards = shards if kv_tokens is None else TokenShards.even(kv_tokens, dims)
+    q, k, v = random_tensors(
+        0,
+        [
+            (batch, s.num_tokens, n, HEAD_SIZE)
+            for s, n in ((shards, heads[0]), (kv_shards, heads[1]))
+        ]
+        + [(batch, kv_shards.num_tokens, heads[1], HEAD_SIZE)],
+        dtype,
+    )
+    q = shards.split(q, mesh, dim=1)
+    k, v = (kv_shards.split(tensor, mesh, dim=1) for tensor in (k, v))
+    with TrafficMeter() as meter:
+        usp_attention(q, k, v, mesh=mesh, shards=shards, kv_shards=kv_shards)
+    rank = sequence_rank(mesh)
+    expected = expected_bytes(
+        dims, rank, shards.counts, kv_shards.counts, heads, batch, dtype.itemsize
+    )
+    assert meter.bytes_sent == expected, (rank, meter.calls)
+    assert meter.calls["alltoall_base_"] == (2 if dims.ulysses_degree > 1 else 0)
+    assert meter.calls["send"] <= dims.ring_degree - 1
+    assert set(meter.calls) <= {"alltoall_base_", "send", "recv_"}
+
+
+@pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
+def test_bytes_and_collectives(ranks: RankGroups, dims: ParallelDims) -> None:
+    for tokens, heads in product((1, 13, 29), HEADS):
+        ranks.run(dims.world_size, check_traffic, dims, tokens, None, heads, 1, torch.float32)
+    ranks.run(dims.world_size, check_traffic, dims, 13, 29, (6, 2), 3, torch.bfloat16)
+    ranks.run(dims.world_size, check_traffic, dims, 29, 3, (3, 3), 1, torch.float64)
+
+
+def test_the_worked_example_of_the_design(ranks: RankGroups) -> None:
+    """Even shards and disjoint KV heads: (2N + 2Nkv) H e S/P (U-1)/U, and 2 Nkv/U H e S/R (R-1)."""
+    dims, tokens, heads = ParallelDims(ring_degree=2, ulysses_degree=2), 64, (8, 4)
+    expected = (2 * 8 + 2 * 4) * HEAD_SIZE * 4 * 16 // 2 + 2 * 2 * HEAD_SIZE * 4 * 32
+    counts = TokenShards.even(tokens, dims).counts
+    assert expected_bytes(dims, 1, counts, counts, heads, 1, 4) == expected
+    ranks.run(4, check_traffic, dims, tokens, None, heads, 1, torch.float32)
+
+
+def what_is_handed_over(dims: ParallelDims) -> list[tuple[list[int], list[int]]]:
+    """On one rank: the split sizes of every all-to-all, as torch.distributed got them."""
+    seen = []
+
+    class Sizes(TrafficMeter):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func._schema.name == "c10d::alltoall_base_":
+                seen.append((list(args[3]), list(args[4])))
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    mesh = mesh_of(dims)
+    shards = TokenShards.even(13, dims)
+    q, k, v = (shards.split(t, mesh, dim=1) for t in random_tensors(0, [(1, 13, 6, 8)] * 3))
+    with Sizes():
+        usp_attention(q, k, v, mesh=mesh, shards=shards)
+    return seen
+
+
+def test_a_rank_sends_nothing_to_itself(ranks: RankGroups) -> None:
+    answers = ranks.run(3, what_is_handed_over, ParallelDims(ulysses_degree=3))
+    for rank, calls in enumerate(answers):
+        assert [(received[rank], sent[rank]) for received, sent in calls] == [(0, 0), (0, 0)]

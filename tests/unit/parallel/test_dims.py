@@ -1,0 +1,38 @@
+"""Layouts: degrees, checked with no process group."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+
+from longtake.errors import LayoutError, LongtakeError
+from longtake.parallel import ParallelDims
+
+
+def test_degrees_multiply() -> None:
+    dims = ParallelDims(cfg_degree=2, ring_degree=3, ulysses_degree=5)
+    assert (dims.world_size, dims.sequence_degree) == (30, 15)
+    assert ParallelDims().world_size == 1
+
+
+@pytest.mark.parametrize("axis", ["cfg", "ring", "ulysses"])
+@pytest.mark.parametrize("degree", [0, -1, 2.0, "2", None, True])
+def test_a_degree_is_a_whole_number_of_at_least_one(axis: str, degree: object) -> None:
+    with pytest.raises(LayoutError) as caught:
+        ParallelDims(**{f"{axis}_degree": degree})  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"{axis}_degree={degree!r} must be a whole number")
+    assert isinstance(caught.value, LongtakeError) and isinstance(caught.value, ValueError)
+
+
+def test_a_mesh_needs_a_process_group() -> None:
+    assert not dist.is_initialized()
+    with pytest.raises(LayoutError, match="init_process_group first"):
+        ParallelDims(ulysses_degree=2).build_mesh("cpu")
+    assert not dist.is_initialized()
+
+
+def test_dims_are_values() -> None:
+    assert ParallelDims(ring_degree=2) == ParallelDims(ring_degree=2)
+    assert len({ParallelDims(ring_degree=2), ParallelDims(ring_degree=2)}) == 1
+    with pytest.raises(AttributeError):
+        ParallelDims().ring_degree = 2  # type: ignore[misc]

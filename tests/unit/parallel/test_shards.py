@@ -1,0 +1,108 @@
+"""Who owns which tokens and heads."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longtake.errors import LayoutError
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel.shards import HeadShards, even_ranges
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=4), st.integers(1, 9), st.integers(1, 9))
+def test_even_shards_hold_each_token_once_and_evenly(
+    segments: list[int], ring_degree: int, ulysses_degree: int
+) -> None:
+    dims = ParallelDims(ring_degree=ring_degree, ulysses_degree=ulysses_degree)
+    shards = TokenShards.even(segments, dims)
+    owners = {
+        token: rank for rank, own in enumerate(shards.ranges) for span in own for token in span
+    }
+    assert sorted(owners) == list(range(sum(segments)))
+    assert sum(shards.counts) == shards.num_tokens == sum(segments)
+    starts = [sum(segments[:i]) for i in range(len(segments) + 1)]
+    for first in range(len(segments)):
+        for last in range(first + 1, len(segments) + 1):
+            counts = [0] * dims.sequence_degree
+            for token in range(starts[first], starts[last]):
+                counts[owners[token]] += 1
+            assert max(counts) - min(counts) <= 1
+
+
+def test_one_segment_is_one_range_a_rank_in_order() -> None:
+    shards = TokenShards.even(7, ParallelDims(ring_degree=2, ulysses_degree=2))
+    assert shards.ranges == ((range(0, 2),), (range(2, 4),), (range(4, 6),), (range(6, 7),))
+    assert TokenShards.even((7,), ParallelDims(ulysses_degree=4)) == shards
+
+
+def test_text_goes_on_where_video_stopped() -> None:
+    shards = TokenShards.even((5, 3), ParallelDims(ulysses_degree=4))
+    assert shards.counts == (2, 2, 2, 2)
+    assert shards.ranges[0] == (range(0, 2),)
+    assert shards.ranges[3] == (range(4, 5), range(7, 8))
+
+
+def test_a_single_rank_owns_one_range() -> None:
+    assert TokenShards.even((5, 3), ParallelDims()).ranges == ((range(0, 8),),)
+
+
+@pytest.mark.parametrize("num_tokens", [-1, 1.5, "12", None, True, (3, -1), (3, 1.0)])
+def test_numbers_of_tokens_are_checked(num_tokens: object) -> None:
+    with pytest.raises(LayoutError, match="must be a whole number of at least 0"):
+        TokenShards.even(num_tokens, ParallelDims())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        ((range(0, 2),), (range(3, 4),)),
+        ((range(0, 2),), (range(1, 4),)),
+        ((range(1, 2),),),
+        ((range(0, 4, 2),), (range(1, 4, 2),)),
+        ((range(0, 2), range(2, 2)),),
+    ],
+    ids=["gap", "overlap", "late start", "step", "empty"],
+)
+def test_ranges_hold_each_token_once(ranges: tuple[tuple[range, ...], ...]) -> None:
+    with pytest.raises(LayoutError, match="does not go on from token"):
+        TokenShards(ranges)
+
+
+@given(st.integers(0, 50), st.integers(1, 9), st.integers(0, 9), st.integers(0, 8))
+def test_even_ranges(total: int, parts: int, start: int, first: int) -> None:
+    ranges = even_ranges(total, parts, start=start, first=first)
+    assert ranges[0].start == start and ranges[-1].stop == start + total
+    assert all(low.stop == high.start for low, high in pairwise(ranges))
+    longer = [part for part, span in enumerate(ranges) if len(span) > total // parts]
+    assert sorted(longer) == sorted((first + odd) % parts for odd in range(total % parts))
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 20))
+def test_heads_and_the_kv_heads_that_they_read(
+    num_kv_heads: int, group_size: int, ulysses_degree: int
+) -> None:
+    heads = HeadShards.even(num_kv_heads * group_size, num_kv_heads, ulysses_degree)
+    assert [head for own in heads.query for head in own] == list(range(num_kv_heads * group_size))
+    for rank, (query, kv) in enumerate(zip(heads.query, heads.kv, strict=True)):
+        assert sorted({head // group_size for head in query}) == list(kv)
+        runs = heads.runs(rank)
+        assert len(runs) <= 3
+        read = []
+        for query_run, kv_run in runs:
+            queries, kvs = list(query[query_run]), list(kv[kv_run])
+            size, rest = divmod(len(queries), len(kvs))
+            assert rest == 0
+            read += [(head, kvs[position // size]) for position, head in enumerate(queries)]
+        assert read == [(head, head // group_size) for head in query]
+
+
+def test_runs_where_groups_are_cut() -> None:
+    # 3 query heads a KV head; the second of 2 ranks has half of one group and two whole ones
+    heads = HeadShards.even(9, 3, 2)
+    assert heads.query == (range(0, 5), range(5, 9))
+    assert heads.kv == (range(0, 2), range(1, 3))
+    assert heads.runs(1) == [(slice(0, 1), slice(0, 1)), (slice(1, 4), slice(1, 2))]
