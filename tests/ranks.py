@@ -1,8 +1,8 @@
-"""Groups of ranks that stay up for the whole test run.
+"""Groups of ranks that stay up for a whole run of the tests, or of a benchmark.
 
-One group a world size, started when first asked for. Its processes are forked from one that has
-imported torch, so that starting them costs next to nothing. A test hands a group a function of
-some module and its arguments; every rank calls it and hands back what it returns.
+Processes are forked from one that has imported torch, so that starting them costs next to nothing.
+A caller hands a group a function of some module and its arguments; every rank calls it and hands
+back what it returns. Tests share one group a world size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,22 +29,32 @@ from longtake.parallel import ParallelDims
 GROUP_TIMEOUT_S = 60.0
 """For how long a rank waits for another in the shared groups."""
 
-_CALL_TIMEOUT_S = 240.0
-
 
 class RankFailure(AssertionError):
     """A function failed on some ranks; holds what each of them said."""
 
 
 class RankGroup:
-    """``world_size`` processes with a gloo process group over all of them."""
+    """``world_size`` processes with a process group over all of them."""
 
-    def __init__(self, world_size: int, *, grace_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        world_size: int,
+        *,
+        grace_s: float = 5.0,
+        call_timeout_s: float = 240.0,
+        device_type: str = "cpu",
+        warnings_are: Literal["error", "ignore"] = "error",
+    ) -> None:
         """Start the ranks.
 
         Args:
             grace_s: how long the others have to answer once one has failed.
+            call_timeout_s: how long all have to answer.
+            device_type: "cpu" (gloo) or "cuda" (NCCL, a device a rank).
+            warnings_are: what becomes of warnings on the ranks.
         """
+        self._call_timeout_s = call_timeout_s
         self._grace_s = grace_s
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["torch.distributed.device_mesh", "longtake.parallel"])
@@ -55,7 +65,9 @@ class RankGroup:
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, store, rank, world_size), daemon=True
+                target=_serve,
+                args=(theirs, store, rank, world_size, device_type, warnings_are),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -80,7 +92,7 @@ class RankGroup:
             connection.send((function, args))
         answers = {rank: (False, "no answer") for rank in range(len(self.processes))}
         pending: dict[Any, int] = {c: rank for rank, c in enumerate(self._connections)}
-        deadline = time.monotonic() + _CALL_TIMEOUT_S
+        deadline = time.monotonic() + self._call_timeout_s
         while pending:
             ready: list[Any] = wait(pending, timeout=max(0, deadline - time.monotonic()))
             if not ready:
@@ -143,18 +155,28 @@ def random_tensors(
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def _serve(connection: Connection[Any, Any], store: str, rank: int, world_size: int) -> None:
+def _serve(
+    connection: Connection[Any, Any],
+    store: str,
+    rank: int,
+    world_size: int,
+    device_type: str,
+    warnings_are: Literal["error", "ignore"],
+) -> None:
     """One rank: call what arrives until the other end closes."""
-    warnings.simplefilter("error")
+    warnings.simplefilter(warnings_are)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    if device_type == "cuda":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        "nccl" if device_type == "cuda" else "gloo",
         store=dist.FileStore(store, world_size),
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=GROUP_TIMEOUT_S),
     )
+    healthy = True
     while True:
         try:
             function, args = connection.recv()
@@ -163,6 +185,8 @@ def _serve(connection: Connection[Any, Any], store: str, rank: int, world_size: 
         try:
             connection.send((True, function(*args)))
         except BaseException:
+            healthy = False
             connection.send((False, traceback.format_exc()))
-    dist.barrier()
-    dist.destroy_process_group()
+    if healthy:
+        dist.barrier()  # without it gloo's ranks abort at exit now and then
+        dist.destroy_process_group()
