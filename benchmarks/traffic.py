@@ -81,7 +81,7 @@ def _functional_all_gather(sent: torch.Tensor, group_size: int, group_name: str)
     return _size(sent) * (group_size - 1)
 
 
-_FREE = ("wait_tensor", "barrier")
+_FREE = ("wait_tensor", "_wrap_tensor_autograd", "barrier")
 
 _SENT: dict[str, Callable[..., int]] = {
     "alltoall_base_": _c10d_all_to_all,

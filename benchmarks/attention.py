@@ -1,0 +1,190 @@
+"""Attention across ranks: longtake against its peers, the same shapes, interleaved in one run.
+
+    make benchmark                            # the peers' environment, two ranks, all shapes
+    python -m benchmarks.attention --ranks 4 --shapes 1x4096x8x64 --dtypes float32
+    python -m benchmarks.attention --kernels  # the local kernels of one device, as with one GPU
+
+Every contestant has ranks of its own, which sleep while another's work: none can disturb another,
+and one that dies is reported. In each round every contestant runs once, in an order drawn anew.
+Two of longtake's own are yardsticks: one rank alone, and ranks that compute their shares at the
+same time but exchange nothing. One thread a rank. Prints a table a shape, and writes them all to a
+dated file with hardware and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import re
+import statistics
+from dataclasses import dataclass, field
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from benchmarks.contestants import BY_NAME, CONTESTANTS, Contestant
+from benchmarks.kernels import kernel_table
+from benchmarks.measuring import Shape, prepare, run_once
+from tests.ranks import RankFailure, RankGroup
+
+BASELINE, OURS = "longtake one rank", "longtake ulysses"
+
+
+@dataclass
+class Result:
+    """What was measured of one contestant on one shape.
+
+    Attributes:
+        seconds: of each round, the slowest rank's.
+        one_call: the most of any rank (see measuring.prepare).
+        refusal: why it cannot run, if it cannot.
+    """
+
+    contestant: Contestant
+    seconds: list[float] = field(default_factory=list)
+    one_call: dict[str, float] = field(default_factory=dict)
+    refusal: str | None = None
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds of one call."""
+        return statistics.median(self.seconds)
+
+
+def compare(
+    names: list[str],
+    shape: Shape,
+    dtype: torch.dtype,
+    num_ranks: int,
+    rounds: int,
+    device_type: str,
+) -> list[Result]:
+    """Measure contestants on one shape."""
+    results = [Result(BY_NAME[name]) for name in names]
+    groups: dict[str, RankGroup] = {}
+    try:
+        for result in results:
+            name = result.contestant.name
+            groups[name] = RankGroup(
+                1 if name == BASELINE else num_ranks,
+                call_timeout_s=900.0,
+                device_type=device_type,
+                warnings_are="ignore",
+            )
+            try:
+                answers = groups[name].run(prepare, name, shape, dtype, device_type)
+            except RankFailure as failure:
+                result.refusal = _reason(failure)
+                groups.pop(name).close()
+            else:
+                result.one_call = {key: max(a[key] for a in answers) for key in answers[0]}
+        able = [result for result in results if result.refusal is None]
+        for _ in range(rounds):
+            for result in random.sample(able, len(able)):
+                seconds = groups[result.contestant.name].run(run_once, device_type)
+                result.seconds.append(max(seconds))
+    finally:
+        for group in groups.values():
+            group.close()
+    return results
+
+
+def table(results: list[Result], num_ranks: int) -> str:
+    """The results of one shape in Markdown. Ratios above 1 are slower than what they compare to."""
+    seconds = {r.contestant.name: r.median_s for r in results if r.refusal is None}
+    lines = [
+        "| contestant | median s | / longtake ulysses | / (one rank / ranks) | max error "
+        "| MB sent | calls | peak MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        name = result.contestant.name
+        if result.refusal is not None:
+            lines.append(f"| {name} | cannot: {result.refusal} | | | | | | |")
+            continue
+        call = result.one_call
+        error = f"{call['error']:.1e}" if result.contestant.exact else ""
+        lines.append(
+            f"| {name} | {seconds[name]:.3f} | {seconds[name] / seconds[OURS]:.3f} "
+            f"| {seconds[name] / seconds[BASELINE] * num_ranks:.3f} "
+            f"| {error} | {call['bytes_sent'] / 1e6:.2f} | {call['collectives']:.0f} "
+            f"| {call['peak_bytes'] / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def environment(device_type: str) -> str:
+    """Hardware and versions, in one paragraph."""
+    if device_type == "cuda":
+        devices = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "CPU")
+        devices = f"{model}, {os.cpu_count()} logical cores, one thread a rank"
+    packages = ["torch", *dict.fromkeys(contestant.package for contestant in CONTESTANTS)]
+    return f"{devices}; Python {platform.python_version()}; " + ", ".join(map(_version, packages))
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} not installed"
+
+
+def _reason(failure: RankFailure) -> str:
+    """The exception of the first rank that failed, in one short line."""
+    raised = re.search(
+        r"^(?:rank \d+: )?([\w.]*(?:Error|Exception|died|answer).*)", str(failure), re.M
+    )
+    line = raised[1] if raised else str(failure).splitlines()[-1]
+    return (line if len(line) <= 110 else f"{line[:107]}...").replace("|", "/")
+
+
+def _shape(text: str) -> Shape:
+    batch, num_tokens, num_heads, head_size = map(int, text.split("x"))
+    return batch, num_tokens, num_heads, head_size
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", nargs="+", type=_shape, help="BxSxNxH")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--without", nargs="+", default=[], choices=BY_NAME, help="contestants")
+    parser.add_argument("--kernels", action="store_true", help="time the local kernels alone")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    kernels = args.kernels or (device_type == "cuda" and torch.cuda.device_count() < args.ranks)
+    shapes = args.shapes or [(1, 4096, 8, 64), (1, 8192, 24, 64)]
+    names = [name for name in BY_NAME if name not in args.without]
+    torch.set_num_threads(1)
+
+    what = "local kernels" if kernels else f"attention on {args.ranks} ranks"
+    report = [f"# {what}, {date.today()}", environment(device_type)]
+    report.append(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
+    for shape in shapes:
+        for name in args.dtypes:
+            dtype = getattr(torch, name)
+            if kernels:
+                rows = kernel_table(shape, dtype, args.rounds, device_type)
+            else:
+                results = compare(names, shape, dtype, args.ranks, args.rounds, device_type)
+                rows = table(results, args.ranks)
+            report += [f"## {'x'.join(map(str, shape))} {name}", rows]
+            print("\n\n".join(report[-2:]), flush=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"{date.today()}-{what.replace(' ', '-')}.md"
+    path.write_text("\n\n".join(report) + "\n")
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The local attention kernels of one device: each one's time, error, or why it cannot run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from benchmarks.measuring import Shape, exact
+from longtake.parallel import KERNELS, KernelNeeds
+from longtake.parallel.kernels import Kernel, attend
+
+
+def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str) -> str:
+    """Time every kernel on one shape, interleaved; a Markdown table."""
+    device = torch.device("cuda", 0) if device_type == "cuda" else torch.device("cpu")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+    needs = KernelNeeds(device, dtype, shape[3], log_sum_exp=False)
+    refusals = {kernel: kernel.refusal(needs) for kernel in KERNELS}
+    able = [kernel for kernel, refusal in refusals.items() if refusal is None]
+    sampled = torch.linspace(0, shape[1] - 1, 16, device=device).long()
+    expected = exact(q[:, sampled], k, v)
+
+    def run(kernel: Kernel) -> torch.Tensor:
+        heads = [(slice(None), slice(None))]
+        return attend(kernel, q, k, v, shape[3] ** -0.5, heads)[0]
+
+    errors = {
+        kernel: (run(kernel)[:, sampled].double() - expected).abs().max().item() for kernel in able
+    }
+    seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in able}
+    for _ in range(rounds):
+        for kernel in able:
+            begun = time.perf_counter()
+            run(kernel)
+            if device_type == "cuda":
+                torch.cuda.synchronize()
+            seconds[kernel].append(time.perf_counter() - begun)
+    first = statistics.median(seconds[able[0]])
+    lines = ["| kernel | median ms | ratio to auto | max error |", "|---|---|---|---|"]
+    for kernel, refusal in refusals.items():
+        if refusal is not None:
+            lines.append(f"| {kernel.name} | cannot: {refusal} | | |")
+            continue
+        median = statistics.median(seconds[kernel])
+        lines.append(
+            f"| {kernel.name} | {median * 1e3:.2f} | {median / first:.2f} | {errors[kernel]:.1e} |"
+        )
+    return "\n".join(lines)
