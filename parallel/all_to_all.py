@@ -140,22 +140,19 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
     """
     rows = out_BSnH.transpose(0, 1).contiguous()
     own_tokens, (_, batch, num_heads, head_size) = ulysses.query_tokens[ulysses.rank], rows.shape
-    shapes = [
+    arriving = [
         (own_tokens, batch, len(ulysses.heads.query[peer]), head_size) for peer in ulysses.peers
     ]
-    sizes = [math.prod(shape) for shape in shapes]
-    received = rows.new_empty(sum(sizes))
-    token_size = batch * num_heads * head_size
+    leaving = [(ulysses.query_tokens[peer], batch, num_heads, head_size) for peer in ulysses.peers]
+    received = rows.new_empty(sum(map(math.prod, arriving)))
     all_to_all(
         received,
         rows[own_tokens:],
-        ulysses.by_rank(sizes),
-        ulysses.by_rank([ulysses.query_tokens[peer] * token_size for peer in ulysses.peers]),
+        ulysses.by_rank([math.prod(shape) for shape in arriving]),
+        ulysses.by_rank([math.prod(shape) for shape in leaving]),
         ulysses.group,
     )
-    parts = [
-        part.view(shape) for part, shape in zip(torch.split(received, sizes), shapes, strict=True)
-    ]
+    parts = _cut(received, arriving)
     parts.insert(ulysses.rank, rows[:own_tokens])
     return torch.cat([part.transpose(0, 1) for part in parts], dim=2)
 
@@ -185,12 +182,9 @@ def _scatter_jointly(stream: _Stream, ulysses: UlyssesGroup) -> torch.Tensor:
 def _scatter_apart(streams: Sequence[_Stream], ulysses: UlyssesGroup) -> list[torch.Tensor]:
     """Exchange several streams in one collective, then put each one's rows together."""
     shapes = [s.shape(s.tokens[peer], ulysses.rank) for peer in ulysses.peers for s in streams]
-    sizes = [math.prod(shape) for shape in shapes]
-    received = streams[0].tensors[0].new_empty(sum(sizes))
+    received = streams[0].tensors[0].new_empty(sum(map(math.prod, shapes)))
     _exchange(streams, received, ulysses)
-    parts = [
-        part.view(shape) for part, shape in zip(torch.split(received, sizes), shapes, strict=True)
-    ]
+    parts = _cut(received, shapes)
     whole = []
     for position, stream in enumerate(streams):
         own_tokens = stream.tokens[ulysses.rank]
@@ -204,18 +198,25 @@ def _scatter_apart(streams: Sequence[_Stream], ulysses: UlyssesGroup) -> list[to
 def _exchange(streams: Sequence[_Stream], received: torch.Tensor, ulysses: UlyssesGroup) -> None:
     """Send each peer its heads of this rank's tokens, stream by stream; receive theirs alike."""
     rank, peers = ulysses.rank, ulysses.peers
-    sent = [[math.prod(s.shape(s.tokens[rank], peer)) for s in streams] for peer in peers]
-    back = [[math.prod(s.shape(s.tokens[peer], rank)) for s in streams] for peer in peers]
-    buffer = received.new_empty(sum(map(sum, sent)))
-    parts = iter(torch.split(buffer, [size for sizes in sent for size in sizes]))
+    leaving = [[s.shape(s.tokens[rank], peer) for s in streams] for peer in peers]
+    arriving = [[s.shape(s.tokens[peer], rank) for s in streams] for peer in peers]
+    leaving_sizes = [sum(map(math.prod, shapes)) for shapes in leaving]
+    arriving_sizes = [sum(map(math.prod, shapes)) for shapes in arriving]
+    sent = received.new_empty(sum(leaving_sizes))
+    parts = iter(_cut(sent, [shape for shapes in leaving for shape in shapes]))
     for peer in peers:
         for stream in streams:
-            shape = stream.shape(stream.tokens[rank], peer)
-            stream.pack(peer, next(parts).view(shape))
+            stream.pack(peer, next(parts))
     all_to_all(
         received,
-        buffer,
-        ulysses.by_rank([sum(sizes) for sizes in back]),
-        ulysses.by_rank([sum(sizes) for sizes in sent]),
+        sent,
+        ulysses.by_rank(arriving_sizes),
+        ulysses.by_rank(leaving_sizes),
         ulysses.group,
     )
+
+
+def _cut(buffer: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """A flat buffer as tensors of these shapes, one behind the other."""
+    parts = torch.split(buffer, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -93,15 +93,13 @@ class ParallelDims:
         members = self._members(ranks)
         grid = torch.tensor(members, dtype=torch.int).view(self._degrees)
         timeout = timedelta(seconds=timeout_s)
-        groups = [_own_group(grid, dim, timeout) for dim in range(grid.ndim)]
+        made = [_own_group(grid, dim, timeout) for dim in range(grid.ndim)]
+        groups = [group for group in made if group is not None]
         if dist.get_rank() not in members:
             return DeviceMesh(device_type, grid, mesh_dim_names=_AXES, _init_backend=False)
-        return DeviceMesh.from_group(
-            [group for group in groups if group is not None],
-            device_type,
-            grid,
-            mesh_dim_names=_AXES,
-        )
+        if device_type == "cuda":
+            _connect(groups)
+        return DeviceMesh.from_group(groups, device_type, grid, mesh_dim_names=_AXES)
 
     def _members(self, ranks: Sequence[int] | None) -> list[int]:
         """The checked global ranks of the grid."""
@@ -184,6 +182,17 @@ def _axis_dim(mesh: DeviceMesh, axis: str) -> int:
             f"mesh={mesh!r} has no {axis!r} axis: build it with ParallelDims.build_mesh"
         )
     return names.index(axis)
+
+
+def _connect(groups: Sequence[dist.ProcessGroup]) -> None:
+    """Make NCCL connect the ranks of each group.
+
+    It does so at a group's first operation, in which all ranks must then take part: in a ring where
+    some have nothing to send, they would not.
+    """
+    for group in groups:
+        with peers_answer(dist.get_process_group_ranks(group)):
+            dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 
 
 def _own_group(grid: torch.Tensor, dim: int, timeout: timedelta) -> dist.ProcessGroup | None:
