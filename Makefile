@@ -1,5 +1,6 @@
 # make            the environment, in .venv
 # make test       every test that needs no GPU
+# make test-gpu   the tests that need one, on a machine that has some
 # make check      lint and types
 # make demo       exact attention on two ranks
 # make peers      a second environment with the projects that the benchmarks compare with
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test check demo peers benchmark clean
+.PHONY: env test test-gpu check demo peers benchmark clean
 
 env: $(VENV)/.installed
 
@@ -25,6 +26,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 
 test: env
 	$(BIN)/python -m pytest
+
+test-gpu: env
+	$(BIN)/python -m pytest tests/gpu
 
 check: env
 	$(BIN)/ruff check .
