@@ -20,7 +20,7 @@ import random
 import re
 import statistics
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -82,15 +82,23 @@ def compare(
                 groups.pop(name).close()
             else:
                 result.one_call = {key: max(a[key] for a in answers) for key in answers[0]}
-        able = [result for result in results if result.refusal is None]
         for _ in range(rounds):
-            for result in random.sample(able, len(able)):
-                seconds = groups[result.contestant.name].run(run_once, device_type)
-                result.seconds.append(max(seconds))
+            for result in random.sample(results, len(results)):
+                if result.refusal is None:
+                    _run(result, groups[result.contestant.name], device_type)
     finally:
         for group in groups.values():
             group.close()
     return results
+
+
+def _run(result: Result, group: RankGroup, device_type: str) -> None:
+    """Time one call of one contestant."""
+    try:
+        result.seconds.append(max(group.run(run_once, device_type)))
+    except RankFailure as failure:  # killed for its memory, say
+        result.refusal = _reason(failure)
+        group.close()
 
 
 def table(results: list[Result], num_ranks: int) -> str:
@@ -168,7 +176,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     what = "local kernels" if kernels else f"attention on {args.ranks} ranks"
-    report = [f"# {what}, {date.today()}", environment(device_type)]
+    begun = datetime.now()
+    report = [f"# {what}, {begun:%Y-%m-%d %H:%M}", environment(device_type)]
     report.append(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
     for shape in shapes:
         for name in args.dtypes:
@@ -181,7 +190,7 @@ def main() -> None:
             report += [f"## {'x'.join(map(str, shape))} {name}", rows]
             print("\n\n".join(report[-2:]), flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f"{date.today()}-{what.replace(' ', '-')}.md"
+    path = args.results / f"{begun:%Y-%m-%d-%H%M}-{what.replace(' ', '-')}.md"
     path.write_text("\n\n".join(report) + "\n")
     print(f"\nwritten to {path}")
 

@@ -9,7 +9,9 @@ import torch
 
 from benchmarks.traffic import TrafficMeter
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
+from longtake.parallel.all_to_all import pack_kv
 from longtake.parallel.dims import sequence_rank
+from longtake.parallel.ring import RingGroup, ring_attention
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups, mesh_of, random_tensors
 
@@ -134,3 +136,35 @@ def test_a_rank_sends_nothing_to_itself(ranks: RankGroups) -> None:
     answers = ranks.run(3, what_is_handed_over, ParallelDims(ulysses_degree=3))
     for rank, calls in enumerate(answers):
         assert [(received[rank], sent[rank]) for received, sent in calls] == [(0, 0), (0, 0)]
+
+
+def order_of_events(dims: ParallelDims) -> list[str]:
+    """On one rank: what a ring does, one after the other."""
+    mesh = mesh_of(dims)
+    shards = TokenShards.even(13, dims)
+    (whole,) = random_tensors(0, [(1, 13, 6, 8)])
+    q = shards.split(whole, mesh, dim=1)
+    rank = sequence_rank(mesh)
+    ring = RingGroup(mesh.get_group("ring"), rank, shards.ring_counts(mesh))
+    events = []
+
+    class Events(TrafficMeter):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func._schema.name == "c10d::send":
+                events.append("send")
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        events.append("attend")
+        return torch.zeros_like(q), torch.zeros(q.shape[:3])
+
+    with Events():
+        ring_attention(q, pack_kv(q, q), ring, attend)
+    return events
+
+
+def test_the_next_block_travels_while_this_one_is_used(ranks: RankGroups) -> None:
+    answers = ranks.run(3, order_of_events, ParallelDims(ring_degree=3))
+    assert answers == [["send", "attend", "send", "attend", "attend"]] * 3
