@@ -17,7 +17,8 @@ class TrafficMeter(TorchDispatchMode):
 
     It stands below torch.distributed's Python functions, where every backend's calls pass, so that
     it counts a library that it knows nothing of. Counted as sent: of an all-to-all what goes to the
-    others; of an all-gather this rank's part to each other; of a send the tensor.
+    others; of an all-gather this rank's part to each other; of a broadcast or a
+    reduction the tensor to each other; of a send the tensor.
 
     Attributes:
         bytes_sent: to other ranks.
@@ -81,12 +82,23 @@ def _functional_all_gather(sent: torch.Tensor, group_size: int, group_name: str)
     return _size(sent) * (group_size - 1)
 
 
+def _c10d_broadcast(tensors: Sequence[torch.Tensor], group: Any, source: int, *rest: Any) -> int:
+    group = dist.ProcessGroup.unbox(group)
+    return _size(tensors) * (group.size() - 1) if group.rank() == source else 0
+
+
+def _c10d_all_reduce(tensors: Sequence[torch.Tensor], group: Any, *rest: Any) -> int:
+    return _size(tensors) * (dist.ProcessGroup.unbox(group).size() - 1)
+
+
 _FREE = ("wait_tensor", "_wrap_tensor_autograd", "barrier")
 
 _SENT: dict[str, Callable[..., int]] = {
     "alltoall_base_": _c10d_all_to_all,
     "allgather_": _c10d_all_gather,
     "_allgather_base_": _c10d_all_gather,
+    "allreduce_": _c10d_all_reduce,
+    "broadcast_": _c10d_broadcast,
     "send": lambda tensors, *rest: _size(tensors),
     "recv_": lambda *args: 0,
     "all_to_all_single": _functional_all_to_all,

@@ -3,6 +3,10 @@
 A message states the value that was refused, the rule that it breaks, and a way out.
 """
 
+from __future__ import annotations
+
+import typing
+
 
 class LongtakeError(Exception):
     """Anything that longtake raises on purpose."""
@@ -24,5 +28,44 @@ class KernelError(RefusedInputError):
     """An attention kernel that is unknown or cannot run here."""
 
 
+class RequestError(RefusedInputError):
+    """A video, an engine or an output that was asked for and cannot be had."""
+
+
+class ModelError(RefusedInputError):
+    """A model's folder or hub id that cannot be loaded: missing, damaged, or of an unknown kind."""
+
+
+class EngineError(LongtakeError, RuntimeError):
+    """A rank died, hung or failed, or a file could not be written: what was begun is not done."""
+
+
+class Stopped(LongtakeError):
+    """The user stopped it; all ranks have ended what they did."""
+
+
 class PeerLostError(LongtakeError, RuntimeError):
     """Another rank died, raised, or did not answer within the process group's timeout."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line; of a validation error each field, value and rule."""
+    details = getattr(error, "errors", None)
+    if callable(details):
+        return "; ".join(_field_error(detail) for detail in details())
+    words = " ".join(str(error).split())
+    return words or type(error).__name__
+
+
+def _field_error(detail: dict[str, typing.Any]) -> str:
+    """One field's part of a pydantic validation error."""
+    name = ".".join(map(str, detail["loc"])) or "value"
+    if detail["type"] == "extra_forbidden":
+        return f"{name} is not an option"
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    rule = (
+        detail["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must")
+    )
+    value = repr(detail["input"])
+    return f"{name}={value if len(value) <= 60 else value[:57] + '...'} {rule}"

@@ -2,8 +2,10 @@
 
 from longtake.parallel.attention import usp_attention
 from longtake.parallel.dims import ParallelDims
+from longtake.parallel.exchange import Traffic, count_traffic
 from longtake.parallel.kernels import KERNELS, Kernel, KernelNeeds, select_kernel
 from longtake.parallel.shards import TokenShards
+from longtake.parallel.world import World
 
 __all__ = [
     "KERNELS",
@@ -11,6 +13,9 @@ __all__ = [
     "KernelNeeds",
     "ParallelDims",
     "TokenShards",
+    "Traffic",
+    "World",
+    "count_traffic",
     "select_kernel",
     "usp_attention",
 ]

@@ -27,7 +27,7 @@ def usp_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    mesh: DeviceMesh,
+    mesh: DeviceMesh | None,
     shards: TokenShards,
     kv_shards: TokenShards | None = None,
     kernel: str = "auto",
@@ -45,7 +45,8 @@ def usp_attention(
     Args:
         q: ``[B, s, N, H]``, as ``shards.split`` gives it. float16, bfloat16, float32 or float64.
         k, v: ``[B, t, M, H]``.
-        mesh: from :meth:`ParallelDims.build_mesh`; its axes ``ring`` and ``ulysses`` are used.
+        mesh: from :meth:`ParallelDims.build_mesh`; its axes ``ring`` and ``ulysses`` are used. None
+            where one process holds the whole sequence: no process group is needed then.
         shards: who owns which query tokens.
         kv_shards: who owns which keys' tokens, where they are another sequence's; else ``shards``.
         kernel: "auto" or the name of a local kernel (longtake.parallel.kernels).
@@ -66,6 +67,18 @@ def usp_attention(
     kv_shards.check_mesh(mesh)
     _check_tensors(q, k, v, mesh)
     _check_tokens(q, k, mesh, shards, kv_shards)
+    heads = HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS))
+    split_keys = axis_degree(mesh, RING_AXIS) > 1
+    needs = KernelNeeds(q.device, q.dtype, q.shape[3], log_sum_exp=split_keys)
+    local = partial(
+        attend,
+        select_kernel(kernel, needs),
+        scale=_checked_scale(scale, q.shape[3]),
+        head_runs=heads.runs(axis_rank(mesh, ULYSSES_AXIS)),
+    )
+
+    if mesh is None or shards.num_ranks == 1:
+        return local(q, k, v)[0]
     ring = RingGroup(
         mesh.get_group(RING_AXIS), axis_rank(mesh, RING_AXIS), kv_shards.ring_counts(mesh)
     )
@@ -74,18 +87,8 @@ def usp_attention(
         axis_rank(mesh, ULYSSES_AXIS),
         shards.ulysses_counts(mesh),
         kv_shards.ulysses_counts(mesh),
-        HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS)),
+        heads,
     )
-    needs = KernelNeeds(q.device, q.dtype, q.shape[3], log_sum_exp=ring.degree > 1)
-    local = partial(
-        attend,
-        select_kernel(kernel, needs),
-        scale=_checked_scale(scale, q.shape[3]),
-        head_runs=ulysses.heads.runs(ulysses.rank),
-    )
-
-    if ring.degree == ulysses.degree == 1:
-        return local(q, k, v)[0]
     if ulysses.degree == 1:
         return ring_attention(q, pack_kv(k, v), ring, local)
     q, kv = tokens_to_heads(q, k, v, ulysses, contiguous_kv=ring.degree > 1)
@@ -94,7 +97,9 @@ def usp_attention(
     return heads_to_tokens(out, ulysses)
 
 
-def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh) -> None:
+def _check_tensors(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh | None
+) -> None:
     """Refuse tensors that attention is not defined for."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
@@ -114,7 +119,7 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: Devi
             f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: "
             "convert them to one dtype and device"
         )
-    if q.device.type != mesh.device_type:
+    if mesh is not None and q.device.type != mesh.device_type:
         raise TensorError(
             f"q is on {q.device}, the mesh on {mesh.device_type}: move q, k and v there, or build "
             f"the mesh with device_type={q.device.type!r}"
@@ -123,7 +128,11 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: Devi
 
 
 def _check_tokens(
-    q: torch.Tensor, k: torch.Tensor, mesh: DeviceMesh, shards: TokenShards, kv_shards: TokenShards
+    q: torch.Tensor,
+    k: torch.Tensor,
+    mesh: DeviceMesh | None,
+    shards: TokenShards,
+    kv_shards: TokenShards,
 ) -> None:
     """Refuse tensors that do not hold the tokens that the shards say."""
     if kv_shards.num_tokens == 0:

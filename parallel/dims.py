@@ -147,8 +147,10 @@ class ParallelDims:
         return f"cfg_degree={cfg} x {words}" if self.cfg_degree > 1 else words
 
 
-def sequence_rank(mesh: DeviceMesh) -> int:
+def sequence_rank(mesh: DeviceMesh | None) -> int:
     """This rank's place among the ranks that share its sequence: ``ring_rank * U + ulysses_rank``.
+
+    Without a mesh (None, here and below) one process holds the whole sequence.
 
     Raises:
         LayoutError: the mesh has no ring or ulysses axis, or this rank is not in it.
@@ -157,14 +159,18 @@ def sequence_rank(mesh: DeviceMesh) -> int:
     return ring_rank * axis_degree(mesh, ULYSSES_AXIS) + ulysses_rank
 
 
-def axis_degree(mesh: DeviceMesh, axis: str) -> int:
+def axis_degree(mesh: DeviceMesh | None, axis: str) -> int:
     """How many ranks stand along one axis of the mesh."""
+    if mesh is None:
+        return 1
     dim = _axis_dim(mesh, axis)
     return mesh.size(dim)
 
 
-def axis_rank(mesh: DeviceMesh, axis: str) -> int:
+def axis_rank(mesh: DeviceMesh | None, axis: str) -> int:
     """This rank's place along one axis of the mesh."""
+    if mesh is None:
+        return 0
     dim = _axis_dim(mesh, axis)
     coordinate = mesh.get_coordinate()
     if coordinate is None:

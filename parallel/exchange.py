@@ -1,17 +1,57 @@
-"""The two ways in which tensors pass between ranks. All communication of this package is here.
+"""The ways in which tensors pass between ranks. All communication of this package is here.
 
-Both leave out what is empty on the two sides, and turn the loss of a peer into PeerLostError.
+Each turns the loss of a peer into PeerLostError, and adds what it sends to the traffic that the
+caller counts; what attention uses leaves out what is empty on both sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from longtake.errors import PeerLostError, TensorError
+
+
+@dataclass
+class Traffic:
+    """What this rank sent to others while it was counted.
+
+    Attributes:
+        bytes_sent: to other ranks; of a broadcast or a reduction, the tensor once for each of them.
+        calls: collectives and point-to-point sends.
+    """
+
+    bytes_sent: int = 0
+    calls: int = 0
+
+
+_counted: ContextVar[Traffic | None] = ContextVar("counted traffic", default=None)
+
+
+@contextmanager
+def count_traffic() -> Iterator[Traffic]:
+    """Count what the enclosed lines send through this package. An inner count is not in the outer.
+
+    Source of the figures: the sizes that are handed to torch.distributed.
+    """
+    traffic = Traffic()
+    token = _counted.set(traffic)
+    try:
+        yield traffic
+    finally:
+        _counted.reset(token)
+
+
+def _count(num_bytes: int) -> None:
+    traffic = _counted.get()
+    if traffic is not None:
+        traffic.bytes_sent += num_bytes
+        traffic.calls += 1
 
 
 def all_to_all(
@@ -32,6 +72,8 @@ def all_to_all(
     Raises:
         PeerLostError: a rank of the group died or did not answer within the group's timeout.
     """
+    kept = sent_sizes[dist.get_rank(group)]
+    _count((sum(sent_sizes) - kept) * sent.element_size())
     with peers_answer(dist.get_process_group_ranks(group)):
         dist.all_to_all_single(
             received.view(-1), sent.view(-1), list(received_sizes), list(sent_sizes), group=group
@@ -59,6 +101,9 @@ def swap_point_to_point(
         for tensor, peer in pairs
         if tensor.numel() > 0
     ]
+    for tensor, _ in sends:
+        if tensor.numel() > 0:
+            _count(tensor.nbytes)
     with peers_answer(dist.get_process_group_ranks(group)):
         pending = dist.batch_isend_irecv(operations) if operations else []
 
@@ -68,6 +113,47 @@ def swap_point_to_point(
                 work.wait()
 
     return wait
+
+
+def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> None:
+    """Fill a contiguous tensor on every rank of the group with that of ``source``.
+
+    Args:
+        source: rank in the group.
+    """
+    ranks = dist.get_process_group_ranks(group)
+    if dist.get_rank(group) == source:
+        _count(tensor.nbytes * (len(ranks) - 1))
+    with peers_answer(ranks):
+        dist.broadcast(tensor, ranks[source], group=group)
+
+
+def any_rank(flag: bool, group: dist.ProcessGroup) -> bool:
+    """Whether any rank of the group says so: one byte, reduced over a group that takes CPU tensors.
+
+    The same answer on all ranks.
+    """
+    ranks = dist.get_process_group_ranks(group)
+    flags = torch.tensor([flag], dtype=torch.uint8)
+    _count(flags.nbytes * (len(ranks) - 1))
+    with peers_answer(ranks):
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
+    return bool(flags)
+
+
+def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
+    """Bring every rank's bytes, of any length, to every rank; over CPU tensors."""
+    ranks = dist.get_process_group_ranks(group)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in ranks]
+    with peers_answer(ranks):
+        dist.all_gather(lengths, torch.tensor([len(data)]), group=group)
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        rows = [torch.empty_like(padded) for _ in ranks]
+        dist.all_gather(rows, padded, group=group)
+    _count((8 + longest) * (len(ranks) - 1))
+    return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 def refuse_gradient(*tensors: torch.Tensor) -> None:

@@ -104,12 +104,12 @@ class TokenShards:
         """Tokens of each sequence rank."""
         return tuple(sum(len(span) for span in own) for own in self.ranges)
 
-    def split(self, tensor: torch.Tensor, mesh: DeviceMesh, dim: int) -> torch.Tensor:
+    def split(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
         """Take this rank's tokens out of a tensor that holds all of them. Nothing is sent.
 
         Args:
             tensor: ``num_tokens`` long in dimension ``dim``, any shape and dtype otherwise.
-            mesh: the grid of ranks; axes ``ring`` and ``ulysses``.
+            mesh: the grid of ranks; axes ``ring`` and ``ulysses``. None: one process holds all.
             dim: the dimension of the tokens; negative counts from the end.
 
         Returns:
@@ -127,7 +127,7 @@ class TokenShards:
             return tensor.narrow(dim, 0, 0)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
-    def gather(self, tensor: torch.Tensor, mesh: DeviceMesh, dim: int) -> torch.Tensor:
+    def gather(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
         """Bring all ranks' tokens together on every rank: the inverse of :meth:`split`.
 
         Each rank sends its tokens to its Ulysses group, then what that group holds round its ring
@@ -136,7 +136,7 @@ class TokenShards:
         Args:
             tensor: this rank's tokens in dimension ``dim``; other dimensions and the dtype are
                 the same on all ranks.
-            mesh: the grid of ranks; axes ``ring`` and ``ulysses``.
+            mesh: the grid of ranks; axes ``ring`` and ``ulysses``. None: one process holds all.
             dim: the dimension of the tokens; negative counts from the end.
 
         Returns:
@@ -158,8 +158,39 @@ class TokenShards:
         held = _gather_axis(held, self.ring_counts(mesh), mesh, RING_AXIS)
         return self._in_sequence(held).movedim(0, dim).contiguous()
 
-    def check_mesh(self, mesh: DeviceMesh) -> None:
+    def segment(self, tokens: range) -> TokenShards:
+        """Who owns what of one stretch of the sequence, whose tokens then count from 0.
+
+        Raises:
+            LayoutError: the stretch is not inside the sequence.
+        """
+        if tokens.step != 1 or not 0 <= tokens.start <= tokens.stop <= self.num_tokens:
+            raise LayoutError(
+                f"{tokens} is not a stretch of {self.num_tokens} tokens: pass a range inside "
+                f"range(0, {self.num_tokens})"
+            )
+        cut = (
+            [
+                range(max(span.start, tokens.start), min(span.stop, tokens.stop))
+                for span in own
+                if max(span.start, tokens.start) < min(span.stop, tokens.stop)
+            ]
+            for own in self.ranges
+        )
+        return TokenShards(
+            tuple(
+                tuple(range(span.start - tokens.start, span.stop - tokens.start) for span in own)
+                for own in cut
+            )
+        )
+
+    def check_mesh(self, mesh: DeviceMesh | None) -> None:
         """Refuse a mesh whose sequence is split over another number of ranks."""
+        if mesh is None and self.num_ranks > 1:
+            raise LayoutError(
+                f"mesh=None, and shards of {self.num_ranks} ranks: build the mesh with "
+                "ParallelDims.build_mesh, or the shards for one rank"
+            )
         ring_degree, ulysses_degree = axis_degree(mesh, RING_AXIS), axis_degree(mesh, ULYSSES_AXIS)
         if ring_degree * ulysses_degree != self.num_ranks:
             raise LayoutError(
@@ -167,12 +198,12 @@ class TokenShards:
                 f"ulysses_degree={ulysses_degree}: build both from the same ParallelDims"
             )
 
-    def ulysses_counts(self, mesh: DeviceMesh) -> tuple[int, ...]:
+    def ulysses_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
         """Tokens of each rank of this rank's Ulysses group."""
         degree, ring_rank = axis_degree(mesh, ULYSSES_AXIS), axis_rank(mesh, RING_AXIS)
         return self.counts[ring_rank * degree : (ring_rank + 1) * degree]
 
-    def ring_counts(self, mesh: DeviceMesh) -> tuple[int, ...]:
+    def ring_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
         """Tokens of each station of the ring: the sum over one Ulysses group."""
         degree = axis_degree(mesh, ULYSSES_AXIS)
         return tuple(
@@ -272,10 +303,10 @@ def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> i
 
 
 def _gather_axis(
-    tensor: torch.Tensor, counts: tuple[int, ...], mesh: DeviceMesh, axis: str
+    tensor: torch.Tensor, counts: tuple[int, ...], mesh: DeviceMesh | None, axis: str
 ) -> torch.Tensor:
     """Concatenate the tensors of all ranks along one mesh axis, in dimension 0."""
-    if len(counts) == 1:
+    if mesh is None or len(counts) == 1:
         return tensor
     rank = axis_rank(mesh, axis)
     whole = tensor.new_empty((sum(counts), *tensor.shape[1:]))

@@ -22,5 +22,6 @@ HEADS = [
 
 
 def layout_name(dims: ParallelDims) -> str:
-    """A short name for test ids: r2u3."""
-    return f"r{dims.ring_degree}u{dims.ulysses_degree}"
+    """A short name for test ids: r2u3, c2r1u3."""
+    cfg = f"c{dims.cfg_degree}" if dims.cfg_degree > 1 else ""
+    return f"{cfg}r{dims.ring_degree}u{dims.ulysses_degree}"

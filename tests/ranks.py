@@ -57,7 +57,13 @@ class RankGroup:
         self._call_timeout_s = call_timeout_s
         self._grace_s = grace_s
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed.device_mesh", "longtake.parallel"])
+        context.set_forkserver_preload(
+            [
+                "torch.distributed.device_mesh",
+                "longtake.parallel",
+                "longtake.pipelines.hunyuan_video.pipeline",
+            ]
+        )
         self._folder = tempfile.TemporaryDirectory(prefix="longtake-ranks-")
         store = str(Path(self._folder.name) / "store")
         self._connections: list[Any] = []

@@ -26,6 +26,7 @@ def expected_bytes(
     heads: tuple[int, int],
     batch: int,
     element_size: int,
+    head_size: int = HEAD_SIZE,
 ) -> int:
     """The sums of the design, from the counts of tokens alone.
 
@@ -59,7 +60,7 @@ def expected_bytes(
         blocks[(ring_rank - step) % dims.ring_degree] for step in range(dims.ring_degree - 1)
     )
     rows = exchanged + 2 * forwarded * kv_counts[ulysses_rank]
-    return rows * batch * HEAD_SIZE * element_size
+    return rows * batch * head_size * element_size
 
 
 def check_traffic(

@@ -1,0 +1,105 @@
+"""All ranks of an engine, whatever grid they form for one video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from longtake.errors import LayoutError
+from longtake.parallel.dims import ParallelDims
+from longtake.parallel.exchange import any_rank, broadcast, gather_bytes
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that render together, and this rank's place among them.
+
+    Args:
+        device: this rank's own device.
+        group: a process group over all ranks that takes tensors of ``device`` and of the CPU.
+            None: this process is the only rank, and nothing is ever sent.
+        host_group: the ranks on this rank's host, over which weights are handed on.
+        timeout_s: for how long a rank waits for another in one exchange.
+    """
+
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+    host_group: dist.ProcessGroup | None = None
+    timeout_s: float = 600.0
+    _meshes: dict[ParallelDims, DeviceMesh] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        """This rank's place, 0 to ``size - 1``."""
+        return 0 if self.group is None else dist.get_rank(self.group)
+
+    def mesh(self, dims: ParallelDims) -> DeviceMesh | None:
+        """The grid of a layout over all ranks, built once; None where there is only one rank.
+
+        Called by all ranks together.
+
+        Raises:
+            LayoutError: the layout does not take exactly these ranks.
+        """
+        if self.group is None:
+            if dims.world_size != 1:
+                raise LayoutError(f"{dims} needs {dims.world_size} ranks, got 1: start that many")
+            return None
+        if dims not in self._meshes:
+            mesh = dims.build_mesh(self.device.type, timeout_s=self.timeout_s)
+            self._meshes[dims] = mesh
+        return self._meshes[dims]
+
+    def flat_mesh(self) -> DeviceMesh:
+        """All ranks in one row, for weights that are split over every rank."""
+        assert self.group is not None
+        return DeviceMesh.from_group(self.group, self.device.type)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; the same answer on all ranks."""
+        return flag if self.group is None else any_rank(flag, self.group)
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on all ranks. It must survive a trip through JSON."""
+        if self.group is None:
+            return [value]
+        return [json.loads(data) for data in gather_bytes(json.dumps(value).encode(), self.group)]
+
+    def broadcast_tensors(
+        self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Hand named tensors from one rank to all.
+
+        Args:
+            tensors: on ``source``, on any device; ignored elsewhere.
+
+        Returns:
+            The same tensors on every rank, on its own device.
+        """
+        if self.group is None:
+            assert tensors is not None
+            return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        mine = tensors if self.rank == source and tensors is not None else {}
+        described = {
+            name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in mine.items()
+        }
+        received = {}
+        for name, (shape, dtype) in self.gather_json(described)[source].items():
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+            if name in mine:
+                tensor.copy_(mine[name])
+            broadcast(tensor, source, self.group)
+            received[name] = tensor
+        return received
