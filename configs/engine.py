@@ -1,0 +1,47 @@
+"""What an engine is made of: a model, the ranks that render with it, and their deadlines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from longtake.configs.parallel import ParallelConfig
+
+Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
+
+
+class EngineConfig(BaseModel):
+    """Everything that is fixed while an engine runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1, description="Folder or hub id of a model in diffusers layout")
+    devices: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=1, description="Ranks: GPUs, or processes where there is none"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Kind of device; a GPU where there is one"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Of weights and activations; bfloat16 on a GPU, float32 on CPU"
+    )
+    attention_kernel: str = Field(
+        default="auto", description="Local attention kernel; the fastest that can serve"
+    )
+    parallel: ParallelConfig = ParallelConfig()
+
+    rank_loss_timeout_s: Seconds = Field(
+        default=10, description="Seconds in which all ranks have ended once one has died"
+    )
+    load_timeout_s: Seconds = Field(
+        default=1800, description="Seconds that one component of the model may take to load"
+    )
+    text_timeout_s: Seconds = Field(default=600, description="Seconds for encoding the prompt")
+    step_timeout_s: Seconds = Field(
+        default=1800,
+        description="Seconds for a denoising step; once some were timed, 20 times the slowest",
+    )
+    decode_timeout_s: Seconds = Field(
+        default=1800, description="Seconds for decoding one video's latents"
+    )

@@ -1,0 +1,76 @@
+"""The defaults of a model: its size, steps, guidance and prompt template."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from longtake.configs.request import Frames, Pixels, Rate, Scale, Shift, Steps
+from longtake.errors import ModelError, one_line
+
+DEFAULTS_FILE = "longtake.yaml"
+"""A file of this name in a model's folder holds its own defaults."""
+
+
+class PromptTemplate(BaseModel):
+    """The words that a prompt is put between before it is encoded.
+
+    Attributes:
+        template: with ``{}`` where the prompt goes.
+        crop_start: tokens of the template in front of the prompt, dropped once encoded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: Annotated[str, Field(pattern=r"\{\}")]
+    crop_start: Annotated[int, Field(ge=0)]
+
+
+class ModelDefaults(BaseModel):
+    """What a request leaves out. Unless a model says otherwise: HunyuanVideo's, as in diffusers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: Pixels = 720
+    width: Pixels = 1280
+    num_frames: Frames = 129
+    num_inference_steps: Steps = 50
+    guidance_scale: Scale = 6.0
+    flow_shift: Shift | None = Field(default=None, description="None: its own scheduler's")
+    fps: Rate = 24.0
+    vae_tiling: bool = False
+    vae_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="None: that of the engine"
+    )
+    prompt_template: PromptTemplate | None = Field(default=None, description="None: diffusers'")
+    max_sequence_length: Annotated[int, Field(ge=1, le=100_000)] = 256
+
+
+def defaults_of(model: str, folder: Path) -> ModelDefaults:
+    """The defaults of a model: those in its folder, else those of its preset here, else diffusers'.
+
+    Args:
+        model: as the user named it; a hub id may have a preset.
+        folder: where its files are.
+
+    Raises:
+        ModelError: the folder's own file is not what it should be.
+    """
+    own = folder / DEFAULTS_FILE
+    if own.is_file():
+        return _read(own.read_text(encoding="utf-8"), str(own))
+    for preset in resources.files(__name__).iterdir():
+        if preset.name == model.replace("/", "--") + ".yaml":
+            return _read(preset.read_text(encoding="utf-8"), preset.name)
+    return ModelDefaults()
+
+
+def _read(text: str, name: str) -> ModelDefaults:
+    try:
+        return ModelDefaults.model_validate(yaml.safe_load(text) or {})
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ModelError(f"{name} holds no defaults of a model: {one_line(error)}") from error

@@ -1,0 +1,98 @@
+"""What a user asks for. The command line, config files and requests to workers are read off it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_SEED = 2**63 - 1
+
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+Frames = Annotated[int, Field(ge=1, le=16384)]
+Steps = Annotated[int, Field(ge=1, le=10000)]
+Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Shift = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=10000)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+OutputType = Literal["frames", "latents"]
+
+
+class VideoRequest(BaseModel):
+    """One video to render, or several of one prompt. What is left out is the model's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=100_000, description="What to show.")
+    negative_prompt: str | None = Field(
+        default=None,
+        max_length=100_000,
+        description="What not to show; used with a true CFG scale above 1 (then empty if left out)",
+    )
+    height: Pixels | None = Field(default=None, description="Height in pixels")
+    width: Pixels | None = Field(default=None, description="Width in pixels")
+    num_frames: Frames | None = Field(
+        default=None, description="Frames, 4k+1 for HunyuanVideo: 1, 5, 9, ... 129"
+    )
+    num_inference_steps: Steps | None = Field(default=None, description="Denoising steps")
+    sigmas: Sigmas | None = Field(
+        default=None,
+        description="Noise levels to step through, falling from at most 1 and before the shift; "
+        "one a step",
+    )
+    guidance_scale: Scale | None = Field(
+        default=None, description="Guidance that the model was distilled with, embedded"
+    )
+    true_cfg_scale: Scale = Field(
+        default=1.0,
+        description="Classifier-free guidance by a second, negative branch, where above 1",
+    )
+    flow_shift: Shift | None = Field(
+        default=None, description="Shift of the noise levels; larger spends more steps on layout"
+    )
+    seed: Seed | None = Field(default=None, description="Seed of the noise; drawn if left out")
+    fps: Rate | None = Field(default=None, description="Frames a second of the written video")
+    num_videos: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="Videos of this prompt, rendered together"
+    )
+    vae_tiling: bool | None = Field(
+        default=None, description="Decode in spatial tiles, which blends their borders"
+    )
+    output_type: OutputType = Field(
+        default="frames", description="Frames, or latents alone, which are not decoded"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("must hold more than blanks")
+        return prompt
+
+    @field_validator("sigmas")
+    @classmethod
+    def _falling(cls, sigmas: Sigmas | None) -> Sigmas | None:
+        if sigmas and any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
+            raise ValueError("must fall from each step to the next")
+        return sigmas
+
+    @property
+    def uses_true_cfg(self) -> bool:
+        """Whether each step has a second, negative branch."""
+        return self.true_cfg_scale > 1
+
+
+class ResolvedRequest(VideoRequest):
+    """A request with nothing left out: it renders the same video whatever the defaults become."""
+
+    height: Pixels
+    width: Pixels
+    num_frames: Frames
+    num_inference_steps: Steps
+    guidance_scale: Scale
+    flow_shift: Shift
+    seed: Seed
+    fps: Rate
+    vae_tiling: bool
