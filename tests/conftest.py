@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import tiny
 from tests.ranks import RankGroups
 
 
@@ -15,3 +16,9 @@ def ranks() -> Iterator[RankGroups]:
     groups = RankGroups()
     yield groups
     groups.close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny HunyuanVideo, with defaults of its own."""
+    return str(tiny.save(tmp_path_factory.mktemp("models") / "tiny"))

@@ -1,0 +1,296 @@
+"""What every model shares: latents as tokens, the schedule, the denoising loop, the rendering.
+
+Legend: B videos, C channels, F H W latent frames, height and width, S tokens of the whole video, s
+this rank's, P values in one token (C x patch).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from longtake.configs.models import ModelDefaults
+from longtake.configs.request import ResolvedRequest
+from longtake.errors import EngineError
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel.dims import CFG_AXIS, axis_degree, axis_rank
+from longtake.parallel.exchange import swap_point_to_point
+
+Streams = Mapping[str, torch.Tensor]
+"""What one branch of guidance is conditioned on, by name: text, pooled text, an image's tokens."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What can be said of a model before it is loaded.
+
+    Attributes:
+        num_heads: of its attention.
+        size_multiple: pixels that height and width are a multiple of.
+        frames_multiple: k of "frames are one more than a multiple of k".
+        defaults: what a request leaves out.
+        flow_shift: of its own scheduler.
+    """
+
+    num_heads: int
+    size_multiple: int
+    frames_multiple: int
+    defaults: ModelDefaults
+    flow_shift: float
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """The shape of the latents of some videos, and how they become tokens.
+
+    Args:
+        shape: B, C, F, H, W.
+        patch: latent frames, rows and columns that make one token.
+    """
+
+    shape: tuple[int, int, int, int, int]
+    patch: tuple[int, int, int]
+
+    @property
+    def cells(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width."""
+        frames, height, width = (
+            size // step for size, step in zip(self.shape[2:], self.patch, strict=True)
+        )
+        return frames, height, width
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one video."""
+        return math.prod(self.cells)
+
+    def patchify(self, latents: torch.Tensor) -> torch.Tensor:
+        """``[B, C, F, H, W]`` to ``[B, S, P]``, P in the order channel, frame, row, column."""
+        batch, channels = self.shape[:2]
+        split = [size for pair in zip(self.cells, self.patch, strict=True) for size in pair]
+        cells = latents.reshape(batch, channels, *split).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return cells.reshape(batch, self.num_tokens, -1)
+
+    def unpatchify(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`patchify`."""
+        batch, channels = self.shape[:2]
+        cells = tokens.reshape(batch, *self.cells, channels, *self.patch)
+        return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(self.shape)
+
+    def noise(self, seed: int) -> torch.Tensor:
+        """The noise of the whole video: what diffusers draws from a CPU generator of that seed.
+
+        Returns:
+            ``[B, C, F, H, W]``, float32, on the CPU; the same on every rank.
+        """
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randn(self.shape, generator=generator, dtype=torch.float32)
+
+
+class Stepper:
+    """A scheduler of diffusers, and its steps over one video's tokens.
+
+    Works on split tokens as on whole ones, since a flow-matching step looks at one value at a time;
+    what it remembers is split like the tokens. All in float32.
+
+    Args:
+        scheduler: of this video alone, with its timesteps set.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        scheduler.set_begin_index(0)
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The timestep of each step, float32."""
+        timesteps: torch.Tensor = self._scheduler.timesteps
+        return timesteps
+
+    def step(
+        self, velocity: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The tokens one step on.
+
+        Args:
+            velocity: ``[B, s, P]``, any dtype.
+            timestep: the next of :attr:`timesteps`.
+            tokens: ``[B, s, P]``, float32.
+        """
+        stepped: torch.Tensor = self._scheduler.step(
+            velocity.float(), timestep, tokens, return_dict=False
+        )[0]
+        return stepped
+
+
+BranchT = TypeVar("BranchT")
+
+
+class Denoiser(nn.Module, ABC, Generic[BranchT]):
+    """A diffusion transformer over split tokens.
+
+    It is an ``nn.Module`` with a forward of its own around a library's transformer, since that is
+    where weight sharding attaches.
+    """
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer's blocks in the order in which they run."""
+
+    @abstractmethod
+    def branch(
+        self,
+        streams: Streams,
+        grid: LatentGrid,
+        dims: ParallelDims,
+        mesh: DeviceMesh | None,
+        request: ResolvedRequest,
+    ) -> BranchT:
+        """Prepare, once a video, what one branch of guidance needs at each step."""
+
+    @abstractmethod
+    def forward(
+        self, tokens: torch.Tensor, timestep: torch.Tensor, branch: BranchT
+    ) -> torch.Tensor:
+        """The velocity of this rank's tokens.
+
+        Args:
+            tokens: ``[B, s, P]``, float32.
+            timestep: one value, float32.
+
+        Returns:
+            ``[B, s, P]``, in the dtype of the weights.
+        """
+
+
+@dataclass(frozen=True)
+class TrueCfg:
+    """Classifier-free guidance with a negative branch, which runs after the positive one or, where
+    the mesh has ``cfg`` degree 2, beside it on other ranks."""
+
+    scale: float
+
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        tokens: torch.Tensor,
+        timestep: torch.Tensor,
+        branches: Sequence[Any],
+        mesh: DeviceMesh | None,
+    ) -> torch.Tensor:
+        """The guided velocity; ``branches`` are the positive and the negative one."""
+        if mesh is None or axis_degree(mesh, CFG_AXIS) == 1:
+            positive, negative = (denoiser(tokens, timestep, branch) for branch in branches)
+        else:
+            own = axis_rank(mesh, CFG_AXIS)
+            computed = denoiser(tokens, timestep, branches[own]).contiguous()
+            received = torch.empty_like(computed)
+            swap_point_to_point(
+                [(computed, 1 - own)], [(received, 1 - own)], mesh.get_group(CFG_AXIS)
+            )()
+            positive, negative = (computed, received) if own == 0 else (received, computed)
+        positive, negative = positive.float(), negative.float()
+        guided: torch.Tensor = negative + self.scale * (positive - negative)
+        return guided
+
+
+def denoise(
+    denoiser: nn.Module,
+    tokens: torch.Tensor,
+    branches: Sequence[Any],
+    stepper: Stepper,
+    *,
+    mesh: DeviceMesh | None,
+    true_cfg: TrueCfg | None,
+    after_step: Callable[[int], None],
+) -> torch.Tensor:
+    """The denoising loop over this rank's tokens. Nothing is gathered between steps.
+
+    Args:
+        tokens: noise, ``[B, s, P]``, float32.
+        branches: one from :meth:`Denoiser.branch`; the positive and the negative with true CFG.
+        after_step: called with the number of steps done; may raise, on all ranks alike.
+
+    Returns:
+        ``[B, s, P]``, float32.
+    """
+    for done, timestep in enumerate(stepper.timesteps, start=1):
+        if true_cfg is None:
+            velocity = denoiser(tokens, timestep, branches[0])
+        else:
+            velocity = true_cfg.velocity(denoiser, tokens, timestep, branches, mesh)
+        tokens = stepper.step(velocity, timestep, tokens)
+        after_step(done)
+    return tokens
+
+
+class VideoPipeline(ABC):
+    """One loaded model on one rank: what :func:`longtake.pipelines.rendering.render` works with.
+
+    Attributes:
+        denoiser: on every rank.
+    """
+
+    denoiser: Denoiser[Any]
+
+    @abstractmethod
+    def grid(self, request: ResolvedRequest) -> LatentGrid:
+        """The latents of a request."""
+
+    @abstractmethod
+    def encode(self, prompt: str) -> Streams:
+        """Encode a prompt; on rank 0 alone, which holds the text encoders.
+
+        Raises:
+            RequestError: nothing is left of the prompt once it is encoded.
+        """
+
+    @abstractmethod
+    def stepper(self, request: ResolvedRequest) -> Stepper:
+        """A schedule of its own for one video."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor, request: ResolvedRequest) -> torch.Tensor:
+        """One video's frames; on rank 0 alone, which holds the decoder.
+
+        Args:
+            latents: ``[C, F, H, W]``, float32, as the loop leaves them.
+
+        Returns:
+            ``[frames, height, width, 3]``, float32 in [0, 1], on the CPU.
+        """
+
+
+def shards_of(
+    num_video_tokens: int, num_text_tokens: int, dims: ParallelDims
+) -> tuple[TokenShards, TokenShards, TokenShards]:
+    """Who owns which tokens of ``[video ; text]``: of the whole sequence, the video, the text.
+
+    Counts differ by one at most, of the video and of both together; who owns which of the video
+    does not depend on the text.
+    """
+    whole = TokenShards.even((num_video_tokens, num_text_tokens), dims)
+    num_tokens = num_video_tokens + num_text_tokens
+    return (
+        whole,
+        whole.segment(range(num_video_tokens)),
+        whole.segment(range(num_video_tokens, num_tokens)),
+    )
+
+
+def check_latents(latents: torch.Tensor) -> torch.Tensor:
+    """Refuse latents that went to infinity or became no number, rather than write black frames."""
+    if not bool(torch.isfinite(latents).all()):
+        raise EngineError(
+            "the latents are not finite after denoising: weights that do not fit the architecture, "
+            "or numbers too large for float16; try dtype bfloat16 or float32"
+        )
+    return latents

@@ -1,0 +1,160 @@
+"""A model's files in diffusers layout: found, checked and opened; nothing is loaded here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from longtake.errors import ModelError, one_line
+
+_WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "longtake.yaml"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's folder in diffusers layout.
+
+    Attributes:
+        model: as the user named it.
+        folder: where its files are.
+        index: its ``model_index.json``: pipeline class, and the class of each component.
+    """
+
+    model: str
+    folder: Path
+    index: dict[str, Any]
+
+    @classmethod
+    def open(cls, model: str) -> Checkpoint:
+        """Find a model and read its index.
+
+        Args:
+            model: a folder, or the id of a repository on the Hugging Face hub, which is downloaded
+                once (``owner/name``; only data: safetensors, JSON and vocabularies).
+
+        Raises:
+            ModelError: there is no such folder or repository, or it is no pipeline.
+        """
+        folder = Path(model).expanduser()
+        if not folder.exists():
+            folder = _download(model)
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(
+                f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
+                "layout (transformer/, vae/, text_encoder/, ...)"
+            )
+        return cls(model, folder, _read_json(folder / "model_index.json"))
+
+    @property
+    def pipeline_class(self) -> str:
+        """The name of the pipeline's class in diffusers."""
+        return str(self.index.get("_class_name"))
+
+    def component_class(self, component: str) -> str:
+        """The name of a component's class.
+
+        Raises:
+            ModelError: the index does not name one.
+        """
+        named = self.index.get(component)
+        if not (isinstance(named, list) and len(named) == 2 and isinstance(named[1], str)):
+            raise ModelError(
+                f"{self.folder / 'model_index.json'} names no {component}: the pipeline is not "
+                "complete, download or save it again"
+            )
+        return named[1]
+
+    def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
+        """A component's configuration.
+
+        Raises:
+            ModelError: it is missing or no JSON object.
+        """
+        return _read_json(self.folder / component / name)
+
+    def weights(self, component: str) -> tuple[Path, ...]:
+        """The safetensors files of a component, each complete as its header says.
+
+        Raises:
+            ModelError: one is missing, damaged, or a pickle.
+        """
+        folder = self.folder / component
+        for name in _WEIGHTS_NAMES:
+            index = folder / f"{name}.index.json"
+            if index.is_file():
+                shards = _read_json(index).get("weight_map")
+                if not (isinstance(shards, dict) and shards):
+                    raise ModelError(f"{index} maps no weights: download or save the model again")
+                files = [folder / Path(str(shard)).name for shard in sorted(set(shards.values()))]
+                break
+            if (folder / name).is_file():
+                files = [folder / name]
+                break
+        else:
+            raise ModelError(_no_weights(folder))
+        for file in files:
+            _check_weights(file)
+        return tuple(files)
+
+
+def _download(model: str) -> Path:
+    """A repository of the hub, by its id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
+        raise ModelError(
+            f"there is no folder {model}: pass a model's folder in diffusers layout, or a hub id "
+            "such as hunyuanvideo-community/HunyuanVideo"
+        )
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"there is no folder {model}, and it cannot be had from the hub: check the name, the "
+            f"network and your access ({type(error).__name__})"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: download or save the model again") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object: download or save the model again")
+    return content
+
+
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except FileNotFoundError as error:
+        raise ModelError(f"{file} is missing: download or save the model again") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} is no whole safetensors file ({one_line(error)}): download it again; other "
+            "formats are not read, since they can run code"
+        ) from error
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder} holds its weights as a pickle, {pickles[0]}, which can run code and is not "
+            "read: save the model again with safe_serialization=True"
+        )
+    return (
+        f"{folder} has no weights: expected {' or '.join(_WEIGHTS_NAMES)}, or their .index.json; "
+        "download or save the model again"
+    )

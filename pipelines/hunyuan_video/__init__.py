@@ -1,0 +1,1 @@
+"""tencent's HunyuanVideo, text to video, over diffusers' modules."""

@@ -1,0 +1,122 @@
+"""HunyuanVideo's prompts: LLaMA's hidden states of the words, CLIP's pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import HunyuanVideoPipeline
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
+from transformers.utils import logging as transformers_logging
+
+from longtake.configs.models import ModelDefaults
+from longtake.errors import ModelError, RequestError, one_line
+from longtake.pipelines.checkpoint import Checkpoint
+
+
+class TextEncoders:
+    """Both text encoders. On a GPU they are there only while they encode, else in host memory.
+
+    Args:
+        device: where they compute.
+        dtype: of their weights.
+
+    Raises:
+        ModelError: a component cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        defaults: ModelDefaults,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._device = device
+        self._template = (
+            defaults.prompt_template.model_dump()
+            if defaults.prompt_template
+            else DEFAULT_PROMPT_TEMPLATE
+        )
+        self._max_tokens = defaults.max_sequence_length
+        try:
+            with _no_progress_bars():
+                self._encoders, tokenizers = self._load(checkpoint, dtype)
+        except Exception as error:  # transformers raises anything on damaged files
+            raise ModelError(
+                f"{checkpoint.model} has text encoders that cannot be loaded: {one_line(error)}"
+            ) from error
+        self._pipeline = HunyuanVideoPipeline(
+            text_encoder=self._encoders[0],
+            tokenizer=tokenizers[0],
+            text_encoder_2=self._encoders[1],
+            tokenizer_2=tokenizers[1],
+            transformer=None,
+            vae=None,
+            scheduler=None,
+        )
+
+    @staticmethod
+    def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
+        classes = {"text_encoder": LlamaModel, "text_encoder_2": CLIPTextModel}
+        encoders = [
+            encoder.from_pretrained(
+                checkpoint.folder / component,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+            ).eval()
+            for component, encoder in classes.items()
+        ]
+        tokenizers = [
+            AutoTokenizer.from_pretrained(checkpoint.folder / component, local_files_only=True)
+            for component in ("tokenizer", "tokenizer_2")
+        ]
+        return encoders, tokenizers
+
+    def encode(self, prompt: str) -> dict[str, torch.Tensor]:
+        """Encode one prompt, and cut off the padding.
+
+        Returns:
+            ``text`` ``[1, L, text width]``, the tokens that are really there, and ``pooled``
+            ``[1, pooled width]``.
+
+        Raises:
+            RequestError: no token is left behind the template.
+        """
+        for encoder in self._encoders:
+            encoder.to(self._device)
+        try:
+            text, pooled, mask = self._pipeline.encode_prompt(
+                prompt=prompt,
+                prompt_template=self._template,
+                device=self._device,
+                max_sequence_length=self._max_tokens,
+            )
+        finally:
+            if self._device.type != "cpu":
+                for encoder in self._encoders:
+                    encoder.to("cpu")
+        text = text[:, mask[0].bool()]
+        if text.shape[1] == 0:
+            raise RequestError(
+                f"no token of prompt={prompt[:60]!r} is left behind the prompt template's first "
+                f"{self._template['crop_start']} tokens: the model needs a template of its own, in "
+                "longtake.yaml in its folder (prompt_template: {template, crop_start})"
+            )
+        return {"text": text, "pooled": pooled}
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The terminal is the caller's."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

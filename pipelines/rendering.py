@@ -1,0 +1,208 @@
+"""From a request to frames, on all ranks together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from longtake.configs.request import ResolvedRequest
+from longtake.errors import RefusedInputError, RequestError, Stopped
+from longtake.parallel import ParallelDims, TokenShards, World, count_traffic
+from longtake.pipelines.base import (
+    Streams,
+    TrueCfg,
+    VideoPipeline,
+    check_latents,
+    denoise,
+)
+from longtake.pipelines.weights import fetch_traffic
+
+
+@dataclass
+class StageReport:
+    """What this rank measured, by stage: text, denoising, gathering, decoding.
+
+    Attributes:
+        seconds: of each stage.
+        bytes_sent: to other ranks; "weights" are those that others fetched while denoising.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a rendering stands.
+
+    Attributes:
+        phase: "loading", "text", "denoising", "decoding", "writing".
+        done: steps, videos or frames that are finished; on a GPU, that the device has finished.
+        total: of them; 0 where the phase has no parts.
+        detail: e.g. which component is loading.
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    detail: str = ""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass
+class Rendered:
+    """What a rendering leaves on one rank.
+
+    Attributes:
+        latents: ``[B, C, F, H, W]``, float32, on every rank.
+        report: this rank's measurements; filled further while frames are decoded.
+    """
+
+    latents: torch.Tensor
+    report: StageReport
+
+
+@torch.no_grad()
+def render_latents(
+    pipeline: VideoPipeline,
+    request: ResolvedRequest,
+    dims: ParallelDims,
+    world: World,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Rendered:
+    """Encode the prompt, denoise over all ranks, gather once.
+
+    Called by all ranks with the same request and layout.
+
+    Args:
+        on_progress: called on each rank.
+        stop_requested: asked between steps; if any rank says yes, all stop.
+
+    Raises:
+        RequestError: the prompt cannot be encoded, or the layout does not fit the request.
+        Stopped: ``stop_requested``.
+        PeerLostError: another rank died or was silent for too long.
+    """
+    if dims.cfg_degree > 1 and not request.uses_true_cfg:
+        raise RequestError(
+            f"cfg_degree={dims.cfg_degree} with true_cfg_scale={request.true_cfg_scale}: without "
+            "true CFG there is no second branch to compute; raise true_cfg_scale or leave "
+            "cfg_degree at 1"
+        )
+    report = StageReport()
+    mesh = world.mesh(dims)
+    on_progress(Progress("text"))
+    with _stage(report, "text"):
+        prompts = [request.prompt]
+        if request.uses_true_cfg:
+            prompts.append(request.negative_prompt or "")
+        streams = [_encode_once(pipeline, prompt, world) for prompt in prompts]
+
+    denoiser = pipeline.denoiser
+    grid, stepper = pipeline.grid(request), pipeline.stepper(request)
+    branches = [denoiser.branch(each, grid, dims, mesh, request) for each in streams]
+    shards = TokenShards.even(grid.num_tokens, dims)
+    noise = shards.split(grid.patchify(grid.noise(request.seed)), mesh, dim=1)
+    total = len(stepper.timesteps)
+    clock = _DeviceClock(world.device, lambda done: on_progress(Progress("denoising", done, total)))
+
+    def after_step(done: int) -> None:
+        clock.step(done)
+        if world.any(stop_requested()):
+            raise Stopped(f"stopped after step {done} of {total}")
+
+    on_progress(Progress("denoising", 0, total))
+    with _stage(report, "denoising"):
+        tokens = denoise(
+            denoiser,
+            noise.to(world.device),
+            branches,
+            stepper,
+            mesh=mesh,
+            true_cfg=TrueCfg(request.true_cfg_scale) if request.uses_true_cfg else None,
+            after_step=after_step,
+        )
+        clock.finish()
+    in_turn = len(branches) // dims.cfg_degree
+    report.bytes_sent["weights"] = fetch_traffic(denoiser) * total * in_turn
+    with _stage(report, "gathering"):
+        latents = grid.unpatchify(shards.gather(tokens.contiguous(), mesh, dim=1))
+    return Rendered(check_latents(latents), report)
+
+
+@torch.no_grad()
+def decode_videos(
+    pipeline: VideoPipeline,
+    rendered: Rendered,
+    request: ResolvedRequest,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+) -> Iterator[torch.Tensor]:
+    """Each video's frames, ``[frames, height, width, 3]`` float32 in [0, 1]; on rank 0 alone."""
+    total = len(rendered.latents)
+    for done, latents in enumerate(rendered.latents, start=1):
+        on_progress(Progress("decoding", done - 1, total))
+        with _stage(rendered.report, "decoding"):
+            frames = pipeline.decode(latents, request)
+        on_progress(Progress("decoding", done, total))
+        yield frames
+
+
+def _encode_once(pipeline: VideoPipeline, prompt: str, world: World) -> Streams:
+    """Encode on rank 0, hand to all; all refuse what rank 0 refuses."""
+    streams: Streams | None = None
+    refusal = None
+    if world.rank == 0:
+        try:
+            streams = pipeline.encode(prompt)
+        except RefusedInputError as error:
+            refusal = str(error)
+    refusals = world.gather_json(refusal)
+    if refusals[0] is not None:
+        raise RequestError(refusals[0])
+    return world.broadcast_tensors(streams)
+
+
+@contextmanager
+def _stage(report: StageReport, name: str) -> Iterator[None]:
+    """Add the enclosed lines' time and traffic to a stage."""
+    begun = time.perf_counter()
+    with count_traffic() as traffic:
+        yield
+    report.seconds[name] = report.seconds.get(name, 0.0) + time.perf_counter() - begun
+    report.bytes_sent[name] = report.bytes_sent.get(name, 0) + traffic.bytes_sent
+
+
+class _DeviceClock:
+    """Says when the device, not the host, has finished a step; the host runs one step ahead."""
+
+    def __init__(self, device: torch.device, on_step: Callable[[int], None]) -> None:
+        self._on_step = on_step
+        self._on_gpu = device.type == "cuda"
+        self._pending: tuple[int, torch.cuda.Event] | None = None
+
+    def step(self, done: int) -> None:
+        """The host has queued a step."""
+        if not self._on_gpu:
+            self._on_step(done)
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self.finish()
+        self._pending = (done, event)
+
+    def finish(self) -> None:
+        """Wait for what is queued."""
+        if self._pending is not None:
+            done, event = self._pending
+            event.synchronize()
+            self._pending = None
+            self._on_step(done)

@@ -1,0 +1,147 @@
+"""Weights from safetensors files into a module: read once a host, whole or split over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from longtake.errors import ModelError, one_line
+from longtake.parallel import World
+from longtake.parallel.exchange import broadcast
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def load_weights(
+    module: nn.Module, files: Sequence[Path], world: World, dtype: torch.dtype
+) -> None:
+    """Fill a module that was built on the ``meta`` device, on all ranks together.
+
+    One rank a host reads each tensor from disk and hands it to the others there, which keep it
+    whole, or their part of it where the module is split. One tensor at a time is held beside the
+    module's own.
+
+    Args:
+        module: with every parameter and buffer on ``meta``; afterwards on ``world.device``.
+        files: safetensors, checked before.
+        dtype: floating-point parameters become this.
+
+    Raises:
+        ModelError: a tensor is missing, is too many, or has another shape.
+    """
+    nn.Module.to(module, dtype)  # diffusers' own `to` warns of weights that are not there yet
+    module.to_empty(device=world.device)
+    with _open_all(files) as tensors:
+        state = module.state_dict()
+        _check_names(state, tensors, files)
+        group = world.host_group
+        reads = group is None or dist.get_rank(group) == 0
+        for name in sorted(state):
+            target = state[name]
+            if reads:
+                whole = _read(tensors[name], name, files).to(world.device, target.dtype)
+            else:
+                whole = torch.empty(target.shape, dtype=target.dtype, device=world.device)
+            if group is not None and dist.get_world_size(group) > 1:
+                broadcast(whole, 0, group)
+            _fill(target, whole)
+
+
+def split_weights(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
+    """Split a module's weights over all ranks; each block's come together while it computes.
+
+    Each rank holds 1/N of every parameter (FSDP2). While one block computes, the next one's
+    weights are fetched.
+
+    Args:
+        module: whose own forward runs the blocks; its other weights come together once a forward.
+        blocks: its submodules, in the order in which they run.
+    """
+    if world.size == 1:
+        return
+    mesh = world.flat_mesh()
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for block, following in zip(blocks, blocks[1:], strict=False):
+        block.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters that this rank holds."""
+    return sum(
+        (local if (local := _local(parameter)) is not None else parameter).nbytes
+        for parameter in module.parameters()
+    )
+
+
+def fetch_traffic(module: nn.Module) -> int:
+    """Bytes that this rank sends to others each time the module's forward runs: its split weights.
+
+    Each rank's rows go to every other rank once; where rows do not divide, FSDP2 pads them.
+    """
+    sent = 0
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor):
+            ranks = parameter.device_mesh.size()
+            rows = -(-parameter.shape[0] // ranks)
+            sent += rows * math.prod(parameter.shape[1:]) * parameter.element_size() * (ranks - 1)
+    return sent
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor | None:
+    return tensor.to_local() if isinstance(tensor, DTensor) else None
+
+
+@torch.no_grad()
+def _fill(target: torch.Tensor, whole: torch.Tensor) -> None:
+    if isinstance(target, DTensor):
+        part = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+        target.to_local().copy_(part.to_local())
+    else:
+        target.copy_(whole)
+
+
+@contextmanager
+def _open_all(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The file that holds each tensor, by the tensor's name."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        yield {name: file for file in opened for name in file.keys()}
+
+
+def _check_names(state: dict[str, torch.Tensor], tensors: dict[str, Any], files: Any) -> None:
+    missing, unknown = sorted(state.keys() - tensors), sorted(tensors.keys() - state)
+    if missing or unknown:
+        wrong = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which the model has not"
+        raise ModelError(
+            f"{files[0].parent} {wrong} ({len(missing)} missing, {len(unknown)} too many): its "
+            "weights and its config.json are not of the same model"
+        )
+    for name, target in state.items():
+        shape = tuple(tensors[name].get_slice(name).get_shape())
+        if shape != tuple(target.shape):
+            raise ModelError(
+                f"{files[0].parent} holds {name} of shape {shape}, its config.json says "
+                f"{tuple(target.shape)}: they are not of the same model"
+            )
+
+
+def _read(file: Any, name: str, files: Sequence[Path]) -> torch.Tensor:
+    try:
+        tensor: torch.Tensor = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{name} cannot be read from {files[0].parent}: {one_line(error)}"
+        ) from error
+    return tensor

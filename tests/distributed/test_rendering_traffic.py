@@ -1,0 +1,110 @@
+"""What travels in the denoising loop: attention's bytes, one velocity, one flag; no gather."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from longtake.parallel import ParallelDims, TokenShards
+from tests import tiny
+from tests.distributed.test_traffic import expected_bytes
+from tests.layouts import layout_name
+from tests.ranks import RankGroups
+from tests.rendering import bytes_held, request, traffic
+
+BLOCKS = 4
+VIDEO_TOKENS = 3 * 2 * 3  # 9 frames of 32 x 48
+TEXT_TOKENS = tiny.num_text_tokens(request().prompt)
+TOKEN_BYTES = 4 * 2 * 2 * 4  # channels x patch x float32
+GUIDED: dict[str, Any] = dict(true_cfg_scale=2.0, negative_prompt="a dog runs on the sand, fast")
+
+LAYOUTS = [
+    ParallelDims(ulysses_degree=2),
+    ParallelDims(ring_degree=3),
+    ParallelDims(ring_degree=2, ulysses_degree=2),
+    ParallelDims(ulysses_degree=5),
+]
+
+
+def a_step(
+    ranks: RankGroups, model: str, dims: ParallelDims, shard_weights: bool = False, **changes: Any
+) -> list[tuple[int, dict[str, int], int]]:
+    """Bytes, calls and reported bytes of one step on each rank: five steps less two, over three."""
+    two, five = (
+        ranks.run(
+            dims.world_size,
+            traffic,
+            model,
+            request(num_inference_steps=steps, **changes),
+            dims,
+            shard_weights,
+        )
+        for steps in (2, 5)
+    )
+    steps = []
+    for (few, few_calls, few_said), (many, many_calls, many_said) in zip(two, five, strict=True):
+        calls = {
+            name: difference // 3
+            for name in many_calls
+            if (difference := many_calls[name] - few_calls[name])
+        }
+        assert (many - few) % 3 == 0
+        said = sum(many_said[at] - few_said[at] for at in ("denoising", "weights")) // 3
+        steps.append(((many - few) // 3, calls, said))
+    return steps
+
+
+def attention_bytes(dims: ParallelDims, sequence_rank: int) -> int:
+    """What one pass through the blocks sends, by the design's sums."""
+    tokens = TokenShards.even((VIDEO_TOKENS, TEXT_TOKENS), dims).counts
+    return BLOCKS * expected_bytes(dims, sequence_rank, tokens, tokens, (6, 6), 1, 4, head_size=16)
+
+
+@pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
+def test_attention_and_one_flag(ranks: RankGroups, model: str, dims: ParallelDims) -> None:
+    flag = dims.world_size - 1
+    for rank, (sent, calls, said) in enumerate(a_step(ranks, model, dims)):
+        assert sent == said == attention_bytes(dims, rank) + flag
+        assert calls.pop("allreduce_") == 1
+        assert calls.pop("alltoall_base_", 0) == (2 * BLOCKS if dims.ulysses_degree > 1 else 0)
+        assert calls.pop("send", 0) == BLOCKS * (dims.ring_degree - 1)
+        assert set(calls) <= {"recv_"}
+
+
+def test_branches_in_turn_send_twice_as_much(ranks: RankGroups, model: str) -> None:
+    dims = ParallelDims(ulysses_degree=2)
+    for rank, (sent, calls, _) in enumerate(a_step(ranks, model, dims, **GUIDED)):
+        assert sent == 2 * attention_bytes(dims, rank) + 1
+        assert calls == {"alltoall_base_": 4 * BLOCKS, "allreduce_": 1}
+
+
+def test_branches_side_by_side_exchange_one_velocity(ranks: RankGroups, model: str) -> None:
+    alone = ParallelDims(cfg_degree=2)
+    for sent, calls, _ in a_step(ranks, model, alone, **GUIDED):
+        assert sent == VIDEO_TOKENS * TOKEN_BYTES + 1
+        assert calls == {"send": 1, "recv_": 1, "allreduce_": 1}
+    dims = ParallelDims(cfg_degree=2, ulysses_degree=2)
+    for rank, (sent, calls, said) in enumerate(a_step(ranks, model, dims, **GUIDED)):
+        velocity = VIDEO_TOKENS // 2 * TOKEN_BYTES
+        assert sent == said == attention_bytes(dims, rank % 2) + velocity + 3
+        assert calls == {"alltoall_base_": 2 * BLOCKS, "send": 1, "recv_": 1, "allreduce_": 1}
+
+
+def test_split_weights_add_their_own(ranks: RankGroups, model: str) -> None:
+    """Every weight that a rank lacks comes to it once a step, a block at a time."""
+    dims = ParallelDims(ulysses_degree=3)
+    whole = ranks.run(3, bytes_held, model, False)[0]
+    split = a_step(ranks, model, dims, shard_weights=True)
+    fetched = []
+    for rank, (sent, calls, said) in enumerate(split):
+        assert sent == said
+        fetched.append(sent - attention_bytes(dims, rank) - 2)
+        gathers = {name: count for name, count in calls.items() if "gather" in name}
+        assert sum(gathers.values()) == BLOCKS + 1
+        assert {name: calls[name] for name in calls.keys() - gathers} == {
+            "alltoall_base_": 2 * BLOCKS,
+            "allreduce_": 1,
+        }
+    # Each rank's parts to the two others; rows that do not divide are padded.
+    assert 2 * whole <= sum(fetched) <= 2 * whole * 1.02

@@ -1,0 +1,101 @@
+"""What a rank does in the tests of whole renderings: load a tiny model once, render with it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from benchmarks.traffic import TrafficMeter
+from longtake.configs.request import ResolvedRequest
+from longtake.parallel import ParallelDims, World
+from longtake.pipelines import registry
+from longtake.pipelines.base import VideoPipeline
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.rendering import decode_videos, render_latents
+from longtake.pipelines.weights import held_bytes
+
+ALONE = World(torch.device("cpu"))
+ONE_RANK = ParallelDims()
+
+Array = npt.NDArray[np.float32]
+
+
+def request(**changes: Any) -> ResolvedRequest:
+    """A small request with nothing left out."""
+    settings: dict[str, Any] = dict(
+        prompt="a cat walks on the grass, slowly",
+        height=32,
+        width=48,
+        num_frames=9,
+        num_inference_steps=3,
+        guidance_scale=6.0,
+        flow_shift=7.0,
+        seed=3,
+        fps=8.0,
+        vae_tiling=False,
+    )
+    return ResolvedRequest(**{**settings, **changes})
+
+
+@cache
+def world() -> World:
+    """All ranks of the group that this process is in."""
+    group = dist.group.WORLD
+    return World(torch.device("cpu"), group, group, timeout_s=60.0)
+
+
+@cache
+def loaded(
+    folder: str, on_ranks: bool, dtype: str = "float32", shard_weights: bool = False
+) -> VideoPipeline:
+    """A model, loaded once a process."""
+    return registry.load(
+        Checkpoint.open(folder),
+        world() if on_ranks else ALONE,
+        dtype=getattr(torch, dtype),
+        shard_weights=shard_weights,
+    )
+
+
+def frames_of_one(folder: str, asked: ResolvedRequest) -> Array:
+    """The frames of all videos of a request, rendered in this process."""
+    pipeline = loaded(folder, False)
+    rendered = render_latents(pipeline, asked, ONE_RANK, ALONE)
+    return torch.stack(list(decode_videos(pipeline, rendered, asked))).numpy()
+
+
+def latents_of_one(folder: str, asked: ResolvedRequest, dtype: str = "float32") -> Array:
+    """The latents of a request, rendered in this process."""
+    return render_latents(loaded(folder, False, dtype), asked, ONE_RANK, ALONE).latents.numpy()
+
+
+def latents_on_ranks(
+    folder: str,
+    asked: list[ResolvedRequest],
+    dims: ParallelDims,
+    dtype: str = "float32",
+    shard_weights: bool = False,
+) -> list[Array]:
+    """On a rank: the latents of each request."""
+    pipeline = loaded(folder, True, dtype, shard_weights)
+    return [render_latents(pipeline, each, dims, world()).latents.numpy() for each in asked]
+
+
+def bytes_held(folder: str, shard_weights: bool) -> int:
+    """On a rank: bytes of the transformer's parameters that it holds."""
+    return held_bytes(loaded(folder, True, shard_weights=shard_weights).denoiser)
+
+
+def traffic(
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, shard_weights: bool
+) -> tuple[int, dict[str, int], dict[str, int]]:
+    """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
+    pipeline = loaded(folder, True, shard_weights=shard_weights)
+    with TrafficMeter() as meter:
+        rendered = render_latents(pipeline, asked, dims, world())
+    return meter.bytes_sent, dict(meter.calls), rendered.report.bytes_sent

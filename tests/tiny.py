@@ -1,0 +1,146 @@
+"""A tiny HunyuanVideo with random weights, built on the spot and saved as diffusers saves it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
+
+TEMPLATE: dict[str, Any] = {"template": "<|begin|> describe : {} <|end|>", "crop_start": 4}
+"""A template that suits the tiny vocabulary, as a model's folder may hold one."""
+
+MAX_TOKENS = 24
+
+WORDS = "a the cat dog walks runs on grass sand red blue green , . : describe slowly fast".split()
+
+
+def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
+    """Random weights of six heads of 16; biases and norms are random too."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = dict(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=6,
+        attention_head_dim=16,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    model = HunyuanVideoTransformer3DModel(**{**settings, **changes})
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
+    """Save a whole pipeline.
+
+    Args:
+        own_template: put :data:`TEMPLATE` and other defaults beside it; else diffusers' apply.
+        changes: of the transformer's configuration.
+    """
+    model = transformer(**changes)
+    torch.manual_seed(1)
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=True,
+    )
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=512,
+        )
+    )
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=64,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            projection_dim=8,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    pipeline = HunyuanVideoPipeline(
+        text_encoder=llama.eval(),
+        tokenizer=tokenizer(256 + 95),
+        transformer=model,
+        vae=vae.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=clip.eval(),
+        tokenizer_2=tokenizer(77),
+    )
+    pipeline.save_pretrained(folder)
+    if own_template:
+        defaults = {
+            "height": 32,
+            "width": 48,
+            "num_frames": 9,
+            "num_inference_steps": 3,
+            "fps": 8,
+            "prompt_template": TEMPLATE,
+            "max_sequence_length": MAX_TOKENS,
+        }
+        (folder / "longtake.yaml").write_text(json.dumps(defaults))
+    return folder
+
+
+def num_text_tokens(prompt: str) -> int:
+    """Tokens of a prompt that are left behind :data:`TEMPLATE`."""
+    ids: list[int] = tokenizer(512)(TEMPLATE["template"].format(prompt)).input_ids
+    num_tokens: int = len(ids) - TEMPLATE["crop_start"]
+    return min(num_tokens, MAX_TOKENS)
+
+
+def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """Words and punctuation of a hand-made vocabulary; what it does not know is one token too."""
+    vocabulary = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", *WORDS]
+    words = Tokenizer(
+        models.WordLevel({word: at for at, word in enumerate(vocabulary)}, "<|unknown|>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A <|end|>", special_tokens=[("<|begin|>", 1), ("<|end|>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<|pad|>",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        padding_side="right",
+        model_max_length=max_length,
+    )

@@ -1,0 +1,73 @@
+"""The released HunyuanVideo at full size, by shapes alone: no weights, no memory, no peers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers import HunyuanVideoTransformer3DModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.pipelines.base import LatentGrid
+from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from tests.layouts import layout_name
+from tests.rendering import request
+
+GRID = LatentGrid((1, 16, 33, 90, 160), (1, 2, 2))
+TEXT_TOKENS = 73
+
+LAYOUTS = [
+    ParallelDims(),
+    ParallelDims(ulysses_degree=5),
+    ParallelDims(ring_degree=5),
+    ParallelDims(ulysses_degree=6),
+    ParallelDims(ring_degree=2, ulysses_degree=4),
+    ParallelDims(ring_degree=2, ulysses_degree=8),
+]
+
+
+@contextmanager
+def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
+    """This process as a rank whose peers do not exist: collectives only check shapes."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shapes() -> FakeTensorMode:
+    """Tensors made under it are on ``meta``, and say that they are on the CPU."""
+    return FakeTensorMode()
+
+
+@pytest.fixture(scope="module")
+def denoiser(shapes: FakeTensorMode) -> HunyuanVideoDenoiser:
+    with shapes:
+        return HunyuanVideoDenoiser(HunyuanVideoTransformer3DModel().requires_grad_(False))
+
+
+@pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
+def test_720p_129_frames(
+    shapes: FakeTensorMode, denoiser: HunyuanVideoDenoiser, dims: ParallelDims
+) -> None:
+    assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
+    assert GRID.num_tokens == 118_800
+    rank = dims.world_size - 1
+    with one_rank_of(dims.world_size, rank):
+        mesh = dims.build_mesh("cpu")
+        with shapes:
+            streams = {"text": torch.empty(1, TEXT_TOKENS, 4096), "pooled": torch.empty(1, 768)}
+            branch = denoiser.branch(streams, GRID, dims, mesh, request())
+            own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
+            tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
+            velocity = denoiser(tokens, torch.tensor(1000.0), branch)
+    assert velocity.shape == tokens.shape
+    owned = len(branch.place.rotation)
+    assert abs(owned - (GRID.num_tokens + TEXT_TOKENS) / dims.world_size) < 1

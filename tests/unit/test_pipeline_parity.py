@@ -1,0 +1,119 @@
+"""One rank gives diffusers' own frames: 1e-4, from the same noise, in float32."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
+
+from longtake.parallel import ParallelDims
+from longtake.pipelines.rendering import render_latents
+from tests import tiny
+from tests.rendering import ALONE, Array, frames_of_one, latents_of_one, loaded, request
+
+LONG = "a cat walks slowly on the green grass and the blue dog runs fast on red sand . " * 4
+
+CASES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "a short prompt": dict(prompt="cat"),
+    "a prompt longer than the model takes": dict(prompt=LONG),
+    "unknown words": dict(prompt="Quixotic Ωmega ~~~ 猫"),
+    "true CFG": dict(true_cfg_scale=4.0, negative_prompt="red"),
+    "true CFG, a long negative prompt": dict(true_cfg_scale=1.5, negative_prompt=LONG),
+    "another shift": dict(flow_shift=2.5),
+    "no guidance": dict(guidance_scale=0.0),
+    "custom sigmas": dict(sigmas=(1.0, 0.7, 0.35, 0.1), num_inference_steps=4),
+    "one step": dict(num_inference_steps=1),
+    "one frame": dict(num_frames=1, height=48, width=80),
+    "a tall one": dict(num_frames=5, height=96, width=16),
+    "more frames than one tile": dict(num_frames=21, height=16, width=32),
+    "three videos": dict(num_videos=3, num_frames=5),
+    "another seed": dict(seed=2**40 + 7),
+}
+
+
+@cache
+def reference(folder: str) -> Any:
+    pipeline = HunyuanVideoPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def diffusers_frames(folder: str, own_template: bool, output_type: str, **changes: Any) -> Array:
+    """What diffusers' own pipeline renders for a request."""
+    asked = request(**changes)
+    pipeline = reference(folder)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, shift=asked.flow_shift
+    )
+    template = (
+        dict(prompt_template=tiny.TEMPLATE, max_sequence_length=tiny.MAX_TOKENS)
+        if own_template
+        else {}
+    )
+    frames: Array = pipeline(
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        height=asked.height,
+        width=asked.width,
+        num_frames=asked.num_frames,
+        num_inference_steps=asked.num_inference_steps,
+        sigmas=list(asked.sigmas) if asked.sigmas else None,
+        true_cfg_scale=asked.true_cfg_scale,
+        guidance_scale=asked.guidance_scale,
+        num_videos_per_prompt=asked.num_videos,
+        generator=torch.Generator().manual_seed(asked.seed),
+        output_type=output_type,
+        **template,
+    ).frames
+    return frames
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_the_frames_are_those_of_diffusers(model: str, changes: dict[str, Any]) -> None:
+    expected = diffusers_frames(model, True, "np", **changes)
+    frames = frames_of_one(model, request(**changes))
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(frames, expected, rtol=0, atol=1e-4)
+
+
+def test_a_folder_of_diffusers_takes_its_template(tmp_path: Path) -> None:
+    folder = str(tiny.save(tmp_path / "plain", own_template=False))
+    expected = diffusers_frames(folder, False, "np", prompt=LONG)
+    np.testing.assert_allclose(
+        frames_of_one(folder, request(prompt=LONG)), expected, rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(guidance_embeds=False),
+        dict(num_attention_heads=5, num_layers=1, num_single_layers=3),
+        dict(num_layers=3, num_single_layers=0),
+        dict(num_layers=0, num_single_layers=2, num_refiner_layers=2),
+        dict(patch_size=1),
+        dict(patch_size_t=2, patch_size=1),
+    ],
+    ids=str,
+)
+def test_other_architectures(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = str(tiny.save(tmp_path / "other", **changes))
+    asked = dict(num_frames=13)  # four latent frames, for patches of two
+    expected = diffusers_frames(folder, True, "np", **asked)
+    np.testing.assert_allclose(frames_of_one(folder, request(**asked)), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_latents_in_float32(model: str, dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    rendered = render_latents(loaded(model, False, name), request(), ParallelDims(), ALONE)
+    assert rendered.latents.dtype == torch.float32
+    assert (rendered.latents != rendered.latents.to(dtype).float()).any()
+    expected = latents_of_one(model, request())
+    np.testing.assert_allclose(rendered.latents.numpy(), expected, rtol=0, atol=0.1)
