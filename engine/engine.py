@@ -1,0 +1,235 @@
+"""The engine: a model on some ranks, and requests that go through it one after the other."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
+from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
+from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.planner import check_degrees, choose_dims
+from longtake.engine.request import resolve
+from longtake.engine.video import Array, Metadata, Video
+from longtake.engine.worker import Job, RankReport, Sink, dtype_of
+from longtake.errors import KernelError, LayoutError, RequestError, one_line
+from longtake.parallel import ParallelDims
+from longtake.parallel.kernels import KERNELS
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.rendering import OnProgress, Progress
+
+
+class VideoEngine:
+    """Renders videos on any number of ranks. Its model stays loaded between requests.
+
+    Building one checks the model's files and the layout; nothing is loaded or started before
+    :meth:`start` or the first rendering. Use it as a context, or :meth:`close` it.
+
+    Args:
+        config: the model, the ranks, their deadlines.
+
+    Raises:
+        ModelError: the model is missing, damaged or of an unknown kind.
+        LayoutError: the degrees do not fit the devices, or there are not so many.
+        KernelError: an unknown attention kernel.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        joins = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        if joins:
+            config = config.model_copy(update={"devices": int(os.environ["WORLD_SIZE"])})
+        self._device_type = _device_type(config)
+        self._checkpoint = Checkpoint.open(config.model)
+        self._spec = registry.inspect(self._checkpoint)
+        check_degrees(config.parallel, config.devices, num_heads=self._spec.num_heads)
+        kernels = ["auto", *(kernel.name for kernel in KERNELS)]
+        if config.attention_kernel not in kernels:
+            raise KernelError(
+                f"attention_kernel={config.attention_kernel!r} is unknown: use {', '.join(kernels)}"
+            )
+        self.config = config
+        self._seconds_loading = 0.0
+        self._launcher: Launcher | None = None
+        self._make: Callable[[EngineConfig, str], Launcher] = (
+            JoinedGroup if joins else InProcess if config.devices == 1 else LocalProcesses
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        parallel: ParallelConfig | None = None,
+        devices: int = 1,
+        on_progress: OnProgress = lambda progress: None,
+        **settings: Any,
+    ) -> VideoEngine:
+        """Load a model on some ranks.
+
+        Args:
+            model: a folder in diffusers layout, or a hub id.
+            parallel: the degrees; those left out follow from the devices and each request.
+            devices: GPUs, or processes on the CPU. Under torchrun, its ranks.
+            settings: any other field of :class:`longtake.configs.engine.EngineConfig`.
+
+        Raises:
+            RefusedInputError: the model or a setting cannot be used.
+            EngineError: a rank died or hung while loading.
+        """
+        try:
+            config = EngineConfig(
+                model=os.fspath(model),
+                parallel=parallel or ParallelConfig(),
+                devices=devices,
+                **settings,
+            )
+        except ValidationError as error:
+            raise RequestError(one_line(error)) from error
+        engine = cls(config)
+        engine.start(on_progress)
+        return engine
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process gets the frames; under torchrun only rank 0's does."""
+        return int(os.environ.get("RANK", 0)) == 0 or self._make is not JoinedGroup
+
+    def resolve(self, request: VideoRequest) -> ResolvedRequest:
+        """The request with nothing left out, checked against the model and the layout.
+
+        Raises:
+            RequestError, LayoutError: it cannot be rendered here.
+        """
+        resolved = resolve(request, self._spec)
+        self._dims(resolved)
+        return resolved
+
+    def start(self, on_progress: OnProgress = lambda progress: None) -> None:
+        """Start the ranks and load the model, unless that is done.
+
+        Raises:
+            ModelError: the weights do not fit the architecture.
+            EngineError: a rank died or hung.
+        """
+        if self._launcher is not None:
+            return
+        begun = time.perf_counter()
+        launcher = self._make(self.config, self._device_type)
+        on_progress(Progress("loading"))
+        launcher.start(on_progress)
+        self._launcher = launcher
+        self._seconds_loading = time.perf_counter() - begun
+
+    def generate(
+        self, request: VideoRequest, on_progress: OnProgress = lambda progress: None
+    ) -> Video:
+        """Render a request, and keep its frames in memory.
+
+        Args:
+            on_progress: called as ranks finish steps; what it raises stops all ranks between steps.
+
+        Raises:
+            RefusedInputError: the request cannot be rendered here; the engine can go on.
+            EngineError: a rank died or hung. The next call starts the ranks again.
+        """
+        resolved = self.resolve(request)
+        kept = _Kept(resolved)
+        metadata = self.render(resolved, kept, on_progress)
+        return Video(kept.batch, kept.all_latents, metadata, self.writes)
+
+    def render(
+        self,
+        request: ResolvedRequest,
+        sink: Sink,
+        on_progress: OnProgress = lambda progress: None,
+    ) -> Metadata:
+        """Render a resolved request into a sink, frame by frame as they are decoded.
+
+        Raises:
+            As :meth:`generate`; what the sink raises stops all ranks, too.
+        """
+        self.start(on_progress)
+        assert self._launcher is not None
+        dims = self._dims(request)
+        try:
+            reports = self._launcher.render(Job.of(request, dims), sink, on_progress)
+        except BaseException:
+            if not self._launcher.alive:
+                self._launcher = None
+            raise
+        return self._metadata(request, dims, reports)
+
+    def close(self) -> None:
+        """End all ranks and let go of the model."""
+        if self._launcher is not None:
+            self._launcher.close()
+            self._launcher = None
+
+    def __enter__(self) -> VideoEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _dims(self, request: ResolvedRequest) -> ParallelDims:
+        return choose_dims(
+            self.config.parallel,
+            self.config.devices,
+            num_heads=self._spec.num_heads,
+            true_cfg=request.uses_true_cfg,
+        )
+
+    def _metadata(
+        self, request: ResolvedRequest, dims: ParallelDims, reports: list[RankReport]
+    ) -> Metadata:
+        dtype = dtype_of(self.config, torch.device(self._device_type))
+        return Metadata(
+            request,
+            self.config,
+            dims,
+            str(dtype).removeprefix("torch."),
+            self._device_type,
+            {"loading": self._seconds_loading, **reports[0].seconds},
+            reports,
+        )
+
+
+class _Kept:
+    """A sink that keeps everything in memory."""
+
+    def __init__(self, request: ResolvedRequest) -> None:
+        self._request = request
+        self.batch: list[Array] = []
+        self.all_latents: Array = np.zeros((0,), dtype=np.float32)
+
+    def latents(self, latents: Array) -> None:
+        self.all_latents = latents
+
+    def frame(self, video: int, index: int, frame: Array) -> None:
+        if index == 0:
+            shape = (self._request.num_frames, *frame.shape)
+            self.batch.append(np.empty(shape, dtype=np.float32))
+        self.batch[video][index] = frame
+
+
+def _device_type(config: EngineConfig) -> str:
+    """The kind of device, of which there are enough."""
+    num_gpus = torch.cuda.device_count()
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
+        return "cpu"
+    local = min(config.devices, int(os.environ.get("LOCAL_WORLD_SIZE", config.devices)))
+    if local > num_gpus:
+        raise LayoutError(
+            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
+            "or device=cpu"
+        )
+    return "cuda"

@@ -1,0 +1,157 @@
+"""What a rendering gives: frames and latents in memory, and how they came to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import longtake
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.video_writer import VideoFiles
+from longtake.engine.worker import RankReport
+from longtake.errors import EngineError
+from longtake.parallel import ParallelDims
+
+Array = npt.NDArray[np.float32]
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "av")
+
+
+@dataclass
+class Metadata:
+    """Everything that is needed to render a video again, and what it cost.
+
+    Attributes:
+        request: with nothing left out, the seed included.
+        engine: model, ranks, dtype as it was used.
+        layout: the degrees that it ran in.
+        seconds: of each stage on rank 0, with loading and writing.
+        ranks: what each rank measured.
+    """
+
+    request: ResolvedRequest
+    engine: EngineConfig
+    layout: ParallelDims
+    dtype: str
+    device: str
+    seconds: dict[str, float]
+    ranks: list[RankReport]
+    created: str = field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written beside a video. ``--config`` takes the file, and renders it again."""
+        return {
+            "created": self.created,
+            "request": self.request.model_dump(mode="json"),
+            "engine": {
+                **self.engine.model_dump(mode="json"),
+                "dtype": self.dtype,
+                "device": self.device,
+                "parallel": {
+                    **self.engine.parallel.model_dump(mode="json"),
+                    **asdict(self.layout),
+                },
+            },
+            "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
+            "bytes_sent": {
+                stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)
+                for stage in self.ranks[0].bytes_sent
+            },
+            "peak_memory_bytes": {str(rank.rank): rank.peak_memory_bytes for rank in self.ranks},
+            "ranks": [asdict(rank) for rank in self.ranks],
+            "versions": _versions(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write it, under another name until it is whole.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
+        partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+        try:
+            partial.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise EngineError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@dataclass
+class Video:
+    """One or several videos of one request.
+
+    Attributes:
+        batch: each video's frames, ``[frames, height, width, 3]``, float32 in [0, 1]. Without any
+            where latents alone were asked for, and on all but rank 0 under torchrun.
+        latents: ``[B, C, F, H, W]``, float32, before the decoder's scale.
+        metadata: how they came to be.
+    """
+
+    batch: list[Array]
+    latents: Array
+    metadata: Metadata
+    writes: bool = True
+
+    @property
+    def frames(self) -> Array:
+        """The first video's frames, ``[frames, height, width, 3]``, float32 in [0, 1]."""
+        return self.batch[0]
+
+    def save(self, path: str | Path, *, metadata: bool = True) -> list[Path]:
+        """Write the video to a file, by its suffix; several as ``name-0``, ``name-1``.
+
+        Args:
+            path: .mp4, .webm, .gif, .npy, .safetensors (latents), or a folder for PNG files.
+            metadata: also write a .json beside it.
+
+        Returns:
+            The files, which appear only once they are whole. Under torchrun, rank 0 alone writes.
+
+        Raises:
+            RequestError: an unknown suffix, or no such folder.
+            EngineError: writing failed, of a full disk say; nothing is left behind.
+        """
+        path = Path(path)
+        if not self.writes:
+            return []
+        begun = time.perf_counter()
+        with VideoFiles(path, self.metadata.request) as files:
+            files.latents(self.latents)
+            for video, frames in enumerate(self.batch):
+                for index, frame in enumerate(frames):
+                    files.frame(video, index, frame)
+            files.publish()
+        self.metadata.seconds["writing"] = time.perf_counter() - begun
+        if metadata:
+            self.metadata.save(metadata_path(path))
+        return files.paths
+
+
+def metadata_path(path: Path) -> Path:
+    """Where the metadata of an output stands: ``out.json`` beside ``out.mp4``."""
+    return path.with_suffix(".json")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"longtake": longtake.__version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions

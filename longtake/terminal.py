@@ -1,0 +1,199 @@
+"""What a command shows while it works: a progress bar, plain lines, JSON, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as ProgressBars
+
+from longtake.engine.video import Metadata
+from longtake.pipelines.rendering import Progress
+
+_PHASES = {"text": "encoding the prompt"}
+
+
+class View(ABC):
+    """Shows a rendering. A context; errors go to stderr in every view."""
+
+    def __init__(self) -> None:
+        self._writing_since = time.perf_counter()
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was."""
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - most views have nothing to put back
+        """Put back what was changed on the terminal."""
+
+    @abstractmethod
+    def progress(self, progress: Progress) -> None:
+        """Ranks got on."""
+
+    @abstractmethod
+    def done(self, paths: list[Path], metadata: Metadata) -> None:
+        """Everything is written."""
+
+    def writing(self) -> None:
+        """All frames are there."""
+        self._writing_since = time.perf_counter()
+        self.progress(Progress("writing"))
+
+    def seconds_writing(self) -> float:
+        """Since :meth:`writing`."""
+        return time.perf_counter() - self._writing_since
+
+    def failed(self, message: str, kind: str, exit_code: int) -> int:
+        """Say what went wrong; returns the exit code."""
+        print(f"longtake: {message}", file=sys.stderr, flush=True)
+        return exit_code
+
+
+class _Quiet(View):
+    """Nothing but errors."""
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def done(self, paths: list[Path], metadata: Metadata) -> None:
+        pass
+
+
+class _Json(View):
+    """An event a line on stdout, for scripts."""
+
+    def progress(self, progress: Progress) -> None:
+        self._print({"event": "progress", **asdict(progress)})
+
+    def done(self, paths: list[Path], metadata: Metadata) -> None:
+        files = [str(path) for path in paths]
+        self._print({"event": "done", "output": files, "metadata": metadata.as_json()})
+
+    def failed(self, message: str, kind: str, exit_code: int) -> int:
+        self._print({"event": "error", "kind": kind, "message": message, "exit_code": exit_code})
+        return super().failed(message, kind, exit_code)
+
+    @staticmethod
+    def _print(event: dict[str, object]) -> None:
+        print(json.dumps(event), flush=True)
+
+
+class _Lines(View):
+    """Plain lines, for logs: each phase, and every tenth of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._phase = ""
+        self._began = 0.0
+        self._tenths = 0
+
+    def progress(self, progress: Progress) -> None:
+        now = time.perf_counter()
+        if progress.phase != self._phase:
+            self._phase, self._began, self._tenths = progress.phase, now, 0
+            if progress.phase != "denoising":
+                print(_PHASES.get(progress.phase, progress.phase), file=sys.stderr, flush=True)
+        tenths = 10 * progress.done // progress.total if progress.total else 0
+        if progress.phase == "denoising" and progress.done and tenths > self._tenths:
+            self._tenths = tenths
+            each = (now - self._began) / progress.done
+            left = each * (progress.total - progress.done)
+            steps = f"denoising {progress.done}/{progress.total}"
+            print(f"{steps}, {each:.2f} s a step, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def done(self, paths: list[Path], metadata: Metadata) -> None:
+        print(_summary(paths, metadata), flush=True)
+
+
+class _Bars(View):
+    """A progress bar on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._bars = ProgressBars(
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._phase = ""
+        self._began = 0.0
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> View:
+        self._bars.start()
+        return self
+
+    def close(self) -> None:
+        self._bars.stop()
+
+    def progress(self, progress: Progress) -> None:
+        now = time.perf_counter()
+        if progress.phase != self._phase or self._task is None:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._phase, self._began = progress.phase, now
+            self._task = self._bars.add_task("", total=None, rate="")
+        rate = f"{(now - self._began) / progress.done:.2f} s each" if progress.done else ""
+        name = _PHASES.get(progress.phase, progress.phase)
+        self._bars.update(
+            self._task,
+            description=f"{name} {progress.detail}".strip(),
+            completed=progress.done,
+            total=progress.total or None,
+            rate=rate,
+        )
+
+    def done(self, paths: list[Path], metadata: Metadata) -> None:
+        self.close()
+        print(_summary(paths, metadata), flush=True)
+
+
+def view_of(*, quiet: bool, as_json: bool) -> View:
+    """The view that was asked for, or that suits where the output goes; of all ranks, rank 0's."""
+    if os.environ.get("RANK", "0") != "0":
+        return _Quiet()
+    if as_json:
+        return _Json()
+    if quiet:
+        return _Quiet()
+    console = Console(stderr=True)
+    return _Bars(console) if console.is_terminal else _Lines()
+
+
+def _summary(paths: list[Path], metadata: Metadata) -> str:
+    request, layout = metadata.request, metadata.layout
+    ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
+    stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in metadata.seconds.items())
+    names = " ".join(map(str, paths))
+    return (
+        f"{names}: {request.num_frames} frames of {request.width}x{request.height}, seed "
+        f"{request.seed}, on {ranks}; seconds: {stages}"
+    )
