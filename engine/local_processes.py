@@ -64,7 +64,7 @@ class LocalProcesses(Launcher):
                 started = start_processes(
                     name="longtake",
                     entrypoint=sys.executable,
-                    args={rank: ("-m", "longtake.engine.worker") for rank in ranks},
+                    args={rank: ("-m", "longtake.engine.local_rank") for rank in ranks},
                     envs={rank: self._environment(rank) for rank in ranks},
                     logs_specs=DefaultLogsSpecs(self._logs.name, redirects=Std.ALL),
                 )
@@ -264,6 +264,10 @@ class LocalProcesses(Launcher):
         if self._processes is not None:
             with _quiet_elastic():
                 self._processes.close(death_sig=signal.SIGKILL, timeout=5)
+            for handler in self._processes.subprocess_handlers.values():
+                for log in (handler._stdout, handler._stderr):  # left open where a rank had ended
+                    if log is not None:
+                        log.close()
             self._processes = None
         if self._logs is not None:
             self._logs.cleanup()

@@ -1,48 +1,29 @@
-"""What one rank executes: load the model, render what it is told to, report.
-
-``python -m longtake.engine.worker`` is a rank that a launcher started on this machine.
-"""
+"""What one rank executes, whoever started it: load the model, render, report."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import os
 import resource
-import signal
-import sys
-import threading
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.channel import Mailbox
-from longtake.engine.deadlines import Deadlines
-from longtake.errors import EngineError, PeerLostError, RefusedInputError, Stopped, one_line
+from longtake.errors import EngineError, Stopped, one_line
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.rendering import OnProgress, Progress, decode_videos, render_latents
 
-logger = logging.getLogger(__name__)
-
 Array = npt.NDArray[np.float32]
-
-EXIT_REFUSED = 2
-EXIT_FAILED = 3
 
 
 class Job(BaseModel):
@@ -212,126 +193,3 @@ def join_group(
     group = dist.group.WORLD
     assert group is not None
     return group
-
-
-class _MailSink:
-    """Sends a rendering to the engine."""
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self._mailbox = mailbox
-
-    def latents(self, latents: Array) -> None:
-        self._send({"kind": "latents"}, latents)
-
-    def frame(self, video: int, index: int, frame: Array) -> None:
-        self._send({"kind": "frame", "video": video, "index": index}, frame)
-
-    def _send(self, message: dict[str, Any], array: Array) -> None:
-        payload = np.ascontiguousarray(array, dtype=np.float32).tobytes()
-        self._mailbox.post({**message, "shape": array.shape}, payload, max_unread=32)
-
-
-class _LocalRank:
-    """One rank that waits for jobs on the engine's store."""
-
-    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
-        self._store = store
-        self._rank = rank
-        self._config = EngineConfig.model_validate_json(store.get("config"))
-        self._deadlines = Deadlines(self._config)
-        self._mailbox = Mailbox(store, "mail")
-        self._jobs = Mailbox(store, "jobs", keep=True)
-        self._progress(Progress("loading", detail="libraries"))
-        on_gpu = store.get("device") == b"cuda"
-        device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
-        group = join_group(
-            dist.PrefixStore("ranks", store), device, rank, world_size, self._config.load_timeout_s
-        )
-        world = World(device, group, group, timeout_s=self._config.step_timeout_s)
-        self._worker = Worker(self._config, world, self._progress)
-        world.any(False)  # all have loaded
-        self._deadlines.pause()
-        if rank == 0:
-            self._mailbox.post({"kind": "ready"})
-
-    def serve(self) -> None:
-        """Render until told to end."""
-        while True:
-            read = self._jobs.read(timeout_s=1.0)
-            if read is None:
-                continue
-            message = read[0]
-            if message["kind"] == "exit":
-                break
-            self._render(Job.model_validate(message["job"]), f"stop/{message['number']}")
-            self._deadlines.pause()
-        dist.barrier()  # without it gloo's ranks abort at exit now and then
-        dist.destroy_process_group()
-
-    def _render(self, job: Job, stop_key: str) -> None:
-        first = self._rank == 0
-        try:
-            reports = self._worker.render(
-                job,
-                _MailSink(self._mailbox),
-                self._progress,
-                lambda: first and bool(self._store.check([stop_key])),
-            )
-            end: dict[str, Any] = {"kind": "done", "reports": [asdict(each) for each in reports]}
-        except Stopped as error:
-            end = {"kind": "stopped", "text": str(error)}
-        except RefusedInputError as error:
-            end = {"kind": "refused", "type": type(error).__name__, "text": str(error)}
-        if first:
-            self._mailbox.post(end)
-
-    def _progress(self, progress: Progress) -> None:
-        timeout_s = self._deadlines.progress(progress)
-        state = {**asdict(progress), "timeout_s": timeout_s, "at": time.time()}
-        self._store.set(f"state/{self._rank}", json.dumps(state))
-        if self._rank == 0:
-            self._mailbox.post({"kind": "progress", **asdict(progress)})
-
-
-def _end_with_parent(pid: int) -> None:
-    """End this process within a second of its parent's end, whatever it is doing."""
-    parent = psutil.Process(pid)
-    while True:
-        time.sleep(0.5)
-        with contextlib.suppress(psutil.Error):
-            if parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-                continue
-        os._exit(EXIT_FAILED)
-
-
-def main() -> int:
-    """Run one rank that a launcher on this machine started; returns its exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to hear
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    parent_pid = int(os.environ["LONGTAKE_PARENT"])
-    threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
-    logging.basicConfig(level=logging.WARNING, format=f"rank {rank} %(levelname)s %(message)s")
-    store = dist.TCPStore(
-        "127.0.0.1",
-        int(os.environ["LONGTAKE_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-    )
-    try:
-        _LocalRank(store, rank, world_size).serve()
-        return 0
-    except BaseException as error:
-        traceback.print_exc()
-        refused = isinstance(error, RefusedInputError)
-        kind = "refused" if refused else "lost" if isinstance(error, PeerLostError) else "failed"
-        failure = {"kind": kind, "type": type(error).__name__, "text": one_line(error)}
-        with contextlib.suppress(Exception):
-            store.set(f"failure/{rank}", json.dumps(failure))
-        return EXIT_REFUSED if refused else EXIT_FAILED
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a lost peer's backend threads must not hold up the end

@@ -45,6 +45,8 @@ class TextEncoders:
         try:
             with _no_progress_bars():
                 self._encoders, tokenizers = self._load(checkpoint, dtype)
+        except ModelError:
+            raise
         except Exception as error:  # transformers raises anything on damaged files
             raise ModelError(
                 f"{checkpoint.model} has text encoders that cannot be loaded: {one_line(error)}"
@@ -62,15 +64,21 @@ class TextEncoders:
     @staticmethod
     def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
         classes = {"text_encoder": LlamaModel, "text_encoder_2": CLIPTextModel}
-        encoders = [
-            encoder.from_pretrained(
+        encoders = []
+        for component, encoder in classes.items():
+            loaded, info = encoder.from_pretrained(
                 checkpoint.folder / component,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
-            ).eval()
-            for component, encoder in classes.items()
-        ]
+                output_loading_info=True,
+            )
+            if info["missing_keys"]:  # transformers would draw them at random
+                raise ModelError(
+                    f"{checkpoint.folder / component} lacks {min(info['missing_keys'])}: its "
+                    "weights and its config.json are not of the same model"
+                )
+            encoders.append(loaded.eval())
         tokenizers = [
             AutoTokenizer.from_pretrained(checkpoint.folder / component, local_files_only=True)
             for component in ("tokenizer", "tokenizer_2")

@@ -64,6 +64,7 @@ def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
         assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"longtake"}
         assert sources() <= names
         assert "longtake/py.typed" in names
+        assert "longtake/configs/models/hunyuanvideo-community--HunyuanVideo.yaml" in names
         source = (ROOT / "parallel" / "attention.py").read_bytes()
         assert archive.read("longtake/parallel/attention.py") == source
         assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -74,7 +75,8 @@ def test_the_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*install, "--target", site, wheel], check=True, capture_output=True)
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {
-        "longtake"
+        "bin",  # the command
+        "longtake",
     }
     program = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"

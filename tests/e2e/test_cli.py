@@ -1,0 +1,252 @@
+"""The command line: what it writes, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from longtake import cli
+
+COMMAND = [sys.executable, "-m", "longtake.cli"]
+
+
+@pytest.fixture(autouse=True)
+def put_back_signals() -> Any:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def generate(model: str, tmp_path: Path, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process, on one rank; returns exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(["generate", *arguments, "--model", model])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".npy", ".safetensors", ""])
+def test_writes_the_video_and_its_metadata(generate: Any, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    code, out, _ = generate("a cat walks", "-o", str(path), "--num-frames", "5")
+    assert code == 0
+    assert names(tmp_path) == sorted({path.name, "out.json"})
+    assert out.startswith(f"{path}: 5 frames of 48x32, seed ")
+    if suffix == "":
+        assert names(path) == [f"{index:05d}.png" for index in range(5)]
+    if suffix == ".npy":
+        assert np.load(path).shape == (5, 32, 48, 3)
+    if suffix == ".safetensors":
+        assert load_file(path)["latents"].shape == (4, 2, 4, 6)
+
+
+def test_a_drawn_seed_gives_the_same_file_again(generate: Any, tmp_path: Path) -> None:
+    first, by_seed, by_file = (tmp_path / f"{name}.mp4" for name in ("a", "b", "c"))
+    assert generate("a cat", "-o", str(first))[0] == 0
+    seed = json.loads((tmp_path / "a.json").read_text())["request"]["seed"]
+    assert generate("a cat", "-o", str(by_seed), "--seed", str(seed))[0] == 0
+    assert generate("--config", str(tmp_path / "a.json"), "-o", str(by_file))[0] == 0
+    assert first.read_bytes() == by_seed.read_bytes() == by_file.read_bytes()
+
+
+def test_flags_override_the_config_file(generate: Any, tmp_path: Path) -> None:
+    config = tmp_path / "options.yaml"
+    out = tmp_path / "out.npy"
+    config.write_text(
+        "prompt: a dog\nheight: 64\nnum-frames: 1\ntrue_cfg_scale: 2\nsigmas: [1.0, 0.5]\n"
+        f"output: {out}\nnegative_prompt: red\n"
+    )
+    code, _, _ = generate("a cat", "--config", str(config), "--height", "48", "--no-metadata")
+    assert code == 0
+    assert np.load(out).shape == (1, 48, 48, 3)
+    assert names(tmp_path) == ["options.yaml", "out.npy"]
+
+
+def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "out.npy")
+    code, out, err = generate("a cat", "-o", path, "--json", "--num-inference-steps", "4")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    steps = [each["done"] for each in events if each.get("phase") == "denoising"]
+    assert steps == [0, 1, 2, 3, 4]
+    assert events[-1]["event"] == "done"
+    assert events[-1]["output"] == [path]
+    assert events[-1]["metadata"]["seconds"]["writing"] >= 0
+    assert generate("a cat", "-o", path, "--quiet") == (0, "", "")
+    code, out, err = generate("a cat", "-o", path, "--json", "--height", "1")
+    assert json.loads(out)["exit_code"] == code == 2
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "a word for a number": (["a", "--height", "tall"], "height='tall' must be a valid integer"),
+    "no multiple": (["a", "--height", "40"], "height=40 must be a multiple of 16: try 32 or 48"),
+    "frames": (["a", "--num-frames", "4"], "num_frames=4 must be 1 more than a multiple of 4"),
+    "no steps": (["a", "--num-inference-steps", "0"], "num_inference_steps='0' must be greater"),
+    "negative seed": (["a", "--seed", "-1"], "seed='-1' must be greater than or equal to 0"),
+    "no number": (["a", "--guidance-scale", "nan"], "guidance_scale='nan' must be a finite"),
+    "no prompt": ([], "prompt is missing"),
+    "blank prompt": (["  "], "prompt='  ' must hold more than blanks"),
+    "no model": (["a", "--model", "/no/where"], "there is no folder /no/where"),
+    "no devices": (["a", "--devices", "0"], "devices='0' must be greater than or equal to 1"),
+    "degrees": (
+        ["a", "--devices", "4", "--ulysses-degree", "3", "--ring-degree", "2"],
+        "ring_degree=2 x ulysses_degree=3 needs 6 ranks, got devices=4: try devices=6, or "
+        "ring_degree=2 x ulysses_degree=2",
+    ),
+    "one branch": (["a", "--devices", "2", "--cfg-degree", "2"], "cfg_degree=2 without true CFG"),
+    "three branches": (["a", "--cfg-degree", "3"], "cfg_degree='3' must be less than or equal"),
+    "no such kernel": (["a", "--attention-kernel", "magic"], "attention_kernel='magic' is unknown"),
+    "no such dtype": (["a", "--dtype", "int8"], "dtype='int8' must be 'auto', 'float32'"),
+    "no GPU": (["a", "--device", "cuda"], "devices=1 with 0 GPUs here"),
+    "no folder": (["a", "-o", "/no/where/out.mp4"], "there is no folder /no/where"),
+    "no such suffix": (["a", "-o", "out.avi"], "has the suffix '.avi': use .mp4"),
+    "no config": (["a", "--config", "/no/file"], "config='/no/file' cannot be read: No such file"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_line_and_exit_code_2(
+    model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    arguments, text = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", model]
+    assert cli.main(["generate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert text in err
+    assert len(err.splitlines()) == 1
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a: [", "is no YAML"),
+        ("- 1", "must map options to values"),
+        ("colour: blue", "has colour, which is not an option"),
+        ("height: {}", "height={} must be a valid integer"),
+        ("prompt: 7", "prompt=7 must be a valid string"),
+    ],
+)
+def test_bad_config_files(generate: Any, tmp_path: Path, content: str, text: str) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text(content)
+    code, out, err = generate("--config", str(config))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert text in err
+
+
+def test_an_unknown_option(generate: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        generate("a cat", "--heigth", "32")
+    assert caught.value.code == 2
+
+
+def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
+    """Found while the ranks load: refused by one of them, with the same line and exit code."""
+    copy = shutil.copytree(model, tmp_path / "model")
+    config = json.loads((copy / "transformer/config.json").read_text())
+    (copy / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 3}))
+    out = tmp_path / "out"
+    out.mkdir()
+    ran = run(["a", "--model", str(copy), "--devices", "2", "-o", str(out / "out.mp4")])
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith(f"longtake: {copy}/transformer lacks ")
+    assert names(out) == []
+
+
+def test_a_port_in_use(model: str, tmp_path: Path) -> None:
+    """Joining torchrun's group where another program holds its port."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        group = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }
+        path = str(tmp_path / "out.mp4")
+        ran = run(["a", "--model", model, "-o", path, "--quiet", "--load-timeout-s", "5"], **group)
+    assert ran.returncode == 3
+    assert f"cannot meet the others at 127.0.0.1:{group['MASTER_PORT']}" in ran.stderr
+    assert names(tmp_path) == []
+
+
+def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> None:
+    expected, joined = tmp_path / "a.npy", tmp_path / "b.npy"
+    assert generate("a cat", "-o", str(expected), "--seed", "1")[0] == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    ran = subprocess.run(
+        [*torchrun, "-m", "longtake.cli", "generate", "a cat", "--model", model, "--seed", "1"]
+        + ["-o", str(joined)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("on 3 ranks") == 1
+    np.testing.assert_allclose(np.load(joined), np.load(expected), rtol=0, atol=1e-4)
+    assert names(tmp_path) == ["a.json", "a.npy", "b.json", "b.npy"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ["a", "--model", model, "--devices", "2", "-o", str(tmp_path / "out.mp4")]
+    command = [*COMMAND, "generate", *arguments, "--num-inference-steps", "10000", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("done") == 3:
+                break
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert len(ranks) == 2
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    gone, alive = psutil.wait_procs(ranks, timeout=5)
+    assert not alive
+    assert names(tmp_path) == []
+    if number is not signal.SIGKILL:
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "longtake: stopped; nothing was written"
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    begun = time.monotonic()
+    ran = subprocess.run(
+        [*COMMAND, "generate", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+    assert time.monotonic() - begun < 100
+    return ran

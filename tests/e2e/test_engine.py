@@ -1,0 +1,166 @@
+"""The engine from Python: one process, and two that stay alive between requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from longtake import ParallelConfig, VideoEngine, VideoRequest
+from longtake.engine import Progress
+from longtake.errors import EngineError, LayoutError, ModelError, RequestError
+
+
+def ranks_of(engine: VideoEngine) -> list[psutil.Process]:
+    """The processes that an engine started."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "longtake.engine.local_rank" in process.cmdline()
+    ]
+
+
+def request(**changes: Any) -> VideoRequest:
+    settings: dict[str, Any] = dict(prompt="a cat walks on the grass", seed=5)
+    return VideoRequest(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def alone(model: str) -> Iterator[VideoEngine]:
+    with VideoEngine.from_pretrained(model) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def pair(model: str) -> Iterator[VideoEngine]:
+    with VideoEngine.from_pretrained(model, devices=2, rank_loss_timeout_s=4) as engine:
+        yield engine
+
+
+def test_frames_and_latents_are_those_of_one_process(alone: VideoEngine, pair: VideoEngine) -> None:
+    for changes in ({}, dict(num_videos=2, height=48, num_frames=5)):
+        expected, video = (each.generate(request(**changes)) for each in (alone, pair))
+        frames, height = changes.get("num_frames", 9), changes.get("height", 32)
+        assert video.frames.shape == (frames, height, 48, 3)
+        assert video.frames.dtype == np.float32
+        assert len(video.batch) == changes.get("num_videos", 1)
+        for ours, theirs in zip(video.batch, expected.batch, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(video.latents, expected.latents, rtol=0, atol=1e-4)
+
+
+def test_a_second_request_loads_nothing(pair: VideoEngine) -> None:
+    before = [process.pid for process in ranks_of(pair)]
+    phases = []
+    pair.generate(request(width=64, num_frames=1), lambda progress: phases.append(progress.phase))
+    assert "loading" not in phases
+    assert [process.pid for process in ranks_of(pair)] == before
+    assert len(before) == 2
+
+
+def test_progress_counts_every_step(pair: VideoEngine) -> None:
+    seen: list[Progress] = []
+    pair.generate(request(num_inference_steps=7), seen.append)
+    steps = [(each.done, each.total) for each in seen if each.phase == "denoising"]
+    assert steps == [(done, 7) for done in range(8)]
+    phases = [each.phase for each in seen]
+    assert sorted(set(phases), key=phases.index) == ["text", "denoising", "decoding"]
+
+
+def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path) -> None:
+    video = pair.generate(request(seed=None))
+    drawn = video.metadata.request.seed
+    again = pair.generate(VideoRequest(prompt=video.metadata.request.prompt, seed=drawn))
+    np.testing.assert_array_equal(video.frames, again.frames)
+    files = [video.save(tmp_path / "a.mp4"), again.save(tmp_path / "b.mp4", metadata=False)]
+    assert files == [[tmp_path / "a.mp4"], [tmp_path / "b.mp4"]]
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4", "b.mp4"]
+
+    described = video.metadata.as_json()
+    assert described["request"]["seed"] == drawn
+    assert described["engine"]["parallel"]["ulysses_degree"] == 2
+    assert described["engine"]["dtype"] == "float32"
+    assert {"loading", "text", "denoising", "decoding"} <= described["seconds"].keys()
+    assert described["bytes_sent"]["denoising"] > 0
+    assert set(described["peak_memory_bytes"]) == {"0", "1"}
+    assert min(described["peak_memory_bytes"].values()) > 10**8
+    assert described["versions"]["diffusers"]
+
+
+def test_latents_alone_are_not_decoded(pair: VideoEngine) -> None:
+    video = pair.generate(request(output_type="latents"))
+    assert video.batch == []
+    assert video.latents.shape == (1, 4, 3, 4, 6)
+    assert "decoding" not in video.metadata.seconds
+
+
+class Enough(Exception):
+    """Raised by a caller that has seen enough."""
+
+
+def test_what_progress_raises_stops_the_ranks_between_steps(pair: VideoEngine) -> None:
+    before = [process.pid for process in ranks_of(pair)]
+
+    def stop_early(progress: Progress) -> None:
+        if progress.phase == "denoising" and progress.done == 3:
+            raise Enough
+
+    begun = time.monotonic()
+    with pytest.raises(Enough):
+        pair.generate(request(num_inference_steps=10_000), stop_early)
+    assert time.monotonic() - begun < 10
+    assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
+    assert [process.pid for process in ranks_of(pair)] == before
+
+
+def test_a_refused_request_leaves_the_ranks_as_they_were(pair: VideoEngine) -> None:
+    with pytest.raises(RequestError, match="height=40 must be a multiple of 16: try 32 or 48"):
+        pair.generate(request(height=40))
+    assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
+
+
+def test_true_cfg_runs_side_by_side(alone: VideoEngine, pair: VideoEngine) -> None:
+    guided = request(true_cfg_scale=3.0, negative_prompt="dog")
+    video = pair.generate(guided)
+    assert video.metadata.layout.cfg_degree == 2
+    np.testing.assert_allclose(video.latents, alone.generate(guided).latents, rtol=0, atol=1e-4)
+
+
+def test_refused_without_starting_anything(model: str, tmp_path: Path) -> None:
+    before = len(psutil.Process().children())
+    with pytest.raises(ModelError, match="there is no folder"):
+        VideoEngine.from_pretrained(tmp_path / "none", devices=2)
+    with pytest.raises(LayoutError, match="ulysses_degree=3 needs a multiple of 3 ranks"):
+        VideoEngine.from_pretrained(model, devices=2, parallel=ParallelConfig(ulysses_degree=3))
+    with pytest.raises(RequestError, match="devices=0 must be greater than or equal to 1"):
+        VideoEngine.from_pretrained(model, devices=0)
+    with pytest.raises(RequestError, match="colour is not an option"):
+        VideoEngine.from_pretrained(model, colour="blue")
+    with pytest.raises(LayoutError, match="devices=2 with 0 GPUs here"):
+        VideoEngine.from_pretrained(model, devices=2, device="cuda")
+    assert len(psutil.Process().children()) == before
+
+
+def test_a_rank_that_is_killed_ends_all_and_is_named(pair: VideoEngine) -> None:
+    """Last here: it ends the shared ranks, which the next request starts anew."""
+    victims = ranks_of(pair)
+
+    def kill(progress: Progress) -> None:
+        if progress.phase == "denoising" and progress.done == 2:
+            victims[1].kill()
+
+    begun = time.monotonic()
+    with pytest.raises(EngineError) as caught:
+        pair.generate(request(num_inference_steps=10_000), kill)
+    assert time.monotonic() - begun < 10
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith("rank 1 was killed by SIGKILL (exit code -9, denoising, ")
+    assert len(lines) <= 12
+    assert not any(process.is_running() for process in victims)
+    assert pair.generate(request()).frames.shape == (9, 32, 48, 3)

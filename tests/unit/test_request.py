@@ -1,0 +1,123 @@
+"""What may be asked for: limits of each field, the model's defaults, its sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from longtake.configs.models import ModelDefaults, defaults_of
+from longtake.configs.request import VideoRequest
+from longtake.engine.request import resolve
+from longtake.errors import ModelError, RequestError, one_line
+from longtake.pipelines.base import ModelSpec
+
+SPEC = ModelSpec(
+    num_heads=24, size_multiple=16, frames_multiple=4, defaults=ModelDefaults(), flow_shift=5.0
+)
+
+OUT_OF_RANGE: list[tuple[str, Any, str]] = [
+    ("prompt", "", "must hold more than blanks"),
+    ("prompt", " \n", "must hold more than blanks"),
+    ("prompt", "a" * 100_001, "at most 100000"),
+    ("prompt", 3, "valid string"),
+    ("negative_prompt", "a" * 100_001, "at most 100000"),
+    ("height", 0, "greater than or equal to 1"),
+    ("height", 16385, "less than or equal to 16384"),
+    ("height", 32.5, "valid integer"),
+    ("width", -16, "greater than or equal to 1"),
+    ("num_frames", 0, "greater than or equal to 1"),
+    ("num_inference_steps", 0, "greater than or equal to 1"),
+    ("num_inference_steps", 10_001, "less than or equal to 10000"),
+    ("guidance_scale", -0.1, "greater than or equal to 0"),
+    ("guidance_scale", float("nan"), "finite number"),
+    ("true_cfg_scale", float("inf"), "finite number"),
+    ("flow_shift", 0, "greater than 0"),
+    ("seed", -1, "greater than or equal to 0"),
+    ("seed", 2**63, "less than or equal to"),
+    ("fps", 0, "greater than 0"),
+    ("num_videos", 0, "greater than or equal to 1"),
+    ("sigmas", (), "at least 1 item"),
+    ("sigmas", (0.5, 0.7), "must fall"),
+    ("sigmas", (1.0, 1.0), "must fall"),
+    ("sigmas", (1.5,), "less than or equal to 1"),
+    ("sigmas", (1.0, 0.0), "greater than 0"),
+    ("output_type", "pixels", "'frames' or 'latents'"),
+    ("colour", "blue", "is not an option"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "rule"), OUT_OF_RANGE)
+def test_out_of_range(field: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        VideoRequest(**{"prompt": "a cat", field: value})
+    text = one_line(caught.value)
+    assert text.startswith(field)
+    assert rule in text
+    assert "\n" not in text
+    assert len(text) < 200
+
+
+def test_what_is_left_out_is_the_models() -> None:
+    resolved = resolve(VideoRequest(prompt="a cat"), SPEC)
+    assert (resolved.height, resolved.width, resolved.num_frames) == (720, 1280, 129)
+    assert (resolved.num_inference_steps, resolved.guidance_scale) == (50, 6.0)
+    assert resolved.flow_shift == 5.0  # the scheduler's, where the model has no other
+    assert resolved.negative_prompt is None
+    assert not resolved.vae_tiling
+
+
+def test_a_seed_is_drawn_once() -> None:
+    seeds = {resolve(VideoRequest(prompt="a"), SPEC).seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert resolve(VideoRequest(prompt="a", seed=0), SPEC).seed == 0
+
+
+def test_zero_guidance_is_not_left_out() -> None:
+    assert resolve(VideoRequest(prompt="a", guidance_scale=0), SPEC).guidance_scale == 0
+
+
+def test_true_cfg_without_a_negative_prompt_takes_an_empty_one() -> None:
+    assert resolve(VideoRequest(prompt="a", true_cfg_scale=4), SPEC).negative_prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(height=100), "height=100 must be a multiple of 16: try 96 or 112"),
+        (dict(width=8), "width=8 must be a multiple of 16: try 16"),
+        (dict(num_frames=8), "num_frames=8 must be 1 more than a multiple of 4: try 5 or 9"),
+        (dict(num_frames=2), "num_frames=2 must be 1 more than a multiple of 4: try 1 or 5"),
+        (
+            dict(sigmas=(1.0, 0.5), num_inference_steps=3),
+            "num_inference_steps=3 with 2 sigmas: there must be one sigma a step",
+        ),
+    ],
+)
+def test_what_the_model_cannot_have(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(RequestError, match="^" + text.replace("(", r"\(")):
+        resolve(VideoRequest(prompt="a", **changes), SPEC)
+
+
+def test_sigmas_give_the_steps() -> None:
+    assert resolve(VideoRequest(prompt="a", sigmas=(0.9, 0.3)), SPEC).num_inference_steps == 2
+
+
+def test_a_resolved_request_resolves_to_itself() -> None:
+    resolved = resolve(VideoRequest(prompt="a", true_cfg_scale=2), SPEC)
+    again = resolve(VideoRequest.model_validate_json(resolved.model_dump_json()), SPEC)
+    assert again == resolved
+
+
+def test_a_released_model_has_a_preset(tmp_path: Any) -> None:
+    preset = defaults_of("hunyuanvideo-community/HunyuanVideo", tmp_path)
+    assert (preset.flow_shift, preset.vae_tiling, preset.vae_dtype) == (7.0, True, "float16")
+    assert defaults_of("someone/else", tmp_path) == ModelDefaults()
+
+
+@pytest.mark.parametrize("text", ["height: tall", "a: [", "colour: blue", "- 1"])
+def test_a_models_own_defaults_must_be_some(tmp_path: Any, text: str) -> None:
+    (tmp_path / "longtake.yaml").write_text(text)
+    with pytest.raises(ModelError, match="longtake.yaml holds no defaults"):
+        defaults_of("x", tmp_path)

@@ -1,0 +1,176 @@
+"""Each kind of file holds the frames, appears only once whole, and leaves nothing when it fails."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.video_writer import VideoFiles, check_output
+from longtake.errors import EngineError, RequestError
+from tests.rendering import Array, request
+
+SUFFIXES = [".mp4", ".webm", ".gif", ".npy", ""]
+
+
+def smooth_frames(num_frames: int = 9, height: int = 48, width: int = 64) -> Array:
+    """A bright bar that moves over a gradient."""
+    frames = np.zeros((num_frames, height, width, 3), dtype=np.float32)
+    frames[..., 0] = np.linspace(0, 1, width)
+    frames[..., 2] = 0.5
+    for index, frame in enumerate(frames):
+        frame[:, 4 * index : 4 * index + 8, 1] = 1
+    return frames
+
+
+def write(path: Path, asked: ResolvedRequest, videos: list[Array]) -> None:
+    with VideoFiles(path, asked) as files:
+        for video, frames in enumerate(videos):
+            for index, frame in enumerate(frames):
+                files.frame(video, index, frame)
+        files.publish()
+
+
+def read(path: Path) -> Array:
+    if path.suffix == ".npy":
+        array: Array = np.load(path)
+        return array
+    if path.is_dir():
+        frames = [iio.imread(file) for file in sorted(path.iterdir())]
+    else:
+        plugin: Any = "pillow" if path.suffix == ".gif" else "pyav"
+        with iio.imopen(path, "r", plugin=plugin) as file:
+            frames = [frame[..., :3] for frame in file.iter()]
+    scaled: Array = np.stack(frames).astype(np.float32) / np.float32(255)
+    return scaled
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_frames_are_in_the_file(tmp_path: Path, suffix: str) -> None:
+    frames, path = smooth_frames(), tmp_path / f"out{suffix}"
+    write(path, request(height=48, width=64), [frames])
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    again = read(path)
+    assert again.shape == frames.shape
+    if suffix == ".npy":
+        assert again.dtype == np.float32
+        np.testing.assert_array_equal(again, frames)
+    elif suffix == "":
+        np.testing.assert_allclose(again, frames, rtol=0, atol=0.5 / 255 + 1e-6)
+    else:
+        assert np.abs(again - frames).mean() < 0.1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_frames_a_second(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    write(path, request(fps=12.5), [smooth_frames()])
+    assert iio.immeta(path, plugin="pyav")["fps"] == pytest.approx(12.5)
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write(tmp_path / name, request(), [smooth_frames()])
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (5, 36, 20), (1, 17, 33)])
+def test_odd_shapes(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    for suffix in SUFFIXES:
+        path = tmp_path / f"out{suffix}"
+        write(path, request(num_frames=shape[0]), [smooth_frames(*shape)])
+        assert read(path).shape[1:] == (*shape[1:], 3)
+
+
+def test_several_videos_are_numbered(tmp_path: Path) -> None:
+    videos = [smooth_frames() * 0.5, smooth_frames()]
+    write(tmp_path / "out.npy", request(num_videos=2), videos)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out-0.npy", "out-1.npy"]
+    for number, frames in enumerate(videos):
+        np.testing.assert_array_equal(read(tmp_path / f"out-{number}.npy"), frames)
+
+
+def test_latents(tmp_path: Path) -> None:
+    latents = np.random.default_rng(0).random((2, 4, 3, 2, 2), dtype=np.float32)
+    with VideoFiles(tmp_path / "out.safetensors", request(num_videos=2)) as files:
+        files.latents(latents)
+        files.publish()
+    for number in range(2):
+        (tensor,) = load_file(tmp_path / f"out-{number}.safetensors").values()
+        np.testing.assert_array_equal(tensor, latents[number])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_interrupted_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "out.mp4").write_bytes(b"an older video")
+    with pytest.raises(KeyboardInterrupt), VideoFiles(tmp_path / f"out{suffix}", request()) as out:
+        out.frame(0, 0, smooth_frames()[0])
+        raise KeyboardInterrupt
+    gc.collect()
+    assert [each.name for each in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
+
+
+class FilledUp(io.FileIO):
+    """A file on a disk that has room for a kilobyte more."""
+
+    room = 1024
+
+    def write(self, data: Any) -> int:
+        self.room -= len(data)
+        if self.room < 0 and os.path.samestat(os.fstat(self.fileno()), os.stat(self.name)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_filled_up(path: Path, mode: str) -> io.BufferedWriter:
+        return io.BufferedWriter(FilledUp(path, mode))
+
+    def write_nothing(path: Path, frame: Array) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", open_filled_up)
+    monkeypatch.setattr(iio, "imwrite", write_nothing)
+    noise = np.random.default_rng(0).random((9, 64, 64, 3), dtype=np.float32)
+    with pytest.raises(EngineError) as caught:
+        write(tmp_path / f"out{suffix}", request(), [noise])
+    assert str(caught.value).endswith(f"out{suffix} cannot be written: No space left on device")
+    del caught
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name, text in {
+        "no/out.mp4": "there is no folder",
+        "out.avi": "has the suffix '.avi': use .mp4",
+        "full": "is there and is not an empty folder",
+        "full/something": "is there and is not an empty folder",
+        "folder.mp4": "is a folder: name a file in it",
+    }.items():
+        with pytest.raises(RequestError, match=text) as caught:
+            check_output(tmp_path / name, 1)
+        assert "\n" not in str(caught.value)
+    check_output(tmp_path / "OUT.MP4", 3)
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RequestError, match="cannot be written to"):
+        check_output(tmp_path / "out.mp4", 1)
