@@ -75,8 +75,8 @@ class UspAttnProcessor:
             tokens = torch.cat([hidden_states, encoder_hidden_states], dim=1)
             q, k, v = _projections(attn, tokens, place.head_size)
         out = usp_attention(
-            rotate(q, place.rotation),
-            rotate(k, place.rotation),
+            rotate_(q, place.rotation),
+            rotate_(k, place.rotation),
             v,
             mesh=place.mesh,
             shards=place.shards,
@@ -88,10 +88,14 @@ class UspAttnProcessor:
         return first, last
 
 
-def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of neighbouring values of ``[B, n, N, H]`` by ``rotation``, in float32."""
+def rotate_(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Turn each pair of neighbouring values of ``[B, n, N, H]`` by ``rotation``, in float32.
+
+    In place where ``x`` is float32 already.
+    """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation[:, None]).flatten(-2).to(x.dtype)
+    pairs.mul_(rotation[:, None])
+    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 def _projections(attn: Any, tokens: torch.Tensor, head_size: int) -> list[torch.Tensor]:
