@@ -2,8 +2,9 @@
 # make test       every test that needs no GPU
 # make test-gpu   the tests that need one, on a machine that has some
 # make check      lint and types
-# make demo       exact attention on two ranks
+# make demo       a video from a prompt, rendered on two ranks, in demo/
 # make peers      a second environment with the projects that the benchmarks compare with
+# make benchmark  attention against the peers; make benchmark-denoise: a denoising step
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test test-gpu check demo peers benchmark clean
+.PHONY: env test test-gpu check demo peers benchmark benchmark-denoise clean
 
 env: $(VENV)/.installed
 
@@ -38,8 +39,10 @@ check: env
 	$(BIN)/lint-imports
 
 demo: env
-	@echo "Exact attention on $(RANKS) ranks. Rendering a video comes with the HunyuanVideo pipeline."
-	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) examples/attention.py
+	@echo "The model is tiny and its weights are random: expect moving noise, not a picture."
+	$(BIN)/python -m tests.tiny demo/model
+	$(BIN)/longtake generate "a red cat walks slowly on grass" --model demo/model --devices $(RANKS) \
+		--height 192 --width 320 --num-frames 33 --num-inference-steps 20 --output demo/cat.mp4
 
 peers: $(PEERS)/.installed
 
@@ -51,5 +54,8 @@ $(PEERS)/.installed: pyproject.toml setup.py constraints.txt benchmarks/peers.tx
 benchmark: peers
 	$(PEERS)/bin/python -m benchmarks.attention --ranks $(RANKS)
 
+benchmark-denoise: peers
+	$(PEERS)/bin/python -m benchmarks.denoise --ranks $(RANKS)
+
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .hypothesis .*_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info demo .hypothesis .*_cache

@@ -78,7 +78,7 @@ def compare(
             try:
                 answers = groups[name].run(prepare, name, shape, dtype, device_type)
             except RankFailure as failure:
-                result.refusal = _reason(failure)
+                result.refusal = reason(failure)
                 groups.pop(name).close()
             else:
                 result.one_call = {key: max(a[key] for a in answers) for key in answers[0]}
@@ -97,7 +97,7 @@ def _run(result: Result, group: RankGroup, device_type: str) -> None:
     try:
         result.seconds.append(max(group.run(run_once, device_type)))
     except RankFailure as failure:  # killed for its memory, say
-        result.refusal = _reason(failure)
+        result.refusal = reason(failure)
         group.close()
 
 
@@ -144,7 +144,7 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
-def _reason(failure: RankFailure) -> str:
+def reason(failure: RankFailure) -> str:
     """The exception of the first rank that failed, in one short line."""
     raised = re.search(
         r"^(?:rank \d+: )?([\w.]*(?:Error|Exception|died|answer).*)", str(failure), re.M

@@ -1,8 +1,12 @@
-"""A tiny HunyuanVideo with random weights, built on the spot and saved as diffusers saves it."""
+"""A tiny HunyuanVideo with random weights, built on the spot and saved as diffusers saves it.
+
+python -m tests.tiny FOLDER
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +148,7 @@ def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
         padding_side="right",
         model_max_length=max_length,
     )
+
+
+if __name__ == "__main__":
+    print(f"a tiny model with random weights is in {save(Path(sys.argv[1]))}")

@@ -1,0 +1,202 @@
+"""What a rank does in the denoising benchmark: prepare one contestant's step, then take it.
+
+The model is HunyuanVideo's in small: 40 M parameters, 8 heads x 64, 2 double- and 4 single-stream
+blocks; the latents are 9 x 40 x 40, the text 64 tokens of which 40 are real. A step is the
+transformer and the scheduler. Peers take padded text with a mask, as their pipelines do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+
+from benchmarks.measuring import peak_memory
+from benchmarks.traffic import TrafficMeter
+from longtake.configs.request import ResolvedRequest
+from longtake.parallel import ParallelDims, TokenShards, World
+from longtake.pipelines.base import LatentGrid, Stepper
+from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
+
+GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))
+PADDED_TEXT, REAL_TEXT = 64, 40
+TEXT_WIDTH, POOLED_WIDTH = 512, 256
+
+Step = Callable[[], torch.Tensor]
+"""One step; returns the velocity of this rank's tokens, or of all."""
+
+
+@dataclass
+class Inputs:
+    """The same on every rank and for every contestant."""
+
+    model: HunyuanVideoTransformer3DModel
+    latents: torch.Tensor
+    text: torch.Tensor
+    pooled: torch.Tensor
+    scheduler: FlowMatchEulerDiscreteScheduler
+    guidance_scale: float = 6.0
+
+    @classmethod
+    def make(cls, dtype: torch.dtype, device: torch.device) -> Inputs:
+        """Random weights and inputs."""
+        torch.manual_seed(0)
+        model = HunyuanVideoTransformer3DModel(
+            num_attention_heads=8,
+            attention_head_dim=64,
+            num_layers=2,
+            num_single_layers=4,
+            text_embed_dim=TEXT_WIDTH,
+            pooled_projection_dim=POOLED_WIDTH,
+            rope_axes_dim=(16, 24, 24),
+        )
+        model = model.eval().requires_grad_(False).to(device, dtype)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+        scheduler.set_timesteps(1000, device=device)
+        scheduler.set_begin_index(0)
+        generator = torch.Generator().manual_seed(1)
+        latents, text, pooled = (
+            torch.randn(shape, generator=generator).to(device)
+            for shape in (GRID.shape, (1, PADDED_TEXT, TEXT_WIDTH), (1, POOLED_WIDTH))
+        )
+        text[:, REAL_TEXT:] = 0
+        return cls(model, latents, text.to(dtype), pooled.to(dtype), scheduler)
+
+    def call_whole(self) -> Step:
+        """A step as diffusers' pipeline takes it: whole latents, padded text and a mask."""
+        dtype = self.text.dtype
+        mask = (torch.arange(PADDED_TEXT) < REAL_TEXT)[None].to(self.text.device, dtype)
+        guidance = torch.full((1,), self.guidance_scale * 1000, device=mask.device, dtype=dtype)
+        timesteps = iter(self.scheduler.timesteps)
+
+        def step() -> torch.Tensor:
+            timestep = next(timesteps)
+            velocity: torch.Tensor = self.model(
+                hidden_states=self.latents.to(dtype),
+                timestep=timestep.expand(1),
+                encoder_hidden_states=self.text,
+                encoder_attention_mask=mask,
+                pooled_projections=self.pooled,
+                guidance=guidance,
+                return_dict=False,
+            )[0]
+            self.scheduler.step(velocity, timestep, self.latents, return_dict=False)
+            return GRID.patchify(velocity)
+
+        return step
+
+
+def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
+    """longtake's, on as many ranks as there are."""
+    world = World(inputs.latents.device, dist.group.WORLD, dist.group.WORLD)
+    dims = ParallelDims(**degrees)
+    mesh = world.mesh(dims)
+    request = ResolvedRequest(
+        prompt="benchmark",
+        height=320,
+        width=320,
+        num_frames=33,
+        num_inference_steps=1000,
+        guidance_scale=inputs.guidance_scale,
+        flow_shift=7.0,
+        seed=0,
+        fps=24,
+        vae_tiling=False,
+    )
+    denoiser = HunyuanVideoDenoiser(inputs.model)
+    streams = {"text": inputs.text[:, :REAL_TEXT], "pooled": inputs.pooled}
+    branch = denoiser.branch(streams, GRID, dims, mesh, request)
+    shards = TokenShards.even(GRID.num_tokens, dims)
+    tokens = shards.split(GRID.patchify(inputs.latents), mesh, dim=1)
+    stepper = Stepper(inputs.scheduler)
+    timesteps = iter(stepper.timesteps)
+
+    def step() -> torch.Tensor:
+        timestep = next(timesteps)
+        velocity: torch.Tensor = denoiser(tokens, timestep, branch)
+        stepper.step(velocity, timestep, tokens)
+        world.any(False)
+        return velocity
+
+    return step
+
+
+def diffusers_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
+    """diffusers' own, on one rank."""
+    return inputs.call_whole()
+
+
+def cache_dit_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
+    """cache-dit's context parallelism."""
+    from cache_dit.distributed import ParallelismConfig
+    from cache_dit.distributed.dispatch import enable_parallelism
+
+    ulysses, ring = degrees.get("ulysses_degree", 1), degrees.get("ring_degree", 1)
+    enable_parallelism(
+        inputs.model,
+        ParallelismConfig(
+            ulysses_size=ulysses if ulysses > 1 else None, ring_size=ring if ring > 1 else None
+        ),
+    )
+    return inputs.call_whole()
+
+
+STEPS: dict[str, Callable[[Inputs, dict[str, int]], Step]] = {
+    "longtake": longtake_step,
+    "diffusers": diffusers_step,
+    "cache-dit": cache_dit_step,
+}
+
+
+class _Prepared:
+    """What a rank keeps from ``prepare`` to ``run_once``."""
+
+    step: Step
+
+
+def prepare(
+    package: str, degrees: dict[str, int], dtype: torch.dtype, device_type: str
+) -> dict[str, Any]:
+    """On one rank: make the model and the step, take it twice, check and count what it did.
+
+    Returns:
+        ``error``, the largest difference from diffusers' velocity on one rank; ``bytes_sent``,
+        ``collectives`` and ``peak_bytes`` of one step; ``parameters``.
+    """
+    on_gpu = device_type == "cuda"
+    device = torch.device("cuda", dist.get_rank()) if on_gpu else torch.device("cpu")
+    with torch.no_grad():
+        expected = Inputs.make(dtype, device).call_whole()()
+        inputs = Inputs.make(dtype, device)
+        _Prepared.step = STEPS[package](inputs, degrees)
+        with TrafficMeter() as meter:  # this first step also loads and allocates what lasts
+            velocity = _Prepared.step()
+        with peak_memory(device_type) as peak_bytes:
+            _Prepared.step()
+    if velocity.shape != expected.shape:
+        dims = ParallelDims(**degrees)
+        (own,) = TokenShards.even(GRID.num_tokens, dims).ranges[dist.get_rank()]
+        expected = expected[:, own.start : own.stop]
+    return {
+        "error": (velocity - expected).abs().max().item(),
+        "bytes_sent": meter.bytes_sent,
+        "collectives": meter.collectives,
+        "peak_bytes": peak_bytes(),
+        "parameters": sum(weights.numel() for weights in inputs.model.parameters()),
+    }
+
+
+def run_once(device_type: str) -> float:
+    """On one rank: seconds of one step; all ranks start together."""
+    with torch.no_grad():
+        dist.barrier()
+        begun = time.perf_counter()
+        _Prepared.step()
+        if device_type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
