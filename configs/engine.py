@@ -40,7 +40,8 @@ class EngineConfig(BaseModel):
     text_timeout_s: Seconds = Field(default=600, description="Seconds for encoding the prompt")
     step_timeout_s: Seconds = Field(
         default=1800,
-        description="Seconds for a denoising step; once some were timed, 20 times the slowest",
+        description="Seconds for a denoising step; once some were timed, 20 times the slowest, "
+        "60 at least",
     )
     decode_timeout_s: Seconds = Field(
         default=1800, description="Seconds for decoding one video's latents"

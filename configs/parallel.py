@@ -15,17 +15,17 @@ class ParallelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ulysses_degree: Degree | None = Field(
-        default=None, description="Ranks that exchange tokens for heads."
+        default=None, description="Ranks that exchange tokens for heads"
     )
     ring_degree: Degree | None = Field(
-        default=None, description="Ranks round which keys and values travel."
+        default=None, description="Ranks round which keys and values travel"
     )
     cfg_degree: Degree | None = Field(
         default=None,
         le=2,
-        description="2 computes the branches of true CFG side by side, 1 in turn.",
+        description="2 computes the branches of true CFG side by side, 1 in turn",
     )
     shard_weights: bool = Field(
         default=False,
-        description="Split the transformer's weights over all ranks, and fetch a block at a time.",
+        description="Split the transformer's weights over all ranks, and fetch a block at a time",
     )

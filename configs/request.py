@@ -25,7 +25,7 @@ class VideoRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: str = Field(max_length=100_000, description="What to show.")
+    prompt: str = Field(max_length=100_000, description="What to show")
     negative_prompt: str | None = Field(
         default=None,
         max_length=100_000,

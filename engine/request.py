@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from typing import Any
@@ -11,6 +12,8 @@ from longtake.errors import RequestError
 from longtake.pipelines.base import ModelSpec
 
 __all__ = ["ResolvedRequest", "VideoRequest", "resolve"]
+
+logger = logging.getLogger(__name__)
 
 
 def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
@@ -44,6 +47,11 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
     }
     if request.uses_true_cfg and request.negative_prompt is None:
         filled["negative_prompt"] = ""
+    if request.negative_prompt and not request.uses_true_cfg:
+        logger.warning(
+            "negative_prompt has no effect with true_cfg_scale=%g: try 6",
+            request.true_cfg_scale,
+        )
     resolved = ResolvedRequest(**{**request.model_dump(), **filled})
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)

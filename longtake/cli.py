@@ -41,13 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
         0 done, 2 refused input, 3 engine failure, 130 stopped.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks for
+        signal.signal(signal.SIGHUP, _interrupt)
     command = tyro.cli(_COMMANDS, args=arguments, prog="longtake", description=_DESCRIPTION)
     if not isinstance(command, Generate):
         print(longtake.__version__)
         return EXIT_DONE
     options = vars(command)
     view = view_of(quiet=options["quiet"], as_json=options["json"])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    level = logging.ERROR if options["quiet"] else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     try:
         with view:
             _generate(options, view)

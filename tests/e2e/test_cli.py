@@ -214,7 +214,7 @@ def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> 
     assert names(tmp_path) == ["a.json", "a.npy", "b.json", "b.npy"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Signals) -> None:
     arguments = ["a", "--model", model, "--devices", "2", "-o", str(tmp_path / "out.mp4")]
     command = [*COMMAND, "generate", *arguments, "--num-inference-steps", "10000", "--json"]

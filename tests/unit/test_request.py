@@ -121,3 +121,11 @@ def test_a_models_own_defaults_must_be_some(tmp_path: Any, text: str) -> None:
     (tmp_path / "longtake.yaml").write_text(text)
     with pytest.raises(ModelError, match="longtake.yaml holds no defaults"):
         defaults_of("x", tmp_path)
+
+
+def test_a_negative_prompt_without_effect_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    resolve(VideoRequest(prompt="a", negative_prompt="b"), SPEC)
+    assert "no effect with true_cfg_scale=1" in caplog.text
+    caplog.clear()
+    resolve(VideoRequest(prompt="a", negative_prompt="b", true_cfg_scale=2), SPEC)
+    assert not caplog.text
