@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.video_writer import VideoFiles
+from longtake.engine.video_writer import VideoFiles, partial_path
 from longtake.engine.worker import RankReport
 from longtake.errors import EngineError
 from longtake.parallel import ParallelDims
@@ -82,7 +81,7 @@ class Metadata:
         Raises:
             EngineError: it cannot be written.
         """
-        partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+        partial = partial_path(path)
         try:
             partial.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
             os.replace(partial, path)

@@ -179,12 +179,19 @@ def check_output(path: Path, num_videos: int) -> None:
         RequestError: an unknown suffix, no such folder, no permission, or something in the way.
     """
     output_type(path)
+    try:
+        _check_places(path, output_paths(path, num_videos))
+    except (OSError, ValueError) as error:  # too long a name, say
+        raise RequestError(f"output={str(path)!r} cannot be a file: {_cause(error)}") from error
+
+
+def _check_places(path: Path, outputs: list[Path]) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise RequestError(f"output={str(path)!r}: there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RequestError(f"output={str(path)!r}: {folder} cannot be written to")
-    for each in output_paths(path, num_videos):
+    for each in outputs:
         if _kind(path) == "" and each.exists() and (not each.is_dir() or any(each.iterdir())):
             raise RequestError(
                 f"output={str(each)!r} is there and is not an empty folder: name another one, or "
@@ -192,6 +199,13 @@ def check_output(path: Path, num_videos: int) -> None:
             )
         if _kind(path) != "" and each.is_dir():
             raise RequestError(f"output={str(each)!r} is a folder: name a file in it")
+        with suppress(FileNotFoundError):
+            each.lstat()  # raises for a name that no file can have
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file stands until it is whole: hidden, beside it, at no name that is taken."""
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 class VideoFiles:
@@ -211,10 +225,7 @@ class VideoFiles:
         check_output(path, request.num_videos)
         self.paths = output_paths(path, request.num_videos)
         self._request = request
-        mark = secrets.token_hex(4)
-        self._partial = [
-            each.with_name(f".{each.stem}.{mark}.partial{each.suffix}") for each in self.paths
-        ]
+        self._partial = [partial_path(each) for each in self.paths]
         self._writers: dict[int, FrameWriter] = {}
 
     def __enter__(self) -> VideoFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _generate(options: dict[str, Any], view: View) -> None:
     """Render what the options ask for."""
     values = _values(options)
-    path = Path(values.pop("output", "out.mp4")).expanduser()
+    path = Path(os.path.expanduser(str(values.pop("output", "out.mp4"))))
     asked = {name: values.pop(name) for name in list(values) if name in VideoRequest.model_fields}
     asked["output_type"] = output_type(path)
     request = _validated(VideoRequest, asked)

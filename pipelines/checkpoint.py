@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ class Checkpoint:
         Raises:
             ModelError: there is no such folder or repository, or it is no pipeline.
         """
-        folder = Path(model).expanduser()
-        if not folder.exists():
+        folder = Path(os.path.expanduser(model))
+        if not os.path.exists(folder):  # Path's own raises for a name that no file can have
             folder = _download(model)
         if not (folder / "model_index.json").is_file():
             raise ModelError(

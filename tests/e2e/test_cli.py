@@ -122,6 +122,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no GPU": (["a", "--device", "cuda"], "devices=1 with 0 GPUs here"),
     "no folder": (["a", "-o", "/no/where/out.mp4"], "there is no folder /no/where"),
     "no such suffix": (["a", "-o", "out.avi"], "has the suffix '.avi': use .mp4"),
+    "too long a name": (["a", "-o", "x" * 300 + ".mp4"], "cannot be a file: File name too long"),
+    "too long a model": (["a", "--model", "x" * 300], "there is no folder xxx"),
+    "no such home": (["a", "--model", "~nobody-here/model"], "there is no folder ~nobody-here"),
     "no config": (["a", "--config", "/no/file"], "config='/no/file' cannot be read: No such file"),
 }
 

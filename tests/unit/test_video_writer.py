@@ -174,3 +174,11 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(RequestError, match="cannot be written to"):
         check_output(tmp_path / "out.mp4", 1)
+
+
+def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 125 + ".npy")  # 254 bytes
+    write(path, request(num_videos=1), [smooth_frames()])
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(RequestError, match="too long"):
+        check_output(path, num_videos=2)  # name-0, name-1
