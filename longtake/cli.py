@@ -76,6 +76,8 @@ def _generate(options: dict[str, Any], view: View) -> None:
     request = _validated(VideoRequest, asked)
     config = _engine_config(values)
     check_output(path, request.num_videos)
+    if options["metadata"] and metadata_path(path).is_dir():
+        raise RequestError(f"{metadata_path(path)} is a folder: move it, or pass --no-metadata")
     engine = VideoEngine(config)
     try:
         resolved = engine.resolve(request)

@@ -84,6 +84,14 @@ def test_flags_override_the_config_file(generate: Any, tmp_path: Path) -> None:
     assert names(tmp_path) == ["options.yaml", "out.npy"]
 
 
+def test_a_folder_where_the_metadata_goes(generate: Any, tmp_path: Path) -> None:
+    (tmp_path / "out.json").mkdir()
+    code, _, err = generate("a cat", "-o", str(tmp_path / "out.npy"))
+    assert (code, names(tmp_path)) == (2, ["out.json"])
+    assert "out.json is a folder: move it, or pass --no-metadata" in err
+    assert generate("a cat", "-o", str(tmp_path / "out.npy"), "--no-metadata")[0] == 0
+
+
 def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "out.npy")
     code, out, err = generate("a cat", "-o", path, "--json", "--num-inference-steps", "4")
