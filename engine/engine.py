@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,9 @@ from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.planner import check_degrees, choose_dims
 from longtake.engine.request import resolve
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, Metadata, Video
-from longtake.engine.worker import Job, RankReport, Sink, dtype_of
+from longtake.engine.worker import Job, RankReport, Sink, dtype_of, vae_dtype_of
 from longtake.errors import KernelError, LayoutError, RequestError, one_line
 from longtake.parallel import ParallelDims
 from longtake.parallel.kernels import KERNELS
@@ -32,10 +34,14 @@ class VideoEngine:
     """Renders videos on any number of ranks. Its model stays loaded between requests.
 
     Building one checks the model's files and the layout; nothing is loaded or started before
-    :meth:`start` or the first rendering. Use it as a context, or :meth:`close` it.
+    :meth:`start` or the first rendering. Use it as a context, or :meth:`close` it. Threads may
+    share one: their requests are rendered one after the other.
 
     Args:
         config: the model, the ranks, their deadlines.
+
+    Attributes:
+        writes: whether this process gets the frames; under torchrun only rank 0's does.
 
     Raises:
         ModelError: the model is missing, damaged or of an unknown kind.
@@ -44,12 +50,14 @@ class VideoEngine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        joins = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if joins:
-            config = config.model_copy(update={"devices": int(os.environ["WORLD_SIZE"])})
-        self._device_type = _device_type(config)
-        self._checkpoint = Checkpoint.open(config.model)
+        place = TorchrunPlace.from_environment() if TorchrunPlace.given() else None
+        if place is not None:
+            config = config.model_copy(update={"devices": place.world_size})
+        self.writes = TorchrunPlace.writes()
+        self._device_type = _device_type(config, place)
+        self._checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(self._checkpoint)
+        config = config.model_copy(update={"revision": self._checkpoint.revision})
         check_degrees(config.parallel, config.devices, num_heads=self._spec.num_heads)
         kernels = ["auto", *(kernel.name for kernel in KERNELS)]
         if config.attention_kernel not in kernels:
@@ -60,8 +68,9 @@ class VideoEngine:
         self._seconds_loading = 0.0
         self._launcher: Launcher | None = None
         self._make: Callable[[EngineConfig, str], Launcher] = (
-            JoinedGroup if joins else InProcess if config.devices == 1 else LocalProcesses
+            JoinedGroup if place else InProcess if config.devices == 1 else LocalProcesses
         )
+        self._busy = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -83,7 +92,7 @@ class VideoEngine:
 
         Raises:
             RefusedInputError: the model or a setting cannot be used.
-            EngineError: a rank died or hung while loading.
+            RankError: a rank died or hung while loading.
         """
         try:
             config = EngineConfig(
@@ -97,11 +106,6 @@ class VideoEngine:
         engine = cls(config)
         engine.start(on_progress)
         return engine
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process gets the frames; under torchrun only rank 0's does."""
-        return int(os.environ.get("RANK", 0)) == 0 or self._make is not JoinedGroup
 
     def resolve(self, request: VideoRequest) -> ResolvedRequest:
         """The request with nothing left out, checked against the model and the layout.
@@ -118,16 +122,17 @@ class VideoEngine:
 
         Raises:
             ModelError: the weights do not fit the architecture.
-            EngineError: a rank died or hung.
+            RankError: a rank died or hung.
         """
-        if self._launcher is not None:
-            return
-        begun = time.perf_counter()
-        launcher = self._make(self.config, self._device_type)
-        on_progress(Progress("loading"))
-        launcher.start(on_progress)
-        self._launcher = launcher
-        self._seconds_loading = time.perf_counter() - begun
+        with self._busy:
+            if self._launcher is not None:
+                return
+            begun = time.perf_counter()
+            launcher = self._make(self.config, self._device_type)
+            on_progress(Progress("loading"))
+            launcher.start(on_progress)
+            self._launcher = launcher
+            self._seconds_loading = time.perf_counter() - begun
 
     def generate(
         self, request: VideoRequest, on_progress: OnProgress = lambda progress: None
@@ -139,7 +144,7 @@ class VideoEngine:
 
         Raises:
             RefusedInputError: the request cannot be rendered here; the engine can go on.
-            EngineError: a rank died or hung. The next call starts the ranks again.
+            RankError: a rank died or hung. The next call starts the ranks again.
         """
         resolved = self.resolve(request)
         kept = _Kept(resolved)
@@ -157,22 +162,26 @@ class VideoEngine:
         Raises:
             As :meth:`generate`; what the sink raises stops all ranks, too.
         """
-        self.start(on_progress)
-        assert self._launcher is not None
-        dims = self._dims(request)
-        try:
-            reports = self._launcher.render(Job.of(request, dims), sink, on_progress)
-        except BaseException:
-            if not self._launcher.alive:
-                self._launcher = None
-            raise
-        return self._metadata(request, dims, reports)
+        with self._busy:
+            self.start(on_progress)
+            launcher = self._launcher
+            assert launcher is not None
+            try:
+                job = launcher.agree(Job.of(request, self._dims(request)))
+                reports = launcher.render(job, sink, on_progress)
+            except BaseException:
+                if not launcher.alive:
+                    launcher.close()
+                    self._launcher = None
+                raise
+            return self._metadata(job.request, job.dims, reports)
 
     def close(self) -> None:
         """End all ranks and let go of the model."""
-        if self._launcher is not None:
-            self._launcher.close()
-            self._launcher = None
+        with self._busy:
+            if self._launcher is not None:
+                self._launcher.close()
+                self._launcher = None
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -191,13 +200,17 @@ class VideoEngine:
     def _metadata(
         self, request: ResolvedRequest, dims: ParallelDims, reports: list[RankReport]
     ) -> Metadata:
-        dtype = dtype_of(self.config, torch.device(self._device_type))
+        device = torch.device(self._device_type)
+        used = {
+            "dtype": str(dtype_of(self.config, device)).removeprefix("torch."),
+            "vae_dtype": str(vae_dtype_of(self.config, self._spec, device)).removeprefix("torch."),
+            "device": self._device_type,
+            "attention_kernel": reports[0].attention_kernel,
+        }
         return Metadata(
             request,
-            self.config,
+            self.config.model_copy(update=used),
             dims,
-            str(dtype).removeprefix("torch."),
-            self._device_type,
             {"loading": self._seconds_loading, **reports[0].seconds},
             reports,
         )
@@ -221,12 +234,12 @@ class _Kept:
         self.batch[video][index] = frame
 
 
-def _device_type(config: EngineConfig) -> str:
-    """The kind of device, of which there are enough."""
+def _device_type(config: EngineConfig, place: TorchrunPlace | None) -> str:
+    """The kind of device, of which there are enough on this host."""
     num_gpus = torch.cuda.device_count()
     if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
         return "cpu"
-    local = min(config.devices, int(os.environ.get("LOCAL_WORLD_SIZE", config.devices)))
+    local = place.local_world_size if place else config.devices
     if local > num_gpus:
         raise LayoutError(
             f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "

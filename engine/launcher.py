@@ -5,18 +5,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import signal
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.deadlines import Deadlines
-from longtake.engine.worker import Job, RankReport, Sink, Worker, join_group
+from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.worker import REFUSED_BY_ALL, Array, Job, RankReport, Sink, Worker, join_group
+from longtake.errors import EngineError, LongtakeError, PeerLostError, RankError, Stopped, one_line
 from longtake.parallel import World
+from longtake.parallel.exchange import any_rank
 from longtake.pipelines.rendering import OnProgress, Progress
 
 
@@ -29,16 +34,20 @@ class Launcher(ABC):
 
         Raises:
             ModelError: it cannot be loaded.
-            EngineError: a rank died or hung.
+            RankError: a rank died or hung.
         """
+
+    def agree(self, job: Job) -> Job:
+        """The job that all ranks will render, of those that each was asked for."""
+        return job
 
     @abstractmethod
     def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
         """Render one job; what the sink or ``on_progress`` raises stops all ranks.
 
         Raises:
-            RefusedInputError, Stopped: the ranks can go on with another job.
-            EngineError: a rank died or hung; all have been ended.
+            RefusedInputError, Stopped: the ranks can go on with another job, if :attr:`alive`.
+            RankError: a rank died or hung; all have been ended.
         """
 
     @property
@@ -66,65 +75,104 @@ class InProcess(Launcher):
     def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
         """Render in this process."""
         assert self._worker is not None
-        return self._worker.render(job, sink, on_progress, lambda: False)
+        try:
+            return self._worker.render(job, sink, on_progress, lambda: False)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, LongtakeError) or not _is_out_of_memory(error):
+                raise
+            asked = job.request
+            raise EngineError(
+                f"out of memory with {asked.num_videos} x {asked.num_frames} frames of "
+                f"{asked.width}x{asked.height}: ask for fewer or smaller ones, or for more devices "
+                f"({one_line(error)[:200]})"
+            ) from error
 
     def close(self) -> None:
         """Let go of the model."""
         self._worker = None
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for a GPU's memory, and none for the host's."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
+
+
 class JoinedGroup(Launcher):
-    """The ranks that torchrun started; each of them is in the same call with the same request."""
+    """The ranks that torchrun started; each of them is in the same call.
+
+    When one rank fails, the others notice or are ended by torchrun once that rank's process has
+    ended: the caller lets it end.
+    """
 
     def __init__(self, config: EngineConfig, device_type: str) -> None:
         self._config = config
         self._device_type = device_type
-        self._rank = int(os.environ["RANK"])
-        self._world_size = int(os.environ["WORLD_SIZE"])
+        self._place = TorchrunPlace.from_environment()
         self._deadlines = Deadlines(config)
         self._worker: Worker | None = None
         self._made_group = False
+        self._failed = False
 
     def start(self, on_progress: OnProgress) -> None:
         """Join the group and load this rank's share of the model."""
-        local_rank = int(os.environ.get("LOCAL_RANK", self._rank))
+        place = self._place
         on_gpu = self._device_type == "cuda"
-        device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-        timeout_s = self._config.load_timeout_s
-        if dist.is_initialized():
-            group = dist.group.WORLD
-        else:
-            group = join_group(None, device, self._rank, self._world_size, timeout_s)
-            self._made_group = True
-        world = World(device, group, self._host_group(), timeout_s=self._config.step_timeout_s)
+        device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
         with self._watched(on_progress) as watched:
-            self._worker = Worker(self._config, world, watched)
-            self._world = world
+            if not dist.is_initialized():
+                timeout_s = self._config.load_timeout_s
+                join_group(None, device, place.rank, place.world_size, timeout_s)
+                self._made_group = True
+            # However long rank 0 decodes: who waits here is ended with the rank it waits for.
+            self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+            self._world = World(
+                device,
+                dist.group.WORLD,
+                self._host_group(),
+                timeout_s=self._config.step_timeout_s,
+            )
+            self._worker = Worker(self._config, self._world, watched)
+
+    def agree(self, job: Job) -> Job:
+        """Rank 0's job, on all ranks: each has drawn a seed of its own."""
+        with _lost_peers_are_errors():
+            return Job.model_validate(self._world.gather_json(job.model_dump(mode="json"))[0])
 
     def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
-        """Render rank 0's job on all ranks; only rank 0's sink is filled."""
+        """Render one job on all ranks, which return together; only rank 0's sink is filled.
+
+        SIGINT and SIGTERM stop all ranks between steps, whichever rank hears them.
+        """
         assert self._worker is not None
-        agreed = Job.model_validate(self._world.gather_json(job.model_dump(mode="json"))[0])
-        with self._watched(on_progress) as watched:
-            return self._worker.render(agreed, sink, watched, lambda: False)
+        with self._watched(on_progress) as watched, _signals_counted() as signals:
+            own = _CallersSink(sink, self._callers_errors)
+            reports = self._worker.render(job, own, watched, lambda: bool(signals))
+            self._deadlines.pause()
+            any_rank(False, self._control)
+            return reports
+
+    @property
+    def alive(self) -> bool:
+        """Whether the ranks can take another job."""
+        return not self._failed
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, all ranks together; a rank that has failed just lets go."""
         self._worker = None
-        if self._made_group and dist.is_initialized():
-            with contextlib.suppress(RuntimeError):
-                dist.barrier()  # without it gloo's ranks abort at exit now and then
+        if self._made_group and not self._failed and dist.is_initialized():
+            with contextlib.suppress(LongtakeError):
+                any_rank(False, self._control)  # else gloo's ranks abort at exit now and then
             dist.destroy_process_group()
-            self._made_group = False
+        self._made_group = False
 
     def _host_group(self) -> dist.ProcessGroup | None:
         """The ranks of this host, which torchrun numbers one after the other."""
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self._world_size))
-        own = None
-        for first in range(0, self._world_size, local_size):
-            ranks = list(range(first, min(first + local_size, self._world_size)))
+        place, own = self._place, None
+        for first in range(0, place.world_size, place.local_world_size):
+            ranks = list(range(first, min(first + place.local_world_size, place.world_size)))
             group = dist.new_group(ranks, group_desc="longtake:host")
-            if self._rank in ranks:
+            if place.rank in ranks:
                 own = group
         return own
 
@@ -134,10 +182,69 @@ class JoinedGroup(Launcher):
 
         def watched(progress: Progress) -> None:
             self._deadlines.progress(progress)
-            if self._rank == 0:
-                on_progress(progress)
+            if self._place.rank == 0:
+                with self._callers_errors():
+                    on_progress(progress)
 
         try:
-            yield watched
+            with _lost_peers_are_errors():
+                yield watched
+        except (*REFUSED_BY_ALL, Stopped):
+            raise
+        except BaseException:
+            self._failed = True
+            raise
         finally:
             self._deadlines.pause()
+
+    @contextmanager
+    def _callers_errors(self) -> Iterator[None]:
+        """What the caller raises is no other rank's, of whatever kind it is."""
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+
+
+class _CallersSink:
+    """A sink whose errors are told from the ranks' own."""
+
+    def __init__(self, sink: Sink, errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._sink = sink
+        self._errors = errors
+
+    def latents(self, latents: Array) -> None:
+        with self._errors():
+            self._sink.latents(latents)
+
+    def frame(self, video: int, index: int, frame: Array) -> None:
+        with self._errors():
+            self._sink.frame(video, index, frame)
+
+
+@contextmanager
+def _lost_peers_are_errors() -> Iterator[None]:
+    try:
+        yield
+    except PeerLostError as error:
+        raise RankError(str(error)) from error
+
+
+@contextmanager
+def _signals_counted() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, where this is the main thread; torchrun sends both, and twice."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {
+        number: signal.signal(number, lambda number, frame: heard.append(number))
+        for number in numbers
+    }
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

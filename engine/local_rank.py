@@ -14,18 +14,18 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.channel import Mailbox
 from longtake.engine.deadlines import Deadlines
-from longtake.engine.worker import Array, Job, Worker, join_group
+from longtake.engine.worker import REFUSED_BY_ALL, Array, Job, Worker, join_group
 from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
 from longtake.parallel import World
 from longtake.pipelines.rendering import Progress
@@ -35,10 +35,14 @@ EXIT_FAILED = 3
 
 
 class _MailSink:
-    """Sends a rendering to the engine."""
+    """Sends a rendering to the engine.
 
-    def __init__(self, mailbox: Mailbox) -> None:
-        self._mailbox = mailbox
+    Args:
+        post: takes a message and its bytes.
+    """
+
+    def __init__(self, post: Callable[..., None]) -> None:
+        self._post = post
 
     def latents(self, latents: Array) -> None:
         self._send({"kind": "latents"}, latents)
@@ -48,7 +52,7 @@ class _MailSink:
 
     def _send(self, message: dict[str, Any], array: Array) -> None:
         payload = np.ascontiguousarray(array, dtype=np.float32).tobytes()
-        self._mailbox.post({**message, "shape": array.shape}, payload, max_unread=32)
+        self._post({**message, "shape": array.shape}, payload, max_unread=32)
 
 
 class _LocalRank:
@@ -61,6 +65,7 @@ class _LocalRank:
         self._deadlines = Deadlines(self._config)
         self._mailbox = Mailbox(store, "mail")
         self._jobs = Mailbox(store, "jobs", keep=True)
+        self._job_number = 0  # loading
         self._progress(Progress("loading", detail="libraries"))
         on_gpu = store.get("device") == b"cuda"
         device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
@@ -72,7 +77,7 @@ class _LocalRank:
         world.any(False)  # all have loaded
         self._deadlines.pause()
         if rank == 0:
-            self._mailbox.post({"kind": "ready"})
+            self._post({"kind": "done", "reports": []})
 
     def serve(self) -> None:
         """Render until told to end."""
@@ -83,45 +88,45 @@ class _LocalRank:
             message = read[0]
             if message["kind"] == "exit":
                 break
-            self._render(Job.model_validate(message["job"]), f"stop/{message['number']}")
+            self._job_number = message["number"]
+            self._render(Job.model_validate(message["job"]))
             self._deadlines.pause()
         dist.barrier()  # without it gloo's ranks abort at exit now and then
         dist.destroy_process_group()
 
-    def _render(self, job: Job, stop_key: str) -> None:
-        first = self._rank == 0
+    def _render(self, job: Job) -> None:
+        first, stop_key = self._rank == 0, f"stop/{self._job_number}"
         try:
             reports = self._worker.render(
                 job,
-                _MailSink(self._mailbox),
+                _MailSink(self._post),
                 self._progress,
                 lambda: first and bool(self._store.check([stop_key])),
             )
             end: dict[str, Any] = {"kind": "done", "reports": [asdict(each) for each in reports]}
         except Stopped as error:
             end = {"kind": "stopped", "text": str(error)}
-        except RefusedInputError as error:
+        except REFUSED_BY_ALL as error:
             end = {"kind": "refused", "type": type(error).__name__, "text": str(error)}
         if first:
-            self._mailbox.post(end)
+            self._post(end)
 
     def _progress(self, progress: Progress) -> None:
         timeout_s = self._deadlines.progress(progress)
         state = {**asdict(progress), "timeout_s": timeout_s, "at": time.time()}
         self._store.set(f"state/{self._rank}", json.dumps(state))
         if self._rank == 0:
-            self._mailbox.post({"kind": "progress", **asdict(progress)})
+            self._post({"kind": "progress", **asdict(progress)})
+
+    def _post(self, message: dict[str, Any], payload: bytes = b"", max_unread: int = 0) -> None:
+        self._mailbox.post({**message, "number": self._job_number}, payload, max_unread)
 
 
 def _end_with_parent(pid: int) -> None:
     """End this process within a second of its parent's end, whatever it is doing."""
-    parent = psutil.Process(pid)
-    while True:
+    while os.getppid() == pid:  # an orphan is given another parent
         time.sleep(0.5)
-        with contextlib.suppress(psutil.Error):
-            if parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-                continue
-        os._exit(EXIT_FAILED)
+    os._exit(EXIT_FAILED)
 
 
 def main() -> int:

@@ -17,13 +17,17 @@ from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.errors import EngineError, Stopped, one_line
-from longtake.parallel import ParallelDims, World
+from longtake.errors import EngineError, KernelError, LayoutError, RequestError, Stopped, one_line
+from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
+from longtake.pipelines.base import ModelSpec
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.rendering import OnProgress, Progress, decode_videos, render_latents
 
 Array = npt.NDArray[np.float32]
+
+REFUSED_BY_ALL = (RequestError, LayoutError, KernelError)
+"""What all ranks refuse alike, since they look at the same; another refusal may be of one rank."""
 
 
 class Job(BaseModel):
@@ -66,6 +70,7 @@ class RankReport:
 
     rank: int
     device: str
+    attention_kernel: str
     seconds: dict[str, float]
     bytes_sent: dict[str, int]
     peak_memory_bytes: int
@@ -81,6 +86,16 @@ class Sink(Protocol):
         """Take one frame, ``[height, width, 3]`` in [0, 1]; frames come in order."""
 
 
+class Nowhere:
+    """A sink that drops everything."""
+
+    def latents(self, latents: Array) -> None:
+        """Drop them."""
+
+    def frame(self, video: int, index: int, frame: Array) -> None:
+        """Drop it."""
+
+
 class Worker:
     """A loaded model on one rank.
 
@@ -92,10 +107,15 @@ class Worker:
 
     def __init__(self, config: EngineConfig, world: World, on_progress: OnProgress) -> None:
         self._world = world
+        self._kernel = config.attention_kernel
+        self._dtype = dtype_of(config, world.device)
+        checkpoint = Checkpoint.open(config.model, config.revision)
+        self._spec = registry.inspect(checkpoint)
         self._pipeline = registry.load(
-            Checkpoint.open(config.model),
+            checkpoint,
             world,
-            dtype=dtype_of(config, world.device),
+            dtype=self._dtype,
+            vae_dtype=vae_dtype_of(config, self._spec, world.device),
             kernel=config.attention_kernel,
             shard_weights=config.parallel.shard_weights,
             on_component=lambda name: on_progress(Progress("loading", detail=name)),
@@ -114,11 +134,12 @@ class Worker:
             What each rank measured.
 
         Raises:
-            RefusedInputError: on all ranks alike; they can go on with another job.
-            Stopped: likewise.
+            RequestError, LayoutError, KernelError, Stopped: on all ranks alike; they can take
+                another job.
             PeerLostError: another rank died or was silent for too long.
         """
         world, request = self._world, job.request
+        kernel = self._agreed_kernel(job.dims)
         rendered = render_latents(
             self._pipeline,
             request,
@@ -129,7 +150,12 @@ class Worker:
         )
         report = rendered.report
         own = RankReport(
-            world.rank, str(world.device), report.seconds, report.bytes_sent, peak_memory_bytes()
+            world.rank,
+            str(world.device),
+            kernel,
+            report.seconds,
+            report.bytes_sent,
+            peak_memory_bytes(),
         )
         reports = [RankReport(**each) for each in world.gather_json(asdict(own))]
         if world.rank == 0:
@@ -145,6 +171,26 @@ class Worker:
             reports[0].seconds = report.seconds
         return reports
 
+    def _agreed_kernel(self, dims: ParallelDims) -> str:
+        """The attention kernel of a layout: on all ranks the same, or all refuse."""
+        needs = KernelNeeds(
+            self._world.device, self._dtype, self._spec.head_size, dims.ring_degree > 1
+        )
+        try:
+            own, refusal = select_kernel(self._kernel, needs).name, ""
+        except KernelError as error:
+            own, refusal = "", str(error)
+        answers = self._world.gather_json([own, refusal])
+        for rank, (name, refused) in enumerate(answers):
+            if refused:
+                raise KernelError(refused)
+            if name != answers[0][0]:
+                raise KernelError(
+                    f"kernel={self._kernel!r} is {answers[0][0]} on rank 0 and {name} on rank "
+                    f"{rank}: name one that all ranks can run"
+                )
+        return own
+
 
 def dtype_of(config: EngineConfig, device: torch.device) -> torch.dtype:
     """The dtype of weights and activations."""
@@ -152,6 +198,13 @@ def dtype_of(config: EngineConfig, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, config.dtype)
     return dtype
+
+
+def vae_dtype_of(config: EngineConfig, spec: ModelSpec, device: torch.device) -> torch.dtype:
+    """The dtype of the decoder: the one that was asked for, else the model's own, else of all."""
+    asked = None if config.vae_dtype == "auto" else config.vae_dtype
+    named = asked or spec.defaults.vae_dtype
+    return dtype_of(config, device) if named is None else getattr(torch, named)
 
 
 def peak_memory_bytes() -> int:

@@ -40,6 +40,10 @@ class EngineError(LongtakeError, RuntimeError):
     """A rank died, hung or failed, or a file could not be written: what was begun is not done."""
 
 
+class RankError(EngineError):
+    """A rank died, hung or failed; all ranks of the engine have been ended."""
+
+
 class Stopped(LongtakeError):
     """The user stopped it; all ranks have ended what they did."""
 
@@ -52,7 +56,10 @@ def one_line(error: BaseException) -> str:
     """What an exception says, on one line; of a validation error each field, value and rule."""
     details = getattr(error, "errors", None)
     if callable(details):
-        return "; ".join(_field_error(detail) for detail in details())
+        found = list(details())
+        # of a list with a wrong value pydantic also says that it is too short without it
+        said = [detail for detail in found if detail["type"] != "too_short"] or found
+        return "; ".join(_field_error(detail) for detail in said)
     words = " ".join(str(error).split())
     return words or type(error).__name__
 

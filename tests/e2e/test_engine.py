@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from longtake import ParallelConfig, VideoEngine, VideoRequest
 from longtake.engine import Progress
-from longtake.errors import EngineError, LayoutError, ModelError, RequestError
+from longtake.errors import EngineError, KernelError, LayoutError, ModelError, RequestError, Stopped
+from tests import tiny
 
 
 def ranks_of(engine: VideoEngine) -> list[psutil.Process]:
@@ -85,7 +87,10 @@ def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path)
     described = video.metadata.as_json()
     assert described["request"]["seed"] == drawn
     assert described["engine"]["parallel"]["ulysses_degree"] == 2
-    assert described["engine"]["dtype"] == "float32"
+    assert described["engine"]["dtype"] == described["engine"]["vae_dtype"] == "float32"
+    assert described["engine"]["attention_kernel"] == "cpu-flash"
+    assert described["request"]["prompt_template"] == tiny.TEMPLATE
+    assert described["request"]["max_sequence_length"] == tiny.MAX_TOKENS
     assert {"loading", "text", "denoising", "decoding"} <= described["seconds"].keys()
     assert described["bytes_sent"]["denoising"] > 0
     assert set(described["peak_memory_bytes"]) == {"0", "1"}
@@ -98,25 +103,54 @@ def test_latents_alone_are_not_decoded(pair: VideoEngine) -> None:
     assert video.batch == []
     assert video.latents.shape == (1, 4, 3, 4, 6)
     assert "decoding" not in video.metadata.seconds
+    with pytest.raises(RequestError, match="there are no frames here"):
+        _ = video.frames
+    with pytest.raises(RequestError, match="which were not decoded: use .safetensors"):
+        video.save("out.mp4")
 
 
 class Enough(Exception):
     """Raised by a caller that has seen enough."""
 
 
-def test_what_progress_raises_stops_the_ranks_between_steps(pair: VideoEngine) -> None:
+@pytest.mark.parametrize("kind", [Enough, Stopped, RequestError, EngineError, KeyboardInterrupt])
+def test_what_progress_raises_stops_the_ranks_between_steps(
+    pair: VideoEngine, kind: type[BaseException]
+) -> None:
+    """Also where ranks raise the same kind, which says that they have stopped already."""
     before = [process.pid for process in ranks_of(pair)]
 
     def stop_early(progress: Progress) -> None:
         if progress.phase == "denoising" and progress.done == 3:
-            raise Enough
+            raise kind("enough")
 
     begun = time.monotonic()
-    with pytest.raises(Enough):
+    with pytest.raises(kind, match="enough"):
         pair.generate(request(num_inference_steps=10_000), stop_early)
     assert time.monotonic() - begun < 10
-    assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
+    seen: list[Progress] = []
+    assert pair.generate(request(height=64), seen.append).frames.shape == (9, 64, 48, 3)
+    assert {each.total for each in seen if each.phase == "denoising"} == {3}
     assert [process.pid for process in ranks_of(pair)] == before
+
+
+def test_threads_share_an_engine(pair: VideoEngine) -> None:
+    heights = (16, 32, 48, 64)
+    with ThreadPoolExecutor(len(heights)) as pool:
+        videos = list(pool.map(lambda height: pair.generate(request(height=height)), heights))
+    assert [video.frames.shape[1] for video in videos] == list(heights)
+
+
+def test_a_kernel_that_cannot_run_is_refused_and_the_ranks_go_on(model: str) -> None:
+    parallel = ParallelConfig(ring_degree=2, ulysses_degree=1)
+    with VideoEngine.from_pretrained(
+        model, devices=2, parallel=parallel, attention_kernel="sdpa"
+    ) as engine:
+        before = [process.pid for process in ranks_of(engine)]
+        for _ in range(2):
+            with pytest.raises(KernelError, match="'sdpa' cannot run .* ring_degree > 1"):
+                engine.generate(request())
+        assert [process.pid for process in ranks_of(engine)] == before
 
 
 def test_a_refused_request_leaves_the_ranks_as_they_were(pair: VideoEngine) -> None:
