@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -18,9 +16,9 @@ import numpy.typing as npt
 import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.video_writer import VideoFiles, partial_path
+from longtake.engine.video_writer import VideoFiles, output_type
 from longtake.engine.worker import RankReport
-from longtake.errors import EngineError
+from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 
 Array = npt.NDArray[np.float32]
@@ -34,7 +32,7 @@ class Metadata:
 
     Attributes:
         request: with nothing left out, the seed included.
-        engine: model, ranks, dtype as it was used.
+        engine: model, ranks, and dtypes, device, kernel and revision as they were used.
         layout: the degrees that it ran in.
         seconds: of each stage on rank 0, with loading and writing.
         ranks: what each rank measured.
@@ -43,8 +41,6 @@ class Metadata:
     request: ResolvedRequest
     engine: EngineConfig
     layout: ParallelDims
-    dtype: str
-    device: str
     seconds: dict[str, float]
     ranks: list[RankReport]
     created: str = field(
@@ -58,8 +54,6 @@ class Metadata:
             "request": self.request.model_dump(mode="json"),
             "engine": {
                 **self.engine.model_dump(mode="json"),
-                "dtype": self.dtype,
-                "device": self.device,
                 "parallel": {
                     **self.engine.parallel.model_dump(mode="json"),
                     **asdict(self.layout),
@@ -74,20 +68,6 @@ class Metadata:
             "ranks": [asdict(rank) for rank in self.ranks],
             "versions": _versions(),
         }
-
-    def save(self, path: Path) -> None:
-        """Write it, under another name until it is whole.
-
-        Raises:
-            EngineError: it cannot be written.
-        """
-        partial = partial_path(path)
-        try:
-            partial.write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise EngineError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @dataclass
@@ -109,6 +89,11 @@ class Video:
     @property
     def frames(self) -> Array:
         """The first video's frames, ``[frames, height, width, 3]``, float32 in [0, 1]."""
+        if not self.batch:
+            raise RequestError(
+                "there are no frames here: latents alone were asked for, or this is not rank 0; "
+                "see Video.latents"
+            )
         return self.batch[0]
 
     def save(self, path: str | Path, *, metadata: bool = True) -> list[Path]:
@@ -125,25 +110,21 @@ class Video:
             RequestError: an unknown suffix, or no such folder.
             EngineError: writing failed, of a full disk say; nothing is left behind.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         if not self.writes:
             return []
-        begun = time.perf_counter()
-        with VideoFiles(path, self.metadata.request) as files:
+        if not self.batch and output_type(path) == "frames":
+            raise RequestError(
+                f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
+            )
+        with VideoFiles(path, self.metadata.request, metadata=metadata) as files:
             files.latents(self.latents)
             for video, frames in enumerate(self.batch):
                 for index, frame in enumerate(frames):
                     files.frame(video, index, frame)
-            files.publish()
-        self.metadata.seconds["writing"] = time.perf_counter() - begun
-        if metadata:
-            self.metadata.save(metadata_path(path))
+            self.metadata.seconds["writing"] = files.seconds
+            files.publish(self.metadata.as_json())
         return files.paths
-
-
-def metadata_path(path: Path) -> Path:
-    """Where the metadata of an output stands: ``out.json`` beside ``out.mp4``."""
-    return path.with_suffix(".json")
 
 
 def _versions() -> dict[str, str]:

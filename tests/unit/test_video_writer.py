@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 from safetensors.numpy import load_file
 
 from longtake.configs.request import ResolvedRequest
@@ -33,11 +35,11 @@ def smooth_frames(num_frames: int = 9, height: int = 48, width: int = 64) -> Arr
 
 
 def write(path: Path, asked: ResolvedRequest, videos: list[Array]) -> None:
-    with VideoFiles(path, asked) as files:
+    with VideoFiles(path, asked, metadata=False) as files:
         for video, frames in enumerate(videos):
             for index, frame in enumerate(frames):
                 files.frame(video, index, frame)
-        files.publish()
+        files.publish({})
 
 
 def read(path: Path) -> Array:
@@ -77,10 +79,21 @@ def test_frames_a_second(tmp_path: Path, suffix: str) -> None:
     assert iio.immeta(path, plugin="pyav")["fps"] == pytest.approx(12.5)
 
 
-def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.mp4", "b.mp4"):
-        write(tmp_path / name, request(), [smooth_frames()])
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        write(path, request(), [smooth_frames()])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize(("fps", "each_ms"), [(8, 120), (24, 40), (30, 30), (60, 20), (999, 20)])
+def test_a_gif_has_the_nearest_rate_that_it_can(tmp_path: Path, fps: float, each_ms: int) -> None:
+    """It counts in hundredths of a second, and browsers slow down frames of less than two."""
+    write(tmp_path / "out.gif", request(fps=fps), [smooth_frames()])
+    with Image.open(tmp_path / "out.gif") as gif:
+        lasts = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
+    assert lasts == [each_ms] * 9
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (5, 36, 20), (1, 17, 33)])
@@ -103,7 +116,8 @@ def test_latents(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).random((2, 4, 3, 2, 2), dtype=np.float32)
     with VideoFiles(tmp_path / "out.safetensors", request(num_videos=2)) as files:
         files.latents(latents)
-        files.publish()
+        files.publish({"seed": 3})
+    assert json.loads((tmp_path / "out.json").read_text()) == {"seed": 3}
     for number in range(2):
         (tensor,) = load_file(tmp_path / f"out-{number}.safetensors").values()
         np.testing.assert_array_equal(tensor, latents[number])
@@ -136,8 +150,9 @@ class FilledUp(io.FileIO):
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_filled_up(path: Path, mode: str) -> io.BufferedWriter:
-        return io.BufferedWriter(FilledUp(path, mode))
+    def open_filled_up(path: Path, mode: str, buffering: int = -1) -> Any:
+        raw = FilledUp(path, mode)
+        return raw if buffering == 0 else io.BufferedWriter(raw)
 
     def write_nothing(path: Path, frame: Array) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -157,23 +172,63 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "movie.json").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
     for name, text in {
         "no/out.mp4": "there is no folder",
         "out.avi": "has the suffix '.avi': use .mp4",
         "full": "is there and is not an empty folder",
         "full/something": "is there and is not an empty folder",
         "folder.mp4": "is a folder: name a file in it",
+        "dangling": "is there and is not an empty folder",
+        "..": "has no name",
+        "movie.mp4": "movie.json is a folder: move it, or pass --no-metadata",
     }.items():
         with pytest.raises(RequestError, match=text) as caught:
-            check_output(tmp_path / name, 1)
+            check_output(tmp_path / name, 1, metadata=True)
         assert "\n" not in str(caught.value)
-    check_output(tmp_path / "OUT.MP4", 3)
+        assert str(caught.value).count("output=") <= 1
+    for name in ("", ".", "./", "/"):
+        with pytest.raises(RequestError, match="has no name"):
+            check_output(Path(name), 2, metadata=True)
+    check_output(tmp_path / "OUT.MP4", 3, metadata=True)
+    check_output(tmp_path / "movie.mp4", 1, metadata=False)
+
+
+def test_a_folder_that_is_there_is_filled(tmp_path: Path) -> None:
+    """It may be a link, a mount, or where a shell stands: it is not replaced."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write(tmp_path / "link", request(), [smooth_frames()])
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(each.name for each in (tmp_path / "real").iterdir()) == [
+        f"{index:05d}.png" for index in range(9)
+    ]
+
+
+def test_a_disk_that_is_full_at_the_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing gets its name then, and an older video stays with its own metadata."""
+    (tmp_path / "out.mp4").write_bytes(b"an older video")
+
+    def no_room(path: Path, *content: Any, **settings: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", no_room)
+    with pytest.raises(EngineError, match="out.json cannot be written: No space left on device"):
+        with VideoFiles(tmp_path / "out.mp4", request()) as files:
+            for index, frame in enumerate(smooth_frames()):
+                files.frame(0, index, frame)
+            files.publish({})
+    assert [each.name for each in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
 
 
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(RequestError, match="cannot be written to"):
-        check_output(tmp_path / "out.mp4", 1)
+        check_output(tmp_path / "out.mp4", 1, metadata=True)
 
 
 def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
@@ -181,4 +236,6 @@ def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
     write(path, request(num_videos=1), [smooth_frames()])
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     with pytest.raises(RequestError, match="too long"):
-        check_output(path, num_videos=2)  # name-0, name-1
+        check_output(path, num_videos=2, metadata=False)  # name-0, name-1
+    with pytest.raises(RequestError, match="too long"):
+        check_output(tmp_path / ("x" * 251 + ".mp4"), 1, metadata=True)  # .json is longer
