@@ -107,6 +107,7 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
         seed=0,
         fps=24,
         vae_tiling=False,
+        max_sequence_length=PADDED_TEXT,
     )
     denoiser = HunyuanVideoDenoiser(inputs.model)
     streams = {"text": inputs.text[:, :REAL_TEXT], "pooled": inputs.pooled}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from longtake.configs.base import Declared
 from longtake.configs.parallel import ParallelConfig
 
 Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(Declared):
     """Everything that is fixed while an engine runs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model: str = Field(min_length=1, description="Folder or hub id of a model in diffusers layout")
+    revision: str | None = Field(
+        default=None, min_length=1, description="Branch, tag or commit of a hub id; the newest"
+    )
     devices: Annotated[int, Field(ge=1, le=65536)] = Field(
         default=1, description="Ranks: GPUs, or processes where there is none"
     )
@@ -25,6 +27,9 @@ class EngineConfig(BaseModel):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Of weights and activations; bfloat16 on a GPU, float32 on CPU"
+    )
+    vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Of the decoder; the model's own, else dtype"
     )
     attention_kernel: str = Field(
         default="auto", description="Local attention kernel; the fastest that can serve"

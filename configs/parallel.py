@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from longtake.configs.base import Declared
 
 Degree = Annotated[int, Field(ge=1, le=65536)]
 
 
-class ParallelConfig(BaseModel):
+class ParallelConfig(Declared):
     """The degrees that are asked for; what is left out follows from the devices and the request."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ulysses_degree: Degree | None = Field(
         default=None, description="Ranks that exchange tokens for heads"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from longtake.configs.base import Declared
 
 MAX_SEED = 2**63 - 1
 
@@ -12,18 +14,40 @@ Pixels = Annotated[int, Field(ge=1, le=16384)]
 Frames = Annotated[int, Field(ge=1, le=16384)]
 Steps = Annotated[int, Field(ge=1, le=10000)]
 Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
-Shift = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Shift = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=10000)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
+TextTokens = Annotated[int, Field(ge=1, le=100_000)]
 OutputType = Literal["frames", "latents"]
 
 
-class VideoRequest(BaseModel):
-    """One video to render, or several of one prompt. What is left out is the model's default."""
+class PromptTemplate(Declared):
+    """The words that a prompt is put between before it is encoded.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        template: with ``{}`` where the prompt goes.
+        crop_start: tokens of the template in front of the prompt, dropped once encoded.
+    """
+
+    template: str
+    crop_start: Annotated[int, Field(ge=0)]
+
+    @field_validator("template")
+    @classmethod
+    def _takes_a_prompt(cls, template: str) -> str:
+        try:
+            filled = template.format("\0")
+        except (ValueError, LookupError, AttributeError):
+            filled = ""
+        if filled.count("\0") != 1:
+            raise ValueError("must hold {} once, where the prompt goes, and no other braces")
+        return template
+
+
+class VideoRequest(Declared):
+    """One video to render, or several of one prompt. What is left out is the model's default."""
 
     prompt: str = Field(max_length=100_000, description="What to show")
     negative_prompt: str | None = Field(
@@ -60,6 +84,12 @@ class VideoRequest(BaseModel):
     vae_tiling: bool | None = Field(
         default=None, description="Decode in spatial tiles, which blends their borders"
     )
+    prompt_template: PromptTemplate | None = Field(
+        default=None, description="Words that the prompt is put between before it is encoded"
+    )
+    max_sequence_length: TextTokens | None = Field(
+        default=None, description="Tokens of the prompt that are used at most"
+    )
     output_type: OutputType = Field(
         default="frames", description="Frames, or latents alone, which are not decoded"
     )
@@ -85,7 +115,10 @@ class VideoRequest(BaseModel):
 
 
 class ResolvedRequest(VideoRequest):
-    """A request with nothing left out: it renders the same video whatever the defaults become."""
+    """A request with nothing left out: it renders the same video whatever the defaults become.
+
+    A ``prompt_template`` that is still None is diffusers' own.
+    """
 
     height: Pixels
     width: Pixels
@@ -96,3 +129,4 @@ class ResolvedRequest(VideoRequest):
     seed: Seed
     fps: Rate
     vae_tiling: bool
+    max_sequence_length: TextTokens

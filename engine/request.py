@@ -44,6 +44,8 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
         "fps": request.fps or defaults.fps,
         "seed": secrets.randbits(32) if request.seed is None else request.seed,
         "vae_tiling": _given(request.vae_tiling, defaults.vae_tiling),
+        "prompt_template": request.prompt_template or defaults.prompt_template,
+        "max_sequence_length": request.max_sequence_length or defaults.max_sequence_length,
     }
     if request.uses_true_cfg and request.negative_prompt is None:
         filled["negative_prompt"] = ""

@@ -32,7 +32,7 @@ class ModelSpec:
     """What can be said of a model before it is loaded.
 
     Attributes:
-        num_heads: of its attention.
+        num_heads, head_size: of its attention.
         size_multiple: pixels that height and width are a multiple of.
         frames_multiple: k of "frames are one more than a multiple of k".
         defaults: what a request leaves out.
@@ -40,6 +40,7 @@ class ModelSpec:
     """
 
     num_heads: int
+    head_size: int
     size_multiple: int
     frames_multiple: int
     defaults: ModelDefaults
@@ -246,8 +247,11 @@ class VideoPipeline(ABC):
         """The latents of a request."""
 
     @abstractmethod
-    def encode(self, prompt: str) -> Streams:
-        """Encode a prompt; on rank 0 alone, which holds the text encoders.
+    def encode(self, prompt: str, request: ResolvedRequest) -> Streams:
+        """Encode a prompt of a request; on rank 0 alone, which holds the text encoders.
+
+        Args:
+            prompt: its own, or its negative one.
 
         Raises:
             RequestError: nothing is left of the prompt once it is encoded.
@@ -294,3 +298,13 @@ def check_latents(latents: torch.Tensor) -> torch.Tensor:
             "or numbers too large for float16; try dtype bfloat16 or float32"
         )
     return latents
+
+
+def check_frames(frames: torch.Tensor) -> torch.Tensor:
+    """The same for what the decoder made of good latents."""
+    if not bool(torch.isfinite(frames).all()):
+        raise EngineError(
+            "the decoded frames are not finite: damaged weights of the vae, or numbers too large "
+            "for float16; try vae_dtype float32"
+        )
+    return frames

@@ -25,32 +25,36 @@ class Checkpoint:
         model: as the user named it.
         folder: where its files are.
         index: its ``model_index.json``: pipeline class, and the class of each component.
+        revision: the commit, of one from the hub.
     """
 
     model: str
     folder: Path
     index: dict[str, Any]
+    revision: str | None = None
 
     @classmethod
-    def open(cls, model: str) -> Checkpoint:
+    def open(cls, model: str, revision: str | None = None) -> Checkpoint:
         """Find a model and read its index.
 
         Args:
             model: a folder, or the id of a repository on the Hugging Face hub, which is downloaded
                 once (``owner/name``; only data: safetensors, JSON and vocabularies).
+            revision: branch, tag or commit of a hub id; None is the newest.
 
         Raises:
             ModelError: there is no such folder or repository, or it is no pipeline.
         """
-        folder = Path(os.path.expanduser(model))
+        folder, commit = Path(os.path.expanduser(model)), None
         if not os.path.exists(folder):  # Path's own raises for a name that no file can have
-            folder = _download(model)
+            folder = _download(model, revision)
+            commit = folder.name  # of the cache's snapshots/COMMIT
         if not (folder / "model_index.json").is_file():
             raise ModelError(
                 f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
                 "layout (transformer/, vae/, text_encoder/, ...)"
             )
-        return cls(model, folder, _read_json(folder / "model_index.json"))
+        return cls(model, folder, _read_json(folder / "model_index.json"), commit)
 
     @property
     def pipeline_class(self) -> str:
@@ -90,9 +94,11 @@ class Checkpoint:
             index = folder / f"{name}.index.json"
             if index.is_file():
                 shards = _read_json(index).get("weight_map")
-                if not (isinstance(shards, dict) and shards):
+                if not (isinstance(shards, dict) and shards) or any(
+                    not isinstance(shard, str) for shard in shards.values()
+                ):
                     raise ModelError(f"{index} maps no weights: download or save the model again")
-                files = [folder / Path(str(shard)).name for shard in sorted(set(shards.values()))]
+                files = [folder / Path(shard).name for shard in sorted(set(shards.values()))]
                 break
             if (folder / name).is_file():
                 files = [folder / name]
@@ -104,7 +110,7 @@ class Checkpoint:
         return tuple(files)
 
 
-def _download(model: str) -> Path:
+def _download(model: str, revision: str | None) -> Path:
     """A repository of the hub, by its id."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -115,7 +121,7 @@ def _download(model: str) -> Path:
             "such as hunyuanvideo-community/HunyuanVideo"
         )
     try:
-        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"there is no folder {model}, and it cannot be had from the hub: check the name, the "
@@ -128,7 +134,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: download or save the model again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object: download or save the model again")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +14,26 @@ from longtake.pipelines.base import ModelSpec, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video import spec as hunyuan_video
 
-_INSPECT = {"HunyuanVideoPipeline": hunyuan_video.inspect}
+
+@dataclass(frozen=True)
+class _Family:
+    """What renders the checkpoints of one pipeline class.
+
+    Attributes:
+        inspect: reads configuration files alone.
+        module, pipeline: where its VideoPipeline is; imported on need, since diffusers is slow.
+    """
+
+    inspect: Callable[[Checkpoint], ModelSpec]
+    module: str
+    pipeline: str
+
+
+_FAMILIES = {
+    "HunyuanVideoPipeline": _Family(
+        hunyuan_video.inspect, "longtake.pipelines.hunyuan_video.pipeline", "HunyuanVideo"
+    )
+}
 
 
 def inspect(checkpoint: Checkpoint) -> ModelSpec:
@@ -21,12 +42,7 @@ def inspect(checkpoint: Checkpoint) -> ModelSpec:
     Raises:
         ModelError: no family can serve it, or it is damaged.
     """
-    if checkpoint.pipeline_class not in _INSPECT:
-        raise ModelError(
-            f"{checkpoint.model} is a {checkpoint.pipeline_class}: longtake renders with "
-            f"{', '.join(_INSPECT)}"
-        )
-    return _INSPECT[checkpoint.pipeline_class](checkpoint)
+    return _family(checkpoint).inspect(checkpoint)
 
 
 def load(
@@ -34,6 +50,7 @@ def load(
     world: World,
     *,
     dtype: torch.dtype,
+    vae_dtype: torch.dtype | None = None,
     kernel: str = "auto",
     shard_weights: bool = False,
     on_component: Callable[[str], None] = lambda name: None,
@@ -42,6 +59,7 @@ def load(
 
     Args:
         dtype: of its weights and activations.
+        vae_dtype: of its decoder; None is ``dtype``.
         kernel: name of the local attention kernel.
         shard_weights: split the transformer's weights over all ranks.
         on_component: called with the name of each component before it is loaded.
@@ -49,15 +67,24 @@ def load(
     Raises:
         ModelError: a component cannot be loaded.
     """
-    defaults = inspect(checkpoint).defaults
-    from longtake.pipelines.hunyuan_video.pipeline import HunyuanVideo  # imports diffusers: slow
-
-    return HunyuanVideo(
+    family = _family(checkpoint)
+    load_family = getattr(importlib.import_module(family.module), family.pipeline)
+    pipeline: VideoPipeline = load_family(
         checkpoint,
-        defaults,
         world,
         dtype=dtype,
+        vae_dtype=vae_dtype or dtype,
         kernel=kernel,
         shard_weights=shard_weights,
         on_component=on_component,
     )
+    return pipeline
+
+
+def _family(checkpoint: Checkpoint) -> _Family:
+    if checkpoint.pipeline_class not in _FAMILIES:
+        raise ModelError(
+            f"{checkpoint.model} is a {checkpoint.pipeline_class}: longtake renders with "
+            f"{', '.join(_FAMILIES)}"
+        )
+    return _FAMILIES[checkpoint.pipeline_class]

@@ -16,6 +16,7 @@ from longtake.pipelines.base import (
     Streams,
     TrueCfg,
     VideoPipeline,
+    check_frames,
     check_latents,
     denoise,
 )
@@ -104,7 +105,7 @@ def render_latents(
         prompts = [request.prompt]
         if request.uses_true_cfg:
             prompts.append(request.negative_prompt or "")
-        streams = [_encode_once(pipeline, prompt, world) for prompt in prompts]
+        streams = [_encode_once(pipeline, prompt, request, world) for prompt in prompts]
 
     denoiser = pipeline.denoiser
     grid, stepper = pipeline.grid(request), pipeline.stepper(request)
@@ -146,23 +147,29 @@ def decode_videos(
     *,
     on_progress: OnProgress = lambda progress: None,
 ) -> Iterator[torch.Tensor]:
-    """Each video's frames, ``[frames, height, width, 3]`` float32 in [0, 1]; on rank 0 alone."""
+    """Each video's frames, ``[frames, height, width, 3]`` float32 in [0, 1]; on rank 0 alone.
+
+    Raises:
+        EngineError: the decoder's values are not finite.
+    """
     total = len(rendered.latents)
     for done, latents in enumerate(rendered.latents, start=1):
         on_progress(Progress("decoding", done - 1, total))
         with _stage(rendered.report, "decoding"):
-            frames = pipeline.decode(latents, request)
+            frames = check_frames(pipeline.decode(latents, request))
         on_progress(Progress("decoding", done, total))
         yield frames
 
 
-def _encode_once(pipeline: VideoPipeline, prompt: str, world: World) -> Streams:
+def _encode_once(
+    pipeline: VideoPipeline, prompt: str, request: ResolvedRequest, world: World
+) -> Streams:
     """Encode on rank 0, hand to all; all refuse what rank 0 refuses."""
     streams: Streams | None = None
     refusal = None
     if world.rank == 0:
         try:
-            streams = pipeline.encode(prompt)
+            streams = pipeline.encode(prompt, request)
         except RefusedInputError as error:
             refusal = str(error)
     refusals = world.gather_json(refusal)

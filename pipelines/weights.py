@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from longtake.errors import ModelError, one_line
 from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_weights(
@@ -129,11 +129,17 @@ def _check_names(state: dict[str, torch.Tensor], tensors: dict[str, Any], files:
             "weights and its config.json are not of the same model"
         )
     for name, target in state.items():
-        shape = tuple(tensors[name].get_slice(name).get_shape())
+        stored = tensors[name].get_slice(name)
+        shape = tuple(stored.get_shape())
         if shape != tuple(target.shape):
             raise ModelError(
                 f"{files[0].parent} holds {name} of shape {shape}, its config.json says "
                 f"{tuple(target.shape)}: they are not of the same model"
+            )
+        if stored.get_dtype() not in _DTYPES:
+            raise ModelError(
+                f"{files[0].parent} holds {name} as {stored.get_dtype()}, not one of "
+                f"{', '.join(_DTYPES)}: quantized weights are not supported"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch.distributed as dist
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, World
-from longtake.pipelines import registry
+from longtake.pipelines import registry, weights
 from longtake.pipelines.base import VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.rendering import decode_videos, render_latents
 from longtake.pipelines.weights import held_bytes
+from tests import tiny
 
 ALONE = World(torch.device("cpu"))
 ONE_RANK = ParallelDims()
@@ -38,6 +40,8 @@ def request(**changes: Any) -> ResolvedRequest:
         seed=3,
         fps=8.0,
         vae_tiling=False,
+        prompt_template=tiny.TEMPLATE,
+        max_sequence_length=tiny.MAX_TOKENS,
     )
     return ResolvedRequest(**{**settings, **changes})
 
@@ -99,3 +103,36 @@ def traffic(
     with TrafficMeter() as meter:
         rendered = render_latents(pipeline, asked, dims, world())
     return meter.bytes_sent, dict(meter.calls), rendered.report.bytes_sent
+
+
+def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
+    """On a rank: tensors read from disk where so many ranks share a host; whether all are right."""
+    own = None
+    for first in range(0, world().size, ranks_a_host):
+        ranks = list(range(first, min(first + ranks_a_host, world().size)))
+        group = dist.new_group(ranks)
+        own = group if world().rank in ranks else own
+    hosts = replace(world(), host_group=own)
+    reads, read = [], weights._read
+
+    def counted(file: Any, name: str, files: Any) -> torch.Tensor:
+        reads.append(name)
+        return read(file, name, files)
+
+    weights._read = counted
+    try:
+        checkpoint = Checkpoint.open(folder)
+        pipeline = registry.load(checkpoint, hosts, dtype=torch.float32)
+    finally:
+        weights._read = read
+    ours, theirs = (each.denoiser.state_dict() for each in (pipeline, loaded(folder, False)))
+    same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    return len(reads), same
+
+
+def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
+    """On a rank with split weights: all-gathers and all-to-alls of one step, as they are begun."""
+    pipeline = loaded(folder, True, shard_weights=True)
+    with TrafficMeter() as meter:
+        render_latents(pipeline, request(num_inference_steps=1), dims, world())
+    return [name for name in meter.order if "gather" in name or "alltoall" in name]

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from longtake.configs.request import Frames, Pixels, Rate, Scale, Shift, Steps
+from longtake.configs.base import Declared
+from longtake.configs.request import (
+    Frames,
+    Pixels,
+    PromptTemplate,
+    Rate,
+    Scale,
+    Shift,
+    Steps,
+    TextTokens,
+)
 from longtake.errors import ModelError, one_line
 
 DEFAULTS_FILE = "longtake.yaml"
 """A file of this name in a model's folder holds its own defaults."""
 
 
-class PromptTemplate(BaseModel):
-    """The words that a prompt is put between before it is encoded.
-
-    Attributes:
-        template: with ``{}`` where the prompt goes.
-        crop_start: tokens of the template in front of the prompt, dropped once encoded.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    template: Annotated[str, Field(pattern=r"\{\}")]
-    crop_start: Annotated[int, Field(ge=0)]
-
-
-class ModelDefaults(BaseModel):
+class ModelDefaults(Declared):
     """What a request leaves out. Unless a model says otherwise: HunyuanVideo's, as in diffusers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     height: Pixels = 720
     width: Pixels = 1280
@@ -47,7 +41,7 @@ class ModelDefaults(BaseModel):
         default=None, description="None: that of the engine"
     )
     prompt_template: PromptTemplate | None = Field(default=None, description="None: diffusers'")
-    max_sequence_length: Annotated[int, Field(ge=1, le=100_000)] = 256
+    max_sequence_length: TextTokens = 256
 
 
 def defaults_of(model: str, folder: Path) -> ModelDefaults:
@@ -62,15 +56,15 @@ def defaults_of(model: str, folder: Path) -> ModelDefaults:
     """
     own = folder / DEFAULTS_FILE
     if own.is_file():
-        return _read(own.read_text(encoding="utf-8"), str(own))
+        return _read(own.read_bytes(), str(own))
     for preset in resources.files(__name__).iterdir():
         if preset.name == model.replace("/", "--") + ".yaml":
-            return _read(preset.read_text(encoding="utf-8"), preset.name)
+            return _read(preset.read_bytes(), preset.name)
     return ModelDefaults()
 
 
-def _read(text: str, name: str) -> ModelDefaults:
+def _read(content: bytes, name: str) -> ModelDefaults:
     try:
-        return ModelDefaults.model_validate(yaml.safe_load(text) or {})
-    except (yaml.YAMLError, ValidationError) as error:
+        return ModelDefaults.model_validate(yaml.safe_load(content.decode()) or {})
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ModelError(f"{name} holds no defaults of a model: {one_line(error)}") from error

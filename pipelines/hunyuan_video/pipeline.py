@@ -13,7 +13,6 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
 )
 
-from longtake.configs.models import ModelDefaults
 from longtake.configs.request import ResolvedRequest
 from longtake.errors import ModelError, one_line
 from longtake.parallel import World
@@ -30,10 +29,10 @@ class HunyuanVideo(VideoPipeline):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        defaults: ModelDefaults,
         world: World,
         *,
         dtype: torch.dtype,
+        vae_dtype: torch.dtype,
         kernel: str,
         shard_weights: bool,
         on_component: Callable[[str], None],
@@ -62,10 +61,9 @@ class HunyuanVideo(VideoPipeline):
             return
         on_component("vae")
         self._vae = _build(AutoencoderKLHunyuanVideo, self._vae_config, "vae")
-        vae_dtype = getattr(torch, defaults.vae_dtype) if defaults.vae_dtype else dtype
         load_weights(self._vae, checkpoint.weights("vae"), World(world.device), vae_dtype)
         on_component("text encoders")
-        self._text = TextEncoders(checkpoint, defaults, world.device, dtype)
+        self._text = TextEncoders(checkpoint, world.device, dtype)
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
         """The latents of a request."""
@@ -83,9 +81,9 @@ class HunyuanVideo(VideoPipeline):
             (config.patch_size_t, config.patch_size, config.patch_size),
         )
 
-    def encode(self, prompt: str) -> Streams:
+    def encode(self, prompt: str, request: ResolvedRequest) -> Streams:
         """``text`` and ``pooled`` of a prompt."""
-        return self._text.encode(prompt)
+        return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """The model's scheduler with the request's shift and noise levels."""

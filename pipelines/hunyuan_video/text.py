@@ -12,7 +12,7 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
 from transformers.utils import logging as transformers_logging
 
-from longtake.configs.models import ModelDefaults
+from longtake.configs.request import PromptTemplate
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
 
@@ -31,17 +31,10 @@ class TextEncoders:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        defaults: ModelDefaults,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self._device = device
-        self._template = (
-            defaults.prompt_template.model_dump()
-            if defaults.prompt_template
-            else DEFAULT_PROMPT_TEMPLATE
-        )
-        self._max_tokens = defaults.max_sequence_length
         try:
             with _no_progress_bars():
                 self._encoders, tokenizers = self._load(checkpoint, dtype)
@@ -83,10 +76,21 @@ class TextEncoders:
             AutoTokenizer.from_pretrained(checkpoint.folder / component, local_files_only=True)
             for component in ("tokenizer", "tokenizer_2")
         ]
+        if any(tokenizer.pad_token is None for tokenizer in tokenizers):
+            raise ModelError(
+                f"{checkpoint.model} has a tokenizer without a pad_token: set one in its "
+                "tokenizer_config.json, or download the model again"
+            )
         return encoders, tokenizers
 
-    def encode(self, prompt: str) -> dict[str, torch.Tensor]:
+    def encode(
+        self, prompt: str, template: PromptTemplate | None, max_tokens: int
+    ) -> dict[str, torch.Tensor]:
         """Encode one prompt, and cut off the padding.
+
+        Args:
+            template: None is diffusers' own.
+            max_tokens: that are used of the prompt at most.
 
         Returns:
             ``text`` ``[1, L, text width]``, the tokens that are really there, and ``pooled``
@@ -95,14 +99,15 @@ class TextEncoders:
         Raises:
             RequestError: no token is left behind the template.
         """
+        around = template.model_dump() if template else DEFAULT_PROMPT_TEMPLATE
         for encoder in self._encoders:
             encoder.to(self._device)
         try:
             text, pooled, mask = self._pipeline.encode_prompt(
                 prompt=prompt,
-                prompt_template=self._template,
+                prompt_template=around,
                 device=self._device,
-                max_sequence_length=self._max_tokens,
+                max_sequence_length=max_tokens,
             )
         finally:
             if self._device.type != "cpu":
@@ -112,7 +117,7 @@ class TextEncoders:
         if text.shape[1] == 0:
             raise RequestError(
                 f"no token of prompt={prompt[:60]!r} is left behind the prompt template's first "
-                f"{self._template['crop_start']} tokens: the model needs a template of its own, in "
+                f"{around['crop_start']} tokens: the model needs a template of its own, in "
                 "longtake.yaml in its folder (prompt_template: {template, crop_start})"
             )
         return {"text": text, "pooled": pooled}

@@ -88,7 +88,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a lost shard": (lost_shard, "00001-of-2.safetensors is missing"),
     "quantized": (
         lambda f: edit(f, "transformer/config.json", quantization_config={}),
-        "transformer is quantized",
+        "transformer/config.json cannot be used: quantization_config={} must be None",
     ),
     "an image model": (
         lambda f: edit(f, "transformer/config.json", image_condition_type="token_replace"),
@@ -100,12 +100,56 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "noise at each step": (
         lambda f: edit(f, "scheduler/scheduler_config.json", stochastic_sampling=True),
-        "sets stochastic_sampling",
+        "scheduler_config.json cannot be used: stochastic_sampling=True must be False",
     ),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer_config.json is missing"),
     "sizes are words": (
         lambda f: edit(f, "transformer/config.json", num_attention_heads="many"),
-        "sizes in its config.json that are no numbers",
+        "transformer/config.json cannot be used: num_attention_heads='many' must be a valid int",
+    ),
+    "a patch of nothing": (
+        lambda f: edit(f, "transformer/config.json", patch_size=0),
+        "patch_size=0 must be greater than or equal to 1",
+    ),
+    "a patch in quotes": (
+        lambda f: edit(f, "transformer/config.json", patch_size="2"),
+        "patch_size='2' must be a valid integer",
+    ),
+    "a rope of another head": (
+        lambda f: edit(f, "transformer/config.json", rope_axes_dim=[4, 6, 8]),
+        "even numbers that add up to attention_head_dim",
+    ),
+    "no compression": (
+        lambda f: edit(f, "vae/config.json", spatial_compression_ratio=0),
+        "spatial_compression_ratio=0 must be greater",
+    ),
+    "no scale": (
+        lambda f: edit(f, "vae/config.json", scaling_factor=None),
+        "vae/config.json cannot be used: scaling_factor=None must be a valid number",
+    ),
+    "a shift of nothing": (
+        lambda f: edit(f, "scheduler/scheduler_config.json", shift=0.0),
+        "scheduler_config.json cannot be used: shift=0.0 must be greater",
+    ),
+    "a schedule upside down": (
+        lambda f: edit(f, "scheduler/scheduler_config.json", invert_sigmas=True),
+        "invert_sigmas=True must be False",
+    ),
+    "shards that are no names": (
+        lambda f: (f / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": ["b"]}}'),
+        "index.json maps no weights",
+    ),
+    "defaults in another encoding": (
+        lambda f: (f / "longtake.yaml").write_bytes(b"height: \xe9"),
+        "longtake.yaml holds no defaults of a model",
+    ),
+    "a wrong default": (
+        lambda f: (f / "longtake.yaml").write_text("height: tall"),
+        "longtake.yaml holds no defaults of a model: height='tall' must be a valid integer",
+    ),
+    "nested without end": (
+        lambda f: (f / "model_index.json").write_text("[" * 100_000),
+        "cannot be read as JSON",
     ),
 }
 
@@ -121,6 +165,14 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another shape": (
         change_weights(lambda tensors: tensors.update({"proj_out.bias": torch.zeros(3)})),
         r"holds proj_out.bias of shape \(3,\), its config.json says \(16,\)",
+    ),
+    "whole numbers": (
+        change_weights(lambda t: t.update({"proj_out.bias": torch.zeros(16, dtype=torch.int8)})),
+        "holds proj_out.bias as I8, not one of F64, F32",
+    ),
+    "a tokenizer that cannot pad": (
+        lambda f: edit(f, "tokenizer/tokenizer_config.json", pad_token=None),
+        "a tokenizer without a pad_token",
     ),
     "an impossible architecture": (
         lambda f: edit(f, "transformer/config.json", qk_norm="nonsense"),

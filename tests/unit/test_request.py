@@ -14,7 +14,12 @@ from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.base import ModelSpec
 
 SPEC = ModelSpec(
-    num_heads=24, size_multiple=16, frames_multiple=4, defaults=ModelDefaults(), flow_shift=5.0
+    num_heads=24,
+    head_size=128,
+    size_multiple=16,
+    frames_multiple=4,
+    defaults=ModelDefaults(),
+    flow_shift=5.0,
 )
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
@@ -33,10 +38,17 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("guidance_scale", -0.1, "greater than or equal to 0"),
     ("guidance_scale", float("nan"), "finite number"),
     ("true_cfg_scale", float("inf"), "finite number"),
-    ("flow_shift", 0, "greater than 0"),
+    ("flow_shift", 0, "greater than or equal to 0.01"),
     ("seed", -1, "greater than or equal to 0"),
+    ("seed", True, "must not be true or false"),
+    ("num_videos", True, "must not be true or false"),
+    ("prompt_template", {"template": "no place", "crop_start": 1}, "must hold {} once"),
+    ("prompt_template", {"template": "{} {}", "crop_start": 1}, "must hold {} once"),
+    ("prompt_template", {"template": "{x} : {}", "crop_start": 1}, "must hold {} once"),
+    ("prompt_template", {"template": "{{}}", "crop_start": 1}, "must hold {} once"),
+    ("max_sequence_length", 0, "greater than or equal to 1"),
     ("seed", 2**63, "less than or equal to"),
-    ("fps", 0, "greater than 0"),
+    ("fps", 0, "greater than or equal to 0.1"),
     ("num_videos", 0, "greater than or equal to 1"),
     ("sigmas", (), "at least 1 item"),
     ("sigmas", (0.5, 0.7), "must fall"),

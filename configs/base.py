@@ -1,0 +1,22 @@
+"""What all that can be asked for has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+class Declared(BaseModel):
+    """Fields that a user may set: frozen once they are, and no others are taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``yes`` and ``true`` in YAML are no numbers, though Python would count with them."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and "bool" not in str(field.annotation):
+            raise ValueError("must not be true or false")
+        return value
