@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +24,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as ProgressBars
 
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Metadata
 from longtake.pipelines.rendering import Progress
 
@@ -30,9 +33,6 @@ _PHASES = {"text": "encoding the prompt"}
 
 class View(ABC):
     """Shows a rendering. A context; errors go to stderr in every view."""
-
-    def __init__(self) -> None:
-        self._writing_since = time.perf_counter()
 
     def __enter__(self) -> View:
         return self
@@ -59,16 +59,12 @@ class View(ABC):
 
     def writing(self) -> None:
         """All frames are there."""
-        self._writing_since = time.perf_counter()
         self.progress(Progress("writing"))
-
-    def seconds_writing(self) -> float:
-        """Since :meth:`writing`."""
-        return time.perf_counter() - self._writing_since
 
     def failed(self, message: str, kind: str, exit_code: int) -> int:
         """Say what went wrong; returns the exit code."""
-        print(f"longtake: {message}", file=sys.stderr, flush=True)
+        rank = "" if TorchrunPlace.writes() else f"rank {os.environ['RANK']}: "
+        _say(f"longtake: {rank}{message}", sys.stderr)
         return exit_code
 
 
@@ -98,14 +94,13 @@ class _Json(View):
 
     @staticmethod
     def _print(event: dict[str, object]) -> None:
-        print(json.dumps(event), flush=True)
+        _say(json.dumps(event), sys.stdout)
 
 
 class _Lines(View):
     """Plain lines, for logs: each phase, and every tenth of its parts."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._phase = ""
         self._began = 0.0
         self._tenths = 0
@@ -115,24 +110,23 @@ class _Lines(View):
         if progress.phase != self._phase:
             self._phase, self._began, self._tenths = progress.phase, now, 0
             if progress.phase != "denoising":
-                print(_PHASES.get(progress.phase, progress.phase), file=sys.stderr, flush=True)
+                _say(_PHASES.get(progress.phase, progress.phase), sys.stderr)
         tenths = 10 * progress.done // progress.total if progress.total else 0
         if progress.phase == "denoising" and progress.done and tenths > self._tenths:
             self._tenths = tenths
             each = (now - self._began) / progress.done
             left = each * (progress.total - progress.done)
             steps = f"denoising {progress.done}/{progress.total}"
-            print(f"{steps}, {each:.2f} s a step, {left:.0f} s left", file=sys.stderr, flush=True)
+            _say(f"{steps}, {each:.2f} s a step, {left:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
-        print(_summary(paths, metadata), flush=True)
+        _say(_summary(paths, metadata), sys.stdout)
 
 
 class _Bars(View):
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
         self._bars = ProgressBars(
             TextColumn("{task.description:<20}"),
             BarColumn(),
@@ -173,12 +167,12 @@ class _Bars(View):
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         self.close()
-        print(_summary(paths, metadata), flush=True)
+        _say(_summary(paths, metadata), sys.stdout)
 
 
 def view_of(*, quiet: bool, as_json: bool) -> View:
     """The view that was asked for, or that suits where the output goes; of all ranks, rank 0's."""
-    if os.environ.get("RANK", "0") != "0":
+    if not TorchrunPlace.writes():
         return _Quiet()
     if as_json:
         return _Json()
@@ -186,6 +180,20 @@ def view_of(*, quiet: bool, as_json: bool) -> View:
         return _Quiet()
     console = Console(stderr=True)
     return _Bars(console) if console.is_terminal else _Lines()
+
+
+def _say(line: str, stream: TextIO) -> None:
+    """Print a line. What nobody reads any more (a closed pipe, a full disk) stops no rendering."""
+    try:
+        print(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream)
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # else Python tries again, and fails, at exit
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _summary(paths: list[Path], metadata: Metadata) -> str:

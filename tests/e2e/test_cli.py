@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,15 @@ from safetensors.numpy import load_file
 
 from longtake import cli
 
-COMMAND = [sys.executable, "-m", "longtake.cli"]
+COMMAND = [sys.executable, "-m", "longtake"]
 
 
 @pytest.fixture(autouse=True)
 def put_back_signals() -> Any:
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture
@@ -82,6 +86,19 @@ def test_flags_override_the_config_file(generate: Any, tmp_path: Path) -> None:
     assert code == 0
     assert np.load(out).shape == (1, 48, 48, 3)
     assert names(tmp_path) == ["options.yaml", "out.npy"]
+
+
+def test_switches_and_degrees_of_a_file_can_be_overridden(generate: Any, tmp_path: Path) -> None:
+    config, path = tmp_path / "options.yaml", tmp_path / "out.npy"
+    config.write_text("shard_weights: true\nnum_frames: 1\n")
+    for switch, split in (((), True), (("--no-shard-weights",), False)):
+        assert generate("a", "--config", str(config), "-o", str(path), *switch)[0] == 0
+        metadata = json.loads((tmp_path / "out.json").read_text())
+        assert metadata["engine"]["parallel"]["shard_weights"] is split
+    metadata["engine"]["devices"] = metadata["engine"]["parallel"]["ulysses_degree"] = 3
+    (tmp_path / "of-three-ranks.json").write_text(json.dumps(metadata))
+    again = ("--config", str(tmp_path / "of-three-ranks.json"), "-o", str(path))
+    assert generate(*again, "--devices", "1")[0] == 0
 
 
 def test_a_folder_where_the_metadata_goes(generate: Any, tmp_path: Path) -> None:
@@ -161,6 +178,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("colour: blue", "has colour, which is not an option"),
         ("height: {}", "height={} must be a valid integer"),
         ("prompt: 7", "prompt=7 must be a valid string"),
+        ("prompt: 2024-13-45", "is no YAML: month must be in 1..12"),
+        ("prompt: " + "[" * 5000, "is no YAML"),
+        ("seed: yes", "seed=True must not be true or false"),
+        ("output: 5", "output=5 must be a path"),
+        ("output_type: latents", "has output_type, which is not an option"),
+        ("engine: {parallel: 3}\nrequest: {}", "prompt is missing"),
+        ("prompt: a\nprompt_template: {template: x, crop_start: 0}", "must hold {} once"),
     ],
 )
 def test_bad_config_files(generate: Any, tmp_path: Path, content: str, text: str) -> None:
@@ -171,10 +195,20 @@ def test_bad_config_files(generate: Any, tmp_path: Path, content: str, text: str
     assert text in err
 
 
-def test_an_unknown_option(generate: Any) -> None:
+def test_an_unknown_option(generate: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         generate("a cat", "--heigth", "32")
     assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "longtake: Unrecognized options: --heigth, 32: perhaps you meant --height; "
+        "see longtake generate --help\n"
+    )
+
+
+def test_a_prompt_that_begins_with_a_dash(model: str, tmp_path: Path) -> None:
+    options = ["--model", model, "-o", str(tmp_path / "out.npy"), "--num-frames", "1"]
+    assert cli.main(["generate", *options, "--", "-a cat"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["request"]["prompt"] == "-a cat"
 
 
 def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
@@ -223,6 +257,161 @@ def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> 
     assert ran.stdout.count("on 3 ranks") == 1
     np.testing.assert_allclose(np.load(joined), np.load(expected), rtol=0, atol=1e-4)
     assert names(tmp_path) == ["a.json", "a.npy", "b.json", "b.npy"]
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program on two ranks, in a session of its own; nothing of it is left afterwards."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*program: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        process = subprocess.Popen(
+            [*command, "--nproc-per-node=2", *program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def steps_taken(process: subprocess.Popen[str]) -> None:
+    """Wait until a program that prints events has taken three steps."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{") and json.loads(line).get("done") == 3:
+            return
+
+
+def test_ctrl_c_stops_the_ranks_of_torchrun_between_steps(
+    model: str, tmp_path: Path, torchrun: Any
+) -> None:
+    arguments = ["-m", "longtake.cli", "generate", "a", "--model", model, "--json"]
+    process = torchrun(
+        *arguments, "-o", str(tmp_path / "out.mp4"), "--num-inference-steps", "10000"
+    )
+    steps_taken(process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=25)
+    assert time.monotonic() - begun < 15  # torchrun kills after 30
+    assert not psutil.wait_procs(ranks, timeout=1)[1]
+    assert "longtake: stopped; nothing was written" in err
+    assert names(tmp_path) == []
+
+
+def test_a_rank_of_torchrun_that_dies_ends_the_others(
+    model: str, tmp_path: Path, torchrun: Any
+) -> None:
+    arguments = ["-m", "longtake.cli", "generate", "a", "--model", model, "--json"]
+    process = torchrun(
+        *arguments, "-o", str(tmp_path / "out.mp4"), "--num-inference-steps", "10000"
+    )
+    steps_taken(process)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    begun = time.monotonic()
+    next(rank for rank in ranks if rank.environ().get("RANK") == "1").kill()
+    _, err = process.communicate(timeout=25)
+    assert time.monotonic() - begun < 10
+    assert not psutil.wait_procs(ranks, timeout=1)[1]
+    assert process.returncode != 0
+    (line,) = [line for line in err.splitlines() if line.startswith("longtake: ")]
+    assert "rank 0 lost a peer among ranks [0, 1]" in line or "stopped" in line
+    assert names(tmp_path) == []
+
+
+def test_a_rank_of_torchrun_that_raises_ends_the_others(
+    model: str, tmp_path: Path, torchrun: Any
+) -> None:
+    """It waits for nobody on its way out, with the others in the middle of a step."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, sys\n"
+        "from longtake import VideoEngine, VideoRequest\n"
+        "from longtake.errors import RequestError\n"
+        "def fail(progress):\n"
+        "    if progress.phase == 'denoising' and progress.done == 3:\n"
+        "        print(json.dumps({'done': 3}), flush=True)\n"
+        "        raise RequestError('nobody listens')\n"
+        "with VideoEngine.from_pretrained(sys.argv[1]) as engine:\n"
+        "    engine.generate(VideoRequest(prompt='a', num_inference_steps=10000), fail)\n"
+    )
+    process = torchrun(str(program), model)
+    steps_taken(process)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=25)
+    assert time.monotonic() - begun < 10
+    assert process.returncode != 0
+    assert "RequestError: nobody listens" in err
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        (dict(RANK="abc", WORLD_SIZE="2"), "RANK='abc' in the environment must be a whole number"),
+        (dict(RANK="0", WORLD_SIZE="0"), "WORLD_SIZE='0' in the environment must be"),
+        (dict(RANK="3", WORLD_SIZE="2"), "RANK='3' in the environment must be"),
+        (dict(RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="0"), "LOCAL_WORLD_SIZE='0'"),
+    ],
+)
+def test_what_torchrun_would_not_say(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], text: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = generate("a cat")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert text in err
+
+
+def test_ranks_end_with_a_parent_that_dies_before_they_have_begun(model: str) -> None:
+    command = [*COMMAND, "generate", "a", "--model", model, "--devices", "2", "--quiet"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        ranks: list[psutil.Process] = []
+        while len(ranks) < 2:
+            ranks = psutil.Process(process.pid).children()
+            time.sleep(0.02)
+        process.kill()
+    assert not psutil.wait_procs(ranks, timeout=25)[1]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".npy", ".safetensors", ""])
+def test_a_disk_that_fills_up(generate: Any, tmp_path: Path, suffix: str) -> None:
+    """Here a limit on the size of a file, which the video's or its metadata's runs into."""
+    size = ["--height", "64", "--width", "64", "--num-inference-steps", "1"]
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, unlimited[1]))
+    try:
+        code, _, err = generate("a", "-o", str(tmp_path / f"out{suffix}"), *size, "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert code == 3
+    assert re.fullmatch(r"longtake: \S*/out\S* cannot be written: File too large\n", err)
+    assert names(tmp_path) == []
+
+
+def test_nobody_reads_what_is_printed(model: str, tmp_path: Path) -> None:
+    """A closed pipe, and a full disk behind stdout and stderr, stop no rendering."""
+    for at, (view, where) in enumerate((("--json", "| head -1"), ("--metadata", "&> /dev/full"))):
+        path = tmp_path / f"{at}.npy"
+        words = [*COMMAND, "generate", "a", "--model", model, "-o", str(path), view]
+        ran = subprocess.run(
+            ["bash", "-c", f'set -o pipefail; "$@" {where}', "_", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert path.is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
