@@ -22,13 +22,18 @@ class TrafficMeter(TorchDispatchMode):
 
     Attributes:
         bytes_sent: to other ranks.
-        calls: how often each operation was called, e.g. ``{"alltoall_base_": 2, "send": 1}``.
+        order: the operations as they were called.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes_sent = 0
-        self.calls: Counter[str] = Counter()
+        self.order: list[str] = []
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each operation was called, e.g. ``{"alltoall_base_": 2, "send": 1}``."""
+        return Counter(self.order)
 
     @property
     def collectives(self) -> int:
@@ -45,7 +50,7 @@ class TrafficMeter(TorchDispatchMode):
         """Count the operation if it communicates, then run it."""
         namespace, _, name = func._schema.name.partition("::")
         if namespace in ("c10d", "_c10d_functional") and name not in _FREE:
-            self.calls[name] += 1
+            self.order.append(name)
             self.bytes_sent += _SENT[name](*args)
         return func(*args, **(kwargs or {}))
 

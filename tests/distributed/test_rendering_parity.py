@@ -11,7 +11,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import bytes_held, latents_of_one, latents_on_ranks, request
+from tests.rendering import bytes_held, files_read, latents_of_one, latents_on_ranks, request
 
 CFG_LAYOUTS = [
     ParallelDims(cfg_degree=2, ring_degree=ring_degree, ulysses_degree=ulysses_degree)
@@ -57,6 +57,14 @@ def test_split_weights_give_the_same_latents_and_a_part_on_each_rank(
     held = ranks.run(world_size, bytes_held, model, True)
     assert sum(held) == total
     assert max(held) <= total / world_size * 1.02  # rows of small weights do not divide
+
+
+def test_weights_are_read_once_a_host(ranks: RankGroups, model: str) -> None:
+    """Four ranks on two hosts: two ranks read, and rank 0 its decoder besides."""
+    read, same = zip(*ranks.run(4, files_read, model, 2), strict=True)
+    assert all(same)
+    assert read[0] > read[2] > 0
+    assert read[1] == read[3] == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -11,7 +11,7 @@ from tests import tiny
 from tests.distributed.test_traffic import expected_bytes
 from tests.layouts import layout_name
 from tests.ranks import RankGroups
-from tests.rendering import bytes_held, request, traffic
+from tests.rendering import bytes_held, order_of_fetches, request, traffic
 
 BLOCKS = 4
 VIDEO_TOKENS = 3 * 2 * 3  # 9 frames of 32 x 48
@@ -108,3 +108,21 @@ def test_split_weights_add_their_own(ranks: RankGroups, model: str) -> None:
         }
     # Each rank's parts to the two others; rows that do not divide are padded.
     assert 2 * whole <= sum(fetched) <= 2 * whole * 1.02
+
+
+def test_the_next_blocks_weights_are_fetched_before_this_one_computes(
+    ranks: RankGroups, model: str
+) -> None:
+    dims = ParallelDims(ulysses_degree=2)
+    order = ranks.run(2, order_of_fetches, model, dims)[0]
+    # Gathered first: what stands outside the blocks, the first block, and the second ahead of it.
+    first = order.index("alltoall_base_")
+    assert sum("gather" in name for name in order[:first]) >= 3
+    fetched = [sum("gather" in each for each in order[:at]) for at in _firsts(order)]
+    assert fetched[-BLOCKS:-1] == [fetched[-BLOCKS] + block for block in range(BLOCKS - 1)]
+    assert fetched[-1] == fetched[-2]  # nothing follows the last block
+
+
+def _firsts(order: list[str]) -> list[int]:
+    """Where each block's first exchange stands; it has two."""
+    return [at for at, name in enumerate(order) if name == "alltoall_base_"][::2]
