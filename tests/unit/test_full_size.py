@@ -53,13 +53,16 @@ def denoiser(shapes: FakeTensorMode) -> HunyuanVideoDenoiser:
         return HunyuanVideoDenoiser(HunyuanVideoTransformer3DModel().requires_grad_(False))
 
 
-@pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
+@pytest.mark.parametrize(
+    ("dims", "rank"),
+    [(dims, rank) for dims in LAYOUTS for rank in sorted({0, dims.world_size - 1})],
+    ids=lambda each: layout_name(each) if isinstance(each, ParallelDims) else f"rank{each}",
+)
 def test_720p_129_frames(
-    shapes: FakeTensorMode, denoiser: HunyuanVideoDenoiser, dims: ParallelDims
+    shapes: FakeTensorMode, denoiser: HunyuanVideoDenoiser, dims: ParallelDims, rank: int
 ) -> None:
     assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
     assert GRID.num_tokens == 118_800
-    rank = dims.world_size - 1
     with one_rank_of(dims.world_size, rank):
         mesh = dims.build_mesh("cpu")
         with shapes:
