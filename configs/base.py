@@ -17,6 +17,7 @@ class Declared(BaseModel):
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """``yes`` and ``true`` in YAML are no numbers, though Python would count with them."""
         field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and "bool" not in str(field.annotation):
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in values) and "bool" not in str(field.annotation):
             raise ValueError("must not be true or false")
         return value

@@ -37,11 +37,8 @@ class PromptTemplate(Declared):
     @field_validator("template")
     @classmethod
     def _takes_a_prompt(cls, template: str) -> str:
-        try:
-            filled = template.format("\0")
-        except (ValueError, LookupError, AttributeError):
-            filled = ""
-        if filled.count("\0") != 1:
+        rest = template.replace("{}", "", 1)
+        if rest == template or "{" in rest or "}" in rest:
             raise ValueError("must hold {} once, where the prompt goes, and no other braces")
         return template
 

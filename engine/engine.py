@@ -71,6 +71,7 @@ class VideoEngine:
             JoinedGroup if place else InProcess if config.devices == 1 else LocalProcesses
         )
         self._busy = threading.RLock()
+        self._rendering = False
 
     @classmethod
     def from_pretrained(
@@ -163,9 +164,12 @@ class VideoEngine:
             As :meth:`generate`; what the sink raises stops all ranks, too.
         """
         with self._busy:
+            if self._rendering:
+                raise RequestError("generate() was called by a callback of its own: let it return")
             self.start(on_progress)
             launcher = self._launcher
             assert launcher is not None
+            self._rendering = True
             try:
                 job = launcher.agree(Job.of(request, self._dims(request)))
                 reports = launcher.render(job, sink, on_progress)
@@ -174,6 +178,8 @@ class VideoEngine:
                     launcher.close()
                     self._launcher = None
                 raise
+            finally:
+                self._rendering = False
             return self._metadata(job.request, job.dims, reports)
 
     def close(self) -> None:

@@ -77,9 +77,10 @@ class _Imageio(FrameWriter):
         self._target.close()
 
     def discard(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._target.fileno())
-        os.close(nowhere)
+        if not self._target.closed:  # what it still holds goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._target.fileno())
+            os.close(nowhere)
         with suppress(Exception):
             self._file.close()
         self._file.close = lambda: None  # imageio would try again, and complain, when collected

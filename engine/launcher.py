@@ -98,6 +98,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
+_LONGEST_DECODE = timedelta(days=1)
+
+
 class JoinedGroup(Launcher):
     """The ranks that torchrun started; each of them is in the same call.
 
@@ -124,8 +127,8 @@ class JoinedGroup(Launcher):
                 timeout_s = self._config.load_timeout_s
                 join_group(None, device, place.rank, place.world_size, timeout_s)
                 self._made_group = True
-            # However long rank 0 decodes: who waits here is ended with the rank it waits for.
-            self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+            # Where the others wait while rank 0 decodes and writes all videos of a request.
+            self._control = dist.new_group(backend="gloo", timeout=_LONGEST_DECODE)
             self._world = World(
                 device,
                 dist.group.WORLD,
@@ -136,20 +139,26 @@ class JoinedGroup(Launcher):
 
     def agree(self, job: Job) -> Job:
         """Rank 0's job, on all ranks: each has drawn a seed of its own."""
-        with _lost_peers_are_errors():
+        with self._watched(lambda progress: None):
             return Job.model_validate(self._world.gather_json(job.model_dump(mode="json"))[0])
 
     def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
         """Render one job on all ranks, which return together; only rank 0's sink is filled.
 
-        SIGINT and SIGTERM stop all ranks between steps, whichever rank hears them.
+        SIGINT and SIGTERM stop all ranks between steps, whichever rank hears them, and between
+        frames where rank 0 does.
         """
         assert self._worker is not None
         with self._watched(on_progress) as watched, _signals_counted() as signals:
             own = _CallersSink(sink, self._callers_errors)
-            reports = self._worker.render(job, own, watched, lambda: bool(signals))
+            try:
+                reports = self._worker.render(job, own, watched, lambda: bool(signals))
+                stopped = ""
+            except Stopped as error:  # all ranks between steps, or rank 0 between frames
+                reports, stopped = [], str(error)
             self._deadlines.pause()
-            any_rank(False, self._control)
+            if any_rank(bool(stopped), self._control):
+                raise Stopped(stopped or "rank 0 was stopped between frames")
             return reports
 
     @property

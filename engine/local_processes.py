@@ -129,7 +129,8 @@ class LocalProcesses(Launcher):
             RankError: a rank died or hung; all were ended. Or it was not done by the deadline.
             RefusedInputError: a rank ended with it; all were ended.
         """
-        moved_at = time.monotonic()
+        moved_at = stepped_at = time.monotonic()
+        self._suspended_since = None
         states: dict[int, dict[str, Any]] = {}
         while True:
             if time.monotonic() > deadline:
@@ -148,8 +149,8 @@ class LocalProcesses(Launcher):
                 case "progress":
                     now = time.monotonic()
                     if message["phase"] == "denoising" and message["done"]:
-                        self._step_s = now - moved_at
-                    moved_at = now
+                        self._step_s = now - stepped_at
+                    moved_at = stepped_at = now
                     on_progress(Progress(**message))
                 case "done":
                     return [RankReport(**report) for report in message["reports"]]
@@ -194,7 +195,7 @@ class LocalProcesses(Launcher):
                 raise _refusal(failure)
         exits = self._processes.exit_codes()
         silent = [rank for rank in exits if rank not in failures]
-        failed = [rank for rank, failure in failures.items() if failure["kind"] == "failed"]
+        failed = [rank for rank in exits if failures.get(rank, {}).get("kind") == "failed"]
         rank = next(iter(silent or failed or exits))
         raise self._lost(self._obituary(rank, exits[rank], failures.get(rank)))
 

@@ -47,7 +47,8 @@ class RankProcesses:
 
     def running(self) -> list[int]:
         """The ranks whose processes have not ended."""
-        return [rank for rank in self._started.subprocess_handlers if rank not in self.exit_codes()]
+        ended = self.exit_codes()
+        return [rank for rank in self._started.subprocess_handlers if rank not in ended]
 
     def exit_codes(self) -> dict[int, int]:
         """Of the ranks whose processes have ended; negative: the signal that killed one."""

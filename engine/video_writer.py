@@ -117,6 +117,7 @@ class VideoFiles:
     Attributes:
         paths: of the videos.
         seconds: spent writing so far.
+        published: the files that have their names.
 
     Raises:
         RequestError: the output cannot be written.
@@ -126,6 +127,7 @@ class VideoFiles:
         check_output(path, request.num_videos, metadata=metadata)
         self.paths = output_paths(path, request.num_videos)
         self.seconds = 0.0
+        self.published: list[Path] = []
         self._request = request
         self._partial = [partial_path(each) for each in self.paths]
         self._metadata = metadata_path(path) if metadata else None
@@ -137,7 +139,8 @@ class VideoFiles:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Discard what is not whole."""
         for writer in self._writers.values():
-            writer.discard()
+            with suppress(Exception):
+                writer.discard()
         for partial in self._partial:
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -190,6 +193,7 @@ class VideoFiles:
                     partial.rmdir()
                 else:
                     os.replace(partial, path)
+            self.published.append(path)
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.errors import EngineError, KernelError, LayoutError, RequestError, Stopped, one_line
+from longtake.errors import (
+    EngineError,
+    KernelError,
+    LayoutError,
+    ModelError,
+    RequestError,
+    Stopped,
+    one_line,
+)
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
 from longtake.pipelines.base import ModelSpec
@@ -110,6 +118,13 @@ class Worker:
         self._kernel = config.attention_kernel
         self._dtype = dtype_of(config, world.device)
         checkpoint = Checkpoint.open(config.model, config.revision)
+        revisions = world.gather_json(checkpoint.revision)
+        if len(set(revisions)) > 1:
+            raise ModelError(
+                f"{config.model} is at commit {revisions[0]} on rank 0 and at "
+                f"{next(each for each in revisions if each != revisions[0])} on another: pass "
+                "--revision"
+            )
         self._spec = registry.inspect(checkpoint)
         self._pipeline = registry.load(
             checkpoint,

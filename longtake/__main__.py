@@ -8,7 +8,9 @@ import sys
 
 def main() -> int:
     """Run the command; returns its exit code (see :func:`longtake.cli.main`)."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from longtake import cli
 
     signal.signal(signal.SIGINT, before)

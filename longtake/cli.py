@@ -35,6 +35,11 @@ _COMMAND_LINE_ONLY = ("config", "output", "metadata", "quiet", "json")
 _NOT_OPTIONS = ("parallel", "output_type")  # written in parts; follows from the output's suffix
 _FILE_ONLY = ("prompt_template",)  # too long for a flag
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
+_REPLACED = {
+    **dict.fromkeys(("devices", "true_cfg_scale", *_DEGREES), _DEGREES),
+    "model": ("revision",),
+}
+"""What of a video's own settings no longer holds once a flag is given: they need not fit it."""
 
 
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
@@ -146,8 +151,10 @@ def _generate(options: dict[str, Any], view: View, written: list[Path]) -> None:
             metadata = engine.render(resolved, files, view.progress)
             view.writing()
             metadata.seconds["writing"] = files.seconds
-            files.publish(metadata.as_json())
-            written.extend(files.paths)
+            try:
+                files.publish(metadata.as_json())
+            finally:
+                written.extend(files.published)
         view.done(files.paths, metadata)
     finally:
         engine.close()
@@ -163,9 +170,12 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
     if options["config"] is None:
         return flags
     values, of_a_video = _read_config(Path(options["config"]))
-    if of_a_video and flags.keys() & {"devices", *_DEGREES}:
-        for degree in _DEGREES:  # those that it ran in need not fit other devices
-            values.pop(degree, None)
+    for flag in flags:
+        for name in _REPLACED.get(flag, ()) if of_a_video else ():
+            values.pop(name, None)
+    for one, other in (("sigmas", "num_inference_steps"), ("num_inference_steps", "sigmas")):
+        if one in flags and other not in flags:
+            values.pop(other, None)
     return {**values, **flags}
 
 

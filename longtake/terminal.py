@@ -185,7 +185,8 @@ def view_of(*, quiet: bool, as_json: bool) -> View:
 def _say(line: str, stream: TextIO) -> None:
     """Print a line. What nobody reads any more (a closed pipe, a full disk) stops no rendering."""
     try:
-        print(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream)
+        encoding = stream.encoding or "utf-8"
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
         stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(

@@ -124,8 +124,9 @@ def _download(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"there is no folder {model}, and it cannot be had from the hub: check the name, the "
-            f"network and your access ({type(error).__name__})"
+            f"there is no folder {model}, and it cannot be had from the hub at revision "
+            f"{revision or 'main'}: check the name, the network and your access "
+            f"({type(error).__name__})"
         ) from error
 
 

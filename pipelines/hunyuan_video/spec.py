@@ -36,7 +36,7 @@ class TransformerConfig(_Component):
     """HunyuanVideoTransformer3DModel's."""
 
     in_channels: Count = 16
-    out_channels: Count = 16
+    out_channels: Count | None = 16
     num_attention_heads: Count = 24
     attention_head_dim: Count = 128
     patch_size: Count = 2
@@ -105,7 +105,8 @@ def inspect(checkpoint: Checkpoint) -> ModelSpec:
             f"{checkpoint.model} is conditioned on an image (image_condition_type="
             f"{transformer.image_condition_type!r}): use a text-to-video model"
         )
-    if not transformer.in_channels == transformer.out_channels == vae.latent_channels:
+    channels = {transformer.in_channels, transformer.out_channels or transformer.in_channels}
+    if channels != {vae.latent_channels}:
         raise ModelError(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
             f"of {vae.latent_channels}: they are not of the same model"

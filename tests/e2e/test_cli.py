@@ -99,6 +99,8 @@ def test_switches_and_degrees_of_a_file_can_be_overridden(generate: Any, tmp_pat
     (tmp_path / "of-three-ranks.json").write_text(json.dumps(metadata))
     again = ("--config", str(tmp_path / "of-three-ranks.json"), "-o", str(path))
     assert generate(*again, "--devices", "1")[0] == 0
+    for steps in (("--sigmas", "1.0", "0.6"), ("--num-inference-steps", "1")):
+        assert generate(*again, "--devices", "1", *steps)[0] == 0
 
 
 def test_a_folder_where_the_metadata_goes(generate: Any, tmp_path: Path) -> None:
@@ -290,13 +292,19 @@ def steps_taken(process: subprocess.Popen[str]) -> None:
             return
 
 
-def test_ctrl_c_stops_the_ranks_of_torchrun_between_steps(
-    model: str, tmp_path: Path, torchrun: Any
+@pytest.mark.parametrize(
+    "long",
+    [
+        ["--num-inference-steps", "10000"],
+        ["--num-videos", "1024", "--num-frames", "1", "--num-inference-steps", "1"],
+    ],
+    ids=["denoising", "decoding"],
+)
+def test_ctrl_c_stops_the_ranks_of_torchrun(
+    model: str, tmp_path: Path, torchrun: Any, long: list[str]
 ) -> None:
-    arguments = ["-m", "longtake.cli", "generate", "a", "--model", model, "--json"]
-    process = torchrun(
-        *arguments, "-o", str(tmp_path / "out.mp4"), "--num-inference-steps", "10000"
-    )
+    arguments = ["-m", "longtake", "generate", "a", "--model", model, "--json", *long]
+    process = torchrun(*arguments, "-o", str(tmp_path / "out.npy"))
     steps_taken(process)
     ranks = psutil.Process(process.pid).children(recursive=True)
     begun = time.monotonic()
@@ -304,7 +312,8 @@ def test_ctrl_c_stops_the_ranks_of_torchrun_between_steps(
     _, err = process.communicate(timeout=25)
     assert time.monotonic() - begun < 15  # torchrun kills after 30
     assert not psutil.wait_procs(ranks, timeout=1)[1]
-    assert "longtake: stopped; nothing was written" in err
+    for rank in ("", "rank 1: "):
+        assert f"longtake: {rank}stopped; nothing was written" in err
     assert names(tmp_path) == []
 
 

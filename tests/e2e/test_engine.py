@@ -134,6 +134,15 @@ def test_what_progress_raises_stops_the_ranks_between_steps(
     assert [process.pid for process in ranks_of(pair)] == before
 
 
+def test_a_callback_that_renders_is_refused(pair: VideoEngine) -> None:
+    def render(progress: Progress) -> None:
+        pair.generate(request())
+
+    with pytest.raises(RequestError, match="called by a callback of its own"):
+        pair.generate(request(), render)
+    assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
+
+
 def test_threads_share_an_engine(pair: VideoEngine) -> None:
     heights = (16, 32, 48, 64)
     with ThreadPoolExecutor(len(heights)) as pool:

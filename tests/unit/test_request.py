@@ -46,6 +46,8 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("prompt_template", {"template": "{} {}", "crop_start": 1}, "must hold {} once"),
     ("prompt_template", {"template": "{x} : {}", "crop_start": 1}, "must hold {} once"),
     ("prompt_template", {"template": "{{}}", "crop_start": 1}, "must hold {} once"),
+    ("prompt_template", {"template": "{:>9999}", "crop_start": 1}, "must hold {} once"),
+    ("sigmas", [True, 0.5], "must not be true or false"),
     ("max_sequence_length", 0, "greater than or equal to 1"),
     ("seed", 2**63, "less than or equal to"),
     ("fps", 0, "greater than or equal to 0.1"),

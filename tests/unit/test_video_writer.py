@@ -17,6 +17,7 @@ from PIL import Image, ImageSequence
 from safetensors.numpy import load_file
 
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.frame_writers import _Target
 from longtake.engine.video_writer import VideoFiles, check_output
 from longtake.errors import EngineError, RequestError
 from tests.rendering import Array, request
@@ -165,6 +166,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert str(caught.value).endswith(f"out{suffix} cannot be written: No space left on device")
     del caught
     gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_at_the_last_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noticed when the file is closed, which closes it all the same."""
+
+    def full(target: Any) -> None:
+        io.BufferedWriter.close(target)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(_Target, "close", full)
+    with pytest.raises(EngineError, match="out.mp4 cannot be written: No space left on device"):
+        write(tmp_path / "out.mp4", request(), [smooth_frames()])
     assert list(tmp_path.iterdir()) == []
 
 
