@@ -145,7 +145,8 @@ class VideoEngine:
 
         Raises:
             RefusedInputError: the request cannot be rendered here; the engine can go on.
-            RankError: a rank died or hung. The next call starts the ranks again.
+            RankError: a rank died or hung. The next call starts the ranks again, except
+                under torchrun.
         """
         resolved = self.resolve(request)
         kept = _Kept(resolved)
