@@ -1,0 +1,104 @@
+"""The demo's autoencoder: single frames first, then clips as they are rendered later, in tiles."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch.nn import functional as F
+
+from training.demo import model
+from training.demo.loop import Schedule, train
+from training.demo.scenes import Scene, render
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the training.
+
+    Attributes:
+        videos: of a batch, each ``frames`` long and cut to a square of ``size_px``.
+        decoder_alone: latents stay what they are. In float32: bfloat16 costs half a decibel.
+    """
+
+    name: str
+    schedule: Schedule
+    videos: int
+    frames: int = model.FRAMES
+    size_px: int = model.HEIGHT_PX
+    decoder_alone: bool = False
+
+
+STAGES = (
+    Stage("vae-frames", Schedule(2500, 5e-4, decay=0.2), videos=8, frames=1, size_px=32),
+    Stage("vae-clips", Schedule(2400, 5e-4, decay=0.6), videos=1),
+    Stage("vae-clips-again", Schedule(2400, 5e-4, decay=0.8), videos=1),
+    Stage("vae-decoder", Schedule(1200, 3e-4, decay=0.9), videos=2, decoder_alone=True),
+)
+_KL_WEIGHT = 1e-4
+
+
+def train_autoencoder(folder: Path) -> AutoencoderKLHunyuanVideo:
+    """Train it, or go on; then set the scale that gives its latents a deviation of 1.
+
+    Args:
+        folder: of the checkpoints.
+    """
+    torch.manual_seed(0)
+    vae = model.autoencoder().to(memory_format=torch.channels_last_3d)
+    for stage in STAGES:
+        for part in (vae.encoder, vae.quant_conv):
+            part.requires_grad_(not stage.decoder_alone)
+        loss = partial(_loss, vae, stage)
+        train(vae, loss, stage.schedule, folder / f"{stage.name}.pt")
+    vae.eval().requires_grad_(False)
+    sample = torch.cat([vae.encode(clip).latent_dist.mean for clip in unseen(8)])
+    vae.register_to_config(scaling_factor=round(1 / float(sample.std()), 4))
+    return vae
+
+
+def unseen(count: int) -> list[torch.Tensor]:
+    """Whole clips that no stage is trained on, ``[1, 3, F, H, W]`` in [-1, 1] each."""
+    rng = random.Random("unseen")
+    size = dict(frames=model.FRAMES, height=model.HEIGHT_PX, width=model.WIDTH_PX)
+    return [render([Scene.draw(rng)], rng, **size) * 2 - 1 for _ in range(count)]
+
+
+@torch.no_grad()
+def psnr_db(vae: AutoencoderKLHunyuanVideo, clips: list[torch.Tensor]) -> float:
+    """Mean of the round trip, as it is rendered: clamped, over values in [0, 1]."""
+    errors = [
+        (vae.decode(vae.encode(clip).latent_dist.mean).sample.clamp(-1, 1) - clip).pow(2).mean() / 4
+        for clip in clips
+    ]
+    return float(torch.stack([-10 * error.log10() for error in errors]).mean())
+
+
+def _crops(stage: Stage, rng: random.Random) -> torch.Tensor:
+    scenes = [Scene.draw(rng) for _ in range(stage.videos)]
+    height, width, size = model.HEIGHT_PX, model.WIDTH_PX, stage.size_px
+    clips = render(scenes, rng, frames=stage.frames, height=height, width=width)
+    crops = []
+    for clip in clips:
+        top, left = rng.randrange(height - size + 1), rng.randrange(width - size + 1)
+        crops.append(clip[..., top : top + size, left : left + size])
+    return torch.stack(crops).mul(2).sub(1).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _loss(
+    vae: AutoencoderKLHunyuanVideo, stage: Stage, step: int, rng: random.Random
+) -> torch.Tensor:
+    """Squares and differences, a little of the divergence: so that latents stay near one scale."""
+    clips = _crops(stage, rng)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not stage.decoder_alone):
+        posterior = vae.encode(clips).latent_dist
+        decoded = vae.decode(posterior.sample()).sample.float()
+    divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    loss: torch.Tensor = (
+        F.mse_loss(decoded, clips) + 0.1 * F.l1_loss(decoded, clips) + _KL_WEIGHT * divergence
+    )
+    return loss

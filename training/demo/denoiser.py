@@ -1,0 +1,123 @@
+"""The demo's transformer and text encoders: flow matching, then guidance distilled into them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.demo import model
+from training.demo.latents import Latents
+from training.demo.loop import Schedule, train
+from training.demo.phrases import phrase
+
+FLOW = Schedule(steps=7000, learning_rate=1e-3, decay=0.6)
+GUIDANCE = Schedule(steps=700, learning_rate=3e-4, decay=0.7, average=0.99)
+BATCH = 32
+WORDLESS = 0.1
+GUIDANCE_SCALES = (1.0, 5.0)
+
+Noised = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]
+
+
+class TextToVideo(nn.Module):
+    """The transformer and its text encoders, which are trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = model.transformer()
+        self.llama, self.clip = model.text_encoders()
+        self._tokens = model.tokenizer(model.MAX_TEXT_TOKENS + model.CROP_START)
+
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        sigma: torch.Tensor,
+        phrases: list[str],
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
+        """The velocity, ``[B, C, F, H, W]``.
+
+        Args:
+            noisy: ``[B, C, F, H, W]``.
+            sigma: noise level of each, ``[B]``.
+            guidance: embedded scale of each, ``[B]``.
+        """
+        words = self._tokens(
+            [model.TEMPLATE.format(each) for each in phrases],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        )
+        mask = words.attention_mask
+        states = self.llama(words.input_ids, mask, output_hidden_states=True).hidden_states[-3]
+        words_of_clip = self._tokens(phrases, return_tensors="pt", padding=True, truncation=True)
+        pooled = self.clip(words_of_clip.input_ids, words_of_clip.attention_mask).pooler_output
+        velocity: torch.Tensor = self.transformer(
+            noisy,
+            sigma * 1000,
+            states[:, model.CROP_START :],
+            mask[:, model.CROP_START :].bool(),
+            pooled,
+            guidance=guidance * 1000,
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+
+def train_denoiser(latents: Latents, folder: Path) -> TextToVideo:
+    """Train it, or go on.
+
+    Args:
+        folder: of the checkpoints.
+    """
+    torch.manual_seed(0)
+    student = TextToVideo()
+    train(student, lambda step, rng: _flow_loss(student, latents, rng), FLOW, folder / "flow.pt")
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    train(
+        student,
+        lambda step, rng: _guidance_loss(student, teacher, latents, rng),
+        GUIDANCE,
+        folder / "guidance.pt",
+    )
+    return student.eval().requires_grad_(False)
+
+
+def _noisy(latents: Latents, rng: random.Random) -> Noised:
+    """Noised clips, their noise levels, the velocity to the noise, and what they show in words."""
+    clean, scenes = latents.batch(rng, BATCH)
+    phrases = ["" if rng.random() < WORDLESS else phrase(scene, rng) for scene in scenes]
+    level = torch.randn(len(clean)).sigmoid()
+    sigma = model.FLOW_SHIFT * level / (1 + (model.FLOW_SHIFT - 1) * level)
+    noise, part = torch.randn_like(clean), sigma[:, None, None, None, None]
+    return (1 - part) * clean + part * noise, sigma, noise - clean, phrases
+
+
+def _flow_loss(student: TextToVideo, latents: Latents, rng: random.Random) -> torch.Tensor:
+    noisy, sigma, velocity, phrases = _noisy(latents, rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = student(noisy, sigma, phrases, torch.ones_like(sigma))
+    loss: torch.Tensor = (predicted - velocity).pow(2).mean()
+    return loss
+
+
+def _guidance_loss(
+    student: TextToVideo, teacher: TextToVideo, latents: Latents, rng: random.Random
+) -> torch.Tensor:
+    """What classifier-free guidance of any scale gives, from one pass with the scale embedded."""
+    noisy, sigma, _, phrases = _noisy(latents, rng)
+    low, high = GUIDANCE_SCALES
+    scale = low + (high - low) * torch.rand(len(sigma))
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            unguided = torch.ones_like(scale)
+            shown = teacher(noisy, sigma, phrases, unguided)
+            wordless = teacher(noisy, sigma, [""] * len(phrases), unguided)
+        target = wordless + scale[:, None, None, None, None] * (shown - wordless)
+        predicted = student(noisy, sigma, phrases, scale)
+    loss: torch.Tensor = (predicted - target).pow(2).mean()
+    return loss
