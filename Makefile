@@ -3,6 +3,8 @@
 # make test-gpu   the tests that need one, on a machine that has some
 # make check      lint and types
 # make demo       a video from a prompt, rendered on two ranks, in demo/
+# make quality    64 prompts for the model that comes with the package, judged
+# make train-demo trains that model from scratch, in less than two hours on two cores
 # make peers      a second environment with the projects that the benchmarks compare with
 # make benchmark  attention against the peers; make benchmark-denoise: a denoising step
 
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test test-gpu check demo peers benchmark benchmark-denoise clean
+.PHONY: env test test-gpu check demo quality train-demo peers benchmark benchmark-denoise clean
 
 env: $(VENV)/.installed
 
@@ -39,10 +41,16 @@ check: env
 	$(BIN)/lint-imports
 
 demo: env
-	@echo "The model is tiny and its weights are random: expect moving noise, not a picture."
-	$(BIN)/python -m tests.tiny demo/model
-	$(BIN)/longtake generate "a red cat walks slowly on grass" --model demo/model --devices $(RANKS) \
-		--height 192 --width 320 --num-frames 33 --num-inference-steps 20 --output demo/cat.mp4
+	mkdir -p demo
+	$(BIN)/longtake generate "a green triangle moving up on a navy background" \
+		--devices $(RANKS) --seed 1 --output demo/triangle.mp4
+
+quality: env
+	$(BIN)/python -m tests.quality.demo
+
+# The model that comes with the package, from scratch, or on from the last checkpoint.
+train-demo: env
+	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo demo/training --output configs/models/demo
 
 peers: $(PEERS)/.installed
 

@@ -15,7 +15,12 @@ Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 class EngineConfig(Declared):
     """Everything that is fixed while an engine runs."""
 
-    model: str = Field(min_length=1, description="Folder or hub id of a model in diffusers layout")
+    model: str = Field(
+        default="demo",
+        min_length=1,
+        description="Folder or hub id of a model in diffusers layout; demo is the small one that "
+        "comes with the package",
+    )
     revision: str | None = Field(
         default=None, min_length=1, description="Branch, tag or commit of a hub id; the newest"
     )

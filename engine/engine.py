@@ -76,7 +76,7 @@ class VideoEngine:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] = "demo",
         *,
         parallel: ParallelConfig | None = None,
         devices: int = 1,
@@ -86,7 +86,8 @@ class VideoEngine:
         """Load a model on some ranks.
 
         Args:
-            model: a folder in diffusers layout, or a hub id.
+            model: a folder in diffusers layout, a hub id, or "demo": the small trained one that
+                comes with the package.
             parallel: the degrees; those left out follow from the devices and each request.
             devices: GPUs, or processes on the CPU. Under torchrun, its ranks.
             settings: any other field of :class:`longtake.configs.engine.EngineConfig`.

@@ -213,8 +213,6 @@ def _read_config(path: Path) -> tuple[dict[str, Any], bool]:
 
 def _engine_config(values: dict[str, Any]) -> EngineConfig:
     degrees = {n: values.pop(n) for n in list(values) if n in ParallelConfig.model_fields}
-    if "model" not in values:
-        raise RequestError("model is missing: pass --model with a folder or a hub id")
     config: EngineConfig = _validated(
         EngineConfig, {**values, "parallel": _validated(ParallelConfig, degrees)}
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from longtake.configs.models import bundled
 from longtake.errors import ModelError, one_line
 
 _WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -38,14 +39,15 @@ class Checkpoint:
         """Find a model and read its index.
 
         Args:
-            model: a folder, or the id of a repository on the Hugging Face hub, which is downloaded
-                once (``owner/name``; only data: safetensors, JSON and vocabularies).
+            model: the name of one that comes with the package ("demo"; a folder of that name is
+                "./demo"), a folder, or the id of a repository on the Hugging Face hub, which is
+                downloaded once (``owner/name``; only data: safetensors, JSON and vocabularies).
             revision: branch, tag or commit of a hub id; None is the newest.
 
         Raises:
             ModelError: there is no such folder or repository, or it is no pipeline.
         """
-        folder, commit = Path(os.path.expanduser(model)), None
+        folder, commit = bundled().get(model, Path(os.path.expanduser(model))), None
         if not os.path.exists(folder):  # Path's own raises for a name that no file can have
             folder = _download(model, revision)
             commit = folder.name  # of the cache's snapshots/COMMIT
@@ -117,8 +119,8 @@ def _download(model: str, revision: str | None) -> Path:
 
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
         raise ModelError(
-            f"there is no folder {model}: pass a model's folder in diffusers layout, or a hub id "
-            "such as hunyuanvideo-community/HunyuanVideo"
+            f"there is no folder {model}: pass a model's folder in diffusers layout, a hub id such "
+            f"as hunyuanvideo-community/HunyuanVideo, or {' or '.join(bundled())}"
         )
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))

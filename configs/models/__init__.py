@@ -44,6 +44,12 @@ class ModelDefaults(Declared):
     max_sequence_length: TextTokens = 256
 
 
+def bundled() -> dict[str, Path]:
+    """The models that come with the package: their folders, in diffusers layout, by name."""
+    indexes = sorted(Path(__file__).parent.glob("*/model_index.json"))
+    return {index.parent.name: index.parent for index in indexes}
+
+
 def defaults_of(model: str, folder: Path) -> ModelDefaults:
     """The defaults of a model: those in its folder, else those of its preset here, else diffusers'.
 

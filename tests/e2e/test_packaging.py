@@ -9,9 +9,14 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 
+from tests.quality.judge import Verdict, judge
+
 ROOT = Path(__file__).parents[2]
+GREEN_TRIANGLE = "a green triangle moving up on a navy background"
 FOLDERS = ("configs", "engine", "parallel", "pipelines", "serve")
 
 
@@ -65,33 +70,56 @@ def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
         assert sources() <= names
         assert "longtake/py.typed" in names
         assert "longtake/configs/models/hunyuanvideo-community--HunyuanVideo.yaml" in names
+        demo = ROOT / "configs" / "models" / "demo"
+        files = [path for path in demo.rglob("*") if path.is_file()]
+        assert {f"longtake/{path.relative_to(ROOT)}" for path in files} <= names
         source = (ROOT / "parallel" / "attention.py").read_bytes()
         assert archive.read("longtake/parallel/attention.py") == source
         assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel is installed in."""
+    folder = tmp_path_factory.mktemp("site")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, "--target", site, wheel], check=True, capture_output=True)
+    subprocess.run([*install, "--target", folder, wheel], check=True, capture_output=True)
+    return folder
+
+
+def run_installed(site: Path, program: str, folder: Path) -> str:
+    """What a program prints that imports the installed wheel."""
+    path = f"import sys; sys.path.insert(0, {str(site)!r})\n"
+    command = [sys.executable, "-W", "error", "-c", path + program]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_installed_wheel_imports(site: Path, tmp_path: Path) -> None:
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {
         "bin",  # the command
         "longtake",
     }
     program = (
-        f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "from longtake.parallel import ParallelDims, TokenShards, usp_attention\n"
         "import longtake\n"
         "print(longtake.__file__, longtake.__version__)"
     )
-    printed = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    printed = run_installed(site, program, tmp_path)
     assert printed.split() == [str(site / "longtake" / "__init__.py"), "0.1.0"]
+
+
+def test_the_installed_wheel_renders_without_an_option(site: Path, tmp_path: Path) -> None:
+    program = (
+        "from longtake import cli\n"
+        f"sys.exit(cli.main(['generate', {GREEN_TRIANGLE!r}, '--seed', '1']))"
+    )
+    printed = run_installed(site, program, tmp_path)
+    assert printed.startswith("out.mp4: 17 frames of 64x64, seed 1")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.json"}
+    frames = iio.imread(tmp_path / "out.mp4")
+    assert judge((frames / 255).astype(np.float32)) == Verdict("green", "triangle", "up", "navy")
 
 
 def test_a_wheel_builds_from_the_sdist_too(checkout: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ _SMALLEST = 0.01
 _SHORTEST_WAY = 0.06
 """Part of the frame's size that a shape moves at least; else the video is static."""
 
-_LIKENESS = 0.7
+_LIKENESS = 0.6
 """Intersection over union with a shape's outline, at least, to be called by its name."""
 
 
@@ -64,10 +64,11 @@ def judge(frames: Array) -> Verdict:
     masks = contrast > _FAR
     if masks.mean((1, 2)).min() < _SMALLEST:
         return Verdict(None, None, None, background, blank=True, static=True)
+    solid = contrast > np.median(contrast[masks]) / 2  # halfway across edges, however blurred
     direction = _direction(masks)
     return Verdict(
-        _nearest(np.median(frames[masks], axis=0), COLORS),
-        _shape(contrast > np.median(contrast[masks]) / 2),  # its edges, wherever blurred, halfway
+        _nearest(np.median(frames[solid], axis=0), COLORS),
+        _shape(solid),
         direction,
         background,
         static=direction is None,
@@ -110,7 +111,7 @@ def _likeness(mask: Mask) -> dict[str, float]:
     outlines = {
         "circle": radius <= 1,
         "square": np.ones_like(box),
-        "triangle": np.abs(x[None]) <= (y[:, None] + 1) / 2,
+        "triangle": np.abs(x[None]) <= (y[:, None] + 1.3) / 2.3,  # its tip a little blunt
         "ring": (radius <= 1) & (radius >= 0.48),
     }
     return {

@@ -17,7 +17,7 @@ from training.demo import autoencoder, denoiser, latents, model
 logger = logging.getLogger(__name__)
 
 
-def main(folder: Path, /, output: Path, guidance_scale: float = 2.0) -> None:
+def main(folder: Path, /, output: Path, guidance_scale: float = 4.0) -> None:
     """Train all stages, each from its last checkpoint, and save the model.
 
     Args:
@@ -37,14 +37,13 @@ def main(folder: Path, /, output: Path, guidance_scale: float = 2.0) -> None:
     stages = [asdict(stage) for stage in autoencoder.STAGES]
     stages += [
         {"name": name, "schedule": asdict(schedule), "videos": denoiser.BATCH}
-        for name, schedule in (("flow", denoiser.FLOW), ("guidance", denoiser.GUIDANCE))
+        for name, schedule in {**denoiser.FLOW, **denoiser.GUIDANCE}.items()
     ]
+    stages = [{**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages]
     figures = {
         "seeds": "0 for the first weights; for a step's chance, its number",
         "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers)},
-        "stages": [
-            {**stage, "last": _last_line(folder / f"{stage['name']}.jsonl")} for stage in stages
-        ],
+        "stages": stages,
         "clips": latents.CLIPS,
         "wordless": denoiser.WORDLESS,
         "flow_shift": model.FLOW_SHIFT,

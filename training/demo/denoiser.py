@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,11 @@ from training.demo.latents import Latents
 from training.demo.loop import Schedule, train
 from training.demo.phrases import phrase
 
-FLOW = Schedule(steps=7000, learning_rate=1e-3, decay=0.6)
-GUIDANCE = Schedule(steps=700, learning_rate=3e-4, decay=0.7, average=0.99)
+FLOW = {
+    "flow": Schedule(steps=7000, learning_rate=1e-3, decay=0.6),
+    "flow-again": Schedule(steps=2000, learning_rate=6e-4, decay=1.0),
+}
+GUIDANCE = {"guidance": Schedule(steps=600, learning_rate=3e-4, decay=0.7, average=0.99)}
 BATCH = 32
 WORDLESS = 0.1
 GUIDANCE_SCALES = (1.0, 5.0)
@@ -76,14 +80,12 @@ def train_denoiser(latents: Latents, folder: Path) -> TextToVideo:
     """
     torch.manual_seed(0)
     student = TextToVideo()
-    train(student, lambda step, rng: _flow_loss(student, latents, rng), FLOW, folder / "flow.pt")
+    for name, schedule in FLOW.items():
+        train(student, partial(_flow_loss, student, latents), schedule, folder / f"{name}.pt")
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    train(
-        student,
-        lambda step, rng: _guidance_loss(student, teacher, latents, rng),
-        GUIDANCE,
-        folder / "guidance.pt",
-    )
+    for name, schedule in GUIDANCE.items():
+        loss = partial(_guidance_loss, student, teacher, latents)
+        train(student, loss, schedule, folder / f"{name}.pt")
     return student.eval().requires_grad_(False)
 
 
@@ -97,7 +99,9 @@ def _noisy(latents: Latents, rng: random.Random) -> Noised:
     return (1 - part) * clean + part * noise, sigma, noise - clean, phrases
 
 
-def _flow_loss(student: TextToVideo, latents: Latents, rng: random.Random) -> torch.Tensor:
+def _flow_loss(
+    student: TextToVideo, latents: Latents, step: int, rng: random.Random
+) -> torch.Tensor:
     noisy, sigma, velocity, phrases = _noisy(latents, rng)
     with torch.autocast("cpu", torch.bfloat16):
         predicted = student(noisy, sigma, phrases, torch.ones_like(sigma))
@@ -106,7 +110,7 @@ def _flow_loss(student: TextToVideo, latents: Latents, rng: random.Random) -> to
 
 
 def _guidance_loss(
-    student: TextToVideo, teacher: TextToVideo, latents: Latents, rng: random.Random
+    student: TextToVideo, teacher: TextToVideo, latents: Latents, step: int, rng: random.Random
 ) -> torch.Tensor:
     """What classifier-free guidance of any scale gives, from one pass with the scale embedded."""
     noisy, sigma, _, phrases = _noisy(latents, rng)
