@@ -10,8 +10,10 @@ import pytest
 from tests import tiny
 from tests.ranks import RankGroups
 
-# What a shell runs in the background ignores Ctrl-C, and so would every command started here.
+# What a shell runs in the background ignores Ctrl-C, what nohup runs ignores hang-ups, and so would
+# every command started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
