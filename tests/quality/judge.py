@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.demo.scenes import BACKGROUNDS, COLORS, DIRECTIONS, Color
+from training.demo.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Color
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ _SMALLEST = 0.01
 _SHORTEST_WAY = 0.06
 """Part of the frame's size that a shape moves at least; else the video is static."""
 
-_LIKENESS = 0.6
+_LIKENESS = 0.7
 """Intersection over union with a shape's outline, at least, to be called by its name."""
 
 
@@ -95,16 +95,15 @@ def _direction(masks: Mask) -> str | None:
 
 def _shape(masks: Mask) -> str | None:
     """The shape whose outline is most like what is shown, over all frames."""
-    likeness = np.mean([list(_likeness(mask).values()) for mask in masks], axis=0)
-    names = list(_likeness(masks[0]))
-    return names[int(likeness.argmax())] if likeness.max() >= _LIKENESS else None
+    likeness = np.mean([_likeness(mask) for mask in masks], axis=0)
+    return SHAPES[int(likeness.argmax())] if likeness.max() >= _LIKENESS else None
 
 
-def _likeness(mask: Mask) -> dict[str, float]:
-    """Intersection over union with each shape in the same box."""
+def _likeness(mask: Mask) -> list[float]:
+    """Intersection over union with each of :data:`SHAPES` in the same box."""
     rows, columns = ((mask.sum(axis) >= 2).nonzero()[0] for axis in (1, 0))
     if len(rows) == 0 or len(columns) == 0:
-        return dict.fromkeys(("circle", "square", "triangle", "ring"), 0.0)
+        return [0.0] * len(SHAPES)
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     y, x = ((np.arange(size) + 0.5) / size * 2 - 1 for size in box.shape)
     radius = np.hypot(x[None], y[:, None])
@@ -114,7 +113,4 @@ def _likeness(mask: Mask) -> dict[str, float]:
         "triangle": np.abs(x[None]) <= (y[:, None] + 1.3) / 2.3,  # its tip a little blunt
         "ring": (radius <= 1) & (radius >= 0.48),
     }
-    return {
-        name: float((box & outline).sum() / (box | outline).sum())
-        for name, outline in outlines.items()
-    }
+    return [float((box & outlines[name]).sum() / (box | outlines[name]).sum()) for name in SHAPES]
