@@ -4,7 +4,7 @@
 # make check      lint and types
 # make demo       a video from a prompt, rendered on two ranks, in demo/
 # make quality    64 prompts for the model that comes with the package, judged
-# make train-demo trains that model from scratch, in less than two hours on two cores
+# make train-demo trains that model from scratch, in about two hours on two cores
 # make peers      a second environment with the projects that the benchmarks compare with
 # make benchmark  attention against the peers; make benchmark-denoise: a denoising step
 

@@ -18,7 +18,7 @@ from longtake.pipelines.base import check_frames
 from tests.layouts import layout_name
 from tests.quality.demo import REQUIRED, render_and_judge, shares
 from tests.quality.judge import Verdict, judge
-from tests.quality.prompts import prompts
+from tests.quality.prompts import GREEN_TRIANGLE, prompts
 from tests.ranks import RankGroups
 from tests.rendering import latents_of_one, latents_on_ranks, loaded
 from training.demo import model
@@ -26,8 +26,6 @@ from training.demo.phrases import vocabulary
 from training.demo.scenes import Scene, render
 
 FOLDER = bundled()["demo"]
-SIZE = dict(frames=model.FRAMES, height=model.HEIGHT_PX, width=model.WIDTH_PX)
-GREEN_TRIANGLE = "a green triangle moving up on a navy background"
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +84,11 @@ def test_any_number_of_ranks_shows_the_same(
     ranks: RankGroups, engine: VideoEngine, dims: ParallelDims
 ) -> None:
     asked = engine.resolve(VideoRequest(prompt=GREEN_TRIANGLE, seed=1))
-    pipeline = loaded(str(FOLDER), False)
-    answers = ranks.run(dims.world_size, latents_on_ranks, str(FOLDER), [asked], dims)
+    pipeline = loaded("demo", False)
+    answers = ranks.run(dims.world_size, latents_on_ranks, "demo", [asked], dims)
     expected, frames = (
         check_frames(pipeline.decode(torch.from_numpy(latents), asked)).numpy()
-        for latents in (latents_of_one(str(FOLDER), asked)[0], answers[0][0][0])
+        for latents in (latents_of_one("demo", asked)[0], answers[0][0][0])
     )
     error = float(np.square(frames - expected).mean())
     assert error == 0 or -10 * np.log10(error) >= 50
@@ -102,7 +100,7 @@ def test_the_autoencoder_brings_back_scenes_it_has_not_seen() -> None:
     vae = AutoencoderKLHunyuanVideo.from_pretrained(FOLDER / "vae").float()
     rng, found = random.Random("scenes of the tests"), []
     for _ in range(8):
-        clip = render([Scene.draw(rng)], rng, **SIZE)
+        clip = render([Scene.draw(rng)], rng, **model.SIZE)
         with torch.no_grad():
             again = vae.decode(vae.encode(clip * 2 - 1).latent_dist.mean).sample / 2 + 0.5
         found.append(-10 * float((again.clamp(0, 1) - clip).square().mean().log10()))

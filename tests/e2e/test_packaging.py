@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.quality.judge import Verdict, judge
+from tests.quality.prompts import GREEN_TRIANGLE
 
 ROOT = Path(__file__).parents[2]
-GREEN_TRIANGLE = "a green triangle moving up on a navy background"
 FOLDERS = ("configs", "engine", "parallel", "pipelines", "serve")
 
 

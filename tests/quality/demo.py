@@ -50,10 +50,9 @@ def shares(judged: Judged) -> dict[str, float]:
     return {name: sum(each) / len(judged) for name, each in right.items()}
 
 
-def _report(judged: Judged) -> str:
+def _report(judged: Judged, found: dict[str, float]) -> str:
     lines = [f"# The demo model on {len(judged)} prompts, {datetime.now():%Y-%m-%d %H:%M}", ""]
     lines += ["| | right | required |", "|---|---|---|"]
-    found = shares(judged)
     lines += [f"| {name} | {found[name]:.1%} | {share:.0%} |" for name, share in REQUIRED.items()]
     lines += [""] + [
         f"- {number}: asked for a {asked.color} {asked.shape} {asked.direction} on "
@@ -69,10 +68,10 @@ def main() -> None:
     """Judge all prompts, and write down what was right."""
     with VideoEngine.from_pretrained("demo") as engine:
         judged = render_and_judge(engine, range(len(prompts())))
-    report = _report(judged)
+    found = shares(judged)
+    report = _report(judged, found)
     print(report)
     (_RESULTS / f"{datetime.now():%Y-%m-%d-%H%M}-quality-of-the-demo.md").write_text(report)
-    found = shares(judged)
     sys.exit(0 if all(found[name] >= share for name, share in REQUIRED.items()) else 1)
 
 

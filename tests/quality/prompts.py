@@ -5,6 +5,9 @@ from __future__ import annotations
 from tests.quality.judge import Verdict
 from training.demo.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES
 
+GREEN_TRIANGLE = "a green triangle moving up on a navy background"
+"""In the words of the README."""
+
 _PHRASES = (
     "there is a {color} {shape}, it floats {direction}, and the wall behind it is {background}",
     "{background} backdrop with one {color} {shape} heading {direction}",

@@ -64,8 +64,7 @@ def train_autoencoder(folder: Path) -> AutoencoderKLHunyuanVideo:
 def unseen(count: int) -> list[torch.Tensor]:
     """Whole clips that no stage is trained on, ``[1, 3, F, H, W]`` in [-1, 1] each."""
     rng = random.Random("unseen")
-    size = dict(frames=model.FRAMES, height=model.HEIGHT_PX, width=model.WIDTH_PX)
-    return [render([Scene.draw(rng)], rng, **size) * 2 - 1 for _ in range(count)]
+    return [render([Scene.draw(rng)], rng, **model.SIZE) * 2 - 1 for _ in range(count)]
 
 
 @torch.no_grad()
@@ -80,11 +79,10 @@ def psnr_db(vae: AutoencoderKLHunyuanVideo, clips: list[torch.Tensor]) -> float:
 
 def _crops(stage: Stage, rng: random.Random) -> torch.Tensor:
     scenes = [Scene.draw(rng) for _ in range(stage.videos)]
-    height, width, size = model.HEIGHT_PX, model.WIDTH_PX, stage.size_px
-    clips = render(scenes, rng, frames=stage.frames, height=height, width=width)
+    clips, size = render(scenes, rng, **{**model.SIZE, "frames": stage.frames}), stage.size_px
     crops = []
     for clip in clips:
-        top, left = rng.randrange(height - size + 1), rng.randrange(width - size + 1)
+        top, left = (rng.randrange(side - size + 1) for side in clip.shape[-2:])
         crops.append(clip[..., top : top + size, left : left + size])
     return torch.stack(crops).mul(2).sub(1).contiguous(memory_format=torch.channels_last_3d)
 

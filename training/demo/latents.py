@@ -47,8 +47,7 @@ def _scenes(at: int) -> tuple[list[Scene], random.Random]:
 def _chunk(vae: AutoencoderKLHunyuanVideo, file: Path, at: int) -> torch.Tensor:
     if not file.is_file():
         scenes, rng = _scenes(at)
-        size = dict(frames=model.FRAMES, height=model.HEIGHT_PX, width=model.WIDTH_PX)
-        clips = render(scenes, rng, **size) * 2 - 1
+        clips = render(scenes, rng, **model.SIZE) * 2 - 1
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
         latents = torch.cat([vae.encode(some).latent_dist.mean for some in clips.split(_AT_ONCE)])
         partial = file.with_suffix(".partial")

@@ -30,7 +30,6 @@ class Schedule:
     warmup: int = 100
     decay: float = 0.5
     average: float = 0.998
-    weight_decay: float = 0.0
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -58,9 +57,7 @@ def train(
         checkpoint: file that is written and gone on from; figures go to ``.jsonl`` beside it.
     """
     parameters = [each for each in module.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     averages = [each.detach().clone() for each in parameters]
     first, seconds = 0, 0.0
     if checkpoint.is_file():

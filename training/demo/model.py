@@ -27,6 +27,7 @@ from transformers import (
 from training.demo.phrases import UNKNOWN, vocabulary
 
 FRAMES, HEIGHT_PX, WIDTH_PX = 17, 64, 64
+SIZE = dict(frames=FRAMES, height=HEIGHT_PX, width=WIDTH_PX)
 LATENT_CHANNELS = 8
 COMPRESSION = 4
 """Along time, height and width."""
@@ -82,32 +83,31 @@ def text_encoders() -> tuple[LlamaModel, CLIPTextModel]:
     Words begin far apart. At transformers' deviation of 0.02, those that tell least of a frame, the
     directions, stayed together: after 4,800 steps no video heeded them; so, 400 are enough.
     """
-    num_words = len(_SPECIAL) + len(vocabulary())
+    words = dict(
+        vocab_size=len(_SPECIAL) + len(vocabulary()),
+        pad_token_id=_SPECIAL.index(PAD),
+        bos_token_id=_SPECIAL.index(BEGIN),
+        eos_token_id=_SPECIAL.index(END),
+    )
     llama = LlamaModel(
         LlamaConfig(
-            vocab_size=num_words,
             hidden_size=_TEXT_WIDTH,
             intermediate_size=2 * _TEXT_WIDTH,
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=512,
-            pad_token_id=_SPECIAL.index(PAD),
-            bos_token_id=_SPECIAL.index(BEGIN),
-            eos_token_id=_SPECIAL.index(END),
+            **words,
         )
     )
     clip = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=num_words,
             hidden_size=_POOLED_WIDTH,
             intermediate_size=2 * _POOLED_WIDTH,
             num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=77,
             projection_dim=_POOLED_WIDTH,
-            pad_token_id=_SPECIAL.index(PAD),
-            bos_token_id=_SPECIAL.index(BEGIN),
-            eos_token_id=_SPECIAL.index(END),
+            **words,
         )
     )
     for encoder in (llama, clip):
