@@ -5,10 +5,12 @@ from longtake.parallel.dims import ParallelDims
 from longtake.parallel.exchange import Traffic, count_traffic
 from longtake.parallel.kernels import KERNELS, Kernel, KernelNeeds, select_kernel
 from longtake.parallel.shards import TokenShards
+from longtake.parallel.stream import GatherStream
 from longtake.parallel.world import World
 
 __all__ = [
     "KERNELS",
+    "GatherStream",
     "Kernel",
     "KernelNeeds",
     "ParallelDims",

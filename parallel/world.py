@@ -25,12 +25,15 @@ class World:
         group: a process group over all ranks that takes tensors of ``device`` and of the CPU.
             None: this process is the only rank, and nothing is ever sent.
         host_group: the ranks on this rank's host, over which weights are handed on.
+        control: a group over all ranks that takes tensors of the CPU and waits for longer, for as
+            long as another rank computes or writes, say; ``group`` if None.
         timeout_s: for how long a rank waits for another in one exchange.
     """
 
     device: torch.device
     group: dist.ProcessGroup | None = None
     host_group: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
     timeout_s: float = 600.0
     _meshes: dict[ParallelDims, DeviceMesh] = field(default_factory=dict, repr=False)
 
@@ -43,6 +46,11 @@ class World:
     def rank(self) -> int:
         """This rank's place, 0 to ``size - 1``."""
         return 0 if self.group is None else dist.get_rank(self.group)
+
+    @property
+    def host_ranks(self) -> list[int]:
+        """The ranks on this rank's host."""
+        return [0] if self.host_group is None else dist.get_process_group_ranks(self.host_group)
 
     def mesh(self, dims: ParallelDims) -> DeviceMesh | None:
         """The grid of a layout over all ranks, built once; None where there is only one rank.
