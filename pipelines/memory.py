@@ -1,0 +1,96 @@
+"""How much memory a function takes, said before it runs, and how much a device has left."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is entered, and that still live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation; count the storages that it made."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and not func.is_view:  # weights are viewed, too
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._storages:
+            self._storages.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self.live -= size
+
+
+def peak_bytes(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> int:
+    """The most that a function's tensors take at one time, its input's and result's included.
+
+    Nothing is computed: the function runs on shapes alone. What kernels take for themselves comes
+    on top: next to nothing on a GPU, about as much again on a CPU.
+
+    Args:
+        function: of one float32 tensor; its weights are not counted.
+        shape: of the tensor.
+        device: of the tensor and the weights.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _LiveBytes() as counted:
+        function(torch.empty(shape, device=device))
+    peak: int = counted.peak
+    return peak
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on a device: of a GPU, or of the host within this container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    free, left = psutil.virtual_memory().available, _left_in_container(_CGROUP)
+    return free if left is None else min(free, left)
+
+
+def _left_in_container(cgroup: Path) -> int | None:
+    """What the control group (version 2) of this container lets it take yet, if it has a limit.
+
+    Its page cache counts as free, as with Kubernetes' working set.
+    """
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(stat["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+        return None
