@@ -11,52 +11,12 @@ to a dated file with hardware and versions.
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import torch
 
-from benchmarks.attention import environment, reason
+from benchmarks.contest import Contestant, Report, measure
 from benchmarks.steps import prepare, run_once
-from tests.ranks import RankFailure, RankGroup
-
-
-@dataclass
-class Contestant:
-    """A package in a layout.
-
-    Attributes:
-        seconds: of each round, the slowest rank's.
-        one_step: the most of any rank (see steps.prepare).
-        refusal: why it cannot run, if it cannot.
-    """
-
-    package: str
-    degrees: dict[str, int]
-    seconds: list[float] = field(default_factory=list)
-    one_step: dict[str, float] = field(default_factory=dict)
-    refusal: str | None = None
-
-    @property
-    def num_ranks(self) -> int:
-        """Ranks that it runs on."""
-        return self.degrees.get("ulysses_degree", 1) * self.degrees.get("ring_degree", 1)
-
-    @property
-    def name(self) -> str:
-        """As it stands in the table."""
-        words = " ".join(
-            f"{axis.removesuffix('_degree')} {degree}" for axis, degree in self.degrees.items()
-        )
-        return f"{self.package} {words or 'one rank'}"
-
-    @property
-    def median_s(self) -> float:
-        """Median seconds of one step."""
-        return statistics.median(self.seconds)
 
 
 def contestants(num_ranks: int) -> list[Contestant]:
@@ -68,34 +28,6 @@ def contestants(num_ranks: int) -> list[Contestant]:
         for axis in axes
         for package in ("longtake", "cache-dit")
     ]
-
-
-def measure(entered: list[Contestant], rounds: int, dtype: torch.dtype, device_type: str) -> None:
-    """Fill in what each contestant does."""
-    groups: dict[str, RankGroup] = {}
-    try:
-        for each in entered:
-            group = RankGroup(
-                each.num_ranks,
-                call_timeout_s=900.0,
-                device_type=device_type,
-                warnings_are="ignore",
-            )
-            try:
-                answers = group.run(prepare, each.package, each.degrees, dtype, device_type)
-            except RankFailure as failure:
-                each.refusal = reason(failure)
-                group.close()
-            else:
-                groups[each.name] = group
-                each.one_step = {key: max(a[key] for a in answers) for key in answers[0]}
-        for _ in range(rounds):
-            for each in random.sample(entered, len(entered)):
-                if each.refusal is None:
-                    each.seconds.append(max(groups[each.name].run(run_once, device_type)))
-    finally:
-        for group in groups.values():
-            group.close()
 
 
 def table(entered: list[Contestant]) -> str:
@@ -111,7 +43,7 @@ def table(entered: list[Contestant]) -> str:
         if each.refusal is not None:
             lines.append(f"| {each.name} | cannot: {each.refusal} | | | | | | |")
             continue
-        step = each.one_step
+        step = each.figures
         lines.append(
             f"| {each.name} | {each.median_s:.3f} | {each.median_s / ours[str(each.degrees)]:.3f} "
             f"| {alone / each.median_s:.3f} | {step['error']:.1e} "
@@ -132,20 +64,16 @@ def main() -> None:
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
 
-    begun = datetime.now()
     what = f"denoising on {args.ranks} ranks"
-    report = [f"# One step of {what}, {begun:%Y-%m-%d %H:%M}", environment(device_type)]
-    report.append(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
+    report = Report(f"One step of {what}", what, device_type, args.results)
+    report.add(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
     for name in args.dtypes:
         entered = contestants(args.ranks)
-        measure(entered, args.rounds, getattr(torch, name), device_type)
-        parameters = entered[0].one_step["parameters"] / 1e6
-        report += [f"## {name}, {parameters:.1f} M parameters", table(entered)]
-        print("\n\n".join(report[-2:]), flush=True)
-    args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / f"{begun:%Y-%m-%d-%H%M}-{what.replace(' ', '-')}.md"
-    path.write_text("\n\n".join(report) + "\n")
-    print(f"\nwritten to {path}")
+        settings = (getattr(torch, name), device_type)
+        measure(entered, args.rounds, device_type, prepare, settings, run_once)
+        parameters = entered[0].figures["parameters"] / 1e6
+        report.add(f"## {name}, {parameters:.1f} M parameters", table(entered))
+    report.write()
 
 
 if __name__ == "__main__":
