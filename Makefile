@@ -6,7 +6,8 @@
 # make quality    64 prompts for the model that comes with the package, judged
 # make train-demo trains that model from scratch, in about two hours on two cores
 # make peers      a second environment with the projects that the benchmarks compare with
-# make benchmark  attention against the peers; make benchmark-denoise: a denoising step
+# make benchmark  attention against the peers; make benchmark-denoise: a denoising step;
+#                 make benchmark-decode: decoding in tiles
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -18,7 +19,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test test-gpu check demo quality train-demo peers benchmark benchmark-denoise clean
+.PHONY: env test test-gpu check demo quality train-demo peers benchmark benchmark-denoise \
+	benchmark-decode clean
 
 env: $(VENV)/.installed
 
@@ -64,6 +66,9 @@ benchmark: peers
 
 benchmark-denoise: peers
 	$(PEERS)/bin/python -m benchmarks.denoise --ranks $(RANKS)
+
+benchmark-decode: peers
+	$(PEERS)/bin/python -m benchmarks.decode --ranks $(RANKS)
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info demo .hypothesis .*_cache

@@ -106,7 +106,9 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
         flow_shift=7.0,
         seed=0,
         fps=24,
-        vae_tiling=False,
+        decode="tiled",
+        decode_tile_size=(16, 256, 256),
+        decode_tile_stride=(12, 192, 192),
         max_sequence_length=PADDED_TEXT,
     )
     denoiser = HunyuanVideoDenoiser(inputs.model)

@@ -39,6 +39,9 @@ class EngineConfig(Declared):
     attention_kernel: str = Field(
         default="auto", description="Local attention kernel; the fastest that can serve"
     )
+    autoencoder_only: bool = Field(
+        default=False, description="Load what decodes latents, and nothing else"
+    )
     parallel: ParallelConfig = ParallelConfig()
 
     rank_loss_timeout_s: Seconds = Field(
@@ -54,5 +57,5 @@ class EngineConfig(Declared):
         "60 at least",
     )
     decode_timeout_s: Seconds = Field(
-        default=1800, description="Seconds for decoding one video's latents"
+        default=1800, description="Seconds for decoding one tile, or a video that is not tiled"
     )

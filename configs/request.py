@@ -18,9 +18,13 @@ Shift = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=10000)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Videos = Annotated[int, Field(ge=1, le=1024)]
 Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
 TextTokens = Annotated[int, Field(ge=1, le=100_000)]
 OutputType = Literal["frames", "latents"]
+DecodeMode = Literal["tiled", "framewise", "whole"]
+TileSize = tuple[Frames, Pixels, Pixels]
+"""Frames, height and width."""
 
 
 class PromptTemplate(Declared):
@@ -43,7 +47,29 @@ class PromptTemplate(Declared):
         return template
 
 
-class VideoRequest(Declared):
+class DecodeRequest(Declared):
+    """How latents become a video. What is left out is the model's default.
+
+    Tiles change pixels, if little: neighbours are mixed where they overlap.
+    """
+
+    fps: Rate | None = Field(default=None, description="Frames a second of the written video")
+    decode: DecodeMode | None = Field(
+        default=None,
+        description="In tiles of time, height and width; in tiles of time alone; or whole, where "
+        "that fits",
+    )
+    decode_tile_size: TileSize | None = Field(
+        default=None, description="Frames, height and width of a tile; diffusers': 16 256 256"
+    )
+    decode_tile_stride: TileSize | None = Field(
+        default=None,
+        description="Frames, height and width from one tile to the next; diffusers': 12 192 192, "
+        "or three quarters of the tile size",
+    )
+
+
+class VideoRequest(DecodeRequest):
     """One video to render, or several of one prompt. What is left out is the model's default."""
 
     prompt: str = Field(max_length=100_000, description="What to show")
@@ -74,13 +100,7 @@ class VideoRequest(Declared):
         default=None, description="Shift of the noise levels; larger spends more steps on layout"
     )
     seed: Seed | None = Field(default=None, description="Seed of the noise; drawn if left out")
-    fps: Rate | None = Field(default=None, description="Frames a second of the written video")
-    num_videos: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=1, description="Videos of this prompt, rendered together"
-    )
-    vae_tiling: bool | None = Field(
-        default=None, description="Decode in spatial tiles, which blends their borders"
-    )
+    num_videos: Videos = Field(default=1, description="Videos of this prompt, rendered together")
     prompt_template: PromptTemplate | None = Field(
         default=None, description="Words that the prompt is put between before it is encoded"
     )
@@ -111,7 +131,18 @@ class VideoRequest(Declared):
         return self.true_cfg_scale > 1
 
 
-class ResolvedRequest(VideoRequest):
+class ResolvedDecode(DecodeRequest):
+    """How some latents become a video, with nothing left out; ``whole`` alone has no tiles."""
+
+    height: Pixels
+    width: Pixels
+    num_frames: Frames
+    num_videos: Videos = 1
+    fps: Rate
+    decode: DecodeMode
+
+
+class ResolvedRequest(ResolvedDecode, VideoRequest):
     """A request with nothing left out: it renders the same video whatever the defaults become.
 
     A ``prompt_template`` that is still None is diffusers' own.
@@ -124,6 +155,4 @@ class ResolvedRequest(VideoRequest):
     guidance_scale: Scale
     flow_shift: Shift
     seed: Seed
-    fps: Rate
-    vae_tiling: bool
     max_sequence_length: TextTokens

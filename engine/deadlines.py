@@ -16,9 +16,10 @@ TIMED_OUT = "Timeout ("
 """What the log of a process that ran into its deadline holds."""
 
 
-def phase_timeout_s(config: EngineConfig, phase: str) -> float:
-    """Seconds in which a phase must make progress."""
+def phase_timeout_s(config: EngineConfig, phase: str) -> float | None:
+    """Seconds in which a phase must make progress; None: for as long as others do."""
     timeouts = {
+        "waiting": None,
         "loading": config.load_timeout_s,
         "text": config.text_timeout_s,
         "denoising": config.step_timeout_s,
@@ -39,9 +40,13 @@ class Deadlines:
         self._stepped_at: float | None = None
         self._slowest_step_s: float | None = None
 
-    def progress(self, progress: Progress) -> float:
-        """Start the time again; returns the seconds that this process has for its next progress."""
+    def progress(self, progress: Progress) -> float | None:
+        """Start the time again; returns the seconds that this process has for its next progress,
+        if it must make any."""
         timeout_s = phase_timeout_s(self._config, progress.phase)
+        if timeout_s is None:
+            self.pause()
+            return None
         if progress.phase == "denoising":
             timeout_s = min(timeout_s, self._step_timeout_s(progress.done))
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.stderr)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
+from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.planner import check_degrees, choose_dims
-from longtake.engine.request import resolve
+from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, Metadata, Video
 from longtake.engine.worker import Job, RankReport, Sink, dtype_of, vae_dtype_of
-from longtake.errors import KernelError, LayoutError, RequestError, one_line
+from longtake.errors import EngineError, KernelError, LayoutError, RequestError, one_line
 from longtake.parallel import ParallelDims
 from longtake.parallel.kernels import KERNELS
 from longtake.pipelines import registry
@@ -41,6 +43,7 @@ class VideoEngine:
         config: the model, the ranks, their deadlines.
 
     Attributes:
+        config: with nothing left to be chosen but degrees and attention kernel.
         writes: whether this process gets the frames; under torchrun only rank 0's does.
 
     Raises:
@@ -57,7 +60,14 @@ class VideoEngine:
         self._device_type = _device_type(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(self._checkpoint)
-        config = config.model_copy(update={"revision": self._checkpoint.revision})
+        device = torch.device(self._device_type)
+        used = {
+            "revision": self._checkpoint.revision,
+            "device": self._device_type,
+            "dtype": _name(dtype_of(config, device)),
+            "vae_dtype": _name(vae_dtype_of(config, self._spec, device)),
+        }
+        config = config.model_copy(update=used)
         check_degrees(config.parallel, config.devices, num_heads=self._spec.num_heads)
         kernels = ["auto", *(kernel.name for kernel in KERNELS)]
         if config.attention_kernel not in kernels:
@@ -115,9 +125,21 @@ class VideoEngine:
         Raises:
             RequestError, LayoutError: it cannot be rendered here.
         """
+        if self.config.autoencoder_only:
+            raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
         resolved = resolve(request, self._spec)
         self._dims(resolved)
         return resolved
+
+    def resolve_decode(
+        self, request: DecodeRequest, latents_shape: Sequence[int]
+    ) -> ResolvedDecode:
+        """How latents of shape B, C, F, H, W become a video, checked against the model.
+
+        Raises:
+            RequestError: they cannot be decoded here.
+        """
+        return resolve_decode(request, latents_shape, self._spec)
 
     def start(self, on_progress: OnProgress = lambda progress: None) -> None:
         """Start the ranks and load the model, unless that is done.
@@ -147,20 +169,56 @@ class VideoEngine:
         Raises:
             RefusedInputError: the request cannot be rendered here; the engine can go on.
             RankError: a rank died or hung. The next call starts the ranks again, except
-                under torchrun.
+                under torchrun. If denoising was done, its ``latents`` can be decoded.
         """
-        resolved = self.resolve(request)
-        kept = _Kept(resolved)
-        metadata = self.render(resolved, kept, on_progress)
+        return self._kept(self.resolve(request), on_progress)
+
+    def decode(
+        self,
+        latents: npt.ArrayLike,
+        request: DecodeRequest | None = None,
+        on_progress: OnProgress = lambda progress: None,
+    ) -> Video:
+        """Decode latents on all ranks, and keep the frames in memory.
+
+        Args:
+            latents: ``[B, C, F, H, W]`` or ``[C, F, H, W]``, as :class:`Video` has them; under
+                torchrun, rank 0's count.
+            request: how; the model's defaults if None.
+
+        Raises:
+            As :meth:`generate`.
+        """
+        checked = checked_latents(latents)
+        resolved = self.resolve_decode(request or DecodeRequest(), checked.shape)
+        return self._kept(resolved, on_progress, checked)
+
+    def _kept(
+        self,
+        request: ResolvedDecode,
+        on_progress: OnProgress,
+        latents: Array | None = None,
+    ) -> Video:
+        kept = _Kept(request, latents)
+        try:
+            metadata = self.render(request, kept, on_progress, latents)
+        except EngineError as error:
+            error.latents = kept.all_latents if kept.all_latents.size else None
+            raise
         return Video(kept.batch, kept.all_latents, metadata, self.writes)
 
     def render(
         self,
-        request: ResolvedRequest,
+        request: ResolvedDecode | None,
         sink: Sink,
         on_progress: OnProgress = lambda progress: None,
+        latents: Array | None = None,
     ) -> Metadata:
         """Render a resolved request into a sink, frame by frame as they are decoded.
+
+        Args:
+            request: None on ranks of torchrun that do not know it: rank 0's counts.
+            latents: ``[B, C, F, H, W]``, to decode these and render nothing.
 
         Raises:
             As :meth:`generate`; what the sink raises stops all ranks, too.
@@ -173,8 +231,8 @@ class VideoEngine:
             assert launcher is not None
             self._rendering = True
             try:
-                job = launcher.agree(Job.of(request, self._dims(request)))
-                reports = launcher.render(job, sink, on_progress)
+                job = launcher.agree(self._job(request, latents is not None))
+                reports = launcher.render(job, sink, on_progress, latents)
             except BaseException:
                 if not launcher.alive:
                     launcher.close()
@@ -182,7 +240,7 @@ class VideoEngine:
                 raise
             finally:
                 self._rendering = False
-            return self._metadata(job.request, job.dims, reports)
+            return self._metadata(job, reports)
 
     def close(self) -> None:
         """End all ranks and let go of the model."""
@@ -197,6 +255,16 @@ class VideoEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _job(self, request: ResolvedDecode | None, from_latents: bool) -> Job | None:
+        if request is None:
+            return None
+        if from_latents:
+            dims = ParallelDims(ulysses_degree=self.config.devices)
+        else:
+            assert isinstance(request, ResolvedRequest)
+            dims = self._dims(request)
+        return Job.of(request, dims, from_latents=from_latents)
+
     def _dims(self, request: ResolvedRequest) -> ParallelDims:
         return choose_dims(
             self.config.parallel,
@@ -205,20 +273,12 @@ class VideoEngine:
             true_cfg=request.uses_true_cfg,
         )
 
-    def _metadata(
-        self, request: ResolvedRequest, dims: ParallelDims, reports: list[RankReport]
-    ) -> Metadata:
-        device = torch.device(self._device_type)
-        used = {
-            "dtype": str(dtype_of(self.config, device)).removeprefix("torch."),
-            "vae_dtype": str(vae_dtype_of(self.config, self._spec, device)).removeprefix("torch."),
-            "device": self._device_type,
-            "attention_kernel": reports[0].attention_kernel,
-        }
+    def _metadata(self, job: Job, reports: list[RankReport]) -> Metadata:
+        kernel = reports[0].attention_kernel or self.config.attention_kernel
         return Metadata(
-            request,
-            self.config.model_copy(update=used),
-            dims,
+            job.request,
+            self.config.model_copy(update={"attention_kernel": kernel}),
+            job.dims,
             {"loading": self._seconds_loading, **reports[0].seconds},
             reports,
         )
@@ -227,10 +287,10 @@ class VideoEngine:
 class _Kept:
     """A sink that keeps everything in memory."""
 
-    def __init__(self, request: ResolvedRequest) -> None:
+    def __init__(self, request: ResolvedDecode, latents: Array | None = None) -> None:
         self._request = request
         self.batch: list[Array] = []
-        self.all_latents: Array = np.zeros((0,), dtype=np.float32)
+        self.all_latents: Array = np.zeros((0,), np.float32) if latents is None else latents
 
     def latents(self, latents: Array) -> None:
         self.all_latents = latents
@@ -240,6 +300,10 @@ class _Kept:
             shape = (self._request.num_frames, *frame.shape)
             self.batch.append(np.empty(shape, dtype=np.float32))
         self.batch[video][index] = frame
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _device_type(config: EngineConfig, place: TorchrunPlace | None) -> str:

@@ -95,11 +95,15 @@ class _Encoded(_Imageio):
         # else a .webm holds chance identifiers, and the same video is another file
         super().__init__(path, "pyav", options={"fflags": "+bitexact"})
         _, height, width = shape
-        self._file.init_video_stream(
-            _CODECS[kind_of(path)],
-            fps=fps,
-            pixel_format="yuv420p" if height % 2 == width % 2 == 0 else "yuv444p",
-        )
+        try:
+            self._file.init_video_stream(
+                _CODECS[kind_of(path)],
+                fps=fps,
+                pixel_format="yuv420p" if height % 2 == width % 2 == 0 else "yuv444p",
+            )
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, index: int, frame: Array) -> None:
         self._file.write_frame(_bytes(frame))

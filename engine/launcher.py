@@ -10,7 +10,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,16 @@ import torch.distributed as dist
 from longtake.configs.engine import EngineConfig
 from longtake.engine.deadlines import Deadlines
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.worker import REFUSED_BY_ALL, Array, Job, RankReport, Sink, Worker, join_group
+from longtake.engine.worker import (
+    REFUSED_BY_ALL,
+    Array,
+    Job,
+    RankReport,
+    Sink,
+    Worker,
+    control_group,
+    join_group,
+)
 from longtake.errors import EngineError, LongtakeError, PeerLostError, RankError, Stopped, one_line
 from longtake.parallel import World
 from longtake.parallel.exchange import any_rank
@@ -37,13 +45,19 @@ class Launcher(ABC):
             RankError: a rank died or hung.
         """
 
-    def agree(self, job: Job) -> Job:
-        """The job that all ranks will render, of those that each was asked for."""
+    def agree(self, job: Job | None) -> Job:
+        """The job that all ranks will render, of those that each was asked for, if it was."""
+        assert job is not None
         return job
 
     @abstractmethod
-    def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
+    def render(
+        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+    ) -> list[RankReport]:
         """Render one job; what the sink or ``on_progress`` raises stops all ranks.
+
+        Args:
+            latents: of a job that has them: ``[B, C, F, H, W]``.
 
         Raises:
             RefusedInputError, Stopped: the ranks can go on with another job, if :attr:`alive`.
@@ -72,11 +86,13 @@ class InProcess(Launcher):
         """Load the model in this process."""
         self._worker = Worker(self._config, self._world, on_progress)
 
-    def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
+    def render(
+        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+    ) -> list[RankReport]:
         """Render in this process."""
         assert self._worker is not None
         try:
-            return self._worker.render(job, sink, on_progress, lambda: False)
+            return self._worker.render(job, sink, on_progress, lambda: False, latents)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, LongtakeError) or not _is_out_of_memory(error):
                 raise
@@ -96,9 +112,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """torch has a class of its own for a GPU's memory, and none for the host's."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "allocate memory" in str(error)
-
-
-_LONGEST_DECODE = timedelta(days=1)
 
 
 class JoinedGroup(Launcher):
@@ -127,39 +140,34 @@ class JoinedGroup(Launcher):
                 timeout_s = self._config.load_timeout_s
                 join_group(None, device, place.rank, place.world_size, timeout_s)
                 self._made_group = True
-            # Where the others wait while rank 0 decodes and writes all videos of a request.
-            self._control = dist.new_group(backend="gloo", timeout=_LONGEST_DECODE)
             self._world = World(
                 device,
                 dist.group.WORLD,
                 self._host_group(),
+                control_group(),
                 timeout_s=self._config.step_timeout_s,
             )
             self._worker = Worker(self._config, self._world, watched)
 
-    def agree(self, job: Job) -> Job:
+    def agree(self, job: Job | None) -> Job:
         """Rank 0's job, on all ranks: each has drawn a seed of its own."""
+        own = None if job is None else job.model_dump(mode="json")
         with self._watched(lambda progress: None):
-            return Job.model_validate(self._world.gather_json(job.model_dump(mode="json"))[0])
+            return Job.model_validate(self._world.gather_json(own)[0])
 
-    def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
+    def render(
+        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+    ) -> list[RankReport]:
         """Render one job on all ranks, which return together; only rank 0's sink is filled.
 
-        SIGINT and SIGTERM stop all ranks between steps, whichever rank hears them, and between
-        frames where rank 0 does.
+        SIGINT and SIGTERM stop all ranks between steps or tiles, whichever rank hears them.
         """
         assert self._worker is not None
         with self._watched(on_progress) as watched, _signals_counted() as signals:
             own = _CallersSink(sink, self._callers_errors)
-            try:
-                reports = self._worker.render(job, own, watched, lambda: bool(signals))
-                stopped = ""
-            except Stopped as error:  # all ranks between steps, or rank 0 between frames
-                reports, stopped = [], str(error)
-            self._deadlines.pause()
-            if any_rank(bool(stopped), self._control):
-                raise Stopped(stopped or "rank 0 was stopped between frames")
-            return reports
+            if self._place.rank != 0:
+                latents = None
+            return self._worker.render(job, own, watched, lambda: bool(signals), latents)
 
     @property
     def alive(self) -> bool:
@@ -170,8 +178,9 @@ class JoinedGroup(Launcher):
         """Leave the group, all ranks together; a rank that has failed just lets go."""
         self._worker = None
         if self._made_group and not self._failed and dist.is_initialized():
+            assert self._world.control is not None
             with contextlib.suppress(LongtakeError):
-                any_rank(False, self._control)  # else gloo's ranks abort at exit now and then
+                any_rank(False, self._world.control)  # else gloo's ranks abort at exit now and then
             dist.destroy_process_group()
         self._made_group = False
 

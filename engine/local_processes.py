@@ -21,7 +21,7 @@ from longtake.engine.channel import Mailbox, listen_locally
 from longtake.engine.deadlines import TIMED_OUT
 from longtake.engine.launcher import Launcher
 from longtake.engine.rank_processes import RankProcesses
-from longtake.engine.worker import Job, Nowhere, RankReport, Sink
+from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink
 from longtake.errors import LongtakeError, RankError, RefusedInputError, Stopped, one_line
 from longtake.pipelines.rendering import OnProgress, Progress
 
@@ -52,6 +52,7 @@ class LocalProcesses(Launcher):
         self._store = listen_locally()
         self._mailbox = Mailbox(self._store, "mail")
         self._jobs = Mailbox(self._store, "jobs", keep=True)
+        self._latents = Mailbox(self._store, "latents")
         self._store.set("config", self._config.model_dump_json())
         self._store.set("device", self._device_type)
         environments = {rank: self._environment(rank) for rank in range(self._config.devices)}
@@ -62,11 +63,15 @@ class LocalProcesses(Launcher):
             self._kill()
             raise
 
-    def render(self, job: Job, sink: Sink, on_progress: OnProgress) -> list[RankReport]:
+    def render(
+        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+    ) -> list[RankReport]:
         """Render on the processes."""
         self._num_jobs += 1
-        number = self._num_jobs
+        number, self._step_s = self._num_jobs, 0.0
         try:
+            if latents is not None:
+                self._latents.post({"number": number, "shape": latents.shape}, latents.tobytes())
             message = {"kind": "render", "number": number, "job": job.model_dump(mode="json")}
             self._jobs.post(message)
             answer = self._receive(number, on_progress, sink)
@@ -148,8 +153,8 @@ class LocalProcesses(Launcher):
             match message.pop("kind"):
                 case "progress":
                     now = time.monotonic()
-                    if message["phase"] == "denoising" and message["done"]:
-                        self._step_s = now - stepped_at
+                    if message["phase"] in ("denoising", "decoding") and message["done"]:
+                        self._step_s = max(self._step_s, now - stepped_at)
                     moved_at = stepped_at = now
                     on_progress(Progress(**message))
                 case "done":
@@ -217,9 +222,8 @@ class LocalProcesses(Launcher):
 
     def _check_progress(self, states: dict[int, dict[str, Any]], idle_s: float) -> None:
         """Ranks end themselves at their deadlines; where none can, here."""
-        allowed = max((state["timeout_s"] for state in states.values()), default=None)
-        if allowed is None:
-            allowed = self._config.load_timeout_s
+        timeouts = [state["timeout_s"] for state in states.values() if state["timeout_s"]]
+        allowed = max(timeouts, default=self._config.load_timeout_s)
         if idle_s > allowed + self._config.rank_loss_timeout_s:
             raise self._lost(
                 f"no rank made progress for {idle_s:.0f} s, {allowed:.0f} s were allowed: all were "

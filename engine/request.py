@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
-from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.errors import RequestError
-from longtake.pipelines.base import ModelSpec
+from pydantic import ValidationError
 
-__all__ = ["ResolvedRequest", "VideoRequest", "resolve"]
+from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
+from longtake.errors import RequestError, one_line
+from longtake.pipelines.base import AutoencoderSpec, ModelSpec
+
+Tiles = tuple[int, int, int]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
     Raises:
         RequestError: a size, a number of frames or the noise levels that the model cannot have.
     """
-    defaults = spec.defaults
+    defaults, guidance = spec.defaults, request.guidance_scale
     steps = request.num_inference_steps
     if request.sigmas is not None:
         steps = len(request.sigmas) if steps is None else steps
@@ -39,11 +42,10 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
         "width": request.width or defaults.width,
         "num_frames": request.num_frames or defaults.num_frames,
         "num_inference_steps": steps or defaults.num_inference_steps,
-        "guidance_scale": _given(request.guidance_scale, defaults.guidance_scale),
+        "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
         "flow_shift": shift,
-        "fps": request.fps or defaults.fps,
+        **_decoding(request, spec),
         "seed": secrets.randbits(32) if request.seed is None else request.seed,
-        "vae_tiling": _given(request.vae_tiling, defaults.vae_tiling),
         "prompt_template": request.prompt_template or defaults.prompt_template,
         "max_sequence_length": request.max_sequence_length or defaults.max_sequence_length,
     }
@@ -61,8 +63,84 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
     return resolved
 
 
-def _given(value: float | bool | None, default: float | bool) -> float | bool:
-    return default if value is None else value
+def resolve_decode(
+    request: DecodeRequest, latents_shape: Sequence[int], spec: ModelSpec
+) -> ResolvedDecode:
+    """How some latents become a video: with the model's defaults filled in, and checked.
+
+    Args:
+        latents_shape: B, C, F, H, W.
+
+    Raises:
+        RequestError: latents of another model, or tiles that it cannot have.
+    """
+    num_videos, channels, *size = latents_shape
+    autoencoder = spec.autoencoder
+    if channels != autoencoder.latent_channels:
+        raise RequestError(
+            f"latents of {channels} channels: this model's have {autoencoder.latent_channels}; "
+            "name the model that made them"
+        )
+    num_frames, height, width = autoencoder.video_size(*size)
+    filled = _decoding(request, spec)
+    try:
+        return ResolvedDecode(
+            **filled, num_videos=num_videos, num_frames=num_frames, height=height, width=width
+        )
+    except ValidationError as error:
+        raise RequestError(f"latents of no video: {one_line(error)}") from error
+
+
+def _decoding(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
+    """The fields of a DecodeRequest, none left out but a whole video's tiles."""
+    mode = request.decode or spec.defaults.decode
+    size, stride = request.decode_tile_size, request.decode_tile_stride
+    if mode == "whole":
+        for name, value in (("decode_tile_size", size), ("decode_tile_stride", stride)):
+            if value is not None:
+                raise RequestError(
+                    f"{name}={value} with decode=whole, which has no tiles: leave one of them out"
+                )
+    else:
+        size, stride = _tiles(size, stride, spec.autoencoder)
+    return {
+        "fps": request.fps or spec.defaults.fps,
+        "decode": mode,
+        "decode_tile_size": size,
+        "decode_tile_stride": stride,
+    }
+
+
+def _tiles(
+    size: Tiles | None, stride: Tiles | None, autoencoder: AutoencoderSpec
+) -> tuple[Tiles, Tiles]:
+    """Size and stride, whichever were asked for; multiples of what one latent is worth."""
+    ratios = autoencoder.ratios
+    if stride is None and size is None:
+        stride = autoencoder.tile_stride
+    size = size or autoencoder.tile_size
+    if stride is None:
+        quarters = [3 * each // 4 // ratio for each, ratio in zip(size, ratios, strict=True)]
+        frames, height, width = (
+            ratio * max(1, count) for count, ratio in zip(quarters, ratios, strict=True)
+        )
+        stride = frames, height, width
+    for name, values in (("decode_tile_size", size), ("decode_tile_stride", stride)):
+        if any(value % ratio for value, ratio in zip(values, ratios, strict=True)):
+            raise RequestError(
+                f"{name}={_words(values)} must be multiples of {_words(ratios)} (frames, height, "
+                f"width): try {_words(autoencoder.tile_size)}"
+            )
+    if any(far > long for far, long in zip(stride, size, strict=True)):
+        raise RequestError(
+            f"decode_tile_stride={_words(stride)} must be at most decode_tile_size={_words(size)}: "
+            "else something between two tiles is in neither; leave the stride out"
+        )
+    return size, stride
+
+
+def _words(values: Sequence[int]) -> str:
+    return " ".join(map(str, values))
 
 
 def _check_multiple(name: str, value: int, multiple: int, rest: int) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 import longtake
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import ResolvedDecode
 from longtake.engine.video_writer import VideoFiles, output_type
 from longtake.engine.worker import RankReport
 from longtake.errors import RequestError
@@ -31,14 +31,15 @@ class Metadata:
     """Everything that is needed to render a video again, and what it cost.
 
     Attributes:
-        request: with nothing left out, the seed included.
+        request: with nothing left out, the seed included; of latents that were only decoded and do
+            not say how they came to be, how they were decoded.
         engine: model, ranks, and dtypes, device, kernel and revision as they were used.
         layout: the degrees that it ran in.
         seconds: of each stage on rank 0, with loading and writing.
         ranks: what each rank measured.
     """
 
-    request: ResolvedRequest
+    request: ResolvedDecode
     engine: EngineConfig
     layout: ParallelDims
     seconds: dict[str, float]
@@ -117,8 +118,10 @@ class Video:
             raise RequestError(
                 f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
             )
-        with VideoFiles(path, self.metadata.request, metadata=metadata) as files:
-            files.latents(self.latents)
+        made_by = self.metadata
+        with VideoFiles(path, made_by.request, made_by.engine, metadata=metadata) as files:
+            if output_type(path) == "latents":
+                files.latents(self.latents)
             for video, frames in enumerate(self.batch):
                 for index, frame in enumerate(frames):
                     files.frame(video, index, frame)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save
-
-from longtake.configs.request import OutputType, ResolvedRequest
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import OutputType, ResolvedDecode, ResolvedRequest
+from longtake.engine.files import cause, partial_path, writing
 from longtake.engine.frame_writers import WRITERS, Array, FrameWriter, kind_of
-from longtake.errors import EngineError, RefusedInputError, RequestError, one_line
+from longtake.engine.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
+from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped
 
-LATENTS_SUFFIX = ".safetensors"
+logger = logging.getLogger(__name__)
 
 
 def output_type(path: Path) -> OutputType:
@@ -70,7 +70,7 @@ def check_output(path: Path, num_videos: int, *, metadata: bool) -> None:
     except RefusedInputError:
         raise
     except (OSError, ValueError) as error:  # too long a name, say
-        raise RequestError(f"output={str(path)!r} cannot be a file: {_cause(error)}") from error
+        raise RequestError(f"output={str(path)!r} cannot be a file: {cause(error)}") from error
 
 
 def _check_places(path: Path, outputs: list[Path]) -> None:
@@ -87,6 +87,11 @@ def _check_places(path: Path, outputs: list[Path]) -> None:
             )
         if kind_of(path) != "" and each.is_dir():
             raise RequestError(f"output={str(each)!r} is a folder: name a file in it")
+        if each.exists() and not (each.is_file() or each.is_dir()):
+            raise RequestError(
+                f"output={str(each)!r} is a pipe or a device, and a video is renamed into its "
+                "place once it is whole: name a file"
+            )
         with suppress(FileNotFoundError):
             each.lstat()  # raises for a name that no file can have
 
@@ -95,23 +100,17 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def partial_path(path: Path) -> Path:
-    """Where an output stands until it is whole: hidden, beside it, at no name that is taken.
-
-    In a folder that is there already, which may be a link or a mount: inside.
-    """
-    name = f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}"
-    return path / name if path.is_dir() else path.with_name(name)
-
-
 class VideoFiles:
     """A sink that writes all videos of a request to files, which appear once all are whole.
 
-    Use it as a context: leaving it with an exception leaves no file behind.
+    Use it as a context: leaving it with an exception leaves none of them behind. The latents that
+    frames are made of are in a file of their own meanwhile; if that fails they stay there, and
+    the error says how to go on.
 
     Args:
         path: of the output; its suffix says what is written.
         request: what is rendered.
+        engine: what renders it.
         metadata: write a .json beside it.
 
     Attributes:
@@ -123,11 +122,23 @@ class VideoFiles:
         RequestError: the output cannot be written.
     """
 
-    def __init__(self, path: Path, request: ResolvedRequest, *, metadata: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        request: ResolvedDecode,
+        engine: EngineConfig,
+        *,
+        metadata: bool = True,
+    ) -> None:
         check_output(path, request.num_videos, metadata=metadata)
+        self._path, self._engine = path, engine
+        self._origin: Origin | None = None
+        if isinstance(request, ResolvedRequest):
+            self._origin = Origin.of(request, engine)
         self.paths = output_paths(path, request.num_videos)
         self.seconds = 0.0
         self.published: list[Path] = []
+        self._kept: KeptLatents | None = None
         self._request = request
         self._partial = [partial_path(each) for each in self.paths]
         self._metadata = metadata_path(path) if metadata else None
@@ -136,8 +147,10 @@ class VideoFiles:
     def __enter__(self) -> VideoFiles:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Discard what is not whole."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
+    ) -> None:
+        """Discard what is not whole; keep the latents if something went wrong."""
         for writer in self._writers.values():
             with suppress(Exception):
                 writer.discard()
@@ -146,18 +159,28 @@ class VideoFiles:
                 shutil.rmtree(partial, ignore_errors=True)
             else:
                 partial.unlink(missing_ok=True)
+        if self._kept is None:
+            return
+        if not isinstance(error, Exception) or isinstance(error, Stopped):
+            self._kept.discard()
+        elif isinstance(error, EngineError):
+            raise type(error)(self._kept.way_on(error)) from error
+        else:
+            logger.warning("%s", self._kept.way_on(error))
 
     def latents(self, latents: Array) -> None:
-        """Write the latents, where they are what was asked for."""
-        if kind_of(self.paths[0]) != LATENTS_SUFFIX:
+        """Write the latents: into the videos' files where they are what was asked for, else keep
+        them for as long as they are being decoded."""
+        if kind_of(self._path) != LATENTS_SUFFIX:
+            self._kept = KeptLatents(self._path, latents, self._origin, self._engine)
             return
         for video, partial in enumerate(self._partial):
             with self._timed(self.paths[video]):
-                partial.write_bytes(save({"latents": np.ascontiguousarray(latents[video])}))
+                partial.write_bytes(latents_bytes(latents[video], self._origin))
 
     def frame(self, video: int, index: int, frame: Array) -> None:
         """Write one frame."""
-        if kind_of(self.paths[0]) == LATENTS_SUFFIX:
+        if kind_of(self._path) == LATENTS_SUFFIX:
             return
         with self._timed(self.paths[video]):
             if video not in self._writers:
@@ -172,7 +195,7 @@ class VideoFiles:
     @contextmanager
     def _timed(self, path: Path) -> Iterator[None]:
         begun = time.perf_counter()
-        with _writing(path):
+        with writing(path):
             yield
         self.seconds += time.perf_counter() - begun
 
@@ -183,10 +206,10 @@ class VideoFiles:
             partial = partial_path(self._metadata)
             self._partial.append(partial)
             moves.append((partial, self._metadata))
-            with _writing(self._metadata):
+            with writing(self._metadata):
                 partial.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         for partial, path in moves:
-            with _writing(path):
+            with writing(path):
                 if path.is_dir():
                     for frame in sorted(partial.iterdir()):
                         os.replace(frame, path / frame.name)
@@ -194,22 +217,5 @@ class VideoFiles:
                 else:
                     os.replace(partial, path)
             self.published.append(path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while writing into an EngineError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        raise EngineError(f"{path} cannot be written: {_cause(error)}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The operating system's reason, which libraries bury."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno and link.strerror:
-            return os.strerror(link.errno) if link.errno < 1000 else link.strerror
-        link = link.__cause__ or link.__context__
-    return one_line(error)
+        if self._kept is not None:
+            self._kept.discard()

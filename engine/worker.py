@@ -16,45 +16,66 @@ import torch.distributed as dist
 from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import (
     EngineError,
     KernelError,
     LayoutError,
     ModelError,
     RequestError,
-    Stopped,
     one_line,
 )
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
 from longtake.pipelines.base import ModelSpec
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.rendering import OnProgress, Progress, decode_videos, render_latents
+from longtake.pipelines.decode import check_fits, decode_videos
+from longtake.pipelines.rendering import OnProgress, Progress, StageReport, render_latents
 
 Array = npt.NDArray[np.float32]
+
+_LONGEST_WAIT = timedelta(days=1)
 
 REFUSED_BY_ALL = (RequestError, LayoutError, KernelError)
 """What all ranks refuse alike, since they look at the same; another refusal may be of one rank."""
 
 
 class Job(BaseModel):
-    """One request and the layout that it runs in; travels to the ranks as JSON."""
+    """One request and the layout that it runs in; travels to the ranks as JSON.
 
-    request: ResolvedRequest
+    Attributes:
+        from_latents: its latents are there already, and come beside it; it is only decoded.
+    """
+
+    request: ResolvedRequest | ResolvedDecode
+    from_latents: bool = False
     cfg_degree: int
     ring_degree: int
     ulysses_degree: int
 
     @classmethod
-    def of(cls, request: ResolvedRequest, dims: ParallelDims) -> Job:
+    def of(
+        cls,
+        request: ResolvedRequest | ResolvedDecode,
+        dims: ParallelDims,
+        *,
+        from_latents: bool = False,
+    ) -> Job:
         """A job of a layout."""
         return cls(
             request=request,
+            from_latents=from_latents,
             cfg_degree=dims.cfg_degree,
             ring_degree=dims.ring_degree,
             ulysses_degree=dims.ulysses_degree,
         )
+
+    @property
+    def decodes(self) -> bool:
+        """Whether frames come of it, not latents alone."""
+        request = self.request
+        asks_for_latents = isinstance(request, ResolvedRequest) and request.output_type == "latents"
+        return self.from_latents or not asks_for_latents
 
     @property
     def dims(self) -> ParallelDims:
@@ -73,6 +94,7 @@ class RankReport:
     Attributes:
         seconds: of each stage.
         bytes_sent: to other ranks, by stage.
+        tiles_at_once: that it decoded at once, at most.
         peak_memory_bytes: of the GPU, or of the process; since it started.
     """
 
@@ -81,6 +103,7 @@ class RankReport:
     attention_kernel: str
     seconds: dict[str, float]
     bytes_sent: dict[str, int]
+    tiles_at_once: int
     peak_memory_bytes: int
 
 
@@ -133,6 +156,7 @@ class Worker:
             vae_dtype=vae_dtype_of(config, self._spec, world.device),
             kernel=config.attention_kernel,
             shard_weights=config.parallel.shard_weights,
+            autoencoder_only=config.autoencoder_only,
             on_component=lambda name: on_progress(Progress("loading", detail=name)),
         )
 
@@ -142,8 +166,12 @@ class Worker:
         sink: Sink,
         on_progress: OnProgress,
         stop_requested: Callable[[], bool],
+        latents: Array | None = None,
     ) -> list[RankReport]:
         """Render on all ranks together; rank 0 fills the sink.
+
+        Args:
+            latents: of a job that has them, on rank 0: ``[B, C, F, H, W]``.
 
         Returns:
             What each rank measured.
@@ -153,38 +181,52 @@ class Worker:
                 another job.
             PeerLostError: another rank died or was silent for too long.
         """
-        world, request = self._world, job.request
-        kernel = self._agreed_kernel(job.dims)
-        rendered = render_latents(
-            self._pipeline,
-            request,
-            job.dims,
-            world,
-            on_progress=on_progress,
-            stop_requested=stop_requested,
-        )
-        report = rendered.report
+        world, request, report, kernel = self._world, job.request, StageReport(), ""
+        decoder = self._pipeline.decoder(request)
+        if job.from_latents:
+            finished = self._shared(latents)
+            check_fits(decoder, finished.shape, request, world)
+        else:
+            assert isinstance(request, ResolvedRequest)
+            kernel = self._agreed_kernel(job.dims)
+            if job.decodes:
+                check_fits(decoder, self._pipeline.grid(request).shape, request, world)
+            finished = render_latents(
+                self._pipeline,
+                request,
+                job.dims,
+                world,
+                report,
+                on_progress=on_progress,
+                stop_requested=stop_requested,
+            )
+            if world.rank == 0:
+                sink.latents(finished.cpu().numpy())
+        if job.decodes:
+            decode_videos(
+                decoder,
+                finished,
+                world,
+                report,
+                lambda video, index, frame: sink.frame(video, index, frame.numpy()),
+                on_progress=on_progress,
+                stop_requested=stop_requested,
+            )
         own = RankReport(
             world.rank,
             str(world.device),
             kernel,
             report.seconds,
             report.bytes_sent,
+            report.tiles_at_once,
             peak_memory_bytes(),
         )
-        reports = [RankReport(**each) for each in world.gather_json(asdict(own))]
-        if world.rank == 0:
-            sink.latents(rendered.latents.cpu().numpy())
-            if request.output_type == "frames":
-                videos = decode_videos(self._pipeline, rendered, request, on_progress=on_progress)
-                for video, frames in enumerate(videos):
-                    for index, frame in enumerate(frames):
-                        if stop_requested():
-                            raise Stopped("stopped between frames")
-                        sink.frame(video, index, frame.numpy())
-            reports[0].peak_memory_bytes = peak_memory_bytes()
-            reports[0].seconds = report.seconds
-        return reports
+        return [RankReport(**each) for each in world.gather_json(asdict(own))]
+
+    def _shared(self, latents: Array | None) -> torch.Tensor:
+        """Rank 0's latents, on the device of every rank."""
+        given = None if latents is None else {"latents": torch.from_numpy(latents)}
+        return self._world.broadcast_tensors(given)["latents"]
 
     def _agreed_kernel(self, dims: ParallelDims) -> str:
         """The attention kernel of a layout: on all ranks the same, or all refuse."""
@@ -227,6 +269,16 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def control_group() -> dist.ProcessGroup:
+    """A group over all ranks for waiting on another that computes or writes; all ranks call this.
+
+    Its timeout is none to speak of: deadlines of their own watch over those that work, and a rank
+    that ends is noticed at once.
+    """
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    return group
 
 
 def join_group(

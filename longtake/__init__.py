@@ -10,11 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longtake.engine import ParallelConfig, Video, VideoEngine, VideoRequest
+    from longtake.engine import (
+        DecodeRequest,
+        ParallelConfig,
+        Video,
+        VideoEngine,
+        VideoRequest,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["ParallelConfig", "Video", "VideoEngine", "VideoRequest", "__version__"]
+__all__ = ["DecodeRequest", "ParallelConfig", "Video", "VideoEngine", "VideoRequest", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

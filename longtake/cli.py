@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
-import tyro
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import VideoRequest
+from longtake.configs.request import (
+    DecodeRequest,
+    ResolvedDecode,
+    VideoRequest,
+)
 from longtake.engine.engine import VideoEngine
+from longtake.engine.latents import Array, Origin, read_latents
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video_writer import VideoFiles, check_output, output_type
 from longtake.engine.worker import Nowhere
 from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
+from longtake.options import FIELDS, FILE_ONLY, parsed
 from longtake.terminal import View, view_of
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED, EXIT_STOPPED = 0, 2, 3, 130
 
-_COMMAND_LINE_ONLY = ("config", "output", "metadata", "quiet", "json")
-_NOT_OPTIONS = ("parallel", "output_type")  # written in parts; follows from the output's suffix
-_FILE_ONLY = ("prompt_template",)  # too long for a flag
+_COMMAND_LINE_ONLY = ("config", "output", "metadata", "quiet", "json", "latents")
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _REPLACED = {
     **dict.fromkeys(("devices", "true_cfg_scale", *_DEGREES), _DEGREES),
     "model": ("revision",),
+    "decode": ("decode_tile_size", "decode_tile_stride"),
+    "decode_tile_size": ("decode_tile_stride",),
 }
 """What of a video's own settings no longer holds once a flag is given: they need not fit it."""
-
-
-_DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
             signal.signal(number, _interrupt)
-    options = _parsed(sys.argv[1:] if arguments is None else arguments)
-    if options is None:
+    command, options = parsed(sys.argv[1:] if arguments is None else arguments)
+    if command == "version":
         print(longtake.__version__)
         return EXIT_DONE
     view = view_of(quiet=options["quiet"], as_json=options["json"])
@@ -64,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     written: list[Path] = []
     try:
         with view:
-            _generate(options, view, written)
+            (_decode if command == "decode" else _generate)(options, view, written)
         return EXIT_DONE
     except (KeyboardInterrupt, Stopped):
         left = " ".join(map(str, written)) or "nothing"
@@ -78,51 +76,6 @@ def main(arguments: list[str] | None = None) -> int:
         return view.failed(one_line(error), type(error).__name__, EXIT_FAILED)
 
 
-def _parsed(arguments: list[str]) -> dict[str, Any] | None:
-    """The options of ``generate``, or None where the version is asked for.
-
-    Raises:
-        SystemExit: help was asked for, or an option is unknown, which is said in one line.
-    """
-    if arguments[:1] == ["--version"]:
-        return None
-    before, after = arguments, None
-    if "--" in arguments:  # a prompt that begins with a dash
-        before, after = arguments[: (at := arguments.index("--"))], arguments[at + 1 :]
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            command = tyro.cli(_COMMANDS, args=before, prog="longtake", description=_DESCRIPTION)
-    except SystemExit as end:
-        if end.code:
-            print(f"longtake: {_one_line_of_box(said.getvalue())}", file=sys.stderr)
-        raise
-    if not isinstance(command, Generate):
-        return None
-    options: dict[str, Any] = vars(command)
-    if after is not None:
-        options["prompt"] = " ".join(after)
-    given = {argument.replace("_", "-") for argument in before}
-    for name, info in _fields().items():
-        word = name.replace("_", "-")
-        if info.annotation is bool and not given & {f"--{word}", f"--no-{word}"}:
-            options[name] = None  # a switch that is off because nobody touched it
-    return options
-
-
-def _one_line_of_box(box: str) -> str:
-    """What tyro says in a box of several lines: the error, and the option that may be meant."""
-    lines = [line.strip(" │") for line in box.splitlines() if line[:1] not in ("╭", "╰")]
-    inside = [line for line in lines if line]
-    if not box.startswith("╭"):  # in plain letters the title is a line, and a rule below it
-        inside = inside[2:]
-    rules = [at for at, line in enumerate(inside) if not line.strip("─-")]
-    words = " ".join(inside[: rules[0]] if rules else inside).rstrip(".")
-    if "Perhaps you meant:" in inside:
-        words += f": perhaps you meant {inside[inside.index('Perhaps you meant:') + 1].split()[0]}"
-    return f"{words}; see longtake generate --help"
-
-
 def _generate(options: dict[str, Any], view: View, written: list[Path]) -> None:
     """Render what the options ask for.
 
@@ -130,10 +83,7 @@ def _generate(options: dict[str, Any], view: View, written: list[Path]) -> None:
         written: filled with the files once they have their names.
     """
     values = _values(options)
-    output = values.pop("output", "out.mp4")
-    if not isinstance(output, str):
-        raise RequestError(f"output={output!r} must be a path, in quotes where it is a number")
-    path = Path(os.path.expanduser(output))
+    path = _output(values.pop("output", None))
     asked = {name: values.pop(name) for name in list(values) if name in VideoRequest.model_fields}
     asked["output_type"] = output_type(path)
     request = _validated(VideoRequest, asked)
@@ -142,41 +92,106 @@ def _generate(options: dict[str, Any], view: View, written: list[Path]) -> None:
         check_output(path, request.num_videos, metadata=options["metadata"])
     engine = VideoEngine(config)
     try:
-        resolved = engine.resolve(request)
-        if not engine.writes:
-            engine.render(resolved, Nowhere(), view.progress)
-            return
-        with VideoFiles(path, resolved, metadata=options["metadata"]) as files:
-            engine.start(view.progress)
-            metadata = engine.render(resolved, files, view.progress)
-            view.writing()
-            metadata.seconds["writing"] = files.seconds
-            try:
-                files.publish(metadata.as_json())
-            finally:
-                written.extend(files.published)
-        view.done(files.paths, metadata)
+        _write(engine, engine.resolve(request), path, options, view, written)
     finally:
         engine.close()
 
 
-def _values(options: dict[str, Any]) -> dict[str, Any]:
-    """The config file's values, and over them the flags'."""
-    flags = {
+def _decode(options: dict[str, Any], view: View, written: list[Path]) -> None:
+    """Make a video of a file of latents. Under torchrun, rank 0 alone reads it."""
+    values = _flags(options)
+    path = _output(options["output"])
+    asked = {name: values.pop(name) for name in list(values) if name in DecodeRequest.model_fields}
+    if not TorchrunPlace.writes():
+        engine = VideoEngine(_engine_config({**values, "autoencoder_only": True}))
+        try:
+            engine.render(None, Nowhere(), view.progress)
+        finally:
+            engine.close()
+        return
+    if output_type(path) == "latents":
+        raise RequestError(f"output={str(path)!r} is for latents, which are there: use .mp4, say")
+    file = read_latents(Path(os.path.expanduser(options["latents"])))
+    check_output(path, len(file.latents), metadata=options["metadata"])
+    if file.origin is not None:
+        of_the_file = file.origin.request.model_dump(include=set(DecodeRequest.model_fields))
+        asked = _over(of_the_file, asked)
+        values.setdefault("vae_dtype", file.origin.vae_dtype)
+    request = _validated(DecodeRequest, asked)
+    engine = VideoEngine(_engine_config({**values, "autoencoder_only": True}))
+    try:
+        resolved = _of_origin(engine.resolve_decode(request, file.latents.shape), file.origin)
+        _write(engine, resolved, path, options, view, written, file.latents)
+    finally:
+        engine.close()
+
+
+def _of_origin(resolved: ResolvedDecode, origin: Origin | None) -> ResolvedDecode:
+    """The request that latents came of, as it is decoded now, if these are all latents of it."""
+    if origin is None or origin.request.num_videos != resolved.num_videos:
+        return resolved
+    how = resolved.model_dump(include=set(DecodeRequest.model_fields))
+    return origin.request.model_copy(update={**how, "output_type": "frames"})
+
+
+def _write(
+    engine: VideoEngine,
+    request: ResolvedDecode,
+    path: Path,
+    options: dict[str, Any],
+    view: View,
+    written: list[Path],
+    latents: Array | None = None,
+) -> None:
+    """Render or decode into files."""
+    if not engine.writes:
+        engine.render(request, Nowhere(), view.progress)
+        return
+    with VideoFiles(path, request, engine.config, metadata=options["metadata"]) as files:
+        engine.start(view.progress)
+        metadata = engine.render(request, files, view.progress, latents)
+        view.writing()
+        metadata.seconds["writing"] = files.seconds
+        try:
+            files.publish(metadata.as_json())
+        finally:
+            written.extend(files.published)
+    view.done(files.paths, metadata)
+
+
+def _output(name: Any) -> Path:
+    if name is not None and not isinstance(name, str):
+        raise RequestError(f"output={name!r} must be a path, in quotes where it is a number")
+    return Path(os.path.expanduser(name or "out.mp4"))
+
+
+def _flags(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given and that a config file could hold."""
+    return {
         name: value
         for name, value in options.items()
-        if value is not None and (name not in _COMMAND_LINE_ONLY or name == "output")
+        if value is not None and name not in _COMMAND_LINE_ONLY
     }
+
+
+def _values(options: dict[str, Any]) -> dict[str, Any]:
+    """The config file's values, and over them the flags'."""
+    flags = _flags(options)
+    if options["output"] is not None:
+        flags["output"] = options["output"]
     if options["config"] is None:
         return flags
     values, of_a_video = _read_config(Path(options["config"]))
-    for flag in flags:
-        for name in _REPLACED.get(flag, ()) if of_a_video else ():
-            values.pop(name, None)
     for one, other in (("sigmas", "num_inference_steps"), ("num_inference_steps", "sigmas")):
         if one in flags and other not in flags:
             values.pop(other, None)
-    return {**values, **flags}
+    return _over(values, flags) if of_a_video else {**values, **flags}
+
+
+def _over(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """A video's own settings, and over them flags, with which some no longer hold."""
+    replaced = {name for flag in flags for name in _REPLACED.get(flag, ())}
+    return {**{n: value for n, value in values.items() if n not in replaced}, **flags}
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], bool]:
@@ -199,9 +214,10 @@ def _read_config(path: Path) -> tuple[dict[str, Any], bool]:
         content = {name: value for part in parts for name, value in dict(part or {}).items()}
         parallel = content.pop("parallel", None)
         content.update(parallel if isinstance(parallel, dict) else {})
-        content.pop("output_type", None)
+        for name in ("output_type", "autoencoder_only"):  # follow from the command
+            content.pop(name, None)
     values = {str(name).replace("-", "_"): value for name, value in content.items()}
-    known = {*_fields(), *_FILE_ONLY, "output"}
+    known = {*FIELDS["generate"], *FILE_ONLY, "output"}
     for name in values:
         if name not in known:
             raise RequestError(
@@ -224,109 +240,6 @@ def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
         return kind(**values)
     except ValidationError as error:
         raise RequestError(one_line(error)) from error
-
-
-def _fields() -> dict[str, FieldInfo]:
-    """Everything that can be asked for, by name."""
-    declared: dict[str, FieldInfo] = {}
-    for config in (VideoRequest, EngineConfig, ParallelConfig):
-        assert issubclass(config, BaseModel)
-        declared.update(config.model_fields)
-    hidden = {*_NOT_OPTIONS, *_FILE_ONLY}
-    return {name: info for name, info in declared.items() if name not in hidden}
-
-
-def _option(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
-    """One option of the command line. It stays a text: values are checked where it is declared."""
-    given = "" if info.default is None or info.is_required() else f"(default: {info.default})"
-    described: dict[str, Any] = {"help": info.description, "help_behavior_hint": given}
-    if name == "prompt":
-        prompt = tyro.conf.arg(metavar="PROMPT", **described)
-        return name, Annotated[str | None, tyro.conf.Positional, prompt], field(default=None)
-    if info.annotation is bool:
-        return name, Annotated[bool, tyro.conf.arg(**described)], field(default=False)
-    described["metavar"] = _metavar(info.annotation)
-    kind: Any = tuple[str, ...] if name == "sigmas" else str
-    return name, Annotated[kind | None, tyro.conf.arg(**described)], field(default=None)
-
-
-def _metavar(annotation: Any) -> str:
-    """What stands for an option's value in the help."""
-    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
-    if choices:
-        return "|".join(choices)
-    words = (("bool", "true|false"), ("tuple", "NUMBER ..."), ("float", "NUMBER"), ("int", "INT"))
-    return next((word for part, word in words if part in str(annotation)), "TEXT")
-
-
-_OWN_OPTIONS: list[tuple[str, Any, Any]] = [
-    (
-        "output",
-        Annotated[
-            str | None,
-            tyro.conf.arg(
-                aliases=["-o"],
-                metavar="PATH",
-                help="File that is written: .mp4, .webm, .gif, .npy (float32 frames), "
-                ".safetensors (latents), or a folder for .png",
-                help_behavior_hint="(default: out.mp4)",
-            ),
-        ],
-        field(default=None),
-    ),
-    (
-        "config",
-        Annotated[
-            str | None,
-            tyro.conf.arg(
-                metavar="FILE",
-                help="YAML file of options, which flags override; or a video's .json, to render "
-                "it again",
-                help_behavior_hint="",
-            ),
-        ],
-        field(default=None),
-    ),
-    (
-        "metadata",
-        Annotated[bool, tyro.conf.arg(help="Write a .json beside the video")],
-        field(default=True),
-    ),
-    (
-        "quiet",
-        Annotated[
-            bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print nothing but errors")
-        ],
-        field(default=False),
-    ),
-    (
-        "json",
-        Annotated[
-            bool,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.arg(help="Print progress as JSON, an event a line"),
-        ],
-        field(default=False),
-    ),
-]
-
-Generate: Any = make_dataclass(
-    "Generate", [*(_option(name, info) for name, info in _fields().items()), *_OWN_OPTIONS]
-)
-
-
-@dataclass(frozen=True)
-class Version:
-    """Print the version."""
-
-
-_COMMANDS: Any = (
-    Annotated[
-        Generate,
-        tyro.conf.subcommand("generate", description="Render a video from a prompt."),
-    ]
-    | Annotated[Version, tyro.conf.subcommand("version")]
-)
 
 
 def _interrupt(number: int, frame: Any) -> None:

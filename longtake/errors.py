@@ -37,7 +37,14 @@ class ModelError(RefusedInputError):
 
 
 class EngineError(LongtakeError, RuntimeError):
-    """A rank died, hung or failed, or a file could not be written: what was begun is not done."""
+    """A rank died, hung or failed, or a file could not be written: what was begun is not done.
+
+    Attributes:
+        latents: ``[B, C, F, H, W]``, float32, where denoising was done and decoding was not; from
+            :meth:`VideoEngine.generate`, and for :meth:`VideoEngine.decode`.
+    """
+
+    latents: typing.Any = None
 
 
 class RankError(EngineError):

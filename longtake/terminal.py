@@ -24,11 +24,13 @@ from rich.progress import (
 )
 from rich.progress import Progress as ProgressBars
 
+from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Metadata
 from longtake.pipelines.rendering import Progress
 
 _PHASES = {"text": "encoding the prompt"}
+_PARTS = {"denoising": "step", "decoding": "tile"}
 
 
 class View(ABC):
@@ -98,7 +100,7 @@ class _Json(View):
 
 
 class _Lines(View):
-    """Plain lines, for logs: each phase, and every tenth of its parts."""
+    """Plain lines, for logs: each phase, and every tenth of its steps or tiles."""
 
     def __init__(self) -> None:
         self._phase = ""
@@ -107,17 +109,18 @@ class _Lines(View):
 
     def progress(self, progress: Progress) -> None:
         now = time.perf_counter()
+        part = _PARTS.get(progress.phase)
         if progress.phase != self._phase:
             self._phase, self._began, self._tenths = progress.phase, now, 0
-            if progress.phase != "denoising":
+            if part is None:
                 _say(_PHASES.get(progress.phase, progress.phase), sys.stderr)
         tenths = 10 * progress.done // progress.total if progress.total else 0
-        if progress.phase == "denoising" and progress.done and tenths > self._tenths:
+        if part is not None and progress.done and tenths > self._tenths:
             self._tenths = tenths
             each = (now - self._began) / progress.done
             left = each * (progress.total - progress.done)
-            steps = f"denoising {progress.done}/{progress.total}"
-            _say(f"{steps}, {each:.2f} s a step, {left:.0f} s left", sys.stderr)
+            done = f"{progress.phase} {progress.done}/{progress.total}"
+            _say(f"{done}, {each:.2f} s a {part}, {left:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         _say(_summary(paths, metadata), sys.stdout)
@@ -202,7 +205,8 @@ def _summary(paths: list[Path], metadata: Metadata) -> str:
     ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
     stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in metadata.seconds.items())
     names = " ".join(map(str, paths))
+    seed = f", seed {request.seed}" if isinstance(request, ResolvedRequest) else ""
     return (
-        f"{names}: {request.num_frames} frames of {request.width}x{request.height}, seed "
-        f"{request.seed}, on {ranks}; seconds: {stages}"
+        f"{names}: {request.num_frames} frames of {request.width}x{request.height}{seed}, on "
+        f"{ranks}; seconds: {stages}"
     )

@@ -17,14 +17,49 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.configs.models import ModelDefaults
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import EngineError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.dims import CFG_AXIS, axis_degree, axis_rank
 from longtake.parallel.exchange import swap_point_to_point
+from longtake.pipelines.tiles import TileCoder
 
 Streams = Mapping[str, torch.Tensor]
 """What one branch of guidance is conditioned on, by name: text, pooled text, an image's tokens."""
+
+
+@dataclass(frozen=True)
+class AutoencoderSpec:
+    """What can be said of an autoencoder before it is loaded.
+
+    Attributes:
+        latent_channels: of its latents.
+        spatial_ratio: pixels to a latent, in height and in width.
+        temporal_ratio: frames to a latent frame, but for the first, which is one frame.
+        tile_size, tile_stride: frames, height and width of diffusers' tiles, and from one to the
+            next.
+    """
+
+    latent_channels: int
+    spatial_ratio: int
+    temporal_ratio: int
+    tile_size: tuple[int, int, int]
+    tile_stride: tuple[int, int, int]
+
+    @property
+    def ratios(self) -> tuple[int, int, int]:
+        """In time, height and width."""
+        return self.temporal_ratio, self.spatial_ratio, self.spatial_ratio
+
+    def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a video."""
+        in_space = self.spatial_ratio
+        return (frames - 1) // self.temporal_ratio + 1, height // in_space, width // in_space
+
+    def video_size(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
+        """Frames, height and width of some latents."""
+        in_space = self.spatial_ratio
+        return (frames - 1) * self.temporal_ratio + 1, rows * in_space, columns * in_space
 
 
 @dataclass(frozen=True)
@@ -35,6 +70,7 @@ class ModelSpec:
         num_heads, head_size: of its attention.
         size_multiple: pixels that height and width are a multiple of.
         frames_multiple: k of "frames are one more than a multiple of k".
+        autoencoder: what turns its latents into frames.
         defaults: what a request leaves out.
         flow_shift: of its own scheduler.
     """
@@ -43,6 +79,7 @@ class ModelSpec:
     head_size: int
     size_multiple: int
     frames_multiple: int
+    autoencoder: AutoencoderSpec
     defaults: ModelDefaults
     flow_shift: float
 
@@ -236,6 +273,8 @@ def denoise(
 class VideoPipeline(ABC):
     """One loaded model on one rank: what :func:`longtake.pipelines.rendering.render` works with.
 
+    It may hold the autoencoder alone, and then only decodes.
+
     Attributes:
         denoiser: on every rank.
     """
@@ -262,15 +301,12 @@ class VideoPipeline(ABC):
         """A schedule of its own for one video."""
 
     @abstractmethod
-    def decode(self, latents: torch.Tensor, request: ResolvedRequest) -> torch.Tensor:
-        """One video's frames; on rank 0 alone, which holds the decoder.
+    def decoder(self, request: ResolvedDecode) -> TileCoder:
+        """Latents to pixels in [-1, 1], in the tiles of a request."""
 
-        Args:
-            latents: ``[C, F, H, W]``, float32, as the loop leaves them.
-
-        Returns:
-            ``[frames, height, width, 3]``, float32 in [0, 1], on the CPU.
-        """
+    @abstractmethod
+    def encoder(self, request: ResolvedDecode) -> TileCoder:
+        """Pixels in [-1, 1] to the moments of their latents, in the same tiles."""
 
 
 def shards_of(

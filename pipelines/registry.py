@@ -53,15 +53,17 @@ def load(
     vae_dtype: torch.dtype | None = None,
     kernel: str = "auto",
     shard_weights: bool = False,
+    autoencoder_only: bool = False,
     on_component: Callable[[str], None] = lambda name: None,
 ) -> VideoPipeline:
     """Load a model, on all ranks together.
 
     Args:
         dtype: of its weights and activations.
-        vae_dtype: of its decoder; None is ``dtype``.
+        vae_dtype: of its autoencoder; None is ``dtype``.
         kernel: name of the local attention kernel.
         shard_weights: split the transformer's weights over all ranks.
+        autoencoder_only: load nothing but what decodes.
         on_component: called with the name of each component before it is loaded.
 
     Raises:
@@ -76,6 +78,7 @@ def load(
         vae_dtype=vae_dtype or dtype,
         kernel=kernel,
         shard_weights=shard_weights,
+        autoencoder_only=autoencoder_only,
         on_component=on_component,
     )
     return pipeline

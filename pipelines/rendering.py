@@ -1,4 +1,4 @@
-"""From a request to frames, on all ranks together."""
+"""From a request to latents, on all ranks together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from longtake.pipelines.base import (
     Streams,
     TrueCfg,
     VideoPipeline,
-    check_frames,
     check_latents,
     denoise,
 )
@@ -30,10 +29,12 @@ class StageReport:
     Attributes:
         seconds: of each stage.
         bytes_sent: to other ranks; "weights" are those that others fetched while denoising.
+        tiles_at_once: that are decoded at once, at most; 0 where nothing is decoded.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
+    tiles_at_once: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Progress:
     """Where a rendering stands.
 
     Attributes:
-        phase: "loading", "text", "denoising", "decoding", "writing".
-        done: steps, videos or frames that are finished; on a GPU, that the device has finished.
+        phase: "loading", "text", "denoising", "decoding", "writing", or "waiting" for
+            other ranks.
+        done: steps or tiles that are finished; on a GPU, that the device has finished.
         total: of them; 0 where the phase has no parts.
         detail: e.g. which component is loading.
     """
@@ -56,17 +58,14 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass
-class Rendered:
-    """What a rendering leaves on one rank.
-
-    Attributes:
-        latents: ``[B, C, F, H, W]``, float32, on every rank.
-        report: this rank's measurements; filled further while frames are decoded.
-    """
-
-    latents: torch.Tensor
-    report: StageReport
+@contextmanager
+def stage(report: StageReport, name: str) -> Iterator[None]:
+    """Add the enclosed lines' time and traffic to a stage."""
+    begun = time.perf_counter()
+    with count_traffic() as traffic:
+        yield
+    report.seconds[name] = report.seconds.get(name, 0.0) + time.perf_counter() - begun
+    report.bytes_sent[name] = report.bytes_sent.get(name, 0) + traffic.bytes_sent
 
 
 @torch.no_grad()
@@ -75,17 +74,22 @@ def render_latents(
     request: ResolvedRequest,
     dims: ParallelDims,
     world: World,
+    report: StageReport,
     *,
     on_progress: OnProgress = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> Rendered:
+) -> torch.Tensor:
     """Encode the prompt, denoise over all ranks, gather once.
 
     Called by all ranks with the same request and layout.
 
     Args:
+        report: filled with the stages "text", "denoising" and "gathering".
         on_progress: called on each rank.
         stop_requested: asked between steps; if any rank says yes, all stop.
+
+    Returns:
+        ``[B, C, F, H, W]``, float32, on every rank.
 
     Raises:
         RequestError: the prompt cannot be encoded, or the layout does not fit the request.
@@ -98,10 +102,9 @@ def render_latents(
             "true CFG there is no second branch to compute; raise true_cfg_scale or leave "
             "cfg_degree at 1"
         )
-    report = StageReport()
     mesh = world.mesh(dims)
     on_progress(Progress("text"))
-    with _stage(report, "text"):
+    with stage(report, "text"):
         prompts = [request.prompt]
         if request.uses_true_cfg:
             prompts.append(request.negative_prompt or "")
@@ -121,7 +124,7 @@ def render_latents(
             raise Stopped(f"stopped after step {done} of {total}")
 
     on_progress(Progress("denoising", 0, total))
-    with _stage(report, "denoising"):
+    with stage(report, "denoising"):
         tokens = denoise(
             denoiser,
             noise.to(world.device),
@@ -134,31 +137,9 @@ def render_latents(
         clock.finish()
     in_turn = len(branches) // dims.cfg_degree
     report.bytes_sent["weights"] = fetch_traffic(denoiser) * total * in_turn
-    with _stage(report, "gathering"):
+    with stage(report, "gathering"):
         latents = grid.unpatchify(shards.gather(tokens.contiguous(), mesh, dim=1))
-    return Rendered(check_latents(latents), report)
-
-
-@torch.no_grad()
-def decode_videos(
-    pipeline: VideoPipeline,
-    rendered: Rendered,
-    request: ResolvedRequest,
-    *,
-    on_progress: OnProgress = lambda progress: None,
-) -> Iterator[torch.Tensor]:
-    """Each video's frames, ``[frames, height, width, 3]`` float32 in [0, 1]; on rank 0 alone.
-
-    Raises:
-        EngineError: the decoder's values are not finite.
-    """
-    total = len(rendered.latents)
-    for done, latents in enumerate(rendered.latents, start=1):
-        on_progress(Progress("decoding", done - 1, total))
-        with _stage(rendered.report, "decoding"):
-            frames = check_frames(pipeline.decode(latents, request))
-        on_progress(Progress("decoding", done, total))
-        yield frames
+    return check_latents(latents)
 
 
 def _encode_once(
@@ -176,16 +157,6 @@ def _encode_once(
     if refusals[0] is not None:
         raise RequestError(refusals[0])
     return world.broadcast_tensors(streams)
-
-
-@contextmanager
-def _stage(report: StageReport, name: str) -> Iterator[None]:
-    """Add the enclosed lines' time and traffic to a stage."""
-    begun = time.perf_counter()
-    with count_traffic() as traffic:
-        yield
-    report.seconds[name] = report.seconds.get(name, 0.0) + time.perf_counter() - begun
-    report.bytes_sent[name] = report.bytes_sent.get(name, 0) + traffic.bytes_sent
 
 
 class _DeviceClock:

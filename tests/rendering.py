@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.traffic import TrafficMeter
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
 from longtake.pipelines.base import VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.rendering import decode_videos, render_latents
+from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.rendering import StageReport, render_latents
 from longtake.pipelines.weights import held_bytes
 from tests import tiny
 
@@ -39,7 +40,9 @@ def request(**changes: Any) -> ResolvedRequest:
         flow_shift=7.0,
         seed=3,
         fps=8.0,
-        vae_tiling=False,
+        decode="tiled",
+        decode_tile_size=(16, 256, 256),
+        decode_tile_stride=(12, 192, 192),
         prompt_template=tiny.TEMPLATE,
         max_sequence_length=tiny.MAX_TOKENS,
     )
@@ -66,16 +69,41 @@ def loaded(
     )
 
 
+def render(
+    pipeline: VideoPipeline, asked: ResolvedRequest, dims: ParallelDims, world: World
+) -> torch.Tensor:
+    """The latents of a request."""
+    return render_latents(pipeline, asked, dims, world, StageReport())
+
+
+def decode(
+    pipeline: VideoPipeline, latents: torch.Tensor, asked: ResolvedDecode, world: World
+) -> Array:
+    """The frames of all videos, ``[B, frames, height, width, 3]``; on other ranks than 0 none."""
+    frames: list[torch.Tensor] = []
+
+    def take(video: int, index: int, frame: torch.Tensor) -> None:
+        assert (video, index) == divmod(len(frames), asked.num_frames)
+        frames.append(frame.clone())
+
+    decode_videos(pipeline.decoder(asked), latents, world, StageReport(), take)
+    if world.rank != 0:
+        assert not frames
+        return np.zeros((0,), dtype=np.float32)
+    array: Array = torch.stack(frames).unflatten(0, (len(latents), -1)).numpy()
+    return array
+
+
 def frames_of_one(folder: str, asked: ResolvedRequest) -> Array:
     """The frames of all videos of a request, rendered in this process."""
     pipeline = loaded(folder, False)
-    rendered = render_latents(pipeline, asked, ONE_RANK, ALONE)
-    return torch.stack(list(decode_videos(pipeline, rendered, asked))).numpy()
+    return decode(pipeline, render(pipeline, asked, ONE_RANK, ALONE), asked, ALONE)
 
 
 def latents_of_one(folder: str, asked: ResolvedRequest, dtype: str = "float32") -> Array:
     """The latents of a request, rendered in this process."""
-    return render_latents(loaded(folder, False, dtype), asked, ONE_RANK, ALONE).latents.numpy()
+    latents: Array = render(loaded(folder, False, dtype), asked, ONE_RANK, ALONE).numpy()
+    return latents
 
 
 def latents_on_ranks(
@@ -87,7 +115,7 @@ def latents_on_ranks(
 ) -> list[Array]:
     """On a rank: the latents of each request."""
     pipeline = loaded(folder, True, dtype, shard_weights)
-    return [render_latents(pipeline, each, dims, world()).latents.numpy() for each in asked]
+    return [render(pipeline, each, dims, world()).numpy() for each in asked]
 
 
 def bytes_held(folder: str, shard_weights: bool) -> int:
@@ -99,10 +127,10 @@ def traffic(
     folder: str, asked: ResolvedRequest, dims: ParallelDims, shard_weights: bool
 ) -> tuple[int, dict[str, int], dict[str, int]]:
     """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
-    pipeline = loaded(folder, True, shard_weights=shard_weights)
+    pipeline, report = loaded(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        rendered = render_latents(pipeline, asked, dims, world())
-    return meter.bytes_sent, dict(meter.calls), rendered.report.bytes_sent
+        render_latents(pipeline, asked, dims, world(), report)
+    return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
 def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
@@ -134,5 +162,5 @@ def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
     """On a rank with split weights: all-gathers and all-to-alls of one step, as they are begun."""
     pipeline = loaded(folder, True, shard_weights=True)
     with TrafficMeter() as meter:
-        render_latents(pipeline, request(num_inference_steps=1), dims, world())
+        render(pipeline, request(num_inference_steps=1), dims, world())
     return [name for name in meter.order if "gather" in name or "alltoall" in name]

@@ -59,6 +59,20 @@ def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
     return model.eval().requires_grad_(False)
 
 
+def autoencoder(**changes: Any) -> AutoencoderKLHunyuanVideo:
+    """Random weights; 4 channels of latents, 8 x 8 pixels and 4 frames to one."""
+    torch.manual_seed(1)
+    settings: dict[str, Any] = dict(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=True,
+    )
+    vae = AutoencoderKLHunyuanVideo(**{**settings, **changes})
+    return vae.eval().requires_grad_(False)
+
+
 def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
     """Save a whole pipeline.
 
@@ -66,15 +80,7 @@ def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
         own_template: put :data:`TEMPLATE` and other defaults beside it; else diffusers' apply.
         changes: of the transformer's configuration.
     """
-    model = transformer(**changes)
-    torch.manual_seed(1)
-    vae = AutoencoderKLHunyuanVideo(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_add_attention=True,
-    )
+    model, vae = transformer(**changes), autoencoder()
     llama = LlamaModel(
         LlamaConfig(
             vocab_size=64,
@@ -102,7 +108,7 @@ def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
         text_encoder=llama.eval(),
         tokenizer=tokenizer(256 + 95),
         transformer=model,
-        vae=vae.eval(),
+        vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=clip.eval(),
         tokenizer_2=tokenizer(77),

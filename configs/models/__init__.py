@@ -11,6 +11,7 @@ from pydantic import Field
 
 from longtake.configs.base import Declared
 from longtake.configs.request import (
+    DecodeMode,
     Frames,
     Pixels,
     PromptTemplate,
@@ -36,7 +37,7 @@ class ModelDefaults(Declared):
     guidance_scale: Scale = 6.0
     flow_shift: Shift | None = Field(default=None, description="None: its own scheduler's")
     fps: Rate = 24.0
-    vae_tiling: bool = False
+    decode: DecodeMode = "tiled"
     vae_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="None: that of the engine"
     )

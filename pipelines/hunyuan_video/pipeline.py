@@ -13,18 +13,20 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
 )
 
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import ModelError, one_line
 from longtake.parallel import World
 from longtake.pipelines.base import LatentGrid, Stepper, Streams, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.hunyuan_video.text import TextEncoders
+from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
 
 
 class HunyuanVideo(VideoPipeline):
-    """HunyuanVideo, text to video. The text encoders and the decoder are on rank 0 alone."""
+    """HunyuanVideo, text to video. The text encoders are on rank 0 alone."""
 
     def __init__(
         self,
@@ -35,16 +37,23 @@ class HunyuanVideo(VideoPipeline):
         vae_dtype: torch.dtype,
         kernel: str,
         shard_weights: bool,
+        autoencoder_only: bool,
         on_component: Callable[[str], None],
     ) -> None:
         """Load the model, on all ranks together.
 
         Args:
+            autoencoder_only: load nothing else; then it can decode, and no more.
             on_component: called with the name of each component before it is loaded.
 
         Raises:
             ModelError: a component cannot be loaded, or its weights are another model's.
         """
+        on_component("vae")
+        self._vae = _build(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
+        load_weights(self._vae, checkpoint.weights("vae"), world, vae_dtype)
+        if autoencoder_only:
+            return
         self._device = world.device
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
         on_component("transformer")
@@ -56,27 +65,20 @@ class HunyuanVideo(VideoPipeline):
         if shard_weights:
             split_weights(self.denoiser, self.denoiser.blocks, world)
         load_weights(transformer, checkpoint.weights("transformer"), world, dtype)
-        self._vae_config = checkpoint.config("vae")
-        if world.rank != 0:
-            return
-        on_component("vae")
-        self._vae = _build(AutoencoderKLHunyuanVideo, self._vae_config, "vae")
-        load_weights(self._vae, checkpoint.weights("vae"), World(world.device), vae_dtype)
-        on_component("text encoders")
-        self._text = TextEncoders(checkpoint, world.device, dtype)
+        if world.rank == 0:
+            on_component("text encoders")
+            self._text = TextEncoders(checkpoint, world.device, dtype)
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
         """The latents of a request."""
-        spatial = self._vae_config.get("spatial_compression_ratio", 8)
-        temporal = self._vae_config.get("temporal_compression_ratio", 4)
-        config = self._config
+        config, vae = self._config, self._vae
         return LatentGrid(
             (
                 request.num_videos,
                 config.in_channels,
-                (request.num_frames - 1) // temporal + 1,
-                request.height // spatial,
-                request.width // spatial,
+                (request.num_frames - 1) // vae.temporal_compression_ratio + 1,
+                request.height // vae.spatial_compression_ratio,
+                request.width // vae.spatial_compression_ratio,
             ),
             (config.patch_size_t, config.patch_size, config.patch_size),
         )
@@ -94,12 +96,13 @@ class HunyuanVideo(VideoPipeline):
         scheduler.set_timesteps(sigmas=list(sigmas), device=self._device)
         return Stepper(scheduler)
 
-    def decode(self, latents: torch.Tensor, request: ResolvedRequest) -> torch.Tensor:
-        """One video's frames, by diffusers' own decoder."""
-        self._vae.use_tiling = request.vae_tiling
-        scaled = latents[None].to(self._vae.dtype) / self._vae.config.scaling_factor
-        pixels: torch.Tensor = self._vae.decode(scaled, return_dict=False)[0][0]
-        return (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu()
+    def decoder(self, request: ResolvedDecode) -> TileCoder:
+        """Its autoencoder's decoder, in the tiles of a request."""
+        return HunyuanVideoDecoder(self._vae, request)
+
+    def encoder(self, request: ResolvedDecode) -> TileCoder:
+        """Its autoencoder's encoder, in the tiles of a request."""
+        return HunyuanVideoEncoder(self._vae, request)
 
 
 def _build(model: Any, config: dict[str, Any], component: str) -> Any:

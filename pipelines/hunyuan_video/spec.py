@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from longtake.configs.models import defaults_of
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.base import ModelSpec
+from longtake.pipelines.base import AutoencoderSpec, ModelSpec
 from longtake.pipelines.checkpoint import Checkpoint
 
 CLASSES = {
@@ -18,6 +18,9 @@ CLASSES = {
     "text_encoder_2": "CLIPTextModel",
     "scheduler": "FlowMatchEulerDiscreteScheduler",
 }
+
+TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
+"""Frames, height and width: what AutoencoderKLHunyuanVideo of diffusers is made with."""
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -116,6 +119,13 @@ def inspect(checkpoint: Checkpoint) -> ModelSpec:
         head_size=transformer.attention_head_dim,
         size_multiple=vae.spatial_compression_ratio * transformer.patch_size,
         frames_multiple=vae.temporal_compression_ratio * transformer.patch_size_t,
+        autoencoder=AutoencoderSpec(
+            latent_channels=vae.latent_channels,
+            spatial_ratio=vae.spatial_compression_ratio,
+            temporal_ratio=vae.temporal_compression_ratio,
+            tile_size=TILE_SIZE,
+            tile_stride=TILE_STRIDE,
+        ),
         defaults=defaults_of(checkpoint.model, checkpoint.folder),
         flow_shift=scheduler.shift,
     )

@@ -60,10 +60,10 @@ def test_split_weights_give_the_same_latents_and_a_part_on_each_rank(
 
 
 def test_weights_are_read_once_a_host(ranks: RankGroups, model: str) -> None:
-    """Four ranks on two hosts: two ranks read, and rank 0 its decoder besides."""
+    """Four ranks on two hosts: two ranks read."""
     read, same = zip(*ranks.run(4, files_read, model, 2), strict=True)
     assert all(same)
-    assert read[0] > read[2] > 0
+    assert read[0] == read[2] > 0
     assert read[1] == read[3] == 0
 
 

@@ -14,13 +14,12 @@ from diffusers import AutoencoderKLHunyuanVideo
 from longtake import VideoEngine, VideoRequest
 from longtake.configs.models import bundled
 from longtake.parallel import ParallelDims
-from longtake.pipelines.base import check_frames
 from tests.layouts import layout_name
 from tests.quality.demo import REQUIRED, render_and_judge, shares
 from tests.quality.judge import Verdict, judge
 from tests.quality.prompts import GREEN_TRIANGLE, prompts
 from tests.ranks import RankGroups
-from tests.rendering import latents_of_one, latents_on_ranks, loaded
+from tests.rendering import ALONE, decode, latents_of_one, latents_on_ranks, loaded
 from training.demo import model
 from training.demo.phrases import vocabulary
 from training.demo.scenes import Scene, render
@@ -87,8 +86,8 @@ def test_any_number_of_ranks_shows_the_same(
     pipeline = loaded("demo", False)
     answers = ranks.run(dims.world_size, latents_on_ranks, "demo", [asked], dims)
     expected, frames = (
-        check_frames(pipeline.decode(torch.from_numpy(latents), asked)).numpy()
-        for latents in (latents_of_one("demo", asked)[0], answers[0][0][0])
+        decode(pipeline, torch.from_numpy(latents), asked, ALONE)[0]
+        for latents in (latents_of_one("demo", asked), answers[0][0])
     )
     error = float(np.square(frames - expected).mean())
     assert error == 0 or -10 * np.log10(error) >= 50

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from longtake import ParallelConfig, VideoEngine, VideoRequest
-from longtake.engine import Progress
+from longtake.engine import Progress, ResolvedRequest
 from longtake.errors import EngineError, KernelError, LayoutError, ModelError, RequestError, Stopped
 from tests import tiny
 
@@ -76,8 +76,10 @@ def test_progress_counts_every_step(pair: VideoEngine) -> None:
 
 def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path) -> None:
     video = pair.generate(request(seed=None))
-    drawn = video.metadata.request.seed
-    again = pair.generate(VideoRequest(prompt=video.metadata.request.prompt, seed=drawn))
+    resolved = video.metadata.request
+    assert isinstance(resolved, ResolvedRequest)
+    drawn = resolved.seed
+    again = pair.generate(VideoRequest(prompt=resolved.prompt, seed=drawn))
     np.testing.assert_array_equal(video.frames, again.frames)
     files = [video.save(tmp_path / "a.mp4"), again.save(tmp_path / "b.mp4", metadata=False)]
     assert files == [[tmp_path / "a.mp4"], [tmp_path / "b.mp4"]]

@@ -12,9 +12,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 
 from longtake.parallel import ParallelDims
-from longtake.pipelines.rendering import render_latents
 from tests import tiny
-from tests.rendering import ALONE, Array, frames_of_one, latents_of_one, loaded, request
+from tests.rendering import ALONE, Array, frames_of_one, latents_of_one, loaded, render, request
 
 LONG = "a cat walks slowly on the green grass and the blue dog runs fast on red sand . " * 4
 
@@ -112,8 +111,8 @@ def test_other_architectures(tmp_path: Path, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_latents_in_float32(model: str, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    rendered = render_latents(loaded(model, False, name), request(), ParallelDims(), ALONE)
-    assert rendered.latents.dtype == torch.float32
-    assert (rendered.latents != rendered.latents.to(dtype).float()).any()
+    latents = render(loaded(model, False, name), request(), ParallelDims(), ALONE)
+    assert latents.dtype == torch.float32
+    assert (latents != latents.to(dtype).float()).any()
     expected = latents_of_one(model, request())
-    np.testing.assert_allclose(rendered.latents.numpy(), expected, rtol=0, atol=0.1)
+    np.testing.assert_allclose(latents.numpy(), expected, rtol=0, atol=0.1)

@@ -11,13 +11,21 @@ from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import VideoRequest
 from longtake.engine.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
-from longtake.pipelines.base import ModelSpec
+from longtake.pipelines.base import AutoencoderSpec, ModelSpec
+from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
 
 SPEC = ModelSpec(
     num_heads=24,
     head_size=128,
     size_multiple=16,
     frames_multiple=4,
+    autoencoder=AutoencoderSpec(
+        latent_channels=16,
+        spatial_ratio=8,
+        temporal_ratio=4,
+        tile_size=TILE_SIZE,
+        tile_stride=TILE_STRIDE,
+    ),
     defaults=ModelDefaults(),
     flow_shift=5.0,
 )
@@ -79,7 +87,8 @@ def test_what_is_left_out_is_the_models() -> None:
     assert (resolved.num_inference_steps, resolved.guidance_scale) == (50, 6.0)
     assert resolved.flow_shift == 5.0  # the scheduler's, where the model has no other
     assert resolved.negative_prompt is None
-    assert not resolved.vae_tiling
+    assert resolved.decode == "tiled"
+    assert (resolved.decode_tile_size, resolved.decode_tile_stride) == (TILE_SIZE, TILE_STRIDE)
 
 
 def test_a_seed_is_drawn_once() -> None:
@@ -126,7 +135,7 @@ def test_a_resolved_request_resolves_to_itself() -> None:
 
 def test_a_released_model_has_a_preset(tmp_path: Any) -> None:
     preset = defaults_of("hunyuanvideo-community/HunyuanVideo", tmp_path)
-    assert (preset.flow_shift, preset.vae_tiling, preset.vae_dtype) == (7.0, True, "float16")
+    assert (preset.flow_shift, preset.decode, preset.vae_dtype) == (7.0, "tiled", "float16")
     assert defaults_of("someone/else", tmp_path) == ModelDefaults()
 
 

@@ -16,12 +16,15 @@ import pytest
 from PIL import Image, ImageSequence
 from safetensors.numpy import load_file
 
+from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.frame_writers import _Target
+from longtake.engine.frame_writers import _CODECS, _Target
+from longtake.engine.latents import read_latents
 from longtake.engine.video_writer import VideoFiles, check_output
-from longtake.errors import EngineError, RequestError
+from longtake.errors import EngineError, RequestError, Stopped
 from tests.rendering import Array, request
 
+ENGINE = EngineConfig()
 SUFFIXES = [".mp4", ".webm", ".gif", ".npy", ""]
 
 
@@ -36,7 +39,7 @@ def smooth_frames(num_frames: int = 9, height: int = 48, width: int = 64) -> Arr
 
 
 def write(path: Path, asked: ResolvedRequest, videos: list[Array]) -> None:
-    with VideoFiles(path, asked, metadata=False) as files:
+    with VideoFiles(path, asked, ENGINE, metadata=False) as files:
         for video, frames in enumerate(videos):
             for index, frame in enumerate(frames):
                 files.frame(video, index, frame)
@@ -115,7 +118,7 @@ def test_several_videos_are_numbered(tmp_path: Path) -> None:
 
 def test_latents(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).random((2, 4, 3, 2, 2), dtype=np.float32)
-    with VideoFiles(tmp_path / "out.safetensors", request(num_videos=2)) as files:
+    with VideoFiles(tmp_path / "out.safetensors", request(num_videos=2), ENGINE) as files:
         files.latents(latents)
         files.publish({"seed": 3})
     assert json.loads((tmp_path / "out.json").read_text()) == {"seed": 3}
@@ -127,7 +130,8 @@ def test_latents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_is_interrupted_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "out.mp4").write_bytes(b"an older video")
-    with pytest.raises(KeyboardInterrupt), VideoFiles(tmp_path / f"out{suffix}", request()) as out:
+    path = tmp_path / f"out{suffix}"
+    with pytest.raises(KeyboardInterrupt), VideoFiles(path, request(), ENGINE) as out:
         out.frame(0, 0, smooth_frames()[0])
         raise KeyboardInterrupt
     gc.collect()
@@ -190,6 +194,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "movie.json").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.mp4")
     for name, text in {
         "no/out.mp4": "there is no folder",
         "out.avi": "has the suffix '.avi': use .mp4",
@@ -198,6 +203,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
         "folder.mp4": "is a folder: name a file in it",
         "dangling": "is there and is not an empty folder",
         "..": "has no name",
+        "pipe.mp4": "is a pipe or a device",
         "movie.mp4": "movie.json is a folder: move it, or pass --no-metadata",
     }.items():
         with pytest.raises(RequestError, match=text) as caught:
@@ -233,7 +239,7 @@ def test_a_disk_that_is_full_at_the_metadata(
 
     monkeypatch.setattr(Path, "write_text", no_room)
     with pytest.raises(EngineError, match="out.json cannot be written: No space left on device"):
-        with VideoFiles(tmp_path / "out.mp4", request()) as files:
+        with VideoFiles(tmp_path / "out.mp4", request(), ENGINE) as files:
             for index, frame in enumerate(smooth_frames()):
                 files.frame(0, index, frame)
             files.publish({})
@@ -255,3 +261,46 @@ def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
         check_output(path, num_videos=2, metadata=False)  # name-0, name-1
     with pytest.raises(RequestError, match="too long"):
         check_output(tmp_path / ("x" * 251 + ".mp4"), 1, metadata=True)  # .json is longer
+
+
+def test_an_encoder_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H.263 has five sizes, of which this is none. What was denoised is kept."""
+    monkeypatch.setitem(_CODECS, ".mp4", "h263")
+    path = tmp_path / "out.mp4"
+    latents = np.zeros((1, 4, 3, 6, 8), dtype=np.float32)
+    with pytest.raises(EngineError) as caught, VideoFiles(path, request(), ENGINE) as files:
+        files.latents(latents)
+        for index, frame in enumerate(smooth_frames()):
+            files.frame(0, index, frame)
+    assert str(caught.value).startswith(f"{path} cannot be written: ")
+    assert "; the latents are kept, and can be decoded: longtake decode " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["out.latents.safetensors"]
+    np.testing.assert_array_equal(
+        read_latents(tmp_path / "out.latents.safetensors").latents, latents
+    )
+
+
+def test_latents_that_cannot_be_kept_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    with VideoFiles(tmp_path / "out.npy", request(), ENGINE, metadata=False) as files:
+        files.latents(np.zeros((1, 4, 3, 6, 8), dtype=np.float32))
+        for index, frame in enumerate(smooth_frames()):
+            files.frame(0, index, frame)
+        files.publish({})
+    assert [each.name for each in tmp_path.iterdir()] == ["out.npy"]
+    assert "out.latents.safetensors cannot keep the latents: No space left" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped])
+def test_what_is_stopped_keeps_no_latents(tmp_path: Path, kind: type[BaseException]) -> None:
+    with pytest.raises(kind), VideoFiles(tmp_path / "out.npy", request(), ENGINE) as files:
+        files.latents(np.zeros((1, 4, 3, 6, 8), dtype=np.float32))
+        assert [each.name for each in tmp_path.iterdir()] == ["out.latents.safetensors"]
+        raise kind
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,90 @@
+"""Decoding latents in tiles: longtake against its peers, interleaved in one run.
+
+    make benchmark-decode                   # the peers' environment, two ranks
+    python -m benchmarks.decode --ranks 2 --rounds 7
+
+All decode the same latents with the same autoencoder in the same tiles, one thread a rank. Prints a
+table, and writes it to a dated file with hardware and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks.contest import Contestant, Report, measure
+from benchmarks.decodes import Setup, prepare, run_once
+
+
+def contestants(num_ranks: int) -> list[Contestant]:
+    """diffusers on one rank, which the others are compared with, then all ranks."""
+    ranks = {"ulysses_degree": num_ranks}
+    return [
+        Contestant("diffusers", {}),
+        Contestant("longtake", {}),
+        Contestant("longtake", ranks),
+        Contestant("cache-dit", ranks),
+    ]
+
+
+def table(entered: list[Contestant]) -> str:
+    """The results in Markdown; the second figure is how often as fast as diffusers on one rank."""
+    lines = [
+        "| contestant | median s | diffusers / it | first frame s | max error | MB sent | calls "
+        "| peak MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in entered:
+        name = f"{each.package}, {each.num_ranks} rank{'s' if each.num_ranks > 1 else ''}"
+        if each.refusal is not None:
+            lines.append(f"| {name} | cannot: {each.refusal} | | | | | | |")
+            continue
+        found = each.figures
+        lines.append(
+            f"| {name} | {each.median_s:.3f} | {entered[0].median_s / each.median_s:.3f} "
+            f"| {found['first_s']:.2f} | {found['error']:.1e} | {found['bytes_sent'] / 1e6:.2f} "
+            f"| {found['collectives']:.0f} | {found['peak_bytes'] / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, nargs=3, default=(33, 224, 288))
+    parser.add_argument("--tile-size", type=int, nargs=3, default=(16, 128, 128))
+    parser.add_argument("--tile-stride", type=int, nargs=3, default=(12, 96, 96))
+    parser.add_argument("--channels", type=int, nargs="+", default=(16, 32, 64, 64))
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+
+    what = f"decoding on {args.ranks} ranks"
+    report = Report(what.capitalize(), what, device_type, args.results)
+    report.add(
+        f"Medians of {args.rounds} rounds, all contestants interleaved in one run. Frames, height "
+        f"and width {args.size}, in tiles of {args.tile_size}, {args.tile_stride} apart; channels "
+        f"{args.channels}."
+    )
+    for dtype in args.dtypes:
+        setup = Setup(
+            tuple(args.channels),
+            tuple(args.size),
+            tuple(args.tile_size),
+            tuple(args.tile_stride),
+            dtype,
+        )
+        entered = contestants(args.ranks)
+        measure(entered, args.rounds, device_type, prepare, (setup, device_type), run_once)
+        report.add(f"## {dtype}", table(entered))
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

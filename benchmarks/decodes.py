@@ -1,0 +1,175 @@
+"""What a rank does in the decoding benchmark: prepare one contestant, then decode when told.
+
+The autoencoder is HunyuanVideo's in small, with random weights; tiles and their strides are alike
+for all. A contestant decodes the latents of one video to float32 frames in [0, 1] on the CPU of
+rank 0, and there they are dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import nn
+
+from benchmarks.measuring import peak_memory
+from benchmarks.traffic import TrafficMeter
+from longtake.configs.request import ResolvedDecode
+from longtake.parallel import World
+from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.rendering import StageReport
+
+OnFrame = Callable[[torch.Tensor], None]
+Decode = Callable[[OnFrame], None]
+"""Decode the video; hand over each frame, ``[height, width, 3]``, on rank 0."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is decoded.
+
+    Attributes:
+        channels: of the autoencoder's blocks.
+        size: frames, height and width.
+        tile_size, tile_stride: frames, height and width.
+        dtype: name of the autoencoder's.
+    """
+
+    channels: tuple[int, ...]
+    size: tuple[int, int, int]
+    tile_size: tuple[int, int, int]
+    tile_stride: tuple[int, int, int]
+    dtype: str
+
+    def autoencoder(self, device: torch.device) -> Any:
+        """The same on every rank, tiled as diffusers does it."""
+        torch.manual_seed(0)
+        vae = AutoencoderKLHunyuanVideo(block_out_channels=self.channels, norm_num_groups=4)
+        (frames, height, width), (in_time, down, across) = self.tile_size, self.tile_stride
+        vae.enable_tiling(height, width, frames, down, across, in_time)
+        # diffusers' own `to` warns of modules to be kept in float32, of which there are none
+        return nn.Module.to(vae.eval().requires_grad_(False), device, getattr(torch, self.dtype))
+
+    def latents(self, device: torch.device) -> torch.Tensor:
+        """The same on every rank: ``[1, 16, F, H, W]``."""
+        frames, height, width = self.size
+        shape = (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def longtake_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
+    """longtake's, on as many ranks as there are."""
+    world = World(latents.device, dist.group.WORLD, dist.group.WORLD)
+    frames, height, width = setup.size
+    request = ResolvedDecode(
+        decode="tiled",
+        decode_tile_size=setup.tile_size,
+        decode_tile_stride=setup.tile_stride,
+        fps=24,
+        num_frames=frames,
+        height=height,
+        width=width,
+    )
+    decoder = HunyuanVideoDecoder(vae, request)
+
+    def decode(on_frame: OnFrame) -> None:
+        report = StageReport()
+        decode_videos(decoder, latents, world, report, lambda video, index, each: on_frame(each))
+
+    return decode
+
+
+def diffusers_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
+    """diffusers' own."""
+    scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+
+    def decode(on_frame: OnFrame) -> None:
+        pixels = vae.decode(scaled, return_dict=False)[0][0]
+        if dist.get_rank() == 0:
+            frames = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu()
+            for frame in frames:
+                on_frame(frame)
+
+    return decode
+
+
+def cache_dit_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
+    """cache-dit's tiles over ranks. Its own entry asks for an accelerator; its planner does not."""
+    from cache_dit.distributed.autoencoders.autoencoder_kl_hunyuanvideo import (
+        AutoencoderKLHunyuanVideoDataParallelismPlanner as Planner,
+    )
+
+    mesh = dist.init_device_mesh(latents.device.type, (dist.get_world_size(),))
+    return diffusers_decode(
+        Planner().parallelize_tiling(auto_encoder=vae, dp_mesh=mesh), latents, setup
+    )
+
+
+DECODES: dict[str, Callable[[Any, torch.Tensor, Setup], Decode]] = {
+    "longtake": longtake_decode,
+    "diffusers": diffusers_decode,
+    "cache-dit": cache_dit_decode,
+}
+
+
+class _Prepared:
+    """What a rank keeps from ``prepare`` to ``run_once``."""
+
+    decode: Decode
+
+
+def prepare(
+    package: str, degrees: dict[str, int], setup: Setup, device_type: str
+) -> dict[str, float]:
+    """On one rank: make the autoencoder, decode twice, check and count what it did.
+
+    Returns:
+        ``error``, the largest difference from diffusers on one rank; ``bytes_sent``,
+        ``collectives`` and ``peak_bytes`` of one decoding; ``first_s``, seconds until the first
+        frame.
+    """
+    on_gpu = device_type == "cuda"
+    device = torch.device("cuda", dist.get_rank()) if on_gpu else torch.device("cpu")
+    frames: list[torch.Tensor] = []
+    expected: list[torch.Tensor] = []
+    arrived: list[float] = []
+    with torch.no_grad():
+        latents = setup.latents(device)
+        _Prepared.decode = DECODES[package](setup.autoencoder(device), latents, setup)
+        with TrafficMeter() as meter:  # this first time also loads and allocates what lasts
+            _Prepared.decode(lambda frame: frames.append(frame.clone()))
+        if dist.get_rank() == 0:
+            diffusers_decode(setup.autoencoder(device), latents, setup)(expected.append)
+        error = 0.0
+        for ours, theirs in zip(frames, expected, strict=True):
+            error = max(error, (ours - theirs).abs().max().item())
+        frames.clear()
+        expected.clear()
+        dist.barrier()
+        begun = time.perf_counter()
+        with peak_memory(device_type) as peak_bytes:
+            _Prepared.decode(lambda frame: arrived.append(time.perf_counter()))
+    return {
+        "error": error,
+        "bytes_sent": meter.bytes_sent,
+        "collectives": meter.collectives,
+        "peak_bytes": peak_bytes(),
+        "first_s": arrived[0] - begun if arrived else 0.0,
+    }
+
+
+def run_once(device_type: str) -> float:
+    """On one rank: seconds of one decoding; all ranks start together."""
+    with torch.no_grad():
+        dist.barrier()
+        begun = time.perf_counter()
+        _Prepared.decode(lambda frame: None)
+        if device_type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun

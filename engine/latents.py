@@ -1,0 +1,189 @@
+"""Latents in a file, together with how they came to be: all that decoding them needs."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.files import cause, partial_path
+from longtake.errors import RequestError, one_line
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+
+LATENTS_SUFFIX = ".safetensors"
+_TENSOR = "latents"
+_HEADER = "longtake"
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Origin(BaseModel):
+    """How some latents came to be, as it stands in their file's header.
+
+    Attributes:
+        request: that was rendered.
+        model, revision: that rendered it.
+        vae_dtype: that they were to be decoded in.
+    """
+
+    request: ResolvedRequest
+    model: str
+    revision: str | None
+    vae_dtype: str
+
+    @classmethod
+    def of(cls, request: ResolvedRequest, engine: EngineConfig) -> Origin:
+        """That of the latents of a request."""
+        return cls(
+            request=request,
+            model=engine.model,
+            revision=engine.revision,
+            vae_dtype=engine.vae_dtype,
+        )
+
+
+@dataclass(frozen=True)
+class LatentsFile:
+    """What a file of latents holds.
+
+    Attributes:
+        latents: ``[B, C, F, H, W]``, float32, before the decoder's scale.
+        origin: None in a file that longtake did not write.
+    """
+
+    latents: Array
+    origin: Origin | None
+
+
+class KeptLatents:
+    """Latents in a file of their own, for as long as frames are being made of them.
+
+    Should that fail, or this process die, they need not be rendered again.
+
+    Args:
+        output: where the frames go; the file stands beside it, as ``out.latents.safetensors``.
+        latents: ``[B, C, F, H, W]``.
+        origin: how they came to be.
+        engine: that they came from.
+    """
+
+    def __init__(
+        self, output: Path, latents: Array, origin: Origin | None, engine: EngineConfig
+    ) -> None:
+        self._output, self._engine = output, engine
+        self._path: Path | None = _free_name(output)
+        partial = partial_path(self._path)
+        try:
+            partial.write_bytes(latents_bytes(latents, origin))
+            os.replace(partial, self._path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            logger.warning("%s cannot keep the latents: %s", self._path, cause(error))
+            self._path = None
+
+    def discard(self) -> None:
+        """The frames are there, or nobody wants them."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def way_on(self, error: Exception) -> str:
+        """What went wrong, and, on the same line, the command that finishes the work."""
+        if self._path is None:
+            return str(error)
+        command = ["longtake", "decode", str(self._path), "--model", self._engine.model]
+        if self._engine.revision is not None:
+            command += ["--revision", self._engine.revision]
+        if self._engine.devices > 1:
+            command += ["--devices", str(self._engine.devices)]
+        command += ["-o", str(self._output)]
+        first, *lines = str(error).split("\n")
+        first += f"; the latents are kept, and can be decoded: {shlex.join(command)}"
+        return "\n".join([first, *lines])
+
+
+def _free_name(output: Path) -> Path:
+    """Where an output's latents are kept; with a number where those of a job are that failed."""
+    names = itertools.chain(["latents"], (f"latents-{number}" for number in itertools.count(1)))
+    paths = (output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}") for name in names)
+    return next(path for path in paths if not os.path.lexists(path))
+
+
+def latents_bytes(latents: Array, origin: Origin | None) -> bytes:
+    """A safetensors file of latents, of one video ``[C, F, H, W]`` or of several."""
+    header = None if origin is None else {_HEADER: origin.model_dump_json()}
+    return save({_TENSOR: np.ascontiguousarray(latents)}, metadata=header)
+
+
+def read_latents(path: Path) -> LatentsFile:
+    """Read a file of latents: its tensor ``latents``, or the only one that it holds.
+
+    Raises:
+        RequestError: it cannot be read, or holds something else.
+    """
+    try:
+        with path.open("rb"):
+            pass
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if _TENSOR not in names and len(names) != 1:
+                raise RequestError(f"{path} holds {len(names)} tensors, none of them {_TENSOR!r}")
+            name = _TENSOR if _TENSOR in names else names[0]
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _DTYPES:
+                raise RequestError(f"{path} holds {dtype}: latents are {', '.join(_DTYPES)}")
+            latents = file.get_tensor(name).float().numpy()
+            header = (file.metadata() or {}).get(_HEADER)
+    except OSError as error:
+        why = error.strerror or one_line(error)
+        raise RequestError(f"latents={str(path)!r} cannot be read: {why}") from error
+    except SafetensorError as error:
+        raise RequestError(
+            f"latents={str(path)!r} is no whole safetensors file ({one_line(error)}): "
+            "longtake generate -o x.safetensors writes one"
+        ) from error
+    try:
+        return LatentsFile(checked_latents(latents), _read_origin(path, header))
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+
+
+def checked_latents(latents: npt.ArrayLike) -> Array:
+    """Latents of one video, ``[C, F, H, W]``, or of several, as ``[B, C, F, H, W]`` in float32.
+
+    Raises:
+        RequestError: another shape, or values that are not finite.
+    """
+    array: Array = np.array(latents, dtype=np.float32)
+    if array.ndim not in (4, 5) or 0 in array.shape:
+        raise RequestError(
+            f"latents of shape {list(array.shape)} must have channels, frames, rows and columns, "
+            "and before them may have videos; none may be 0"
+        )
+    if not np.isfinite(array).all():
+        raise RequestError("latents must be finite, and some of these are not: render them again")
+    return array if array.ndim == 5 else array[None]
+
+
+def _read_origin(path: Path, header: str | None) -> Origin | None:
+    if header is None:
+        return None
+    try:
+        return Origin.model_validate_json(header)
+    except ValidationError as error:
+        raise RequestError(
+            "its header is of another version of longtake, or damaged "
+            f"({one_line(error)}): decode it with the version that wrote it, or without its header"
+        ) from error

@@ -1,0 +1,227 @@
+"""The commands and their options, read off VideoRequest, EngineConfig and ParallelConfig."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
+from longtake.configs.request import DecodeRequest, VideoRequest
+
+FILE_ONLY = ("prompt_template",)
+"""What is too long for a flag, and can stand in a config file."""
+
+_DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
+
+
+def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command, ``generate``, ``decode`` or ``version``, and its options by name.
+
+    Raises:
+        SystemExit: help was asked for, or an option is unknown, which is said in one line.
+    """
+    if arguments[:1] == ["--version"]:
+        return "version", {}
+    before, after = arguments, None
+    if "--" in arguments:  # a prompt that begins with a dash
+        before, after = arguments[: (at := arguments.index("--"))], arguments[at + 1 :]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command = tyro.cli(_COMMANDS, args=before, prog="longtake", description=_DESCRIPTION)
+    except SystemExit as end:
+        if end.code:
+            of = before[0] if before and before[0] in FIELDS else "generate"
+            words = _one_line_of_box(said.getvalue())
+            print(f"longtake: {words}; see longtake {of} --help", file=sys.stderr)
+        raise
+    if isinstance(command, Version):
+        return "version", {}
+    name = "decode" if isinstance(command, Decode) else "generate"
+    options: dict[str, Any] = vars(command)
+    if after is not None:
+        options["prompt"] = " ".join(after)
+    given = {argument.replace("_", "-") for argument in before}
+    for option, info in FIELDS[name].items():
+        word = option.replace("_", "-")
+        if info.annotation is bool and not given & {f"--{word}", f"--no-{word}"}:
+            options[option] = None  # a switch that is off because nobody touched it
+    return name, options
+
+
+def _one_line_of_box(box: str) -> str:
+    """What tyro says in a box of several lines: the error, and the option that may be meant."""
+    lines = [line.strip(" │") for line in box.splitlines() if line[:1] not in ("╭", "╰")]
+    inside = [line for line in lines if line]
+    if not box.startswith("╭"):  # in plain letters the title is a line, and a rule below it
+        inside = inside[2:]
+    rules = [at for at, line in enumerate(inside) if not line.strip("─-")]
+    words = " ".join(inside[: rules[0]] if rules else inside).rstrip(".")
+    if "Perhaps you meant:" in inside:
+        words += f": perhaps you meant {inside[inside.index('Perhaps you meant:') + 1].split()[0]}"
+    return words
+
+
+def _declared(*configs: type[BaseModel], without: tuple[str, ...] = ()) -> dict[str, FieldInfo]:
+    """The fields of some classes by name, each class's own before those that it shares."""
+    fields: dict[str, FieldInfo] = {}
+    for config in configs:
+        own = [name for name in config.model_fields if name in config.__annotations__]
+        for name in [*own, *config.model_fields]:
+            if name not in without:
+                fields[name] = config.model_fields[name]
+    return fields
+
+
+FIELDS: dict[str, dict[str, FieldInfo]] = {
+    "generate": _declared(
+        VideoRequest,
+        EngineConfig,
+        ParallelConfig,
+        without=("parallel", "output_type", "autoencoder_only", *FILE_ONLY),
+    ),
+    "decode": _declared(
+        DecodeRequest,
+        EngineConfig,
+        without=(
+            "parallel",
+            "autoencoder_only",
+            "attention_kernel",
+            "text_timeout_s",
+            "step_timeout_s",
+        ),
+    ),
+}
+"""What each command takes, by name; degrees are given one by one, and what is written follows from
+the output's suffix."""
+
+
+def _option(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
+    """One option of the command line. It stays a text: values are checked where it is declared."""
+    given = "" if info.default is None or info.is_required() else f"(default: {info.default})"
+    described: dict[str, Any] = {"help": info.description, "help_behavior_hint": given}
+    if name == "prompt":
+        prompt = tyro.conf.arg(metavar="PROMPT", **described)
+        return name, Annotated[str | None, tyro.conf.Positional, prompt], field(default=None)
+    if info.annotation is bool:
+        return name, Annotated[bool, tyro.conf.arg(**described)], field(default=False)
+    described["metavar"] = _metavar(info.annotation)
+    kind = _kind(info.annotation)
+    return name, Annotated[kind | None, tyro.conf.arg(**described)], field(default=None)
+
+
+def _options_of(command: str) -> list[tuple[str, Any, Any]]:
+    return [_option(name, info) for name, info in FIELDS[command].items()]
+
+
+def _kind(annotation: Any) -> Any:
+    """A text, or as many as the option has values."""
+    words = str(annotation)
+    if "tuple" not in words:
+        return str
+    return tuple[str, ...] if "..." in words else tuple[str, str, str]
+
+
+def _metavar(annotation: Any) -> str:
+    """What stands for an option's value in the help."""
+    for each in (annotation, *get_args(annotation)):
+        if get_origin(each) is Literal:
+            return "|".join(get_args(each))
+    if _kind(annotation) == tuple[str, str, str]:
+        return "FRAMES HEIGHT WIDTH"
+    words = (("bool", "true|false"), ("tuple", "NUMBER ..."), ("float", "NUMBER"), ("int", "INT"))
+    return next((word for part, word in words if part in str(annotation)), "TEXT")
+
+
+_WRITING: list[tuple[str, Any, Any]] = [
+    (
+        "output",
+        Annotated[
+            str | None,
+            tyro.conf.arg(
+                aliases=["-o"],
+                metavar="PATH",
+                help="File that is written: .mp4, .webm, .gif, .npy (float32 frames), "
+                ".safetensors (latents; generate only), or a folder for .png",
+                help_behavior_hint="(default: out.mp4)",
+            ),
+        ],
+        field(default=None),
+    ),
+    (
+        "metadata",
+        Annotated[bool, tyro.conf.arg(help="Write a .json beside the video")],
+        field(default=True),
+    ),
+    (
+        "quiet",
+        Annotated[
+            bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print nothing but errors")
+        ],
+        field(default=False),
+    ),
+    (
+        "json",
+        Annotated[
+            bool,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.arg(help="Print progress as JSON, an event a line"),
+        ],
+        field(default=False),
+    ),
+]
+
+_CONFIG: tuple[str, Any, Any] = (
+    "config",
+    Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="FILE",
+            help="YAML file of options, which flags override; or a video's .json, to render "
+            "it again",
+            help_behavior_hint="",
+        ),
+    ],
+    field(default=None),
+)
+_LATENTS: tuple[str, Any, Any] = (
+    "latents",
+    Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="LATENTS.safetensors",
+            help="What generate -o x.safetensors wrote, or kept when decoding failed",
+        ),
+    ],
+    field(),
+)
+
+Generate: Any = make_dataclass("Generate", [*_options_of("generate"), *_WRITING, _CONFIG])
+Decode: Any = make_dataclass("Decode", [_LATENTS, *_options_of("decode"), *_WRITING])
+
+
+@dataclass(frozen=True)
+class Version:
+    """Print the version."""
+
+
+_COMMANDS: Any = (
+    Annotated[
+        Generate,
+        tyro.conf.subcommand("generate", description="Render a video from a prompt."),
+    ]
+    | Annotated[
+        Decode,
+        tyro.conf.subcommand("decode", description="Make a video of latents in a file."),
+    ]
+    | Annotated[Version, tyro.conf.subcommand("version")]
+)

@@ -1,0 +1,386 @@
+"""Latents to files: what the command writes and refuses, and what is left when decoding fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from longtake import DecodeRequest, VideoEngine, VideoRequest, cli
+from longtake.engine import Progress
+from longtake.engine.latents import read_latents
+from longtake.engine.video_writer import VideoFiles
+from longtake.errors import EngineError, RequestError
+from tests.e2e.test_cli import COMMAND, names
+from tests.e2e.test_engine import ranks_of
+
+SMALL_TILES = ["--decode-tile-size", "4", "32", "32"]
+MANY_FRAMES = ["--num-frames", "33", "--height", "64", "--width", "64", *SMALL_TILES]
+"""Of which the decoding takes some seconds."""
+
+
+def close(one: Path, other: Path) -> None:
+    """The same frames; ranks and this process may differ in threads, and so in the last bits."""
+    np.testing.assert_allclose(np.load(one), np.load(other), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def longtake(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; returns exit code, stdout, stderr."""
+
+    def run(command: str, *arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        words = [command, *map(str, arguments)]
+        code = cli.main(words if "--model" in words else [*words, "--model", model])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def put_back_signals() -> Iterator[None]:
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_latents_of_generate_give_its_video(longtake: Any, tmp_path: Path, devices: int) -> None:
+    """With what their file says: seed, tiles and rate; and that video renders again, too."""
+    ours, theirs, again = (tmp_path / f"{name}.npy" for name in "abc")
+    latents = tmp_path / "latents.safetensors"
+    asked = ["a cat", "--seed", 7, "--fps", 5, "--width", 80, *SMALL_TILES]
+    assert longtake("generate", *asked, "-o", theirs)[0] == 0
+    assert longtake("generate", *asked, "-o", latents)[0] == 0
+    code, out, _ = longtake("decode", latents, "-o", ours, "--devices", devices)
+    assert code == 0
+    ranks = "1 rank" if devices == 1 else f"{devices} ranks"
+    assert out.startswith(f"{ours}: 9 frames of 80x32, seed 7, on {ranks}; seconds: loading ")
+    close(ours, theirs)
+    request = json.loads((tmp_path / "a.json").read_text())["request"]
+    assert request == json.loads((tmp_path / "b.json").read_text())["request"]
+    metadata = str(tmp_path / "a.json")
+    assert longtake("generate", "--config", metadata, "-o", again, "--devices", 1)[0] == 0
+    close(again, theirs)
+
+
+def test_flags_override_what_the_file_says(longtake: Any, tmp_path: Path) -> None:
+    latents, ours, theirs = (tmp_path / name for name in ("l.safetensors", "a.npy", "b.npy"))
+    asked = ["a cat", "--seed", 7, "--width", 80]
+    assert longtake("generate", *asked, *SMALL_TILES, "-o", latents)[0] == 0
+    assert longtake("generate", *asked, "--decode", "whole", "-o", theirs)[0] == 0
+    assert longtake("decode", latents, "--decode", "whole", "--fps", 3, "-o", ours)[0] == 0
+    close(ours, theirs)
+    request = json.loads((tmp_path / "a.json").read_text())["request"]
+    assert (request["decode"], request["decode_tile_size"], request["fps"]) == ("whole", None, 3)
+
+
+def test_latents_that_longtake_did_not_write(longtake: Any, tmp_path: Path) -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 4, 2, 4, 6)).astype(np.float16)
+    save_file({"samples": latents}, tmp_path / "l.safetensors")
+    code, out, _ = longtake("decode", tmp_path / "l.safetensors", "-o", tmp_path / "out.npy")
+    assert code == 0
+    assert "out-0.npy" in out and "seed" not in out
+    assert names(tmp_path) == ["l.safetensors", "out-0.npy", "out-1.npy", "out.json"]
+    assert np.load(tmp_path / "out-1.npy").shape == (5, 32, 48, 3)
+    assert json.loads((tmp_path / "out.json").read_text())["request"]["fps"] == 8
+
+
+RANDOM = np.random.default_rng(0).standard_normal((4, 2, 4, 6)).astype(np.float32)
+BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: None, "cannot be read: No such file or directory"),
+    "a folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "a text": (lambda path: path.write_text("a cat"), "is no whole safetensors file"),
+    "empty": (lambda path: path.touch(), "is no whole safetensors file"),
+    "two": (lambda path: save_file({"a": RANDOM, "b": RANDOM}, path), "holds 2 tensors, none of"),
+    "flat": (lambda path: save_file({"a": RANDOM[0]}, path), "of shape [2, 4, 6] must have chan"),
+    "no frames": (lambda path: save_file({"a": RANDOM[:, :0]}, path), "none may be 0"),
+    "integers": (lambda path: save_file({"a": RANDOM.astype(int)}, path), "holds I64: latents are"),
+    "no number": (lambda path: save_file({"a": RANDOM * np.nan}, path), "must be finite"),
+    "too wide": (lambda path: save_file({"a": RANDOM[:1]}, path), "latents of 1 channels: this"),
+    "a header": (
+        lambda path: save_file({"a": RANDOM}, path, metadata={"longtake": "{}"}),
+        "its header is of another version of longtake, or damaged (request is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_hold_no_latents(longtake: Any, tmp_path: Path, name: str) -> None:
+    make, text = BAD_FILES[name]
+    path, out = tmp_path / "l.safetensors", tmp_path / "out"
+    out.mkdir()
+    make(path)
+    code, _, err = longtake("decode", path, "-o", out / "out.mp4")
+    assert (code, len(err.splitlines()), names(out)) == (2, 1, [])
+    assert text in err
+
+
+def test_a_truncated_file(longtake: Any, tmp_path: Path) -> None:
+    path = tmp_path / "l.safetensors"
+    save_file({"latents": RANDOM}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = longtake("decode", path)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "is no whole safetensors file" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["-o", "x.safetensors"], "is for latents, which are there"),
+        (["-o", "x.avi"], "has the suffix '.avi'"),
+        (["--decode", "half"], "decode='half' must be 'tiled', 'framewise' or 'whole'"),
+        (["--decode", "whole", *SMALL_TILES], "with decode=whole, which has no tiles"),
+        (["--decode-tile-size", "4", "30", "32"], "decode_tile_size=4 30 32 must be multiples of"),
+        (["--decode-tile-size", "0", "32", "32"], "decode_tile_size.0='0' must be greater"),
+        (["--decode-tile-stride", "12", "264", "192"], "must be at most decode_tile_size=16 256"),
+        (["--devices", "0"], "devices='0' must be greater"),
+        (["--model", "/no/where"], "there is no folder /no/where"),
+        (["--fps", "nan"], "fps='nan' must be a finite number"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_code_2(
+    longtake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"latents": RANDOM}, "l.safetensors")
+    code, _, err = longtake("decode", "l.safetensors", *options)
+    assert (code, len(err.splitlines()), names(tmp_path)) == (2, 1, ["l.safetensors"])
+    assert text in err
+
+
+def test_a_video_that_does_not_fit_whole(longtake: Any, tmp_path: Path) -> None:
+    """Said before anything is denoised."""
+    size = ["--height", "2048", "--width", "2048", "--num-frames", "129"]
+    path = tmp_path / "out.mp4"
+    code, _, err = longtake("generate", "a", "--decode", "whole", *size, "-o", path)
+    assert (code, names(tmp_path)) == (2, [])
+    assert "encoding the prompt" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("longtake: decode=whole needs about ")
+    assert last.endswith(" GiB are free on a rank: try decode=tiled")
+
+
+def test_unknown_options_name_the_commands_own_help(longtake: Any, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        longtake("decode", "l.safetensors", "--prompt", "a cat")
+    assert capsys.readouterr().err.endswith("see longtake decode --help\n")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_frames_are_in_the_file_while_later_ones_are_latents(
+    model: str, tmp_path: Path, devices: int
+) -> None:
+    asked = VideoRequest(
+        prompt="a cat", num_frames=33, height=64, width=64, seed=1, decode_tile_size=(4, 32, 32)
+    )
+    frame_bytes = 64 * 64 * 3 * 4
+    frames_then: dict[int, int] = {}
+    total = 0
+
+    def look(progress: Progress) -> None:
+        nonlocal total
+        if progress.phase == "decoding":
+            sizes = [path.stat().st_size for path in tmp_path.glob(".*.npy")]
+            frames_then[progress.done] = sum(sizes) // frame_bytes
+            total = progress.total
+
+    with VideoEngine.from_pretrained(model, devices=devices) as engine:
+        resolved = engine.resolve(asked)
+        with VideoFiles(tmp_path / "out.npy", resolved, engine.config) as files:
+            files.publish(engine.render(resolved, files, look).as_json())
+    assert total > 50
+    assert frames_then[total // 2] >= 10
+    assert 20 <= frames_then[total - 1] < 33
+    assert np.load(tmp_path / "out.npy").shape == (33, 64, 64, 3)
+    assert names(tmp_path) == ["out.json", "out.npy"]
+
+
+def decoding(
+    model: str, folder: Path, devices: int, at: int
+) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start a rendering, and wait until it has decoded some tiles; returns it and its ranks."""
+    arguments = ["a cat", "--seed", "3", "--model", model, "--devices", str(devices)]
+    process = subprocess.Popen(
+        [*COMMAND, "generate", *arguments, *MANY_FRAMES, "--json", "-o", str(folder / "out.npy")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event.get("phase") == "decoding" and event["done"] == at:
+            break
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The video that the interrupted ones would have been."""
+    path = tmp_path_factory.mktemp("whole") / "out.npy"
+    arguments = ["a cat", "--seed", "3", "--model", model, *MANY_FRAMES, "-o", str(path)]
+    assert cli.main(["generate", *arguments, "--quiet"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_while_decoding(
+    model: str, tmp_path: Path, uninterrupted: Path, victim: int
+) -> None:
+    process, ranks = decoding(model, tmp_path, 2, at=20)
+    next(rank for rank in ranks if rank.environ().get("RANK") == str(victim)).kill()
+    _, err = process.communicate(timeout=30)
+    assert not psutil.wait_procs(ranks, timeout=1)[1]
+    assert process.returncode == 3
+    assert names(tmp_path) == ["out.latents.safetensors"]
+    (line,) = err.splitlines()
+    assert line.startswith(f"longtake: rank {victim} was killed by SIGKILL (exit code -9, decoding")
+    said = line.partition("; the latents are kept, and can be decoded: longtake ")[2]
+    kept, out = tmp_path / "out.latents.safetensors", tmp_path / "out.npy"
+    assert shlex.split(said) == (
+        ["decode", str(kept), "--model", model, "--devices", "2", "-o", str(out)]
+    )
+    assert cli.main([*shlex.split(said), "--quiet"]) == 0
+    close(out, uninterrupted)
+    assert names(tmp_path) == ["out.json", "out.latents.safetensors", "out.npy"]
+
+
+def test_the_command_itself_is_killed_while_decoding(
+    model: str, tmp_path: Path, uninterrupted: Path
+) -> None:
+    process, ranks = decoding(model, tmp_path, 2, at=20)
+    process.kill()
+    process.communicate(timeout=10)
+    assert not psutil.wait_procs(ranks, timeout=10)[1]
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == (
+        ["out.latents.safetensors"]
+    )
+    kept, out = tmp_path / "out.latents.safetensors", tmp_path / "again.npy"
+    assert cli.main(["decode", str(kept), "--model", model, "-o", str(out), "--quiet"]) == 0
+    close(out, uninterrupted)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_stopped_while_decoding(model: str, tmp_path: Path, devices: int) -> None:
+    process, ranks = decoding(model, tmp_path, devices, at=20)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert not psutil.wait_procs(ranks, timeout=5)[1]
+    assert process.returncode == 130
+    assert err.splitlines() == ["longtake: stopped; nothing was written"]
+    assert names(tmp_path) == []
+
+
+def test_the_disk_fills_up_while_decoding(longtake: Any, tmp_path: Path) -> None:
+    """Here a limit on a file's size: the latents are below it, the video is not."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, unlimited[1]))
+    path = tmp_path / "out.npy"
+    (tmp_path / "out.latents.safetensors").write_text("of a job that failed before")
+    try:
+        code, _, err = longtake("generate", "a", "-o", path, "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert code == 3
+    kept = tmp_path / "out.latents-1.safetensors"
+    assert names(tmp_path) == [kept.name, "out.latents.safetensors"]
+    (line,) = err.splitlines()
+    assert line.startswith(f"longtake: {path} cannot be written: File too large; the latents are ")
+    assert f"longtake decode {kept} --model " in line
+    assert longtake("decode", kept, "-o", path)[0] == 0
+    assert np.load(path).shape == (9, 32, 48, 3)
+
+
+def test_nothing_is_kept_of_a_video_that_is_whole(longtake: Any, tmp_path: Path) -> None:
+    assert longtake("generate", "a", "-o", tmp_path / "out.gif")[0] == 0
+    assert names(tmp_path) == ["out.gif", "out.json"]
+
+
+def test_from_python(model: str, tmp_path: Path) -> None:
+    with VideoEngine.from_pretrained(model, devices=2) as engine:
+        video = engine.generate(VideoRequest(prompt="a cat", seed=1, num_videos=2))
+        again = engine.decode(video.latents, DecodeRequest(fps=3))
+        assert len(again.batch) == 2
+        for ours, theirs in zip(again.batch, video.batch, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(again.latents, video.latents)
+        assert again.metadata.request.fps == 3
+        assert set(again.metadata.seconds) == {"loading", "decoding"}
+        one = engine.decode(video.latents[1].tolist(), DecodeRequest(decode="framewise"))
+        np.testing.assert_array_equal(one.frames, video.batch[1])
+        with pytest.raises(RequestError, match="latents of 2 channels: this model's have 4"):
+            engine.decode(video.latents[:, :2])
+        with pytest.raises(RequestError, match="must be finite"):
+            engine.decode(video.latents * np.inf)
+        assert again.save(tmp_path / "out.mp4") == [tmp_path / "out-0.mp4", tmp_path / "out-1.mp4"]
+
+
+def test_latents_survive_a_rank_that_dies(model: str) -> None:
+    asked = VideoRequest(
+        prompt="a cat", num_frames=33, height=64, width=64, seed=1, decode_tile_size=(4, 32, 32)
+    )
+    how = DecodeRequest(decode_tile_size=asked.decode_tile_size)
+    with VideoEngine.from_pretrained(model, devices=2) as engine:
+        expected = engine.generate(asked)
+        ranks = ranks_of(engine)
+
+        def kill(progress: Progress) -> None:
+            if progress.phase == "decoding" and progress.done == 10:
+                ranks[1].kill()
+
+        with pytest.raises(EngineError, match="rank 1 was killed by SIGKILL") as caught:
+            engine.generate(asked, kill)
+        np.testing.assert_array_equal(caught.value.latents, expected.latents)
+        np.testing.assert_array_equal(engine.decode(expected.latents, how).frames, expected.frames)
+
+
+def test_an_engine_of_the_autoencoder_alone(model: str) -> None:
+    latents: npt.NDArray[Any] = RANDOM
+    with VideoEngine.from_pretrained(model, autoencoder_only=True) as engine:
+        assert engine.decode(latents).frames.shape == (5, 32, 48, 3)
+        with pytest.raises(RequestError, match="autoencoder_only=True can decode, not generate"):
+            engine.generate(VideoRequest(prompt="a cat"))
+
+
+def test_torchrun_decodes(longtake: Any, model: str, tmp_path: Path) -> None:
+    """Rank 0 alone reads the file."""
+    expected, joined, latents = (tmp_path / name for name in ("a.npy", "b.npy", "l.safetensors"))
+    assert longtake("generate", "a cat", "-o", latents, "--seed", 1, *SMALL_TILES)[0] == 0
+    assert longtake("decode", latents, "-o", expected)[0] == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    decode = ["-m", "longtake.cli", "decode", str(latents), "--model", model, "-o", str(joined)]
+    ran = subprocess.run([*torchrun, *decode], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("on 3 ranks") == 1
+    close(joined, expected)
+
+
+def test_the_header_says_how_latents_came_to_be(longtake: Any, tmp_path: Path) -> None:
+    path = tmp_path / "l.safetensors"
+    asked = ["a cat", "--seed", 5, "--vae-dtype", "bfloat16"]
+    assert longtake("generate", *asked, "-o", path)[0] == 0
+    file = read_latents(path)
+    assert file.origin is not None
+    assert (file.origin.request.prompt, file.origin.request.seed) == ("a cat", 5)
+    assert file.origin.vae_dtype == "bfloat16"
+    np.testing.assert_array_equal(file.latents[0], load_file(path)["latents"])
+    assert longtake("decode", path, "-o", tmp_path / "out.npy")[0] == 0
+    metadata = json.loads((tmp_path / "out.json").read_text())
+    assert metadata["engine"]["vae_dtype"] == "bfloat16"
+    assert os.path.getsize(path) < 10_000

@@ -1,0 +1,66 @@
+"""Tiles on a GPU: close to diffusers' own, however many it takes at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longtake.configs.request import ResolvedDecode
+from longtake.parallel import World
+from longtake.pipelines import decode
+from longtake.pipelines.decode import code_tiles
+from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.memory import peak_bytes
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+REQUEST = ResolvedDecode(
+    decode="tiled",
+    decode_tile_size=(8, 64, 64),
+    decode_tile_stride=(4, 48, 48),
+    fps=8,
+    height=160,
+    width=224,
+    num_frames=33,
+)
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("at_once", [1, 3])
+@torch.no_grad()
+def test_tiles_are_those_of_diffusers(dtype: torch.dtype, at_once: int) -> None:
+    device = torch.device("cuda")
+    vae = tiny.autoencoder(block_out_channels=(32, 32, 64, 64)).to(device, dtype)
+    vae.enable_tiling(64, 64, 8, 48, 48, 4)
+    latents = torch.randn(1, 4, 9, 20, 28, device=device)
+    parts: list[torch.Tensor] = []
+
+    def take(video: int, values: torch.Tensor) -> bool:
+        parts.append(values.clone())
+        return True
+
+    code_tiles(HunyuanVideoDecoder(vae, REQUEST), latents, World(device), take, at_once=at_once)
+    values = torch.cat(parts, dim=1)
+    expected = vae.decode(latents.to(dtype) / vae.config.scaling_factor).sample[0].cpu()
+    assert values.device.type == "cpu"
+    assert (values - expected).abs().max() < TOLERANCES[dtype] * expected.abs().max()
+
+
+@torch.no_grad()
+def test_memory_decides_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is said of a tile's memory is what it takes, within a half."""
+    device = torch.device("cuda")
+    vae = tiny.autoencoder(block_out_channels=(32, 32, 64, 64)).to(device)
+    decoder = HunyuanVideoDecoder(vae, REQUEST)
+    latents = torch.randn(1, 4, 3, 8, 8, device=device)
+    said = peak_bytes(decoder.code, tuple(latents.shape), device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    decoder.code(latents)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert said / 1.5 < taken < 1.5 * said
+    for free, expected in ((said, 1), (3 * said, 2), (100 * said, 4)):
+        monkeypatch.setattr(decode, "free_bytes", lambda device, free=free: free)
+        assert decode._tiles_at_once(decoder, latents) == expected
