@@ -57,5 +57,7 @@ class EngineConfig(Declared):
         "60 at least",
     )
     decode_timeout_s: Seconds = Field(
-        default=1800, description="Seconds for decoding one tile, or a video that is not tiled"
+        default=1800,
+        description="Seconds for decoding one tile, or a video that is not tiled, and for writing "
+        "what comes of it",
     )

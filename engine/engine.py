@@ -175,7 +175,7 @@ class VideoEngine:
 
     def decode(
         self,
-        latents: npt.ArrayLike,
+        latents: npt.ArrayLike | None,
         request: DecodeRequest | None = None,
         on_progress: OnProgress = lambda progress: None,
     ) -> Video:
@@ -183,19 +183,21 @@ class VideoEngine:
 
         Args:
             latents: ``[B, C, F, H, W]`` or ``[C, F, H, W]``, as :class:`Video` has them; under
-                torchrun, rank 0's count.
+                torchrun, rank 0's count, and others may pass None.
             request: how; the model's defaults if None.
 
         Raises:
             As :meth:`generate`.
         """
+        if not self.writes:
+            return self._kept(None, on_progress)
         checked = checked_latents(latents)
         resolved = self.resolve_decode(request or DecodeRequest(), checked.shape)
         return self._kept(resolved, on_progress, checked)
 
     def _kept(
         self,
-        request: ResolvedDecode,
+        request: ResolvedDecode | None,
         on_progress: OnProgress,
         latents: Array | None = None,
     ) -> Video:
@@ -287,8 +289,8 @@ class VideoEngine:
 class _Kept:
     """A sink that keeps everything in memory."""
 
-    def __init__(self, request: ResolvedDecode, latents: Array | None = None) -> None:
-        self._request = request
+    def __init__(self, request: ResolvedDecode | None, latents: Array | None = None) -> None:
+        self._num_frames = 0 if request is None else request.num_frames
         self.batch: list[Array] = []
         self.all_latents: Array = np.zeros((0,), np.float32) if latents is None else latents
 
@@ -297,8 +299,7 @@ class _Kept:
 
     def frame(self, video: int, index: int, frame: Array) -> None:
         if index == 0:
-            shape = (self._request.num_frames, *frame.shape)
-            self.batch.append(np.empty(shape, dtype=np.float32))
+            self.batch.append(np.empty((self._num_frames, *frame.shape), dtype=np.float32))
         self.batch[video][index] = frame
 
 

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
 from longtake.engine.files import cause, partial_path
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
 
 logger = logging.getLogger(__name__)
@@ -35,24 +36,21 @@ class Origin(BaseModel):
 
     Attributes:
         request: that was rendered.
-        model, revision: that rendered it.
-        vae_dtype: that they were to be decoded in.
+        engine: that rendered it.
     """
 
     request: ResolvedRequest
-    model: str
-    revision: str | None
-    vae_dtype: str
+    engine: EngineConfig
 
-    @classmethod
-    def of(cls, request: ResolvedRequest, engine: EngineConfig) -> Origin:
-        """That of the latents of a request."""
-        return cls(
-            request=request,
-            model=engine.model,
-            revision=engine.revision,
-            vae_dtype=engine.vae_dtype,
-        )
+    def made(self, latents: ResolvedDecode) -> bool:
+        """Whether these are all the latents that came of it, and whole."""
+        sizes = ("num_videos", "num_frames", "height", "width")
+        return all(getattr(self.request, name) == getattr(latents, name) for name in sizes)
+
+    def decoded(self, how: ResolvedDecode) -> ResolvedRequest:
+        """The request that gives the video that its latents become now."""
+        asked = how.model_dump(include=set(DecodeRequest.model_fields))
+        return self.request.model_copy(update={**asked, "output_type": "frames"})
 
 
 @dataclass(frozen=True)
@@ -75,39 +73,52 @@ class KeptLatents:
 
     Args:
         output: where the frames go; the file stands beside it, as ``out.latents.safetensors``.
-        latents: ``[B, C, F, H, W]``.
-        origin: how they came to be.
-        engine: that they came from.
+        engine: that the latents come from.
+
+    Attributes:
+        path: of the file, while there is one.
     """
 
-    def __init__(
-        self, output: Path, latents: Array, origin: Origin | None, engine: EngineConfig
-    ) -> None:
+    def __init__(self, output: Path, engine: EngineConfig) -> None:
         self._output, self._engine = output, engine
-        self._path: Path | None = _free_name(output)
-        partial = partial_path(self._path)
+        self.path: Path | None = None
+
+    def write(self, latents: Array, origin: Origin | None) -> None:
+        """Write the file; where that fails, say so and go on.
+
+        Args:
+            latents: ``[B, C, F, H, W]``.
+            origin: how they came to be.
+        """
+        path = _free_name(self._output)
+        partial = partial_path(path)
         try:
             partial.write_bytes(latents_bytes(latents, origin))
-            os.replace(partial, self._path)
+            self.path = path
+            os.replace(partial, path)
         except OSError as error:
+            self.path = None
+            logger.warning("%s cannot keep the latents: %s", path, cause(error))
+        finally:
             partial.unlink(missing_ok=True)
-            logger.warning("%s cannot keep the latents: %s", self._path, cause(error))
-            self._path = None
 
     def discard(self) -> None:
         """The frames are there, or nobody wants them."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+            self.path = None
 
-    def way_on(self, error: Exception) -> str:
+    def way_on(self, error: BaseException) -> str:
         """What went wrong, and, on the same line, the command that finishes the work."""
-        if self._path is None:
+        if self.path is None:
             return str(error)
-        command = ["longtake", "decode", str(self._path), "--model", self._engine.model]
-        if self._engine.revision is not None:
-            command += ["--revision", self._engine.revision]
-        if self._engine.devices > 1:
-            command += ["--devices", str(self._engine.devices)]
+        engine = self._engine
+        command = ["longtake", "decode", str(self.path), "--model", engine.model]
+        if engine.revision is not None:
+            command += ["--revision", engine.revision]
+        command += ["--device", engine.device]
+        if engine.devices > 1 and not TorchrunPlace.given():
+            command += ["--devices", str(engine.devices)]
         command += ["-o", str(self._output)]
         first, *lines = str(error).split("\n")
         first += f"; the latents are kept, and can be decoded: {shlex.join(command)}"
@@ -155,18 +166,23 @@ def read_latents(path: Path) -> LatentsFile:
             "longtake generate -o x.safetensors writes one"
         ) from error
     try:
-        return LatentsFile(checked_latents(latents), _read_origin(path, header))
+        return LatentsFile(checked_latents(latents), _read_origin(header))
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
 
 
-def checked_latents(latents: npt.ArrayLike) -> Array:
+def checked_latents(latents: npt.ArrayLike | None) -> Array:
     """Latents of one video, ``[C, F, H, W]``, or of several, as ``[B, C, F, H, W]`` in float32.
 
     Raises:
-        RequestError: another shape, or values that are not finite.
+        RequestError: no numbers, another shape, or values that are not finite.
     """
-    array: Array = np.array(latents, dtype=np.float32)
+    try:
+        array: Array = np.array(latents, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise RequestError(
+            f"latents must be an array of numbers in the host's memory: {one_line(error)}"
+        ) from error
     if array.ndim not in (4, 5) or 0 in array.shape:
         raise RequestError(
             f"latents of shape {list(array.shape)} must have channels, frames, rows and columns, "
@@ -177,13 +193,13 @@ def checked_latents(latents: npt.ArrayLike) -> Array:
     return array if array.ndim == 5 else array[None]
 
 
-def _read_origin(path: Path, header: str | None) -> Origin | None:
+def _read_origin(header: str | None) -> Origin | None:
     if header is None:
         return None
     try:
         return Origin.model_validate_json(header)
     except ValidationError as error:
         raise RequestError(
-            "its header is of another version of longtake, or damaged "
-            f"({one_line(error)}): decode it with the version that wrote it, or without its header"
+            f"its header is of another version of longtake, or damaged ({one_line(error)}): decode "
+            "it with the version that wrote it, or save its tensor to a file without a header"
         ) from error

@@ -167,7 +167,11 @@ class JoinedGroup(Launcher):
             own = _CallersSink(sink, self._callers_errors)
             if self._place.rank != 0:
                 latents = None
-            return self._worker.render(job, own, watched, lambda: bool(signals), latents)
+            try:
+                return self._worker.render(job, own, watched, lambda: bool(signals), latents)
+            except Stopped as error:
+                error.terminated = signal.SIGINT not in signals
+                raise
 
     @property
     def alive(self) -> bool:

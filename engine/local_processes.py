@@ -238,7 +238,7 @@ class LocalProcesses(Launcher):
         assert self._processes is not None
         states, log = self._states(), self._processes.last_lines(rank)
         state = states.get(rank, {})
-        where = state.get("phase", "starting")
+        where = state.get("phase", "starting").replace("waiting", "decoding")
         if state.get("total"):
             where += f", {state['done']} of {state['total']} done"
         if failure is not None:

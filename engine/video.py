@@ -16,6 +16,7 @@ import numpy.typing as npt
 import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode
+from longtake.engine.latents import Origin
 from longtake.engine.video_writer import VideoFiles, output_type
 from longtake.engine.worker import RankReport
 from longtake.errors import RequestError
@@ -37,6 +38,7 @@ class Metadata:
         layout: the degrees that it ran in.
         seconds: of each stage on rank 0, with loading and writing.
         ranks: what each rank measured.
+        origin: of latents that were only decoded, if it is known.
     """
 
     request: ResolvedDecode
@@ -44,22 +46,25 @@ class Metadata:
     layout: ParallelDims
     seconds: dict[str, float]
     ranks: list[RankReport]
+    origin: Origin | None = None
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
 
     def as_json(self) -> dict[str, Any]:
         """As it is written beside a video. ``--config`` takes the file, and renders it again."""
+        engine = {
+            **self.engine.model_dump(mode="json"),
+            "parallel": {**self.engine.parallel.model_dump(mode="json"), **asdict(self.layout)},
+        }
+        described = {"engine": engine}
+        if self.origin is not None:
+            rendered = self.origin.engine.model_copy(update={"vae_dtype": self.engine.vae_dtype})
+            described = {"engine": rendered.model_dump(mode="json"), "decoded_by": engine}
         return {
             "created": self.created,
             "request": self.request.model_dump(mode="json"),
-            "engine": {
-                **self.engine.model_dump(mode="json"),
-                "parallel": {
-                    **self.engine.parallel.model_dump(mode="json"),
-                    **asdict(self.layout),
-                },
-            },
+            **described,
             "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
             "bytes_sent": {
                 stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)

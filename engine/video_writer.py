@@ -117,6 +117,7 @@ class VideoFiles:
         paths: of the videos.
         seconds: spent writing so far.
         published: the files that have their names.
+        kept: the latents, until the videos have their names.
 
     Raises:
         RequestError: the output cannot be written.
@@ -131,14 +132,14 @@ class VideoFiles:
         metadata: bool = True,
     ) -> None:
         check_output(path, request.num_videos, metadata=metadata)
-        self._path, self._engine = path, engine
+        self._path = path
         self._origin: Origin | None = None
         if isinstance(request, ResolvedRequest):
-            self._origin = Origin.of(request, engine)
+            self._origin = Origin(request=request, engine=engine)
         self.paths = output_paths(path, request.num_videos)
         self.seconds = 0.0
         self.published: list[Path] = []
-        self._kept: KeptLatents | None = None
+        self.kept = KeptLatents(path, engine)
         self._request = request
         self._partial = [partial_path(each) for each in self.paths]
         self._metadata = metadata_path(path) if metadata else None
@@ -159,20 +160,21 @@ class VideoFiles:
                 shutil.rmtree(partial, ignore_errors=True)
             else:
                 partial.unlink(missing_ok=True)
-        if self._kept is None:
-            return
-        if not isinstance(error, Exception) or isinstance(error, Stopped):
-            self._kept.discard()
+        if error is None:
+            self.kept.discard()
+        elif isinstance(error, KeyboardInterrupt | Stopped):
+            if not getattr(error, "terminated", False):
+                self.kept.discard()
         elif isinstance(error, EngineError):
-            raise type(error)(self._kept.way_on(error)) from error
-        else:
-            logger.warning("%s", self._kept.way_on(error))
+            raise type(error)(self.kept.way_on(error)) from error
+        elif self.kept.path is not None:
+            logger.warning("%s", self.kept.way_on(error))
 
     def latents(self, latents: Array) -> None:
         """Write the latents: into the videos' files where they are what was asked for, else keep
         them for as long as they are being decoded."""
         if kind_of(self._path) != LATENTS_SUFFIX:
-            self._kept = KeptLatents(self._path, latents, self._origin, self._engine)
+            self.kept.write(latents, self._origin)
             return
         for video, partial in enumerate(self._partial):
             with self._timed(self.paths[video]):
@@ -200,7 +202,13 @@ class VideoFiles:
         self.seconds += time.perf_counter() - begun
 
     def publish(self, metadata: dict[str, Any]) -> None:
-        """Give the whole files their names, and the metadata its own with them."""
+        """Give the whole files their names, and the metadata its own with them.
+
+        Raises:
+            EngineError: a video lacks frames, or the disk is full.
+        """
+        for video in self._writers:
+            raise EngineError(f"{self.paths[video]} lacks frames: it was not written")
         moves = list(zip(self._partial, self.paths, strict=True))
         if self._metadata is not None:
             partial = partial_path(self._metadata)
@@ -217,5 +225,4 @@ class VideoFiles:
                 else:
                     os.replace(partial, path)
             self.published.append(path)
-        if self._kept is not None:
-            self._kept.discard()
+        self.kept.discard()

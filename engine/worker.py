@@ -141,19 +141,23 @@ class Worker:
         self._kernel = config.attention_kernel
         self._dtype = dtype_of(config, world.device)
         checkpoint = Checkpoint.open(config.model, config.revision)
-        revisions = world.gather_json(checkpoint.revision)
-        if len(set(revisions)) > 1:
-            raise ModelError(
-                f"{config.model} is at commit {revisions[0]} on rank 0 and at "
-                f"{next(each for each in revisions if each != revisions[0])} on another: pass "
-                "--revision"
-            )
         self._spec = registry.inspect(checkpoint)
+        vae_dtype = vae_dtype_of(config, self._spec, world.device)
+        settings = world.gather_json([checkpoint.revision, str(self._dtype), str(vae_dtype)])
+        for name, values in zip(("commit", "dtype"), zip(*settings, strict=True), strict=False):
+            for other in values:
+                if other != values[0]:
+                    raise ModelError(
+                        f"{config.model} is at {name} {values[0]} on rank 0 and at {other} on "
+                        f"another: pass --{'revision' if name == 'commit' else name}"
+                    )
+        # Rank 0's, which may know alone what latents that were read there are to be decoded in.
+        vae_dtype = getattr(torch, settings[0][2].removeprefix("torch."))
         self._pipeline = registry.load(
             checkpoint,
             world,
             dtype=self._dtype,
-            vae_dtype=vae_dtype_of(config, self._spec, world.device),
+            vae_dtype=vae_dtype,
             kernel=config.attention_kernel,
             shard_weights=config.parallel.shard_weights,
             autoencoder_only=config.autoencoder_only,

@@ -26,7 +26,14 @@ from longtake.engine.latents import Array, Origin, read_latents
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video_writer import VideoFiles, check_output, output_type
 from longtake.engine.worker import Nowhere
-from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
+from longtake.errors import (
+    EngineError,
+    RefusedInputError,
+    RequestError,
+    Stopped,
+    Terminated,
+    one_line,
+)
 from longtake.options import FIELDS, FILE_ONLY, parsed
 from longtake.terminal import View, view_of
 
@@ -99,11 +106,13 @@ def _generate(options: dict[str, Any], view: View, written: list[Path]) -> None:
 
 def _decode(options: dict[str, Any], view: View, written: list[Path]) -> None:
     """Make a video of a file of latents. Under torchrun, rank 0 alone reads it."""
-    values = _flags(options)
+    values = {**_flags(options), "autoencoder_only": True}
     path = _output(options["output"])
     asked = {name: values.pop(name) for name in list(values) if name in DecodeRequest.model_fields}
+    if TorchrunPlace.given() and "model" not in values:
+        raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
     if not TorchrunPlace.writes():
-        engine = VideoEngine(_engine_config({**values, "autoencoder_only": True}))
+        engine = VideoEngine(_engine_config(values))
         try:
             engine.render(None, Nowhere(), view.progress)
         finally:
@@ -114,24 +123,30 @@ def _decode(options: dict[str, Any], view: View, written: list[Path]) -> None:
     file = read_latents(Path(os.path.expanduser(options["latents"])))
     check_output(path, len(file.latents), metadata=options["metadata"])
     if file.origin is not None:
-        of_the_file = file.origin.request.model_dump(include=set(DecodeRequest.model_fields))
-        asked = _over(of_the_file, asked)
-        values.setdefault("vae_dtype", file.origin.vae_dtype)
+        asked, values = _over_origin(file.origin, asked, values)
     request = _validated(DecodeRequest, asked)
-    engine = VideoEngine(_engine_config({**values, "autoencoder_only": True}))
+    engine = VideoEngine(_engine_config(values))
     try:
-        resolved = _of_origin(engine.resolve_decode(request, file.latents.shape), file.origin)
-        _write(engine, resolved, path, options, view, written, file.latents)
+        resolved = engine.resolve_decode(request, file.latents.shape)
+        origin = file.origin if file.origin is not None and file.origin.made(resolved) else None
+        if origin is not None:
+            resolved = origin.decoded(resolved)
+        _write(engine, resolved, path, options, view, written, file.latents, origin)
     finally:
         engine.close()
 
 
-def _of_origin(resolved: ResolvedDecode, origin: Origin | None) -> ResolvedDecode:
-    """The request that latents came of, as it is decoded now, if these are all latents of it."""
-    if origin is None or origin.request.num_videos != resolved.num_videos:
-        return resolved
-    how = resolved.model_dump(include=set(DecodeRequest.model_fields))
-    return origin.request.model_copy(update={**how, "output_type": "frames"})
+def _over_origin(
+    origin: Origin, asked: dict[str, Any], values: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is asked of decoding and of the engine, over what the header of the latents says."""
+    of_the_file = origin.request.model_dump(include=set(DecodeRequest.model_fields))
+    engine = {}
+    if "model" not in values:
+        engine = {"model": origin.engine.model, "revision": origin.engine.revision}
+    if "dtype" not in values:
+        engine["vae_dtype"] = origin.engine.vae_dtype
+    return _over(of_the_file, asked), {**engine, **values}
 
 
 def _write(
@@ -142,20 +157,23 @@ def _write(
     view: View,
     written: list[Path],
     latents: Array | None = None,
+    origin: Origin | None = None,
 ) -> None:
-    """Render or decode into files."""
+    """Render or decode into files; ``written`` is filled with those that have their names."""
     if not engine.writes:
         engine.render(request, Nowhere(), view.progress)
         return
-    with VideoFiles(path, request, engine.config, metadata=options["metadata"]) as files:
-        engine.start(view.progress)
-        metadata = engine.render(request, files, view.progress, latents)
-        view.writing()
-        metadata.seconds["writing"] = files.seconds
-        try:
+    files = VideoFiles(path, request, engine.config, metadata=options["metadata"])
+    try:
+        with files:
+            engine.start(view.progress)
+            metadata = engine.render(request, files, view.progress, latents)
+            metadata.origin = origin
+            view.writing()
+            metadata.seconds["writing"] = files.seconds
             files.publish(metadata.as_json())
-        finally:
-            written.extend(files.published)
+    finally:
+        written += [*files.published, *filter(None, [files.kept.path])]
     view.done(files.paths, metadata)
 
 
@@ -243,7 +261,7 @@ def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 if __name__ == "__main__":

@@ -52,7 +52,19 @@ class RankError(EngineError):
 
 
 class Stopped(LongtakeError):
-    """The user stopped it; all ranks have ended what they did."""
+    """The user stopped it; all ranks have ended what they did.
+
+    Attributes:
+        terminated: by a signal that is not Ctrl-C, of a job scheduler or a closed terminal, say.
+    """
+
+    terminated = False
+
+
+class Terminated(KeyboardInterrupt):
+    """The command was told to end by a signal that is not Ctrl-C."""
+
+    terminated = True
 
 
 class PeerLostError(LongtakeError, RuntimeError):

@@ -51,11 +51,6 @@ class AutoencoderSpec:
         """In time, height and width."""
         return self.temporal_ratio, self.spatial_ratio, self.spatial_ratio
 
-    def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of a video."""
-        in_space = self.spatial_ratio
-        return (frames - 1) // self.temporal_ratio + 1, height // in_space, width // in_space
-
     def video_size(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
         """Frames, height and width of some latents."""
         in_space = self.spatial_ratio
@@ -336,11 +331,11 @@ def check_latents(latents: torch.Tensor) -> torch.Tensor:
     return latents
 
 
-def check_frames(frames: torch.Tensor) -> torch.Tensor:
-    """The same for what the decoder made of good latents."""
-    if not bool(torch.isfinite(frames).all()):
+def check_frames(values: torch.Tensor) -> torch.Tensor:
+    """The same for what the decoder made of good latents, before it is cut to [0, 1]."""
+    if not bool(torch.isfinite(values).all()):
         raise EngineError(
             "the decoded frames are not finite: damaged weights of the vae, or numbers too large "
             "for float16; try vae_dtype float32"
         )
-    return frames
+    return values

@@ -61,8 +61,8 @@ def decode_videos(
     def take(video: int, values: torch.Tensor) -> bool:
         """Give away ``[3, f, H, W]``, which is changed; returns whether to go on."""
         nonlocal given_s
-        frames = values.div_(2).add_(0.5).clamp_(0, 1).permute(1, 2, 3, 0).float()
-        for frame in check_frames(frames):
+        frames = check_frames(values).div_(2).add_(0.5).clamp_(0, 1)
+        for frame in frames.permute(1, 2, 3, 0).float():
             if stop_requested():
                 return False
             begun = time.perf_counter()
@@ -70,10 +70,6 @@ def decode_videos(
             given_s += time.perf_counter() - begun
             next_frame[video] += 1
         return True
-
-    def on_tile(done: int, total: int) -> None:
-        waiting = world.rank != 0 and done == total
-        on_progress(Progress("waiting") if waiting else Progress("decoding", done, total))
 
     report.tiles_at_once = _tiles_at_once(decoder, latents)
     with stage(report, "decoding"):
@@ -83,7 +79,7 @@ def decode_videos(
             world,
             take,
             at_once=report.tiles_at_once,
-            on_tile=on_tile,
+            on_progress=on_progress,
             stop_requested=stop_requested,
         )
     report.seconds["decoding"] -= given_s
@@ -155,7 +151,7 @@ def code_tiles(
     world: World,
     take: Callable[[int, torch.Tensor], bool],
     *,
-    on_tile: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
     at_once: int = 1,
 ) -> None:
@@ -165,8 +161,8 @@ def code_tiles(
         videos: ``[B, C, F, H, W]``, the same on all ranks.
         take: called on rank 0 with a video's number and its next final values,
             ``[C, f, H, W]`` on the CPU; returns whether to go on.
-        on_tile: called with the number of tiles that are done, and of all; on all but rank 0, of
-            its own.
+        on_progress: called with the number of tiles that are done, and of all; on another rank than
+            the first, of its own, and also while it waits for the first.
         at_once: tiles that this rank computes at once, at most.
 
     Raises:
@@ -177,10 +173,10 @@ def code_tiles(
     stream = GatherStream(world, plan.owners, shapes, coder.dtype)
     own = _own_values(coder, videos, plan.of_rank(world.rank), at_once)
     if world.rank == 0:
-        stopped = _put_together(coder, plan, own, stream, take, on_tile, stop_requested)
+        stopped = _put_together(coder, plan, own, stream, take, on_progress, stop_requested)
     else:
         total = plan.owners.count(world.rank)
-        stopped = _hand_over(own, total, stream, on_tile, stop_requested)
+        stopped = _hand_over(own, total, stream, on_progress, stop_requested)
     if stream.close(stopped):
         raise Stopped("stopped between frames")
 
@@ -189,16 +185,18 @@ def _hand_over(
     own: Iterator[torch.Tensor],
     total: int,
     stream: GatherStream,
-    on_tile: Callable[[int, int], None],
+    on_progress: OnProgress,
     stop_requested: Callable[[], bool],
 ) -> bool:
     """On a rank but the first: compute its tiles and send them; returns whether it was stopped."""
     for done in range(total):
-        on_tile(done, total)
+        on_progress(Progress("decoding", done, total))
         if stream.told_to_stop or stop_requested():
             return True
-        stream.put(next(own))
-    on_tile(total, total)
+        values = next(own)
+        on_progress(Progress("waiting", done + 1, total))
+        stream.put(values)
+    on_progress(Progress("waiting", total, total))
     return False
 
 
@@ -208,13 +206,13 @@ def _put_together(
     own: Iterator[torch.Tensor],
     stream: GatherStream,
     take: Callable[[int, torch.Tensor], bool],
-    on_tile: Callable[[int, int], None],
+    on_progress: OnProgress,
     stop_requested: Callable[[], bool],
 ) -> bool:
     """On rank 0: compute its tiles, take the others', mix all; returns whether it was stopped."""
     total = len(plan.tiles)
     for number, (tile, owner) in enumerate(zip(plan.tiles, plan.owners, strict=True)):
-        on_tile(number, total)
+        on_progress(Progress("decoding", number, total))
         if stop_requested():
             return True
         values = next(own) if owner == 0 else stream.take(number)
@@ -225,7 +223,7 @@ def _put_together(
         final = mosaic.add(tile, values)
         if final is not None and not take(tile.video, coder.finish(final)):
             return True
-    on_tile(total, total)
+    on_progress(Progress("decoding", total, total))
     return False
 
 

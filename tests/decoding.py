@@ -13,7 +13,7 @@ from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.errors import Stopped
 from longtake.parallel import World
-from longtake.pipelines.decode import code_tiles, decode_videos
+from longtake.pipelines.decode import code_tiles, decode_videos, encode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.rendering import StageReport, stage
 from longtake.pipelines.tiles import Spans, TileCoder, overlapping
@@ -121,6 +121,15 @@ def errors(cases: Sequence[Case]) -> list[float | None]:
         assert expected.std() > 0.01
         found.append((values - expected).abs().max().item())
     return found
+
+
+def error_of_encoding(shape: Sequence[int]) -> float:
+    """On a rank, each of which gets the moments: the largest difference from diffusers."""
+    pixels = random_videos(0, shape, "encode")
+    moments = encode_videos(coder_of(how(), "encode"), pixels, world())
+    expected = of_diffusers(pixels, how(), "encode")
+    assert moments.shape == expected.shape
+    return (moments - expected).abs().max().item()
 
 
 def stopped_then_right(asked_by: int, after: int) -> tuple[bool, list[float | None]]:

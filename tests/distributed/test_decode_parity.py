@@ -13,6 +13,7 @@ from longtake.pipelines.tiles import TilePlan
 from tests.decoding import (
     Case,
     coder_of,
+    error_of_encoding,
     errors,
     how,
     peak_of_writing,
@@ -41,6 +42,12 @@ def test_the_bits_are_those_of_diffusers(ranks: RankGroups, world_size: int) -> 
     found, *others = ranks.run(world_size, errors, CASES)
     assert found == [0] * len(CASES)
     assert others == [[None] * len(CASES)] * (world_size - 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_rank_gets_what_is_encoded(ranks: RankGroups, world_size: int) -> None:
+    for shape in ((1, 3, 1, 100, 60), (2, 3, 9, 36, 40)):
+        assert ranks.run(world_size, error_of_encoding, shape) == [0] * world_size
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

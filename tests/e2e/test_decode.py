@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from longtake import DecodeRequest, VideoEngine, VideoRequest, cli
@@ -98,6 +99,21 @@ def test_latents_that_longtake_did_not_write(longtake: Any, tmp_path: Path) -> N
     assert names(tmp_path) == ["l.safetensors", "out-0.npy", "out-1.npy", "out.json"]
     assert np.load(tmp_path / "out-1.npy").shape == (5, 32, 48, 3)
     assert json.loads((tmp_path / "out.json").read_text())["request"]["fps"] == 8
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_latents_that_were_cut_or_joined_since(longtake: Any, tmp_path: Path, frames: int) -> None:
+    """Their header speaks of others; what is there counts."""
+    path, out = tmp_path / "l.safetensors", tmp_path / "out.npy"
+    assert longtake("generate", "a cat", "--fps", 5, "-o", path)[0] == 0
+    with safe_open(path, framework="np") as file:
+        header, latents = file.metadata(), file.get_tensor("latents")
+    changed = np.concatenate([latents, latents], axis=1)[:, :frames]
+    save_file({"latents": np.ascontiguousarray(changed)}, path, metadata=header)
+    assert longtake("decode", path, "-o", out)[0] == 0
+    assert np.load(out).shape == (4 * frames - 3, 32, 48, 3)
+    request = json.loads((tmp_path / "out.json").read_text())["request"]
+    assert (request["num_frames"], request["fps"]) == (4 * frames - 3, 5)
 
 
 RANDOM = np.random.default_rng(0).standard_normal((4, 2, 4, 6)).astype(np.float32)
@@ -254,7 +270,7 @@ def test_a_rank_that_dies_while_decoding(
     said = line.partition("; the latents are kept, and can be decoded: longtake ")[2]
     kept, out = tmp_path / "out.latents.safetensors", tmp_path / "out.npy"
     assert shlex.split(said) == (
-        ["decode", str(kept), "--model", model, "--devices", "2", "-o", str(out)]
+        ["decode", str(kept), "--model", model, "--device", "cpu", "--devices", "2", "-o", str(out)]
     )
     assert cli.main([*shlex.split(said), "--quiet"]) == 0
     close(out, uninterrupted)
@@ -274,6 +290,23 @@ def test_the_command_itself_is_killed_while_decoding(
     kept, out = tmp_path / "out.latents.safetensors", tmp_path / "again.npy"
     assert cli.main(["decode", str(kept), "--model", model, "-o", str(out), "--quiet"]) == 0
     close(out, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated_while_decoding(
+    model: str, tmp_path: Path, uninterrupted: Path, number: signal.Signals
+) -> None:
+    """As a job scheduler does, or a closed terminal: nobody said that it was in vain."""
+    process, ranks = decoding(model, tmp_path, 2, at=20)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert not psutil.wait_procs(ranks, timeout=5)[1]
+    kept = tmp_path / "out.latents.safetensors"
+    assert process.returncode == 130
+    assert err.splitlines() == [f"longtake: stopped; {kept} was written"]
+    assert names(tmp_path) == [kept.name]
+    assert cli.main(["decode", str(kept), "-o", str(tmp_path / "out.npy"), "--quiet"]) == 0
+    close(tmp_path / "out.npy", uninterrupted)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -326,6 +359,8 @@ def test_from_python(model: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.frames, video.batch[1])
         with pytest.raises(RequestError, match="latents of 2 channels: this model's have 4"):
             engine.decode(video.latents[:, :2])
+        with pytest.raises(RequestError, match="must be an array of numbers"):
+            engine.decode([[1.0], [2.0, 3.0]])
         with pytest.raises(RequestError, match="must be finite"):
             engine.decode(video.latents * np.inf)
         assert again.save(tmp_path / "out.mp4") == [tmp_path / "out-0.mp4", tmp_path / "out-1.mp4"]
@@ -359,16 +394,27 @@ def test_an_engine_of_the_autoencoder_alone(model: str) -> None:
 
 
 def test_torchrun_decodes(longtake: Any, model: str, tmp_path: Path) -> None:
-    """Rank 0 alone reads the file."""
+    """Rank 0 alone reads the file, and knows from it what dtype they are to be decoded in."""
     expected, joined, latents = (tmp_path / name for name in ("a.npy", "b.npy", "l.safetensors"))
-    assert longtake("generate", "a cat", "-o", latents, "--seed", 1, *SMALL_TILES)[0] == 0
+    asked = ["a cat", "--seed", 1, "--vae-dtype", "bfloat16", *SMALL_TILES]
+    assert longtake("generate", *asked, "-o", latents)[0] == 0
     assert longtake("decode", latents, "-o", expected)[0] == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     decode = ["-m", "longtake.cli", "decode", str(latents), "--model", model, "-o", str(joined)]
     ran = subprocess.run([*torchrun, *decode], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("on 3 ranks") == 1
-    close(joined, expected)
+    np.testing.assert_allclose(np.load(joined), np.load(expected), rtol=0, atol=1e-2)
+    assert np.abs(np.load(joined) - np.load(expected)).mean() < 1e-4
+
+
+def test_decode_under_torchrun_needs_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["decode", str(tmp_path / "l.safetensors")]) == 2
+    assert "--model must be named under torchrun" in capsys.readouterr().err
 
 
 def test_the_header_says_how_latents_came_to_be(longtake: Any, tmp_path: Path) -> None:
@@ -378,9 +424,12 @@ def test_the_header_says_how_latents_came_to_be(longtake: Any, tmp_path: Path) -
     file = read_latents(path)
     assert file.origin is not None
     assert (file.origin.request.prompt, file.origin.request.seed) == ("a cat", 5)
-    assert file.origin.vae_dtype == "bfloat16"
+    assert file.origin.engine.vae_dtype == "bfloat16"
     np.testing.assert_array_equal(file.latents[0], load_file(path)["latents"])
     assert longtake("decode", path, "-o", tmp_path / "out.npy")[0] == 0
     metadata = json.loads((tmp_path / "out.json").read_text())
-    assert metadata["engine"]["vae_dtype"] == "bfloat16"
+    assert metadata["engine"]["vae_dtype"] == metadata["decoded_by"]["vae_dtype"] == "bfloat16"
+    assert longtake("decode", path, "-o", tmp_path / "out.npy", "--dtype", "float32")[0] == 0
+    metadata = json.loads((tmp_path / "out.json").read_text())
+    assert metadata["engine"]["vae_dtype"] == "float32"
     assert os.path.getsize(path) < 10_000

@@ -15,7 +15,10 @@ from diffusers import AutoencoderKLHunyuanVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longtake.errors import EngineError
+from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
+from longtake.pipelines.rendering import StageReport
 from longtake.pipelines.tiles import TilePlan, blend_, overlapping
 from tests.decoding import (
     SIZE,
@@ -165,3 +168,14 @@ def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch)
     assert values is not None
     assert torch.equal(values, of_diffusers(videos, asked, "decode"))
     assert sizes == [4, 2, *[1] * 10]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_no_frames(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    coder = coder_of(how(), "decode")
+    monkeypatch.setattr(coder, "code", lambda cells: torch.full((1, 3, 1, 8, 8), value))
+    latents = random_videos(0, (1, 4, 1, 2, 2), "decode")
+    with pytest.raises(EngineError, match="the decoded frames are not finite"):
+        decode_videos(coder, latents, ALONE, StageReport(), lambda *frame: None)

@@ -297,6 +297,12 @@ def test_latents_that_cannot_be_kept_stop_nothing(
     assert "out.latents.safetensors cannot keep the latents: No space left" in caplog.text
 
 
+def test_a_video_that_lacks_frames_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="out.mp4 lacks frames"):
+        write(tmp_path / "out.mp4", request(num_frames=13), [smooth_frames(9)])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped])
 def test_what_is_stopped_keeps_no_latents(tmp_path: Path, kind: type[BaseException]) -> None:
     with pytest.raises(kind), VideoFiles(tmp_path / "out.npy", request(), ENGINE) as files:
