@@ -31,7 +31,6 @@ from longtake.errors import (
     RefusedInputError,
     RequestError,
     Stopped,
-    Terminated,
     one_line,
 )
 from longtake.options import FIELDS, FILE_ONLY, parsed
@@ -260,8 +259,14 @@ def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
         raise RequestError(one_line(error)) from error
 
 
+class _Terminated(KeyboardInterrupt):
+    """The command was told to end by a signal that is not Ctrl-C; see :class:`Stopped`."""
+
+    terminated = True
+
+
 def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 if __name__ == "__main__":

@@ -61,12 +61,6 @@ class Stopped(LongtakeError):
     terminated = False
 
 
-class Terminated(KeyboardInterrupt):
-    """The command was told to end by a signal that is not Ctrl-C."""
-
-    terminated = True
-
-
 class PeerLostError(LongtakeError, RuntimeError):
     """Another rank died, raised, or did not answer within the process group's timeout."""
 
