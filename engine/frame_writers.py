@@ -17,6 +17,10 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
+# Else a .webm holds chance identifiers, and the same video is another file; and what is encoded
+# stays in memory for longer, of a .webm five seconds of video.
+_OPTIONS = {"fflags": "+bitexact", "flush_packets": "1"}
+_FORMAT_OPTIONS = {".mp4": _OPTIONS, ".webm": {**_OPTIONS, "cluster_time_limit": "1000"}}
 
 
 class FrameWriter(ABC):
@@ -92,8 +96,7 @@ class _Encoded(_Imageio):
     """A video file of libav."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int], fps: float) -> None:
-        # else a .webm holds chance identifiers, and the same video is another file
-        super().__init__(path, "pyav", options={"fflags": "+bitexact"})
+        super().__init__(path, "pyav", options=_FORMAT_OPTIONS[kind_of(path)])
         _, height, width = shape
         try:
             self._file.init_video_stream(

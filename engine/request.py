@@ -10,11 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
+from longtake.configs.request import (
+    DecodeRequest,
+    ResolvedDecode,
+    ResolvedRequest,
+    TileSize,
+    VideoRequest,
+)
 from longtake.errors import RequestError, one_line
 from longtake.pipelines.base import AutoencoderSpec, ModelSpec
-
-Tiles = tuple[int, int, int]
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +116,8 @@ def _decoding(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _tiles(
-    size: Tiles | None, stride: Tiles | None, autoencoder: AutoencoderSpec
-) -> tuple[Tiles, Tiles]:
+    size: TileSize | None, stride: TileSize | None, autoencoder: AutoencoderSpec
+) -> tuple[TileSize, TileSize]:
     """Size and stride, whichever were asked for; multiples of what one latent is worth."""
     ratios = autoencoder.ratios
     if stride is None and size is None:

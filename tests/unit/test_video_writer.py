@@ -297,6 +297,20 @@ def test_latents_that_cannot_be_kept_stop_nothing(
     assert "out.latents.safetensors cannot keep the latents: No space left" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".npy", ""])
+def test_frames_are_on_disk_before_the_last(tmp_path: Path, suffix: str) -> None:
+    """The encoders hold back some 50 of them."""
+    rng = np.random.default_rng(0)
+    still = np.kron(rng.random((32, 32, 3), dtype=np.float32), np.ones((8, 8, 1), np.float32))
+    asked = request(num_frames=129, height=256, width=256, fps=24)
+    with VideoFiles(tmp_path / f"out{suffix}", asked, ENGINE) as files:
+        for index in range(100):
+            files.frame(0, index, np.roll(still, index, axis=1))
+        (partial,) = tmp_path.iterdir()
+        written = [partial] if suffix else list(partial.iterdir())
+        assert sum(path.stat().st_size for path in written) > 1000
+
+
 def test_a_video_that_lacks_frames_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="out.mp4 lacks frames"):
         write(tmp_path / "out.mp4", request(num_frames=13), [smooth_frames(9)])
