@@ -54,13 +54,7 @@ class Job(BaseModel):
     ulysses_degree: int
 
     @classmethod
-    def of(
-        cls,
-        request: ResolvedRequest | ResolvedDecode,
-        dims: ParallelDims,
-        *,
-        from_latents: bool = False,
-    ) -> Job:
+    def of(cls, request: ResolvedDecode, dims: ParallelDims, *, from_latents: bool = False) -> Job:
         """A job of a layout."""
         return cls(
             request=request,
@@ -143,16 +137,21 @@ class Worker:
         checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(checkpoint)
         vae_dtype = vae_dtype_of(config, self._spec, world.device)
-        settings = world.gather_json([checkpoint.revision, str(self._dtype), str(vae_dtype)])
-        for name, values in zip(("commit", "dtype"), zip(*settings, strict=True), strict=False):
-            for other in values:
-                if other != values[0]:
-                    raise ModelError(
-                        f"{config.model} is at {name} {values[0]} on rank 0 and at {other} on "
-                        f"another: pass --{'revision' if name == 'commit' else name}"
-                    )
+        own = [checkpoint.revision, str(self._dtype), str(vae_dtype)]
+        (commit, dtype, first_vae_dtype), *others = world.gather_json(own)
+        for other_commit, other_dtype, _ in others:
+            if other_commit != commit:
+                raise ModelError(
+                    f"{config.model} is at commit {commit} on rank 0 and at {other_commit} on "
+                    "another: pass --revision"
+                )
+            if other_dtype != dtype:
+                raise ModelError(
+                    f"{config.model} is {dtype} on rank 0 and {other_dtype} on another: pass "
+                    "--dtype"
+                )
         # Rank 0's, which may know alone what latents that were read there are to be decoded in.
-        vae_dtype = getattr(torch, settings[0][2].removeprefix("torch."))
+        vae_dtype = getattr(torch, first_vae_dtype.removeprefix("torch."))
         self._pipeline = registry.load(
             checkpoint,
             world,

@@ -1,0 +1,43 @@
+"""What all ranks must have in common is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from longtake.configs.engine import EngineConfig
+from longtake.engine.worker import Worker
+from longtake.errors import ModelError
+from longtake.parallel import World
+from tests.rendering import ALONE
+
+
+@pytest.mark.parametrize(
+    ("at", "other", "text"),
+    [
+        (0, "abc", "is at commit None on rank 0 and at abc on another: pass --revision"),
+        (1, "torch.bfloat16", "is torch.float32 on rank 0 and torch.bfloat16 on another: pass --d"),
+    ],
+)
+def test_ranks_that_differ(
+    model: str, monkeypatch: pytest.MonkeyPatch, at: int, other: str, text: str
+) -> None:
+    def with_another_rank(world: World, own: list[Any]) -> list[Any]:
+        return [own, [other if number == at else value for number, value in enumerate(own)]]
+
+    monkeypatch.setattr(World, "gather_json", with_another_rank)
+    with pytest.raises(ModelError, match=text):
+        Worker(EngineConfig(model=model), ALONE, lambda progress: None)
+
+
+def test_the_decoders_dtype_is_that_of_rank_0(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which alone may know what latents that were read there are to be decoded in."""
+
+    def on_another_rank(world: World, own: list[Any]) -> list[Any]:
+        return [[*own[:2], "torch.float16"], own]
+
+    monkeypatch.setattr(World, "gather_json", on_another_rank)
+    worker = Worker(EngineConfig(model=model, autoencoder_only=True), ALONE, lambda progress: None)
+    assert {each.dtype for each in worker._pipeline._vae.parameters()} == {torch.float16}  # type: ignore[attr-defined]
