@@ -27,14 +27,6 @@ from longtake import cli
 COMMAND = [sys.executable, "-m", "longtake"]
 
 
-@pytest.fixture(autouse=True)
-def put_back_signals() -> Any:
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for each, handler in handlers.items():
-        signal.signal(each, handler)
-
-
 @pytest.fixture
 def generate(model: str, tmp_path: Path, capsys: Any) -> Callable[..., tuple[int, str, str]]:
     """Run the command in this process, on one rank; returns exit code, stdout, stderr."""

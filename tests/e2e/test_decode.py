@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,6 @@ def longtake(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
         return (code, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def put_back_signals() -> Iterator[None]:
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for each, handler in handlers.items():
-        signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
