@@ -20,8 +20,9 @@ from benchmarks.measuring import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards, World
-from longtake.pipelines.base import LatentGrid, Stepper
+from longtake.pipelines.base import Stepper
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.spec import LatentGrid
 
 GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))
 PADDED_TEXT, REAL_TEXT = 64, 40

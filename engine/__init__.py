@@ -1,11 +1,22 @@
-"""From a request to a plan, to ranks, to a video."""
+"""From a request to a plan, to ranks, to a video. What is named here is imported on demand."""
 
-from longtake.configs.engine import EngineConfig
-from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
-from longtake.engine.engine import VideoEngine
-from longtake.engine.video import Metadata, Video
-from longtake.pipelines.rendering import Progress
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longtake.configs.engine import EngineConfig
+    from longtake.configs.parallel import ParallelConfig
+    from longtake.configs.request import (
+        DecodeRequest,
+        ResolvedDecode,
+        ResolvedRequest,
+        VideoRequest,
+    )
+    from longtake.engine.engine import VideoEngine
+    from longtake.engine.video import Metadata, Video
+    from longtake.pipelines.progress import Progress
 
 __all__ = [
     "DecodeRequest",
@@ -19,3 +30,23 @@ __all__ = [
     "VideoEngine",
     "VideoRequest",
 ]
+
+_MODULES = {
+    "DecodeRequest": "longtake.configs.request",
+    "EngineConfig": "longtake.configs.engine",
+    "Metadata": "longtake.engine.video",
+    "ParallelConfig": "longtake.configs.parallel",
+    "Progress": "longtake.pipelines.progress",
+    "ResolvedDecode": "longtake.configs.request",
+    "ResolvedRequest": "longtake.configs.request",
+    "Video": "longtake.engine.video",
+    "VideoEngine": "longtake.engine.engine",
+    "VideoRequest": "longtake.configs.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for from the module that holds it."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,7 +29,7 @@ from longtake.parallel import ParallelDims
 from longtake.parallel.kernels import KERNELS
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.rendering import OnProgress, Progress
+from longtake.pipelines.progress import OnProgress, Progress
 
 
 class VideoEngine:

@@ -30,7 +30,7 @@ from longtake.engine.worker import (
 from longtake.errors import EngineError, LongtakeError, PeerLostError, RankError, Stopped, one_line
 from longtake.parallel import World
 from longtake.parallel.exchange import any_rank
-from longtake.pipelines.rendering import OnProgress, Progress
+from longtake.pipelines.progress import OnProgress, Progress
 
 
 class Launcher(ABC):

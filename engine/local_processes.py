@@ -23,7 +23,7 @@ from longtake.engine.launcher import Launcher
 from longtake.engine.rank_processes import RankProcesses
 from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink
 from longtake.errors import LongtakeError, RankError, RefusedInputError, Stopped, one_line
-from longtake.pipelines.rendering import OnProgress, Progress
+from longtake.pipelines.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from longtake.engine.deadlines import Deadlines
 from longtake.engine.worker import REFUSED_BY_ALL, Array, Job, Worker, control_group, join_group
 from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
 from longtake.parallel import World
-from longtake.pipelines.rendering import Progress
+from longtake.pipelines.progress import Progress
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 3

@@ -18,7 +18,7 @@ from longtake.configs.request import (
     VideoRequest,
 )
 from longtake.errors import RequestError, one_line
-from longtake.pipelines.base import AutoencoderSpec, ModelSpec
+from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 

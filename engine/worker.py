@@ -27,10 +27,11 @@ from longtake.errors import (
 )
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
-from longtake.pipelines.base import ModelSpec
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import check_fits, decode_videos
-from longtake.pipelines.rendering import OnProgress, Progress, StageReport, render_latents
+from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.rendering import StageReport, render_latents
+from longtake.pipelines.spec import ModelSpec
 
 Array = npt.NDArray[np.float32]
 

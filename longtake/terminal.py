@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -26,15 +26,24 @@ from rich.progress import Progress as ProgressBars
 
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.video import Metadata
-from longtake.pipelines.rendering import Progress
+from longtake.pipelines.progress import Progress
+
+if TYPE_CHECKING:
+    from longtake.engine.video import Metadata
 
 _PHASES = {"text": "encoding the prompt"}
 _PARTS = {"denoising": "step", "decoding": "tile"}
 
 
 class View(ABC):
-    """Shows a rendering. A context; errors go to stderr in every view."""
+    """Shows a rendering. A context; errors go to stderr in every view.
+
+    Attributes:
+        written: the files that have their names already.
+    """
+
+    def __init__(self) -> None:
+        self.written: list[Path] = []
 
     def __enter__(self) -> View:
         return self
@@ -103,6 +112,7 @@ class _Lines(View):
     """Plain lines, for logs: each phase, and every tenth of its steps or tiles."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._phase = ""
         self._began = 0.0
         self._tenths = 0
@@ -130,6 +140,7 @@ class _Bars(View):
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._bars = ProgressBars(
             TextColumn("{task.description:<20}"),
             BarColumn(),

@@ -1,24 +1,22 @@
-"""How many ranks share one video, and the grid that they form."""
+"""How many ranks share one video, and the grid that they form: arithmetic, without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-
-import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from typing import TYPE_CHECKING
 
 from longtake.errors import LayoutError
-from longtake.parallel.exchange import peers_answer
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 CFG_AXIS = "cfg"
 RING_AXIS = "ring"
 ULYSSES_AXIS = "ulysses"
 
-_AXES = (CFG_AXIS, RING_AXIS, ULYSSES_AXIS)
+AXES = (CFG_AXIS, RING_AXIS, ULYSSES_AXIS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class ParallelDims:
     ulysses_degree: int = 1
 
     def __post_init__(self) -> None:
-        for axis, degree in zip(_AXES, self._degrees, strict=True):
+        for axis, degree in zip(AXES, self.degrees, strict=True):
             if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
                 raise LayoutError(
                     f"{axis}_degree={degree!r} must be a whole number of at least 1: "
@@ -52,13 +50,14 @@ class ParallelDims:
                 )
 
     @property
-    def _degrees(self) -> tuple[int, int, int]:
+    def degrees(self) -> tuple[int, int, int]:
+        """Of cfg, ring and Ulysses."""
         return (self.cfg_degree, self.ring_degree, self.ulysses_degree)
 
     @property
     def world_size(self) -> int:
         """Ranks of the whole grid."""
-        return math.prod(self._degrees)
+        return math.prod(self.degrees)
 
     @property
     def sequence_degree(self) -> int:
@@ -88,41 +87,15 @@ class ParallelDims:
             LayoutError: no process group, or not as many ranks as the degrees multiply to.
             PeerLostError: another rank of the grid did not call this in time.
         """
-        if not timeout_s > 0:
-            raise LayoutError(f"timeout_s={timeout_s!r} must be more than 0 seconds: try 600")
-        members = self._members(ranks)
-        grid = torch.tensor(members, dtype=torch.int).view(self._degrees)
-        timeout = timedelta(seconds=timeout_s)
-        made = [_own_group(grid, dim, timeout) for dim in range(grid.ndim)]
-        groups = [group for group in made if group is not None]
-        if dist.get_rank() not in members:
-            return DeviceMesh(device_type, grid, mesh_dim_names=_AXES, _init_backend=False)
-        if device_type == "cuda":
-            _connect(groups)
-        return DeviceMesh.from_group(groups, device_type, grid, mesh_dim_names=_AXES)
+        from longtake.parallel.mesh import build_mesh
 
-    def _members(self, ranks: Sequence[int] | None) -> list[int]:
-        """The checked global ranks of the grid."""
-        if not dist.is_initialized():
-            raise LayoutError(
-                f"a mesh of {self.world_size} ranks needs a process group, found none: "
-                "call torch.distributed.init_process_group first"
-            )
-        world = list(range(dist.get_world_size()))
-        members = world if ranks is None else list(ranks)
-        if len(members) != self.world_size:
-            raise LayoutError(self._misfit(len(members)))
-        if members != sorted(set(members) & set(world)):
-            raise LayoutError(
-                f"ranks={members} must be ascending, without repeats, and in 0..{world[-1]}: "
-                f"try ranks={world[: self.world_size]}"
-            )
-        return members
+        return build_mesh(self, device_type, ranks, timeout_s)
 
-    def _misfit(self, num_ranks: int) -> str:
+    def misfit(self, num_ranks: int) -> str:
+        """What to say where there are not so many ranks."""
         asked = " x ".join(
             f"{axis}_degree={degree}"
-            for axis, degree in zip(_AXES, self._degrees, strict=True)
+            for axis, degree in zip(AXES, self.degrees, strict=True)
             if axis != CFG_AXIS or degree > 1
         )
         smaller = (
@@ -145,68 +118,3 @@ class ParallelDims:
             ulysses = sequence
         words = f"ring_degree={sequence // ulysses} x ulysses_degree={ulysses}"
         return f"cfg_degree={cfg} x {words}" if self.cfg_degree > 1 else words
-
-
-def sequence_rank(mesh: DeviceMesh | None) -> int:
-    """This rank's place among the ranks that share its sequence: ``ring_rank * U + ulysses_rank``.
-
-    Without a mesh (None, here and below) one process holds the whole sequence.
-
-    Raises:
-        LayoutError: the mesh has no ring or ulysses axis, or this rank is not in it.
-    """
-    ring_rank, ulysses_rank = axis_rank(mesh, RING_AXIS), axis_rank(mesh, ULYSSES_AXIS)
-    return ring_rank * axis_degree(mesh, ULYSSES_AXIS) + ulysses_rank
-
-
-def axis_degree(mesh: DeviceMesh | None, axis: str) -> int:
-    """How many ranks stand along one axis of the mesh."""
-    if mesh is None:
-        return 1
-    dim = _axis_dim(mesh, axis)
-    return mesh.size(dim)
-
-
-def axis_rank(mesh: DeviceMesh | None, axis: str) -> int:
-    """This rank's place along one axis of the mesh."""
-    if mesh is None:
-        return 0
-    dim = _axis_dim(mesh, axis)
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        raise LayoutError(
-            f"rank {dist.get_rank()} is not among the mesh's ranks {mesh.mesh.flatten().tolist()}: "
-            "call this on those ranks only"
-        )
-    return coordinate[dim]
-
-
-def _axis_dim(mesh: DeviceMesh, axis: str) -> int:
-    names = mesh.mesh_dim_names or () if isinstance(mesh, DeviceMesh) else ()
-    if axis not in names:
-        raise LayoutError(
-            f"mesh={mesh!r} has no {axis!r} axis: build it with ParallelDims.build_mesh"
-        )
-    return names.index(axis)
-
-
-def _connect(groups: Sequence[dist.ProcessGroup]) -> None:
-    """Make NCCL connect the ranks of each group.
-
-    It does so at a group's first operation, in which all ranks must then take part: in a ring where
-    some have nothing to send, they would not.
-    """
-    for group in groups:
-        with peers_answer(dist.get_process_group_ranks(group)):
-            dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
-
-
-def _own_group(grid: torch.Tensor, dim: int, timeout: timedelta) -> dist.ProcessGroup | None:
-    """Make all groups along one dimension of the grid; return the one that this rank is in."""
-    own = None
-    for members in grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist():
-        with peers_answer(members):
-            group = dist.new_group(members, timeout=timeout, group_desc=f"longtake:{_AXES[dim]}")
-        if dist.get_rank() in members:
-            own = group
-    return own

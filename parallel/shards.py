@@ -1,6 +1,7 @@
 """Who owns which tokens and which heads.
 
-Every rank can work out every other rank's share, so that sizes are never exchanged.
+Every rank can work out every other rank's share, so that sizes are never exchanged. Arithmetic
+alone, without torch; :mod:`longtake.parallel.split` moves the tensors.
 """
 
 from __future__ import annotations
@@ -9,20 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-import torch
-from torch.distributed.device_mesh import DeviceMesh
+from longtake.errors import LayoutError
+from longtake.parallel.dims import ParallelDims
 
-from longtake.errors import LayoutError, TensorError
-from longtake.parallel.dims import (
-    RING_AXIS,
-    ULYSSES_AXIS,
-    ParallelDims,
-    axis_degree,
-    axis_rank,
-    sequence_rank,
-)
-from longtake.parallel.exchange import refuse_gradient, swap_point_to_point
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def even_ranges(total: int, parts: int, *, start: int = 0, first: int = 0) -> list[range]:
@@ -119,13 +114,9 @@ class TokenShards:
             LayoutError: the mesh has another number of ranks than the shards.
             TensorError: the tensor has no such dimension, or another number of tokens in it.
         """
-        self.check_mesh(mesh)
-        dim = _token_dim(tensor, dim, self.num_tokens, "the whole sequence has")
-        own = self.ranges[sequence_rank(mesh)]
-        pieces = [tensor.narrow(dim, span.start, len(span)) for span in own]
-        if not pieces:
-            return tensor.narrow(dim, 0, 0)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
+        from longtake.parallel.split import split
+
+        return split(self, tensor, mesh, dim)
 
     def gather(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
         """Bring all ranks' tokens together on every rank: the inverse of :meth:`split`.
@@ -149,14 +140,9 @@ class TokenShards:
                 needs a gradient.
             PeerLostError: another rank died or did not answer in time.
         """
-        self.check_mesh(mesh)
-        refuse_gradient(tensor)
-        rank = sequence_rank(mesh)
-        dim = _token_dim(tensor, dim, self.counts[rank], f"sequence rank {rank} owns")
-        held = tensor.movedim(dim, 0)
-        held = _gather_axis(held, self.ulysses_counts(mesh), mesh, ULYSSES_AXIS)
-        held = _gather_axis(held, self.ring_counts(mesh), mesh, RING_AXIS)
-        return self._in_sequence(held).movedim(0, dim).contiguous()
+        from longtake.parallel.split import gather
+
+        return gather(self, tensor, mesh, dim)
 
     def segment(self, tokens: range) -> TokenShards:
         """Who owns what of one stretch of the sequence, whose tokens then count from 0.
@@ -184,40 +170,12 @@ class TokenShards:
             )
         )
 
-    def check_mesh(self, mesh: DeviceMesh | None) -> None:
-        """Refuse a mesh whose sequence is split over another number of ranks."""
-        if mesh is None and self.num_ranks > 1:
-            raise LayoutError(
-                f"mesh=None, and shards of {self.num_ranks} ranks: build the mesh with "
-                "ParallelDims.build_mesh, or the shards for one rank"
-            )
-        ring_degree, ulysses_degree = axis_degree(mesh, RING_AXIS), axis_degree(mesh, ULYSSES_AXIS)
-        if ring_degree * ulysses_degree != self.num_ranks:
-            raise LayoutError(
-                f"shards of {self.num_ranks} ranks on a mesh of ring_degree={ring_degree} x "
-                f"ulysses_degree={ulysses_degree}: build both from the same ParallelDims"
-            )
-
-    def ulysses_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
-        """Tokens of each rank of this rank's Ulysses group."""
-        degree, ring_rank = axis_degree(mesh, ULYSSES_AXIS), axis_rank(mesh, RING_AXIS)
-        return self.counts[ring_rank * degree : (ring_rank + 1) * degree]
-
-    def ring_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
-        """Tokens of each station of the ring: the sum over one Ulysses group."""
-        degree = axis_degree(mesh, ULYSSES_AXIS)
-        return tuple(
-            sum(self.counts[start : start + degree]) for start in range(0, self.num_ranks, degree)
-        )
-
-    def _in_sequence(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Put tokens (dimension 0) that stand in the order of the ranks in the sequence's order."""
-        spans = [span for own in self.ranges for span in own]
-        pieces = torch.split(tensor, [len(span) for span in spans])
-        order = sorted(range(len(spans)), key=lambda piece: spans[piece].start)
-        if order == list(range(len(spans))):
-            return tensor
-        return torch.cat([pieces[piece] for piece in order])
+    def stations(self, ulysses_degree: int) -> list[tuple[int, ...]]:
+        """Tokens of each rank of each Ulysses group, in the order of the ring."""
+        return [
+            self.counts[start : start + ulysses_degree]
+            for start in range(0, self.num_ranks, ulysses_degree)
+        ]
 
 
 @dataclass(frozen=True)
@@ -285,37 +243,3 @@ def _deal(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], .
                 own.append(span)
         start += count
     return tuple(tuple(own) for own in owned)
-
-
-def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> int:
-    """Check the dimension of the tokens and count it from the front."""
-    if not -tensor.ndim <= dim < tensor.ndim:
-        raise TensorError(
-            f"dim={dim} is not a dimension of a tensor of shape {tuple(tensor.shape)}: "
-            f"pass {-tensor.ndim}..{tensor.ndim - 1}"
-        )
-    if tensor.shape[dim] != num_tokens:
-        raise TensorError(
-            f"shape {tuple(tensor.shape)} has {tensor.shape[dim]} tokens in dim={dim}, "
-            f"{owner} {num_tokens}: check dim, or build the shards for this length"
-        )
-    return dim % tensor.ndim
-
-
-def _gather_axis(
-    tensor: torch.Tensor, counts: tuple[int, ...], mesh: DeviceMesh | None, axis: str
-) -> torch.Tensor:
-    """Concatenate the tensors of all ranks along one mesh axis, in dimension 0."""
-    if mesh is None or len(counts) == 1:
-        return tensor
-    rank = axis_rank(mesh, axis)
-    whole = tensor.new_empty((sum(counts), *tensor.shape[1:]))
-    parts = list(torch.split(whole, list(counts)))
-    parts[rank].copy_(tensor)
-    peers = [peer for peer in range(len(counts)) if peer != rank]
-    swap_point_to_point(
-        sends=[(parts[rank], peer) for peer in peers],
-        receives=[(parts[peer], peer) for peer in peers],
-        group=mesh.get_group(axis),
-    )()
-    return whole

@@ -18,8 +18,10 @@ from longtake.errors import RequestError, Stopped
 from longtake.parallel import GatherStream, World
 from longtake.pipelines.base import check_frames
 from longtake.pipelines.memory import free_bytes, peak_bytes
-from longtake.pipelines.rendering import OnProgress, Progress, StageReport, stage
-from longtake.pipelines.tiles import Mosaic, Spans, Tile, TileCoder, TilePlan
+from longtake.pipelines.mosaic import Mosaic
+from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.rendering import StageReport, stage
+from longtake.pipelines.tiles import Spans, Tile, TileCoder, TilePlan
 
 TakeFrame = Callable[[int, int, torch.Tensor], None]
 """Takes the number of a video, of a frame, and the frame: ``[height, width, 3]`` in [0, 1]."""

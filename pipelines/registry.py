@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from longtake.errors import ModelError
-from longtake.parallel import World
-from longtake.pipelines.base import ModelSpec, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video import spec as hunyuan_video
+from longtake.pipelines.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from longtake.parallel import World
+    from longtake.pipelines.base import VideoPipeline
 
 
 @dataclass(frozen=True)

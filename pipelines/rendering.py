@@ -12,13 +12,8 @@ import torch
 from longtake.configs.request import ResolvedRequest
 from longtake.errors import RefusedInputError, RequestError, Stopped
 from longtake.parallel import ParallelDims, TokenShards, World, count_traffic
-from longtake.pipelines.base import (
-    Streams,
-    TrueCfg,
-    VideoPipeline,
-    check_latents,
-    denoise,
-)
+from longtake.pipelines.base import Streams, TrueCfg, VideoPipeline, check_latents, denoise
+from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.weights import fetch_traffic
 
 
@@ -35,27 +30,6 @@ class StageReport:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
     tiles_at_once: int = 0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a rendering stands.
-
-    Attributes:
-        phase: "loading", "text", "denoising", "decoding", "writing", or "waiting" for
-            other ranks.
-        done: steps or tiles that are finished; on a GPU, that the device has finished.
-        total: of them; 0 where the phase has no parts.
-        detail: e.g. which component is loading.
-    """
-
-    phase: str
-    done: int = 0
-    total: int = 0
-    detail: str = ""
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @contextmanager

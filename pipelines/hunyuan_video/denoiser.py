@@ -16,8 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.pipelines.base import Denoiser, LatentGrid, Streams, shards_of
+from longtake.pipelines.base import Denoiser, Streams
 from longtake.pipelines.hunyuan_video.attention import SequencePlace, UspAttnProcessor
+from longtake.pipelines.spec import LatentGrid, shards_of
 
 
 @dataclass(frozen=True)

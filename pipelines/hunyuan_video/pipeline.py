@@ -16,11 +16,12 @@ from diffusers import (
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import ModelError, one_line
 from longtake.parallel import World
-from longtake.pipelines.base import LatentGrid, Stepper, Streams, VideoPipeline
+from longtake.pipelines.base import Stepper, Streams, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.hunyuan_video.text import TextEncoders
+from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
 

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from longtake.configs.models import defaults_of
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.base import AutoencoderSpec, ModelSpec
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 CLASSES = {
     "transformer": "HunyuanVideoTransformer3DModel",

@@ -11,8 +11,8 @@ from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import VideoRequest
 from longtake.engine.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
-from longtake.pipelines.base import AutoencoderSpec, ModelSpec
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
+from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 SPEC = ModelSpec(
     num_heads=24,

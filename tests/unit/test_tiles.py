@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from longtake.errors import EngineError
 from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
+from longtake.pipelines.mosaic import blend_
 from longtake.pipelines.rendering import StageReport
-from longtake.pipelines.tiles import TilePlan, blend_, overlapping
+from longtake.pipelines.tiles import TilePlan, overlapping
 from tests.decoding import (
     SIZE,
     STRIDE,

@@ -1,0 +1,63 @@
+"""longtake decode: a video from latents in a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from longtake.commands.writing import output_of, write
+from longtake.configs.request import DecodeRequest
+from longtake.engine.engine import VideoEngine
+from longtake.engine.latents import Origin, read_latents
+from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.video_writer import check_output, output_type
+from longtake.engine.worker import Nowhere
+from longtake.errors import RequestError
+from longtake.settings import engine_config, flags, over, validated
+from longtake.terminal import View
+
+
+def run(options: dict[str, Any], view: View) -> None:
+    """Make a video of a file of latents. Under torchrun, rank 0 alone reads it."""
+    values = {**flags(options), "autoencoder_only": True}
+    path = output_of(options["output"])
+    asked = {name: values.pop(name) for name in list(values) if name in DecodeRequest.model_fields}
+    if TorchrunPlace.given() and "model" not in values:
+        raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
+    if not TorchrunPlace.writes():
+        engine = VideoEngine(engine_config(values))
+        try:
+            engine.render(None, Nowhere(), view.progress)
+        finally:
+            engine.close()
+        return
+    if output_type(path) == "latents":
+        raise RequestError(f"output={str(path)!r} is for latents, which are there: use .mp4, say")
+    file = read_latents(Path(os.path.expanduser(options["latents"])))
+    check_output(path, len(file.latents), metadata=options["metadata"])
+    if file.origin is not None:
+        asked, values = _over_origin(file.origin, asked, values)
+    request = validated(DecodeRequest, asked)
+    engine = VideoEngine(engine_config(values))
+    try:
+        resolved = engine.resolve_decode(request, file.latents.shape)
+        origin = file.origin if file.origin is not None and file.origin.made(resolved) else None
+        if origin is not None:
+            resolved = origin.decoded(resolved)
+        write(engine, resolved, path, options, view, file.latents, origin)
+    finally:
+        engine.close()
+
+
+def _over_origin(
+    origin: Origin, asked: dict[str, Any], values: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is asked of decoding and of the engine, over what the header of the latents says."""
+    of_the_file = origin.request.model_dump(include=set(DecodeRequest.model_fields))
+    engine = {}
+    if "model" not in values:
+        engine = {"model": origin.engine.model, "revision": origin.engine.revision}
+    if "dtype" not in values:
+        engine["vae_dtype"] = origin.engine.vae_dtype
+    return over(of_the_file, asked), {**engine, **values}

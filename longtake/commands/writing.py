@@ -1,0 +1,49 @@
+"""What generate and decode share: frames go from the engine into files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from longtake.configs.request import ResolvedDecode
+from longtake.engine.engine import VideoEngine
+from longtake.engine.latents import Array, Origin
+from longtake.engine.video_writer import VideoFiles
+from longtake.engine.worker import Nowhere
+from longtake.errors import RequestError
+from longtake.terminal import View
+
+
+def write(
+    engine: VideoEngine,
+    request: ResolvedDecode,
+    path: Path,
+    options: dict[str, Any],
+    view: View,
+    latents: Array | None = None,
+    origin: Origin | None = None,
+) -> None:
+    """Render or decode into files."""
+    if not engine.writes:
+        engine.render(request, Nowhere(), view.progress)
+        return
+    files = VideoFiles(path, request, engine.config, metadata=options["metadata"])
+    try:
+        with files:
+            engine.start(view.progress)
+            metadata = engine.render(request, files, view.progress, latents)
+            metadata.origin = origin
+            view.writing()
+            metadata.seconds["writing"] = files.seconds
+            files.publish(metadata.as_json())
+    finally:
+        view.written += [*files.published, *filter(None, [files.kept.path])]
+    view.done(files.paths, metadata)
+
+
+def output_of(name: Any) -> Path:
+    """The path that --output names."""
+    if name is not None and not isinstance(name, str):
+        raise RequestError(f"output={name!r} must be a path, in quotes where it is a number")
+    return Path(os.path.expanduser(name or "out.mp4"))
