@@ -1,4 +1,4 @@
-"""The commands and their options, read off VideoRequest, EngineConfig and ParallelConfig."""
+"""The commands and their options, read off what configs/ declares."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, VideoRequest
+from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 
 FILE_ONLY = ("prompt_template",)
 """What is too long for a flag, and can stand in a config file."""
@@ -23,7 +24,7 @@ _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 
 
 def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The command, ``generate``, ``decode`` or ``version``, and its options by name.
+    """The command, one of ``FIELDS`` or ``version``, and its options by name.
 
     Raises:
         SystemExit: help was asked for, or an option is unknown, which is said in one line.
@@ -45,7 +46,7 @@ def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise
     if isinstance(command, Version):
         return "version", {}
-    name = "decode" if isinstance(command, Decode) else "generate"
+    name = type(command).__name__.lower()
     options: dict[str, Any] = vars(command)
     if after is not None:
         options["prompt"] = " ".join(after)
@@ -81,6 +82,24 @@ def _declared(*configs: type[BaseModel], without: tuple[str, ...] = ()) -> dict[
     return fields
 
 
+def _without(config: type[BaseModel], *names: str) -> tuple[str, ...]:
+    """All fields of a class but these."""
+    return tuple(name for name in config.model_fields if name not in names)
+
+
+_RANKS = ("devices", "device")
+_NOT_PLANNED = (
+    "prompt",
+    "negative_prompt",
+    "sigmas",
+    "guidance_scale",
+    "flow_shift",
+    "seed",
+    "device",
+    *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
+)
+"""What changes neither how long a rendering takes nor what it needs."""
+
 FIELDS: dict[str, dict[str, FieldInfo]] = {
     "generate": _declared(
         VideoRequest,
@@ -98,6 +117,30 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
             "text_timeout_s",
             "step_timeout_s",
         ),
+    ),
+    "plan": _declared(
+        PlanConfig,
+        VideoRequest,
+        EngineConfig,
+        ParallelConfig,
+        without=(
+            *_NOT_PLANNED,
+            "parallel",
+            "output_type",
+            "autoencoder_only",
+            "attention_kernel",
+            *FILE_ONLY,
+        ),
+    ),
+    "doctor": _declared(DoctorConfig, EngineConfig, without=_without(EngineConfig, *_RANKS)),
+    "verify": _declared(
+        VerifyConfig,
+        VideoRequest,
+        EngineConfig,
+        without=("parallel", "output_type", "autoencoder_only", "num_videos", *FILE_ONLY),
+    ),
+    "bench": _declared(
+        BenchConfig, EngineConfig, without=_without(EngineConfig, *_RANKS, "model", "dtype")
     ),
 }
 """What each command takes, by name; degrees are given one by one, and what is written follows from
@@ -137,11 +180,13 @@ def _metavar(annotation: Any) -> str:
             return "|".join(get_args(each))
     if _kind(annotation) == tuple[str, str, str]:
         return "FRAMES HEIGHT WIDTH"
+    if _kind(annotation) == tuple[str, ...] and "float" not in str(annotation):
+        return "TEXT ..."
     words = (("bool", "true|false"), ("tuple", "NUMBER ..."), ("float", "NUMBER"), ("int", "INT"))
     return next((word for part, word in words if part in str(annotation)), "TEXT")
 
 
-_WRITING: list[tuple[str, Any, Any]] = [
+_OUTPUT: list[tuple[str, Any, Any]] = [
     (
         "output",
         Annotated[
@@ -161,6 +206,9 @@ _WRITING: list[tuple[str, Any, Any]] = [
         Annotated[bool, tyro.conf.arg(help="Write a .json beside the video")],
         field(default=True),
     ),
+]
+
+_TALK: list[tuple[str, Any, Any]] = [
     (
         "quiet",
         Annotated[
@@ -173,7 +221,7 @@ _WRITING: list[tuple[str, Any, Any]] = [
         Annotated[
             bool,
             tyro.conf.FlagCreatePairsOff,
-            tyro.conf.arg(help="Print progress as JSON, an event a line"),
+            tyro.conf.arg(help="Print JSON, of progress an event a line"),
         ],
         field(default=False),
     ),
@@ -205,8 +253,12 @@ _LATENTS: tuple[str, Any, Any] = (
     field(),
 )
 
-Generate: Any = make_dataclass("Generate", [*_options_of("generate"), *_WRITING, _CONFIG])
-Decode: Any = make_dataclass("Decode", [_LATENTS, *_options_of("decode"), *_WRITING])
+Generate: Any = make_dataclass("Generate", [*_options_of("generate"), *_OUTPUT, *_TALK, _CONFIG])
+Decode: Any = make_dataclass("Decode", [_LATENTS, *_options_of("decode"), *_OUTPUT, *_TALK])
+Plan: Any = make_dataclass("Plan", [*_options_of("plan"), *_TALK])
+Doctor: Any = make_dataclass("Doctor", [*_options_of("doctor"), *_TALK])
+Verify: Any = make_dataclass("Verify", [*_options_of("verify"), *_TALK])
+Bench: Any = make_dataclass("Bench", [*_options_of("bench"), *_TALK])
 
 
 @dataclass(frozen=True)
@@ -222,6 +274,26 @@ _COMMANDS: Any = (
     | Annotated[
         Decode,
         tyro.conf.subcommand("decode", description="Make a video of latents in a file."),
+    ]
+    | Annotated[
+        Plan,
+        tyro.conf.subcommand(
+            "plan", description="Say how long a video will take and whether it fits, by layout."
+        ),
+    ]
+    | Annotated[
+        Doctor,
+        tyro.conf.subcommand("doctor", description="Look at this machine, and say what is amiss."),
+    ]
+    | Annotated[
+        Verify,
+        tyro.conf.subcommand(
+            "verify", description="Compare what one rank renders with what each layout does."
+        ),
+    ]
+    | Annotated[
+        Bench,
+        tyro.conf.subcommand("bench", description="Measure this machine, or write its profile."),
     ]
     | Annotated[Version, tyro.conf.subcommand("version")]
 )
