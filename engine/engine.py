@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ import torch
 from pydantic import ValidationError
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.hardware import Hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
+from longtake.engine.hardware import hardware_here
 from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
-from longtake.engine.planner import check_degrees, choose_dims
+from longtake.engine.planner import check_degrees, choose_dims, dtypes
+from longtake.engine.planning.prediction import Setting
 from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, Metadata, Video
@@ -128,7 +132,7 @@ class VideoEngine:
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
         resolved = resolve(request, self._spec)
-        self._dims(resolved)
+        self._choose(resolved)
         return resolved
 
     def resolve_decode(
@@ -264,25 +268,39 @@ class VideoEngine:
             dims = ParallelDims(ulysses_degree=self.config.devices)
         else:
             assert isinstance(request, ResolvedRequest)
-            dims = self._dims(request)
+            dims, _ = self._choose(request)
         return Job.of(request, dims, from_latents=from_latents)
 
-    def _dims(self, request: ResolvedRequest) -> ParallelDims:
-        return choose_dims(
-            self.config.parallel,
-            self.config.devices,
-            num_heads=self._spec.num_heads,
-            true_cfg=request.uses_true_cfg,
+    def _choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
+        """The layout of a request, by the planner where degrees are left out, and why this one."""
+        dtype, vae_dtype = dtypes(self.config, self._spec, self._device_type)
+        setting = Setting(
+            spec=self._spec,
+            hardware=self._hardware,
+            request=request,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            text_tokens=request.max_sequence_length,
         )
+        return choose_dims(setting, self.config.parallel, self.config.devices)
+
+    @cached_property
+    def _hardware(self) -> Hardware:
+        return hardware_here(self._device_type)
 
     def _metadata(self, job: Job, reports: list[RankReport]) -> Metadata:
         kernel = reports[0].attention_kernel or self.config.attention_kernel
+        why = ""
+        if not job.from_latents:
+            assert isinstance(job.request, ResolvedRequest)
+            why = self._choose(job.request)[1]
         return Metadata(
             job.request,
             self.config.model_copy(update={"attention_kernel": kernel}),
             job.dims,
             {"loading": self._seconds_loading, **reports[0].seconds},
             reports,
+            why=why,
         )
 
 

@@ -1,31 +1,165 @@
-"""Which layout a request runs in."""
+"""Which layouts a request can run in, how they compare, and which is best."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from longtake.configs.engine import EngineConfig
+from longtake.configs.hardware import Dtype
 from longtake.configs.parallel import ParallelConfig
-from longtake.errors import LayoutError
+from longtake.engine.planning.prediction import Prediction, Setting, predict
+from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
+from longtake.pipelines.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-_HEAD_LOSS = 1.125
-"""Ulysses is preferred as long as uneven heads cost at most an eighth more time."""
+MAX_RANKS = 1024
+"""As many as plans are made for: what every rank sends to every other is added up."""
+
+_OTHER_COUNTS = (2, 4, 8, 16, 32, 64, 128)
 
 
-def choose_dims(
-    asked: ParallelConfig, devices: int, *, num_heads: int, true_cfg: bool
-) -> ParallelDims:
-    """The layout of one request: the degrees that were asked for, and a rule for the others.
+@dataclass(frozen=True)
+class Refused:
+    """A layout that cannot run, and why."""
 
-    The rule: branches of true CFG side by side where the ranks are an even number; then the largest
-    Ulysses degree whose uneven heads cost little, since it sends least; a ring of the rest.
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All layouts of one request on so many ranks.
+
+    Attributes:
+        devices: ranks.
+        alone: the same on one rank, whether or not it fits; what efficiency is reckoned against.
+        layouts: that can run, the fastest first.
+        refused: that cannot.
+    """
+
+    setting: Setting
+    devices: int
+    alone: Prediction
+    layouts: tuple[Prediction, ...]
+    refused: tuple[Refused, ...]
+
+    @property
+    def best(self) -> Prediction:
+        """The fastest.
+
+        Raises:
+            RequestError: none can run; says what would.
+        """
+        if not self.layouts:
+            raise RequestError(self._way_out())
+        return self.layouts[0]
+
+    def efficiency(self, prediction: Prediction) -> float:
+        """Of all ranks' time, the part that one rank alone would need."""
+        return self.alone.rendering_s / (prediction.dims.world_size * prediction.rendering_s)
+
+    def _way_out(self) -> str:
+        """Why nothing runs, in one line, and what would."""
+        return (
+            f"no layout of devices={self.devices} can run: {self.refused[0].name} "
+            f"{self.refused[0].reason}; {_what_fits(self)}"
+        )
+
+
+def make_plan(
+    setting: Setting, asked: ParallelConfig, devices: int, *, shard_weights: bool | None = None
+) -> Plan:
+    """Predict every layout that the devices and the degrees that were asked for allow.
 
     Args:
-        devices: ranks.
-        num_heads: of the model.
-        true_cfg: whether the request has a negative branch.
+        shard_weights: only with split weights, only with whole ones, or both if None.
+
+    Raises:
+        LayoutError: the degrees fit no such number of devices, or there are too many.
+    """
+    if devices > MAX_RANKS:
+        raise LayoutError(f"devices={devices}: plans are made for {MAX_RANKS} at most")
+    choices = [False, True] if shard_weights is None else [shard_weights]
+    if devices == 1:
+        choices = [False]
+    layouts: list[Prediction] = []
+    refused = [_without_branch(dims) for dims in _side_by_side(setting, asked, devices)]
+    for dims in candidates(
+        asked,
+        devices,
+        num_heads=setting.spec.num_heads,
+        true_cfg=setting.request.uses_true_cfg,
+    ):
+        for shard in choices:
+            prediction = predict(setting, dims, shard_weights=shard)
+            reason = misfit(setting, prediction)
+            if reason is None:
+                layouts.append(prediction)
+            else:
+                refused.append(Refused(prediction.name, reason))
+    layouts.sort(key=lambda each: each.end_to_end_s)
+    refused.sort(key=lambda each: each.reason.startswith("has no"))
+    alone = predict(setting, ParallelDims())
+    return Plan(setting, devices, alone, tuple(layouts), tuple(refused))
+
+
+def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[ParallelDims, str]:
+    """The layout of one request, and why: the fastest of those that the degrees allow.
+
+    Memory refuses nothing here: free memory is known once a rank is there. What does not fit by
+    the plan comes after what does, and is warned of.
+
+    Raises:
+        LayoutError: the degrees fit no such number of devices, or there is no second branch.
+    """
+    found = list(
+        candidates(
+            asked,
+            devices,
+            num_heads=setting.spec.num_heads,
+            true_cfg=setting.request.uses_true_cfg,
+        )
+    )
+    if len(found) == 1 or devices > MAX_RANKS:
+        why = "one rank" if devices == 1 else "the only one that devices and degrees allow"
+        return _warned(found[0], setting.spec.num_heads), why
+    shard = asked.shard_weights
+    predicted = [predict(setting, dims, shard_weights=shard) for dims in found]
+    fits = {each.name: misfit(setting, each) is None for each in predicted}
+    predicted.sort(key=lambda each: (not fits[each.name], each.rendering_s))
+    best, second = predicted[:2]
+    if not fits[best.name]:
+        logger.warning("%s may run out of memory: %s", best.name, misfit(setting, best))
+    why = (
+        f"the fastest of {len(found)}: {_seconds(best.step.seconds)} a step predicted, and "
+        f"{_seconds(second.step.seconds)} with {second.name}, the next"
+    )
+    return _warned(best.dims, setting.spec.num_heads), why
+
+
+def dtypes(config: EngineConfig, spec: ModelSpec, device: str) -> tuple[Dtype, Dtype]:
+    """The dtypes of weights and activations, and of the decoder, that an engine will have.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
+    if config.dtype != "auto":
+        dtype: Dtype = config.dtype
+    else:
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    if config.vae_dtype != "auto":
+        return dtype, config.vae_dtype
+    return dtype, spec.defaults.vae_dtype or dtype
+
+
+def candidates(
+    asked: ParallelConfig, devices: int, *, num_heads: int, true_cfg: bool
+) -> list[ParallelDims]:
+    """Every layout of so many ranks with the degrees that were asked for, one at least.
 
     Raises:
         LayoutError: the degrees do not multiply to the devices, or there is no second branch.
@@ -35,12 +169,12 @@ def choose_dims(
             "cfg_degree=2 without true CFG: there is no second branch to compute beside the first; "
             "pass true_cfg_scale above 1 and a negative_prompt, or leave cfg_degree at 1"
         )
-    candidates = [asked.cfg_degree] if asked.cfg_degree else ([2, 1] if true_cfg else [1])
-    for cfg_degree in candidates:
-        dims = _fit(asked, devices, cfg_degree, num_heads)
-        if dims is not None:
-            return _warned(dims, num_heads)
-    raise LayoutError(_misfit(asked, devices, candidates[-1], num_heads))
+    branches = [1, 2] if true_cfg else [1]
+    found = [dims for dims in _factored(devices) if dims.cfg_degree in branches]
+    found = [dims for dims in found if _as_asked(dims, asked)]
+    if not found:
+        raise LayoutError(_misfit(asked, devices, num_heads))
+    return found
 
 
 def check_degrees(asked: ParallelConfig, devices: int, *, num_heads: int) -> None:
@@ -49,40 +183,89 @@ def check_degrees(asked: ParallelConfig, devices: int, *, num_heads: int) -> Non
     Raises:
         LayoutError: they do not multiply to the devices.
     """
-    candidates = [asked.cfg_degree] if asked.cfg_degree else [1, 2]
-    if all(_fit(asked, devices, cfg_degree, num_heads) is None for cfg_degree in candidates):
-        raise LayoutError(_misfit(asked, devices, candidates[0], num_heads))
+    if not any(_as_asked(dims, asked) for dims in _factored(devices)):
+        raise LayoutError(_misfit(asked, devices, num_heads))
 
 
-def _fit(
-    asked: ParallelConfig, devices: int, cfg_degree: int, num_heads: int
-) -> ParallelDims | None:
-    """The layout with these degrees, if they multiply to the devices."""
-    sequence_degree, rest = divmod(devices, cfg_degree)
-    if rest:
+def misfit(setting: Setting, prediction: Prediction) -> str | None:
+    """Why a layout does not fit in memory; None if it does, or if that is not known."""
+    limit = setting.hardware.memory_bytes
+    if limit is None:
         return None
-    ulysses_degree, ring_degree = asked.ulysses_degree, asked.ring_degree
-    if ulysses_degree is None:
-        if ring_degree is None:
-            ulysses_degree = _ulysses_degree(sequence_degree, num_heads)
-        else:
-            ulysses_degree = max(1, sequence_degree // ring_degree)
-    if ring_degree is None:
-        ring_degree = max(1, sequence_degree // ulysses_degree)
-    if ring_degree * ulysses_degree != sequence_degree:
+    there, ranks = limit.value, prediction.dims.world_size
+    if setting.hardware.device == "cpu":  # the ranks of a host share its memory
+        there /= min(ranks, setting.hardware.devices_per_node)
+    needed = prediction.memory.total
+    if needed <= there:
         return None
-    return ParallelDims(
-        cfg_degree=cfg_degree, ring_degree=ring_degree, ulysses_degree=ulysses_degree
+    return (
+        f"needs {needed / 2**30:.1f} GiB a rank and there are {there / 2**30:.1f}: "
+        f"{(needed - there) / 2**30:.1f} too much"
     )
 
 
-def _ulysses_degree(sequence_degree: int, num_heads: int) -> int:
-    def loss(degree: int) -> float:
-        """Time with uneven heads, over that with even ones."""
-        return -(-num_heads // degree) * degree / num_heads
+def _what_fits(plan: Plan) -> str:
+    """A device count, or else a size, with which the request would run."""
+    setting = plan.setting
+    for count in _OTHER_COUNTS:
+        dims = ParallelDims(ulysses_degree=count)
+        if (
+            count > plan.devices
+            and misfit(setting, predict(setting, dims, shard_weights=True)) is None
+        ):
+            return f"try devices={count} with shard_weights"
+    dims = ParallelDims(ulysses_degree=plan.devices)
+    for num_frames, height, width in _smaller(setting):
+        update = {"num_frames": num_frames, "height": height, "width": width}
+        smaller = replace(setting, request=setting.request.model_copy(update=update))
+        if misfit(smaller, predict(smaller, dims, shard_weights=plan.devices > 1)) is None:
+            return f"try {num_frames} frames of {width}x{height}"
+    return "no number of such devices holds this model: try ones with more memory"
 
-    divisors = [d for d in range(1, sequence_degree + 1) if sequence_degree % d == 0]
-    return max(degree for degree in divisors if loss(degree) <= _HEAD_LOSS)
+
+def _smaller(setting: Setting) -> Iterator[tuple[int, int, int]]:
+    """Fewer frames, down to one; then smaller ones."""
+    spec, request = setting.spec, setting.request
+    frames, size = spec.frames_multiple, spec.size_multiple
+    count = (request.num_frames - 1) // frames
+    while count > 0:
+        count //= 2
+        yield frames * count + 1, request.height, request.width
+    height, width = request.height, request.width
+    while max(height, width) > size:
+        height, width = (max(size, length // 2 // size * size) for length in (height, width))
+        yield 1, height, width
+
+
+def _factored(devices: int) -> list[ParallelDims]:
+    """Every layout of so many ranks: branches side by side last, the largest Ulysses first."""
+    return [
+        ParallelDims(cfg_degree=cfg, ring_degree=devices // cfg // ulysses, ulysses_degree=ulysses)
+        for cfg in (1, 2)
+        if devices % cfg == 0
+        for ulysses in range(devices // cfg, 0, -1)
+        if devices // cfg % ulysses == 0
+    ]
+
+
+def _as_asked(dims: ParallelDims, asked: ParallelConfig) -> bool:
+    pairs = (
+        (asked.cfg_degree, dims.cfg_degree),
+        (asked.ring_degree, dims.ring_degree),
+        (asked.ulysses_degree, dims.ulysses_degree),
+    )
+    return all(wanted in (None, degree) for wanted, degree in pairs)
+
+
+def _side_by_side(setting: Setting, asked: ParallelConfig, devices: int) -> list[ParallelDims]:
+    """Layouts for which there is no second branch."""
+    if setting.request.uses_true_cfg:
+        return []
+    return [dims for dims in _factored(devices) if dims.cfg_degree == 2 and _as_asked(dims, asked)]
+
+
+def _without_branch(dims: ParallelDims) -> Refused:
+    return Refused(dims.name, "has no second branch to compute: true_cfg_scale is not above 1")
 
 
 def _warned(dims: ParallelDims, num_heads: int) -> ParallelDims:
@@ -97,7 +280,7 @@ def _warned(dims: ParallelDims, num_heads: int) -> ParallelDims:
     return dims
 
 
-def _misfit(asked: ParallelConfig, devices: int, cfg_degree: int, num_heads: int) -> str:
+def _misfit(asked: ParallelConfig, devices: int, num_heads: int) -> str:
     given = {
         name: degree
         for name in ("cfg_degree", "ring_degree", "ulysses_degree")
@@ -107,18 +290,18 @@ def _misfit(asked: ParallelConfig, devices: int, cfg_degree: int, num_heads: int
     needs = 1
     for degree in given.values():
         needs *= degree
-    multiple = (
-        ""
-        if len(given) == 3 or {"ring_degree", "ulysses_degree"} <= given.keys()
-        else ("a multiple of ")
-    )
-    usable = cfg_degree if devices % cfg_degree == 0 else 1
-    sequence_degree = devices // usable
-    ulysses_degree = _ulysses_degree(sequence_degree, num_heads)
-    works = f"ring_degree={sequence_degree // ulysses_degree} x ulysses_degree={ulysses_degree}"
-    if "cfg_degree" in given or usable > 1:
-        works = f"cfg_degree={usable} x {works}"
+    whole = len(given) == 3 or {"ring_degree", "ulysses_degree"} <= given.keys()
+    cfg = asked.cfg_degree or 1
+    cfg = cfg if devices % cfg == 0 else 1
+    most = max(u for u in range(1, num_heads + 1) if devices // cfg % u == 0)
+    works = f"ring_degree={devices // cfg // most} x ulysses_degree={most}"
+    if "cfg_degree" in given:
+        works = f"cfg_degree={cfg} x {works}"
     return (
-        f"{words} needs {multiple}{needs} ranks, got devices={devices}: try devices={needs}, or "
-        f"{works}"
+        f"{words} needs {'' if whole else 'a multiple of '}{needs} ranks, got devices={devices}: "
+        f"try devices={needs}, or {works}"
     )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s"

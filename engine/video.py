@@ -39,6 +39,7 @@ class Metadata:
         seconds: of each stage on rank 0, with loading and writing.
         ranks: what each rank measured.
         origin: of latents that were only decoded, if it is known.
+        why: this layout and no other; empty where nothing was denoised.
     """
 
     request: ResolvedDecode
@@ -47,6 +48,7 @@ class Metadata:
     seconds: dict[str, float]
     ranks: list[RankReport]
     origin: Origin | None = None
+    why: str = ""
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
@@ -65,6 +67,7 @@ class Metadata:
             "created": self.created,
             "request": self.request.model_dump(mode="json"),
             **described,
+            **({"layout": {"taken": self.layout.name, "why": self.why}} if self.why else {}),
             "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
             "bytes_sent": {
                 stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)

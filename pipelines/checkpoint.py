@@ -10,11 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from longtake.configs.models import bundled
+from longtake.configs.models import bundled, preset_of
 from longtake.errors import ModelError, one_line
 
 _WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_CONFIGS = ["model_index.json", "*/*config.json", "longtake.yaml"]
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "longtake.yaml"]
 
 
@@ -35,22 +36,30 @@ class Checkpoint:
     revision: str | None = None
 
     @classmethod
-    def open(cls, model: str, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls, model: str, revision: str | None = None, *, configs_only: bool = False
+    ) -> Checkpoint:
         """Find a model and read its index.
 
         Args:
             model: the name of one that comes with the package ("demo"; a folder of that name is
-                "./demo"), a folder, or the id of a repository on the Hugging Face hub, which is
-                downloaded once (``owner/name``; only data: safetensors, JSON and vocabularies).
+                "./demo") or of a preset, a folder, or the id of a repository on the Hugging Face
+                hub, which is downloaded once (``owner/name``; only data: safetensors, JSON and
+                vocabularies).
             revision: branch, tag or commit of a hub id; None is the newest.
+            configs_only: its configuration files are enough: a preset's own, or those of a hub id.
 
         Raises:
             ModelError: there is no such folder or repository, or it is no pipeline.
         """
         folder, commit = bundled().get(model, Path(os.path.expanduser(model))), None
         if not os.path.exists(folder):  # Path's own raises for a name that no file can have
-            folder = _download(model, revision)
-            commit = folder.name  # of the cache's snapshots/COMMIT
+            preset = preset_of(model)
+            if preset is not None and configs_only and revision is None:
+                folder = preset[0]
+            else:
+                folder = _download(model if preset is None else preset[1], revision, configs_only)
+                commit = folder.name  # of the cache's snapshots/COMMIT
         if not (folder / "model_index.json").is_file():
             raise ModelError(
                 f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
@@ -112,7 +121,7 @@ class Checkpoint:
         return tuple(files)
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, configs_only: bool) -> Path:
     """A repository of the hub, by its id."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -123,7 +132,8 @@ def _download(model: str, revision: str | None) -> Path:
             f"as hunyuanvideo-community/HunyuanVideo, or {' or '.join(bundled())}"
         )
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        patterns = _HUB_CONFIGS if configs_only else _HUB_FILES
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"there is no folder {model}, and it cannot be had from the hub at revision "

@@ -28,7 +28,7 @@ class _Family:
         module, pipeline: where its VideoPipeline is; imported on need, since diffusers is slow.
     """
 
-    inspect: Callable[[Checkpoint], ModelSpec]
+    inspect: Callable[..., ModelSpec]
     module: str
     pipeline: str
 
@@ -40,13 +40,16 @@ _FAMILIES = {
 }
 
 
-def inspect(checkpoint: Checkpoint) -> ModelSpec:
+def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
     """Check a model's files and say what requests it can serve; nothing is loaded.
+
+    Args:
+        weights: whether it must have weights, too, not configuration files alone.
 
     Raises:
         ModelError: no family can serve it, or it is damaged.
     """
-    return _family(checkpoint).inspect(checkpoint)
+    return _family(checkpoint).inspect(checkpoint, weights=weights)
 
 
 def load(

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longtake.configs.models import ModelDefaults
+from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
+from longtake.pipelines.costs import ModelCosts
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,13 @@ class AutoencoderSpec:
         """In time, height and width."""
         return self.temporal_ratio, self.spatial_ratio, self.spatial_ratio
 
+    def grid(self, request: ResolvedRequest, patch: tuple[int, int, int]) -> LatentGrid:
+        """The latents of a request, and how they become tokens."""
+        frames = (request.num_frames - 1) // self.temporal_ratio + 1
+        rows, columns = request.height // self.spatial_ratio, request.width // self.spatial_ratio
+        shape = (request.num_videos, self.latent_channels, frames, rows, columns)
+        return LatentGrid(shape, patch)
+
     def video_size(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
         """Frames, height and width of some latents."""
         in_space = self.spatial_ratio
@@ -57,6 +66,8 @@ class ModelSpec:
         autoencoder: what turns its latents into frames.
         defaults: what a request leaves out.
         flow_shift: of its own scheduler.
+        patch: latent frames, rows and columns that make one token.
+        costs: what its work comes to.
     """
 
     num_heads: int
@@ -66,6 +77,12 @@ class ModelSpec:
     autoencoder: AutoencoderSpec
     defaults: ModelDefaults
     flow_shift: float
+    patch: tuple[int, int, int]
+    costs: ModelCosts
+
+    def grid(self, request: ResolvedRequest) -> LatentGrid:
+        """The latents of a request."""
+        return self.autoencoder.grid(request, self.patch)
 
 
 @dataclass(frozen=True)

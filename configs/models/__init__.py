@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +29,9 @@ DEFAULTS_FILE = "longtake.yaml"
 class ModelDefaults(Declared):
     """What a request leaves out. Unless a model says otherwise: HunyuanVideo's, as in diffusers."""
 
+    repository: str | None = Field(
+        default=None, description="Hub id that has the weights, of a preset that comes without"
+    )
     height: Pixels = 720
     width: Pixels = 1280
     num_frames: Frames = 129
@@ -47,8 +49,23 @@ class ModelDefaults(Declared):
 
 def bundled() -> dict[str, Path]:
     """The models that come with the package: their folders, in diffusers layout, by name."""
-    indexes = sorted(Path(__file__).parent.glob("*/model_index.json"))
-    return {index.parent.name: index.parent for index in indexes}
+    return {name: folder for name, folder in _folders().items() if any(folder.glob("vae/*.saf*"))}
+
+
+def preset_of(model: str) -> tuple[Path, str] | None:
+    """The preset of a model whose weights are elsewhere.
+
+    Args:
+        model: the preset's name, or the hub id that it stands for.
+
+    Returns:
+        A folder of its configuration files, and the hub id; None if there is no such preset.
+    """
+    for name, folder in _folders().items():
+        repository = _read((folder / DEFAULTS_FILE).read_bytes(), name).repository
+        if repository is not None and model in (name, repository):
+            return folder, repository
+    return None
 
 
 def defaults_of(model: str, folder: Path) -> ModelDefaults:
@@ -61,13 +78,15 @@ def defaults_of(model: str, folder: Path) -> ModelDefaults:
     Raises:
         ModelError: the folder's own file is not what it should be.
     """
-    own = folder / DEFAULTS_FILE
-    if own.is_file():
-        return _read(own.read_bytes(), str(own))
-    for preset in resources.files(__name__).iterdir():
-        if preset.name == model.replace("/", "--") + ".yaml":
-            return _read(preset.read_bytes(), preset.name)
-    return ModelDefaults()
+    own, preset = folder / DEFAULTS_FILE, preset_of(model)
+    if not own.is_file() and preset is not None:
+        own = preset[0] / DEFAULTS_FILE
+    return _read(own.read_bytes(), str(own)) if own.is_file() else ModelDefaults()
+
+
+def _folders() -> dict[str, Path]:
+    indexes = sorted(Path(__file__).parent.glob("*/model_index.json"))
+    return {index.parent.name: index.parent for index in indexes}
 
 
 def _read(content: bytes, name: str) -> ModelDefaults:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from longtake.configs.models import defaults_of
 from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.hunyuan_video.configs import (
+    ClipTextConfig,
+    LlamaConfig,
+    SchedulerConfig,
+    TransformerConfig,
+    VaeConfig,
+)
+from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 CLASSES = {
@@ -22,67 +30,14 @@ CLASSES = {
 TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
 """Frames, height and width: what AutoencoderKLHunyuanVideo of diffusers is made with."""
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-
-
-class _Component(BaseModel):
-    """The fields of a config.json that longtake or every forward depends on; defaults: diffusers'.
-
-    Fields that must be null or false are switches that are not supported.
-    """
-
-    quantization_config: None = None
-
-
-class TransformerConfig(_Component):
-    """HunyuanVideoTransformer3DModel's."""
-
-    in_channels: Count = 16
-    out_channels: Count | None = 16
-    num_attention_heads: Count = 24
-    attention_head_dim: Count = 128
-    patch_size: Count = 2
-    patch_size_t: Count = 1
-    rope_theta: Positive = 256.0
-    rope_axes_dim: tuple[Count, Count, Count] = (16, 56, 56)
-    image_condition_type: Any = None
-
-    @model_validator(mode="after")
-    def _rope_fills_a_head(self) -> TransformerConfig:
-        if sum(self.rope_axes_dim) != self.attention_head_dim or any(
-            size % 2 for size in self.rope_axes_dim
-        ):
-            raise ValueError("rope_axes_dim must be even numbers that add up to attention_head_dim")
-        return self
-
-
-class VaeConfig(_Component):
-    """AutoencoderKLHunyuanVideo's."""
-
-    latent_channels: Count = 16
-    spatial_compression_ratio: Count = 8
-    temporal_compression_ratio: Count = 4
-    scaling_factor: Positive = 0.476986
-
-
-class SchedulerConfig(BaseModel):
-    """FlowMatchEulerDiscreteScheduler's."""
-
-    num_train_timesteps: Count = 1000
-    shift: Annotated[float, Field(strict=True, ge=0.01, le=1000, allow_inf_nan=False)] = 1.0
-    shift_terminal: None = None
-    stochastic_sampling: Literal[False] | None = False
-    use_dynamic_shifting: Literal[False] | None = False
-    invert_sigmas: Literal[False] | None = False
-    use_beta_sigmas: Literal[False] | None = False
-
-
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def inspect(checkpoint: Checkpoint) -> ModelSpec:
+def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
     """Check that a folder is a whole HunyuanVideo, and say what requests it can serve.
+
+    Args:
+        weights: whether it must have weights and vocabularies, too, not configuration files alone.
 
     Raises:
         ModelError: something is missing, damaged, not supported, or another model's.
@@ -94,12 +49,13 @@ def inspect(checkpoint: Checkpoint) -> ModelSpec:
                 f"{checkpoint.model} has a {component} of class {found}: HunyuanVideo needs "
                 f"{expected}"
             )
-    for component in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-        checkpoint.weights(component)
-    for component in ("text_encoder", "text_encoder_2"):
-        _read(_Component, checkpoint, component)
-    for component in ("tokenizer", "tokenizer_2"):
-        checkpoint.config(component, "tokenizer_config.json")
+    if weights:
+        for component in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+            checkpoint.weights(component)
+        for component in ("tokenizer", "tokenizer_2"):
+            checkpoint.config(component, "tokenizer_config.json")
+    llama = _read(LlamaConfig, checkpoint, "text_encoder")
+    clip = _read(ClipTextConfig, checkpoint, "text_encoder_2")
     transformer = _read(TransformerConfig, checkpoint, "transformer")
     vae = _read(VaeConfig, checkpoint, "vae")
     scheduler = _read(SchedulerConfig, checkpoint, "scheduler", "scheduler_config.json")
@@ -128,6 +84,8 @@ def inspect(checkpoint: Checkpoint) -> ModelSpec:
         ),
         defaults=defaults_of(checkpoint.model, checkpoint.folder),
         flow_shift=scheduler.shift,
+        patch=(transformer.patch_size_t, transformer.patch_size, transformer.patch_size),
+        costs=HunyuanVideoCosts(transformer, vae, llama, clip),
     )
 
 

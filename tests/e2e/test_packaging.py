@@ -69,7 +69,7 @@ def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
         assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"longtake"}
         assert sources() <= names
         assert "longtake/py.typed" in names
-        assert "longtake/configs/models/hunyuanvideo-community--HunyuanVideo.yaml" in names
+        assert "longtake/configs/models/hunyuan-video/longtake.yaml" in names
         demo = ROOT / "configs" / "models" / "demo"
         files = [path for path in demo.rglob("*") if path.is_file()]
         assert {f"longtake/{path.relative_to(ROOT)}" for path in files} <= names

@@ -1,0 +1,269 @@
+"""Published measurements beside what the planner predicts, and how its figures were fitted.
+
+    python -m benchmarks.published          # both tables
+    python -m benchmarks.published --fit    # the rates that follow from one GPU's row; links
+
+HunyuanVideo end to end: a GPU's rate of attention follows from the row of one GPU, once all else is
+taken off that it predicts from work alone; the rows of 2, 4 and 8 GPUs are predictions. Attention
+alone: the USP paper's tables; the links of 8 L20 were fitted to the ratios between layouts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longtake.configs.hardware import Figure, Hardware, Share, load_hardware
+from longtake.configs.request import VideoRequest
+from longtake.engine.planning.attention import AttentionModel, Causal
+from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.request import resolve
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel.traffic import AttentionTraffic
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+
+FOLDER = Path(__file__).parent / "published"
+
+_PROFILES = {"8xL20-PCIe": "l20", "8xA100-NVLink": "a100-80g"}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One published run of HunyuanVideo.
+
+    Attributes:
+        seconds: as published, and by another source.
+    """
+
+    gpu: str
+    steps: int
+    gpus: int
+    seconds: tuple[float, float]
+
+    def predicted_s(self, hardware: Hardware | None = None) -> float:
+        """Text, denoising and a decode on one GPU, as in those runs."""
+        dims = ParallelDims(ulysses_degree=self.gpus)
+        prediction = predict(self.setting(hardware or load_hardware(self.gpu)), dims)
+        return prediction.rendering_s
+
+    def setting(self, hardware: Hardware) -> Setting:
+        """What was run."""
+        spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
+        request = resolve(
+            VideoRequest(prompt="a cat", num_inference_steps=self.steps, seed=0), spec
+        )
+        return Setting(
+            spec=spec,
+            hardware=hardware,
+            request=request,
+            dtype="bfloat16",
+            vae_dtype="float16",
+            text_tokens=request.max_sequence_length,
+            decode_ranks=1,
+        )
+
+    def error(self, hardware: Hardware | None = None) -> float:
+        """Predicted over published, less 1; the nearer source counts."""
+        predicted = self.predicted_s(hardware)
+        return min((predicted / each - 1 for each in self.seconds), key=abs)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the USP paper's tables: causal attention of one sequence, layouts of 8 GPUs.
+
+    Attributes:
+        layouts: Ulysses and ring degree.
+        seconds: of one attention, as published, by layout.
+    """
+
+    hardware: str
+    sequence: int
+    causal: Causal
+    layouts: tuple[tuple[int, int], ...]
+    seconds: tuple[float, ...]
+
+    def predicted_s(self, hardware: Hardware | None = None) -> list[float]:
+        """By layout: 32 heads of 128 and 8 KV heads in bfloat16."""
+        hardware = hardware or load_hardware(_PROFILES[self.hardware])
+        predicted = []
+        for ulysses_degree, ring_degree in self.layouts:
+            dims = ParallelDims(ring_degree=ring_degree, ulysses_degree=ulysses_degree)
+            shards = TokenShards.even(self.sequence, dims)
+            traffic = AttentionTraffic(dims, shards, 32, 8, 128 * 2)
+            model = AttentionModel(hardware, traffic, 128, "bfloat16", self.causal)
+            predicted.append(model.time().seconds)
+        return predicted
+
+    def rank_of_best(self, hardware: Hardware | None = None) -> int:
+        """Where the layout that was fastest stands in the prediction: 1 is first."""
+        predicted = self.predicted_s(hardware)
+        best = predicted[self.seconds.index(min(self.seconds))]
+        return sorted(predicted).index(best) + 1
+
+    def correlation(self, hardware: Hardware | None = None) -> float:
+        """Spearman's rank correlation of published and predicted times."""
+        return spearman(self.seconds, self.predicted_s(hardware))
+
+
+def latencies() -> list[Latency]:
+    """All published runs."""
+    return [
+        Latency(
+            row["gpu"],
+            int(row["steps"]),
+            int(row["gpus"]),
+            (float(row["seconds"]), float(row["seconds_other_source"])),
+        )
+        for row in _rows("hunyuan_video_latency.csv")
+    ]
+
+
+def columns() -> list[Column]:
+    """All columns of the attention tables."""
+    rows = list(_rows("usp_attention_throughput.csv"))
+    kinds: list[tuple[str, Causal]] = [("basic_it_s", "contiguous"), ("balanced_it_s", "zigzag")]
+    found = []
+    for hardware, sequence in dict.fromkeys((row["hardware"], row["sequence"]) for row in rows):
+        own = [row for row in rows if (row["hardware"], row["sequence"]) == (hardware, sequence)]
+        layouts = tuple((int(row["ulysses_degree"]), int(row["ring_degree"])) for row in own)
+        for name, causal in kinds:
+            seconds = tuple(1 / float(row[name]) for row in own)
+            found.append(Column(hardware, int(sequence), causal, layouts, seconds))
+    return found
+
+
+def spearman(ones: Sequence[float], others: Sequence[float]) -> float:
+    """Rank correlation; equal values share their ranks' mean."""
+    first, second = _ranks(ones), _ranks(others)
+    mean = (len(ones) - 1) / 2
+    products = sum((a - mean) * (b - mean) for a, b in zip(first, second, strict=True))
+    squares = [sum((each - mean) ** 2 for each in ranks) for ranks in (first, second)]
+    return products / math.sqrt(squares[0] * squares[1])
+
+
+def fitted_attention_share(latency: Latency) -> float:
+    """The rate of attention, over the peak, with which the row of one GPU comes out."""
+    hardware, low, high = load_hardware(latency.gpu), 0.01, 1.0
+    for _ in range(40):
+        share = (low + high) / 2
+        trial = hardware.model_copy(update={"attention_share": Share(value=share, source="fitted")})
+        if latency.predicted_s(trial) > latency.seconds[0]:
+            low = share
+        else:
+            high = share
+    return share
+
+
+def fitted_links(hardware: str) -> tuple[float, float, float, float]:
+    """Efficiency and two links with which the ratios between layouts come out best.
+
+    Returns:
+        The squared error of the ratios' logarithms, the share of the peak, bytes a second of a
+        port, and of a link between switches or sockets.
+    """
+    ours = [column for column in columns() if column.hardware == hardware]
+    profile = load_hardware(_PROFILES[hardware])
+    shared = [20e9, 10e9, 5e9, 4e9, 3e9, 2e9] if len(profile.links) > 2 else [0.0]
+    ports = [250e9, 200e9, 150e9, 100e9, 60e9, 25e9, 20e9, 14e9, 10e9]
+    trials = []
+    for share, port, between in itertools.product((0.5, 0.6, 0.7, 0.8), ports, shared):
+        links = [
+            link.model_copy(
+                update={
+                    "bytes_per_s": Figure(
+                        value=port if level == 0 else between or link.bytes_per_s.value,
+                        source="fitted",
+                    )
+                }
+            )
+            for level, link in enumerate(profile.links)
+        ]
+        trial = profile.model_copy(
+            update={
+                "links": tuple(links),
+                "attention_share": Share(value=share, source="fitted"),
+            }
+        )
+        trials.append((sum(_ratio_error(column, trial) for column in ours), share, port, between))
+    return min(trials)
+
+
+def _ratio_error(column: Column, hardware: Hardware) -> float:
+    logs = [
+        math.log(predicted / published)
+        for predicted, published in zip(column.predicted_s(hardware), column.seconds, strict=True)
+    ]
+    mean = sum(logs) / len(logs)
+    return sum((each - mean) ** 2 for each in logs)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+        for value in values
+    ]
+
+
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    with (FOLDER / name).open() as file:
+        yield from csv.DictReader(line for line in file if not line.startswith("#"))
+
+
+def latency_table() -> str:
+    """Published beside predicted, in Markdown."""
+    lines = ["| GPUs | steps | published s | predicted s | error |", "|---|---|---|---|---|"]
+    for each in latencies():
+        published = " / ".join(f"{seconds:.0f}" for seconds in dict.fromkeys(each.seconds))
+        lines.append(
+            f"| {each.gpus} {each.gpu} | {each.steps} | {published} | {each.predicted_s():.0f} "
+            f"| {100 * each.error():+.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def attention_table() -> str:
+    """Published beside predicted, in Markdown."""
+    lines = [
+        "| hardware | tokens | causal | published ms (U8, U4 R2, U2 R4, R8) | predicted ms "
+        "| best layout ranked | Spearman |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in columns():
+        published, predicted = (
+            ", ".join(f"{1e3 * seconds:.1f}" for seconds in times)
+            for times in (each.seconds, each.predicted_s())
+        )
+        lines.append(
+            f"| {each.hardware} | {each.sequence} | {each.causal} | {published} | {predicted} "
+            f"| {each.rank_of_best()} | {each.correlation():.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--fit", action="store_true")
+    if parser.parse_args().fit:
+        for each in latencies():
+            if each.gpus == 1:
+                print(f"{each.gpu}: attention_share {fitted_attention_share(each):.4f}")
+        for hardware in _PROFILES:
+            error, share, port, between = fitted_links(hardware)
+            print(
+                f"{hardware}: error {error:.3f}, efficiency {share}, port {port / 1e9} GB/s, "
+                f"between {between / 1e9} GB/s"
+            )
+        return
+    print(latency_table(), attention_table(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

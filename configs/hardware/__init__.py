@@ -1,0 +1,161 @@
+"""Profiles of hardware: what a plan is reckoned with. Each figure says where it comes from."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from longtake.configs.base import Declared
+from longtake.errors import RequestError, one_line
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Figure(Declared):
+    """A number and its source: a datasheet, a publication, a measurement, or an assumption."""
+
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Share(Figure):
+    """The part of a peak that is really reached."""
+
+    value: Annotated[float, Field(gt=0, le=1)]
+
+
+class PartOfOne(Figure):
+    """A part that may be nothing, too."""
+
+    value: Annotated[float, Field(ge=0, le=1)]
+
+
+class Link(Declared):
+    """One level of the links between devices.
+
+    Devices are numbered so that those that are close stand together. ``spans`` of them in a row
+    reach each other over this level or one within it; ``shared_by`` in a row share one way in
+    and one way out of it: 1 is a port of one's own, 8 the network of a machine of 8.
+
+    Attributes:
+        name: e.g. nvlink, pcie, network.
+        spans: devices that it connects; None is all there are.
+        shared_by: devices that share the bandwidth.
+        bytes_per_s: that pass each way at one time, as transfers reach it.
+        latency_s: of one exchange over it.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    spans: Annotated[int, Field(ge=1)] | None = None
+    shared_by: Annotated[int, Field(ge=1)] = 1
+    bytes_per_s: Figure
+    latency_s: Figure
+
+
+class Hardware(Declared):
+    """What ranks run on: one kind of device, and the links between them.
+
+    Attributes:
+        description: in a line.
+        names: parts of the names by which drivers know the device.
+        device: kind of device.
+        flops_per_s: dense peak, by dtype.
+        linear_share, attention_share, convolution_share: of that peak, as kernels reach it.
+        memory_bytes: of one device (of a host, where ranks are processes: None is unknown).
+        memory_bytes_per_s, memory_share: its bandwidth, and the part that is reached.
+        launch_s: for the host to start one operation; a device never waits where it lags behind.
+        overlap_share: of a transfer, what costs nothing while something is computed.
+        host_bytes_per_s: between host and device.
+        storage_bytes_per_s: at which weights are read.
+        startup_s: until a rank begins to load.
+        runtime_bytes: that a rank holds before it has loaded anything.
+        devices_per_node: in one machine.
+        links: innermost first.
+    """
+
+    description: str
+    names: tuple[str, ...] = ()
+    device: Literal["cuda", "cpu"] = "cuda"
+    flops_per_s: dict[Dtype, Figure]
+    linear_share: Share
+    attention_share: Share
+    convolution_share: Share
+    memory_bytes: Figure | None = None
+    memory_bytes_per_s: Figure
+    memory_share: Share
+    launch_s: Figure
+    overlap_share: PartOfOne
+    host_bytes_per_s: Figure | None = None
+    storage_bytes_per_s: Figure
+    startup_s: Figure
+    runtime_bytes: Figure
+    devices_per_node: Annotated[int, Field(ge=1)]
+    links: Annotated[tuple[Link, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _links_grow(self) -> Hardware:
+        spans = [math.inf if link.spans is None else link.spans for link in self.links]
+        if spans != sorted(set(spans)) or spans[-1] != math.inf:
+            raise ValueError("links must span more devices each, and the last one all (no spans)")
+        if not self.flops_per_s:
+            raise ValueError("flops_per_s must name a dtype at least")
+        return self
+
+    def matches(self, name: str) -> bool:
+        """Whether a driver's name of a device is this one's: one of ``names``, in whole words."""
+        words = re.sub(r"[^a-z0-9]+", " ", name.lower())
+        own = (re.sub(r"[^a-z0-9]+", " ", each.lower()) for each in self.names)
+        return any(f" {each} " in f" {words} " for each in own)
+
+    def with_node_of(self, devices: int) -> Hardware:
+        """The same devices, so many to a machine: what spanned one spans the other."""
+        before = self.devices_per_node
+        links = []
+        for link in self.links:
+            spans, shared = link.spans, link.shared_by
+            if spans is not None and spans >= before:
+                spans = devices
+            elif spans is not None and spans >= devices:
+                continue  # a level within a machine that is no larger
+            links.append(
+                link.model_copy(
+                    update={
+                        "spans": spans,
+                        "shared_by": devices if shared == before > 1 else min(shared, devices),
+                    }
+                )
+            )
+        return self.model_copy(update={"devices_per_node": devices, "links": tuple(links)})
+
+
+def profiles() -> list[str]:
+    """The names of the profiles that come with the package."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+
+
+def load_hardware(name: str) -> Hardware:
+    """A profile, by its name or the path of a YAML file.
+
+    Raises:
+        RequestError: there is none of that name, or the file holds none.
+    """
+    path = Path(os.path.expanduser(name))
+    if name.lower() in profiles():
+        path = Path(__file__).parent / f"{name.lower()}.yaml"
+    elif path.suffix not in (".yaml", ".yml"):
+        raise RequestError(
+            f"gpu={name!r} is not known: use {', '.join(profiles())}, here, or a .yaml file as "
+            "longtake bench --calibrate writes it"
+        )
+    try:
+        return Hardware.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RequestError(f"gpu={name!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RequestError(f"gpu={name!r} holds no hardware profile: {one_line(error)}") from error

@@ -1,0 +1,85 @@
+"""What a rank holds at one time, by part."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from longtake.engine.planning.attention import ELEMENT_BYTES
+from longtake.parallel import ParallelDims
+
+if TYPE_CHECKING:
+    from longtake.engine.planning.prediction import Setting
+
+_WITH_KERNELS = {"cuda": 1.25, "cpu": 2.0}
+"""What decoding's kernels take beside tensors, as longtake.pipelines.decode reckons it."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that the rank which needs most holds; not all parts at one time.
+
+    Attributes:
+        runtime: before anything is loaded: libraries, a GPU's context, NCCL's buffers.
+        weights: of transformer and autoencoder; on a CPU the text encoders', too.
+        text: of the text encoders while they encode, on a GPU.
+        activations: of one pass through the transformer.
+        buffers: of exchanges between ranks, and of weights that are fetched.
+        decode: of the tile that is decoded.
+    """
+
+    runtime: int
+    weights: int
+    text: int
+    activations: int
+    buffers: int
+    decode: int
+
+    @property
+    def total(self) -> int:
+        """The most at one time: while text is encoded, while denoising, or while decoding."""
+        stages = (self.text, self.activations + self.buffers, self.decode)
+        return self.runtime + self.weights + max(stages)
+
+    def as_json(self) -> dict[str, int]:
+        """By part, in bytes."""
+        return asdict(self)
+
+
+def memory_of(
+    setting: Setting, dims: ParallelDims, shard_weights: bool, num_tokens: int, head_share: float
+) -> MemoryPlan:
+    """What rank 0 holds, which alone encodes the prompt.
+
+    Args:
+        num_tokens: of the rank that owns most.
+        head_share: see AttentionModel.
+    """
+    costs, hardware, element = setting.spec.costs, setting.hardware, setting.element_size
+    tokens = num_tokens * setting.request.num_videos
+    alone = costs.activation_bytes(tokens, element, ulysses=False, ring=False, head_share=1.0)
+    split = costs.activation_bytes(
+        tokens,
+        element,
+        ulysses=dims.ulysses_degree > 1,
+        ring=dims.ring_degree > 1,
+        head_share=head_share,
+    )
+    transformer, buffers = costs.transformer_parameters * element, max(0, split - alone)
+    if shard_weights:
+        transformer //= dims.world_size
+        buffers += 2 * costs.block_parameters * element  # one computes, the next is fetched
+    text = costs.other_parameters["text_encoders"] * element
+    autoencoder = costs.other_parameters["autoencoder"] * ELEMENT_BYTES[setting.vae_dtype]
+    on_gpu = hardware.device == "cuda"
+    spans = costs.decode_spans(setting.grid.shape[2:], setting.request)
+    largest = [max(span.num_cells for span in axis) for axis in spans]
+    tile = costs.tile_bytes(largest, ELEMENT_BYTES[setting.vae_dtype])
+    return MemoryPlan(
+        runtime=int(hardware.runtime_bytes.value),
+        weights=transformer + autoencoder + (0 if on_gpu else text),
+        text=text if on_gpu else 0,
+        activations=alone,
+        buffers=buffers,
+        decode=int(tile * _WITH_KERNELS[hardware.device]),
+    )

@@ -1,0 +1,156 @@
+"""What AutoencoderKLHunyuanVideo's decoder takes, layer by layer, from its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from longtake.pipelines.costs import Work
+from longtake.pipelines.hunyuan_video.configs import VaeConfig
+
+_KERNEL = 27
+"""Values of a 3 x 3 x 3 convolution."""
+
+Cells = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of the decoder on one tile.
+
+    Attributes:
+        kind: "convolution" (3 x 3 x 3), "pointwise", "attention", or "upsampling" (nothing but the
+            copies around its convolution).
+        channels: in and out.
+        cells: that come out.
+    """
+
+    kind: str
+    channels: tuple[int, int]
+    cells: Cells
+
+
+@dataclass(frozen=True)
+class AutoencoderCosts:
+    """The decoder of one autoencoder; its parameters with those of the encoder."""
+
+    config: VaeConfig
+
+    @property
+    def parameters(self) -> int:
+        """Of both directions."""
+        config, latents = self.config, self.config.latent_channels
+        first, last = config.block_out_channels[0], config.block_out_channels[-1]
+        total = (2 * latents) ** 2 + 2 * latents + latents**2 + latents
+        total += _convolution(latents, last) + self._middle_parameters + 2 * first
+        total += _convolution(first, config.out_channels)
+        before = last
+        for place, channels in enumerate(reversed(config.block_out_channels)):
+            total += _residual(before, channels)
+            total += config.layers_per_block * _residual(channels, channels)
+            total += _convolution(channels, channels) if self._scales(place) != (1, 1) else 0
+            before = channels
+        total += _convolution(config.in_channels, first) + self._middle_parameters + 2 * last
+        total += _convolution(last, 2 * latents)
+        before = first
+        for place, channels in enumerate(config.block_out_channels):
+            total += _residual(before, channels)
+            total += (config.layers_per_block - 1) * _residual(channels, channels)
+            total += _convolution(channels, channels) if self._scales(place) != (1, 1) else 0
+            before = channels
+        return total
+
+    def decoding(self, cells: Sequence[int], element_size: int) -> Work:
+        """Decoding one tile of ``(f, h, w)`` latents."""
+        work = Work()
+        for layer in self._layers(*cells):
+            work += _work_of(layer, element_size)
+        return work
+
+    def peak_bytes(self, cells: Sequence[int], element_size: int) -> int:
+        """The most that one tile's tensors take: the last block's first convolutions, or the
+        attention's scores and mask, which grow with the square of the cells."""
+        channels = self.config.block_out_channels
+        before, last = channels[min(1, len(channels) - 1)], channels[0]
+        *_, out = self._layers(*cells)
+        frames, height, width = out.cells
+        padded = (frames + 2) * (height + 2) * (width + 2)
+        peak: float = math.prod(out.cells) * (2.8 * before + 1.2 * last) + padded * before
+        if self.config.mid_block_add_attention:
+            peak = max(peak, 3.0 * math.prod(cells) ** 2)
+        return int(peak * element_size)
+
+    @property
+    def _middle_parameters(self) -> int:
+        last = self.config.block_out_channels[-1]
+        attention = 2 * last + 4 * (last * last + last)
+        return 2 * _residual(last, last) + attention * self.config.mid_block_add_attention
+
+    def _scales(self, place: int) -> tuple[int, int]:
+        """By how much a block grows time and space (in the encoder: shrinks them)."""
+        blocks, config = len(self.config.block_out_channels), self.config
+        in_space = place < int(math.log2(config.spatial_compression_ratio))
+        times = int(math.log2(config.temporal_compression_ratio))
+        in_time = blocks - 1 - times <= place < blocks - 1
+        return (2 if in_time else 1), (2 if in_space else 1)
+
+    def _layers(self, frames: int, height: int, width: int) -> Iterator[_Layer]:
+        config, cells = self.config, (frames, height, width)
+        last = config.block_out_channels[-1]
+        yield _Layer("pointwise", (config.latent_channels, config.latent_channels), cells)
+        yield _Layer("convolution", (config.latent_channels, last), cells)
+        for _ in range(2):
+            yield from _residual_layers(last, last, cells)
+        if config.mid_block_add_attention:
+            yield _Layer("attention", (last, last), cells)
+        before = last
+        for place, channels in enumerate(reversed(config.block_out_channels)):
+            yield from _residual_layers(before, channels, cells)
+            for _ in range(config.layers_per_block):
+                yield from _residual_layers(channels, channels, cells)
+            in_time, in_space = self._scales(place)
+            if (in_time, in_space) != (1, 1):
+                frames, height, width = cells
+                cells = (in_time * (frames - 1) + 1, in_space * height, in_space * width)
+                yield _Layer("upsampling", (channels, channels), cells)
+                yield _Layer("convolution", (channels, channels), cells)
+            before = channels
+        yield _Layer("convolution", (before, config.out_channels), cells)
+
+
+def _residual_layers(before: int, channels: int, cells: Cells) -> Iterator[_Layer]:
+    yield _Layer("convolution", (before, channels), cells)
+    yield _Layer("convolution", (channels, channels), cells)
+    if before != channels:
+        yield _Layer("pointwise", (before, channels), cells)
+
+
+def _work_of(layer: _Layer, element_size: int) -> Work:
+    (before, channels), size = layer.channels, math.prod(layer.cells)
+    if layer.kind == "attention":
+        linear, scores = 2 * 4 * channels * channels * size, 4 * channels * size * size
+        moved = (14 * channels * size + 3 * size * size) * element_size
+        return Work(linear_flops=linear, attention_flops=scores, memory_bytes=moved, launches=20)
+    if layer.kind == "upsampling":
+        return Work(memory_bytes=3.5 * channels * size * element_size, launches=4)
+    if layer.kind == "pointwise":
+        return Work(convolution_flops=2 * before * channels * size, launches=1)
+    # Before it comes a norm, an activation and padding; behind every other one a sum.
+    values = 6.3 * before + 1.5 * channels
+    return Work(
+        convolution_flops=2 * _KERNEL * before * channels * size,
+        memory_bytes=values * size * element_size,
+        launches=5,
+    )
+
+
+def _convolution(before: int, channels: int) -> int:
+    return _KERNEL * before * channels + channels
+
+
+def _residual(before: int, channels: int) -> int:
+    """A residual block: two norms, two convolutions, and a third where channels change."""
+    parameters = 2 * before + _convolution(before, channels)
+    parameters += 2 * channels + _convolution(channels, channels)
+    return parameters + (before * channels + channels if before != channels else 0)
