@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -66,6 +67,9 @@ def _one_line_of_box(box: str) -> str:
         inside = inside[2:]
     rules = [at for at, line in enumerate(inside) if not line.strip("─-")]
     words = " ".join(inside[: rules[0]] if rules else inside).rstrip(".")
+    if "or misplaced options" in words:  # another command's, which tyro then explains at length
+        named = re.findall(r"(\S+) \(applied to", words)
+        return f"Unrecognized options: {' '.join(named)}"
     if "Perhaps you meant:" in inside:
         words += f": perhaps you meant {inside[inside.index('Perhaps you meant:') + 1].split()[0]}"
     return words
@@ -157,6 +161,8 @@ def _option(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
     if info.annotation is bool:
         return name, Annotated[bool, tyro.conf.arg(**described)], field(default=False)
     described["metavar"] = _metavar(info.annotation)
+    if name == "output":
+        described["aliases"] = ["-o"]
     kind = _kind(info.annotation)
     return name, Annotated[kind | None, tyro.conf.arg(**described)], field(default=None)
 

@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "degrees": (
         ["a", "--devices", "4", "--ulysses-degree", "3", "--ring-degree", "2"],
         "ring_degree=2 x ulysses_degree=3 needs 6 ranks, got devices=4: try devices=6, or "
-        "ring_degree=2 x ulysses_degree=2",
+        "ring_degree=1 x ulysses_degree=4",
     ),
     "one branch": (["a", "--devices", "2", "--cfg-degree", "2"], "cfg_degree=2 without true CFG"),
     "three branches": (["a", "--cfg-degree", "3"], "cfg_degree='3' must be less than or equal"),

@@ -1,0 +1,172 @@
+"""longtake plan: what it prints, what it refuses, and what it does not need."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longtake import cli
+from longtake.configs.hardware import profiles
+
+RELEASED = ["--model", "hunyuan-video", "--gpu", "h100", "--devices", "8"]
+SIZE = ["--height", "720", "--width", "1280", "--num-frames", "129"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What --json prints."""
+    capsys.readouterr()
+    assert cli.main(["plan", "--json", *arguments]) == 0
+    described: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return described
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of an exit with code 2."""
+    capsys.readouterr()
+    try:
+        code = cli.main(["plan", *arguments])
+    except SystemExit as end:
+        code = int(str(end.code))
+    assert code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, *RELEASED, *SIZE)
+    best = plan["best"]
+    assert best == plan["layouts"][0]
+    assert best["layout"] == {
+        "cfg_degree": 1,
+        "ring_degree": 1,
+        "ulysses_degree": 8,
+        "shard_weights": False,
+    }
+    assert best["end_to_end_s"] == pytest.approx(sum(best["stages_s"].values()))
+    assert best["stages_s"]["denoise"] == pytest.approx(50 * best["seconds_per_step"])
+    parts = best["memory_bytes"]
+    assert best["memory_bytes_per_rank"] <= sum(parts.values())
+    assert best["memory_bytes_per_rank"] > parts["weights"] > 2 * 12.8e9
+    assert best["bytes_per_step"] == sum(best["bytes_per_step_by_rank"])
+    assert 0.9 < best["efficiency"] <= 1
+    assert len(plan["layouts"]) == 8  # four, with whole weights and with split ones
+    assert {each["layout"] for each in plan["refused"]} == {"2x1x4", "2x2x2", "2x4x1"}
+
+
+def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert cli.main(["plan", *RELEASED, *SIZE]) == 0
+    out = capsys.readouterr().out
+    assert "best: 1x1x8 (cfg x ring x ulysses), " in out
+    rows = [line.split()[0] for line in out.splitlines() if line.strip().startswith("1x")]
+    assert rows[0] == "1x1x8" and len(rows) == 16  # times, then memory
+    assert "has no second branch to compute" in out
+
+
+def test_within_three_seconds_and_without_torch() -> None:
+    script = (
+        "import sys; from longtake import cli\n"
+        f"code = cli.main(['plan', '--json', *{RELEASED + SIZE}])\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'av', 'imageio', 'huggingface_hub'}\n"
+        "sys.exit(code or ', '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 3
+
+
+def test_a_folder_and_a_hub_id_of_a_preset(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    tiny = planned(capsys, "--model", model, "--gpu", "cpu", "--devices", "5")
+    assert tiny["request"]["height"] == 32
+    assert {each["layout"]["ulysses_degree"] for each in tiny["layouts"]} == {1, 5}
+    by_id = planned(capsys, "--model", "hunyuanvideo-community/HunyuanVideo", *RELEASED[2:])
+    assert by_id == planned(capsys, *RELEASED)
+
+
+def test_a_hub_ids_configuration_alone(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "commit"
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
+    asked: list[list[str]] = []
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert repository == "someone/else"
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    plan = planned(capsys, "--model", "someone/else", "--gpu", "a800", "--devices", "2")
+    assert plan["best"]["seconds_per_step"] > 0
+    assert not any("safetensors" in pattern for pattern in asked[0])
+
+
+def test_degrees_and_split_weights_narrow_it(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys, *RELEASED, "--ring-degree", "2", "--shard-weights")
+    (only,) = plan["layouts"]
+    assert only["layout"]["ring_degree"] == 2 and only["layout"]["shard_weights"]
+
+
+def test_nodes_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = planned(capsys, *RELEASED[:4], "--devices", "8", "--gpus-per-node", "4")
+    assert nodes["best"]["layout"]["ulysses_degree"] <= 4
+    whole = planned(capsys, *RELEASED)
+    assert nodes["best"]["seconds_per_step"] > whole["best"]["seconds_per_step"]
+
+
+def test_a_profile_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from longtake.configs import hardware
+
+    own = tmp_path / "mine.yaml"
+    shutil.copy(Path(hardware.__file__).parent / "l20.yaml", own)
+    plan = planned(capsys, "--model", "hunyuan-video", "--gpu", str(own), "--devices", "2")
+    assert "L20" in plan["hardware"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--gpu", "h1000"], f"gpu='h1000' is not known: use {', '.join(profiles())}, here, or"),
+        (["--gpu", "none.yaml"], "gpu='none.yaml' cannot be read: No such file or directory"),
+        (["--devices", "0"], "devices='0' must be greater than or equal to 1"),
+        (["--devices", "-4"], "devices='-4' must be greater than or equal to 1"),
+        (["--devices", "1025"], "devices=1025: plans are made for 1024 at most"),
+        (["--height", "0"], "height='0' must be greater than or equal to 1"),
+        (["--height", "721"], "height=721 must be a multiple of 16: try 720 or 736"),
+        (["--num-frames", "128"], "num_frames=128 must be 1 more than a multiple of 4"),
+        (["--gpus-per-node", "0"], "gpus_per_node='0' must be greater than or equal to 1"),
+        (["--text-tokens", "-1"], "text_tokens='-1' must be greater than or equal to 1"),
+        (["--decode-ranks", "0"], "decode_ranks='0' must be greater than or equal to 1"),
+        (["--ulysses-degree", "3"], "ulysses_degree=3 needs a multiple of 3 ranks"),
+        (["--cfg-degree", "2"], "cfg_degree=2 without true CFG"),
+        (["--model", "nothing"], "there is no folder nothing: pass a model's folder"),
+        (["--seed", "1"], "Unrecognized options: --seed 1; see longtake plan --help"),
+    ],
+)
+def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
+    line = refused(capsys, *RELEASED, *arguments)
+    assert line.startswith("longtake: ") and text in line
+
+
+def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "hunyuan-video", "--gpu", "rtx4090", "--devices", "1"]
+    line = refused(capsys, *arguments)
+    assert "needs 39.9" in line and "GiB a rank and there are 23.3" in line and "try devices=" in line
+    capsys.readouterr()
+    assert cli.main(["plan", "--json", *arguments]) == 2
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["best"] is None and plan["layouts"] == []
+    assert plan["error"] in line
+    assert "too much" in plan["refused"][0]["reason"]
