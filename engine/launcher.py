@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -57,6 +58,7 @@ class Launcher(ABC):
         """Render one job; what the sink or ``on_progress`` raises stops all ranks.
 
         Args:
+            sink: a TraceSink, of a job that is traced.
             latents: of a job that has them: ``[B, C, F, H, W]``.
 
         Raises:
@@ -104,8 +106,11 @@ class InProcess(Launcher):
             ) from error
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model, and give a GPU's memory back."""
         self._worker = None
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -21,9 +21,10 @@ from longtake.engine.channel import Mailbox, listen_locally
 from longtake.engine.deadlines import TIMED_OUT
 from longtake.engine.launcher import Launcher
 from longtake.engine.rank_processes import RankProcesses
-from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink
+from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink, TraceSink
 from longtake.errors import LongtakeError, RankError, RefusedInputError, Stopped, one_line
 from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.trace import TracePoint
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +170,10 @@ class LocalProcesses(Launcher):
                     array = flat.reshape(message.pop("shape"))
                     if kind == "latents":
                         sink.latents(array)
-                    else:
+                    elif kind == "frame":
                         sink.frame(message["video"], message["index"], array)
+                    elif isinstance(sink, TraceSink):  # else the job was given up
+                        sink.traced(TracePoint(**message["point"]), array)
 
     def _states(self) -> dict[int, dict[str, Any]]:
         """What each rank last said of its progress."""

@@ -29,6 +29,7 @@ from longtake.engine.worker import REFUSED_BY_ALL, Array, Job, Worker, control_g
 from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
 from longtake.parallel import World
 from longtake.pipelines.progress import Progress
+from longtake.pipelines.trace import TracePoint
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 3
@@ -50,9 +51,13 @@ class _MailSink:
     def frame(self, video: int, index: int, frame: Array) -> None:
         self._send({"kind": "frame", "video": video, "index": index}, frame)
 
-    def _send(self, message: dict[str, Any], array: Array) -> None:
+    def traced(self, point: TracePoint, values: Array) -> None:
+        # Few at once: a block's output is the size of the whole video in the model's width.
+        self._send({"kind": "traced", "point": asdict(point)}, values, max_unread=2)
+
+    def _send(self, message: dict[str, Any], array: Array, max_unread: int = 32) -> None:
         payload = np.ascontiguousarray(array, dtype=np.float32).tobytes()
-        self._post({**message, "shape": array.shape}, payload, max_unread=32)
+        self._post({**message, "shape": array.shape}, payload, max_unread)
 
 
 class _LocalRank:

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from longtake.pipelines.decode import check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.rendering import StageReport, render_latents
 from longtake.pipelines.spec import ModelSpec
+from longtake.pipelines.trace import Trace, TracePoint, TraceRequest
 
 Array = npt.NDArray[np.float32]
 
@@ -46,20 +47,30 @@ class Job(BaseModel):
 
     Attributes:
         from_latents: its latents are there already, and come beside it; it is only decoded.
+        trace: what is recorded on the way, for a sink that takes it.
     """
 
     request: ResolvedRequest | ResolvedDecode
     from_latents: bool = False
+    trace: TraceRequest | None = None
     cfg_degree: int
     ring_degree: int
     ulysses_degree: int
 
     @classmethod
-    def of(cls, request: ResolvedDecode, dims: ParallelDims, *, from_latents: bool = False) -> Job:
+    def of(
+        cls,
+        request: ResolvedDecode,
+        dims: ParallelDims,
+        *,
+        from_latents: bool = False,
+        trace: TraceRequest | None = None,
+    ) -> Job:
         """A job of a layout."""
         return cls(
             request=request,
             from_latents=from_latents,
+            trace=trace,
             cfg_degree=dims.cfg_degree,
             ring_degree=dims.ring_degree,
             ulysses_degree=dims.ulysses_degree,
@@ -110,6 +121,14 @@ class Sink(Protocol):
 
     def frame(self, video: int, index: int, frame: Array) -> None:
         """Take one frame, ``[height, width, 3]`` in [0, 1]; frames come in order."""
+
+
+@runtime_checkable
+class TraceSink(Sink, Protocol):
+    """Where a rendering goes that is recorded on the way."""
+
+    def traced(self, point: TracePoint, values: Array) -> None:
+        """Take what was recorded at one point, in the order in which it came to be."""
 
 
 class Nowhere:
@@ -203,6 +222,7 @@ class Worker:
                 report,
                 on_progress=on_progress,
                 stop_requested=stop_requested,
+                trace=_trace(job, world, sink),
             )
             if world.rank == 0:
                 sink.latents(finished.cpu().numpy())
@@ -251,6 +271,19 @@ class Worker:
                     f"{rank}: name one that all ranks can run"
                 )
         return own
+
+
+def _trace(job: Job, world: World, sink: Sink) -> Trace | None:
+    """What records a job, if it is to be."""
+    if job.trace is None:
+        return None
+    assert isinstance(sink, TraceSink)
+    traced = sink.traced
+    return Trace(
+        job.trace,
+        world,
+        lambda point, values: traced(point, values.float().cpu().numpy()),
+    )
 
 
 def dtype_of(config: EngineConfig, device: torch.device) -> torch.dtype:

@@ -92,6 +92,7 @@ def _without(config: type[BaseModel], *names: str) -> tuple[str, ...]:
 
 
 _RANKS = ("devices", "device")
+_DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _NOT_PLANNED = (
     "prompt",
     "negative_prompt",
@@ -141,7 +142,18 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
         VerifyConfig,
         VideoRequest,
         EngineConfig,
-        without=("parallel", "output_type", "autoencoder_only", "num_videos", *FILE_ONLY),
+        ParallelConfig,
+        without=(
+            *DecodeRequest.model_fields,
+            *_DEGREES,
+            "parallel",
+            "output_type",
+            "autoencoder_only",
+            "num_videos",
+            "vae_dtype",
+            "decode_timeout_s",
+            *FILE_ONLY,
+        ),
     ),
     "bench": _declared(
         BenchConfig, EngineConfig, without=_without(EngineConfig, *_RANKS, "model", "dtype")

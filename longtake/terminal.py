@@ -75,7 +75,7 @@ class View(ABC):
     def failed(self, message: str, kind: str, exit_code: int) -> int:
         """Say what went wrong; returns the exit code."""
         rank = "" if TorchrunPlace.writes() else f"rank {os.environ['RANK']}: "
-        _say(f"longtake: {rank}{message}", sys.stderr)
+        say(f"longtake: {rank}{message}", sys.stderr)
         return exit_code
 
 
@@ -105,7 +105,7 @@ class _Json(View):
 
     @staticmethod
     def _print(event: dict[str, object]) -> None:
-        _say(json.dumps(event), sys.stdout)
+        say(json.dumps(event), sys.stdout)
 
 
 class _Lines(View):
@@ -123,17 +123,17 @@ class _Lines(View):
         if progress.phase != self._phase:
             self._phase, self._began, self._tenths = progress.phase, now, 0
             if part is None:
-                _say(_PHASES.get(progress.phase, progress.phase), sys.stderr)
+                say(_PHASES.get(progress.phase, progress.phase), sys.stderr)
         tenths = 10 * progress.done // progress.total if progress.total else 0
         if part is not None and progress.done and tenths > self._tenths:
             self._tenths = tenths
             each = (now - self._began) / progress.done
             left = each * (progress.total - progress.done)
             done = f"{progress.phase} {progress.done}/{progress.total}"
-            _say(f"{done}, {each:.2f} s a {part}, {left:.0f} s left", sys.stderr)
+            say(f"{done}, {each:.2f} s a {part}, {left:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
-        _say(_summary(paths, metadata), sys.stdout)
+        say(_summary(paths, metadata), sys.stdout)
 
 
 class _Bars(View):
@@ -181,7 +181,7 @@ class _Bars(View):
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         self.close()
-        _say(_summary(paths, metadata), sys.stdout)
+        say(_summary(paths, metadata), sys.stdout)
 
 
 def view_of(*, quiet: bool, as_json: bool) -> View:
@@ -196,7 +196,7 @@ def view_of(*, quiet: bool, as_json: bool) -> View:
     return _Bars(console) if console.is_terminal else _Lines()
 
 
-def _say(line: str, stream: TextIO) -> None:
+def say(line: str, stream: TextIO) -> None:
     """Print a line. What nobody reads any more (a closed pipe, a full disk) stops no rendering."""
     try:
         encoding = stream.encoding or "utf-8"

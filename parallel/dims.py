@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ RING_AXIS = "ring"
 ULYSSES_AXIS = "ulysses"
 
 AXES = (CFG_AXIS, RING_AXIS, ULYSSES_AXIS)
+
+_NOTATION = re.compile(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,26 @@ class ParallelDims:
                     f"{axis}_degree={degree!r} must be a whole number of at least 1: "
                     f"leave it out or pass {axis}_degree=1 to not split along that axis"
                 )
+
+    @classmethod
+    def parse(cls, text: str) -> ParallelDims:
+        """The layout of a short text, ``RINGxULYSSES`` or ``CFGxRINGxULYSSES``: "2x4", "2x1x4".
+
+        Raises:
+            LayoutError: it is no such text.
+        """
+        if not _NOTATION.fullmatch(text):
+            raise LayoutError(
+                f"layout={text!r} must be RINGxULYSSES or CFGxRINGxULYSSES, whole numbers of at "
+                "least 1: try 1x2"
+            )
+        *cfg, ring, ulysses = map(int, text.split("x"))
+        return cls(cfg_degree=cfg[0] if cfg else 1, ring_degree=ring, ulysses_degree=ulysses)
+
+    @property
+    def name(self) -> str:
+        """A short text that :meth:`parse` reads: ``CFGxRINGxULYSSES``, always three numbers."""
+        return "x".join(map(str, self.degrees))
 
     @property
     def degrees(self) -> tuple[int, int, int]:

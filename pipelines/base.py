@@ -77,7 +77,11 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The transformer's blocks in the order in which they run."""
+        """The transformer's blocks in the order in which they run.
+
+        Each takes the parts of this rank's tokens before anything else, and returns them in the
+        same order: ``[B, n, D]`` each, together ``[its video tokens ; its other tokens]``.
+        """
 
     @abstractmethod
     def branch(
@@ -144,14 +148,15 @@ def denoise(
     *,
     mesh: DeviceMesh | None,
     true_cfg: TrueCfg | None,
-    after_step: Callable[[int], None],
+    after_step: Callable[[int, torch.Tensor], None],
 ) -> torch.Tensor:
     """The denoising loop over this rank's tokens. Nothing is gathered between steps.
 
     Args:
         tokens: noise, ``[B, s, P]``, float32.
         branches: one from :meth:`Denoiser.branch`; the positive and the negative with true CFG.
-        after_step: called with the number of steps done; may raise, on all ranks alike.
+        after_step: called with the number of steps done and the tokens then; may raise, on all
+            ranks alike.
 
     Returns:
         ``[B, s, P]``, float32.
@@ -162,7 +167,7 @@ def denoise(
         else:
             velocity = true_cfg.velocity(denoiser, tokens, timestep, branches, mesh)
         tokens = stepper.step(velocity, timestep, tokens)
-        after_step(done)
+        after_step(done, tokens)
     return tokens
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from longtake.errors import RefusedInputError, RequestError, Stopped
 from longtake.parallel import ParallelDims, TokenShards, World, count_traffic
 from longtake.pipelines.base import Streams, TrueCfg, VideoPipeline, check_latents, denoise
 from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.trace import Trace
 from longtake.pipelines.weights import fetch_traffic
 
 
@@ -52,6 +53,7 @@ def render_latents(
     *,
     on_progress: OnProgress = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    trace: Trace | None = None,
 ) -> torch.Tensor:
     """Encode the prompt, denoise over all ranks, gather once.
 
@@ -61,9 +63,10 @@ def render_latents(
         report: filled with the stages "text", "denoising" and "gathering".
         on_progress: called on each rank.
         stop_requested: asked between steps; if any rank says yes, all stop.
+        trace: takes the latents after each step, and what else it asks for.
 
     Returns:
-        ``[B, C, F, H, W]``, float32, on every rank.
+        ``[B, C, F, H, W]``, float32, on every rank; traced ones need not be finite.
 
     Raises:
         RequestError: the prompt cannot be encoded, or the layout does not fit the request.
@@ -92,13 +95,19 @@ def render_latents(
     total = len(stepper.timesteps)
     clock = _DeviceClock(world.device, lambda done: on_progress(Progress("denoising", done, total)))
 
-    def after_step(done: int) -> None:
+    def gathered(tokens: torch.Tensor) -> torch.Tensor:
+        return grid.unpatchify(shards.gather(tokens.contiguous(), mesh, dim=1))
+
+    def after_step(done: int, tokens: torch.Tensor) -> None:
         clock.step(done)
+        if trace is not None:
+            trace.after_step(done, gathered(tokens))
         if world.any(stop_requested()):
             raise Stopped(f"stopped after step {done} of {total}")
 
     on_progress(Progress("denoising", 0, total))
-    with stage(report, "denoising"):
+    watched = trace.watching(denoiser, branches, grid, dims) if trace else nullcontext()
+    with stage(report, "denoising"), watched:
         tokens = denoise(
             denoiser,
             noise.to(world.device),
@@ -112,8 +121,8 @@ def render_latents(
     in_turn = len(branches) // dims.cfg_degree
     report.bytes_sent["weights"] = fetch_traffic(denoiser) * total * in_turn
     with stage(report, "gathering"):
-        latents = grid.unpatchify(shards.gather(tokens.contiguous(), mesh, dim=1))
-    return check_latents(latents)
+        latents = gathered(tokens)
+    return check_latents(latents) if trace is None else latents
 
 
 def _encode_once(

@@ -36,3 +36,28 @@ def test_dims_are_values() -> None:
     assert len({ParallelDims(ring_degree=2), ParallelDims(ring_degree=2)}) == 1
     with pytest.raises(AttributeError):
         ParallelDims().ring_degree = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "degrees", "name"),
+    [
+        ("2x4", (1, 2, 4), "1x2x4"),
+        ("1x1", (1, 1, 1), "1x1x1"),
+        ("2x3x5", (2, 3, 5), "2x3x5"),
+        ("10x1x128", (10, 1, 128), "10x1x128"),
+    ],
+)
+def test_layouts_have_a_notation(text: str, degrees: tuple[int, int, int], name: str) -> None:
+    dims = ParallelDims.parse(text)
+    assert (dims.degrees, dims.name) == (degrees, name)
+    assert ParallelDims.parse(dims.name) == dims
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4", "x", "2x", "0x4", "02x4", "-1x4", "2X4", "2 x 4", "2x4\n", "1x2x3x4", "٢x2"]
+)
+def test_another_text_is_no_layout(text: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        ParallelDims.parse(text)
+    assert str(caught.value).startswith(f"layout={text!r} must be RINGxULYSSES or CFGxRING")
+    assert str(caught.value).endswith("try 1x2")

@@ -1,0 +1,277 @@
+"""What longtake verify finds on ranks where something is wrong, and that it finds nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from longtake.commands import verify as command
+from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
+from longtake.engine import verify as engine
+from longtake.engine.launcher import InProcess, Launcher
+from longtake.engine.verify import Comparison, Verification, cases_of
+from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink, TraceSink, Worker
+from longtake.options import parsed
+from longtake.parallel import ParallelDims
+from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.trace import TracePoint, TraceRequest
+from longtake.terminal import view_of
+from tests.ranks import RankGroups
+from tests.rendering import request, world
+
+SIZE: dict[str, Any] = dict(height=48, width=80, num_frames=9, output_type="latents")  # 45 tokens
+PLAIN = request(**SIZE)
+GUIDED = request(**SIZE, true_cfg_scale=3.0, negative_prompt="red dog")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong on one rank.
+
+    Attributes:
+        module: of the denoiser, by name, whose weights are not the other ranks'.
+        step: the first for which they are.
+        factor: of all its weights.
+    """
+
+    rank: int
+    module: str
+    step: int = 1
+    factor: float = 1.1
+
+
+class OnGroup(Launcher):
+    """Stands for the processes of an engine: the tests' ranks, one of which may be at fault."""
+
+    def __init__(self, ranks: RankGroups, config: EngineConfig, fault: Fault | None = None) -> None:
+        self._ranks, self._config, self._fault = ranks, config, fault
+
+    def start(self, on_progress: OnProgress) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def render(
+        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+    ) -> list[RankReport]:
+        answers = self._ranks.run(self._config.devices, rendered, self._config, job, self._fault)
+        (taken, reports), *others = answers
+        assert not any(others_taken for others_taken, _ in others)
+        assert isinstance(sink, TraceSink)
+        for point, values in taken:
+            sink.traced(point, values)
+        return list(reports)
+
+
+class Taken(Nowhere):
+    """A sink that keeps what is recorded."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[TracePoint, Array]] = []
+
+    def traced(self, point: TracePoint, values: Array) -> None:
+        self.taken.append((point, values.copy()))
+
+
+@cache
+def worker_of(config: EngineConfig) -> Worker:
+    return Worker(config, world(), lambda progress: None)
+
+
+def rendered(
+    config: EngineConfig, job: Job, fault: Fault | None
+) -> tuple[list[tuple[TracePoint, Array]], list[RankReport]]:
+    """On a rank: what is recorded of a job in which one of them may be at fault."""
+    worker, sink = worker_of(config), Taken()
+    module = None
+    if fault is not None and fault.rank == world().rank:
+        module = worker._pipeline.denoiser.get_submodule(fault.module)
+    held = [parameter.clone() for parameter in module.parameters()] if module else []
+
+    def spoil(progress: Progress) -> None:
+        assert fault is not None
+        if module and (progress.phase, progress.done) == ("denoising", fault.step - 1):
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.mul_(fault.factor)
+
+    try:
+        reports = worker.render(job, sink, spoil if fault else lambda progress: None, lambda: False)
+    finally:
+        if module:
+            with torch.no_grad():
+                for parameter, before in zip(module.parameters(), held, strict=True):
+                    parameter.copy_(before)
+    return sink.taken, reports
+
+
+def compared(
+    ranks: RankGroups,
+    model: str,
+    devices: int,
+    *layouts: str,
+    fault: Fault | None = None,
+    tolerance: float = 1e-4,
+    shard_weights: bool = False,
+) -> list[Comparison]:
+    config = EngineConfig(
+        model=model, devices=devices, parallel=ParallelConfig(shard_weights=shard_weights)
+    )
+    verification = Verification(
+        lambda: InProcess(config, "cpu"),
+        lambda: OnGroup(ranks, config, fault),
+        tolerance,
+        lambda progress: None,
+    )
+    asked = [ParallelDims.parse(text) for text in layouts]
+    return verification.run(cases_of(asked, devices, PLAIN, GUIDED))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_all_layouts_of_sound_ranks_are_within(ranks: RankGroups, model: str, devices: int) -> None:
+    found = compared(ranks, model, devices)
+    assert len(found) == {1: 1, 2: 3, 3: 2, 4: 5}[devices]
+    for each in found:
+        assert each.parting is None
+        assert len(each.errors) == 3
+        assert each.max_error < 1e-4
+        assert each.psnr_db > 100
+        assert each.kernel == "cpu-flash"
+
+
+FAULTS = {
+    "double block": ("1x1x2", Fault(1, "transformer.transformer_blocks.1"), 2, "positive"),
+    "single block, round the ring": (
+        "1x3x1",
+        Fault(2, "transformer.single_transformer_blocks.0"),
+        3,
+        "positive",
+    ),
+    "from the second step on": (
+        "1x2x2",
+        Fault(3, "transformer.single_transformer_blocks.1", step=2),
+        4,
+        "positive",
+    ),
+    "from the last step on": (
+        "1x1x3",
+        Fault(0, "transformer.transformer_blocks.0", step=3),
+        1,
+        "positive",
+    ),
+    "positive branch": ("2x1x2", Fault(1, "transformer.transformer_blocks.0"), 1, "positive"),
+    "negative branch": (
+        "2x2x1",
+        Fault(3, "transformer.single_transformer_blocks.1", step=2),
+        4,
+        "negative",
+    ),
+    "what goes into the first block": ("1x1x2", Fault(1, "transformer.x_embedder"), 0, "positive"),
+    "what comes after the last": ("1x1x2", Fault(1, "transformer.proj_out", step=2), None, ""),
+    "no number": (
+        "1x2x1",
+        Fault(1, "transformer.transformer_blocks.1.attn.to_q", step=2, factor=math.nan),
+        2,
+        "positive",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_rank_at_fault_is_found_in_its_step_and_block(
+    ranks: RankGroups, model: str, name: str
+) -> None:
+    layout, fault, block, branch = FAULTS[name]
+    dims = ParallelDims.parse(layout)
+    (found,) = compared(ranks, model, dims.world_size, layout, fault=fault)
+    parting = found.parting
+    assert parting is not None
+    assert (parting.step, parting.block, parting.num_blocks) == (fault.step, block, 4)
+    assert all(error <= 1e-4 for error in found.errors[: fault.step - 1])
+    assert not any(error <= 1e-4 for error in found.errors[fault.step - 1 :])
+    if block is not None:
+        assert parting.branch == branch
+        assert not parting.error <= 1e-4
+        assert fault.module.startswith(parting.name)
+    if math.isnan(fault.factor):
+        assert math.isnan(found.max_error) and math.isnan(parting.error)
+
+
+def test_only_the_layouts_that_part_are_looked_at_again(ranks: RankGroups, model: str) -> None:
+    jobs: list[Job] = []
+    fault = Fault(1, "transformer.transformer_blocks.0", step=3)
+
+    class InTheRing(OnGroup):
+        def render(self, job: Job, *args: Any, **more: Any) -> list[RankReport]:
+            jobs.append(job)
+            self._fault = fault if job.dims.ring_degree > 1 else None
+            return super().render(job, *args, **more)
+
+    config = EngineConfig(model=model, devices=2)
+    verification = Verification(
+        lambda: InProcess(config, "cpu"),
+        lambda: InTheRing(ranks, config),
+        1e-4,
+        lambda progress: None,
+    )
+    found = verification.run(cases_of([], 2, PLAIN, GUIDED))
+    assert [each.parting is None for each in found] == [True, False, True]
+    assert [job.dims.name for job in jobs] == ["1x1x2", "1x2x1", "2x1x1", "1x2x1"]
+    assert [job.trace for job in jobs] == [TraceRequest()] * 3 + [TraceRequest(3)]
+
+
+def test_split_weights_are_looked_into(ranks: RankGroups, model: str) -> None:
+    fault = Fault(1, "transformer.single_transformer_blocks.0", step=2)
+    (found,) = compared(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
+    assert found.parting is not None
+    assert (found.parting.step, found.parting.block, found.parting.num_blocks) == (2, 3, 4)
+    assert found.parting.name == fault.module
+
+
+@pytest.mark.parametrize(("factor", "step"), [(1.1, 2), (math.nan, 1)])
+def test_the_command_says_which_block(
+    ranks: RankGroups,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    factor: float,
+    step: int,
+) -> None:
+    module = "transformer.single_transformer_blocks.0"
+    fault = Fault(1, module, step, factor)
+    monkeypatch.setattr(
+        engine, "LocalProcesses", lambda config, device_type: OnGroup(ranks, config, fault)
+    )
+    arguments = ["verify", "a cat", "--model", model, "--devices", "2", "--layout", "1x2"]
+    code, out = run_command(arguments, capsys)
+    assert code == 1
+    assert f"step {step}, block 3 of 4 ({module})" in out
+    assert out.splitlines()[-1] == "1 of 1 part by more than 0.0001: 1x1x2"
+
+    code, out = run_command([*arguments, "--json"], capsys)
+    (layout,) = json.loads(out, parse_constant=refuse)["layouts"]
+    assert code == 1
+    assert (layout["parting"]["step"], layout["parting"]["block"]) == (step, 3)
+    assert [each["within"] for each in layout["steps"]].index(False) == step - 1
+    assert (layout["max_error"] is None) == math.isnan(factor)
+    assert run_command([*arguments, "--quiet"], capsys) == (1, "")
+
+
+def run_command(arguments: list[str], capsys: Any) -> tuple[int, str]:
+    _, options = parsed(arguments)
+    with view_of(quiet=options["quiet"], as_json=options["json"]) as view:
+        code = command.run(options, view)
+    out: str = capsys.readouterr().out
+    return code, out
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
