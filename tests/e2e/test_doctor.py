@@ -1,0 +1,131 @@
+"""longtake doctor: the command, and the ranks that it tries."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from longtake import cli
+from longtake.engine import doctor
+from longtake.engine import trial as on_ranks
+from longtake.engine.doctor import CHECKS, trial
+from longtake.errors import RankError
+from longtake.parallel import KERNELS
+
+COMMAND = [sys.executable, "-m", "longtake", "doctor"]
+
+
+def ranks_of(pid: int) -> list[psutil.Process]:
+    """Wait until a process has started both ranks."""
+    deadline = time.monotonic() + 60
+    while len(ranks := running_ranks(pid)) < 2:
+        assert time.monotonic() < deadline, "no ranks were started"
+        time.sleep(0.02)
+    return ranks
+
+
+def running_ranks(pid: int) -> list[psutil.Process]:
+    """The ranks that are children of a process."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if "longtake.engine.trial_rank" in child.cmdline()]
+
+
+def test_what_is_amiss_is_found_and_the_rest_tried(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = ["--folder", str(tmp_path / "nothing"), "--port", str(port), "--device", "cpu"]
+        ran = subprocess.run(
+            [*COMMAND, *options, "--json"], capture_output=True, text=True, check=False, timeout=120
+        )
+    (line,) = ran.stdout.splitlines()
+    told = json.loads(line)
+    assert (ran.returncode, told["status"], ran.stderr) == (3, "failure", "")
+    findings = {finding["name"]: finding for finding in told["findings"]}
+    failures = [name for name, finding in findings.items() if finding["status"] == "failure"]
+    assert failures == ["folder", "port"]
+    assert findings["folder"]["message"] == f"there is no folder {tmp_path}/nothing"
+    assert findings["port"]["message"] == (
+        f"port {port} cannot be had on localhost: Address already in use"
+    )
+    assert findings["port"]["way_out"].startswith("name another with --port")
+    assert findings["exchange gloo"]["status"] == "ok"
+    assert findings["exchange gloo"]["message"].startswith("attention on 2 ranks in ")
+    assert findings["encoder .mp4"]["message"] == "8 frames written, 8 read again"
+
+
+def test_the_exit_code_is_the_worst(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this machine's own findings, all but the exchange."""
+    checks = [check for check in CHECKS if not check.name.startswith("exchange")]
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    code = cli.main(["doctor", "--device", "cpu", "--folder", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    statuses = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert set(statuses) <= {"ok", "warning"}  # this machine may have little memory or room left
+    assert code == int("warning" in statuses)
+    assert len(statuses) > len(KERNELS) and "ok" in statuses
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_the_ranks() -> None:
+    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        ranks = ranks_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-1] == "longtake: stopped; nothing was written"
+    assert not psutil.wait_procs(ranks, timeout=3)[1]
+
+
+def test_a_deadline_ends_ranks_that_stand_still() -> None:
+    """One is suspended, and the other waits for it."""
+    found: list[psutil.Process] = []
+
+    def suspend() -> None:
+        found.extend(ranks_of(os.getpid()))
+        found[1].suspend()
+
+    suspending = threading.Thread(target=suspend)
+    suspending.start()
+    begun = time.monotonic()
+    with pytest.raises(RankError, match=r"2 ranks were not done in 2\.5 s, and were ended"):
+        trial.exchange("cpu", deadline_s=2.5)
+    assert time.monotonic() - begun < 8
+    suspending.join()
+    assert not psutil.wait_procs(found, timeout=1)[1]
+
+
+def test_a_rank_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before it can say anything itself."""
+    (tmp_path / "torch.py").write_text("raise ImportError('half installed')")
+    environment, broken = on_ranks._environment, {"PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(on_ranks, "_environment", lambda *place: {**environment(*place), **broken})
+    said = r"rank \d died \(exit code 1\); the last it said: ImportError: half installed"
+    with pytest.raises(RankError, match=said):
+        trial.exchange("cpu", deadline_s=60)
+    assert not running_ranks(os.getpid())
+
+
+def test_a_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = on_ranks._environment
+    monkeypatch.setattr(
+        on_ranks,
+        "_environment",
+        lambda *place: {**environment(*place), "GLOO_SOCKET_IFNAME": "nowhere"},
+    )
+    with pytest.raises(RankError, match=r"rank \d failed: .*[Uu]nable to find .* nowhere"):
+        trial.exchange("cpu", deadline_s=60)
