@@ -27,6 +27,15 @@ from longtake.pipelines.spec import LatentGrid
 GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))
 PADDED_TEXT, REAL_TEXT = 64, 40
 TEXT_WIDTH, POOLED_WIDTH = 512, 256
+MODEL: dict[str, Any] = dict(
+    num_attention_heads=8,
+    attention_head_dim=64,
+    num_layers=2,
+    num_single_layers=4,
+    text_embed_dim=TEXT_WIDTH,
+    pooled_projection_dim=POOLED_WIDTH,
+    rope_axes_dim=(16, 24, 24),
+)
 
 Step = Callable[[], torch.Tensor]
 """One step; returns the velocity of this rank's tokens, or of all."""
@@ -47,15 +56,7 @@ class Inputs:
     def make(cls, dtype: torch.dtype, device: torch.device) -> Inputs:
         """Random weights and inputs."""
         torch.manual_seed(0)
-        model = HunyuanVideoTransformer3DModel(
-            num_attention_heads=8,
-            attention_head_dim=64,
-            num_layers=2,
-            num_single_layers=4,
-            text_embed_dim=TEXT_WIDTH,
-            pooled_projection_dim=POOLED_WIDTH,
-            rope_axes_dim=(16, 24, 24),
-        )
+        model = HunyuanVideoTransformer3DModel(**MODEL)
         model = model.eval().requires_grad_(False).to(device, dtype)
         scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
         scheduler.set_timesteps(1000, device=device)

@@ -20,6 +20,22 @@ def partial_path(path: Path) -> Path:
     return path / name if path.is_dir() else path.with_name(name)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only once it is whole.
+
+    Raises:
+        EngineError: it cannot be written; nothing is left behind.
+    """
+    partial = partial_path(path)
+    with writing(path):
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what goes wrong while writing into an EngineError that names the file."""

@@ -1,0 +1,153 @@
+"""What the planner predicts of this machine beside what is measured, on one rank and on several.
+
+    make benchmark-plan                          # two ranks
+    python -m benchmarks.predictions --ranks 2 --profile mine.yaml
+
+Calibrates a profile first, as longtake bench does, unless one is given; then takes denoising steps
+of the 45 M model of benchmarks/steps.py, in every factorisation, all interleaved in one run, one
+thread a rank. Writes a dated file with hardware and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.contest import Contestant, Report, measure
+from benchmarks.steps import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare, run_once
+from longtake.configs.hardware import Hardware, load_hardware
+from longtake.configs.models import ModelDefaults
+from longtake.configs.request import VideoRequest
+from longtake.engine.bench.calibrate import calibrate
+from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.request import resolve
+from longtake.parallel import ParallelDims
+from longtake.pipelines.hunyuan_video.configs import (
+    ClipTextConfig,
+    LlamaConfig,
+    TransformerConfig,
+    VaeConfig,
+)
+from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+
+
+def setting(hardware: Hardware) -> Setting:
+    """The benchmark's model and latents."""
+    transformer, vae = TransformerConfig(**MODEL), VaeConfig()
+    spec = ModelSpec(
+        num_heads=transformer.num_attention_heads,
+        head_size=transformer.attention_head_dim,
+        size_multiple=16,
+        frames_multiple=4,
+        autoencoder=AutoencoderSpec(16, 8, 4, (16, 256, 256), (12, 192, 192)),
+        defaults=ModelDefaults(),
+        flow_shift=7.0,
+        patch=GRID.patch,
+        costs=HunyuanVideoCosts(transformer, vae, LlamaConfig(), ClipTextConfig()),
+    )
+    _, _, frames, rows, columns = GRID.shape
+    request = resolve(
+        VideoRequest(
+            prompt="any",
+            num_frames=4 * (frames - 1) + 1,
+            height=8 * rows,
+            width=8 * columns,
+            max_sequence_length=PADDED_TEXT,
+            seed=0,
+        ),
+        spec,
+    )
+    return Setting(
+        spec=spec,
+        hardware=hardware,
+        request=request,
+        dtype="float32",
+        vae_dtype="float32",
+        text_tokens=REAL_TEXT,
+    )
+
+
+def factorisations(num_ranks: int) -> list[dict[str, int]]:
+    """Of one rank, and of all."""
+    return [{}] + [
+        {"ring_degree": num_ranks // ulysses, "ulysses_degree": ulysses}
+        for ulysses in range(1, num_ranks + 1)
+        if num_ranks > 1 and num_ranks % ulysses == 0
+    ]
+
+
+def table(entered: list[Contestant], hardware: Hardware) -> str:
+    """Measured beside predicted, in Markdown."""
+    lines = [
+        "| layout | measured s | predicted s | ratio | MB sent by a rank | predicted "
+        "| peak MB | predicted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in entered:
+        predicted = predict(setting(hardware), ParallelDims(**each.degrees))
+        memory = predicted.memory
+        held = memory.activations + memory.buffers
+        figures: dict[str, Any] = each.figures
+        lines.append(
+            f"| {predicted.name} | {each.median_s:.3f} | {predicted.step.seconds:.3f} "
+            f"| {predicted.step.seconds / each.median_s:.2f} "
+            f"| {figures['bytes_sent'] / 1e6:.3f} | {max(predicted.step_bytes) / 1e6:.3f} "
+            f"| {figures['peak_bytes'] / 1e6:.0f} | {held / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.profile is None:
+        head_size = TransformerConfig(**MODEL).attention_head_dim
+        hardware = calibrate("cpu", args.ranks, head_size=head_size, rounds=args.rounds, say=print)
+    else:
+        hardware = load_hardware(str(args.profile))
+    what = f"predictions on {args.ranks} ranks"
+    report = Report(f"One step: {what}", what, "cpu", args.results)
+    report.add("## The profile", "```yaml\n" + _yaml(hardware) + "```")
+    entered = [Contestant("longtake", degrees) for degrees in factorisations(args.ranks)]
+    measure(entered, args.rounds, "cpu", prepare, (torch.float32, "cpu"), run_once)
+    parameters = entered[0].figures["parameters"] / 1e6
+    report.add(
+        f"## float32, {parameters:.1f} M parameters, medians of {args.rounds} rounds",
+        table(entered, hardware),
+    )
+    report.write()
+
+
+def _yaml(hardware: Hardware) -> str:
+    """The figures alone."""
+    figures = hardware.model_dump(mode="json", exclude={"names", "links"})
+    plain = {
+        name: value["value"] if isinstance(value, dict) and "value" in value else value
+        for name, value in figures.items()
+    }
+    plain["flops_per_s"] = {k: v["value"] for k, v in figures["flops_per_s"].items()}
+    plain["links"] = [
+        {
+            "name": link.name,
+            "bytes_per_s": link.bytes_per_s.value,
+            "latency_s": link.latency_s.value,
+        }
+        for link in hardware.links
+    ]
+    text: str = yaml.safe_dump(plain, sort_keys=False)
+    return text
+
+
+if __name__ == "__main__":
+    main()

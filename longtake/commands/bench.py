@@ -1,0 +1,94 @@
+"""longtake bench: measures the machine at hand, or writes its profile for plans."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.tools import BenchConfig
+from longtake.engine.bench.calibrate import calibrate
+from longtake.engine.bench.suites import Suites, environment
+from longtake.engine.files import write_whole
+from longtake.engine.hardware import hardware_here
+from longtake.errors import LayoutError, RequestError
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.progress import Progress
+from longtake.settings import flags, validated
+from longtake.terminal import View
+
+_SUITES = ("kernels", "links", "step", "decode")
+
+
+def run(options: dict[str, Any], view: View) -> None:
+    """Measure what the options ask for, and write it to a file."""
+    values = flags(options)
+    output = options["output"]
+    asked: BenchConfig = validated(
+        BenchConfig, {name: values[name] for name in BenchConfig.model_fields if name in values}
+    )
+    config: EngineConfig = validated(
+        EngineConfig, {name: values[name] for name in EngineConfig.model_fields if name in values}
+    )
+    device_type = _device_type(config)
+    begun = datetime.now()
+    kind = "profile" if asked.calibrate else "bench"
+    suffix = "yaml" if asked.calibrate else "md"
+    path = Path(os.path.expanduser(output or f"longtake-{kind}-{begun:%Y-%m-%d-%H%M}.{suffix}"))
+    _check(path, suffix)
+
+    def say(what: str) -> None:
+        view.progress(Progress("measuring", detail=what))
+
+    if asked.calibrate:
+        spec = registry.inspect(
+            Checkpoint.open(config.model, config.revision, configs_only=True), weights=False
+        )
+        profile = calibrate(
+            device_type, config.devices, head_size=spec.head_size, rounds=asked.rounds, say=say
+        )
+        content = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    else:
+        suites = Suites(config, device_type, hardware_here(device_type), asked.rounds, say)
+        named = _SUITES if asked.suite == "all" else (asked.suite,)
+        parts = [f"# longtake bench, {begun:%Y-%m-%d %H:%M}", environment(device_type)]
+        for name in named:
+            parts += [f"## {name}", getattr(suites, name)()]
+        content = "\n\n".join(parts) + "\n"
+    write_whole(path, content.encode())
+    view.written.append(path)
+    view.close()
+    if options["json"]:
+        print(json.dumps({"output": str(path), "content": content}))
+    elif not options["quiet"]:
+        print(content if not asked.calibrate else "", end="")
+        print(f"written to {path}")
+
+
+def _device_type(config: EngineConfig) -> Literal["cpu", "cuda"]:
+    num_gpus = torch.cuda.device_count()
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
+        return "cpu"
+    if config.devices > num_gpus:
+        raise LayoutError(
+            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
+            "or device=cpu"
+        )
+    return "cuda"
+
+
+def _check(path: Path, suffix: str) -> None:
+    """Refuse before anything is measured what could not be written."""
+    if path.suffix != f".{suffix}":
+        raise RequestError(f"output={str(path)!r} must end in .{suffix}")
+    if not path.parent.is_dir():
+        raise RequestError(f"output={str(path)!r}: there is no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise RequestError(f"output={str(path)!r} is a folder: name a file")
