@@ -5,9 +5,10 @@
 # make demo       a video from a prompt, rendered on two ranks, in demo/
 # make quality    64 prompts for the model that comes with the package, judged
 # make train-demo trains that model from scratch, in about two hours on two cores
+# make plots      the pictures in docs/
 # make peers      a second environment with the projects that the benchmarks compare with
 # make benchmark  attention against the peers; make benchmark-denoise: a denoising step;
-#                 make benchmark-decode: decoding in tiles
+#                 make benchmark-decode: decoding in tiles; make benchmark-plan: predictions
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -19,8 +20,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test test-gpu check demo quality train-demo peers benchmark benchmark-denoise \
-	benchmark-decode clean
+.PHONY: env test test-gpu check demo quality train-demo plots peers benchmark benchmark-denoise \
+	benchmark-decode benchmark-plan clean
 
 env: $(VENV)/.installed
 
@@ -54,6 +55,10 @@ quality: env
 train-demo: env
 	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo demo/training --output configs/models/demo
 
+plots: env
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib
+	$(BIN)/python -m benchmarks.scaling
+
 peers: $(PEERS)/.installed
 
 $(PEERS)/.installed: pyproject.toml setup.py constraints.txt benchmarks/peers.txt
@@ -69,6 +74,11 @@ benchmark-denoise: peers
 
 benchmark-decode: peers
 	$(PEERS)/bin/python -m benchmarks.decode --ranks $(RANKS)
+
+# What the planner predicts of this machine beside what is measured, on a profile measured first.
+benchmark-plan: env
+	$(BIN)/python -m benchmarks.published
+	$(BIN)/python -m benchmarks.predictions --ranks $(RANKS)
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info demo .hypothesis .*_cache

@@ -1,0 +1,122 @@
+"""Draws the predicted scaling of HunyuanVideo over 1 to 64 H100s: docs/scaling.png.
+
+    make plots
+
+720 x 1280, 129 frames and ten times as many, 50 steps, text, denoising and decoding; the fastest
+layout of each number of GPUs. Once with 8 GPUs to a node and InfiniBand between nodes, once as if
+all were in one node. Hollow where no layout fits in memory: the fastest is drawn all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from longtake.configs.hardware import Hardware, load_hardware
+from longtake.configs.parallel import ParallelConfig
+from longtake.configs.request import VideoRequest
+from longtake.engine.planner import candidates, misfit
+from longtake.engine.planning.prediction import Prediction, Setting, predict
+from longtake.engine.request import resolve
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+
+matplotlib.use("agg")
+
+COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The fastest layout of one number of GPUs."""
+
+    count: int
+    speedup: float
+    layout: str
+    fits: bool
+
+
+def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -> list[Point]:
+    """Speedups over one GPU."""
+    spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
+    request = resolve(VideoRequest(prompt="any", num_frames=num_frames, seed=0), spec)
+    setting = Setting(
+        spec=spec,
+        hardware=hardware,
+        request=request,
+        dtype="bfloat16",
+        vae_dtype="float16",
+        text_tokens=request.max_sequence_length,
+    )
+    points, alone_s = [], 0.0
+    for count in counts:
+        best, fits = _fastest(setting, count)
+        alone_s = alone_s or best.rendering_s * count
+        points.append(Point(count, alone_s / best.rendering_s, best.name, fits))
+    return points
+
+
+def _fastest(setting: Setting, count: int) -> tuple[Prediction, bool]:
+    """Of the layouts that fit, or of all where none does."""
+    found = candidates(ParallelConfig(), count, num_heads=setting.spec.num_heads, true_cfg=False)
+    predicted = [
+        predict(setting, dims, shard_weights=shard)
+        for dims in found
+        for shard in ((False, True) if count > 1 else (False,))
+    ]
+    able = [each for each in predicted if misfit(setting, each) is None]
+    return min(able or predicted, key=lambda each: each.rendering_s), bool(able)
+
+
+def draw(path: Path) -> None:
+    """Write the picture, and print what it shows."""
+    from matplotlib import pyplot
+
+    h100 = load_hardware("h100")
+    kinds = (
+        (129, h100, "720p, 129 frames, nodes of 8", "tab:blue", "-"),
+        (129, h100.with_node_of(64), "720p, 129 frames, one node", "tab:blue", ":"),
+        (1289, h100, "720p, 1289 frames, nodes of 8", "tab:orange", "-"),
+        (1289, h100.with_node_of(64), "720p, 1289 frames, one node", "tab:orange", ":"),
+    )
+    figure, (speed, share) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    speed.plot(COUNTS, COUNTS, color="0.8", linewidth=1, label="ideal")
+    for num_frames, hardware, label, color, style in kinds:
+        points = curve(num_frames, hardware)
+        counts = [each.count for each in points]
+        for axes, values in (
+            (speed, [each.speedup for each in points]),
+            (share, [100 * each.speedup / each.count for each in points]),
+        ):
+            axes.plot(counts, values, color=color, linestyle=style, label=label)
+            for each, value in zip(points, values, strict=True):
+                face = color if each.fits else "white"
+                axes.plot(each.count, value, "o", color=color, markerfacecolor=face, markersize=4)
+        print(label, *(f"{p.count}: {p.layout} {p.speedup:.1f}x" for p in points), sep="\n  ")
+    for axes, title in ((speed, "speedup over one H100"), (share, "efficiency, %")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
+        axes.set_xlabel("H100s")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    speed.set_yscale("log", base=2)
+    speed.set_yticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
+    share.set_ylim(80, 101)
+    speed.legend()
+    figure.suptitle("HunyuanVideo, 720 x 1280, 50 steps: predicted, end to end without loading")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Draw into docs/."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=Path("docs/scaling.png"))
+    draw(parser.parse_args().output)
+
+
+if __name__ == "__main__":
+    main()
