@@ -59,17 +59,18 @@ class AttentionTraffic:
     def sent_by(self, sequence_rank: int) -> int:
         """Everything that one rank sends to others in one attention."""
         ring_rank, own = divmod(sequence_rank, self.dims.ulysses_degree)
-        group, ring_degree = self.stations[ring_rank], self.dims.ring_degree
-        sent = sum(
-            self.to_heads(group[own], peer) + self.to_tokens(group[peer], own)
-            for peer in range(len(group))
-            if peer != own
+        group = self.stations[ring_rank]
+        sent = group[own] * (self._heads_bytes - self.to_heads(1, own))
+        sent += self.to_tokens(sum(group) - group[own], own)
+        passed_on = self.shards.num_tokens - sum(
+            self.stations[(ring_rank + 1) % len(self.stations)]
         )
-        passed_on = (
-            self.ring_block((ring_rank - step) % ring_degree, own)
-            for step in range(ring_degree - 1)
-        )
-        return sent + sum(passed_on)
+        return sent + passed_on * self.value_bytes * 2 * self._kv(own)
+
+    @cached_property
+    def _heads_bytes(self) -> int:
+        """What one token sends to all ranks of its group, its own included, on the way to heads."""
+        return sum(self.to_heads(1, peer) for peer in range(self.dims.ulysses_degree))
 
     def _kv(self, ulysses_rank: int) -> int:
         return len(self.heads.kv[ulysses_rank])

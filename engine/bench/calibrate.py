@@ -68,7 +68,7 @@ def calibrate(
         rates[dtype] = {name: _slowest(name, answers) for name in answers[0]}
     say("processes")
     begun = time.perf_counter()
-    held = measured(measures.process)
+    held = measured(measures.process, dtype=main)
     startup_s = time.perf_counter() - begun
     overlap, found = 1.0, list[Link]()
     if num_ranks > 1:

@@ -4,7 +4,6 @@ ranks that compute side by side share caches, memory and power."""
 from __future__ import annotations
 
 import gc
-import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -15,10 +14,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from longtake.configs.request import VideoRequest
+from longtake.engine.request import resolve
 from longtake.errors import KernelError
 from longtake.parallel import KERNELS, KernelNeeds, ParallelDims, World, select_kernel
 from longtake.parallel.exchange import all_to_all, swap_point_to_point
 from longtake.parallel.kernels import attend
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.rendering import StageReport, render_latents
 
 Json = dict[str, Any]
 
@@ -157,16 +162,23 @@ def overlap(world: World, *, dtype: str, head_size: int, rounds: int) -> float:
     return max(0.0, min(1.0, hidden / min(computing, hopping)))
 
 
-def process(world: World) -> Json:
-    """What a rank takes before it has loaded anything: ``bytes``, with all libraries imported."""
-    importlib.import_module("longtake.engine.local_rank")
-    importlib.import_module("longtake.pipelines.hunyuan_video.pipeline")
+def process(world: World, *, dtype: str) -> Json:
+    """What a rank holds beside its weights: ``bytes``, once it has rendered a little."""
+    alone, checkpoint = World(world.device), Checkpoint.open("demo")
+    spec = registry.inspect(checkpoint)
+    request = resolve(VideoRequest(prompt="red", num_inference_steps=1, seed=0), spec)
+    kind: torch.dtype = getattr(torch, dtype)
+    pipeline = registry.load(checkpoint, alone, dtype=kind)
+    latents = render_latents(pipeline, request, ParallelDims(), alone, StageReport())
+    decoder = pipeline.decoder(request)
+    decode_videos(decoder, latents, alone, StageReport(), lambda video, index, frame: None)
     gc.collect()
+    weights = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
     if world.device.type == "cuda":
-        torch.zeros(1, device=world.device)
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(world.device)
-        return {"bytes": total - free}
-    return {"bytes": psutil.Process().memory_info().rss}
+        return {"bytes": total - free - weights * kind.itemsize}
+    return {"bytes": psutil.Process().memory_info().rss - weights * kind.itemsize}
 
 
 def kernels(world: World, *, dtype: str, head_size: int, rounds: int) -> Json:

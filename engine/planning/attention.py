@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from longtake.configs.hardware import Dtype, Hardware
-from longtake.engine.planning.network import Network, Transfer
+from longtake.engine.planning.network import Network
 from longtake.parallel.traffic import AttentionTraffic
 
 Causal = Literal["no", "contiguous", "zigzag"]
@@ -91,19 +93,20 @@ class AttentionModel:
 
     def _all_to_all_s(self) -> float:
         """Both exchanges of all Ulysses groups."""
-        dims, traffic, network = self.traffic.dims, self.traffic, Network(self.hardware)
-        degree = dims.ulysses_degree
+        traffic, network = self.traffic, Network(self.hardware)
+        degree = traffic.dims.ulysses_degree
         if degree == 1:
             return 0.0
-        there: list[Transfer] = []
-        back: list[Transfer] = []
+        heads = [traffic.to_heads(1, peer) for peer in range(degree)]
+        back_heads = [traffic.to_tokens(1, peer) for peer in range(degree)]
+        there, back = [], []
         for first, group in self._groups():
-            for rank, tokens in enumerate(group):
-                for peer in range(degree):
-                    there.append((first + rank, first + peer, traffic.to_heads(tokens, peer)))
-                    back.append((first + peer, first + rank, traffic.to_tokens(tokens, peer)))
+            ranks = first + np.arange(degree)
+            here, peers = np.repeat(ranks, degree), np.tile(ranks, degree)
+            there.append(np.stack([here, peers, np.outer(group, heads).ravel()], axis=1))
+            back.append(np.stack([peers, here, np.outer(group, back_heads).ravel()], axis=1))
         launches = 2 * _ALL_TO_ALL_LAUNCHES * self.hardware.launch_s.value
-        return network.seconds(there) + network.seconds(back) + launches
+        return sum(network.seconds(np.concatenate(rows)) for rows in (there, back)) + launches
 
     def _groups(self) -> list[tuple[int, tuple[int, ...]]]:
         """The first rank of each Ulysses group, and the tokens of its ranks."""
@@ -146,7 +149,7 @@ class AttentionModel:
     def _hop_s(self) -> float:
         """One step of all rings."""
         dims, traffic = self.traffic.dims, self.traffic
-        hops: list[Transfer] = []
+        hops = []
         for cfg_rank in range(dims.cfg_degree):
             branch = cfg_rank * dims.sequence_degree
             for ring_rank in range(dims.ring_degree):

@@ -11,8 +11,12 @@ from longtake.parallel import ParallelDims
 if TYPE_CHECKING:
     from longtake.engine.planning.prediction import Setting
 
-_WITH_KERNELS = {"cuda": 1.25, "cpu": 2.0}
-"""What decoding's kernels take beside tensors, as longtake.pipelines.decode reckons it."""
+_WITH_KERNELS = 1.25
+"""What convolutions take beside tensors."""
+
+_WITH_BLOCKS_KERNELS = {"cuda": 1.0, "cpu": 1.5}
+"""The same for the blocks': on a CPU matrix products keep copies of their weights, and freed memory
+is not all given back."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def memory_of(
         runtime=int(hardware.runtime_bytes.value),
         weights=transformer + autoencoder + (0 if on_gpu else text),
         text=text if on_gpu else 0,
-        activations=alone,
-        buffers=buffers,
-        decode=int(tile * _WITH_KERNELS[hardware.device]),
+        activations=int(alone * _WITH_BLOCKS_KERNELS[hardware.device]),
+        buffers=int(buffers * _WITH_BLOCKS_KERNELS[hardware.device]),
+        decode=int(tile * _WITH_KERNELS),
     )

@@ -9,15 +9,16 @@ themselves, while all-to-alls of eight crowd on the link between the sockets.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-from longtake.configs.hardware import Hardware, Link
+import numpy as np
+import numpy.typing as npt
 
-Transfer = tuple[int, int, float]
-"""Who sends, who receives, bytes."""
+from longtake.configs.hardware import Hardware
+
+Transfers = npt.NDArray[np.float64] | Sequence[tuple[int, int, float]]
+"""Rows of who sends, who receives, bytes."""
 
 
 @dataclass(frozen=True)
@@ -26,35 +27,32 @@ class Network:
 
     hardware: Hardware
 
-    def seconds(self, transfers: Iterable[Transfer]) -> float:
+    def seconds(self, transfers: Transfers) -> float:
         """How long transfers take that are begun at one time."""
-        loads: dict[tuple[int, bool, int], float] = defaultdict(float)
-        outermost = -1
-        for source, target, size in transfers:
-            if source == target or size == 0:
-                continue
-            crossed = self._levels_between(source, target)
-            outermost = max(outermost, len(crossed) - 1)
-            for level, link in enumerate(crossed):
-                sender, receiver = source // link.shared_by, target // link.shared_by
-                if sender != receiver:
-                    loads[level, True, sender] += size
-                    loads[level, False, receiver] += size
-        if outermost < 0:
-            return 0.0
-        links = self.hardware.links
-        busiest = max(
-            size / links[level].bytes_per_s.value for (level, _, _), size in loads.items()
-        )
-        return busiest + links[outermost].latency_s.value
+        rows = np.asarray(transfers, dtype=np.float64).reshape(-1, 3)
+        rows = rows[(rows[:, 0] != rows[:, 1]) & (rows[:, 2] > 0)]
+        longest, latency = 0.0, 0.0
+        for link in self.hardware.links:
+            if len(rows) == 0:
+                break
+            latency = link.latency_s.value
+            busiest = max(_busiest(rows, side, link.shared_by) for side in (0, 1))
+            longest = max(longest, busiest / link.bytes_per_s.value)
+            if link.spans is not None:  # what goes further passes the next level, too
+                rows = rows[rows[:, 0] // link.spans != rows[:, 1] // link.spans]
+        return longest + latency
 
-    def _levels_between(self, source: int, target: int) -> tuple[Link, ...]:
-        """The links from the innermost to the one that spans both."""
-        for level, spans in self._spans:
-            if spans is None or source // spans == target // spans:
-                return self.hardware.links[: level + 1]
-        raise AssertionError("the last link spans all")
 
-    @cached_property
-    def _spans(self) -> list[tuple[int, int | None]]:
-        return [(level, link.spans) for level, link in enumerate(self.hardware.links)]
+def ring_of(ranks: int, size: float) -> Transfers:
+    """Each rank sends so many bytes to the next, the last to the first."""
+    return [(rank, (rank + 1) % ranks, size) for rank in range(ranks)]
+
+
+def _busiest(rows: npt.NDArray[np.float64], side: int, shared_by: int) -> float:
+    """The most bytes that pass one group's way out (side 0) or in (side 1)."""
+    groups = (rows[:, :2] // shared_by).astype(np.int64)
+    crossing = groups[:, 0] != groups[:, 1]
+    if not crossing.any():
+        return 0.0
+    loads = np.bincount(groups[crossing, side], weights=rows[crossing, 2])
+    return float(loads.max())

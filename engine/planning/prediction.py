@@ -11,7 +11,7 @@ from longtake.configs.hardware import Dtype, Hardware
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.planning.attention import ELEMENT_BYTES, AttentionModel
 from longtake.engine.planning.memory import MemoryPlan, memory_of
-from longtake.engine.planning.network import Network, Transfer
+from longtake.engine.planning.network import Network, ring_of
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
@@ -43,6 +43,7 @@ class Setting:
     vae_dtype: Dtype
     text_tokens: int
     decode_ranks: int | None = None
+    _decode_s: dict[int, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("dtype", "vae_dtype"):
@@ -66,6 +67,22 @@ class Setting:
     def num_branches(self) -> int:
         """Passes through the transformer that one step takes."""
         return 2 if self.request.uses_true_cfg else 1
+
+    def decode_s(self, ranks: int) -> float:
+        """Decoding on so many ranks: the one that has most to do of the tiles that are dealt."""
+        if ranks not in self._decode_s:
+            costs, request = self.spec.costs, self.request
+            spans = costs.decode_spans(self.grid.shape[2:], request)
+            plan = TilePlan(spans, request.num_videos, ranks)
+            times, of_rank = dict[tuple[int, ...], float](), [0.0] * ranks
+            for tile, owner in zip(plan.tiles, plan.owners, strict=True):
+                cells = tile.cells_shape
+                if cells not in times:
+                    work = costs.tile_decoding(cells, ELEMENT_BYTES[self.vae_dtype])
+                    times[cells] = self.seconds(work, self.vae_dtype)
+                of_rank[owner] += times[cells]
+            self._decode_s[ranks] = max(of_rank)
+        return self._decode_s[ranks]
 
     def seconds(self, work: Work, dtype: Dtype | None = None) -> float:
         """How long one device works. A GPU computes while the host starts what is next; on a CPU
@@ -225,7 +242,7 @@ class _Layout:
 
     def _weights_s(self, free_s: float) -> tuple[float, float]:
         """What is exposed and hidden of fetching split weights, the next block's behind this one's
-        work, in one pass.
+        work, in one pass: an all-gather sends all but one's own part on, round all ranks.
 
         Args:
             free_s: of computing, while nothing else travels.
@@ -237,9 +254,8 @@ class _Layout:
             self.setting.spec.costs.attention.num_attentions,
         )
         part = costs.transformer_parameters * self.setting.element_size / num_blocks
-        ranks = range(self.dims.world_size)
-        whole = [(source, target, part / len(ranks)) for source in ranks for target in ranks]
-        block_s = Network(self.setting.hardware).seconds(whole)
+        ranks = self.dims.world_size
+        block_s = Network(self.setting.hardware).seconds(ring_of(ranks, part * (ranks - 1) / ranks))
         hidden = min(block_s, free_s / num_blocks) * (num_blocks - 1)
         return block_s * num_blocks - hidden, hidden
 
@@ -248,17 +264,19 @@ class _Layout:
         ranks, network = self.dims.world_size, Network(self.setting.hardware)
         if ranks == 1:
             return 0.0
-        flag = network.seconds((rank, (rank + 1) % ranks, 1) for rank in range(ranks))
+        flag = network.seconds(ring_of(ranks, 1))
         return flag + network.seconds(self._velocities())
 
-    def _velocities(self) -> list[Transfer]:
+    def _velocities(self) -> list[tuple[int, int, float]]:
         """Between the branches of true CFG, where they are computed side by side."""
         if self.dims.cfg_degree == 1:
             return []
         half, setting = self.dims.sequence_degree, self.setting
         video = TokenShards.even(setting.grid.num_tokens, self.dims).counts
         size = setting.spec.costs.token_values * setting.element_size * self.batch
-        there: list[Transfer] = [(rank, rank + half, video[rank] * size) for rank in range(half)]
+        there: list[tuple[int, int, float]] = [
+            (rank, rank + half, video[rank] * size) for rank in range(half)
+        ]
         return there + [(target, source, sent) for source, target, sent in there]
 
     def step_bytes(self) -> tuple[int, ...]:
@@ -267,12 +285,13 @@ class _Layout:
         sent = [0] * self.dims.world_size
         for rank in range(self.dims.world_size):
             of_one = self.attention.traffic.sent_by(rank % self.dims.sequence_degree)
-            sent[rank] = self.passes * (times * of_one + self._weight_bytes())
+            sent[rank] = self.passes * (times * of_one + self._weight_bytes)
             sent[rank] += self.dims.world_size - 1
         for rank, _, size in self._velocities():
             sent[rank] += int(size)
         return tuple(sent)
 
+    @cached_property
     def _weight_bytes(self) -> int:
         """Of split weights, in one pass: FSDP2 pads rows that do not divide."""
         if not self.shard_weights:
@@ -304,16 +323,5 @@ class _Layout:
 
     def decode_s(self) -> float:
         """The rank that has most to do of the tiles, as they are dealt."""
-        setting, costs, request = self.setting, self.setting.spec.costs, self.setting.request
-        spans = costs.decode_spans(setting.grid.shape[2:], request)
-        ranks = min(self.dims.world_size, setting.decode_ranks or self.dims.world_size)
-        plan = TilePlan(spans, request.num_videos, ranks)
-        size, times = ELEMENT_BYTES[setting.vae_dtype], dict[tuple[int, ...], float]()
-        of_rank = [0.0] * ranks
-        for tile, owner in zip(plan.tiles, plan.owners, strict=True):
-            cells = tile.cells_shape
-            if cells not in times:
-                work = costs.tile_decoding(cells, size)
-                times[cells] = setting.seconds(work, setting.vae_dtype)
-            of_rank[owner] += times[cells]
-        return max(of_rank)
+        ranks = self.dims.world_size
+        return self.setting.decode_s(min(ranks, self.setting.decode_ranks or ranks))

@@ -163,7 +163,9 @@ def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], text
 def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "hunyuan-video", "--gpu", "rtx4090", "--devices", "1"]
     line = refused(capsys, *arguments)
-    assert "needs 39.9" in line and "GiB a rank and there are 23.3" in line and "try devices=" in line
+    assert (
+        "needs 39.9" in line and "GiB a rank and there are 23.3" in line and "try devices=" in line
+    )
     capsys.readouterr()
     assert cli.main(["plan", "--json", *arguments]) == 2
     plan = json.loads(capsys.readouterr().out)

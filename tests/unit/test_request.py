@@ -11,6 +11,13 @@ from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import VideoRequest
 from longtake.engine.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
+from longtake.pipelines.hunyuan_video.configs import (
+    ClipTextConfig,
+    LlamaConfig,
+    TransformerConfig,
+    VaeConfig,
+)
+from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
@@ -28,6 +35,8 @@ SPEC = ModelSpec(
     ),
     defaults=ModelDefaults(),
     flow_shift=5.0,
+    patch=(1, 2, 2),
+    costs=HunyuanVideoCosts(TransformerConfig(), VaeConfig(), LlamaConfig(), ClipTextConfig()),
 )
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
