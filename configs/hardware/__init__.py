@@ -114,23 +114,16 @@ class Hardware(Declared):
         return any(f" {each} " in f" {words} " for each in own)
 
     def with_node_of(self, devices: int) -> Hardware:
-        """The same devices, so many to a machine: what spanned one spans the other."""
-        before = self.devices_per_node
-        links = []
+        """The same devices, so many to a machine: the level that reached all of one still does."""
+        before, links, reached = self.devices_per_node, list[Link](), False
         for link in self.links:
             spans, shared = link.spans, link.shared_by
-            if spans is not None and spans >= before:
-                spans = devices
-            elif spans is not None and spans >= devices:
-                continue  # a level within a machine that is no larger
-            links.append(
-                link.model_copy(
-                    update={
-                        "spans": spans,
-                        "shared_by": devices if shared == before > 1 else min(shared, devices),
-                    }
-                )
-            )
+            if spans is not None and spans >= min(before, devices):
+                if reached:
+                    continue  # between parts that the smaller machine has not
+                spans, reached = devices, True
+            shared = devices if shared == before > 1 else min(shared, devices)
+            links.append(link.model_copy(update={"spans": spans, "shared_by": shared}))
         return self.model_copy(update={"devices_per_node": devices, "links": tuple(links)})
 
 

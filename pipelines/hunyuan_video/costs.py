@@ -116,7 +116,9 @@ class HunyuanVideoCosts(ModelCosts):
         of_a_text_token = 2 * (config.text_embed_dim * width + refined)
         attention = 4 * config.num_refiner_layers * num_text_tokens**2 * width
         unit = num_tokens * width * element_size
-        units = (41.5 if element_size >= 4 else 78.5) + 4 * config.mlp_ratio
+        wide = element_size >= 4
+        units = (27.5 if wide else 44.5) + 4 * config.mlp_ratio
+        units += (14 if wide else 34) if config.qk_norm else 0
         return Work(
             linear_flops=of_a_token * num_tokens + of_a_text_token * num_text_tokens + 2 * once,
             attention_flops=attention,
