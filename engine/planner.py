@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from longtake.configs.engine import EngineConfig
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RANKS = 1024
 """As many as plans are made for: what every rank sends to every other is added up."""
+
+_AS_FAST = 1.01
 
 _OTHER_COUNTS = (2, 4, 8, 16, 32, 64, 128)
 
@@ -37,7 +39,7 @@ class Plan:
     Attributes:
         devices: ranks.
         alone: the same on one rank, whether or not it fits; what efficiency is reckoned against.
-        layouts: that can run, the fastest first.
+        layouts: that can run, the best first.
         refused: that cannot.
     """
 
@@ -49,7 +51,7 @@ class Plan:
 
     @property
     def best(self) -> Prediction:
-        """The fastest.
+        """The best: see :func:`_best_first`.
 
         Raises:
             RequestError: none can run; says what would.
@@ -101,14 +103,14 @@ def make_plan(
                 layouts.append(prediction)
             else:
                 refused.append(Refused(prediction.name, reason))
-    layouts.sort(key=lambda each: each.end_to_end_s)
+    layouts = _best_first(layouts)
     refused.sort(key=lambda each: each.reason.startswith("has no"))
     alone = predict(setting, ParallelDims())
     return Plan(setting, devices, alone, tuple(layouts), tuple(refused))
 
 
 def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[ParallelDims, str]:
-    """The layout of one request, and why: the fastest of those that the degrees allow.
+    """The layout of one request, and why: the best of those that the degrees allow.
 
     Memory refuses nothing here: free memory is known once a rank is there. What does not fit by
     the plan comes after what does, and is warned of.
@@ -130,12 +132,12 @@ def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[
     shard = asked.shard_weights
     predicted = [predict(setting, dims, shard_weights=shard) for dims in found]
     fits = {each.name: misfit(setting, each) is None for each in predicted}
-    predicted.sort(key=lambda each: (not fits[each.name], each.rendering_s))
-    best, second = predicted[:2]
+    able = [each for each in predicted if fits[each.name]]
+    best, second = [*_best_first(able), *_best_first(p for p in predicted if p not in able)][:2]
     if not fits[best.name]:
         logger.warning("%s may run out of memory: %s", best.name, misfit(setting, best))
     why = (
-        f"the fastest of {len(found)}: {_seconds(best.step.seconds)} a step predicted, and "
+        f"the best of {len(found)}: {_seconds(best.step.seconds)} a step predicted, and "
         f"{_seconds(second.step.seconds)} with {second.name}, the next"
     )
     return _warned(best.dims, setting.spec.num_heads), why
@@ -154,6 +156,17 @@ def dtypes(config: EngineConfig, spec: ModelSpec, device: str) -> tuple[Dtype, D
     if config.vae_dtype != "auto":
         return dtype, config.vae_dtype
     return dtype, spec.defaults.vae_dtype or dtype
+
+
+def _best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """The fastest first; but of those that are as fast, as far as a plan can tell, the one that
+    sends least, and of these the one with fewer rounds of exchange."""
+    ordered = sorted(predictions, key=lambda each: each.rendering_s)
+    if not ordered:
+        return []
+    near = [p for p in ordered if p.rendering_s <= _AS_FAST * ordered[0].rendering_s]
+    best = min(near, key=lambda each: (sum(each.step_bytes), each.dims.ring_degree))
+    return [best, *(each for each in ordered if each is not best)]
 
 
 def candidates(
@@ -192,14 +205,14 @@ def misfit(setting: Setting, prediction: Prediction) -> str | None:
     limit = setting.hardware.memory_bytes
     if limit is None:
         return None
-    there, ranks = limit.value, prediction.dims.world_size
+    there, needed, each = limit.value, float(prediction.memory.total), "a rank"
     if setting.hardware.device == "cpu":  # the ranks of a host share its memory
-        there /= min(ranks, setting.hardware.devices_per_node)
-    needed = prediction.memory.total
+        ranks = min(prediction.dims.world_size, setting.hardware.devices_per_node)
+        needed, each = needed + (ranks - 1) * prediction.memory.other_ranks, "a host"
     if needed <= there:
         return None
     return (
-        f"needs {needed / 2**30:.1f} GiB a rank and there are {there / 2**30:.1f}: "
+        f"needs {needed / 2**30:.1f} GiB {each} and there are {there / 2**30:.1f}: "
         f"{(needed - there) / 2**30:.1f} too much"
     )
 

@@ -80,6 +80,11 @@ class ModelCosts(ABC):
 
     @property
     @abstractmethod
+    def parameters_outside(self) -> int:
+        """Parameters of the transformer that are in no block: together for the whole pass."""
+
+    @property
+    @abstractmethod
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of what is not the transformer: ``autoencoder``, ``text_encoders``."""
 
@@ -112,7 +117,7 @@ class ModelCosts(ABC):
         """
 
     @abstractmethod
-    def text_encoding(self, max_tokens: int) -> Work:
+    def text_encoding(self, max_tokens: int, element_size: int) -> Work:
         """Encoding one prompt."""
 
     @abstractmethod

@@ -175,8 +175,8 @@ class AttentionModel:
         packed = 0
         if dims.ulysses_degree > 1:
             packed += own + tokens * traffic.num_heads + station * self._most_heads
-        if dims.ring_degree > 1:
-            packed += own
+        if dims.ring_degree > 1:  # alone it packs K and V, behind an all-to-all q as well
+            packed += own if dims.ulysses_degree > 1 else tokens * 2 * traffic.num_kv_heads
         return self._memory_s(2 * self._value_bytes(packed))
 
     def _kernel_s(self, queries: int, keys: int) -> float:

@@ -1,4 +1,4 @@
-"""What a rank holds at one time, by part."""
+"""What ranks hold at one time, by part."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ _WITH_BLOCKS_KERNELS = {"cuda": 1.0, "cpu": 1.5}
 is not all given back."""
 
 
+_BLOCKS_AT_ONCE = 4
+"""Whole blocks of split weights that FSDP2 holds at one time, measured over gloo: one computes, the
+next is fetched, and what they were fetched into is let go later."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that the rank which needs most holds; not all parts at one time.
+    """Bytes that rank 0 holds, which alone encodes the prompt; not all parts at one time.
 
     Attributes:
         runtime: before anything is loaded: libraries, a GPU's context, NCCL's buffers.
-        weights: of transformer and autoencoder; on a CPU the text encoders', too.
-        text: of the text encoders while they encode, on a GPU.
+        weights: of transformer and autoencoder.
+        text: of the text encoders: on a GPU while they encode, on a CPU all the time.
         activations: of one pass through the transformer.
-        buffers: of exchanges between ranks, and of weights that are fetched.
+        buffers: of exchanges between ranks, and of split weights that are fetched.
         decode: of the tile that is decoded.
+        text_stays: whether ``text`` is held beside everything else.
     """
 
     runtime: int
@@ -38,16 +44,25 @@ class MemoryPlan:
     activations: int
     buffers: int
     decode: int
+    text_stays: bool
 
     @property
     def total(self) -> int:
         """The most at one time: while text is encoded, while denoising, or while decoding."""
-        stages = (self.text, self.activations + self.buffers, self.decode)
-        return self.runtime + self.weights + max(stages)
+        if self.text_stays:
+            return self.other_ranks + self.text
+        return max(self.other_ranks, self.runtime + self.weights + self.text)
+
+    @property
+    def other_ranks(self) -> int:
+        """The same of the other ranks, which have no text encoders."""
+        return self.runtime + self.weights + max(self.activations + self.buffers, self.decode)
 
     def as_json(self) -> dict[str, int]:
         """By part, in bytes."""
-        return asdict(self)
+        parts = asdict(self)
+        del parts["text_stays"]
+        return parts
 
 
 def memory_of(
@@ -70,20 +85,22 @@ def memory_of(
         head_share=head_share,
     )
     transformer, buffers = costs.transformer_parameters * element, max(0, split - alone)
+    fetched = 0
     if shard_weights:
         transformer //= dims.world_size
-        buffers += 2 * costs.block_parameters * element  # one computes, the next is fetched
+        whole = _BLOCKS_AT_ONCE * costs.block_parameters + costs.parameters_outside
+        fetched = whole * element
     text = costs.other_parameters["text_encoders"] * element
     autoencoder = costs.other_parameters["autoencoder"] * ELEMENT_BYTES[setting.vae_dtype]
-    on_gpu = hardware.device == "cuda"
     spans = costs.decode_spans(setting.grid.shape[2:], setting.request)
     largest = [max(span.num_cells for span in axis) for axis in spans]
     tile = costs.tile_bytes(largest, ELEMENT_BYTES[setting.vae_dtype])
     return MemoryPlan(
         runtime=int(hardware.runtime_bytes.value),
-        weights=transformer + autoencoder + (0 if on_gpu else text),
-        text=text if on_gpu else 0,
+        weights=transformer + autoencoder,
+        text=text,
         activations=int(alone * _WITH_BLOCKS_KERNELS[hardware.device]),
-        buffers=int(buffers * _WITH_BLOCKS_KERNELS[hardware.device]),
+        buffers=int(buffers * _WITH_BLOCKS_KERNELS[hardware.device]) + fetched,
         decode=int(tile * _WITH_KERNELS),
+        text_stays=hardware.device == "cpu",
     )

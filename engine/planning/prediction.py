@@ -19,6 +19,9 @@ from longtake.pipelines.costs import Work
 from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
 from longtake.pipelines.tiles import TilePlan
 
+_STORED_BYTES = 2
+"""A parameter on disk: models are published in half precision."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -305,17 +308,16 @@ class _Layout:
 
     def load_s(self) -> float:
         """Every component is read once a host, by one rank."""
-        setting, hardware = self.setting, self.setting.hardware
-        others = setting.spec.costs.other_parameters
-        size = setting.spec.costs.transformer_parameters * setting.element_size
-        size += others["autoencoder"] * ELEMENT_BYTES[setting.vae_dtype]
-        size += others["text_encoders"] * setting.element_size
+        hardware, costs = self.setting.hardware, self.setting.spec.costs
+        size = _STORED_BYTES * (costs.transformer_parameters + sum(costs.other_parameters.values()))
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:
         """Rank 0 alone encodes; on a GPU the encoders come from host memory and go back."""
         setting, costs = self.setting, self.setting.spec.costs
-        one = setting.seconds(costs.text_encoding(setting.request.max_sequence_length))
+        one = setting.seconds(
+            costs.text_encoding(setting.request.max_sequence_length, setting.element_size)
+        )
         if setting.hardware.host_bytes_per_s is not None:
             size = costs.other_parameters["text_encoders"] * setting.element_size
             one += 2 * size / setting.hardware.host_bytes_per_s.value

@@ -97,6 +97,14 @@ class HunyuanVideoCosts(ModelCosts):
         return max(blocks, default=0)
 
     @property
+    def parameters_outside(self) -> int:
+        """Of embedders, refiner and output."""
+        config = self.transformer
+        blocks = config.num_layers * count(self._double_block)
+        blocks += config.num_single_layers * count(self._single_block)
+        return self.transformer_parameters - blocks
+
+    @property
     def other_parameters(self) -> Mapping[str, int]:
         """The autoencoder, both directions; LLaMA and CLIP."""
         return {
@@ -139,23 +147,24 @@ class HunyuanVideoCosts(ModelCosts):
         feed-forward's result waits; the latents' tokens, their velocity and their rotation."""
         config, wide = self.transformer, element_size >= 4
         if ring:
-            attention = 9 + 9 * head_share if wide else 10 + 11 * head_share
+            attention = 7 + 9 * head_share if wide else 8 + 11 * head_share
         elif ulysses:
-            attention = 9 + 6 * head_share if wide else 10 + 6 * head_share
+            attention = 7 + 6 * head_share if wide else 8 + 6 * head_share
         else:
-            attention = 13 if wide else 14
-        units = max(10 + 2 * config.mlp_ratio, attention + config.mlp_ratio)
+            attention = 11 if wide else 12
+        units = max(8 + 2 * config.mlp_ratio, attention + config.mlp_ratio)
         tokens = (4 + element_size) * config.token_values + 4 * config.attention_head_dim
         return int(num_tokens * (units * config.width * element_size + tokens))
 
-    def text_encoding(self, max_tokens: int) -> Work:
+    def text_encoding(self, max_tokens: int, element_size: int) -> Work:
         """LLaMA over template and prompt, padded to their largest length; CLIP over its own."""
         llama = _llama_parameters(self.llama) - self.llama.vocab_size * self.llama.hidden_size
         clip = _clip_parameters(self.clip) - self.clip.vocab_size * self.clip.hidden_size
         num_tokens = max_tokens + _TEMPLATE_TOKENS
         flops = 2 * (llama * num_tokens + clip * self.clip.max_position_embeddings)
         layers = self.llama.num_hidden_layers + self.clip.num_hidden_layers
-        return Work(linear_flops=flops, memory_bytes=2 * (llama + clip), launches=25 * layers)
+        read = element_size * (llama + clip)
+        return Work(linear_flops=flops, memory_bytes=read, launches=25 * layers)
 
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """As diffusers cuts them."""

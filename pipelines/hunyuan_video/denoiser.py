@@ -114,6 +114,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         # token at least, and a rank may own no text.
         own = torch.cat([video, text], dim=1)
         before, behind = own.tensor_split((max(own.shape[1] - 1, 0),), dim=1)
+        del video, text, own  # each as large as an activation, and dead
         for block in model.single_transformer_blocks:
             before, behind = block(before, behind, modulation, None, place)
         video = torch.cat([before, behind], dim=1)[:, : tokens.shape[1]]

@@ -92,7 +92,7 @@ def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path)
     assert degrees["ring_degree"] * degrees["ulysses_degree"] == 2
     taken = f"1x{degrees['ring_degree']}x{degrees['ulysses_degree']}"
     assert described["layout"]["taken"] == taken
-    assert described["layout"]["why"].startswith("the fastest of 2: ")
+    assert described["layout"]["why"].startswith("the best of 2: ")
     assert described["engine"]["dtype"] == described["engine"]["vae_dtype"] == "float32"
     assert described["engine"]["attention_kernel"] == "cpu-flash"
     assert described["request"]["prompt_template"] == tiny.TEMPLATE

@@ -392,7 +392,7 @@ def test_operations_of_text(shapes: FakeTensorMode) -> None:
             Counts.of(lambda: models[1](short).last_hidden_state),
         ]
     found = sum(each.flops for each in counts)
-    assert _flops(costs.text_encoding(256)) == pytest.approx(found, rel=0.03)
+    assert _flops(costs.text_encoding(256, 2)) == pytest.approx(found, rel=0.03)
 
 
 TILES = [(1, 8, 8), (1, 32, 32), (2, 32, 32), (3, 16, 16), (5, 32, 32), (4, 32, 18), (2, 5, 3)]

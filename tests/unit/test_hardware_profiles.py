@@ -16,11 +16,6 @@ from longtake.errors import RequestError
 FOLDER = Path(__file__).parents[2] / "configs" / "hardware"
 
 
-SHORT = [(".memory_bytes_per_s", "datasheet"), (".links[3].latency_s", "assumption")]
-"""Sources of a single word that are taken as they are: of the device's own datasheet, and of what
-no one has measured."""
-
-
 def figures(part: Any, place: str = "") -> Iterator[tuple[str, Figure]]:
     """Every number that has a source, and where it stands."""
     if isinstance(part, Figure):
@@ -47,7 +42,7 @@ def test_a_profile(name: str) -> None:
     found = dict(figures(hardware))
     assert len(found) >= 14
     for place, figure in found.items():
-        assert len(figure.source.split()) > 3 or (place, figure.source) in SHORT, place
+        assert len(figure.source.split()) >= 3, place
     assert (hardware.device == "cuda") == bool(hardware.names)
     assert {"float32", "bfloat16"} <= set(hardware.flops_per_s)
     assert hardware.device == "cpu" or hardware.host_bytes_per_s is not None

@@ -82,7 +82,7 @@ def test_the_fastest(devices: int, changes: dict[str, Any], chosen: str) -> None
     dims, why = choose_dims(setting(**changes), ANY, devices)
     assert dims.name == chosen
     if devices > 1:
-        assert why.startswith("the fastest of ") and "a step predicted" in why
+        assert why.startswith("the best of ") and "a step predicted" in why
 
 
 @pytest.mark.parametrize(
