@@ -19,7 +19,7 @@ import matplotlib
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.engine.planner import candidates, misfit
+from longtake.engine.planner import best_first, candidates, misfit
 from longtake.engine.planning.prediction import Prediction, Setting, predict
 from longtake.engine.request import resolve
 from longtake.pipelines import registry
@@ -69,7 +69,7 @@ def _fastest(setting: Setting, count: int) -> tuple[Prediction, bool]:
         for shard in ((False, True) if count > 1 else (False,))
     ]
     able = [each for each in predicted if misfit(setting, each) is None]
-    return min(able or predicted, key=lambda each: each.rendering_s), bool(able)
+    return best_first(able or predicted)[0], bool(able)
 
 
 def draw(path: Path) -> None:
