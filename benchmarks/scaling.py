@@ -19,7 +19,9 @@ import matplotlib
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.engine.planner import best_first, candidates, misfit
+from longtake.engine.planner import best_first
+from longtake.engine.planning.fits import misfit
+from longtake.engine.planning.layouts import candidates
 from longtake.engine.planning.prediction import Prediction, Setting, predict
 from longtake.engine.request import resolve
 from longtake.pipelines import registry
@@ -68,7 +70,11 @@ def _fastest(setting: Setting, count: int) -> tuple[Prediction, bool]:
         for dims in found
         for shard in ((False, True) if count > 1 else (False,))
     ]
-    able = [each for each in predicted if misfit(setting, each) is None]
+    able = [
+        each
+        for each in predicted
+        if misfit(setting, each.dims, shard_weights=each.shard_weights) is None
+    ]
     return best_first(able or predicted)[0], bool(able)
 
 

@@ -22,7 +22,8 @@ from longtake.engine.hardware import hardware_here
 from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
-from longtake.engine.planner import check_degrees, choose_dims, dtypes
+from longtake.engine.planner import choose_dims, dtypes
+from longtake.engine.planning.layouts import check_degrees
 from longtake.engine.planning.prediction import Setting
 from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
@@ -86,6 +87,7 @@ class VideoEngine:
         )
         self._busy = threading.RLock()
         self._rendering = False
+        self._chosen: tuple[ResolvedRequest, tuple[ParallelDims, str]] | None = None
 
     @classmethod
     def from_pretrained(
@@ -273,6 +275,8 @@ class VideoEngine:
 
     def _choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
         """The layout of a request, by the planner where degrees are left out, and why this one."""
+        if self._chosen is not None and self._chosen[0] == request:
+            return self._chosen[1]
         dtype, vae_dtype = dtypes(self.config, self._spec, self._device_type)
         setting = Setting(
             spec=self._spec,
@@ -282,7 +286,9 @@ class VideoEngine:
             vae_dtype=vae_dtype,
             text_tokens=request.max_sequence_length,
         )
-        return choose_dims(setting, self.config.parallel, self.config.devices)
+        choice = choose_dims(setting, self.config.parallel, self.config.devices)
+        self._chosen = request, choice
+        return choice
 
     @cached_property
     def _hardware(self) -> Hardware:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Dtype
 from longtake.configs.parallel import ParallelConfig
-from longtake.engine.planning.prediction import Prediction, Setting, predict
+from longtake.engine.planning.fits import misfit, way_out
+from longtake.engine.planning.layouts import as_asked, candidates, factored
+from longtake.engine.planning.prediction import Prediction, Setting, layout_name, predict
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
@@ -21,8 +23,6 @@ MAX_RANKS = 1024
 
 _AS_FAST = 1.005
 """What a plan cannot tell apart."""
-
-_OTHER_COUNTS = (2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Plan:
         alone: the same on one rank, whether or not it fits; what efficiency is reckoned against.
         layouts: that can run, the best first.
         refused: that cannot.
+        way_out: what would run, where none can.
     """
 
     setting: Setting
@@ -49,6 +50,7 @@ class Plan:
     alone: Prediction
     layouts: tuple[Prediction, ...]
     refused: tuple[Refused, ...]
+    way_out: str = ""
 
     @property
     def best(self) -> Prediction:
@@ -69,7 +71,7 @@ class Plan:
         """Why nothing runs, in one line, and what would."""
         return (
             f"no layout of devices={self.devices} can run: {self.refused[0].name} "
-            f"{self.refused[0].reason}; {_what_fits(self)}"
+            f"{self.refused[0].reason}; {self.way_out}"
         )
 
 
@@ -98,16 +100,20 @@ def make_plan(
         true_cfg=setting.request.uses_true_cfg,
     ):
         for shard in choices:
-            prediction = predict(setting, dims, shard_weights=shard)
-            reason = misfit(setting, prediction)
+            reason = misfit(setting, dims, shard_weights=shard)
             if reason is None:
-                layouts.append(prediction)
+                layouts.append(predict(setting, dims, shard_weights=shard))
             else:
-                refused.append(Refused(prediction.name, reason))
-    layouts = best_first(layouts)
+                refused.append(Refused(layout_name(dims, shard_weights=shard), reason))
     refused.sort(key=lambda each: each.reason.startswith("has no"))
-    alone = predict(setting, ParallelDims())
-    return Plan(setting, devices, alone, tuple(layouts), tuple(refused))
+    return Plan(
+        setting,
+        devices,
+        predict(setting, ParallelDims()),
+        tuple(best_first(layouts)),
+        tuple(refused),
+        "" if layouts else way_out(setting, asked, devices, choices),
+    )
 
 
 def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[ParallelDims, str]:
@@ -123,12 +129,15 @@ def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[
     found = candidates(asked, devices, num_heads=num_heads, true_cfg=setting.request.uses_true_cfg)
     if devices > MAX_RANKS:
         busy = [dims for dims in found if dims.ulysses_degree <= num_heads] or found
-        return _warned(busy[0], num_heads), f"not planned: more than {MAX_RANKS} ranks"
+        return _warned(busy[0], asked, num_heads), f"not planned: more than {MAX_RANKS} ranks"
     predicted = [predict(setting, dims, shard_weights=asked.shard_weights) for dims in found]
-    able = [each for each in predicted if misfit(setting, each) is None]
+    misfits = {
+        dims.name: misfit(setting, dims, shard_weights=asked.shard_weights) for dims in found
+    }
+    able = [each for each in predicted if misfits[each.dims.name] is None]
     best, *others = [*best_first(able), *best_first(p for p in predicted if p not in able)]
     if not able:
-        logger.warning("%s may run out of memory: %s", best.name, misfit(setting, best))
+        logger.warning("%s may run out of memory: %s", best.name, misfits[best.dims.name])
     if others:
         why = (
             f"the best of {len(found)}: {_seconds(best.step.seconds)} a step predicted, and "
@@ -136,7 +145,7 @@ def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[
         )
     else:
         why = "one rank" if devices == 1 else "the only one that devices and degrees allow"
-    return _warned(best.dims, num_heads), why
+    return _warned(best.dims, asked, num_heads), why
 
 
 def dtypes(config: EngineConfig, spec: ModelSpec, device: str) -> tuple[Dtype, Dtype]:
@@ -165,151 +174,31 @@ def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
     return [best, *(each for each in ordered if each is not best)]
 
 
-def candidates(
-    asked: ParallelConfig, devices: int, *, num_heads: int, true_cfg: bool
-) -> list[ParallelDims]:
-    """Every layout of so many ranks with the degrees that were asked for, one at least.
-
-    Raises:
-        LayoutError: the degrees do not multiply to the devices, or there is no second branch.
-    """
-    if asked.cfg_degree == 2 and not true_cfg:
-        raise LayoutError(
-            "cfg_degree=2 without true CFG: there is no second branch to compute beside the first; "
-            "pass true_cfg_scale above 1 and a negative_prompt, or leave cfg_degree at 1"
-        )
-    branches = [1, 2] if true_cfg else [1]
-    found = [dims for dims in _factored(devices) if dims.cfg_degree in branches]
-    found = [dims for dims in found if _as_asked(dims, asked)]
-    if not found:
-        raise LayoutError(_misfit(asked, devices, num_heads))
-    return found
-
-
-def check_degrees(asked: ParallelConfig, devices: int, *, num_heads: int) -> None:
-    """Refuse degrees that fit no request at all on so many devices.
-
-    Raises:
-        LayoutError: they do not multiply to the devices.
-    """
-    if not any(_as_asked(dims, asked) for dims in _factored(devices)):
-        raise LayoutError(_misfit(asked, devices, num_heads))
-
-
-def misfit(setting: Setting, prediction: Prediction) -> str | None:
-    """Why a layout does not fit in memory; None if it does, or if that is not known."""
-    limit = setting.hardware.memory_bytes
-    if limit is None:
-        return None
-    there, needed, each = limit.value, float(prediction.memory.total), "a rank"
-    if setting.hardware.device == "cpu":  # the ranks of a host share its memory
-        ranks = min(prediction.dims.world_size, setting.hardware.devices_per_node)
-        needed, each = needed + (ranks - 1) * prediction.memory.other_ranks, "a host"
-    if needed <= there:
-        return None
-    return (
-        f"needs {needed / 2**30:.1f} GiB {each} and there are {there / 2**30:.1f}: "
-        f"{(needed - there) / 2**30:.1f} too much"
-    )
-
-
-def _what_fits(plan: Plan) -> str:
-    """A device count, or else a size, with which the request would run."""
-    setting = plan.setting
-    for count in _OTHER_COUNTS:
-        dims = ParallelDims(ulysses_degree=count)
-        if (
-            count > plan.devices
-            and misfit(setting, predict(setting, dims, shard_weights=True)) is None
-        ):
-            return f"try devices={count} with shard_weights"
-    dims = ParallelDims(ulysses_degree=plan.devices)
-    for num_frames, height, width in _smaller(setting):
-        update = {"num_frames": num_frames, "height": height, "width": width}
-        smaller = replace(setting, request=setting.request.model_copy(update=update))
-        if misfit(smaller, predict(smaller, dims, shard_weights=plan.devices > 1)) is None:
-            return f"try {num_frames} frames of {width}x{height}"
-    return "no number of such devices holds this model: try ones with more memory"
-
-
-def _smaller(setting: Setting) -> Iterator[tuple[int, int, int]]:
-    """Fewer frames, down to one; then smaller ones."""
-    spec, request = setting.spec, setting.request
-    frames, size = spec.frames_multiple, spec.size_multiple
-    count = (request.num_frames - 1) // frames
-    while count > 0:
-        count //= 2
-        yield frames * count + 1, request.height, request.width
-    height, width = request.height, request.width
-    while max(height, width) > size:
-        height, width = (max(size, length // 2 // size * size) for length in (height, width))
-        yield 1, height, width
-
-
-def _factored(devices: int) -> list[ParallelDims]:
-    """Every layout of so many ranks: branches side by side last, the largest Ulysses first."""
-    return [
-        ParallelDims(cfg_degree=cfg, ring_degree=devices // cfg // ulysses, ulysses_degree=ulysses)
-        for cfg in (1, 2)
-        if devices % cfg == 0
-        for ulysses in range(devices // cfg, 0, -1)
-        if devices // cfg % ulysses == 0
-    ]
-
-
-def _as_asked(dims: ParallelDims, asked: ParallelConfig) -> bool:
-    pairs = (
-        (asked.cfg_degree, dims.cfg_degree),
-        (asked.ring_degree, dims.ring_degree),
-        (asked.ulysses_degree, dims.ulysses_degree),
-    )
-    return all(wanted in (None, degree) for wanted, degree in pairs)
-
-
 def _side_by_side(setting: Setting, asked: ParallelConfig, devices: int) -> list[ParallelDims]:
     """Layouts for which there is no second branch."""
     if setting.request.uses_true_cfg:
         return []
-    return [dims for dims in _factored(devices) if dims.cfg_degree == 2 and _as_asked(dims, asked)]
+    return [dims for dims in factored(devices) if dims.cfg_degree == 2 and as_asked(dims, asked)]
 
 
 def _without_branch(dims: ParallelDims) -> Refused:
     return Refused(dims.name, "has no second branch to compute: true_cfg_scale is not above 1")
 
 
-def _warned(dims: ParallelDims, num_heads: int) -> ParallelDims:
-    if dims.ulysses_degree > num_heads:
+def _warned(dims: ParallelDims, asked: ParallelConfig, num_heads: int) -> ParallelDims:
+    idle = dims.ulysses_degree - num_heads
+    if idle > 0:
         logger.warning(
-            "ulysses_degree=%d on %d heads: %d ranks of each group have no head and idle in "
-            "attention; raise ring_degree instead",
+            "ulysses_degree=%d on %d heads: of each group, ranks without a head idle in attention "
+            "(%d); %s",
             dims.ulysses_degree,
             num_heads,
-            dims.ulysses_degree - num_heads,
+            idle,
+            "raise ring_degree instead"
+            if asked.ulysses_degree
+            else "no layout of this request keeps all busy: take fewer devices",
         )
     return dims
-
-
-def _misfit(asked: ParallelConfig, devices: int, num_heads: int) -> str:
-    given = {
-        name: degree
-        for name in ("cfg_degree", "ring_degree", "ulysses_degree")
-        if (degree := getattr(asked, name)) is not None
-    }
-    words = " x ".join(f"{name}={degree}" for name, degree in given.items())
-    needs = 1
-    for degree in given.values():
-        needs *= degree
-    whole = len(given) == 3 or {"ring_degree", "ulysses_degree"} <= given.keys()
-    cfg = asked.cfg_degree or 1
-    cfg = cfg if devices % cfg == 0 else 1
-    most = max(u for u in range(1, num_heads + 1) if devices // cfg % u == 0)
-    works = f"ring_degree={devices // cfg // most} x ulysses_degree={most}"
-    if "cfg_degree" in given:
-        works = f"cfg_degree={cfg} x {works}"
-    return (
-        f"{words} needs {'' if whole else 'a multiple of '}{needs} ranks, got devices={devices}: "
-        f"try devices={needs}, or {works}"
-    )
 
 
 def _seconds(value: float) -> str:

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import tyro
 from pydantic import BaseModel
@@ -42,14 +42,15 @@ def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     except SystemExit as end:
         if end.code:
             of = before[0] if before and before[0] in FIELDS else "generate"
-            words = _one_line_of_box(said.getvalue())
-            print(f"longtake: {words}; see longtake {of} --help", file=sys.stderr)
+            _refused(of, _one_line_of_box(said.getvalue()))
         raise
     if isinstance(command, Version):
         return "version", {}
     name = type(command).__name__.lower()
     options: dict[str, Any] = vars(command)
     if after is not None:
+        if "prompt" not in options:
+            _refused(name, f"Unrecognized options: {' '.join(after)}")
         options["prompt"] = " ".join(after)
     given = {argument.replace("_", "-") for argument in before}
     for option, info in FIELDS[name].items():
@@ -57,6 +58,11 @@ def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         if info.annotation is bool and not given & {f"--{word}", f"--no-{word}"}:
             options[option] = None  # a switch that is off because nobody touched it
     return name, options
+
+
+def _refused(command: str, words: str) -> NoReturn:
+    print(f"longtake: {words}; see longtake {command} --help", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _one_line_of_box(box: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from longtake.configs.models import bundled, preset_of
+from longtake.configs.models import bundled, preset_of, presets
 from longtake.errors import ModelError, one_line
 
 _WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
@@ -58,7 +58,7 @@ class Checkpoint:
             if preset is not None and configs_only and revision is None:
                 folder = preset[0]
             else:
-                folder = _download(model if preset is None else preset[1], revision, configs_only)
+                folder = _download(preset[1] if preset else model, revision, configs_only)
                 commit = folder.name  # of the cache's snapshots/COMMIT
         if not (folder / "model_index.json").is_file():
             raise ModelError(
@@ -129,14 +129,14 @@ def _download(model: str, revision: str | None, configs_only: bool) -> Path:
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
         raise ModelError(
             f"there is no folder {model}: pass a model's folder in diffusers layout, a hub id such "
-            f"as hunyuanvideo-community/HunyuanVideo, or {' or '.join(bundled())}"
+            f"as hunyuanvideo-community/HunyuanVideo, or {' or '.join([*bundled(), *presets()])}"
         )
     try:
         patterns = _HUB_CONFIGS if configs_only else _HUB_FILES
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"there is no folder {model}, and it cannot be had from the hub at revision "
+            f"there is no folder {model}, and that cannot be had from the hub at revision "
             f"{revision or 'main'}: check the name, the network and your access "
             f"({type(error).__name__})"
         ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from longtake.configs.base import Declared
 from longtake.errors import RequestError, one_line
@@ -17,10 +17,14 @@ from longtake.errors import RequestError, one_line
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
+Words = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""One line that a terminal can show."""
+
+
 class Figure(Declared):
     """A number and its source: a datasheet, a publication, a measurement, or an assumption."""
 
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    value: Annotated[float, Field(ge=0, le=1e21, allow_inf_nan=False)]
     source: Annotated[str, Field(min_length=1)]
 
 
@@ -51,11 +55,16 @@ class Link(Declared):
         latency_s: of one exchange over it.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Words
     spans: Annotated[int, Field(ge=1)] | None = None
     shared_by: Annotated[int, Field(ge=1)] = 1
     bytes_per_s: Figure
     latency_s: Figure
+
+    @field_validator("bytes_per_s")
+    @classmethod
+    def _divides(cls, rate: Figure) -> Figure:
+        return _checked_rate(rate)
 
 
 class Hardware(Declared):
@@ -79,7 +88,7 @@ class Hardware(Declared):
         links: innermost first.
     """
 
-    description: str
+    description: Words
     names: tuple[str, ...] = ()
     device: Literal["cuda", "cpu"] = "cuda"
     flops_per_s: dict[Dtype, Figure]
@@ -98,14 +107,25 @@ class Hardware(Declared):
     devices_per_node: Annotated[int, Field(ge=1)]
     links: Annotated[tuple[Link, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _links_grow(self) -> Hardware:
-        spans = [math.inf if link.spans is None else link.spans for link in self.links]
+    @field_validator("flops_per_s")
+    @classmethod
+    def _names_a_dtype(cls, rates: dict[Dtype, Figure]) -> dict[Dtype, Figure]:
+        if not rates:
+            raise ValueError("must name a dtype at least")
+        return {dtype: _checked_rate(rate) for dtype, rate in rates.items()}
+
+    @field_validator("memory_bytes_per_s", "host_bytes_per_s", "storage_bytes_per_s")
+    @classmethod
+    def _divides(cls, rate: Figure | None) -> Figure | None:
+        return rate if rate is None else _checked_rate(rate)
+
+    @field_validator("links")
+    @classmethod
+    def _grow(cls, links: tuple[Link, ...]) -> tuple[Link, ...]:
+        spans = [math.inf if link.spans is None else link.spans for link in links]
         if spans != sorted(set(spans)) or spans[-1] != math.inf:
-            raise ValueError("links must span more devices each, and the last one all (no spans)")
-        if not self.flops_per_s:
-            raise ValueError("flops_per_s must name a dtype at least")
-        return self
+            raise ValueError("must span more devices each, and the last one all (no spans)")
+        return links
 
     def matches(self, name: str) -> bool:
         """Whether a driver's name of a device is this one's: one of ``names``, in whole words."""
@@ -125,6 +145,13 @@ class Hardware(Declared):
             shared = devices if shared == before > 1 else min(shared, devices)
             links.append(link.model_copy(update={"spans": spans, "shared_by": shared}))
         return self.model_copy(update={"devices_per_node": devices, "links": tuple(links)})
+
+
+def _checked_rate(rate: Figure) -> Figure:
+    """A figure that something is divided by."""
+    if rate.value < 1:
+        raise ValueError("must be 1 a second at least")
+    return rate
 
 
 def profiles() -> list[str]:

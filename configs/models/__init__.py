@@ -52,6 +52,11 @@ def bundled() -> dict[str, Path]:
     return {name: folder for name, folder in _folders().items() if any(folder.glob("vae/*.saf*"))}
 
 
+def presets() -> list[str]:
+    """The names of the presets of models whose weights are elsewhere."""
+    return [name for name in _folders() if name not in bundled()]
+
+
 def preset_of(model: str) -> tuple[Path, str] | None:
     """The preset of a model whose weights are elsewhere.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import tempfile
@@ -19,11 +20,14 @@ from longtake.engine.bench import measures
 from longtake.engine.planning.attention import ELEMENT_BYTES
 from longtake.engine.trial import on_ranks
 
+logger = logging.getLogger(__name__)
+
 _DEADLINE_S = 1200.0
 _KINDS = ("linear", "attention", "convolution")
 """The fastest of them is what the profile calls the peak."""
 
 _READ_BYTES = 2**28
+_ANY_NUMBER = 1024
 _SLOWER = 0.75
 """A link is another than the one within it where less than this part of its bandwidth is left."""
 
@@ -51,30 +55,22 @@ def calibrate(
     def figure(value: float) -> Figure:
         return Figure(value=float(f"{value:.4g}"), source=source)
 
-    def measured(function: Callable[..., Any], **arguments: Any) -> list[Any]:
-        return on_ranks(function, num_ranks, device_type, _DEADLINE_S, **arguments)
-
-    rates: dict[Dtype, dict[str, float]] = {}
+    if num_ranks == 1:
+        logger.warning("one rank measures no links: pass --devices 2 or more for plans of several")
+    say("kernels and links")
     main: Dtype = "bfloat16" if device_type == "cuda" else "float32"
-    for dtype in ELEMENT_BYTES:
-        say(f"kernels in {dtype}")
-        answers = measured(
-            measures.rates,
-            dtype=dtype,
-            head_size=head_size,
-            rounds=rounds,
-            products_only=dtype != main,
-        )
-        rates[dtype] = {name: _slowest(name, answers) for name in answers[0]}
-    say("processes")
-    begun = time.perf_counter()
-    held = measured(measures.process, dtype=main)
-    startup_s = time.perf_counter() - begun
-    overlap, found = 1.0, list[Link]()
-    if num_ranks > 1:
-        say("links")
-        found = links_of(measured(measures.links, rounds=rounds)[0], figure)
-        overlap = min(measured(measures.overlap, dtype=main, head_size=head_size, rounds=rounds))
+    answers = on_ranks(
+        measures.everything,
+        num_ranks,
+        device_type,
+        _DEADLINE_S,
+        dtypes=[main, *(dtype for dtype in ELEMENT_BYTES if dtype != main)],
+        head_size=head_size,
+        rounds=rounds,
+    )
+    rates = {dtype: _slowest([each["rates"][dtype] for each in answers]) for dtype in ELEMENT_BYTES}
+    found = links_of(answers[0]["links"], figure)
+    overlap = min(each["overlap"] for each in answers)
     say("storage")
     own = rates[main]
     peak = max(own[kind] for kind in _KINDS)
@@ -101,9 +97,10 @@ def calibrate(
         overlap_share=PartOfOne(value=round(overlap, 3), source=source),
         host_bytes_per_s=None if device_type == "cpu" else figure(_host_bytes_per_s()),
         storage_bytes_per_s=figure(_storage_bytes_per_s()),
-        startup_s=figure(startup_s),
-        runtime_bytes=figure(max(each["bytes"] for each in held)),
-        devices_per_node=num_ranks if num_ranks > 1 else os.cpu_count() or 1,
+        startup_s=figure(max(each["startup_s"] for each in answers)),
+        runtime_bytes=figure(max(each["bytes"] for each in answers)),
+        # on a CPU all ranks, however many, are processes of one host
+        devices_per_node=torch.cuda.device_count() if device_type == "cuda" else _ANY_NUMBER,
         links=tuple(found) or (_unmeasured(),),
     )
 
@@ -137,10 +134,13 @@ def links_of(measured: Sequence[dict[str, Any]], figure: Callable[[float], Figur
     return found
 
 
-def _slowest(name: str, answers: Sequence[dict[str, float]]) -> float:
-    """Of all ranks: the lowest rate, the longest time."""
-    values = [answer[name] for answer in answers]
-    return max(values) if name.endswith("_s") else min(values)
+def _slowest(answers: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of all ranks: the lowest rates, the longest times."""
+    slowest = {}
+    for name in answers[0]:
+        values = [answer[name] for answer in answers]
+        slowest[name] = max(values) if name.endswith("_s") else min(values)
+    return slowest
 
 
 def _unmeasured() -> Link:
@@ -154,7 +154,7 @@ def _unmeasured() -> Link:
 
 def _description(device_type: str) -> str:
     if device_type == "cuda":
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, measured"
+        return f"{torch.cuda.get_device_name(0)}, measured"
     return f"{platform.machine()} CPU of {os.cpu_count()} cores, a core a rank, measured"
 
 

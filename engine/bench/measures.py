@@ -4,6 +4,7 @@ ranks that compute side by side share caches, memory and power."""
 from __future__ import annotations
 
 import gc
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +36,39 @@ _SIZES: dict[str, dict[str, int]] = {
 
 _SMALL_BYTES = 1024
 _LAUNCHES = 1000
+
+
+def everything(world: World, *, dtypes: list[str], head_size: int, rounds: int) -> Json:
+    """All that a profile takes, by ranks that are started once.
+
+    Args:
+        dtypes: all but matrix products are measured in the first.
+
+    Returns:
+        ``startup_s`` until a rank could load; ``bytes`` as :func:`process`; ``rates`` by dtype;
+        ``links``; ``overlap``, 1 where there is one rank.
+    """
+    importlib.import_module("longtake.pipelines.hunyuan_video.pipeline")
+    startup_s = time.time() - psutil.Process().create_time()
+    several = world.size > 1
+    return {
+        "startup_s": startup_s,
+        "bytes": process(world, dtype=dtypes[0])["bytes"],
+        "rates": {
+            dtype: rates(
+                world,
+                dtype=dtype,
+                head_size=head_size,
+                rounds=rounds,
+                products_only=dtype != dtypes[0],
+            )
+            for dtype in dtypes
+        },
+        "links": links(world, rounds=rounds) if several else [],
+        "overlap": overlap(world, dtype=dtypes[0], head_size=head_size, rounds=rounds)
+        if several
+        else 1.0,
+    }
 
 
 def rates(

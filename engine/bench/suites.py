@@ -20,7 +20,8 @@ from longtake.engine.bench import measures
 from longtake.engine.engine import VideoEngine
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.local_processes import LocalProcesses
-from longtake.engine.planner import candidates, dtypes
+from longtake.engine.planner import dtypes
+from longtake.engine.planning.layouts import candidates
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
 from longtake.engine.trial import on_ranks

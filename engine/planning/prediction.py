@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +19,9 @@ from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines.costs import Work
 from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
-from longtake.pipelines.tiles import TilePlan
+from longtake.pipelines.tiles import Spans, TilePlan
+
+_MANY_TILES = 10_000
 
 _STORED_BYTES = 2
 """A parameter on disk: models are published in half precision."""
@@ -74,18 +78,30 @@ class Setting:
     def decode_s(self, ranks: int) -> float:
         """Decoding on so many ranks: the one that has most to do of the tiles that are dealt."""
         if ranks not in self._decode_s:
-            costs, request = self.spec.costs, self.request
-            spans = costs.decode_spans(self.grid.shape[2:], request)
-            plan = TilePlan(spans, request.num_videos, ranks)
-            times, of_rank = dict[tuple[int, ...], float](), [0.0] * ranks
-            for tile, owner in zip(plan.tiles, plan.owners, strict=True):
-                cells = tile.cells_shape
-                if cells not in times:
-                    work = costs.tile_decoding(cells, ELEMENT_BYTES[self.vae_dtype])
-                    times[cells] = self.seconds(work, self.vae_dtype)
-                of_rank[owner] += times[cells]
-            self._decode_s[ranks] = max(of_rank)
+            spans = self.spec.costs.decode_spans(self.grid.shape[2:], self.request)
+            self._decode_s[ranks] = self._tiles_s(spans, ranks)
         return self._decode_s[ranks]
+
+    def _tiles_s(self, spans: Spans, ranks: int) -> float:
+        sizes = [Counter(span.num_cells for span in axis) for axis in spans]
+        seconds = {
+            cells: self.seconds(
+                self.spec.costs.tile_decoding(cells, ELEMENT_BYTES[self.vae_dtype]),
+                self.vae_dtype,
+            )
+            for cells in itertools.product(*sizes)
+        }
+        counts = {
+            cells: math.prod(size[n] for size, n in zip(sizes, cells, strict=True))
+            for cells in seconds
+        }
+        videos = self.request.num_videos
+        if sum(counts.values()) * videos > _MANY_TILES:  # then all ranks have as much to do
+            return videos * sum(seconds[cells] * counts[cells] for cells in seconds) / ranks
+        plan, of_rank = TilePlan(spans, videos, ranks), [0.0] * ranks
+        for tile, owner in zip(plan.tiles, plan.owners, strict=True):
+            of_rank[owner] += seconds[tile.cells_shape]
+        return max(of_rank)
 
     def seconds(self, work: Work, dtype: Dtype | None = None) -> float:
         """How long one device works. A GPU computes while the host starts what is next; on a CPU
@@ -148,7 +164,7 @@ class Prediction:
     @property
     def name(self) -> str:
         """``cfg x ring x ulysses``, and a mark where weights are split."""
-        return f"{self.dims.name}{' +shard' if self.shard_weights else ''}"
+        return layout_name(self.dims, shard_weights=self.shard_weights)
 
     @property
     def end_to_end_s(self) -> float:
@@ -159,6 +175,18 @@ class Prediction:
     def rendering_s(self) -> float:
         """All stages but loading, as a model that stays loaded takes."""
         return self.end_to_end_s - self.stages["load"]
+
+
+def layout_name(dims: ParallelDims, *, shard_weights: bool) -> str:
+    """``cfg x ring x ulysses``, and a mark where weights are split."""
+    return f"{dims.name}{' +shard' if shard_weights else ''}"
+
+
+def memory_in(setting: Setting, dims: ParallelDims, *, shard_weights: bool) -> MemoryPlan:
+    """What rank 0 holds in one layout."""
+    layout = _Layout(setting, dims, shard_weights and dims.world_size > 1)
+    tokens = max(layout.shards.counts)
+    return memory_of(setting, dims, layout.shard_weights, tokens, layout.head_share)
 
 
 def predict(setting: Setting, dims: ParallelDims, *, shard_weights: bool = False) -> Prediction:
@@ -177,9 +205,7 @@ def predict(setting: Setting, dims: ParallelDims, *, shard_weights: bool = False
         step=step,
         stages=stages,
         step_bytes=layout.step_bytes(),
-        memory=memory_of(
-            setting, dims, layout.shard_weights, max(layout.shards.counts), layout.head_share
-        ),
+        memory=memory_in(setting, dims, shard_weights=layout.shard_weights),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import Progress
 from longtake.settings import flags, validated
-from longtake.terminal import View
+from longtake.terminal import View, say
 
 _SUITES = ("kernels", "links", "step", "decode")
 
@@ -44,19 +45,22 @@ def run(options: dict[str, Any], view: View) -> None:
     path = Path(os.path.expanduser(output or f"longtake-{kind}-{begun:%Y-%m-%d-%H%M}.{suffix}"))
     _check(path, suffix)
 
-    def say(what: str) -> None:
+    def measuring(what: str) -> None:
         view.progress(Progress("measuring", detail=what))
 
+    checkpoint = Checkpoint.open(config.model, config.revision, configs_only=asked.calibrate)
+    spec = registry.inspect(checkpoint, weights=not asked.calibrate)
     if asked.calibrate:
-        spec = registry.inspect(
-            Checkpoint.open(config.model, config.revision, configs_only=True), weights=False
-        )
         profile = calibrate(
-            device_type, config.devices, head_size=spec.head_size, rounds=asked.rounds, say=say
+            device_type,
+            config.devices,
+            head_size=spec.head_size,
+            rounds=asked.rounds,
+            say=measuring,
         )
         content = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
     else:
-        suites = Suites(config, device_type, hardware_here(device_type), asked.rounds, say)
+        suites = Suites(config, device_type, hardware_here(device_type), asked.rounds, measuring)
         named = _SUITES if asked.suite == "all" else (asked.suite,)
         parts = [f"# longtake bench, {begun:%Y-%m-%d %H:%M}", environment(device_type)]
         for name in named:
@@ -66,10 +70,12 @@ def run(options: dict[str, Any], view: View) -> None:
     view.written.append(path)
     view.close()
     if options["json"]:
-        print(json.dumps({"output": str(path), "content": content}))
+        done = {"event": "done", "output": str(path), "content": content}
+        say(json.dumps(done), sys.stdout)
     elif not options["quiet"]:
-        print(content if not asked.calibrate else "", end="")
-        print(f"written to {path}")
+        if not asked.calibrate:
+            say(content, sys.stdout)
+        say(f"written to {path}", sys.stdout)
 
 
 def _device_type(config: EngineConfig) -> Literal["cpu", "cuda"]:
@@ -90,5 +96,7 @@ def _check(path: Path, suffix: str) -> None:
         raise RequestError(f"output={str(path)!r} must end in .{suffix}")
     if not path.parent.is_dir():
         raise RequestError(f"output={str(path)!r}: there is no folder {path.parent}: make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"output={str(path)!r}: {path.parent} cannot be written to")
     if path.is_dir():
         raise RequestError(f"output={str(path)!r} is a folder: name a file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from typing import Any
@@ -23,11 +24,11 @@ from longtake.errors import RefusedInputError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.settings import flags, validated
-from longtake.terminal import View
+from longtake.terminal import View, say
 
 _ANY_PROMPT = "any"
-_WIDE = 130
-"""Columns of a table that goes to a file or a pipe."""
+_WIDE = 140
+"""Columns of a table, at least."""
 
 
 def run(options: dict[str, Any], view: View) -> int:
@@ -75,6 +76,7 @@ def _print_json(plan: Plan) -> int:
     request = plan.setting.request
     described: dict[str, Any] = {
         "hardware": plan.setting.hardware.description,
+        "devices_per_node": plan.setting.hardware.devices_per_node,
         "devices": plan.devices,
         "request": {
             "height": request.height,
@@ -94,9 +96,10 @@ def _print_json(plan: Plan) -> int:
     try:
         _ = plan.best
     except RefusedInputError as error:
-        described["error"], code = str(error), 2
-        print(f"longtake: {error}", file=sys.stderr)
-    print(json.dumps(described, indent=1))
+        code = 2
+        described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
+        say(f"longtake: {error}", sys.stderr)
+    say(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
     return code
 
 
@@ -128,15 +131,16 @@ def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:
 
 
 def _print_tables(plan: Plan) -> None:
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=_WIDE)
+    terminal, text = Console(), io.StringIO()
+    width = max(terminal.width, _WIDE)  # a narrow terminal wraps lines, and loses nothing
+    console = Console(file=text, width=width, markup=False, highlight=False)
     request, setting = plan.setting.request, plan.setting
     branches = ", true CFG" if request.uses_true_cfg else ""
     console.print(
         f"{request.num_frames} frames of {request.width}x{request.height}, "
         f"{setting.grid.num_tokens} video tokens, {request.num_inference_steps} steps{branches}, "
-        f"{setting.dtype}, on {plan.devices} x {setting.hardware.description}"
+        f"{setting.dtype}, on {plan.devices} x {setting.hardware.description}, "
+        f"{setting.hardware.devices_per_node} to a node"
     )
     if plan.layouts:
         best = plan.layouts[0]
@@ -151,6 +155,7 @@ def _print_tables(plan: Plan) -> None:
         for refused in plan.refused:
             table.add_row(refused.name, refused.reason)
         console.print(table)
+    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()), sys.stdout)
 
 
 def _times(plan: Plan) -> Table:

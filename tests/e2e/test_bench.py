@@ -26,7 +26,8 @@ def test_a_profile_says_where_its_figures_come_from(profile: Path) -> None:
     content = yaml.safe_load(profile.read_text())
     assert "measured by longtake bench --calibrate" in content["launch_s"]["source"]
     hardware = load_hardware(str(profile))
-    assert hardware.device == "cpu" and hardware.devices_per_node == 2
+    assert hardware.device == "cpu" and hardware.devices_per_node >= 2
+    assert len(hardware.links) == 1
     shares = (hardware.linear_share, hardware.attention_share, hardware.convolution_share)
     assert max(share.value for share in shares) == 1.0
     assert 1e8 < hardware.flops_per_s["float32"].value < 1e13

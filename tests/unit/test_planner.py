@@ -13,13 +13,8 @@ import pytest
 from longtake.configs.hardware import Figure, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.engine.planner import (
-    MAX_RANKS,
-    candidates,
-    check_degrees,
-    choose_dims,
-    make_plan,
-)
+from longtake.engine.planner import MAX_RANKS, choose_dims, make_plan
+from longtake.engine.planning.layouts import candidates, check_degrees
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
 from longtake.errors import LayoutError, RequestError
@@ -150,7 +145,7 @@ def test_branches_side_by_side_need_true_cfg() -> None:
 def test_ranks_without_heads_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         choose_dims(setting(heads=6), degrees(ulysses_degree=8), 8)
-    assert "2 ranks of each group have no head" in caplog.text
+    assert "ranks without a head idle in attention (2); raise ring_degree instead" in caplog.text
 
 
 def test_what_may_not_fit_is_warned_of_and_comes_last(caplog: pytest.LogCaptureFixture) -> None:
@@ -203,31 +198,57 @@ def test_more_of_anything_takes_longer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "devices", "way_out"),
+    ("gpu", "devices", "shard", "changes", "way_out"),
     [
-        ("rtx4090", 1, "try devices=2 with shard_weights"),
-        ("rtx4090", 2, "no layout of devices=2 can run"),
+        ("rtx4090", 1, None, {}, "try devices=4 with --shard-weights"),
+        ("rtx4090", 8, False, {}, "try --shard-weights"),
+        ("h100", 8, None, dict(decode="whole"), "try --decode tiled"),
+        ("h100", 8, None, dict(num_videos=1024), "try --num-videos 32"),
+        ("h100", 1, None, dict(num_frames=16381), "try devices=32"),
     ],
 )
-def test_what_does_not_fit(gpu: str, devices: int, way_out: str) -> None:
-    plan = make_plan(setting(gpu), ANY, devices, shard_weights=False)
+def test_the_way_out_works(
+    gpu: str, devices: int, shard: bool | None, changes: dict[str, Any], way_out: str
+) -> None:
+    plan = make_plan(setting(gpu, **changes), ANY, devices, shard_weights=shard)
     assert not plan.layouts
     with pytest.raises(RequestError) as caught:
         _ = plan.best
     text = str(caught.value)
-    assert "GiB a rank and there are 23.3" in text and "too much" in text
-    assert "try devices=" in text or way_out in text
+    assert "GiB a rank and there are" in text and "too much" in text
+    assert text.endswith(f"; {way_out}")
+
+    words = way_out.split()[1:]
+    if words[0].startswith("devices="):
+        devices = int(words.pop(0).removeprefix("devices="))
+    if "--shard-weights" in words:
+        shard = True
+    if "--num-videos" in words:
+        changes = {**changes, "num_videos": int(words[-1])}
+    if "--decode" in words:
+        changes = {**changes, "decode": words[-1]}
+    assert make_plan(setting(gpu, **changes), ANY, devices, shard_weights=shard).layouts
 
 
 def test_a_size_that_would_fit_is_named() -> None:
-    """Where split weights on more ranks do not help, since a tile alone is too large for one."""
-    small = load_hardware("h100").model_copy(
-        update={"memory_bytes": Figure(value=40.5 * 2**30, source="of a test")}
+    """Where no number of devices helps, since one rank cannot encode the text beside a tile."""
+    small = load_hardware("cpu").model_copy(
+        update={"memory_bytes": Figure(value=62 * 2**30, source="of a test")}
     )
-    long = setting(num_frames=4097, decode="whole")
-    plan = make_plan(replace(long, hardware=small), ANY, 1)
-    with pytest.raises(RequestError, match=r"needs .* GiB a rank .*; try \d+ frames of 1280x720"):
+    long = replace(setting(num_frames=257), hardware=small)
+    plan = make_plan(long, ANY, 1)
+    with pytest.raises(RequestError, match=r"GiB a host and there are 62.0: .*; try --num-frames"):
         _ = plan.best
+
+
+def test_ranks_of_a_host_share_its_memory() -> None:
+    small = load_hardware("cpu").model_copy(
+        update={"memory_bytes": Figure(value=2**33, source="of a test")}
+    )
+    demo = replace(setting("cpu", model="demo"), hardware=small, dtype="float32")
+    assert make_plan(demo, ANY, 4).layouts
+    with pytest.raises(RequestError, match=r"GiB a host and there are 8.0: .*; try devices=8"):
+        _ = make_plan(demo, ANY, 64).best
 
 
 def test_split_weights_hold_less_and_send_more() -> None:
