@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
-from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 
 _KEPT_LINES = 400
 
@@ -39,6 +39,9 @@ class RankProcesses:
                     envs=dict(environments),
                     logs_specs=DefaultLogsSpecs(self._logs.name, redirects=Std.ALL),
                 )
+        except SignalException as error:  # what torch makes of Ctrl-C meanwhile
+            self._logs.cleanup()
+            raise KeyboardInterrupt from error
         except BaseException:
             self._logs.cleanup()
             raise

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-
 from longtake import errors
 from longtake.engine.channel import Mailbox, listen_locally
 from longtake.engine.rank_processes import RankProcesses
@@ -51,10 +49,7 @@ def on_ranks(
         rank: {**_environment(rank, num_ranks, device_type, store.port, deadline_s), **call}
         for rank in range(num_ranks)
     }
-    try:
-        ranks = RankProcesses("longtake.engine.trial_rank", environments)
-    except SignalException as error:  # what torch makes of Ctrl-C meanwhile
-        raise KeyboardInterrupt from error
+    ranks = RankProcesses("longtake.engine.trial_rank", environments)
     try:
         return _answers(Mailbox(store, "mail"), ranks, num_ranks, deadline_s)
     finally:

@@ -1,0 +1,46 @@
+"""doctor, bench, plan and verify on a machine that has GPUs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from longtake import cli
+from longtake.configs.hardware import load_hardware
+from longtake.engine.hardware import hardware_here
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_doctor_finds_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["doctor", "--json", "--devices", str(torch.cuda.device_count())])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert code in (0, 1), [each for each in findings if each["status"] == "failure"]
+
+
+def test_this_machine_has_its_memory_and_nodes() -> None:
+    found = hardware_here()
+    assert found.device == "cuda"
+    assert found.devices_per_node == torch.cuda.device_count()
+    total = torch.cuda.get_device_properties(0).total_memory
+    assert found.memory_bytes is not None
+    assert found.memory_bytes.value == pytest.approx(total, rel=0.05)
+
+
+def test_a_measured_profile_is_near_the_datasheet(tmp_path: Path) -> None:
+    path, count = tmp_path / "here.yaml", str(torch.cuda.device_count())
+    assert cli.main(["bench", "--calibrate", "--devices", count, "-o", str(path)]) == 0
+    measured, known = load_hardware(str(path)), hardware_here()
+    reached = measured.flops_per_s["bfloat16"].value * measured.linear_share.value
+    assert 0.3 < reached / known.flops_per_s["bfloat16"].value < 1.1
+    assert 0.4 < measured.memory_bytes_per_s.value / known.memory_bytes_per_s.value < 1.1
+    assert cli.main(["plan", "--gpu", str(path), "--devices", count, "--quiet"]) == 0
+
+
+def test_every_layout_renders_the_same() -> None:
+    count = str(torch.cuda.device_count())
+    arguments = ["verify", "--devices", count, "--dtype", "float32", "--tolerance", "1e-3"]
+    assert cli.main(arguments) == 0
