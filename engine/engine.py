@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ class VideoEngine:
         if place is not None:
             config = config.model_copy(update={"devices": place.world_size})
         self.writes = TorchrunPlace.writes()
-        self._device_type = _device_type(config, place)
+        self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(self._checkpoint)
         device = torch.device(self._device_type)
@@ -331,8 +331,17 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _device_type(config: EngineConfig, place: TorchrunPlace | None) -> str:
-    """The kind of device, of which there are enough on this host."""
+def device_type_of(
+    config: EngineConfig, place: TorchrunPlace | None = None
+) -> Literal["cpu", "cuda"]:
+    """The kind of device, of which there are enough on this host.
+
+    Args:
+        place: under torchrun, which counts the ranks.
+
+    Raises:
+        LayoutError: there are not so many GPUs.
+    """
     num_gpus = torch.cuda.device_count()
     if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
         return "cpu"

@@ -7,18 +7,18 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import yaml
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.tools import BenchConfig
 from longtake.engine.bench.calibrate import calibrate
 from longtake.engine.bench.suites import Suites, environment
+from longtake.engine.engine import device_type_of
 from longtake.engine.files import write_whole
 from longtake.engine.hardware import hardware_here
-from longtake.errors import LayoutError, RequestError
+from longtake.errors import RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import Progress
@@ -38,7 +38,7 @@ def run(options: dict[str, Any], view: View) -> None:
     config: EngineConfig = validated(
         EngineConfig, {name: values[name] for name in EngineConfig.model_fields if name in values}
     )
-    device_type = _device_type(config)
+    device_type = device_type_of(config)
     begun = datetime.now()
     kind = "profile" if asked.calibrate else "bench"
     suffix = "yaml" if asked.calibrate else "md"
@@ -76,18 +76,6 @@ def run(options: dict[str, Any], view: View) -> None:
         if not asked.calibrate:
             say(content, sys.stdout)
         say(f"written to {path}", sys.stdout)
-
-
-def _device_type(config: EngineConfig) -> Literal["cpu", "cuda"]:
-    num_gpus = torch.cuda.device_count()
-    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
-        return "cpu"
-    if config.devices > num_gpus:
-        raise LayoutError(
-            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
-            "or device=cpu"
-        )
-    return "cuda"
 
 
 def _check(path: Path, suffix: str) -> None:
