@@ -170,8 +170,9 @@ def fitted_links(hardware: str) -> tuple[float, float, float, float]:
     """
     ours = [column for column in columns() if column.hardware == hardware]
     profile = load_hardware(_PROFILES[hardware])
-    shared = [20e9, 10e9, 5e9, 4e9, 3e9, 2e9] if len(profile.links) > 2 else [0.0]
-    ports = [250e9, 200e9, 150e9, 100e9, 60e9, 25e9, 20e9, 14e9, 10e9]
+    over_pcie = len(profile.links) > 2
+    shared = [20e9, 10e9, 5e9, 4e9, 3e9, 2e9] if over_pcie else [0.0]
+    ports = [25e9, 20e9, 14e9, 10e9] if over_pcie else [250e9, 200e9, 150e9, 100e9, 60e9]
     trials = []
     for share, port, between in itertools.product((0.5, 0.6, 0.7, 0.8), ports, shared):
         links = [
