@@ -142,9 +142,9 @@ class RankGroups:
             raise
 
     def close(self) -> None:
-        """End all processes."""
-        for group in self._groups.values():
-            group.close()
+        """End all processes; those that are needed again are started anew."""
+        while self._groups:
+            self._groups.popitem()[1].close()
 
 
 @cache

@@ -7,6 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.ranks import RankGroups
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_idle_ranks(ranks: RankGroups) -> None:
+    """The ranks of other tests wait with threads that poll, which takes a core from these."""
+    ranks.close()
+
 
 @pytest.fixture(autouse=True)
 def put_back_signals() -> Iterator[None]:
