@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.contestants import BY_NAME, Attention
 from benchmarks.traffic import TrafficMeter
+from longtake.engine.worker import process_bytes
 from longtake.parallel import ParallelDims, TokenShards
 
 Shape = tuple[int, int, int, int]
@@ -93,13 +94,6 @@ def peak_memory(device_type: str) -> Iterator[Callable[[], int]]:
         return
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is in use
-    before, peak = _status_bytes("VmRSS"), 0
+    before, peak = process_bytes("VmRSS"), 0
     yield lambda: peak - before
-    peak = _status_bytes("VmHWM")
-
-
-def _status_bytes(key: str) -> int:
-    """A figure of this process, from Linux."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
+    peak = process_bytes("VmHWM")

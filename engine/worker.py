@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -305,7 +305,14 @@ def peak_memory_bytes() -> int:
     """The most memory in use since this process started: of its GPU, or its own."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process_bytes("VmHWM")  # getrusage's also counts the process that started this one
+
+
+def process_bytes(key: str) -> int:
+    """A figure of this process by its name in Linux's /proc/self/status, such as VmRSS."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
 
 
 def control_group() -> dist.ProcessGroup:

@@ -23,6 +23,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from longtake import cli
+from tests.processes import still_running
 
 COMMAND = [sys.executable, "-m", "longtake"]
 
@@ -303,7 +304,7 @@ def test_ctrl_c_stops_the_ranks_of_torchrun(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=25)
     assert time.monotonic() - begun < 15  # torchrun kills after 30
-    assert not psutil.wait_procs(ranks, timeout=1)[1]
+    assert not still_running(ranks, timeout=1)
     for rank in ("", "rank 1: "):
         assert f"longtake: {rank}stopped; nothing was written" in err
     assert names(tmp_path) == []
@@ -322,7 +323,7 @@ def test_a_rank_of_torchrun_that_dies_ends_the_others(
     next(rank for rank in ranks if rank.environ().get("RANK") == "1").kill()
     _, err = process.communicate(timeout=25)
     assert time.monotonic() - begun < 10
-    assert not psutil.wait_procs(ranks, timeout=1)[1]
+    assert not still_running(ranks, timeout=1)
     assert process.returncode != 0
     (line,) = [line for line in err.splitlines() if line.startswith("longtake: ")]
     assert "rank 0 lost a peer among ranks [0, 1]" in line or "stopped" in line
@@ -381,7 +382,7 @@ def test_ranks_end_with_a_parent_that_dies_before_they_have_begun(model: str) ->
             ranks = psutil.Process(process.pid).children()
             time.sleep(0.02)
         process.kill()
-    assert not psutil.wait_procs(ranks, timeout=25)[1]
+    assert not still_running(ranks, timeout=25)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".npy", ".safetensors", ""])
@@ -430,8 +431,7 @@ def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Sign
         assert len(ranks) == 2
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
-    gone, alive = psutil.wait_procs(ranks, timeout=5)
-    assert not alive
+    assert not still_running(ranks, timeout=5)
     assert names(tmp_path) == []
     if number is not signal.SIGKILL:
         assert process.returncode == 130

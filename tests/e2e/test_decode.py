@@ -27,6 +27,7 @@ from longtake.engine.video_writer import VideoFiles
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import COMMAND, names
 from tests.e2e.test_engine import ranks_of
+from tests.processes import still_running
 
 SMALL_TILES = ["--decode-tile-size", "4", "32", "32"]
 MANY_FRAMES = ["--num-frames", "33", "--height", "64", "--width", "64", *SMALL_TILES]
@@ -254,7 +255,7 @@ def test_a_rank_that_dies_while_decoding(
     process, ranks = decoding(model, tmp_path, 2, at=20)
     next(rank for rank in ranks if rank.environ().get("RANK") == str(victim)).kill()
     _, err = process.communicate(timeout=30)
-    assert not psutil.wait_procs(ranks, timeout=1)[1]
+    assert not still_running(ranks, timeout=1)
     assert process.returncode == 3
     assert names(tmp_path) == ["out.latents.safetensors"]
     (line,) = err.splitlines()
@@ -275,7 +276,7 @@ def test_the_command_itself_is_killed_while_decoding(
     process, ranks = decoding(model, tmp_path, 2, at=20)
     process.kill()
     process.communicate(timeout=10)
-    assert not psutil.wait_procs(ranks, timeout=10)[1]
+    assert not still_running(ranks, timeout=10)
     assert [name for name in names(tmp_path) if not name.startswith(".")] == (
         ["out.latents.safetensors"]
     )
@@ -292,7 +293,7 @@ def test_terminated_while_decoding(
     process, ranks = decoding(model, tmp_path, 2, at=20)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert not psutil.wait_procs(ranks, timeout=5)[1]
+    assert not still_running(ranks, timeout=5)
     kept = tmp_path / "out.latents.safetensors"
     assert process.returncode == 130
     assert err.splitlines() == [f"longtake: stopped; {kept} was written"]
@@ -306,7 +307,7 @@ def test_stopped_while_decoding(model: str, tmp_path: Path, devices: int) -> Non
     process, ranks = decoding(model, tmp_path, devices, at=20)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert not psutil.wait_procs(ranks, timeout=5)[1]
+    assert not still_running(ranks, timeout=5)
     assert process.returncode == 130
     assert err.splitlines() == ["longtake: stopped; nothing was written"]
     assert names(tmp_path) == []

@@ -22,6 +22,7 @@ from longtake.engine import trial as on_ranks
 from longtake.engine.doctor import CHECKS, trial
 from longtake.errors import RankError
 from longtake.parallel import KERNELS
+from tests.processes import still_running
 
 COMMAND = [sys.executable, "-m", "longtake", "doctor"]
 
@@ -88,7 +89,7 @@ def test_ctrl_c_ends_the_ranks() -> None:
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.decode().splitlines()[-1] == "longtake: stopped; nothing was written"
-    assert not psutil.wait_procs(ranks, timeout=3)[1]
+    assert not still_running(ranks, timeout=3)
 
 
 def test_a_deadline_ends_ranks_that_stand_still() -> None:
@@ -106,7 +107,7 @@ def test_a_deadline_ends_ranks_that_stand_still() -> None:
         trial.exchange("cpu", deadline_s=2.5)
     assert time.monotonic() - begun < 8
     suspending.join()
-    assert not psutil.wait_procs(found, timeout=1)[1]
+    assert not still_running(found, timeout=1)
 
 
 def test_a_rank_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
