@@ -18,6 +18,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.pipelines.base import Denoiser, Streams
 from longtake.pipelines.hunyuan_video.attention import SequencePlace, UspAttnProcessor
+from longtake.pipelines.hunyuan_video.rope import video_rotation
 from longtake.pipelines.spec import LatentGrid, shards_of
 
 
@@ -83,8 +84,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         shards, video_shards, text_shards = shards_of(
             grid.num_tokens, streams["text"].shape[1], dims
         )
-        cos, sin = self.transformer.rope(torch.empty(1, device=device).expand(grid.shape))
-        rotation = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
+        rotation = video_rotation(self.transformer.rope, grid, request.num_frames, device)
         still = rotation.new_ones(text_shards.num_tokens, rotation.shape[1])
         own_rotation = torch.cat(
             [video_shards.split(rotation, mesh, dim=0), text_shards.split(still, mesh, dim=0)]
