@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -41,6 +42,9 @@ class EngineConfig(Declared):
     )
     autoencoder_only: bool = Field(
         default=False, description="Load what decodes latents, and nothing else"
+    )
+    image_folder: Path | None = Field(
+        default=None, description="The only folder that pictures are read from; any"
     )
     parallel: ParallelConfig = ParallelConfig()
 

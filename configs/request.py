@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -23,6 +24,8 @@ Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
 TextTokens = Annotated[int, Field(ge=1, le=100_000)]
 OutputType = Literal["frames", "latents"]
 DecodeMode = Literal["tiled", "framewise", "whole"]
+I2vMode = Literal["stable", "dynamic"]
+ResizeMode = Literal["crop", "pad", "stretch"]
 TileSize = tuple[Frames, Pixels, Pixels]
 """Frames, height and width."""
 
@@ -78,8 +81,29 @@ class VideoRequest(DecodeRequest):
         max_length=100_000,
         description="What not to show; used with a true CFG scale above 1 (then empty if left out)",
     )
-    height: Pixels | None = Field(default=None, description="Height in pixels")
-    width: Pixels | None = Field(default=None, description="Width in pixels")
+    image: Path | None = Field(
+        default=None,
+        description="Picture that the video begins with, PNG, JPEG or WebP; for image-to-video "
+        "models",
+    )
+    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="SHA-256 of the picture's file, which must then be this one"
+    )
+    i2v_mode: I2vMode | None = Field(
+        default=None,
+        description="How the noise begins: with a little of the picture in it (stable; the "
+        "default), or without (dynamic; more motion, and another flow shift)",
+    )
+    resize_mode: ResizeMode | None = Field(
+        default=None,
+        description="How the picture is brought to the video's size: its middle (crop; the "
+        "default), between bars (pad), or distorted (stretch)",
+    )
+    height: Pixels | None = Field(
+        default=None,
+        description="Height in pixels; of a picture: the nearest of the model's own sizes",
+    )
+    width: Pixels | None = Field(default=None, description="Width in pixels; likewise")
     num_frames: Frames | None = Field(
         default=None, description="Frames, 4k+1 for HunyuanVideo: 1, 5, 9, ... 129"
     )

@@ -12,9 +12,11 @@ from longtake.configs.base import Declared
 from longtake.configs.request import (
     DecodeMode,
     Frames,
+    I2vMode,
     Pixels,
     PromptTemplate,
     Rate,
+    ResizeMode,
     Scale,
     Shift,
     Steps,
@@ -38,6 +40,12 @@ class ModelDefaults(Declared):
     num_inference_steps: Steps = 50
     guidance_scale: Scale = 6.0
     flow_shift: Shift | None = Field(default=None, description="None: its own scheduler's")
+    dynamic_flow_shift: Shift = Field(default=17.0, description="Of image-to-video's dynamic mode")
+    i2v_mode: I2vMode = "stable"
+    resize_mode: ResizeMode = "crop"
+    sizes: dict[str, tuple[tuple[Pixels, Pixels], ...]] = Field(
+        default={}, description="Its own heights and widths, by resolution; for a picture"
+    )
     fps: Rate = 24.0
     decode: DecodeMode = "tiled"
     vae_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(

@@ -1,0 +1,149 @@
+"""Pictures from files that nobody vouches for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.files import cause
+from longtake.errors import RequestError, one_line
+from longtake.pipelines.picture import Pixels
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_BYTES = 64 * 2**20
+"""Of a file."""
+MAX_PIXELS = 40_000_000
+"""Of a picture; 8K has 33 million. Reading one takes 1 GiB of memory at most."""
+
+_WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, upright.
+
+    Attributes:
+        pixels: ``[H, W, 3]``.
+        sha256: of the file, in hexadecimal.
+    """
+
+    pixels: Pixels
+    sha256: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width, _ = self.pixels.shape
+        return height, width
+
+
+def read_picture(path: Path, folder: Path | None = None, sha256: str | None = None) -> Picture:
+    """Read a PNG, JPEG or WebP file; of an animation, the first picture.
+
+    It is turned as its EXIF data say, put on white where it is transparent, and brought to 8 bits.
+
+    Args:
+        folder: the file must lie in it, whatever links lead there; None: anywhere.
+        sha256: the file must be this one; None: any.
+
+    Raises:
+        RequestError: it may not or cannot be read, is no such picture, too large, or another.
+    """
+    said = f"image={str(path)!r}"
+    content = _content(path, folder, said)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise RequestError(
+            f"{said} is another picture than was meant: its SHA-256 is {found}, not {sha256}; "
+            "leave image_sha256 out to take it"
+        )
+    with _opened(content, said) as image:
+        num_pixels = image.width * image.height
+        if num_pixels > MAX_PIXELS:
+            raise RequestError(
+                f"{said} has {image.width}x{image.height} pixels: {MAX_PIXELS // 10**6} million "
+                "are the most that are read; make it smaller"
+            )
+        image.load()
+        return Picture(_upright_pixels(image), found)
+
+
+def _content(path: Path, folder: Path | None, said: str) -> bytes:
+    """The bytes of a regular file, if they are not too many."""
+    try:
+        real = Path(os.path.realpath(os.path.expanduser(path)))
+        if folder is not None and not real.is_relative_to(os.path.realpath(folder)):
+            raise RequestError(
+                f"{said} is outside {folder}, the only folder that pictures are read from: put it "
+                "there, or name another --image-folder"
+            )
+        # A pipe would keep us waiting here without O_NONBLOCK.
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RequestError(f"{said} is no file: name a PNG, JPEG or WebP file")
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise RequestError(f"{said} cannot be read: {cause(error)}") from error
+    if len(content) > MAX_BYTES:
+        raise RequestError(
+            f"{said} has more than {MAX_BYTES // 2**20} MiB, which are the most that are read: "
+            "make it smaller"
+        )
+    return content
+
+
+@contextmanager
+def _opened(content: bytes, said: str) -> Iterator[Image.Image]:
+    """A picture of which the header was read; what its decoder raises becomes a refusal."""
+    try:
+        with warnings.catch_warnings():  # of many pixels, which are counted here; of damaged EXIF
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                yield image
+    except RequestError:
+        raise
+    except UnidentifiedImageError as error:
+        raise RequestError(f"{said} is no picture in PNG, JPEG or WebP: convert it") from error
+    except Image.DecompressionBombError as error:
+        raise RequestError(
+            f"{said} would have more than {MAX_PIXELS // 10**6} million pixels, which are the most "
+            "that are read: make it smaller"
+        ) from error
+    except Exception as error:  # decoders raise anything on damaged files
+        raise RequestError(
+            f"{said} is damaged or not whole ({one_line(error)}): save it again"
+        ) from error
+
+
+def _upright_pixels(image: Image.Image) -> Pixels:
+    with contextlib.suppress(Exception):  # damaged EXIF data say nothing
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits of gray
+        gray = np.asarray(image).astype(np.uint32).clip(0, 65535)
+        return np.repeat(((gray + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        image = Image.new("RGB", image.size, _WHITE)
+        image.paste(seen, mask=seen.getchannel("A"))
+    return np.array(image.convert("RGB"))
+
+
+def any_picture(request: ResolvedRequest) -> Pixels | None:
+    """A picture to measure or compare with, if a request needs one: noise of the video's size."""
+    if request.i2v_mode is None:
+        return None
+    size = (request.height, request.width, 3)
+    return np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)

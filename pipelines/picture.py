@@ -1,0 +1,49 @@
+"""A picture brought to the size of a video, and to what an autoencoder takes.
+
+Legend: H W pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+
+from longtake.configs.request import ResizeMode
+
+Pixels = npt.NDArray[np.uint8]
+"""``[H, W, 3]``: red, green and blue."""
+
+_BLACK = (0, 0, 0)
+
+
+def fitted(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels:
+    """A picture in another size, by Lanczos' filter.
+
+    Args:
+        mode: ``crop`` keeps its middle, as much of it as has the shape that is asked for; ``pad``
+            keeps all of it, between black bars; ``stretch`` keeps all of it, and distorts it.
+    """
+    image, size = Image.fromarray(picture), (width, height)
+    if mode == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    elif mode == "stretch":
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    else:
+        scale = min(width / image.width, height / image.height)
+        inner = [max(1, round(scale * side)) for side in image.size]
+        small = image.resize((inner[0], inner[1]), Image.Resampling.LANCZOS)
+        image = Image.new("RGB", size, _BLACK)
+        image.paste(small, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return np.array(image)
+
+
+def as_video(picture: torch.Tensor) -> torch.Tensor:
+    """A picture, ``[H, W, 3]`` in 0..255, as one frame: ``[1, 3, 1, H, W]`` in [-1, 1], float32."""
+    return (picture.permute(2, 0, 1)[None, :, None].float() / 255) * 2 - 1
+
+
+def black(height: int, width: int) -> Pixels:
+    """A picture of nothing."""
+    return np.zeros((height, width, 3), dtype=np.uint8)
