@@ -23,7 +23,7 @@ from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
 from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
-from longtake.pipelines.rendering import StageReport
+from longtake.pipelines.stages import StageReport
 
 OnFrame = Callable[[torch.Tensor], None]
 Decode = Callable[[OnFrame], None]

@@ -22,13 +22,14 @@ from longtake.engine.hardware import hardware_here
 from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.picture import Picture, read_picture
 from longtake.engine.planner import choose_dims, dtypes
 from longtake.engine.planning.layouts import check_degrees
 from longtake.engine.planning.prediction import Setting
 from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, Metadata, Video
-from longtake.engine.worker import Job, RankReport, Sink, dtype_of, vae_dtype_of
+from longtake.engine.worker import Beside, Job, RankReport, Sink, dtype_of, vae_dtype_of
 from longtake.errors import EngineError, KernelError, LayoutError, RequestError, one_line
 from longtake.parallel import ParallelDims
 from longtake.parallel.kernels import KERNELS
@@ -133,9 +134,19 @@ class VideoEngine:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
-        resolved = resolve(request, self._spec)
+        resolved = resolve(request, self._spec, self._picture_of(request))
         self._choose(resolved)
         return resolved
+
+    def _picture_of(self, request: VideoRequest) -> Picture | None:
+        """The picture that a request begins with; None of a text-to-video model."""
+        if self._spec.image is None:
+            return None
+        if request.image is None:
+            raise RequestError(
+                f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
+            )
+        return read_picture(request.image, self.config.image_folder, request.image_sha256)
 
     def resolve_decode(
         self, request: DecodeRequest, latents_shape: Sequence[int]
@@ -146,6 +157,10 @@ class VideoEngine:
             RequestError: they cannot be decoded here.
         """
         return resolve_decode(request, latents_shape, self._spec)
+
+    def num_frames_of(self, request: ResolvedDecode) -> int:
+        """Frames of each video that comes of a request: some models drop the first ones."""
+        return request.num_frames - self._spec.dropped_frames
 
     def start(self, on_progress: OnProgress = lambda progress: None) -> None:
         """Start the ranks and load the model, unless that is done.
@@ -177,7 +192,8 @@ class VideoEngine:
             RankError: a rank died or hung. The next call starts the ranks again, except
                 under torchrun. If denoising was done, its ``latents`` can be decoded.
         """
-        return self._kept(self.resolve(request), on_progress)
+        of_another_rank = not self.writes and self._spec.image is not None
+        return self._kept(None if of_another_rank else self.resolve(request), on_progress)
 
     def decode(
         self,
@@ -207,7 +223,7 @@ class VideoEngine:
         on_progress: OnProgress,
         latents: Array | None = None,
     ) -> Video:
-        kept = _Kept(request, latents)
+        kept = _Kept(0 if request is None else self.num_frames_of(request), latents)
         try:
             metadata = self.render(request, kept, on_progress, latents)
         except EngineError as error:
@@ -225,7 +241,8 @@ class VideoEngine:
         """Render a resolved request into a sink, frame by frame as they are decoded.
 
         Args:
-            request: None on ranks of torchrun that do not know it: rank 0's counts.
+            request: None on ranks of torchrun that do not know it, or may not have its picture:
+                rank 0's counts.
             latents: ``[B, C, F, H, W]``, to decode these and render nothing.
 
         Raises:
@@ -240,7 +257,7 @@ class VideoEngine:
             self._rendering = True
             try:
                 job = launcher.agree(self._job(request, latents is not None))
-                reports = launcher.render(job, sink, on_progress, latents)
+                reports = launcher.render(job, sink, on_progress, self._beside(job, latents))
             except BaseException:
                 if not launcher.alive:
                     launcher.close()
@@ -273,6 +290,14 @@ class VideoEngine:
             dims, _ = self._choose(request)
         return Job.of(request, dims, from_latents=from_latents)
 
+    def _beside(self, job: Job, latents: Array | None) -> Beside:
+        """What comes with a job, on rank 0."""
+        if not (job.from_picture and self.writes):
+            return latents
+        assert isinstance(job.request, ResolvedRequest)
+        picture = self._picture_of(job.request)
+        return None if picture is None else picture.pixels
+
     def _choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
         """The layout of a request, by the planner where degrees are left out, and why this one."""
         if self._chosen is not None and self._chosen[0] == request:
@@ -284,7 +309,7 @@ class VideoEngine:
             request=request,
             dtype=dtype,
             vae_dtype=vae_dtype,
-            text_tokens=request.max_sequence_length,
+            text_tokens=self._spec.text_tokens(request),
         )
         choice = choose_dims(setting, self.config.parallel, self.config.devices)
         self._chosen = request, choice
@@ -306,6 +331,7 @@ class VideoEngine:
             job.dims,
             {"loading": self._seconds_loading, **reports[0].seconds},
             reports,
+            self.num_frames_of(job.request),
             why=why,
         )
 
@@ -313,8 +339,8 @@ class VideoEngine:
 class _Kept:
     """A sink that keeps everything in memory."""
 
-    def __init__(self, request: ResolvedDecode | None, latents: Array | None = None) -> None:
-        self._num_frames = 0 if request is None else request.num_frames
+    def __init__(self, num_frames: int, latents: Array | None = None) -> None:
+        self._num_frames = num_frames
         self.batch: list[Array] = []
         self.all_latents: Array = np.zeros((0,), np.float32) if latents is None else latents
 

@@ -21,6 +21,7 @@ from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.worker import (
     REFUSED_BY_ALL,
     Array,
+    Beside,
     Job,
     RankReport,
     Sink,
@@ -53,13 +54,13 @@ class Launcher(ABC):
 
     @abstractmethod
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
     ) -> list[RankReport]:
         """Render one job; what the sink or ``on_progress`` raises stops all ranks.
 
         Args:
             sink: a TraceSink, of a job that is traced.
-            latents: of a job that has them: ``[B, C, F, H, W]``.
+            beside: what comes with the job.
 
         Raises:
             RefusedInputError, Stopped: the ranks can go on with another job, if :attr:`alive`.
@@ -89,12 +90,12 @@ class InProcess(Launcher):
         self._worker = Worker(self._config, self._world, on_progress)
 
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
     ) -> list[RankReport]:
         """Render in this process."""
         assert self._worker is not None
         try:
-            return self._worker.render(job, sink, on_progress, lambda: False, latents)
+            return self._worker.render(job, sink, on_progress, lambda: False, beside)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, LongtakeError) or not _is_out_of_memory(error):
                 raise
@@ -161,7 +162,7 @@ class JoinedGroup(Launcher):
             return Job.model_validate(self._world.gather_json(own)[0])
 
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
     ) -> list[RankReport]:
         """Render one job on all ranks, which return together; only rank 0's sink is filled.
 
@@ -171,9 +172,9 @@ class JoinedGroup(Launcher):
         with self._watched(on_progress) as watched, _signals_counted() as signals:
             own = _CallersSink(sink, self._callers_errors)
             if self._place.rank != 0:
-                latents = None
+                beside = None
             try:
-                return self._worker.render(job, own, watched, lambda: bool(signals), latents)
+                return self._worker.render(job, own, watched, lambda: bool(signals), beside)
             except Stopped as error:
                 error.terminated = signal.SIGINT not in signals
                 raise

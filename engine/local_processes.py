@@ -21,7 +21,7 @@ from longtake.engine.channel import Mailbox, listen_locally
 from longtake.engine.deadlines import TIMED_OUT
 from longtake.engine.launcher import Launcher
 from longtake.engine.rank_processes import RankProcesses
-from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink, TraceSink
+from longtake.engine.worker import Beside, Job, Nowhere, RankReport, Sink, TraceSink
 from longtake.errors import LongtakeError, RankError, RefusedInputError, Stopped, one_line
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.trace import TracePoint
@@ -53,7 +53,7 @@ class LocalProcesses(Launcher):
         self._store = listen_locally()
         self._mailbox = Mailbox(self._store, "mail")
         self._jobs = Mailbox(self._store, "jobs", keep=True)
-        self._latents = Mailbox(self._store, "latents")
+        self._beside = Mailbox(self._store, "beside")
         self._store.set("config", self._config.model_dump_json())
         self._store.set("device", self._device_type)
         environments = {rank: self._environment(rank) for rank in range(self._config.devices)}
@@ -65,14 +65,15 @@ class LocalProcesses(Launcher):
             raise
 
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
+        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
     ) -> list[RankReport]:
         """Render on the processes."""
         self._num_jobs += 1
         number, self._step_s = self._num_jobs, 0.0
         try:
-            if latents is not None:
-                self._latents.post({"number": number, "shape": latents.shape}, latents.tobytes())
+            if beside is not None:
+                described = {"shape": beside.shape, "dtype": str(beside.dtype)}
+                self._beside.post({"number": number, **described}, beside.tobytes())
             message = {"kind": "render", "number": number, "job": job.model_dump(mode="json")}
             self._jobs.post(message)
             answer = self._receive(number, on_progress, sink)

@@ -25,7 +25,15 @@ import torch.distributed as dist
 from longtake.configs.engine import EngineConfig
 from longtake.engine.channel import Mailbox
 from longtake.engine.deadlines import Deadlines
-from longtake.engine.worker import REFUSED_BY_ALL, Array, Job, Worker, control_group, join_group
+from longtake.engine.worker import (
+    REFUSED_BY_ALL,
+    Array,
+    Beside,
+    Job,
+    Worker,
+    control_group,
+    join_group,
+)
 from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
 from longtake.parallel import World
 from longtake.pipelines.progress import Progress
@@ -70,7 +78,7 @@ class _LocalRank:
         self._deadlines = Deadlines(self._config)
         self._mailbox = Mailbox(store, "mail")
         self._jobs = Mailbox(store, "jobs", keep=True)
-        self._latents = Mailbox(store, "latents")
+        self._beside = Mailbox(store, "beside")
         self._job_number = 0  # loading
         self._progress(Progress("loading", detail="libraries"))
         on_gpu = store.get("device") == b"cuda"
@@ -102,14 +110,14 @@ class _LocalRank:
 
     def _render(self, job: Job) -> None:
         first, stop_key = self._rank == 0, f"stop/{self._job_number}"
-        latents = self._read_latents() if first and job.from_latents else None
+        beside = self._read_beside() if first and job.comes_with_array else None
         try:
             reports = self._worker.render(
                 job,
                 _MailSink(self._post),
                 self._progress,
                 lambda: first and bool(self._store.check([stop_key])),
-                latents,
+                beside,
             )
             end: dict[str, Any] = {"kind": "done", "reports": [asdict(each) for each in reports]}
         except Stopped as error:
@@ -119,14 +127,14 @@ class _LocalRank:
         if first:
             self._post(end)
 
-    def _read_latents(self) -> Array:
+    def _read_beside(self) -> Beside:
         """What the engine sent with this job, before it; of a job that was given up, too."""
         while True:
-            read = self._latents.read(timeout_s=1.0)
+            read = self._beside.read(timeout_s=1.0)
             if read is not None and read[0]["number"] == self._job_number:
-                shape: tuple[int, ...] = tuple(read[0]["shape"])
-                latents: Array = np.frombuffer(read[1], dtype=np.float32).reshape(shape).copy()
-                return latents
+                flat = np.frombuffer(read[1], dtype=np.dtype(read[0]["dtype"]))
+                array: Beside = flat.reshape(tuple(read[0]["shape"])).copy()
+                return array
 
     def _progress(self, progress: Progress) -> None:
         timeout_s = self._deadlines.progress(progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +18,22 @@ from longtake.configs.request import (
     TileSize,
     VideoRequest,
 )
+from longtake.engine.picture import Picture
 from longtake.errors import RequestError, one_line
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
 
-def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
+def resolve(
+    request: VideoRequest, spec: ModelSpec, picture: Picture | None = None
+) -> ResolvedRequest:
     """Fill in the model's defaults and a seed, and check the request against the model.
 
     A missing seed is drawn here, once for all ranks.
+
+    Args:
+        picture: the one that the request names; without it, nothing is said of one that is missing.
 
     Raises:
         RequestError: a size, a number of frames or the noise levels that the model cannot have.
@@ -40,10 +47,15 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
                 f"num_inference_steps={steps} with {len(request.sigmas)} sigmas: there must be one "
                 "sigma a step; leave num_inference_steps out"
             )
+    of_image = _image_fields(request, spec, picture)
     shift = request.flow_shift or defaults.flow_shift or spec.flow_shift
+    if of_image.get("i2v_mode") == "dynamic":
+        shift = request.flow_shift or defaults.dynamic_flow_shift
+    height, width = _size(request, spec, picture)
     filled: dict[str, Any] = {
-        "height": request.height or defaults.height,
-        "width": request.width or defaults.width,
+        "height": height,
+        "width": width,
+        **of_image,
         "num_frames": request.num_frames or defaults.num_frames,
         "num_inference_steps": steps or defaults.num_inference_steps,
         "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
@@ -64,7 +76,70 @@ def resolve(request: VideoRequest, spec: ModelSpec) -> ResolvedRequest:
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
     _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
+    _check_some_left(resolved.num_frames, spec)
     return resolved
+
+
+def _image_fields(
+    request: VideoRequest, spec: ModelSpec, picture: Picture | None
+) -> dict[str, Any]:
+    """The fields that say how a picture is taken; of a text-to-video model there are none."""
+    if spec.image is None:
+        for name in ("image", "i2v_mode", "resize_mode"):
+            if getattr(request, name) is not None:
+                raise RequestError(
+                    f"{name}={str(getattr(request, name))!r} with a text-to-video model: name one "
+                    "of image-to-video, demo-i2v say, or leave it out"
+                )
+        return {}
+    named = {} if picture is None else {"image_sha256": picture.sha256}
+    if picture is not None and request.image is not None:
+        named["image"] = os.path.abspath(os.path.expanduser(request.image))
+    return {
+        **named,
+        "i2v_mode": request.i2v_mode or spec.defaults.i2v_mode,
+        "resize_mode": request.resize_mode or spec.defaults.resize_mode,
+    }
+
+
+def _size(request: VideoRequest, spec: ModelSpec, picture: Picture | None) -> tuple[int, int]:
+    """Height and width: as they were asked for, else of the picture's shape, else the model's own.
+
+    With neither asked for, the resolution is the one whose number of pixels is nearest to the
+    picture's; and of its sizes, it is the one whose shape is nearest.
+    """
+    height, width, defaults = request.height, request.width, spec.defaults
+    if picture is None or (height and width):
+        return height or defaults.height, width or defaults.width
+    high, wide = picture.size
+    if height:
+        return height, _near_multiple(height * wide / high, spec.size_multiple)
+    if width:
+        return _near_multiple(width * high / wide, spec.size_multiple), width
+    if not defaults.sizes:
+        return defaults.height, defaults.width
+
+    def pixels_off(sizes: Sequence[tuple[int, int]]) -> float:
+        return min(abs(math.log(h * w / (high * wide))) for h, w in sizes)
+
+    sizes = min(defaults.sizes.values(), key=pixels_off)
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / (wide / high))))
+
+
+def _near_multiple(value: float, multiple: int) -> int:
+    """The multiple nearest to a value; one at least, and no more than a request may have."""
+    most = 16384 // multiple
+    return max(1, min(most, round(value / multiple))) * multiple
+
+
+def _check_some_left(num_frames: int, spec: ModelSpec) -> None:
+    """Refuse a video of which nothing is left, of a model that drops its first frames."""
+    dropped = spec.dropped_frames
+    if num_frames <= dropped:
+        raise RequestError(
+            f"num_frames={num_frames} with a model that drops the first {dropped}: try "
+            f"{dropped + 1} or more"
+        )
 
 
 def resolve_decode(
@@ -88,6 +163,7 @@ def resolve_decode(
     num_frames, height, width = autoencoder.video_size(*size)
     filled = _decoding(request, spec)
     try:
+        _check_some_left(num_frames, spec)
         return ResolvedDecode(
             **filled, num_videos=num_videos, num_frames=num_frames, height=height, width=width
         )

@@ -21,6 +21,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.differences import max_error, psnr_db, relative_error
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.picture import any_picture
 from longtake.engine.worker import Array, Job, Nowhere
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims
@@ -265,16 +266,16 @@ class Verification:
         def render(job: Job, sink: Nowhere, name: str) -> str:
             nonlocal done
             before = done
+            assert isinstance(job.request, ResolvedRequest)
 
             def count(progress: Progress) -> None:
                 step = before + progress.done
                 self._on_progress(Progress("denoising", step, total, name))
 
             try:
-                reports = launcher.render(job, sink, count)
+                reports = launcher.render(job, sink, count, any_picture(job.request))
             except RefusedInputError as error:
                 raise type(error)(f"{name}: {error}") from error
-            assert isinstance(job.request, ResolvedRequest)
             done += job.request.num_inference_steps
             return reports[0].attention_kernel
 

@@ -38,6 +38,7 @@ class Metadata:
         layout: the degrees that it ran in.
         seconds: of each stage on rank 0, with loading and writing.
         ranks: what each rank measured.
+        num_frames: of each video.
         origin: of latents that were only decoded, if it is known.
         why: this layout and no other; empty where nothing was denoised.
     """
@@ -47,6 +48,7 @@ class Metadata:
     layout: ParallelDims
     seconds: dict[str, float]
     ranks: list[RankReport]
+    num_frames: int
     origin: Origin | None = None
     why: str = ""
     created: str = field(
@@ -66,6 +68,7 @@ class Metadata:
         return {
             "created": self.created,
             "request": self.request.model_dump(mode="json"),
+            "num_frames": self.num_frames,
             **described,
             **({"layout": {"taken": self.layout.name, "why": self.why}} if self.why else {}),
             "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
@@ -127,7 +130,13 @@ class Video:
                 f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
             )
         made_by = self.metadata
-        with VideoFiles(path, made_by.request, made_by.engine, metadata=metadata) as files:
+        with VideoFiles(
+            path,
+            made_by.request,
+            made_by.engine,
+            metadata=metadata,
+            num_frames=made_by.num_frames,
+        ) as files:
             if output_type(path) == "latents":
                 files.latents(self.latents)
             for video, frames in enumerate(self.batch):

@@ -112,6 +112,7 @@ class VideoFiles:
         request: what is rendered.
         engine: what renders it.
         metadata: write a .json beside it.
+        num_frames: of each video; those of the request if None.
 
     Attributes:
         paths: of the videos.
@@ -130,6 +131,7 @@ class VideoFiles:
         engine: EngineConfig,
         *,
         metadata: bool = True,
+        num_frames: int | None = None,
     ) -> None:
         check_output(path, request.num_videos, metadata=metadata)
         self._path = path
@@ -141,6 +143,7 @@ class VideoFiles:
         self.published: list[Path] = []
         self.kept = KeptLatents(path, engine)
         self._request = request
+        self._num_frames = num_frames or request.num_frames
         self._partial = [partial_path(each) for each in self.paths]
         self._metadata = metadata_path(path) if metadata else None
         self._writers: dict[int, FrameWriter] = {}
@@ -186,11 +189,11 @@ class VideoFiles:
             return
         with self._timed(self.paths[video]):
             if video not in self._writers:
-                shape = (self._request.num_frames, *frame.shape[:2])
+                shape = (self._num_frames, *frame.shape[:2])
                 make = WRITERS[kind_of(self.paths[video])]
                 self._writers[video] = make(self._partial[video], shape, self._request.fps)
             self._writers[video].write(index, frame)
-            if index == self._request.num_frames - 1:
+            if index == self._num_frames - 1:
                 self._writers[video].close()
                 del self._writers[video]
 

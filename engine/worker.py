@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,15 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress
-from longtake.pipelines.rendering import StageReport, render_latents
+from longtake.pipelines.rendering import render_latents
 from longtake.pipelines.spec import ModelSpec
+from longtake.pipelines.stages import StageReport
 from longtake.pipelines.trace import Trace, TracePoint, TraceRequest
 
 Array = npt.NDArray[np.float32]
+Beside = npt.NDArray[Any] | None
+"""What comes with a job: latents, ``[B, C, F, H, W]`` in float32, or a picture, ``[H, W, 3]`` in
+uint8; None with most."""
 
 _LONGEST_WAIT = timedelta(days=1)
 
@@ -47,11 +51,13 @@ class Job(BaseModel):
 
     Attributes:
         from_latents: its latents are there already, and come beside it; it is only decoded.
+        from_picture: the picture that its videos begin with comes beside it.
         trace: what is recorded on the way, for a sink that takes it.
     """
 
     request: ResolvedRequest | ResolvedDecode
     from_latents: bool = False
+    from_picture: bool = False
     trace: TraceRequest | None = None
     cfg_degree: int
     ring_degree: int
@@ -70,11 +76,17 @@ class Job(BaseModel):
         return cls(
             request=request,
             from_latents=from_latents,
+            from_picture=not from_latents and getattr(request, "i2v_mode", None) is not None,
             trace=trace,
             cfg_degree=dims.cfg_degree,
             ring_degree=dims.ring_degree,
             ulysses_degree=dims.ulysses_degree,
         )
+
+    @property
+    def comes_with_array(self) -> bool:
+        """Whether there is something beside it, on rank 0."""
+        return self.from_latents or self.from_picture
 
     @property
     def decodes(self) -> bool:
@@ -189,12 +201,12 @@ class Worker:
         sink: Sink,
         on_progress: OnProgress,
         stop_requested: Callable[[], bool],
-        latents: Array | None = None,
+        beside: Beside = None,
     ) -> list[RankReport]:
         """Render on all ranks together; rank 0 fills the sink.
 
         Args:
-            latents: of a job that has them, on rank 0: ``[B, C, F, H, W]``.
+            beside: what comes with the job, on rank 0.
 
         Returns:
             What each rank measured.
@@ -207,7 +219,7 @@ class Worker:
         world, request, report, kernel = self._world, job.request, StageReport(), ""
         decoder = self._pipeline.decoder(request)
         if job.from_latents:
-            finished = self._shared(latents)
+            finished = self._shared(beside)
             check_fits(decoder, finished.shape, request, world)
         else:
             assert isinstance(request, ResolvedRequest)
@@ -223,6 +235,7 @@ class Worker:
                 on_progress=on_progress,
                 stop_requested=stop_requested,
                 trace=_trace(job, world, sink),
+                picture=beside,
             )
             if world.rank == 0:
                 sink.latents(finished.cpu().numpy())
@@ -233,6 +246,7 @@ class Worker:
                 world,
                 report,
                 lambda video, index, frame: sink.frame(video, index, frame.numpy()),
+                dropped_frames=self._spec.dropped_frames,
                 on_progress=on_progress,
                 stop_requested=stop_requested,
             )
@@ -247,7 +261,7 @@ class Worker:
         )
         return [RankReport(**each) for each in world.gather_json(asdict(own))]
 
-    def _shared(self, latents: Array | None) -> torch.Tensor:
+    def _shared(self, latents: Beside) -> torch.Tensor:
         """Rank 0's latents, on the device of every rank."""
         given = None if latents is None else {"latents": torch.from_numpy(latents)}
         return self._world.broadcast_tensors(given)["latents"]

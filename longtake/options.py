@@ -18,7 +18,7 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, VideoRequest
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 
-FILE_ONLY = ("prompt_template",)
+FILE_ONLY = ("prompt_template", "image_sha256")
 """What is too long for a flag, and can stand in a config file."""
 
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
@@ -99,6 +99,7 @@ def _without(config: type[BaseModel], *names: str) -> tuple[str, ...]:
 
 _RANKS = ("devices", "device")
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
+_PICTURES = ("image", "i2v_mode", "resize_mode", "image_folder")
 _NOT_PLANNED = (
     "prompt",
     "negative_prompt",
@@ -107,6 +108,7 @@ _NOT_PLANNED = (
     "flow_shift",
     "seed",
     "device",
+    *_PICTURES,
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
 """What changes neither how long a rendering takes nor what it needs."""
@@ -125,6 +127,7 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
             "parallel",
             "autoencoder_only",
             "attention_kernel",
+            "image_folder",
             "text_timeout_s",
             "step_timeout_s",
         ),
@@ -152,6 +155,7 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
         without=(
             *DecodeRequest.model_fields,
             *_DEGREES,
+            *(name for name in _PICTURES if name != "i2v_mode"),
             "parallel",
             "output_type",
             "autoencoder_only",
@@ -206,6 +210,8 @@ def _metavar(annotation: Any) -> str:
         return "FRAMES HEIGHT WIDTH"
     if _kind(annotation) == tuple[str, ...] and "float" not in str(annotation):
         return "TEXT ..."
+    if "Path" in str(annotation):
+        return "PATH"
     words = (("bool", "true|false"), ("tuple", "NUMBER ..."), ("float", "NUMBER"), ("int", "INT"))
     return next((word for part, word in words if part in str(annotation)), "TEXT")
 

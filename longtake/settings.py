@@ -18,6 +18,8 @@ _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _REPLACED = {
     **dict.fromkeys(("devices", "true_cfg_scale", *_DEGREES), _DEGREES),
     "model": ("revision",),
+    "image": ("image_sha256",),
+    "i2v_mode": ("flow_shift",),
     "decode": ("decode_tile_size", "decode_tile_stride"),
     "decode_tile_size": ("decode_tile_stride",),
 }

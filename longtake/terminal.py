@@ -218,6 +218,6 @@ def _summary(paths: list[Path], metadata: Metadata) -> str:
     names = " ".join(map(str, paths))
     seed = f", seed {request.seed}" if isinstance(request, ResolvedRequest) else ""
     return (
-        f"{names}: {request.num_frames} frames of {request.width}x{request.height}{seed}, on "
+        f"{names}: {metadata.num_frames} frames of {request.width}x{request.height}{seed}, on "
         f"{ranks}; seconds: {stages}"
     )

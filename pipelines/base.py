@@ -17,10 +17,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import EngineError
-from longtake.parallel import ParallelDims
+from longtake.parallel import ParallelDims, World
 from longtake.parallel.dims import CFG_AXIS
 from longtake.parallel.exchange import swap_point_to_point
 from longtake.parallel.mesh import axis_degree, axis_rank
+from longtake.pipelines.picture import Pixels
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tiles import TileCoder
 
@@ -91,8 +92,14 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
         dims: ParallelDims,
         mesh: DeviceMesh | None,
         request: ResolvedRequest,
+        image: torch.Tensor | None = None,
     ) -> BranchT:
-        """Prepare, once a video, what one branch of guidance needs at each step."""
+        """Prepare, once a video, what one branch of guidance needs at each step.
+
+        Args:
+            image: latents of the picture that the videos begin with, ``[1, C, 1, H, W]``, float32;
+                None of a text-to-video model.
+        """
 
     @abstractmethod
     def forward(
@@ -105,7 +112,7 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
             timestep: one value, float32.
 
         Returns:
-            ``[B, s, P]``, in the dtype of the weights.
+            ``[B, s, P]``, in the dtype of the weights; 0 for tokens that are to stay as they are.
         """
 
 
@@ -187,15 +194,41 @@ class VideoPipeline(ABC):
         """The latents of a request."""
 
     @abstractmethod
-    def encode(self, prompt: str, request: ResolvedRequest) -> Streams:
+    def encode(
+        self, prompt: str, request: ResolvedRequest, picture: Pixels | None = None
+    ) -> Streams:
         """Encode a prompt of a request; on rank 0 alone, which holds the text encoders.
 
         Args:
             prompt: its own, or its negative one.
+            picture: that an image-to-video model sees beside its own prompt, ``[H, W, 3]``.
 
         Raises:
             RequestError: nothing is left of the prompt once it is encoded.
         """
+
+    def encode_image(
+        self, pixels: torch.Tensor, request: ResolvedRequest, world: World
+    ) -> torch.Tensor:
+        """The latents of a picture, of an image-to-video model; called by all ranks together.
+
+        Args:
+            pixels: ``[1, 3, 1, H, W]`` in [-1, 1], the same on all ranks.
+
+        Returns:
+            ``[1, C, 1, H, W]``, float32, scaled as those that are denoised, on every rank.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no picture")
+
+    def start(
+        self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What denoising begins with, ``[B, C, F, H, W]``, float32: noise, but for a picture.
+
+        Args:
+            image: from :meth:`encode_image`.
+        """
+        return grid.noise(request.seed)
 
     @abstractmethod
     def stepper(self, request: ResolvedRequest) -> Stepper:

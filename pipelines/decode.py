@@ -20,7 +20,7 @@ from longtake.pipelines.base import check_frames
 from longtake.pipelines.memory import free_bytes, peak_bytes
 from longtake.pipelines.mosaic import Mosaic
 from longtake.pipelines.progress import OnProgress, Progress
-from longtake.pipelines.rendering import StageReport, stage
+from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.tiles import Spans, Tile, TileCoder, TilePlan
 
 TakeFrame = Callable[[int, int, torch.Tensor], None]
@@ -39,6 +39,7 @@ def decode_videos(
     report: StageReport,
     take_frame: TakeFrame,
     *,
+    dropped_frames: int = 0,
     on_progress: OnProgress = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -50,6 +51,7 @@ def decode_videos(
         report: filled with the stage "decoding", of rank 0 without the time that ``take_frame``
             takes, and with the tiles that this rank computes at once.
         take_frame: called on rank 0, in order.
+        dropped_frames: at the start of each video, which are not given away.
         on_progress: called on each rank, with its own tiles; on rank 0 with all of them.
         stop_requested: asked on each rank between tiles, on rank 0 between frames, too.
 
@@ -58,7 +60,7 @@ def decode_videos(
         EngineError: on rank 0, the decoder's values are not finite.
         PeerLostError: another rank died or was silent for too long.
     """
-    given_s, next_frame = 0.0, [0] * len(latents)
+    given_s, next_frame = 0.0, [-dropped_frames] * len(latents)
 
     def take(video: int, values: torch.Tensor) -> bool:
         """Give away ``[3, f, H, W]``, which is changed; returns whether to go on."""
@@ -68,7 +70,8 @@ def decode_videos(
             if stop_requested():
                 return False
             begun = time.perf_counter()
-            take_frame(video, next_frame[video], frame)
+            if next_frame[video] >= 0:
+                take_frame(video, next_frame[video], frame)
             given_s += time.perf_counter() - begun
             next_frame[video] += 1
         return True

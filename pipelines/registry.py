@@ -36,7 +36,12 @@ class _Family:
 _FAMILIES = {
     "HunyuanVideoPipeline": _Family(
         hunyuan_video.inspect, "longtake.pipelines.hunyuan_video.pipeline", "HunyuanVideo"
-    )
+    ),
+    "HunyuanVideoImageToVideoPipeline": _Family(
+        hunyuan_video.inspect_image_to_video,
+        "longtake.pipelines.hunyuan_video.image_to_video",
+        "HunyuanVideoImageToVideo",
+    ),
 }
 
 

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.errors import RefusedInputError, RequestError, Stopped
-from longtake.parallel import ParallelDims, TokenShards, World, count_traffic
+from longtake.parallel import ParallelDims, TokenShards, World
 from longtake.pipelines.base import Streams, TrueCfg, VideoPipeline, check_latents, denoise
+from longtake.pipelines.picture import Pixels, as_video, fitted
 from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.trace import Trace
 from longtake.pipelines.weights import fetch_traffic
-
-
-@dataclass
-class StageReport:
-    """What this rank measured, by stage: text, denoising, gathering, decoding.
-
-    Attributes:
-        seconds: of each stage.
-        bytes_sent: to other ranks; "weights" are those that others fetched while denoising.
-        tiles_at_once: that are decoded at once, at most; 0 where nothing is decoded.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes_sent: dict[str, int] = field(default_factory=dict)
-    tiles_at_once: int = 0
-
-
-@contextmanager
-def stage(report: StageReport, name: str) -> Iterator[None]:
-    """Add the enclosed lines' time and traffic to a stage."""
-    begun = time.perf_counter()
-    with count_traffic() as traffic:
-        yield
-    report.seconds[name] = report.seconds.get(name, 0.0) + time.perf_counter() - begun
-    report.bytes_sent[name] = report.bytes_sent.get(name, 0) + traffic.bytes_sent
 
 
 @torch.no_grad()
@@ -54,16 +29,20 @@ def render_latents(
     on_progress: OnProgress = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
     trace: Trace | None = None,
+    picture: Pixels | None = None,
 ) -> torch.Tensor:
-    """Encode the prompt, denoise over all ranks, gather once.
+    """Encode the prompt and the picture, denoise over all ranks, gather once.
 
     Called by all ranks with the same request and layout.
 
     Args:
-        report: filled with the stages "text", "denoising" and "gathering".
+        report: filled with the stages "text", "denoising" and "gathering"; of image-to-video with
+            "image", too.
         on_progress: called on each rank.
         stop_requested: asked between steps; if any rank says yes, all stop.
         trace: takes the latents after each step, and what else it asks for.
+        picture: on rank 0, that the videos begin with, ``[H, W, 3]`` of any size; of an
+            image-to-video model alone.
 
     Returns:
         ``[B, C, F, H, W]``, float32, on every rank; traced ones need not be finite.
@@ -82,16 +61,22 @@ def render_latents(
     mesh = world.mesh(dims)
     on_progress(Progress("text"))
     with stage(report, "text"):
-        prompts = [request.prompt]
+        streams = [_encode_once(pipeline, request.prompt, request, world, picture)]
         if request.uses_true_cfg:
-            prompts.append(request.negative_prompt or "")
-        streams = [_encode_once(pipeline, prompt, request, world) for prompt in prompts]
+            negative = request.negative_prompt or ""
+            streams.append(_encode_once(pipeline, negative, request, world))
+
+    image = None
+    if request.i2v_mode is not None:
+        with stage(report, "image"):
+            pixels = as_video(_fitted_once(picture, request, world))
+            image = pipeline.encode_image(pixels, request, world)
 
     denoiser = pipeline.denoiser
     grid, stepper = pipeline.grid(request), pipeline.stepper(request)
-    branches = [denoiser.branch(each, grid, dims, mesh, request) for each in streams]
+    branches = [denoiser.branch(each, grid, dims, mesh, request, image) for each in streams]
     shards = TokenShards.even(grid.num_tokens, dims)
-    noise = shards.split(grid.patchify(grid.noise(request.seed)), mesh, dim=1)
+    start = shards.split(grid.patchify(pipeline.start(grid, request, image)), mesh, dim=1)
     total = len(stepper.timesteps)
     clock = _DeviceClock(world.device, lambda done: on_progress(Progress("denoising", done, total)))
 
@@ -110,7 +95,7 @@ def render_latents(
     with stage(report, "denoising"), watched:
         tokens = denoise(
             denoiser,
-            noise.to(world.device),
+            start.to(world.device),
             branches,
             stepper,
             mesh=mesh,
@@ -126,20 +111,34 @@ def render_latents(
 
 
 def _encode_once(
-    pipeline: VideoPipeline, prompt: str, request: ResolvedRequest, world: World
+    pipeline: VideoPipeline,
+    prompt: str,
+    request: ResolvedRequest,
+    world: World,
+    picture: Pixels | None = None,
 ) -> Streams:
     """Encode on rank 0, hand to all; all refuse what rank 0 refuses."""
     streams: Streams | None = None
     refusal = None
     if world.rank == 0:
         try:
-            streams = pipeline.encode(prompt, request)
+            streams = pipeline.encode(prompt, request, picture)
         except RefusedInputError as error:
             refusal = str(error)
     refusals = world.gather_json(refusal)
     if refusals[0] is not None:
         raise RequestError(refusals[0])
     return world.broadcast_tensors(streams)
+
+
+def _fitted_once(picture: Pixels | None, request: ResolvedRequest, world: World) -> torch.Tensor:
+    """Rank 0's picture in the video's size, ``[H, W, 3]``, on the device of every rank."""
+    fit = None
+    if world.rank == 0:
+        assert picture is not None and request.resize_mode is not None
+        pixels = fitted(picture, request.height, request.width, request.resize_mode)
+        fit = {"picture": torch.from_numpy(pixels)}
+    return world.broadcast_tensors(fit)["picture"]
 
 
 class _DeviceClock:

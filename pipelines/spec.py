@@ -56,6 +56,19 @@ class AutoencoderSpec:
 
 
 @dataclass(frozen=True)
+class ImageSpec:
+    """How a model takes the picture that its videos begin with.
+
+    Attributes:
+        num_tokens: of the picture, that stand before those of the prompt.
+        dropped_frames: at the start of what is decoded.
+    """
+
+    num_tokens: int
+    dropped_frames: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What can be said of a model before it is loaded.
 
@@ -68,6 +81,7 @@ class ModelSpec:
         flow_shift: of its own scheduler.
         patch: latent frames, rows and columns that make one token.
         costs: what its work comes to.
+        image: None of a text-to-video model.
     """
 
     num_heads: int
@@ -79,6 +93,17 @@ class ModelSpec:
     flow_shift: float
     patch: tuple[int, int, int]
     costs: ModelCosts
+    image: ImageSpec | None = None
+
+    @property
+    def dropped_frames(self) -> int:
+        """At the start of what is decoded: a video has so many fewer than its latents say."""
+        return 0 if self.image is None else self.image.dropped_frames
+
+    def text_tokens(self, request: ResolvedRequest) -> int:
+        """The most tokens that a prompt of a request has, with those of its picture."""
+        of_picture = 0 if self.image is None else self.image.num_tokens
+        return request.max_sequence_length + of_picture
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
         """The latents of a request."""

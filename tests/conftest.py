@@ -28,3 +28,13 @@ def ranks() -> Iterator[RankGroups]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a tiny HunyuanVideo, with defaults of its own."""
     return str(tiny.save(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def animators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of tiny models that animate pictures, by the way in which they take them."""
+    folder = tmp_path_factory.mktemp("animators")
+    return {
+        name: str(tiny.save_image_to_video(folder / name, name))
+        for name in ("token_replace", "latent_concat")
+    }

@@ -15,7 +15,7 @@ from longtake.errors import Stopped
 from longtake.parallel import World
 from longtake.pipelines.decode import code_tiles, decode_videos, encode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
-from longtake.pipelines.rendering import StageReport, stage
+from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.tiles import Spans, TileCoder, overlapping
 from tests import tiny
 from tests.rendering import world

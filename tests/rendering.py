@@ -13,12 +13,14 @@ import torch.distributed as dist
 
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.engine.picture import any_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
 from longtake.pipelines.base import VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
-from longtake.pipelines.rendering import StageReport, render_latents
+from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.stages import StageReport
 from longtake.pipelines.weights import held_bytes
 from tests import tiny
 
@@ -49,6 +51,16 @@ def request(**changes: Any) -> ResolvedRequest:
     return ResolvedRequest(**{**settings, **changes})
 
 
+def image_request(**changes: Any) -> ResolvedRequest:
+    """A small request of image-to-video."""
+    settings: dict[str, Any] = dict(
+        i2v_mode="stable",
+        resize_mode="stretch",
+        prompt_template=tiny.IMAGE_TEMPLATE,
+    )
+    return request(**{**settings, **changes})
+
+
 @cache
 def world() -> World:
     """All ranks of the group that this process is in."""
@@ -72,21 +84,33 @@ def loaded(
 def render(
     pipeline: VideoPipeline, asked: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
-    """The latents of a request."""
-    return render_latents(pipeline, asked, dims, world, StageReport())
+    """The latents of a request; of one that begins with a picture, any."""
+    picture = any_picture(asked)
+    return render_latents(pipeline, asked, dims, world, StageReport(), picture=picture)
 
 
 def decode(
-    pipeline: VideoPipeline, latents: torch.Tensor, asked: ResolvedDecode, world: World
+    pipeline: VideoPipeline,
+    latents: torch.Tensor,
+    asked: ResolvedDecode,
+    world: World,
+    dropped_frames: int = 0,
 ) -> Array:
     """The frames of all videos, ``[B, frames, height, width, 3]``; on other ranks than 0 none."""
     frames: list[torch.Tensor] = []
 
     def take(video: int, index: int, frame: torch.Tensor) -> None:
-        assert (video, index) == divmod(len(frames), asked.num_frames)
+        assert (video, index) == divmod(len(frames), asked.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decode_videos(pipeline.decoder(asked), latents, world, StageReport(), take)
+    decode_videos(
+        pipeline.decoder(asked),
+        latents,
+        world,
+        StageReport(),
+        take,
+        dropped_frames=dropped_frames,
+    )
     if world.rank != 0:
         assert not frames
         return np.zeros((0,), dtype=np.float32)
@@ -129,7 +153,7 @@ def traffic(
     """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
     pipeline, report = loaded(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        render_latents(pipeline, asked, dims, world(), report)
+        render_latents(pipeline, asked, dims, world(), report, picture=any_picture(asked))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 

@@ -6,6 +6,7 @@ python -m tests.tiny FOLDER
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,34 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+
+from longtake.pipelines.hunyuan_video.text import quiet_transformers
 
 TEMPLATE: dict[str, Any] = {"template": "<|begin|> describe : {} <|end|>", "crop_start": 4}
 """A template that suits the tiny vocabulary, as a model's folder may hold one."""
 
 MAX_TOKENS = 24
 
+IMAGE_TEMPLATE: dict[str, Any] = {
+    "template": "<image> describe : {} <|eot_id|> <|start_header_id|> assistant <|end_header_id|>",
+    "crop_start": 4,
+}
+"""The same for image-to-video."""
+
+IMAGE_TOKENS = 16
+
 WORDS = "a the cat dog walks runs on grass sand red blue green , . : describe slowly fast".split()
+
+MARKS = ["<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+VOCABULARY = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", *WORDS, *MARKS, "assistant", "\n\n"]
 
 
 def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
@@ -81,51 +99,122 @@ def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
         changes: of the transformer's configuration.
     """
     model, vae = transformer(**changes), autoencoder()
-    llama = LlamaModel(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-        )
-    )
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=64,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            projection_dim=8,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    pipeline = HunyuanVideoPipeline(
-        text_encoder=llama.eval(),
+    HunyuanVideoPipeline(
+        text_encoder=LlamaModel(_llama()).eval(),
         tokenizer=tokenizer(256 + 95),
         transformer=model,
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
-        text_encoder_2=clip.eval(),
+        text_encoder_2=_clip(),
         tokenizer_2=tokenizer(77),
-    )
-    pipeline.save_pretrained(folder)
+    ).save_pretrained(folder)
     if own_template:
-        defaults = {
-            "height": 32,
-            "width": 48,
-            "num_frames": 9,
-            "num_inference_steps": 3,
-            "fps": 8,
-            "prompt_template": TEMPLATE,
-            "max_sequence_length": MAX_TOKENS,
-        }
-        (folder / "longtake.yaml").write_text(json.dumps(defaults))
+        _save_defaults(folder, TEMPLATE)
     return folder
+
+
+def save_image_to_video(
+    folder: Path, conditioning: str, *, own_template: bool = True, **changes: Any
+) -> Path:
+    """Save a whole pipeline that animates pictures.
+
+    Args:
+        conditioning: ``token_replace`` or ``latent_concat``.
+        own_template: as in :func:`save`; else a picture has as many tokens as diffusers' template
+            says, which are 576.
+        changes: of the transformer's configuration.
+    """
+    with quiet_transformers():
+        from diffusers import HunyuanVideoImageToVideoPipeline
+    from transformers import CLIPImageProcessorPil
+
+    channels = {"in_channels": 9} if conditioning == "latent_concat" else {}
+    model = transformer(image_condition_type=conditioning, **channels, **changes)
+    vae = autoencoder()
+    image_px = 16 if own_template else 96
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=image_px,
+        patch_size=4,
+        projection_dim=8,
+    )
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=_llama(max_position_embeddings=2048),
+            image_token_index=VOCABULARY.index("<image>"),
+            pad_token_id=0,
+        )
+    )
+    HunyuanVideoImageToVideoPipeline(
+        text_encoder=llava.eval(),
+        tokenizer=tokenizer(256 + 103),
+        transformer=model,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=_clip(),
+        tokenizer_2=tokenizer(77),
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": image_px}, crop_size={"height": image_px, "width": image_px}
+        ),
+    ).save_pretrained(folder)
+    if own_template:
+        _save_defaults(folder, IMAGE_TEMPLATE)
+    return folder
+
+
+def _llama(**changes: Any) -> LlamaConfig:
+    settings: dict[str, Any] = dict(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    return LlamaConfig(**{**settings, **changes})
+
+
+def _clip() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=8,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def _save_defaults(folder: Path, template: dict[str, Any]) -> None:
+    defaults = {
+        "height": 32,
+        "width": 48,
+        "num_frames": 9,
+        "num_inference_steps": 3,
+        "fps": 8,
+        "prompt_template": template,
+        "max_sequence_length": MAX_TOKENS,
+    }
+    (folder / "longtake.yaml").write_text(json.dumps(defaults))
+
+
+def changed(folder: Path, to: Path, file: str, changes: dict[str, Any] | None) -> Path:
+    """A copy of a model with other values in one of its JSON files; None: without that file."""
+    shutil.copytree(folder, to)
+    if changes is None:
+        (to / file).unlink()
+    else:
+        content = {**json.loads((to / file).read_text()), **changes}
+        (to / file).write_text(json.dumps(content))
+    return to
 
 
 def num_text_tokens(prompt: str) -> int:
@@ -137,11 +226,12 @@ def num_text_tokens(prompt: str) -> int:
 
 def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     """Words and punctuation of a hand-made vocabulary; what it does not know is one token too."""
-    vocabulary = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", *WORDS]
     words = Tokenizer(
-        models.WordLevel({word: at for at, word in enumerate(vocabulary)}, "<|unknown|>")
+        models.WordLevel({word: at for at, word in enumerate(VOCABULARY)}, "<|unknown|>")
     )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n\n", "isolated")]
+    )
     words.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A <|end|>", special_tokens=[("<|begin|>", 1), ("<|end|>", 2)]
     )
@@ -153,6 +243,7 @@ def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
         unk_token="<|unknown|>",
         padding_side="right",
         model_max_length=max_length,
+        additional_special_tokens=MARKS,
     )
 
 

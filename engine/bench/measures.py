@@ -24,7 +24,8 @@ from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
-from longtake.pipelines.rendering import StageReport, render_latents
+from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.stages import StageReport
 
 Json = dict[str, Any]
 

@@ -20,6 +20,7 @@ from longtake.engine.bench import measures
 from longtake.engine.engine import VideoEngine
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.picture import any_picture
 from longtake.engine.planner import dtypes
 from longtake.engine.planning.layouts import candidates
 from longtake.engine.planning.prediction import Setting, predict
@@ -102,7 +103,7 @@ class Suites:
             request=request,
             dtype=dtype,
             vae_dtype=vae_dtype,
-            text_tokens=request.max_sequence_length,
+            text_tokens=spec.text_tokens(request),
         )
         lines = [
             "| layout | measured s a step | predicted | predicted / it | MB sent | peak GiB |",
@@ -126,7 +127,9 @@ class Suites:
                 reports: list[RankReport] = []
                 for _ in range(2):  # the first also loads and allocates what lasts
                     job = Job.of(request, dims)
-                    reports = launcher.render(job, Nowhere(), lambda progress: None)
+                    reports = launcher.render(
+                        job, Nowhere(), lambda progress: None, any_picture(request)
+                    )
                 measured = max(each.seconds["denoising"] for each in reports) / _STEPS
                 predicted = predict(
                     setting, dims, shard_weights=self.config.parallel.shard_weights
@@ -153,7 +156,7 @@ class Suites:
             for _ in range(2):
                 video = engine.decode(latents)
                 seconds.append(video.metadata.seconds["decoding"])
-        frames = request.num_frames
+        frames = video.metadata.num_frames
         return (
             "| frames | seconds | frames a second |\n|---|---|---|\n"
             f"| {frames} of {request.width}x{request.height} | {min(seconds):.3g} "

@@ -25,6 +25,8 @@ def run(options: dict[str, Any], view: View) -> None:
         check_output(path, request.num_videos, metadata=options["metadata"])
     engine = VideoEngine(config)
     try:
-        write(engine, engine.resolve(request), path, options, view)
+        # A picture may be on rank 0's host alone, whose request counts in any case.
+        elsewhere = not engine.writes and request.image is not None
+        write(engine, None if elsewhere else engine.resolve(request), path, options, view)
     finally:
         engine.close()

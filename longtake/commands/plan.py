@@ -64,7 +64,7 @@ def _plan(values: dict[str, Any]) -> Plan:
         request=resolved,
         dtype=dtype,
         vae_dtype=vae_dtype,
-        text_tokens=asked.text_tokens or resolved.max_sequence_length,
+        text_tokens=asked.text_tokens or spec.text_tokens(resolved),
         decode_ranks=asked.decode_ranks,
     )
     return make_plan(setting, parts[2], engine.devices, shard_weights=values.get("shard_weights"))

@@ -17,18 +17,29 @@ from longtake.terminal import View
 
 def write(
     engine: VideoEngine,
-    request: ResolvedDecode,
+    request: ResolvedDecode | None,
     path: Path,
     options: dict[str, Any],
     view: View,
     latents: Array | None = None,
     origin: Origin | None = None,
 ) -> None:
-    """Render or decode into files."""
+    """Render or decode into files.
+
+    Args:
+        request: None on ranks of torchrun that write nothing, and do not know it.
+    """
     if not engine.writes:
         engine.render(request, Nowhere(), view.progress)
         return
-    files = VideoFiles(path, request, engine.config, metadata=options["metadata"])
+    assert request is not None
+    files = VideoFiles(
+        path,
+        request,
+        engine.config,
+        metadata=options["metadata"],
+        num_frames=engine.num_frames_of(request),
+    )
     try:
         with files:
             engine.start(view.progress)

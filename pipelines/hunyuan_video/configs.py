@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -36,7 +36,7 @@ class TransformerConfig(Component):
     pooled_projection_dim: Count = 768
     rope_theta: Positive = 256.0
     rope_axes_dim: tuple[Count, Count, Count] = (16, 56, 56)
-    image_condition_type: Any = None
+    image_condition_type: Literal["token_replace", "latent_concat"] | None = None
 
     @model_validator(mode="after")
     def _rope_fills_a_head(self) -> TransformerConfig:
@@ -45,6 +45,19 @@ class TransformerConfig(Component):
         ):
             raise ValueError("rope_axes_dim must be even numbers that add up to attention_head_dim")
         return self
+
+    @model_validator(mode="after")
+    def _first_frame_has_tokens(self) -> TransformerConfig:
+        if self.image_condition_type == "token_replace" and self.patch_size_t != 1:
+            raise ValueError("token_replace needs patch_size_t=1: its first frame has own tokens")
+        return self
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents; latent_concat takes in the picture's and one more besides."""
+        if self.image_condition_type == "latent_concat":
+            return (self.in_channels - 1) // 2
+        return self.in_channels
 
     @property
     def width(self) -> int:
@@ -57,9 +70,14 @@ class TransformerConfig(Component):
         return int(self.width * self.mlp_ratio)
 
     @property
+    def values_in(self) -> int:
+        """Values of one token that are embedded."""
+        return self.in_channels * self.patch_size_t * self.patch_size**2
+
+    @property
     def token_values(self) -> int:
         """Values of one token as the denoising loop holds it."""
-        return self.in_channels * self.patch_size_t * self.patch_size**2
+        return self.latent_channels * self.patch_size_t * self.patch_size**2
 
 
 class VaeConfig(Component):
@@ -85,6 +103,31 @@ class LlamaConfig(Component):
     num_hidden_layers: Count = 32
     num_attention_heads: Count = 32
     num_key_value_heads: Count | None = None
+
+
+class ClipVisionConfig(BaseModel):
+    """CLIPVisionModel's; defaults: transformers'."""
+
+    hidden_size: Count = 768
+    intermediate_size: Count = 3072
+    num_hidden_layers: Count = 12
+    image_size: Count = 224
+    patch_size: Count = 32
+
+
+class LlavaConfig(Component):
+    """LlavaForConditionalGeneration's."""
+
+    text_config: LlamaConfig = LlamaConfig()
+    vision_config: ClipVisionConfig = ClipVisionConfig()
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    tied: bool = Field(default=False, alias="tie_word_embeddings")
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens that a picture has."""
+        patches: int = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        return patches + (self.vision_feature_select_strategy == "full")
 
 
 class ClipTextConfig(Component):

@@ -17,6 +17,7 @@ from longtake.pipelines.hunyuan_video.autoencoder_costs import AutoencoderCosts
 from longtake.pipelines.hunyuan_video.configs import (
     ClipTextConfig,
     LlamaConfig,
+    LlavaConfig,
     TransformerConfig,
     VaeConfig,
 )
@@ -41,8 +42,14 @@ class HunyuanVideoCosts(ModelCosts):
 
     transformer: TransformerConfig
     vae: VaeConfig
-    llama: LlamaConfig
+    text_encoder: LlamaConfig | LlavaConfig
     clip: ClipTextConfig
+
+    @property
+    def llama(self) -> LlamaConfig:
+        """Of the text encoder, LLaVA's own where that is one."""
+        encoder = self.text_encoder
+        return encoder.text_config if isinstance(encoder, LlavaConfig) else encoder
 
     @property
     def attention(self) -> AttentionHeads:  # type: ignore[override]
@@ -109,7 +116,10 @@ class HunyuanVideoCosts(ModelCosts):
         """The autoencoder, both directions; LLaMA and CLIP."""
         return {
             "autoencoder": AutoencoderCosts(self.vae).parameters,
-            "text_encoders": _llama_parameters(self.llama) + _clip_parameters(self.clip),
+            "text_encoders": _llama_parameters(self.llama)
+            + _clip_parameters(self.clip)
+            + self._vision_parameters
+            + self._head_parameters,
         }
 
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
@@ -118,7 +128,7 @@ class HunyuanVideoCosts(ModelCosts):
         num_blocks = config.num_layers + config.num_single_layers
         mlp = config.mlp_width
         of_a_token = 2 * num_blocks * (4 * width * width + 2 * width * mlp)
-        of_a_token += 2 * width * config.token_values * 2  # embedded, and projected out
+        of_a_token += 2 * width * (config.values_in + config.token_values)  # in, and out
         once = self.transformer_parameters - self._streamed_parameters  # embeddings, modulation
         refined = config.num_refiner_layers * (4 + 2 * _REFINER_RATIO) * width * width
         of_a_text_token = 2 * (config.text_embed_dim * width + refined)
@@ -157,13 +167,16 @@ class HunyuanVideoCosts(ModelCosts):
         return int(num_tokens * (units * config.width * element_size + tokens))
 
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
-        """LLaMA over template and prompt, padded to their largest length; CLIP over its own."""
+        """LLaMA over template and prompt, padded to their largest length; CLIP over its own. LLaVA
+        over the picture's patches besides, after its tower."""
         llama = _llama_parameters(self.llama) - self.llama.vocab_size * self.llama.hidden_size
         clip = _clip_parameters(self.clip) - self.clip.vocab_size * self.clip.hidden_size
-        num_tokens = max_tokens + _TEMPLATE_TOKENS
+        patches = self._num_patches
+        num_tokens = max_tokens + _TEMPLATE_TOKENS + patches
         flops = 2 * (llama * num_tokens + clip * self.clip.max_position_embeddings)
+        flops += 2 * self._vision_parameters * patches
         layers = self.llama.num_hidden_layers + self.clip.num_hidden_layers
-        read = element_size * (llama + clip)
+        read = element_size * (llama + clip + self._vision_parameters)
         return Work(linear_flops=flops, memory_bytes=read, launches=25 * layers)
 
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
@@ -181,6 +194,31 @@ class HunyuanVideoCosts(ModelCosts):
     def tile_bytes(self, cells: Sequence[int], element_size: int) -> int:
         """See :class:`AutoencoderCosts`."""
         return AutoencoderCosts(self.vae).peak_bytes(cells, element_size)
+
+    @property
+    def _num_patches(self) -> int:
+        encoder = self.text_encoder
+        return encoder.num_patches if isinstance(encoder, LlavaConfig) else 0
+
+    @property
+    def _vision_parameters(self) -> int:
+        """LLaVA's tower and the two layers behind it."""
+        if not isinstance(self.text_encoder, LlavaConfig):
+            return 0
+        vision, words = self.text_encoder.vision_config, self.llama.hidden_size
+        width, patch = vision.hidden_size, 3 * vision.patch_size**2
+        positions = (vision.image_size // vision.patch_size) ** 2 + 1
+        embedded = width * (patch + 1 + positions)
+        layers = vision.num_hidden_layers * _clip_layer(width, vision.intermediate_size)
+        behind = count(_linear(width, words) + _linear(words, words))
+        return embedded + layers + 4 * width + behind
+
+    @property
+    def _head_parameters(self) -> int:
+        """LLaVA's words again, which are not used."""
+        if isinstance(self.text_encoder, LlavaConfig) and not self.text_encoder.tied:
+            return self.llama.vocab_size * self.llama.hidden_size
+        return 0
 
     @property
     def _double_block(self) -> list[Shape]:
@@ -235,7 +273,7 @@ class HunyuanVideoCosts(ModelCosts):
             streams * block
             + refiner
             + config.text_embed_dim * width
-            + 2 * width * config.token_values
+            + width * (config.values_in + config.token_values)
         )
 
 
@@ -257,7 +295,12 @@ def _llama_parameters(config: LlamaConfig) -> int:
 
 
 def _clip_parameters(config: ClipTextConfig) -> int:
-    width, wide = config.hidden_size, config.intermediate_size
-    layer = 4 * (width * width + width) + 2 * width * wide + wide + width + 4 * width
+    width = config.hidden_size
     embedded = config.vocab_size + config.max_position_embeddings
-    return embedded * width + config.num_hidden_layers * layer + 2 * width
+    layers = config.num_hidden_layers * _clip_layer(width, config.intermediate_size)
+    return embedded * width + layers + 2 * width
+
+
+def _clip_layer(width: int, wide: int) -> int:
+    """Parameters of one layer of CLIP, of words or of patches."""
+    return 4 * (width * width + width) + 2 * width * wide + wide + width + 4 * width

@@ -1,7 +1,7 @@
 """HunyuanVideo's transformer over split tokens.
 
-Legend: B videos, s this rank's video tokens, t its text tokens, L text tokens of the whole prompt,
-P values in one token, D width.
+Legend: B videos, C channels, F H W latent frames, height and width, s this rank's video tokens, t
+its text tokens, L text tokens of the whole prompt, P values in one token, D width.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel.mesh import sequence_rank
 from longtake.pipelines.base import Denoiser, Streams
 from longtake.pipelines.hunyuan_video.attention import SequencePlace, UspAttnProcessor
 from longtake.pipelines.hunyuan_video.rope import video_rotation
@@ -32,6 +33,10 @@ class HunyuanVideoBranch:
         text: ``[B, L, text width]``, whole: it is refined before it is split.
         pooled: ``[B, pooled width]``.
         guidance: ``[B]``, float32, the embedded scale x 1000.
+        num_still: this rank's first tokens that are the picture's (token_replace): they take the
+            modulation of noise level 0, and stay as they are.
+        beside: ``[B, s, P']``, values that each token takes in besides its own (latent_concat): the
+            picture's latents and where they are. None: there are none.
     """
 
     place: SequencePlace
@@ -39,14 +44,16 @@ class HunyuanVideoBranch:
     text: torch.Tensor
     pooled: torch.Tensor
     guidance: torch.Tensor
+    num_still: int = 0
+    beside: torch.Tensor | None = None
 
 
 class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
     """Calls diffusers' embedders, refiner, blocks and output layers on this rank's tokens.
 
     Args:
-        transformer: of a text-to-video model; its blocks' attention is replaced by one across
-            ranks.
+        transformer: of text-to-video, or of image-to-video in either way of taking a picture; its
+            blocks' attention is replaced by one across ranks.
         kernel: name of the local attention kernel.
     """
 
@@ -55,6 +62,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         self.transformer = transformer
         self._kernel = kernel
         config = transformer.config
+        self._conditioning = config.image_condition_type
         self._patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self._width = config.num_attention_heads * config.attention_head_dim
         across_ranks = UspAttnProcessor()
@@ -77,6 +85,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         dims: ParallelDims,
         mesh: DeviceMesh | None,
         request: ResolvedRequest,
+        image: torch.Tensor | None = None,
     ) -> HunyuanVideoBranch:
         """Prepare one branch. ``streams``: text ``[1, L, text width]``, pooled ``[1, width]``."""
         batch = grid.shape[0]
@@ -89,12 +98,22 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         own_rotation = torch.cat(
             [video_shards.split(rotation, mesh, dim=0), text_shards.split(still, mesh, dim=0)]
         )
+        num_still, beside = 0, None
+        if self._conditioning == "token_replace":
+            first_frame = video_shards.segment(range(grid.num_tokens // grid.cells[0]))
+            num_still = first_frame.counts[sequence_rank(mesh)]
+        elif self._conditioning == "latent_concat":
+            assert image is not None
+            whole = _picture_and_place(image.to(device), grid)
+            beside = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
         return HunyuanVideoBranch(
             place=SequencePlace(shards, mesh, own_rotation, self._kernel),
             text_shards=text_shards,
             text=streams["text"].to(dtype).expand(batch, -1, -1),
             pooled=streams["pooled"].to(dtype).expand(batch, -1),
             guidance=torch.full((batch,), request.guidance_scale * 1000.0, device=device),
+            num_still=num_still,
+            beside=beside,
         )
 
     def forward(
@@ -103,23 +122,28 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         """The velocity of this rank's video tokens, ``[B, s, P]``."""
         model, place = self.transformer, branch.place
         timesteps = timestep.expand(len(tokens))
-        modulation, _ = model.time_text_embed(timesteps, branch.pooled, branch.guidance)
-        video = self._embed(tokens.to(branch.text.dtype))
+        modulation, of_still = model.time_text_embed(timesteps, branch.pooled, branch.guidance)
+        still = (of_still, branch.num_still)  # which blocks without token_replace ignore
+        values = tokens.to(branch.text.dtype)
+        if branch.beside is not None:
+            values = torch.cat([values, branch.beside], dim=-1)
+        video = self._embed(values)
         text = model.context_embedder(branch.text, timesteps)
         text = branch.text_shards.split(text, place.mesh, dim=1)
 
         for block in model.transformer_blocks:
-            video, text = block(video, text, modulation, None, place)
+            video, text = block(video, text, modulation, None, place, *still)
         # Where a single-stream block is cut does not matter to it, but behind the cut must be one
         # token at least, and a rank may own no text.
         own = torch.cat([video, text], dim=1)
         before, behind = own.tensor_split((max(own.shape[1] - 1, 0),), dim=1)
         del video, text, own  # each as large as an activation, and dead
         for block in model.single_transformer_blocks:
-            before, behind = block(before, behind, modulation, None, place)
+            before, behind = block(before, behind, modulation, None, place, *still)
         video = torch.cat([before, behind], dim=1)[:, : tokens.shape[1]]
 
         velocity: torch.Tensor = model.proj_out(model.norm_out(video, modulation))
+        velocity[:, : branch.num_still] = 0
         return velocity
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -132,3 +156,17 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         row = patches.permute(0, 2, 3, 4, 1, 5).flatten(-2)  # [B, C, frames, rows, s x columns]
         embedded: torch.Tensor = self.transformer.x_embedder(row)
         return embedded
+
+
+def _picture_and_place(image: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
+    """What latent_concat puts beside the latents, as tokens ``[1, S, P']`` of the whole video.
+
+    Args:
+        image: ``[1, C, 1, H, W]``: in the first frame, before a channel that is 1 there; all later
+            frames are 0.
+    """
+    _, channels, *size = grid.shape
+    whole = image.new_zeros(1, channels + 1, *size)
+    whole[:, :channels, :1] = image
+    whole[:, channels, :1] = 1
+    return LatentGrid((1, channels + 1, *grid.shape[2:]), grid.patch).patchify(whole)

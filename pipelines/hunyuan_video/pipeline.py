@@ -21,6 +21,7 @@ from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.hunyuan_video.text import TextEncoders
+from longtake.pipelines.picture import Pixels
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
@@ -28,6 +29,8 @@ from longtake.pipelines.weights import load_weights, split_weights
 
 class HunyuanVideo(VideoPipeline):
     """HunyuanVideo, text to video. The text encoders are on rank 0 alone."""
+
+    _TEXT_ENCODERS = TextEncoders
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class HunyuanVideo(VideoPipeline):
         load_weights(transformer, checkpoint.weights("transformer"), world, dtype)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = TextEncoders(checkpoint, world.device, dtype)
+            self._text = self._TEXT_ENCODERS(checkpoint, world.device, dtype)
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
         """The latents of a request."""
@@ -76,7 +79,7 @@ class HunyuanVideo(VideoPipeline):
         return LatentGrid(
             (
                 request.num_videos,
-                config.in_channels,
+                vae.config.latent_channels,
                 (request.num_frames - 1) // vae.temporal_compression_ratio + 1,
                 request.height // vae.spatial_compression_ratio,
                 request.width // vae.spatial_compression_ratio,
@@ -84,7 +87,9 @@ class HunyuanVideo(VideoPipeline):
             (config.patch_size_t, config.patch_size, config.patch_size),
         )
 
-    def encode(self, prompt: str, request: ResolvedRequest) -> Streams:
+    def encode(
+        self, prompt: str, request: ResolvedRequest, picture: Pixels | None = None
+    ) -> Streams:
         """``text`` and ``pooled`` of a prompt."""
         return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
 

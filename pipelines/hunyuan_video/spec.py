@@ -12,12 +12,13 @@ from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.configs import (
     ClipTextConfig,
     LlamaConfig,
+    LlavaConfig,
     SchedulerConfig,
     TransformerConfig,
     VaeConfig,
 )
 from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
-from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+from longtake.pipelines.spec import AutoencoderSpec, ImageSpec, ModelSpec
 
 CLASSES = {
     "transformer": "HunyuanVideoTransformer3DModel",
@@ -26,6 +27,16 @@ CLASSES = {
     "text_encoder_2": "CLIPTextModel",
     "scheduler": "FlowMatchEulerDiscreteScheduler",
 }
+_IMAGE_CLASSES = {**CLASSES, "text_encoder": "LlavaForConditionalGeneration"}
+
+IMAGE_STRIDES = {"token_replace": 4, "latent_concat": 2}
+"""Of the picture's tokens, one in so many stands before the prompt's."""
+
+NEGATIVE_IMAGE_STRIDE = 2
+"""Beside a negative prompt."""
+
+_CONCAT_DROPS_FRAMES = 4
+"""With latent_concat the first frames are not the picture's, and diffusers drops them."""
 
 TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
 """Frames, height and width: what AutoencoderKLHunyuanVideo of diffusers is made with."""
@@ -42,7 +53,39 @@ def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
     Raises:
         ModelError: something is missing, damaged, not supported, or another model's.
     """
-    for component, expected in CLASSES.items():
+    _check_files(checkpoint, CLASSES, weights)
+    transformer = _read(TransformerConfig, checkpoint, "transformer")
+    if transformer.image_condition_type is not None:
+        raise ModelError(
+            f"{checkpoint.model} is conditioned on an image (image_condition_type="
+            f"{transformer.image_condition_type!r}), and its model_index.json names the pipeline "
+            "of text-to-video: it must name HunyuanVideoImageToVideoPipeline"
+        )
+    return _spec(checkpoint, transformer, _read(LlamaConfig, checkpoint, "text_encoder"))
+
+
+def inspect_image_to_video(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
+    """The same of a HunyuanVideo-I2V, with either way of taking a picture."""
+    _check_files(checkpoint, _IMAGE_CLASSES, weights)
+    checkpoint.config("image_processor", "preprocessor_config.json")
+    transformer = _read(TransformerConfig, checkpoint, "transformer")
+    conditioning = transformer.image_condition_type
+    if conditioning is None:
+        raise ModelError(
+            f"{checkpoint.model} has a transformer of text-to-video (no image_condition_type), and "
+            "its model_index.json names the pipeline of image-to-video: it must name "
+            "HunyuanVideoPipeline"
+        )
+    llava = _read(LlavaConfig, checkpoint, "text_encoder")
+    image = ImageSpec(
+        num_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]),
+        dropped_frames=_CONCAT_DROPS_FRAMES if conditioning == "latent_concat" else 0,
+    )
+    return _spec(checkpoint, transformer, llava, image)
+
+
+def _check_files(checkpoint: Checkpoint, classes: dict[str, str], weights: bool) -> None:
+    for component, expected in classes.items():
         found = checkpoint.component_class(component)
         if found != expected:
             raise ModelError(
@@ -54,17 +97,18 @@ def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
             checkpoint.weights(component)
         for component in ("tokenizer", "tokenizer_2"):
             checkpoint.config(component, "tokenizer_config.json")
-    llama = _read(LlamaConfig, checkpoint, "text_encoder")
+
+
+def _spec(
+    checkpoint: Checkpoint,
+    transformer: TransformerConfig,
+    text_encoder: LlamaConfig | LlavaConfig,
+    image: ImageSpec | None = None,
+) -> ModelSpec:
     clip = _read(ClipTextConfig, checkpoint, "text_encoder_2")
-    transformer = _read(TransformerConfig, checkpoint, "transformer")
     vae = _read(VaeConfig, checkpoint, "vae")
     scheduler = _read(SchedulerConfig, checkpoint, "scheduler", "scheduler_config.json")
-    if transformer.image_condition_type is not None:
-        raise ModelError(
-            f"{checkpoint.model} is conditioned on an image (image_condition_type="
-            f"{transformer.image_condition_type!r}): use a text-to-video model"
-        )
-    channels = {transformer.in_channels, transformer.out_channels or transformer.in_channels}
+    channels = {transformer.latent_channels, transformer.out_channels or transformer.in_channels}
     if channels != {vae.latent_channels}:
         raise ModelError(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
@@ -85,7 +129,8 @@ def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
         defaults=defaults_of(checkpoint.model, checkpoint.folder),
         flow_shift=scheduler.shift,
         patch=(transformer.patch_size_t, transformer.patch_size, transformer.patch_size),
-        costs=HunyuanVideoCosts(transformer, vae, llama, clip),
+        costs=HunyuanVideoCosts(transformer, vae, text_encoder, clip),
+        image=image,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import HunyuanVideoPipeline
@@ -18,7 +18,7 @@ from longtake.pipelines.checkpoint import Checkpoint
 
 
 class TextEncoders:
-    """Both text encoders. On a GPU they are there only while they encode, else in host memory.
+    """LLaMA and CLIP. On a GPU they are there only while they encode, else in host memory.
 
     Args:
         device: where they compute.
@@ -28,15 +28,15 @@ class TextEncoders:
         ModelError: a component cannot be loaded.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    _CLASSES: ClassVar[dict[str, Any]] = {
+        "text_encoder": LlamaModel,
+        "text_encoder_2": CLIPTextModel,
+    }
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         try:
-            with _no_progress_bars():
+            with quiet_transformers():
                 self._encoders, tokenizers = self._load(checkpoint, dtype)
         except ModelError:
             raise
@@ -54,11 +54,9 @@ class TextEncoders:
             scheduler=None,
         )
 
-    @staticmethod
-    def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
-        classes = {"text_encoder": LlamaModel, "text_encoder_2": CLIPTextModel}
+    def _load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
         encoders = []
-        for component, encoder in classes.items():
+        for component, encoder in self._CLASSES.items():
             loaded, info = encoder.from_pretrained(
                 checkpoint.folder / component,
                 dtype=dtype,
@@ -100,36 +98,49 @@ class TextEncoders:
             RequestError: no token is left behind the template.
         """
         around = template.model_dump() if template else DEFAULT_PROMPT_TEMPLATE
-        for encoder in self._encoders:
-            encoder.to(self._device)
-        try:
+        with self._on_device():
             text, pooled, mask = self._pipeline.encode_prompt(
                 prompt=prompt,
                 prompt_template=around,
                 device=self._device,
                 max_sequence_length=max_tokens,
             )
+        text = text[:, mask[0].bool()]
+        if text.shape[1] == 0:
+            raise self._nothing_left(prompt, around["crop_start"])
+        return {"text": text, "pooled": pooled}
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """The encoders are where they compute."""
+        for encoder in self._encoders:
+            encoder.to(self._device)
+        try:
+            yield
         finally:
             if self._device.type != "cpu":
                 for encoder in self._encoders:
                     encoder.to("cpu")
-        text = text[:, mask[0].bool()]
-        if text.shape[1] == 0:
-            raise RequestError(
-                f"no token of prompt={prompt[:60]!r} is left behind the prompt template's first "
-                f"{around['crop_start']} tokens: the model needs a template of its own, in "
-                "longtake.yaml in its folder (prompt_template: {template, crop_start})"
-            )
-        return {"text": text, "pooled": pooled}
+
+    @staticmethod
+    def _nothing_left(prompt: str, crop_start: int) -> RequestError:
+        return RequestError(
+            f"no token of prompt={prompt[:60]!r} is left behind the prompt template's first "
+            f"{crop_start} tokens: the model needs a template of its own, in longtake.yaml in its "
+            "folder (prompt_template: {template, crop_start})"
+        )
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """The terminal is the caller's."""
+def quiet_transformers() -> Iterator[None]:
+    """The terminal is the caller's: no progress bars, nor hints at other backends."""
     shown = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()

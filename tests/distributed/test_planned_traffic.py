@@ -18,7 +18,7 @@ from tests.distributed.test_rendering_traffic import a_step
 from tests.distributed.test_traffic import expected_bytes
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import request
+from tests.rendering import image_request, request
 
 GUIDED: dict[str, Any] = dict(true_cfg_scale=2.0, negative_prompt="a dog runs on the sand, fast")
 """As many tokens as the prompt has."""
@@ -111,3 +111,27 @@ def test_split_weights_of_branches(ranks: RankGroups, model: str) -> None:
     for dims in (ParallelDims(ulysses_degree=2), ParallelDims(cfg_degree=2)):
         found = sent(ranks, model, dims, shard_weights=True, **GUIDED)
         assert predicted(model, dims, shard_weights=True, **GUIDED) == found
+
+
+@pytest.mark.parametrize("dims", [ParallelDims(ulysses_degree=2), ParallelDims(ring_degree=3)])
+@pytest.mark.parametrize("conditioning", ["token_replace", "latent_concat"])
+def test_image_to_video(
+    ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
+) -> None:
+    """The picture's tokens are counted, a fourth or a half of the sixteen."""
+    folder, asked = animators[conditioning], image_request(prompt="a cat runs " * 20)
+    spec = registry.inspect(Checkpoint.open(folder, configs_only=True), weights=False)
+    assert (
+        spec.text_tokens(asked)
+        == tiny.MAX_TOKENS + {"token_replace": 4, "latent_concat": 8}[conditioning]
+    )
+    setting = Setting(
+        spec=spec,
+        hardware=load_hardware("h100"),
+        request=asked,
+        dtype="float32",
+        vae_dtype="float32",
+        text_tokens=spec.text_tokens(asked) - 4,  # of a prompt that is cut the last four go
+    )
+    step = a_step(ranks, folder, dims, asked=asked)
+    assert predict(setting, dims).step_bytes == tuple(sent for sent, _, _ in step)

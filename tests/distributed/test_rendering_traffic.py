@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
 from tests import tiny
 from tests.distributed.test_traffic import expected_bytes
@@ -28,7 +29,12 @@ LAYOUTS = [
 
 
 def a_step(
-    ranks: RankGroups, model: str, dims: ParallelDims, shard_weights: bool = False, **changes: Any
+    ranks: RankGroups,
+    model: str,
+    dims: ParallelDims,
+    shard_weights: bool = False,
+    asked: ResolvedRequest | None = None,
+    **changes: Any,
 ) -> list[tuple[int, dict[str, int], int]]:
     """Bytes, calls and reported bytes of one step on each rank: five steps less two, over three."""
     two, five = (
@@ -36,7 +42,7 @@ def a_step(
             dims.world_size,
             traffic,
             model,
-            request(num_inference_steps=steps, **changes),
+            (asked or request(**changes)).model_copy(update={"num_inference_steps": steps}),
             dims,
             shard_weights,
         )

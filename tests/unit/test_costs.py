@@ -24,7 +24,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.shards import HeadShards
@@ -79,6 +86,10 @@ def architecture(name: str) -> dict[str, Any]:
         return _config(PRESETS / "demo", "transformer")
     if name == "tiny":
         return _public(tiny.transformer().config)
+    if name == "token_replace":
+        return {**BENCHMARK, "image_condition_type": name}
+    if name == "latent_concat":
+        return {**BENCHMARK, "image_condition_type": name, "in_channels": 33}
     return {"released": {}, "benchmark": BENCHMARK, "odd": ODD}[name]
 
 
@@ -103,7 +114,9 @@ def costs_of(settings: dict[str, Any]) -> HunyuanVideoCosts:
 # Parameters.
 
 
-@pytest.mark.parametrize("name", ["released", "demo", "tiny", "benchmark", "odd"])
+@pytest.mark.parametrize(
+    "name", ["released", "demo", "tiny", "benchmark", "odd", "token_replace", "latent_concat"]
+)
 def test_the_shapes_of_the_transformer(name: str) -> None:
     settings = architecture(name)
     with torch.device("meta"):
@@ -128,14 +141,24 @@ def test_blocks_of_one_kind_alone() -> None:
     assert double.block_parameters > single.block_parameters > none.block_parameters == 0
 
 
-@pytest.mark.parametrize("name", ["hunyuan-video", "demo", "tiny"])
-def test_the_parameters_of_everything_else(name: str, model: str) -> None:
-    checkpoint = Checkpoint.open(model if name == "tiny" else name, configs_only=True)
+@pytest.mark.parametrize(
+    "name", ["hunyuan-video", "demo", "tiny", "hunyuan-video-i2v", "demo-i2v", "token_replace"]
+)
+def test_the_parameters_of_everything_else(
+    name: str, model: str, animators: dict[str, str]
+) -> None:
+    built = {"tiny": model, **animators}
+    checkpoint = Checkpoint.open(built.get(name, name), configs_only=True)
     costs = registry.inspect(checkpoint, weights=False).costs
     folder = Path(checkpoint.folder)
     with torch.device("meta"):
         vae = AutoencoderKLHunyuanVideo(**_config(folder, "vae"))
-        llama = LlamaModel(LlamaConfig(**_config(folder, "text_encoder")))
+        encoder = _config(folder, "text_encoder")
+        llama: torch.nn.Module = (
+            LlavaForConditionalGeneration(LlavaConfig(**encoder))
+            if "vision_config" in encoder
+            else LlamaModel(LlamaConfig(**encoder))
+        )
         clip = CLIPTextModel(CLIPTextConfig(**_config(folder, "text_encoder_2")))
         transformer = HunyuanVideoTransformer3DModel(**_config(folder, "transformer"))
     assert costs.other_parameters == {
@@ -274,10 +297,12 @@ def one_pass(
                 "text": torch.empty(1, text_tokens, config.text_embed_dim, dtype=dtype),
                 "pooled": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             }
-            branch = denoiser.branch(streams, grid, dims, mesh, request())
+            image = torch.empty(1, grid.shape[1], 1, *grid.shape[3:])
+            branch = denoiser.branch(streams, grid, dims, mesh, request(), image)
             tokens = torch.empty(1, own, math.prod(grid.patch) * grid.shape[1])
             timestep, rotation = torch.tensor(1000.0), branch.place.rotation
             held = tokens.nbytes + rotation.nbytes
+            held += 0 if branch.beside is None else branch.beside.nbytes
             yield lambda: denoiser(tokens, timestep, branch), len(rotation), held
 
 
@@ -286,13 +311,18 @@ PASSES = {
     "odd": (LatentGrid((1, 6, 4, 40, 40), (2, 2, 2)), 9),
     "demo": (LatentGrid((1, 8, 9, 40, 40), (1, 4, 4)), 20),
     "benchmark": (LatentGrid((1, 16, 9, 40, 40), (1, 2, 2)), 40),
+    "token_replace": (LatentGrid((1, 16, 9, 40, 40), (1, 2, 2)), 40),
+    "latent_concat": (LatentGrid((1, 16, 9, 40, 40), (1, 2, 2)), 40),
     "released": (LatentGrid((1, 16, 33, 90, 160), (1, 2, 2)), 73),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [*product(("tiny", "odd", "demo", "benchmark"), DTYPES), ("released", torch.bfloat16)],
+    [
+        *product(("tiny", "odd", "demo", "benchmark", "token_replace", "latent_concat"), DTYPES),
+        ("released", torch.bfloat16),
+    ],
     ids=str,
 )
 def test_what_one_rank_does(shapes: FakeTensorMode, name: str, dtype: torch.dtype) -> None:

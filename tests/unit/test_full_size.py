@@ -1,9 +1,11 @@
-"""The released HunyuanVideo at full size, by shapes alone: no weights, no memory, no peers."""
+"""The released models at full size, by shapes alone: no weights, no memory, no peers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from longtake.parallel import ParallelDims, TokenShards
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid
 from tests.layouts import layout_name
-from tests.rendering import request
+from tests.rendering import image_request, request
 
 GRID = LatentGrid((1, 16, 33, 90, 160), (1, 2, 2))
 TEXT_TOKENS = 73
+RELEASED_I2V = Path(__file__).parents[2] / "configs" / "models" / "hunyuan-video-i2v"
 
 LAYOUTS = [
     ParallelDims(),
@@ -74,3 +77,61 @@ def test_720p_129_frames(
     assert velocity.shape == tokens.shape
     owned = len(branch.place.rotation)
     assert abs(owned - (GRID.num_tokens + TEXT_TOKENS) / dims.world_size) < 1
+
+
+@pytest.fixture(scope="module")
+def animators(shapes: FakeTensorMode) -> dict[str, HunyuanVideoDenoiser]:
+    """The released image-to-video, and the older one."""
+    config = json.loads((RELEASED_I2V / "transformer" / "config.json").read_text())
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    older = {"image_condition_type": "latent_concat", "in_channels": 33, "guidance_embeds": False}
+    with shapes:
+        return {
+            each["image_condition_type"]: HunyuanVideoDenoiser(
+                HunyuanVideoTransformer3DModel(**each).requires_grad_(False)
+            )
+            for each in (config, {**config, **older})
+        }
+
+
+@pytest.mark.parametrize("num_text_tokens", [144 + 252, 288 + 252])
+@pytest.mark.parametrize("conditioning", ["token_replace", "latent_concat"])
+@pytest.mark.parametrize(
+    ("dims", "rank"),
+    [
+        (dims, rank)
+        for dims in (
+            ParallelDims(),
+            ParallelDims(ulysses_degree=5),
+            ParallelDims(ring_degree=2, ulysses_degree=4),
+            ParallelDims(ring_degree=2, ulysses_degree=8),
+        )
+        for rank in sorted({0, dims.world_size - 1})
+    ],
+    ids=lambda each: layout_name(each) if isinstance(each, ParallelDims) else f"rank{each}",
+)
+def test_image_to_video_720p_129_frames(
+    shapes: FakeTensorMode,
+    animators: dict[str, HunyuanVideoDenoiser],
+    conditioning: str,
+    num_text_tokens: int,
+    dims: ParallelDims,
+    rank: int,
+) -> None:
+    denoiser = animators[conditioning]
+    assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
+    asked = image_request(height=720, width=1280, num_frames=129)
+    with one_rank_of(dims.world_size, rank):
+        mesh = dims.build_mesh("cpu")
+        with shapes:
+            streams = {"text": torch.empty(1, num_text_tokens, 4096), "pooled": torch.empty(1, 768)}
+            image = torch.empty(1, 16, 1, 90, 160)
+            branch = denoiser.branch(streams, GRID, dims, mesh, asked, image)
+            own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
+            tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
+            velocity = denoiser(tokens, torch.tensor(1000.0), branch)
+    assert velocity.shape == tokens.shape
+    first_frame = 45 * 80 if conditioning == "token_replace" and rank == 0 else 0
+    assert branch.num_still == first_frame
+    if conditioning == "latent_concat":
+        assert branch.beside is not None and branch.beside.shape == (1, own_tokens, 17 * 2 * 2)

@@ -19,7 +19,7 @@ from longtake.errors import EngineError
 from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
 from longtake.pipelines.mosaic import blend_
-from longtake.pipelines.rendering import StageReport
+from longtake.pipelines.stages import StageReport
 from longtake.pipelines.tiles import TilePlan, overlapping
 from tests.decoding import (
     SIZE,

@@ -1,0 +1,68 @@
+"""HunyuanVideo that animates a picture, loaded on one rank."""
+
+from __future__ import annotations
+
+import torch
+
+from longtake.configs.request import ResolvedRequest
+from longtake.parallel import World
+from longtake.pipelines.base import Streams
+from longtake.pipelines.decode import encode_videos
+from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
+from longtake.pipelines.hunyuan_video.pipeline import HunyuanVideo
+from longtake.pipelines.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
+from longtake.pipelines.picture import Pixels, black
+from longtake.pipelines.spec import LatentGrid
+
+_NOISE_SHARE = 0.999
+"""Of what denoising begins with in the stable mode; the rest is the picture."""
+
+
+class HunyuanVideoImageToVideo(HunyuanVideo):
+    """HunyuanVideo-I2V, with token_replace or latent_concat."""
+
+    _TEXT_ENCODERS = ImageTextEncoders
+    _text: ImageTextEncoders
+
+    def encode(
+        self, prompt: str, request: ResolvedRequest, picture: Pixels | None = None
+    ) -> Streams:
+        """``text`` (the picture's tokens, then the prompt's) and ``pooled``.
+
+        A negative prompt has a black picture beside it, of which twice as many tokens are used with
+        token_replace: as in diffusers.
+        """
+        if picture is None:
+            picture, stride = black(request.height, request.width), NEGATIVE_IMAGE_STRIDE
+        else:
+            stride = IMAGE_STRIDES[self._conditioning]
+        return self._text.encode_beside(
+            prompt, picture, request.prompt_template, request.max_sequence_length, stride
+        )
+
+    def encode_image(
+        self, pixels: torch.Tensor, request: ResolvedRequest, world: World
+    ) -> torch.Tensor:
+        """The mean of the encoder's distribution, scaled."""
+        moments = encode_videos(self.encoder(request), pixels, world)
+        mean = moments.chunk(2, dim=1)[0]
+        return mean.float() * float(self._vae.config.scaling_factor)
+
+    def start(
+        self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Noise; in the stable mode with a thousandth of the picture in each frame. With
+        token_replace the first frame is the picture."""
+        assert image is not None
+        start, picture = grid.noise(request.seed), image.cpu()
+        if request.i2v_mode == "stable":
+            share = torch.tensor(_NOISE_SHARE)
+            start = start * share + picture * (1 - share)
+        if self._conditioning == "token_replace":
+            start[:, :, :1] = picture
+        return start
+
+    @property
+    def _conditioning(self) -> str:
+        conditioning: str = self._config.image_condition_type
+        return conditioning
