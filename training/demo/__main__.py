@@ -1,24 +1,28 @@
-"""Train the demo model from scratch: ``python -m training.demo FOLDER --output MODEL_FOLDER``."""
+"""Train the demo models: ``python -m training.demo FOLDER text-to-video --output MODEL_FOLDER``."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 import tyro
+from diffusers import AutoencoderKLHunyuanVideo
 
-from training.demo import autoencoder, denoiser, latents, model
+from training.demo import animator, autoencoder, denoiser, latents, model
+from training.demo.loop import Schedule
 
 logger = logging.getLogger(__name__)
 
 
-def main(folder: Path, /, output: Path, guidance_scale: float = 4.0) -> None:
-    """Train all stages, each from its last checkpoint, and save the model.
+def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) -> None:
+    """Train `demo` from scratch: all stages, each from its last checkpoint.
 
     Args:
         folder: of checkpoints and logs.
@@ -35,20 +39,53 @@ def main(folder: Path, /, output: Path, guidance_scale: float = 4.0) -> None:
     parts = (vae, trained.transformer, trained.llama, trained.clip)
     model.save(output, *parts, guidance_scale=guidance_scale)
     stages = [asdict(stage) for stage in autoencoder.STAGES]
-    stages += [
-        {"name": name, "schedule": asdict(schedule), "videos": denoiser.BATCH}
-        for name, schedule in {**denoiser.FLOW, **denoiser.GUIDANCE}.items()
+    stages += _stages({**denoiser.FLOW, **denoiser.GUIDANCE}, denoiser.BATCH)
+    figures = {
+        "guidance_scales": denoiser.GUIDANCE_SCALES,
+        "autoencoder_psnr_db": round(psnr_db, 2),
+    }
+    _write_figures(output, folder, stages, figures)
+
+
+def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
+    """Train `demo-i2v` on from `demo`, whose autoencoder it keeps.
+
+    Args:
+        folder: of checkpoints and logs.
+        start: folder of the text-to-video model.
+        output: folder that the model is saved to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderKLHunyuanVideo.from_pretrained(start / "vae").eval().requires_grad_(False)
+    encoded = latents.Latents(vae, folder, from_pictures=True)
+    logger.info("%d clips are encoded", latents.CLIPS)
+    trained = animator.train_animator(start, encoded, folder)
+    model.save_image_to_video(output, vae, trained.transformer, trained.llava, trained.clip)
+    stages = _stages(animator.ANIMATED, animator.BATCH)
+    _write_figures(output, folder, stages, {"start": start.name})
+
+
+def _stages(schedules: Mapping[str, Schedule], videos: int) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "schedule": asdict(schedule), "videos": videos}
+        for name, schedule in schedules.items()
     ]
-    stages = [{**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages]
+
+
+def _write_figures(
+    output: Path, folder: Path, stages: list[dict[str, Any]], more: dict[str, Any]
+) -> None:
+    """Say beside the model how it was trained."""
     figures = {
         "seeds": "0 for the first weights; for a step's chance, its number",
         "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers)},
-        "stages": stages,
+        "stages": [
+            {**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages
+        ],
         "clips": latents.CLIPS,
         "wordless": denoiser.WORDLESS,
         "flow_shift": model.FLOW_SHIFT,
-        "guidance_scales": denoiser.GUIDANCE_SCALES,
-        "autoencoder_psnr_db": round(psnr_db, 2),
+        **more,
     }
     (output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -60,4 +97,6 @@ def _last_line(log: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict(
+        {"text-to-video": text_to_video, "image-to-video": image_to_video}
+    )

@@ -91,12 +91,17 @@ def train_denoiser(latents: Latents, folder: Path) -> TextToVideo:
 
 def _noisy(latents: Latents, rng: random.Random) -> Noised:
     """Noised clips, their noise levels, the velocity to the noise, and what they show in words."""
-    clean, scenes = latents.batch(rng, BATCH)
-    phrases = ["" if rng.random() < WORDLESS else phrase(scene, rng) for scene in scenes]
+    batch = latents.batch(rng, BATCH)
+    phrases = ["" if rng.random() < WORDLESS else phrase(scene, rng) for scene in batch.scenes]
+    return *noised(batch.latents), phrases
+
+
+def noised(clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noised clips, the noise level of each, and the velocity to the noise."""
     level = torch.randn(len(clean)).sigmoid()
     sigma = model.FLOW_SHIFT * level / (1 + (model.FLOW_SHIFT - 1) * level)
     noise, part = torch.randn_like(clean), sigma[:, None, None, None, None]
-    return (1 - part) * clean + part * noise, sigma, noise - clean, phrases
+    return (1 - part) * clean + part * noise, sigma, noise - clean
 
 
 def _flow_loss(

@@ -1,4 +1,4 @@
-"""The demo model before it is trained: HunyuanVideo's classes in small, and what stands with them.
+"""The demo models before they are trained: HunyuanVideo's classes in small, and what is with them.
 
 Sizes: 64 x 64 pixels and 17 frames are 5 x 16 x 16 latents of 8 channels, and 80 tokens.
 """
@@ -12,15 +12,20 @@ import yaml
 from diffusers import (
     AutoencoderKLHunyuanVideo,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
@@ -39,6 +44,23 @@ FLOW_SHIFT = 3.0
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 _SPECIAL = (PAD, UNKNOWN, BEGIN, END)
+IMAGE, _HEADER, _END_HEADER, _END_TURN = (
+    "<image>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
+_MARKS = (IMAGE, _HEADER, _END_HEADER, _END_TURN, "assistant")
+"""What a template of image-to-video holds besides: after all words, which keep their numbers."""
+
+IMAGE_TEMPLATE = f"{IMAGE} video : {{}} {_END_TURN} {_HEADER} assistant {_END_HEADER}"
+IMAGE_CROP_START = 4  # <|begin|> <image> video :
+NUM_MARKS = 4
+"""Tokens from the end of the prompt to the end of the header, which are dropped once encoded."""
+IMAGE_STRIDE = 4
+"""Of the image's tokens, one in so many is used: token_replace's."""
+_IMAGE_PATCH_PX = 16
+IMAGE_TOKENS = (HEIGHT_PX // _IMAGE_PATCH_PX) * (WIDTH_PX // _IMAGE_PATCH_PX)
 _TEXT_WIDTH, _POOLED_WIDTH = 64, 32
 
 
@@ -57,7 +79,7 @@ def autoencoder() -> AutoencoderKLHunyuanVideo:
     )
 
 
-def transformer() -> HunyuanVideoTransformer3DModel:
+def transformer(image_condition_type: str | None = None) -> HunyuanVideoTransformer3DModel:
     """Six heads of 32."""
     return HunyuanVideoTransformer3DModel(
         in_channels=LATENT_CHANNELS,
@@ -74,6 +96,7 @@ def transformer() -> HunyuanVideoTransformer3DModel:
         text_embed_dim=_TEXT_WIDTH,
         pooled_projection_dim=_POOLED_WIDTH,
         rope_axes_dim=(8, 12, 12),
+        image_condition_type=image_condition_type,
     )
 
 
@@ -115,9 +138,55 @@ def text_encoders() -> tuple[LlamaModel, CLIPTextModel]:
     return llama, clip
 
 
-def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """Words in small letters, punctuation apart; what it does not know is one token."""
-    words = {word: at for at, word in enumerate([*_SPECIAL, *vocabulary()])}
+def llava(llama: LlamaModel) -> LlavaForConditionalGeneration:
+    """A trained LLaMA with a vision tower: the picture's patches are put among the words."""
+    own, first_mark = llama.config, llama.config.vocab_size
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=32,
+        num_hidden_layers=2,  # of which the first alone is used
+        num_attention_heads=2,
+        image_size=HEIGHT_PX,
+        patch_size=_IMAGE_PATCH_PX,
+    )
+    text = LlamaConfig(**{**own.to_dict(), "vocab_size": first_mark + len(_MARKS)})
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=first_mark,
+            pad_token_id=own.pad_token_id,
+            tie_word_embeddings=True,  # the head is not used
+        )
+    )
+    words = model.get_input_embeddings().weight
+    torch.nn.init.normal_(words)
+    trained = llama.state_dict()
+    with torch.no_grad():
+        words[:first_mark] = trained.pop("embed_tokens.weight")
+    model.model.language_model.load_state_dict(trained, strict=False)
+    return model
+
+
+def image_processor() -> CLIPImageProcessorPil:
+    """Cuts a picture to a square and scales it to [-1, 1]."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": HEIGHT_PX},
+        crop_size={"height": HEIGHT_PX, "width": WIDTH_PX},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+
+def tokenizer(max_length: int, *, marks: bool = False) -> PreTrainedTokenizerFast:
+    """Words in small letters, punctuation apart; what it does not know is one token.
+
+    Args:
+        marks: it knows what a template of image-to-video holds besides.
+    """
+    more = _MARKS if marks else ()
+    words = {word: at for at, word in enumerate([*_SPECIAL, *vocabulary(), *more])}
     by_word = Tokenizer(models.WordLevel(words, UNKNOWN))
     by_word.normalizer = normalizers.Lowercase()
     by_word.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -133,6 +202,7 @@ def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
         eos_token=END,
         padding_side="right",
         model_max_length=max_length,
+        additional_special_tokens=list(more),
     )
 
 
@@ -145,7 +215,7 @@ def save(
     *,
     guidance_scale: float,
 ) -> None:
-    """Save the whole pipeline in float16, with the defaults that it was trained for."""
+    """Save text-to-video whole, in float16, with the defaults that it was trained for."""
     HunyuanVideoPipeline(
         text_encoder=llama,
         tokenizer=tokenizer(MAX_TEXT_TOKENS + CROP_START),
@@ -155,6 +225,31 @@ def save(
         text_encoder_2=clip,
         tokenizer_2=tokenizer(77),
     ).to(torch.float16).save_pretrained(folder)
+    _save_defaults(folder, guidance_scale, TEMPLATE, CROP_START)
+
+
+def save_image_to_video(
+    folder: Path,
+    vae: AutoencoderKLHunyuanVideo,
+    denoiser: HunyuanVideoTransformer3DModel,
+    llava: LlavaForConditionalGeneration,
+    clip: CLIPTextModel,
+) -> None:
+    """Save image-to-video whole, in float16, with the defaults that it was trained for."""
+    HunyuanVideoImageToVideoPipeline(
+        text_encoder=llava,
+        tokenizer=tokenizer(MAX_TEXT_TOKENS + IMAGE_CROP_START, marks=True),
+        transformer=denoiser,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
+        text_encoder_2=clip,
+        tokenizer_2=tokenizer(77),
+        image_processor=image_processor(),
+    ).to(torch.float16).save_pretrained(folder)
+    _save_defaults(folder, 1.0, IMAGE_TEMPLATE, IMAGE_CROP_START)
+
+
+def _save_defaults(folder: Path, guidance_scale: float, template: str, crop_start: int) -> None:
     defaults = {
         "height": HEIGHT_PX,
         "width": WIDTH_PX,
@@ -162,7 +257,7 @@ def save(
         "num_inference_steps": 24,
         "guidance_scale": guidance_scale,
         "fps": 8,
-        "prompt_template": {"template": TEMPLATE, "crop_start": CROP_START},
+        "prompt_template": {"template": template, "crop_start": crop_start},
         "max_sequence_length": MAX_TEXT_TOKENS,
     }
     (folder / "longtake.yaml").write_text(yaml.safe_dump(defaults, sort_keys=False))

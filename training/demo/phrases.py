@@ -58,6 +58,22 @@ def vocabulary() -> list[str]:
     return sorted(set(words))
 
 
+def motion_phrase(scene: Scene, rng: random.Random) -> str:
+    """What a scene's picture is to do, in words: often no more than that, else as :func:`phrase`.
+
+    The words are those of :func:`vocabulary`, and :data:`UNKNOWN` for any other.
+    """
+    chance = rng.random()
+    if chance < 0.3:
+        return f"moving {scene.direction}"
+    if chance < 0.5:
+        return phrase(scene, rng)
+    same = {field: rng.choice(_SAME.get(name, (name,))) for field, name in vars(scene).items()}
+    subject = rng.choice(("", "", UNKNOWN, "the {shape}", f"the {UNKNOWN}", "{color} {shape}"))
+    named = f"{subject} {rng.choice(_MOTIONS)} {rng.choice(_STOPS)}".format(**same).split()
+    return " ".join(_odd_words(named, set(same.values()), rng))
+
+
 def phrase(scene: Scene, rng: random.Random) -> str:
     """A scene in words: often plain, else parts in any order, left out, or with odd words between.
 

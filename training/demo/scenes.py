@@ -41,6 +41,8 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 RADIUS_PX = (10.0, 13.0)
 TRAVEL_PX = (28.0, 36.0)
 """From the first frame to the last: long, so that a direction is a place in each frame, too."""
+ANY_TRAVEL_PX = (12.0, 36.0)
+"""Where there is a picture to begin with: short ways, too, so that its shape may be anywhere."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Scene:
 def render(
     scenes: Sequence[Scene],
     rng: random.Random,
+    travel_px: tuple[float, float] = TRAVEL_PX,
+    /,
     *,
     frames: int,
     height: int,
@@ -80,11 +84,14 @@ def render(
 ) -> torch.Tensor:
     """Draw scenes; size, speed and place of each shape are chance, and it never leaves the frame.
 
+    Args:
+        travel_px: shortest and longest way from the first frame to the last.
+
     Returns:
         ``[B, 3, F, H, W]``, float32 in [0, 1], with smooth edges.
     """
     radius = torch.tensor([rng.uniform(*RADIUS_PX) for _ in scenes])
-    travel = torch.tensor([rng.uniform(*TRAVEL_PX) for _ in scenes])
+    travel = torch.tensor([rng.uniform(*travel_px) for _ in scenes])
     way = torch.tensor([DIRECTIONS[scene.direction] for scene in scenes], dtype=torch.float32)
     chance = torch.tensor([[rng.random(), rng.random()] for _ in scenes])
     size = torch.tensor([width, height], dtype=torch.float32)

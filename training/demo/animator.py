@@ -1,0 +1,129 @@
+"""The demo's image-to-video: text-to-video's weights, trained on with the first frame given."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import nn
+from transformers import CLIPTextModel, LlamaModel
+
+from training.demo import model
+from training.demo.denoiser import WORDLESS, noised
+from training.demo.latents import Latents
+from training.demo.loop import Schedule, train
+from training.demo.phrases import motion_phrase
+
+ANIMATED = {
+    "animated": Schedule(steps=2400, learning_rate=5e-4, decay=0.7),
+    "animated-again": Schedule(steps=3000, learning_rate=5e-4, decay=1.0),
+}
+BATCH = 16
+
+
+class ImageToVideo(nn.Module):
+    """The transformer, with token_replace, and its encoders, which are trained together.
+
+    Args:
+        start: folder of a trained text-to-video model.
+    """
+
+    def __init__(self, start: Path) -> None:
+        super().__init__()
+        trained = HunyuanVideoTransformer3DModel.from_pretrained(
+            start / "transformer", torch_dtype=torch.float32
+        )
+        self.transformer = model.transformer("token_replace")
+        self.transformer.load_state_dict(trained.state_dict())
+        self.llava = model.llava(
+            LlamaModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+        )
+        self.clip = CLIPTextModel.from_pretrained(start / "text_encoder_2", dtype=torch.float32)
+        self._tokens = model.tokenizer(model.MAX_TEXT_TOKENS + model.IMAGE_CROP_START, marks=True)
+        self._clip_tokens = model.tokenizer(77)
+
+    def forward(
+        self, noisy: torch.Tensor, sigma: torch.Tensor, phrases: list[str], pictures: torch.Tensor
+    ) -> torch.Tensor:
+        """The velocity, ``[B, C, F, H, W]``.
+
+        Args:
+            noisy: ``[B, C, F, H, W]``, with the pictures' latents as first frame.
+            sigma: noise level of each, ``[B]``.
+            pictures: ``[B, 3, H, W]`` in [-1, 1].
+        """
+        states, mask = self._encode(phrases, pictures)
+        words = self._clip_tokens(phrases, return_tensors="pt", padding=True, truncation=True)
+        velocity: torch.Tensor = self.transformer(
+            noisy,
+            sigma * 1000,
+            states,
+            mask,
+            self.clip(words.input_ids, words.attention_mask).pooler_output,
+            guidance=torch.full_like(sigma, 1000.0),
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def _encode(
+        self, phrases: list[str], pictures: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some of the image's states, then those of the words, ``[B, L, D]``, and their mask."""
+        words = self._tokens(
+            [model.IMAGE_TEMPLATE.format(each) for each in phrases],
+            return_tensors="pt",
+            padding=True,
+        )
+        image_at, patches = 1, model.IMAGE_TOKENS  # behind <|begin|>
+
+        def expanded(values: torch.Tensor) -> torch.Tensor:
+            image = values[:, image_at, None].expand(-1, patches)
+            return torch.cat([values[:, :image_at], image, values[:, image_at + 1 :]], dim=1)
+
+        states = self.llava(
+            input_ids=expanded(words.input_ids),
+            attention_mask=expanded(words.attention_mask),
+            pixel_values=pictures,
+            output_hidden_states=True,
+            logits_to_keep=1,
+        ).hidden_states[-3]
+        image = states[:, image_at : image_at + patches][:, :: model.IMAGE_STRIDE]
+        text = states[:, model.IMAGE_CROP_START - 1 + patches :]
+        ends = words.attention_mask.sum(1)[:, None] - model.IMAGE_CROP_START - 1  # the last <|end|>
+        at = torch.arange(text.shape[1])[None]
+        kept = (at < ends - model.NUM_MARKS) | (at == ends)
+        order = (~kept).int().argsort(dim=1, stable=True)  # those that are kept, first
+        text = text.gather(1, order[..., None].expand(-1, -1, text.shape[-1]))
+        mask = torch.arange(text.shape[1])[None] < kept.sum(1)[:, None]
+        whole = mask.new_ones(len(mask), image.shape[1])
+        return torch.cat([image, text], dim=1), torch.cat([whole, mask], dim=1)
+
+
+def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
+    """Train it, or go on.
+
+    Args:
+        start: folder of a trained text-to-video model.
+        folder: of the checkpoints.
+    """
+    torch.manual_seed(0)
+    student = ImageToVideo(start)
+    for name, schedule in ANIMATED.items():
+        train(student, partial(_loss, student, latents), schedule, folder / f"{name}.pt")
+    return student.eval().requires_grad_(False)
+
+
+def _loss(student: ImageToVideo, latents: Latents, step: int, rng: random.Random) -> torch.Tensor:
+    """Of all frames but the first. In float32, since few CPUs have bfloat16."""
+    batch = latents.batch(rng, BATCH)
+    phrases = [
+        "" if rng.random() < WORDLESS else motion_phrase(scene, rng) for scene in batch.scenes
+    ]
+    noisy, sigma, velocity = noised(batch.latents)
+    noisy[:, :, :1] = batch.latents[:, :, :1]
+    predicted = student(noisy, sigma, phrases, batch.pictures)
+    loss: torch.Tensor = (predicted - velocity)[:, :, 1:].pow(2).mean()
+    return loss
