@@ -3,8 +3,8 @@
 # make test-gpu   the tests that need one, on a machine that has some
 # make check      lint and types
 # make demo       a video from a prompt, rendered on two ranks, in demo/
-# make quality    64 prompts for the model that comes with the package, judged
-# make train-demo trains that model from scratch, in about two hours on two cores
+# make quality    64 prompts and 32 pictures for the models that come with the package, judged
+# make train-demo trains them, the first from scratch, in about three hours on two cores
 # make plots      the pictures in docs/
 # make peers      a second environment with the projects that the benchmarks compare with
 # make benchmark  attention against the peers; make benchmark-denoise: a denoising step;
@@ -51,9 +51,12 @@ demo: env
 quality: env
 	$(BIN)/python -m tests.quality.demo
 
-# The model that comes with the package, from scratch, or on from the last checkpoint.
+# The models that come with the package, from scratch, or on from the last checkpoint.
 train-demo: env
-	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo demo/training --output configs/models/demo
+	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo text-to-video demo/training \
+		--output configs/models/demo
+	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo image-to-video demo/training \
+		--start configs/models/demo --output configs/models/demo-i2v
 
 plots: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib

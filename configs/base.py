@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+def _in_utf8(path: Path) -> Path:
+    """Paths are recorded in JSON."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be a name in UTF-8: rename the file") from error
+    return path
+
+
+NamedPath = Annotated[Path, AfterValidator(_in_utf8)]
 
 
 class Declared(BaseModel):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.configs.base import Declared
+from longtake.configs.base import Declared, NamedPath
 from longtake.configs.parallel import ParallelConfig
 
 Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
@@ -43,7 +42,7 @@ class EngineConfig(Declared):
     autoencoder_only: bool = Field(
         default=False, description="Load what decodes latents, and nothing else"
     )
-    image_folder: Path | None = Field(
+    image_folder: NamedPath | None = Field(
         default=None, description="The only folder that pictures are read from; any"
     )
     parallel: ParallelConfig = ParallelConfig()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from longtake.configs.base import Declared
+from longtake.configs.base import Declared, NamedPath
 
 MAX_SEED = 2**63 - 1
 
@@ -81,7 +80,7 @@ class VideoRequest(DecodeRequest):
         max_length=100_000,
         description="What not to show; used with a true CFG scale above 1 (then empty if left out)",
     )
-    image: Path | None = Field(
+    image: NamedPath | None = Field(
         default=None,
         description="Picture that the video begins with, PNG, JPEG or WebP; for image-to-video "
         "models",

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,21 @@ from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, Metadata, Video
 from longtake.engine.worker import Beside, Job, RankReport, Sink, dtype_of, vae_dtype_of
-from longtake.errors import EngineError, KernelError, LayoutError, RequestError, one_line
+from longtake.errors import (
+    EngineError,
+    KernelError,
+    LayoutError,
+    RefusedInputError,
+    RequestError,
+    one_line,
+)
 from longtake.parallel import ParallelDims
 from longtake.parallel.kernels import KERNELS
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import OnProgress, Progress
+
+ResolvedT = TypeVar("ResolvedT")
 
 
 class VideoEngine:
@@ -67,12 +76,14 @@ class VideoEngine:
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(self._checkpoint)
         device = torch.device(self._device_type)
-        used = {
+        used: dict[str, Any] = {
             "revision": self._checkpoint.revision,
             "device": self._device_type,
             "dtype": _name(dtype_of(config, device)),
             "vae_dtype": _name(vae_dtype_of(config, self._spec, device)),
         }
+        if config.image_folder is not None:
+            used["image_folder"] = config.image_folder.expanduser().absolute()
         config = config.model_copy(update=used)
         check_degrees(config.parallel, config.devices, num_heads=self._spec.num_heads)
         kernels = ["auto", *(kernel.name for kernel in KERNELS)]
@@ -134,14 +145,13 @@ class VideoEngine:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
-        resolved = resolve(request, self._spec, self._picture_of(request))
+        picture = None if self._spec.image is None else self._picture_of(request)
+        resolved = resolve(request, self._spec, picture)
         self._choose(resolved)
         return resolved
 
-    def _picture_of(self, request: VideoRequest) -> Picture | None:
-        """The picture that a request begins with; None of a text-to-video model."""
-        if self._spec.image is None:
-            return None
+    def _picture_of(self, request: VideoRequest) -> Picture:
+        """The picture that a request of image-to-video begins with."""
         if request.image is None:
             raise RequestError(
                 f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
@@ -192,8 +202,9 @@ class VideoEngine:
             RankError: a rank died or hung. The next call starts the ranks again, except
                 under torchrun. If denoising was done, its ``latents`` can be decoded.
         """
-        of_another_rank = not self.writes and self._spec.image is not None
-        return self._kept(None if of_another_rank else self.resolve(request), on_progress)
+        if self._spec.image is None:  # then all ranks of torchrun look at the same
+            return self._kept(self.resolve(request), on_progress)
+        return self._kept(self._of_rank_0(lambda: self.resolve(request), on_progress), on_progress)
 
     def decode(
         self,
@@ -211,11 +222,32 @@ class VideoEngine:
         Raises:
             As :meth:`generate`.
         """
-        if not self.writes:
-            return self._kept(None, on_progress)
-        checked = checked_latents(latents)
-        resolved = self.resolve_decode(request or DecodeRequest(), checked.shape)
-        return self._kept(resolved, on_progress, checked)
+
+        def checked() -> tuple[ResolvedDecode, Array]:
+            array = checked_latents(latents)
+            return self.resolve_decode(request or DecodeRequest(), array.shape), array
+
+        resolved, array = self._of_rank_0(checked, on_progress) or (None, None)
+        return self._kept(resolved, on_progress, array)
+
+    def knows(self, request: VideoRequest) -> bool:
+        """Whether this process resolves a request; under torchrun rank 0 alone may have its
+        picture, and the others render what rank 0 does."""
+        return self.writes or request.image is None
+
+    def _of_rank_0(
+        self, resolve: Callable[[], ResolvedT], on_progress: OnProgress
+    ) -> ResolvedT | None:
+        """What rank 0 alone can resolve, there; what it refuses all ranks of torchrun refuse."""
+        try:
+            return resolve() if self.writes else None
+        except RefusedInputError as error:
+            if TorchrunPlace.given():
+                with self._busy:
+                    self.start(on_progress)
+                    assert self._launcher is not None
+                    self._launcher.agree(None, error)
+            raise
 
     def _kept(
         self,
@@ -256,8 +288,8 @@ class VideoEngine:
             assert launcher is not None
             self._rendering = True
             try:
-                job = launcher.agree(self._job(request, latents is not None))
-                reports = launcher.render(job, sink, on_progress, self._beside(job, latents))
+                job, beside = self._agreed(launcher, request, latents)
+                reports = launcher.render(job, sink, on_progress, beside)
             except BaseException:
                 if not launcher.alive:
                     launcher.close()
@@ -287,16 +319,28 @@ class VideoEngine:
             dims = ParallelDims(ulysses_degree=self.config.devices)
         else:
             assert isinstance(request, ResolvedRequest)
+            if (request.i2v_mode is None) != (self._spec.image is None):
+                raise RequestError(
+                    f"i2v_mode={request.i2v_mode!r} in a request that is resolved, with "
+                    f"{self.config.model}: resolve it for this model"
+                )
             dims, _ = self._choose(request)
         return Job.of(request, dims, from_latents=from_latents)
 
-    def _beside(self, job: Job, latents: Array | None) -> Beside:
-        """What comes with a job, on rank 0."""
-        if not (job.from_picture and self.writes):
-            return latents
-        assert isinstance(job.request, ResolvedRequest)
-        picture = self._picture_of(job.request)
-        return None if picture is None else picture.pixels
+    def _agreed(
+        self, launcher: Launcher, request: ResolvedDecode | None, latents: Array | None
+    ) -> tuple[Job, Beside]:
+        """The job of all ranks, and what comes with it on rank 0."""
+        own: Job | None = None
+        beside: Beside = latents
+        refusal: RefusedInputError | None = None
+        try:
+            own = self._job(request, latents is not None)
+            if own is not None and own.from_picture:
+                beside = self._picture_of(cast(ResolvedRequest, own.request)).pixels
+        except RefusedInputError as error:
+            refusal = error
+        return launcher.agree(own, refusal), beside
 
     def _choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
         """The layout of a request, by the planner where degrees are left out, and why this one."""

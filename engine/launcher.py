@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 import torch.distributed as dist
 
+from longtake import errors
 from longtake.configs.engine import EngineConfig
 from longtake.engine.deadlines import Deadlines
 from longtake.engine.torchrun import TorchrunPlace
@@ -29,10 +30,24 @@ from longtake.engine.worker import (
     control_group,
     join_group,
 )
-from longtake.errors import EngineError, LongtakeError, PeerLostError, RankError, Stopped, one_line
+from longtake.errors import (
+    EngineError,
+    LongtakeError,
+    PeerLostError,
+    RankError,
+    RefusedInputError,
+    Stopped,
+    one_line,
+)
 from longtake.parallel import World
 from longtake.parallel.exchange import any_rank
 from longtake.pipelines.progress import OnProgress, Progress
+
+
+def refusal_of(kind: str, text: str) -> RefusedInputError:
+    """Another process's refusal, of the kind that it was there."""
+    refusal: RefusedInputError = getattr(errors, kind, RefusedInputError)(text)
+    return refusal
 
 
 class Launcher(ABC):
@@ -47,8 +62,14 @@ class Launcher(ABC):
             RankError: a rank died or hung.
         """
 
-    def agree(self, job: Job | None) -> Job:
-        """The job that all ranks will render, of those that each was asked for, if it was."""
+    def agree(self, job: Job | None, refusal: RefusedInputError | None = None) -> Job:
+        """The job that all ranks will render, of those that each was asked for, if it was.
+
+        Args:
+            refusal: why there is none, which all ranks raise then.
+        """
+        if refusal is not None:
+            raise refusal
         assert job is not None
         return job
 
@@ -155,11 +176,15 @@ class JoinedGroup(Launcher):
             )
             self._worker = Worker(self._config, self._world, watched)
 
-    def agree(self, job: Job | None) -> Job:
-        """Rank 0's job, on all ranks: each has drawn a seed of its own."""
+    def agree(self, job: Job | None, refusal: RefusedInputError | None = None) -> Job:
+        """Rank 0's job, on all ranks: each has drawn a seed of its own; or its refusal."""
         own = None if job is None else job.model_dump(mode="json")
+        refused = None if refusal is None else [type(refusal).__name__, str(refusal)]
         with self._watched(lambda progress: None):
-            return Job.model_validate(self._world.gather_json(own)[0])
+            agreed, kind_and_text = self._world.gather_json([own, refused])[0]
+        if kind_and_text is not None:
+            raise refusal_of(*kind_and_text)
+        return Job.model_validate(agreed)
 
     def render(
         self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None

@@ -19,10 +19,10 @@ from longtake import errors
 from longtake.configs.engine import EngineConfig
 from longtake.engine.channel import Mailbox, listen_locally
 from longtake.engine.deadlines import TIMED_OUT
-from longtake.engine.launcher import Launcher
+from longtake.engine.launcher import Launcher, refusal_of
 from longtake.engine.rank_processes import RankProcesses
 from longtake.engine.worker import Beside, Job, Nowhere, RankReport, Sink, TraceSink
-from longtake.errors import LongtakeError, RankError, RefusedInputError, Stopped, one_line
+from longtake.errors import LongtakeError, RankError, Stopped, one_line
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.trace import TracePoint
 
@@ -164,7 +164,7 @@ class LocalProcesses(Launcher):
                 case "stopped":
                     return Stopped(message["text"])
                 case "refused":
-                    return _refusal(message)
+                    return refusal_of(message["type"], message["text"])
                 case kind:
                     assert sink is not None
                     flat = np.frombuffer(payload, dtype=np.float32).copy()
@@ -201,7 +201,7 @@ class LocalProcesses(Launcher):
         for failure in failures.values():
             if failure["kind"] == "refused":
                 self._kill()
-                raise _refusal(failure)
+                raise refusal_of(failure["type"], failure["text"])
         exits = self._processes.exit_codes()
         silent = [rank for rank in exits if rank not in failures]
         failed = [rank for rank in exits if failures.get(rank, {}).get("kind") == "failed"]
@@ -273,10 +273,3 @@ class LocalProcesses(Launcher):
         if self._processes is not None:
             self._processes.kill()
             self._processes = None
-
-
-def _refusal(message: dict[str, Any]) -> RefusedInputError:
-    """A rank's refusal, of the kind that it was there."""
-    kind = getattr(errors, message["type"], RefusedInputError)
-    refusal: RefusedInputError = kind(message["text"])
-    return refusal

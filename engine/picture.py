@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.files import cause
@@ -28,6 +29,19 @@ MAX_PIXELS = 40_000_000
 """Of a picture; 8K has 33 million. Reading one takes 1 GiB of memory at most."""
 
 _WHITE = (255, 255, 255)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by EXIF's orientation."""
+
+_one_at_a_time = threading.Lock()
+"""So that threads together take no more memory than one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
     """Read a PNG, JPEG or WebP file; of an animation, the first picture.
 
     It is turned as its EXIF data say, put on white where it is transparent, and brought to 8 bits.
+    Color profiles are not looked at.
 
     Args:
         folder: the file must lie in it, whatever links lead there; None: anywhere.
@@ -62,13 +77,51 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
         RequestError: it may not or cannot be read, is no such picture, too large, or another.
     """
     said = f"image={str(path)!r}"
-    content = _content(path, folder, said)
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and found != sha256:
+    with _one_at_a_time:
+        content = _content(path, folder, said)
+        picture = Picture(_pixels(_upright(content, said)), hashlib.sha256(content).hexdigest())
+    if sha256 is not None and picture.sha256 != sha256:
         raise RequestError(
-            f"{said} is another picture than was meant: its SHA-256 is {found}, not {sha256}; "
-            "leave image_sha256 out to take it"
+            f"{said} is another picture than was meant: its SHA-256 is not {sha256}; leave "
+            "image_sha256 out to take it"
         )
+    return picture
+
+
+def _content(path: Path, folder: Path | None, said: str) -> bytes:
+    """The bytes of a regular file, if they are not too many."""
+    try:
+        # A pipe would keep us waiting here without O_NONBLOCK.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(os.path.expanduser(path), flags)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise RequestError(f"{said} cannot be read: {cause(error)}") from error
+    try:
+        # Of what is open, since its name may lead elsewhere in a moment.
+        real = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if folder is not None and not real.is_relative_to(os.path.realpath(folder)):
+            raise RequestError(
+                f"{said} is outside {folder}, the only folder that pictures are read from: put it "
+                "there, or name another --image-folder"
+            )
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RequestError(f"{said} is no file: name a PNG, JPEG or WebP file")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RequestError(f"{said} cannot be read: {cause(error)}") from error
+    finally:
+        os.close(descriptor)
+    if len(content) > MAX_BYTES:
+        raise RequestError(
+            f"{said} has more than {MAX_BYTES // 2**20} MiB, which are the most that are read: "
+            "make it smaller"
+        )
+    return content
+
+
+def _upright(content: bytes, said: str) -> Image.Image:
+    """The picture, decoded and turned; its decoder, which may hold as much again, is let go."""
     with _opened(content, said) as image:
         num_pixels = image.width * image.height
         if num_pixels > MAX_PIXELS:
@@ -77,32 +130,12 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
                 "are the most that are read; make it smaller"
             )
         image.load()
-        return Picture(_upright_pixels(image), found)
-
-
-def _content(path: Path, folder: Path | None, said: str) -> bytes:
-    """The bytes of a regular file, if they are not too many."""
-    try:
-        real = Path(os.path.realpath(os.path.expanduser(path)))
-        if folder is not None and not real.is_relative_to(os.path.realpath(folder)):
-            raise RequestError(
-                f"{said} is outside {folder}, the only folder that pictures are read from: put it "
-                "there, or name another --image-folder"
-            )
-        # A pipe would keep us waiting here without O_NONBLOCK.
-        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RequestError(f"{said} is no file: name a PNG, JPEG or WebP file")
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise RequestError(f"{said} cannot be read: {cause(error)}") from error
-    if len(content) > MAX_BYTES:
-        raise RequestError(
-            f"{said} has more than {MAX_BYTES // 2**20} MiB, which are the most that are read: "
-            "make it smaller"
-        )
-    return content
+        orientation = 1
+        with contextlib.suppress(Exception):  # damaged EXIF data say nothing
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation in _UPRIGHT:
+            return image.transpose(_UPRIGHT[orientation])
+        return image.copy()
 
 
 @contextmanager
@@ -113,7 +146,7 @@ def _opened(content: bytes, said: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 yield image
-    except RequestError:
+    except (RequestError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise RequestError(f"{said} is no picture in PNG, JPEG or WebP: convert it") from error
@@ -128,17 +161,18 @@ def _opened(content: bytes, said: str) -> Iterator[Image.Image]:
         ) from error
 
 
-def _upright_pixels(image: Image.Image) -> Pixels:
-    with contextlib.suppress(Exception):  # damaged EXIF data say nothing
-        ImageOps.exif_transpose(image, in_place=True)
+def _pixels(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits of gray
-        gray = np.asarray(image).astype(np.uint32).clip(0, 65535)
-        return np.repeat(((gray + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+        values = np.asarray(image).clip(0, 65535)
+        gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        gray[values == image.info.get("transparency", -1)] = 255
+        return np.repeat(gray[..., None], 3, axis=2)
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        image = Image.new("RGB", image.size, _WHITE)
+        seen = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", seen.size, _WHITE)
         image.paste(seen, mask=seen.getchannel("A"))
-    return np.array(image.convert("RGB"))
+        del seen
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def any_picture(request: ResolvedRequest) -> Pixels | None:

@@ -24,6 +24,9 @@ from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_SHAPE = 4
+"""Of a side that follows from a picture over the other: as in HunyuanVideo-I2V's own buckets."""
+
 
 def resolve(
     request: VideoRequest, spec: ModelSpec, picture: Picture | None = None
@@ -85,7 +88,7 @@ def _image_fields(
 ) -> dict[str, Any]:
     """The fields that say how a picture is taken; of a text-to-video model there are none."""
     if spec.image is None:
-        for name in ("image", "i2v_mode", "resize_mode"):
+        for name in ("image", "image_sha256", "i2v_mode", "resize_mode"):
             if getattr(request, name) is not None:
                 raise RequestError(
                     f"{name}={str(getattr(request, name))!r} with a text-to-video model: name one "
@@ -94,7 +97,8 @@ def _image_fields(
         return {}
     named = {} if picture is None else {"image_sha256": picture.sha256}
     if picture is not None and request.image is not None:
-        named["image"] = os.path.abspath(os.path.expanduser(request.image))
+        # Not normalized: ".." behind a link leads elsewhere.
+        named["image"] = os.path.join(os.getcwd(), os.path.expanduser(request.image))
     return {
         **named,
         "i2v_mode": request.i2v_mode or spec.defaults.i2v_mode,
@@ -106,18 +110,24 @@ def _size(request: VideoRequest, spec: ModelSpec, picture: Picture | None) -> tu
     """Height and width: as they were asked for, else of the picture's shape, else the model's own.
 
     With neither asked for, the resolution is the one whose number of pixels is nearest to the
-    picture's; and of its sizes, it is the one whose shape is nearest.
+    picture's; and of its sizes, it is the one whose shape is nearest. A model that names no sizes
+    gets as many pixels as its default has. No side becomes more than four times the other.
     """
     height, width, defaults = request.height, request.width, spec.defaults
     if picture is None or (height and width):
         return height or defaults.height, width or defaults.width
     high, wide = picture.size
+    shape = min(max(wide / high, 1 / _LONGEST_SHAPE), _LONGEST_SHAPE)
     if height:
-        return height, _near_multiple(height * wide / high, spec.size_multiple)
+        return height, _near_multiple(height * shape, spec.size_multiple)
     if width:
-        return _near_multiple(width * high / wide, spec.size_multiple), width
+        return _near_multiple(width / shape, spec.size_multiple), width
     if not defaults.sizes:
-        return defaults.height, defaults.width
+        side = math.sqrt(defaults.height * defaults.width / shape)
+        return (
+            _near_multiple(side, spec.size_multiple),
+            _near_multiple(side * shape, spec.size_multiple),
+        )
 
     def pixels_off(sizes: Sequence[tuple[int, int]]) -> float:
         return min(abs(math.log(h * w / (high * wide))) for h, w in sizes)

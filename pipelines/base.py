@@ -195,13 +195,13 @@ class VideoPipeline(ABC):
 
     @abstractmethod
     def encode(
-        self, prompt: str, request: ResolvedRequest, picture: Pixels | None = None
+        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
-        """Encode a prompt of a request; on rank 0 alone, which holds the text encoders.
+        """Encode a request's prompt; on rank 0 alone, which holds the text encoders.
 
         Args:
-            prompt: its own, or its negative one.
-            picture: that an image-to-video model sees beside its own prompt, ``[H, W, 3]``.
+            picture: that the videos begin with, ``[H, W, 3]``; of an image-to-video model.
+            negative: its negative prompt.
 
         Raises:
             RequestError: nothing is left of the prompt once it is encoded.
@@ -251,6 +251,16 @@ def check_latents(latents: torch.Tensor) -> torch.Tensor:
             "or numbers too large for float16; try dtype bfloat16 or float32"
         )
     return latents
+
+
+def check_image(image: torch.Tensor) -> torch.Tensor:
+    """The same for what the encoder made of a picture, before anything is denoised."""
+    if not bool(torch.isfinite(image).all()):
+        raise EngineError(
+            "the picture's latents are not finite: damaged weights of the vae, or numbers too "
+            "large for float16; try vae_dtype float32"
+        )
+    return image
 
 
 def check_frames(values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,14 @@ import torch
 from longtake.configs.request import ResolvedRequest
 from longtake.errors import RefusedInputError, RequestError, Stopped
 from longtake.parallel import ParallelDims, TokenShards, World
-from longtake.pipelines.base import Streams, TrueCfg, VideoPipeline, check_latents, denoise
+from longtake.pipelines.base import (
+    Streams,
+    TrueCfg,
+    VideoPipeline,
+    check_image,
+    check_latents,
+    denoise,
+)
 from longtake.pipelines.picture import Pixels, as_video, fitted
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.stages import StageReport, stage
@@ -61,16 +68,16 @@ def render_latents(
     mesh = world.mesh(dims)
     on_progress(Progress("text"))
     with stage(report, "text"):
-        streams = [_encode_once(pipeline, request.prompt, request, world, picture)]
+        streams = [_encode_once(pipeline, request, world, picture, negative=False)]
         if request.uses_true_cfg:
-            negative = request.negative_prompt or ""
-            streams.append(_encode_once(pipeline, negative, request, world))
+            streams.append(_encode_once(pipeline, request, world, picture, negative=True))
 
     image = None
     if request.i2v_mode is not None:
+        on_progress(Progress("text", detail="picture"))
         with stage(report, "image"):
             pixels = as_video(_fitted_once(picture, request, world))
-            image = pipeline.encode_image(pixels, request, world)
+            image = check_image(pipeline.encode_image(pixels, request, world))
 
     denoiser = pipeline.denoiser
     grid, stepper = pipeline.grid(request), pipeline.stepper(request)
@@ -112,17 +119,18 @@ def render_latents(
 
 def _encode_once(
     pipeline: VideoPipeline,
-    prompt: str,
     request: ResolvedRequest,
     world: World,
-    picture: Pixels | None = None,
+    picture: Pixels | None,
+    *,
+    negative: bool,
 ) -> Streams:
     """Encode on rank 0, hand to all; all refuse what rank 0 refuses."""
     streams: Streams | None = None
     refusal = None
     if world.rank == 0:
         try:
-            streams = pipeline.encode(prompt, request, picture)
+            streams = pipeline.encode(request, picture, negative=negative)
         except RefusedInputError as error:
             refusal = str(error)
     refusals = world.gather_json(refusal)

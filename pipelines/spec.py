@@ -60,7 +60,8 @@ class ImageSpec:
     """How a model takes the picture that its videos begin with.
 
     Attributes:
-        num_tokens: of the picture, that stand before those of the prompt.
+        num_tokens: of the picture, that stand before those of the prompt, less those of the
+            template behind it that are dropped.
         dropped_frames: at the start of what is decoded.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field
@@ -43,7 +43,7 @@ class ModelDefaults(Declared):
     dynamic_flow_shift: Shift = Field(default=17.0, description="Of image-to-video's dynamic mode")
     i2v_mode: I2vMode = "stable"
     resize_mode: ResizeMode = "crop"
-    sizes: dict[str, tuple[tuple[Pixels, Pixels], ...]] = Field(
+    sizes: dict[str, Annotated[tuple[tuple[Pixels, Pixels], ...], Field(min_length=1)]] = Field(
         default={}, description="Its own heights and widths, by resolution; for a picture"
     )
     fps: Rate = 24.0

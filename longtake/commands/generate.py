@@ -25,8 +25,7 @@ def run(options: dict[str, Any], view: View) -> None:
         check_output(path, request.num_videos, metadata=options["metadata"])
     engine = VideoEngine(config)
     try:
-        # A picture may be on rank 0's host alone, whose request counts in any case.
-        elsewhere = not engine.writes and request.image is not None
-        write(engine, None if elsewhere else engine.resolve(request), path, options, view)
+        resolved = engine.resolve(request) if engine.knows(request) else None
+        write(engine, resolved, path, options, view)
     finally:
         engine.close()

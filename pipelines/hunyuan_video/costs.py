@@ -167,8 +167,8 @@ class HunyuanVideoCosts(ModelCosts):
         return int(num_tokens * (units * config.width * element_size + tokens))
 
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
-        """LLaMA over template and prompt, padded to their largest length; CLIP over its own. LLaVA
-        over the picture's patches besides, after its tower."""
+        """LLaMA over template and prompt of their largest length; CLIP over its own. LLaVA over the
+        picture's patches besides, after its tower."""
         llama = _llama_parameters(self.llama) - self.llama.vocab_size * self.llama.hidden_size
         clip = _clip_parameters(self.clip) - self.clip.vocab_size * self.clip.hidden_size
         patches = self._num_patches

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, LlavaForConditionalGeneration
 from longtake.configs.request import PromptTemplate
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.hunyuan_video.spec import HEADER_TOKENS
 from longtake.pipelines.hunyuan_video.text import TextEncoders, quiet_transformers
 from longtake.pipelines.picture import Pixels
 
@@ -26,9 +27,6 @@ _LAYERS_SKIPPED = 2
 """The last ones of LLaMA, whose states are not used."""
 
 _END_OF_HEADER = "<|end_header_id|>"
-_HEADER_TOKENS = 4
-"""From the end of the prompt to the end of the answer's header: dropped, as diffusers does."""
-
 _LONGEST_SHAPE = 32
 """CLIP looks at the middle square; of a longer picture no more than this is scaled for it."""
 
@@ -113,18 +111,23 @@ class ImageTextEncoders(TextEncoders):
         ).hidden_states[-(_LAYERS_SKIPPED + 1)]
         of_picture = states[:, at : at + num_patches : image_stride]
         of_words = torch.cat([states[:, :at], states[:, at + num_patches - 1 :]], dim=1)
-        kept = torch.arange(len(ids)) >= template.crop_start
+        kept = self._words(ids, template)
         kept[at] = False
-        headers = template.template.count(_END_OF_HEADER)
-        if headers:
-            marker = tokenizer.convert_tokens_to_ids(_END_OF_HEADER)
-            ends = (ids == marker).nonzero().flatten().tolist()
-            # Of a prompt that was cut short the answer's header is gone; then its own last go.
-            end = ends[-1] if len(ends) >= headers else len(ids) - 1
-            kept[end + 1 - _HEADER_TOKENS : end + 1] = False
         if not kept.any():
             raise self._nothing_left(prompt, template.crop_start)
         return torch.cat([of_picture, of_words[:, kept.to(states.device)]], dim=1)
+
+    def _words(self, ids: torch.Tensor, template: PromptTemplate) -> torch.Tensor:
+        """Which tokens are the prompt's or stand behind the header of an answer to it."""
+        kept = torch.arange(len(ids)) >= template.crop_start
+        headers = template.template.count(_END_OF_HEADER)
+        if headers:
+            marker = self._pipeline.tokenizer.convert_tokens_to_ids(_END_OF_HEADER)
+            ends = (ids == marker).nonzero().flatten().tolist()
+            # Of a prompt that was cut short the answer's header is gone; then its own last go.
+            end = 1 + (ends[-1] if len(ends) >= headers else len(ids) - 1)
+            kept[max(0, end - HEADER_TOKENS) : end] = False
+        return kept
 
 
 def _num_patches(config: Any) -> int:

@@ -25,17 +25,19 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
     _text: ImageTextEncoders
 
     def encode(
-        self, prompt: str, request: ResolvedRequest, picture: Pixels | None = None
+        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
         """``text`` (the picture's tokens, then the prompt's) and ``pooled``.
 
         A negative prompt has a black picture beside it, of which twice as many tokens are used with
         token_replace: as in diffusers.
         """
-        if picture is None:
+        if negative:
+            prompt = request.negative_prompt or ""
             picture, stride = black(request.height, request.width), NEGATIVE_IMAGE_STRIDE
         else:
-            stride = IMAGE_STRIDES[self._conditioning]
+            prompt, stride = request.prompt, IMAGE_STRIDES[self._conditioning]
+        assert picture is not None
         return self._text.encode_beside(
             prompt, picture, request.prompt_template, request.max_sequence_length, stride
         )
@@ -43,8 +45,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
     def encode_image(
         self, pixels: torch.Tensor, request: ResolvedRequest, world: World
     ) -> torch.Tensor:
-        """The mean of the encoder's distribution, scaled."""
-        moments = encode_videos(self.encoder(request), pixels, world)
+        """The mean of the encoder's distribution, scaled: of the whole picture, however its video
+        is decoded. It takes no more than a tile of the decoder does at 720p."""
+        whole = {"decode": "whole", "decode_tile_size": None, "decode_tile_stride": None}
+        encoder = self.encoder(request.model_copy(update=whole))
+        moments = encode_videos(encoder, pixels, world)
         mean = moments.chunk(2, dim=1)[0]
         return mean.float() * float(self._vae.config.scaling_factor)
 

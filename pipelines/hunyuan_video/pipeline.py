@@ -88,9 +88,10 @@ class HunyuanVideo(VideoPipeline):
         )
 
     def encode(
-        self, prompt: str, request: ResolvedRequest, picture: Pixels | None = None
+        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
         """``text`` and ``pooled`` of a prompt."""
+        prompt = (request.negative_prompt or "") if negative else request.prompt
         return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
 
     def stepper(self, request: ResolvedRequest) -> Stepper:

@@ -32,6 +32,9 @@ _IMAGE_CLASSES = {**CLASSES, "text_encoder": "LlavaForConditionalGeneration"}
 IMAGE_STRIDES = {"token_replace": 4, "latent_concat": 2}
 """Of the picture's tokens, one in so many stands before the prompt's."""
 
+HEADER_TOKENS = 4
+"""From the end of the prompt to the end of the answer's header: dropped, as diffusers does."""
+
 NEGATIVE_IMAGE_STRIDE = 2
 """Beside a negative prompt."""
 
@@ -78,7 +81,7 @@ def inspect_image_to_video(checkpoint: Checkpoint, *, weights: bool = True) -> M
         )
     llava = _read(LlavaConfig, checkpoint, "text_encoder")
     image = ImageSpec(
-        num_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]),
+        num_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]) - HEADER_TOKENS,
         dropped_frames=_CONCAT_DROPS_FRAMES if conditioning == "latent_concat" else 0,
     )
     return _spec(checkpoint, transformer, llava, image)
@@ -114,10 +117,18 @@ def _spec(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
             f"of {vae.latent_channels}: they are not of the same model"
         )
+    defaults = defaults_of(checkpoint.model, checkpoint.folder)
+    multiple = vae.spatial_compression_ratio * transformer.patch_size
+    for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
+        if height % multiple or width % multiple:
+            raise ModelError(
+                f"{checkpoint.model} names a size of {height}x{width} in its longtake.yaml: "
+                f"height and width must be multiples of {multiple}"
+            )
     return ModelSpec(
         num_heads=transformer.num_attention_heads,
         head_size=transformer.attention_head_dim,
-        size_multiple=vae.spatial_compression_ratio * transformer.patch_size,
+        size_multiple=multiple,
         frames_multiple=vae.temporal_compression_ratio * transformer.patch_size_t,
         autoencoder=AutoencoderSpec(
             latent_channels=vae.latent_channels,
@@ -126,7 +137,7 @@ def _spec(
             tile_size=TILE_SIZE,
             tile_stride=TILE_STRIDE,
         ),
-        defaults=defaults_of(checkpoint.model, checkpoint.folder),
+        defaults=defaults,
         flow_shift=scheduler.shift,
         patch=(transformer.patch_size_t, transformer.patch_size, transformer.patch_size),
         costs=HunyuanVideoCosts(transformer, vae, text_encoder, clip),

@@ -121,17 +121,15 @@ def test_image_to_video(
     """The picture's tokens are counted, a fourth or a half of the sixteen."""
     folder, asked = animators[conditioning], image_request(prompt="a cat runs " * 20)
     spec = registry.inspect(Checkpoint.open(folder, configs_only=True), weights=False)
-    assert (
-        spec.text_tokens(asked)
-        == tiny.MAX_TOKENS + {"token_replace": 4, "latent_concat": 8}[conditioning]
-    )
+    of_picture = {"token_replace": 4, "latent_concat": 8}[conditioning]
+    assert spec.text_tokens(asked) == tiny.MAX_TOKENS - 4 + of_picture  # its last four are dropped
     setting = Setting(
         spec=spec,
         hardware=load_hardware("h100"),
         request=asked,
         dtype="float32",
         vae_dtype="float32",
-        text_tokens=spec.text_tokens(asked) - 4,  # of a prompt that is cut the last four go
+        text_tokens=spec.text_tokens(asked),
     )
     step = a_step(ranks, folder, dims, asked=asked)
     assert predict(setting, dims).step_bytes == tuple(sent for sent, _, _ in step)

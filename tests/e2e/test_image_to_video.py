@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from longtake import VideoEngine, VideoRequest, cli
 from longtake.engine.latents import read_latents
-from longtake.errors import RequestError
+from longtake.engine.worker import Nowhere
+from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
 
 Run = Callable[..., tuple[int, str, str]]
@@ -161,14 +163,49 @@ def test_under_torchrun_rank_0_alone_reads_the_picture(
     np.testing.assert_allclose(np.load(joined), np.load(expected), rtol=0, atol=1e-4)
 
 
+def test_under_torchrun_all_ranks_refuse_what_rank_0_refuses(
+    animators: dict[str, str], picture: Path, tmp_path: Path
+) -> None:
+    """And go on together with the next request."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from longtake import VideoEngine, VideoRequest\n"
+        "from longtake.errors import RequestError\n"
+        f"model, good, bad = {animators['token_replace']!r}, {str(picture)!r}, __file__\n"
+        "with VideoEngine.from_pretrained(model, dtype='float32') as engine:\n"
+        "    for image, changes in ((bad, {}), (good, {'height': 100}), (good, {}), (bad, {})):\n"
+        "        try:\n"
+        "            request = VideoRequest(prompt='a', image=image, seed=1, **changes)\n"
+        "            shape = engine.generate(request).latents.shape\n"
+        "        except RequestError as error:\n"
+        "            shape = str(error)[:12]\n"
+        "        print(os.environ['RANK'], shape, flush=True)\n"
+        "    try:\n"
+        "        engine.decode([1])\n"
+        "    except RequestError as error:\n"
+        "        print(os.environ['RANK'], 'decode', flush=True)\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(program)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    lines = sorted(ran.stdout.splitlines())
+    told = [line[2:] for line in lines if line.startswith("0")]
+    assert len(told) == 5 and sum("image=" in line for line in told) == 2
+    others = [line[2:] for line in lines if line.startswith("1")]
+    assert others == [line.replace("(1, 4, 3, 4, 6)", "(0,)") for line in told]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         ([], "animates a picture: pass image"),
         (["--image", "nothing.png"], "image='nothing.png' cannot be read: No such file"),
-        (["--image", "."], "image='.' cannot be read: Is a directory"),
+        (["--image", "."], "image='.' is no file"),
         (["--image", __file__], "is no picture in PNG, JPEG or WebP"),
-        (["--image", "PICTURE", "--image-folder", "."], "is outside ., the only folder"),
+        (["--image", "PICTURE", "--image-folder", "."], ", the only folder that pictures are read"),
+        (["--image", "caf\udce9.png"], "must be a name in UTF-8: rename the file"),
         (["--image", "PICTURE", "--i2v-mode", "still"], "i2v_mode"),
         (["--image", "PICTURE", "--resize-mode", "fit"], "resize_mode"),
         (["--image", "PICTURE", "--width", "100"], "width=100 must be a multiple of 16"),
@@ -206,6 +243,64 @@ def test_prompts_cannot_hold_the_token_of_the_picture(
     assert np.isfinite(np.load(out)).all()
 
 
+def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
+    run: Run,
+    animators: dict[str, str],
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Relative ones, those in a home, and names that lead through links."""
+    folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    for each in (folder, elsewhere, folder / "deep"):
+        each.mkdir()
+    (folder / "a.png").write_bytes(picture.read_bytes())
+    (elsewhere / "way").symlink_to(folder / "deep")
+    out = str(tmp_path / "out.npy")
+    asked = ["--model", animators["token_replace"], "-o", out, "--num-inference-steps", "1"]
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for image, of in (
+        ("way/../a.png", "../pictures"),
+        ("~/pictures/a.png", "~/pictures"),
+        ("../pictures/a.png", str(folder)),
+    ):
+        monkeypatch.chdir(elsewhere)
+        code, _, err = run("generate", "a", "--image", image, "--image-folder", of, *asked)
+        assert code == 0, err
+        monkeypatch.chdir("/")
+        assert run("generate", "--config", str(tmp_path / "out.json"), "-o", out)[0] == 0
+
+
+def test_latents_of_a_picture_that_are_no_numbers(
+    animators: dict[str, str], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noticed before anything is denoised."""
+    told: list[str] = []
+    with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
+        monkeypatch.setattr(
+            "longtake.pipelines.hunyuan_video.image_to_video.encode_videos",
+            lambda encoder, pixels, world: torch.full((1, 8, 1, 4, 6), torch.nan),
+        )
+        request = VideoRequest(prompt="a", image=picture, height=32, width=48)
+        with pytest.raises(EngineError, match="the picture's latents are not finite"):
+            engine.generate(request, lambda progress: told.append(progress.phase))
+    assert "denoising" not in told
+
+
+def test_a_request_that_was_resolved_for_another_kind_of_model(
+    animators: dict[str, str], model: str, picture: Path
+) -> None:
+    with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
+        animated = engine.resolve(VideoRequest(prompt="a", image=picture))
+        with VideoEngine.from_pretrained(model) as other:
+            plain = other.resolve(VideoRequest(prompt="a"))
+            with pytest.raises(RequestError, match="resolve it for this model"):
+                other.render(animated, Nowhere())
+        with pytest.raises(RequestError, match="resolve it for this model"):
+            engine.render(plain, Nowhere())
+
+
 def test_text_to_video_takes_no_picture(
     run: Run, model: str, picture: Path, tmp_path: Path
 ) -> None:
@@ -223,7 +318,7 @@ def test_verify_and_plan(run: Run, animators: dict[str, str]) -> None:
         code, said, _ = run("plan", "--model", model, "--gpu", "cpu", "--devices", "2", "--json")
         assert code == 0
         plan = json.loads(said)
-        assert plan["request"]["text_tokens"] == 24 + (4 if "token_replace" in model else 8)
+        assert plan["request"]["text_tokens"] == 20 + (4 if "token_replace" in model else 8)
 
 
 @pytest.mark.parametrize("gpus", [1, 5, 8, 16])
@@ -232,6 +327,6 @@ def test_a_plan_of_the_released_model(run: Run, gpus: int) -> None:
     code, said, _ = run("plan", *asked)
     assert code == 0
     plan = json.loads(said)
-    assert plan["request"]["text_tokens"] == 144 + 256
+    assert plan["request"]["text_tokens"] == 144 + 252
     assert (plan["request"]["height"], plan["request"]["num_frames"]) == (720, 129)
     assert plan["best"]["end_to_end_s"] > 10

@@ -70,9 +70,10 @@ def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
         assert sources() <= names
         assert "longtake/py.typed" in names
         assert "longtake/configs/models/hunyuan-video/longtake.yaml" in names
-        demo = ROOT / "configs" / "models" / "demo"
-        files = [path for path in demo.rglob("*") if path.is_file()]
-        assert {f"longtake/{path.relative_to(ROOT)}" for path in files} <= names
+        for model in ("demo", "demo-i2v", "hunyuan-video-i2v"):
+            folder = ROOT / "configs" / "models" / model
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            assert {f"longtake/{path.relative_to(ROOT)}" for path in files} <= names
         source = (ROOT / "parallel" / "attention.py").read_bytes()
         assert archive.read("longtake/parallel/attention.py") == source
         assert any(name.endswith("licenses/LICENSE") for name in names)

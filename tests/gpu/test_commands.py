@@ -40,7 +40,8 @@ def test_a_measured_profile_is_near_the_datasheet(tmp_path: Path) -> None:
     assert cli.main(["plan", "--gpu", str(path), "--devices", count, "--quiet"]) == 0
 
 
-def test_every_layout_renders_the_same() -> None:
+@pytest.mark.parametrize("model", ["demo", "demo-i2v"])
+def test_every_layout_renders_the_same(model: str) -> None:
     count = str(torch.cuda.device_count())
-    arguments = ["verify", "--devices", count, "--dtype", "float32", "--tolerance", "1e-3"]
-    assert cli.main(arguments) == 0
+    arguments = ["verify", "--model", model, "--devices", count, "--dtype", "float32"]
+    assert cli.main([*arguments, "--tolerance", "1e-3"]) == 0

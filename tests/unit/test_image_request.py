@@ -84,15 +84,28 @@ def test_a_size_that_is_asked_for() -> None:
     assert (found.height, found.width) == (112, 320)
     found = resolved(size=(1, 4000), width=64)
     assert (found.height, found.width) == (16, 64)
-    found = resolved(size=(1, 4000), height=64)
-    assert (found.height, found.width) == (64, 16384)
+    found = resolved(size=(1, 4000), height=64)  # four times as much at most
+    assert (found.height, found.width) == (64, 256)
+    found = resolved(size=(4000, 1), height=64)
+    assert (found.height, found.width) == (64, 16)
     with pytest.raises(RequestError, match="height=100 must be a multiple of 16"):
         resolved(size=(100, 300), height=100)
 
 
-def test_a_model_with_no_sizes_of_its_own_has_its_one() -> None:
-    found = resolved(OLDER, size=(300, 200))
-    assert (found.height, found.width) == (720, 1280)
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [
+        ((1080, 1920), (720, 1280)),
+        ((1920, 1080), (1280, 720)),
+        ((50, 50), (960, 960)),
+        ((300, 200), (1168, 784)),
+        ((1, 40_000), (480, 1920)),
+    ],
+)
+def test_a_model_that_names_no_sizes(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    """As many pixels as its default has, in the picture's shape, which is four to one at most."""
+    found = resolved(OLDER, size=picture)
+    assert (found.height, found.width) == size
 
 
 def test_the_older_model_drops_frames() -> None:
@@ -104,7 +117,13 @@ def test_the_older_model_drops_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(image="a.png"), dict(i2v_mode="dynamic"), dict(resize_mode="pad")]
+    "changes",
+    [
+        dict(image="a.png"),
+        dict(i2v_mode="dynamic"),
+        dict(resize_mode="pad"),
+        dict(image_sha256=SHA256),
+    ],
 )
 def test_text_to_video_takes_no_picture(changes: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="with a text-to-video model: name one of image-to"):
@@ -129,7 +148,7 @@ def test_out_of_range(field: str, value: Any, rule: str) -> None:
 
 def test_sizes_of_a_preset_are_sizes_of_its_model() -> None:
     spec = registry.inspect(Checkpoint.open("hunyuan-video-i2v", configs_only=True), weights=False)
-    assert spec.image == ImageSpec(num_tokens=144)
+    assert spec.image == ImageSpec(num_tokens=144 - 4)
     sizes = [size for each in spec.defaults.sizes.values() for size in each]
     assert len(sizes) == 15 and set(spec.defaults.sizes) == {"720p", "540p", "360p"}
     assert all(side % spec.size_multiple == 0 for size in sizes for side in size)
@@ -163,6 +182,18 @@ def test_damaged_models(
     with pytest.raises(ModelError, match=text) as caught:
         registry.inspect(Checkpoint.open(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"), [("{720p: []}", "holds no defaults"), ("{a: [[30, 32]]}", "multiples of 16")]
+)
+def test_sizes_that_a_model_cannot_have(
+    animators: dict[str, str], tmp_path: Path, sizes: str, text: str
+) -> None:
+    folder = tiny.changed(Path(animators["token_replace"]), tmp_path / "m", "model_index.json", {})
+    (folder / "longtake.yaml").write_text(f"sizes: {sizes}\n")
+    with pytest.raises(ModelError, match=text):
+        registry.inspect(Checkpoint.open(str(folder)))
 
 
 def test_a_conditioned_transformer_in_a_text_to_video_pipeline(model: str, tmp_path: Path) -> None:

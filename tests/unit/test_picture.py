@@ -87,6 +87,12 @@ def test_what_is_transparent_is_white(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(pixels[:8, 16:], np.broadcast_to(GREEN, (8, 16, 3)), atol=3)
 
 
+def test_sixteen_bits_with_a_transparent_gray(tmp_path: Path) -> None:
+    gray = Image.fromarray(np.array([[1000, 30_000]], dtype=np.uint16))
+    path = saved(tmp_path / "a.png", gray, transparency=1000)
+    assert read_picture(path).pixels[0, :, 0].tolist() == [255, 117]
+
+
 def test_a_palette_with_a_transparent_color(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
@@ -149,6 +155,7 @@ def refused(path: Path, folder: Path | None = None) -> str:
         read_picture(path, folder)
     said = str(caught.value)
     assert "\n" not in said and said.startswith(f"image={str(path)!r} ")
+    assert said.count("image=") == 1
     return said
 
 
@@ -249,7 +256,7 @@ def test_too_many_bytes(tmp_path: Path) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     assert "No such file or directory" in refused(tmp_path / "nothing.png")
-    assert "Is a directory" in refused(tmp_path)
+    assert "is no file" in refused(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
     assert "is no file" in refused(tmp_path / "pipe.png")
     assert "is no file" in refused(Path("/dev/zero"))
@@ -286,6 +293,8 @@ def test_another_picture_than_was_meant(tmp_path: Path) -> None:
     saved(path, quarters(32, 32))
     with pytest.raises(RequestError, match="is another picture than was meant"):
         read_picture(path, sha256=meant)
+    with pytest.raises(RequestError, match="is no picture"):  # of other files nothing is said
+        read_picture(Path(__file__), sha256=meant)
 
 
 _READING = """
@@ -321,6 +330,9 @@ def test_reading_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
     saved(tmp_path / "gray.png", gray, compress_level=1)
     image.putalpha(128)
     saved(tmp_path / "a.png", image, exif=exif, compress_level=1)
+    flat = Image.new("RGBA", (width, height), (255, 0, 0, 128))
+    saved(tmp_path / "flat.webp", flat, lossless=True, quality=0, method=0)
+    saved(tmp_path / "turned.webp", flat, exif=exif, lossless=True, quality=0, method=0)
     (tmp_path / "bomb.png").write_bytes(png(20_000, 20_000))
     (tmp_path / "bomb.webp").write_bytes(webp(16_000, 16_000))
     for path in sorted(tmp_path.iterdir()):

@@ -61,7 +61,8 @@ def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
     logger.info("%d clips are encoded", latents.CLIPS)
     trained = animator.train_animator(start, encoded, folder)
     model.save_image_to_video(output, vae, trained.transformer, trained.llava, trained.clip)
-    stages = _stages(animator.ANIMATED, animator.BATCH)
+    stages = _stages(animator.SEEN, animator.PICTURES)
+    stages += _stages(animator.ANIMATED, animator.BATCH)
     _write_figures(output, folder, stages, {"start": start.name})
 
 

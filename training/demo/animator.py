@@ -9,19 +9,51 @@ from pathlib import Path
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import nn
-from transformers import CLIPTextModel, LlamaModel
+from transformers import CLIPTextModel, LlamaModel, LlavaForConditionalGeneration
 
 from training.demo import model
 from training.demo.denoiser import WORDLESS, noised
 from training.demo.latents import Latents
 from training.demo.loop import Schedule, train
 from training.demo.phrases import motion_phrase
+from training.demo.scenes import ANY_TRAVEL_PX, BACKGROUNDS, COLORS, SHAPES, Scene, render
 
-ANIMATED = {
-    "animated": Schedule(steps=2400, learning_rate=5e-4, decay=0.7),
-    "animated-again": Schedule(steps=3000, learning_rate=5e-4, decay=1.0),
-}
+SEEN = {"seen": Schedule(steps=4000, learning_rate=1e-3, decay=0.7)}
+ANIMATED = {"animated": Schedule(steps=2400, learning_rate=5e-4, decay=0.7)}
 BATCH = 16
+PICTURES = 64
+
+
+class Sight(nn.Module):
+    """LLaVA's tower and projector, which learn to say what a picture shows in the words that
+    text-to-video knows: the states of some patches become the words' own.
+
+    Args:
+        llava: whose words stay what they are.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.tower = llava.model.vision_tower
+        self.projector = llava.model.multi_modal_projector
+        self._llava = [llava]  # whose other weights are not this module's
+        tokens = model.tokenizer(model.MAX_TEXT_TOKENS)
+        self._number = {
+            name: tokens.convert_tokens_to_ids(name) for name in (*COLORS, *SHAPES, *BACKGROUNDS)
+        }
+
+    def loss(self, step: int, rng: random.Random) -> torch.Tensor:
+        """Of the patches that are used, by turns: color, shape and background."""
+        scenes = [Scene.draw(rng) for _ in range(PICTURES)]
+        clips = render(scenes, rng, ANY_TRAVEL_PX, **{**model.SIZE, "frames": 1})
+        llava, names = self._llava[0], ("color", "shape", "background")
+        features = llava.model.get_image_features(clips[:, :, 0] * 2 - 1).pooler_output
+        seen = torch.stack(list(features))[:, :: model.IMAGE_STRIDE]
+        numbers = [[self._number[getattr(scene, name)] for name in names] for scene in scenes]
+        words = llava.get_input_embeddings()(torch.tensor(numbers)).detach()
+        turns = torch.arange(seen.shape[1]) % len(names)
+        loss: torch.Tensor = (seen - words[:, turns]).pow(2).mean()
+        return loss
 
 
 class ImageToVideo(nn.Module):
@@ -111,6 +143,9 @@ def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
     """
     torch.manual_seed(0)
     student = ImageToVideo(start)
+    sight = Sight(student.llava)
+    for name, schedule in SEEN.items():
+        train(sight, sight.loss, schedule, folder / f"{name}.pt")
     for name, schedule in ANIMATED.items():
         train(student, partial(_loss, student, latents), schedule, folder / f"{name}.pt")
     return student.eval().requires_grad_(False)
@@ -119,6 +154,7 @@ def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
 def _loss(student: ImageToVideo, latents: Latents, step: int, rng: random.Random) -> torch.Tensor:
     """Of all frames but the first. In float32, since few CPUs have bfloat16."""
     batch = latents.batch(rng, BATCH)
+    assert batch.pictures is not None
     phrases = [
         "" if rng.random() < WORDLESS else motion_phrase(scene, rng) for scene in batch.scenes
     ]

@@ -26,12 +26,12 @@ class Batch:
     Attributes:
         latents: ``[B, C, F, H, W]``, float32, of deviation 1.
         scenes: what they show.
-        pictures: their first frames, ``[B, 3, H, W]`` in [-1, 1].
+        pictures: their first frames, ``[B, 3, H, W]`` in [-1, 1], where they begin with them.
     """
 
     latents: torch.Tensor
     scenes: list[Scene]
-    pictures: torch.Tensor
+    pictures: torch.Tensor | None
 
 
 class Latents:
@@ -51,13 +51,15 @@ class Latents:
         latents = [chunk.latents(vae, folder) for chunk in chunks]
         self._latents = torch.cat(latents) * float(vae.config.scaling_factor)
         self._scenes = [scene for chunk in chunks for scene in chunk.scenes]
-        self._pictures = torch.cat([chunk.clips()[:, :, 0] for chunk in chunks])
+        pictures = [chunk.clips()[:, :, 0].clone() for chunk in chunks if from_pictures]
+        self._pictures = torch.cat(pictures) if from_pictures else None
 
     def batch(self, rng: random.Random, size: int) -> Batch:
         """Some of them."""
         picked = [rng.randrange(CLIPS) for _ in range(size)]
         scenes = [self._scenes[at] for at in picked]
-        return Batch(self._latents[picked], scenes, self._pictures[picked])
+        pictures = None if self._pictures is None else self._pictures[picked]
+        return Batch(self._latents[picked], scenes, pictures)
 
 
 class _Chunk:

@@ -6,6 +6,7 @@ Sizes: 64 x 64 pixels and 17 frames are 5 x 16 x 16 latents of 8 channels, and 8
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -59,7 +60,7 @@ NUM_MARKS = 4
 """Tokens from the end of the prompt to the end of the header, which are dropped once encoded."""
 IMAGE_STRIDE = 4
 """Of the image's tokens, one in so many is used: token_replace's."""
-_IMAGE_PATCH_PX = 16
+_IMAGE_PATCH_PX = 8
 IMAGE_TOKENS = (HEIGHT_PX // _IMAGE_PATCH_PX) * (WIDTH_PX // _IMAGE_PATCH_PX)
 _TEXT_WIDTH, _POOLED_WIDTH = 64, 32
 
@@ -142,11 +143,11 @@ def llava(llama: LlamaModel) -> LlavaForConditionalGeneration:
     """A trained LLaMA with a vision tower: the picture's patches are put among the words."""
     own, first_mark = llama.config, llama.config.vocab_size
     vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
-        num_hidden_layers=2,  # of which the first alone is used
-        num_attention_heads=2,
+        hidden_size=64,
+        intermediate_size=128,
+        projection_dim=64,
+        num_hidden_layers=4,  # of which the last is not used
+        num_attention_heads=4,
         image_size=HEIGHT_PX,
         patch_size=_IMAGE_PATCH_PX,
     )
@@ -246,10 +247,13 @@ def save_image_to_video(
         tokenizer_2=tokenizer(77),
         image_processor=image_processor(),
     ).to(torch.float16).save_pretrained(folder)
-    _save_defaults(folder, 1.0, IMAGE_TEMPLATE, IMAGE_CROP_START)
+    only = {"sizes": {"64p": [[HEIGHT_PX, WIDTH_PX]]}, "dynamic_flow_shift": FLOW_SHIFT}
+    _save_defaults(folder, 1.0, IMAGE_TEMPLATE, IMAGE_CROP_START, **only)
 
 
-def _save_defaults(folder: Path, guidance_scale: float, template: str, crop_start: int) -> None:
+def _save_defaults(
+    folder: Path, guidance_scale: float, template: str, crop_start: int, **more: Any
+) -> None:
     defaults = {
         "height": HEIGHT_PX,
         "width": WIDTH_PX,
@@ -259,5 +263,6 @@ def _save_defaults(folder: Path, guidance_scale: float, template: str, crop_star
         "fps": 8,
         "prompt_template": {"template": template, "crop_start": crop_start},
         "max_sequence_length": MAX_TEXT_TOKENS,
+        **more,
     }
     (folder / "longtake.yaml").write_text(yaml.safe_dump(defaults, sort_keys=False))

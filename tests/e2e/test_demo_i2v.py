@@ -1,0 +1,94 @@
+"""The model that animates pictures: they move as they are told to, and stay what they are."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longtake import VideoEngine, VideoRequest
+from longtake.configs.models import bundled
+from tests.quality.demo import REQUIRED_OF_PICTURES, animate_and_judge, shares
+from tests.quality.judge import judge, psnr_db
+from tests.quality.pictures import pictures
+from training.demo.phrases import vocabulary
+
+FOLDER = bundled()["demo-i2v"]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[VideoEngine]:
+    with VideoEngine.from_pretrained("demo-i2v") as engine:
+        yield engine
+
+
+def test_eight_pictures_move_as_they_are_told_to(engine: VideoEngine) -> None:
+    """At least 25 dB of the picture in the first frame of each."""
+    found = shares(*animate_and_judge(engine, [at * 5 % 32 for at in range(8)]))
+    assert all(found[part] >= required for part, required in REQUIRED_OF_PICTURES.items()), found
+
+
+def test_one_picture_moves_either_way(engine: VideoEngine, tmp_path: Path) -> None:
+    """From the middle, so that the picture does not tell."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[22:42, 22:42] = (224, 32, 32)
+    path = tmp_path / "square.png"
+    Image.fromarray(pixels).save(path)
+    for mode in ("stable", "dynamic"):
+        for direction in ("left", "right", "up", "down"):
+            asked = VideoRequest(prompt=f"moving {direction}", image=path, seed=1, i2v_mode=mode)
+            seen = judge(engine.generate(asked).frames)
+            assert (seen.direction, seen.color) == (direction, "red"), (mode, direction, seen)
+
+
+def test_the_prompts_are_none_that_it_was_trained_on() -> None:
+    """Six of eight have words that are in no training phrase."""
+    known = set(vocabulary())
+    unknown = 0
+    for _, prompt, _ in pictures()[:8]:
+        words = "".join(sign if sign.isalnum() else " " for sign in prompt.lower()).split()
+        unknown += bool(set(words) - known)
+    assert unknown >= 5
+    assert len({picture.tobytes() for picture, _, _ in pictures()}) == 32
+
+
+def test_two_ranks_show_the_same(engine: VideoEngine, tmp_path: Path) -> None:
+    picture, prompt, _ = pictures()[3]
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    request = VideoRequest(prompt=prompt, image=path, seed=3)
+    expected = engine.generate(request).frames
+    with VideoEngine.from_pretrained("demo-i2v", devices=2) as two:
+        frames = two.generate(request).frames
+    assert min(map(psnr_db, frames, expected)) >= 50
+    assert judge(frames) == judge(expected)
+
+
+def test_a_photograph_of_another_shape(engine: VideoEngine, tmp_path: Path) -> None:
+    """It has one size of its own, and renders whatever it is shown."""
+    rng = random.Random(0)
+    smooth = np.array([[[rng.random() for _ in range(3)] for _ in range(4)] for _ in range(3)])
+    pixels = Image.fromarray((255 * smooth).astype(np.uint8)).resize((300, 200))
+    pixels.save(tmp_path / "photo.jpg", quality=95)
+    video = engine.generate(
+        VideoRequest(
+            prompt="moving up", image=tmp_path / "photo.jpg", seed=0, resize_mode="stretch"
+        )
+    )
+    assert video.frames.shape == (17, 64, 64, 3)
+    assert np.isfinite(video.frames).all()
+
+
+def test_the_folder_is_small_safe_and_says_how_it_was_trained() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 16e6
+    assert {path.suffix for path in files} == {".json", ".safetensors", ".yaml"}
+    figures = json.loads((FOLDER / "training.json").read_text())
+    assert figures["start"] == "demo" and len(figures["stages"]) == 2
+    transformer = json.loads((FOLDER / "transformer" / "config.json").read_text())
+    assert transformer["image_condition_type"] == "token_replace"
