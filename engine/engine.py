@@ -7,9 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
 from longtake.engine.hardware import hardware_here
 from longtake.engine.latents import checked_latents
-from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
+from longtake.engine.launcher import InProcess, JoinedGroup, Launcher, device_type_of
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.picture import Picture, read_picture
 from longtake.engine.planner import choose_dims, dtypes
@@ -28,12 +27,11 @@ from longtake.engine.planning.layouts import check_degrees
 from longtake.engine.planning.prediction import Setting
 from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.video import Array, Metadata, Video
+from longtake.engine.video import Array, FramesInMemory, Metadata, Video
 from longtake.engine.worker import Beside, Job, RankReport, Sink, dtype_of, vae_dtype_of
 from longtake.errors import (
     EngineError,
     KernelError,
-    LayoutError,
     RefusedInputError,
     RequestError,
     one_line,
@@ -204,7 +202,8 @@ class VideoEngine:
         """
         if self._spec.image is None:  # then all ranks of torchrun look at the same
             return self._kept(self.resolve(request), on_progress)
-        return self._kept(self._of_rank_0(lambda: self.resolve(request), on_progress), on_progress)
+        resolved = self._of_rank_0(lambda: self.resolve(request), on_progress)
+        return self._kept(resolved, on_progress)
 
     def decode(
         self,
@@ -255,7 +254,7 @@ class VideoEngine:
         on_progress: OnProgress,
         latents: Array | None = None,
     ) -> Video:
-        kept = _Kept(0 if request is None else self.num_frames_of(request), latents)
+        kept = FramesInMemory(0 if request is None else self.num_frames_of(request), latents)
         try:
             metadata = self.render(request, kept, on_progress, latents)
         except EngineError as error:
@@ -380,45 +379,5 @@ class VideoEngine:
         )
 
 
-class _Kept:
-    """A sink that keeps everything in memory."""
-
-    def __init__(self, num_frames: int, latents: Array | None = None) -> None:
-        self._num_frames = num_frames
-        self.batch: list[Array] = []
-        self.all_latents: Array = np.zeros((0,), np.float32) if latents is None else latents
-
-    def latents(self, latents: Array) -> None:
-        self.all_latents = latents
-
-    def frame(self, video: int, index: int, frame: Array) -> None:
-        if index == 0:
-            self.batch.append(np.empty((self._num_frames, *frame.shape), dtype=np.float32))
-        self.batch[video][index] = frame
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def device_type_of(
-    config: EngineConfig, place: TorchrunPlace | None = None
-) -> Literal["cpu", "cuda"]:
-    """The kind of device, of which there are enough on this host.
-
-    Args:
-        place: under torchrun, which counts the ranks.
-
-    Raises:
-        LayoutError: there are not so many GPUs.
-    """
-    num_gpus = torch.cuda.device_count()
-    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
-        return "cpu"
-    local = place.local_world_size if place else config.devices
-    if local > num_gpus:
-        raise LayoutError(
-            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
-            "or device=cpu"
-        )
-    return "cuda"

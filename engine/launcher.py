@@ -11,6 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,7 @@ from longtake.engine.worker import (
 )
 from longtake.errors import (
     EngineError,
+    LayoutError,
     LongtakeError,
     PeerLostError,
     RankError,
@@ -42,6 +44,29 @@ from longtake.errors import (
 from longtake.parallel import World
 from longtake.parallel.exchange import any_rank
 from longtake.pipelines.progress import OnProgress, Progress
+
+
+def device_type_of(
+    config: EngineConfig, place: TorchrunPlace | None = None
+) -> Literal["cpu", "cuda"]:
+    """The kind of device, of which there are enough on this host.
+
+    Args:
+        place: under torchrun, which counts the ranks.
+
+    Raises:
+        LayoutError: there are not so many GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
+        return "cpu"
+    local = place.local_world_size if place else config.devices
+    if local > num_gpus:
+        raise LayoutError(
+            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
+            "or device=cpu"
+        )
+    return "cuda"
 
 
 def refusal_of(kind: str, text: str) -> RefusedInputError:

@@ -147,6 +147,34 @@ class Video:
         return files.paths
 
 
+class FramesInMemory:
+    """A sink that keeps everything in memory.
+
+    Args:
+        num_frames: of each video.
+        latents: that the frames are made of, where they are there already.
+
+    Attributes:
+        batch: each video's frames, ``[frames, height, width, 3]``.
+        all_latents: ``[B, C, F, H, W]``; empty before they are there.
+    """
+
+    def __init__(self, num_frames: int, latents: Array | None = None) -> None:
+        self._num_frames = num_frames
+        self.batch: list[Array] = []
+        self.all_latents: Array = np.zeros((0,), np.float32) if latents is None else latents
+
+    def latents(self, latents: Array) -> None:
+        """Keep them."""
+        self.all_latents = latents
+
+    def frame(self, video: int, index: int, frame: Array) -> None:
+        """Keep it."""
+        if index == 0:
+            self.batch.append(np.empty((self._num_frames, *frame.shape), dtype=np.float32))
+        self.batch[video][index] = frame
+
+
 def _versions() -> dict[str, str]:
     versions = {"longtake": longtake.__version__, "python": platform.python_version()}
     for library in _LIBRARIES:

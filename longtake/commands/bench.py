@@ -15,9 +15,9 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.tools import BenchConfig
 from longtake.engine.bench.calibrate import calibrate
 from longtake.engine.bench.suites import Suites, environment
-from longtake.engine.engine import device_type_of
 from longtake.engine.files import write_whole
 from longtake.engine.hardware import hardware_here
+from longtake.engine.launcher import device_type_of
 from longtake.errors import RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
