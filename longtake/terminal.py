@@ -31,7 +31,7 @@ from longtake.pipelines.progress import Progress
 if TYPE_CHECKING:
     from longtake.engine.video import Metadata
 
-_PHASES = {"text": "encoding the prompt"}
+_PHASES = {"text": "encoding"}
 _PARTS = {"denoising": "step", "decoding": "tile"}
 
 
@@ -123,7 +123,7 @@ class _Lines(View):
         if progress.phase != self._phase:
             self._phase, self._began, self._tenths = progress.phase, now, 0
             if part is None:
-                say(_PHASES.get(progress.phase, progress.phase), sys.stderr)
+                say(_named(progress) if progress.phase == "text" else progress.phase, sys.stderr)
         tenths = 10 * progress.done // progress.total if progress.total else 0
         if part is not None and progress.done and tenths > self._tenths:
             self._tenths = tenths
@@ -170,10 +170,9 @@ class _Bars(View):
             self._phase, self._began = progress.phase, now
             self._task = self._bars.add_task("", total=None, rate="")
         rate = f"{(now - self._began) / progress.done:.2f} s each" if progress.done else ""
-        name = _PHASES.get(progress.phase, progress.phase)
         self._bars.update(
             self._task,
-            description=f"{name} {progress.detail}".strip(),
+            description=_named(progress),
             completed=progress.done,
             total=progress.total or None,
             rate=rate,
@@ -182,6 +181,11 @@ class _Bars(View):
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         self.close()
         say(_summary(paths, metadata), sys.stdout)
+
+
+def _named(progress: Progress) -> str:
+    """A phase in words, with what it is at."""
+    return f"{_PHASES.get(progress.phase, progress.phase)} {progress.detail}".strip()
 
 
 def view_of(*, quiet: bool, as_json: bool) -> View:

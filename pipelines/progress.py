@@ -15,7 +15,7 @@ class Progress:
             other ranks.
         done: steps or tiles that are finished; on a GPU, that the device has finished.
         total: of them; 0 where the phase has no parts.
-        detail: e.g. which component is loading.
+        detail: e.g. which component is loading, or that it is the picture that is encoded.
     """
 
     phase: str

@@ -66,7 +66,7 @@ def render_latents(
             "cfg_degree at 1"
         )
     mesh = world.mesh(dims)
-    on_progress(Progress("text"))
+    on_progress(Progress("text", detail="the prompt"))
     with stage(report, "text"):
         streams = [_encode_once(pipeline, request, world, picture, negative=False)]
         if request.uses_true_cfg:
@@ -74,7 +74,7 @@ def render_latents(
 
     image = None
     if request.i2v_mode is not None:
-        on_progress(Progress("text", detail="picture"))
+        on_progress(Progress("text", detail="the picture"))
         with stage(report, "image"):
             pixels = as_video(_fitted_once(picture, request, world))
             image = check_image(pipeline.encode_image(pixels, request, world))
