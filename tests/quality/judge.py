@@ -6,6 +6,7 @@ Legend: F frames, H W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,12 @@ _SMALLEST = 0.01
 
 _SHORTEST_WAY = 0.06
 """Part of the frame's size that a shape moves at least; else the video is static."""
+
+_BLURS = (0.0, 0.12, 0.2, 0.28)
+"""Deviations of a blur over a shape's radius: so an autoencoder leaves what has little contrast."""
+
+_GRID = 96
+"""Cells that outlines are drawn on, three radii wide."""
 
 _LIKENESS = 0.7
 """Intersection over union with a shape's outline, at least, to be called by its name."""
@@ -106,17 +113,46 @@ def _shape(masks: Mask) -> str | None:
 
 
 def _likeness(mask: Mask) -> list[float]:
-    """Intersection over union with each of :data:`SHAPES` in the same box."""
+    """Intersection over union with each of :data:`SHAPES` in the same box, sharp or blurred."""
     rows, columns = ((mask.sum(axis) >= 2).nonzero()[0] for axis in (1, 0))
     if len(rows) == 0 or len(columns) == 0:
         return [0.0] * len(SHAPES)
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    y, x = ((np.arange(size) + 0.5) / size * 2 - 1 for size in box.shape)
-    radius = np.hypot(x[None], y[:, None])
-    outlines = {
+    found = []
+    for name in SHAPES:
+        outlines = [_scaled(outline, box.shape) for outline in _outlines(name)]
+        found.append(max(float((box & each).sum() / (box | each).sum()) for each in outlines))
+    return found
+
+
+@cache
+def _outlines(name: str) -> list[Mask]:
+    """A shape's outline in its box, ever more blurred: what is left of it halfway up its edges."""
+    at = (np.arange(_GRID) + 0.5) / _GRID * 3 - 1.5
+    x, y = at[None], at[:, None]
+    radius = np.hypot(x, y)
+    shape = {
         "circle": radius <= 1,
-        "square": np.ones_like(box),
-        "triangle": np.abs(x[None]) <= (y[:, None] + 1.3) / 2.3,  # its tip a little blunt
+        "square": np.maximum(abs(x), abs(y)) <= 1,
+        "triangle": (y <= 0.72) & (0.866 * abs(x) - 0.5 * y <= 0.5),
         "ring": (radius <= 1) & (radius >= 0.48),
-    }
-    return [float((box & outlines[name]).sum() / (box | outlines[name]).sum()) for name in SHAPES]
+    }[name].astype(np.float64)
+    found = []
+    for blur in _BLURS:
+        kernel = np.exp(-(at**2) / (2 * blur**2)) if blur else (abs(at) < 1.6 / _GRID).astype(float)
+        soft = shape
+        for axis in (0, 1):
+            soft = np.apply_along_axis(np.convolve, axis, soft, kernel / kernel.sum(), "same")
+        outline = soft >= soft.max() / 2
+        rows, columns = (outline.any(axis).nonzero()[0] for axis in (1, 0))
+        found.append(outline[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return found
+
+
+def _scaled(outline: Mask, size: tuple[int, ...]) -> Mask:
+    """An outline in a box of another size."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) / new * old).astype(int)
+        for new, old in zip(size, outline.shape, strict=True)
+    )
+    return outline[np.ix_(rows, columns)]

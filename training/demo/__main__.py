@@ -47,24 +47,22 @@ def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) ->
     _write_figures(output, folder, stages, figures)
 
 
-def image_to_video(folder: Path, /, start: Path, output: Path, guidance_scale: float = 3.0) -> None:
+def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
     """Train `demo-i2v` on from `demo`, whose autoencoder it keeps.
 
     Args:
         folder: of checkpoints and logs.
         start: folder of the text-to-video model.
         output: folder that the model is saved to.
-        guidance_scale: that the model's defaults name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLHunyuanVideo.from_pretrained(start / "vae").eval().requires_grad_(False)
     encoded = latents.Latents(vae, folder, from_pictures=True)
     logger.info("%d clips are encoded", latents.CLIPS)
     trained = animator.train_animator(start, encoded, folder)
-    parts = (vae, trained.transformer, trained.llava, trained.clip)
-    model.save_image_to_video(output, *parts, guidance_scale=guidance_scale)
+    model.save_image_to_video(output, vae, trained.transformer, trained.llava, trained.clip)
     stages = _stages(animator.SEEN, animator.PICTURES)
-    stages += _stages({**animator.ANIMATED, **animator.GUIDANCE}, animator.BATCH)
+    stages += _stages(animator.ANIMATED, animator.BATCH)
     _write_figures(output, folder, stages, {"start": start.name})
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from torch import nn
 from transformers import CLIPTextModel, LlamaModel, LlavaForConditionalGeneration
 
 from training.demo import model
-from training.demo.denoiser import GUIDANCE_SCALES, WORDLESS, noised
+from training.demo.denoiser import WORDLESS, noised
 from training.demo.latents import Latents
 from training.demo.loop import Schedule, train
 from training.demo.phrases import motion_phrase
@@ -22,7 +20,6 @@ from training.demo.scenes import ANY_TRAVEL_PX, BACKGROUNDS, COLORS, SHAPES, Sce
 
 SEEN = {"seen": Schedule(steps=4000, learning_rate=1e-3, decay=0.7)}
 ANIMATED = {"animated": Schedule(steps=2400, learning_rate=5e-4, decay=0.7)}
-GUIDANCE = {"animated-guidance": Schedule(steps=400, learning_rate=3e-4, decay=0.7, average=0.99)}
 BATCH = 16
 PICTURES = 64
 
@@ -86,7 +83,6 @@ class ImageToVideo(nn.Module):
         sigma: torch.Tensor,
         phrases: list[str],
         pictures: torch.Tensor,
-        guidance: torch.Tensor,
     ) -> torch.Tensor:
         """The velocity, ``[B, C, F, H, W]``.
 
@@ -94,7 +90,6 @@ class ImageToVideo(nn.Module):
             noisy: ``[B, C, F, H, W]``, with the pictures' latents as first frame.
             sigma: noise level of each, ``[B]``.
             pictures: ``[B, 3, H, W]`` in [-1, 1].
-            guidance: embedded scale of each, ``[B]``.
         """
         states, mask = self._encode(phrases, pictures)
         words = self._clip_tokens(phrases, return_tensors="pt", padding=True, truncation=True)
@@ -104,7 +99,7 @@ class ImageToVideo(nn.Module):
             states,
             mask,
             self.clip(words.input_ids, words.attention_mask).pooler_output,
-            guidance=guidance * 1000,
+            guidance=torch.full_like(sigma, 1000.0),
             return_dict=False,
         )[0]
         return velocity.float()
@@ -157,60 +152,18 @@ def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
         train(sight, sight.loss, schedule, folder / f"{name}.pt")
     for name, schedule in ANIMATED.items():
         train(student, partial(_loss, student, latents), schedule, folder / f"{name}.pt")
-    teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    for name, schedule in GUIDANCE.items():
-        loss = partial(_guidance_loss, student, teacher, latents)
-        train(student, loss, schedule, folder / f"{name}.pt")
     return student.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class _Noised:
-    """Clips with noise in all frames but the first, and what they are to be made of."""
-
-    clips: torch.Tensor
-    sigma: torch.Tensor
-    velocity: torch.Tensor
-    phrases: list[str]
-    pictures: torch.Tensor
-
-    @classmethod
-    def draw(cls, latents: Latents, rng: random.Random) -> _Noised:
-        batch = latents.batch(rng, BATCH)
-        assert batch.pictures is not None
-        phrases = [
-            "" if rng.random() < WORDLESS else motion_phrase(scene, rng) for scene in batch.scenes
-        ]
-        clips, sigma, velocity = noised(batch.latents)
-        clips[:, :, :1] = batch.latents[:, :, :1]
-        return cls(clips, sigma, velocity, phrases, batch.pictures)
-
-
 def _loss(student: ImageToVideo, latents: Latents, step: int, rng: random.Random) -> torch.Tensor:
-    """In float32, since few CPUs have bfloat16."""
-    given = _Noised.draw(latents, rng)
-    unguided = torch.ones_like(given.sigma)
-    predicted = student(given.clips, given.sigma, given.phrases, given.pictures, unguided)
-    return _error(predicted, given.velocity)
-
-
-def _guidance_loss(
-    student: ImageToVideo, teacher: ImageToVideo, latents: Latents, step: int, rng: random.Random
-) -> torch.Tensor:
-    """What guidance of any scale gives, away from no words and a black picture, from one pass."""
-    given = _Noised.draw(latents, rng)
-    low, high = GUIDANCE_SCALES
-    scale = low + (high - low) * torch.rand(len(given.sigma))
-    with torch.no_grad():
-        unguided, black = torch.ones_like(scale), torch.full_like(given.pictures, -1)
-        shown = teacher(given.clips, given.sigma, given.phrases, given.pictures, unguided)
-        wordless = teacher(given.clips, given.sigma, [""] * len(scale), black, unguided)
-        target = wordless + scale[:, None, None, None, None] * (shown - wordless)
-    predicted = student(given.clips, given.sigma, given.phrases, given.pictures, scale)
-    return _error(predicted, target)
-
-
-def _error(predicted: torch.Tensor, meant: torch.Tensor) -> torch.Tensor:
-    """Of all frames but the first."""
-    error: torch.Tensor = (predicted - meant)[:, :, 1:].pow(2).mean()
-    return error
+    """Of all frames but the first. In float32, since few CPUs have bfloat16."""
+    batch = latents.batch(rng, BATCH)
+    assert batch.pictures is not None
+    phrases = [
+        "" if rng.random() < WORDLESS else motion_phrase(scene, rng) for scene in batch.scenes
+    ]
+    noisy, sigma, velocity = noised(batch.latents)
+    noisy[:, :, :1] = batch.latents[:, :, :1]
+    predicted = student(noisy, sigma, phrases, batch.pictures)
+    loss: torch.Tensor = (predicted - velocity)[:, :, 1:].pow(2).mean()
+    return loss

@@ -235,8 +235,6 @@ def save_image_to_video(
     denoiser: HunyuanVideoTransformer3DModel,
     llava: LlavaForConditionalGeneration,
     clip: CLIPTextModel,
-    *,
-    guidance_scale: float,
 ) -> None:
     """Save image-to-video whole, in float16, with the defaults that it was trained for."""
     HunyuanVideoImageToVideoPipeline(
@@ -250,7 +248,7 @@ def save_image_to_video(
         image_processor=image_processor(),
     ).to(torch.float16).save_pretrained(folder)
     only = {"sizes": {"64p": [[HEIGHT_PX, WIDTH_PX]]}, "dynamic_flow_shift": FLOW_SHIFT}
-    _save_defaults(folder, guidance_scale, IMAGE_TEMPLATE, IMAGE_CROP_START, **only)
+    _save_defaults(folder, 1.0, IMAGE_TEMPLATE, IMAGE_CROP_START, **only)
 
 
 def _save_defaults(
