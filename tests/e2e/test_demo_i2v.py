@@ -28,8 +28,8 @@ def engine() -> Iterator[VideoEngine]:
 
 
 def test_eight_pictures_move_as_they_are_told_to(engine: VideoEngine) -> None:
-    """At least 25 dB of the picture in the first frame of each."""
-    found = shares(*animate_and_judge(engine, [at * 5 % 32 for at in range(8)]))
+    """Each color once, each shape twice; 25 dB of the picture in the first frame of each."""
+    found = shares(*animate_and_judge(engine, [at * 9 % 32 for at in range(8)]))
     assert all(found[part] >= required for part, required in REQUIRED_OF_PICTURES.items()), found
 
 
