@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -18,9 +18,11 @@ from longtake.configs.request import (
     TileSize,
     VideoRequest,
 )
-from longtake.engine.picture import Picture
 from longtake.errors import RequestError, one_line
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from longtake.engine.picture import Picture
 
 logger = logging.getLogger(__name__)
 

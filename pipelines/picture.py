@@ -5,12 +5,16 @@ Legend: H W pixels.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
 
 from longtake.configs.request import ResizeMode
+
+if TYPE_CHECKING:
+    import torch
 
 Pixels = npt.NDArray[np.uint8]
 """``[H, W, 3]``: red, green and blue."""
