@@ -207,26 +207,13 @@ class VideoPipeline(ABC):
             RequestError: nothing is left of the prompt once it is encoded.
         """
 
-    def encode_image(
-        self, pixels: torch.Tensor, request: ResolvedRequest, world: World
-    ) -> torch.Tensor:
-        """The latents of a picture, of an image-to-video model; called by all ranks together.
-
-        Args:
-            pixels: ``[1, 3, 1, H, W]`` in [-1, 1], the same on all ranks.
-
-        Returns:
-            ``[1, C, 1, H, W]``, float32, scaled as those that are denoised, on every rank.
-        """
-        raise NotImplementedError(f"{type(self).__name__} takes no picture")
-
     def start(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What denoising begins with, ``[B, C, F, H, W]``, float32: noise, but for a picture.
 
         Args:
-            image: from :meth:`encode_image`.
+            image: from :meth:`ImageToVideoPipeline.encode_image`; None of a text-to-video model.
         """
         return grid.noise(request.seed)
 
@@ -243,31 +230,46 @@ class VideoPipeline(ABC):
         """Pixels in [-1, 1] to the moments of their latents, in the same tiles."""
 
 
+class ImageToVideoPipeline(VideoPipeline):
+    """One whose videos begin with a picture."""
+
+    @abstractmethod
+    def encode_image(
+        self, pixels: torch.Tensor, request: ResolvedRequest, world: World
+    ) -> torch.Tensor:
+        """The latents of a picture; called by all ranks together.
+
+        Args:
+            pixels: ``[1, 3, 1, H, W]`` in [-1, 1], the same on all ranks.
+
+        Returns:
+            ``[1, C, 1, H, W]``, float32, scaled as those that are denoised, on every rank.
+        """
+
+
 def check_latents(latents: torch.Tensor) -> torch.Tensor:
     """Refuse latents that went to infinity or became no number, rather than write black frames."""
-    if not bool(torch.isfinite(latents).all()):
-        raise EngineError(
-            "the latents are not finite after denoising: weights that do not fit the architecture, "
-            "or numbers too large for float16; try dtype bfloat16 or float32"
-        )
-    return latents
+    return _finite(
+        latents,
+        "the latents are not finite after denoising: weights that do not fit the architecture, or "
+        "numbers too large for float16; try dtype bfloat16 or float32",
+    )
 
 
 def check_image(image: torch.Tensor) -> torch.Tensor:
     """The same for what the encoder made of a picture, before anything is denoised."""
-    if not bool(torch.isfinite(image).all()):
-        raise EngineError(
-            "the picture's latents are not finite: damaged weights of the vae, or numbers too "
-            "large for float16; try vae_dtype float32"
-        )
-    return image
+    return _finite(image, f"the picture's latents are not finite: {_OF_THE_VAE}")
 
 
 def check_frames(values: torch.Tensor) -> torch.Tensor:
     """The same for what the decoder made of good latents, before it is cut to [0, 1]."""
+    return _finite(values, f"the decoded frames are not finite: {_OF_THE_VAE}")
+
+
+_OF_THE_VAE = "damaged weights of the vae, or numbers too large for float16; try vae_dtype float32"
+
+
+def _finite(values: torch.Tensor, otherwise: str) -> torch.Tensor:
     if not bool(torch.isfinite(values).all()):
-        raise EngineError(
-            "the decoded frames are not finite: damaged weights of the vae, or numbers too large "
-            "for float16; try vae_dtype float32"
-        )
+        raise EngineError(otherwise)
     return values

@@ -11,6 +11,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.errors import RefusedInputError, RequestError, Stopped
 from longtake.parallel import ParallelDims, TokenShards, World
 from longtake.pipelines.base import (
+    ImageToVideoPipeline,
     Streams,
     TrueCfg,
     VideoPipeline,
@@ -73,7 +74,7 @@ def render_latents(
             streams.append(_encode_once(pipeline, request, world, picture, negative=True))
 
     image = None
-    if request.i2v_mode is not None:
+    if isinstance(pipeline, ImageToVideoPipeline):
         on_progress(Progress("text", detail="the picture"))
         with stage(report, "image"):
             pixels = as_video(_fitted_once(picture, request, world))

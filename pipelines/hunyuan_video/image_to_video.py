@@ -6,7 +6,7 @@ import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import Streams
+from longtake.pipelines.base import ImageToVideoPipeline, Streams
 from longtake.pipelines.decode import encode_videos
 from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
 from longtake.pipelines.hunyuan_video.pipeline import HunyuanVideo
@@ -18,7 +18,7 @@ _NOISE_SHARE = 0.999
 """Of what denoising begins with in the stable mode; the rest is the picture."""
 
 
-class HunyuanVideoImageToVideo(HunyuanVideo):
+class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     """HunyuanVideo-I2V, with token_replace or latent_concat."""
 
     _TEXT_ENCODERS = ImageTextEncoders
