@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 import torch
@@ -98,6 +98,7 @@ class VideoEngine:
         self._busy = threading.RLock()
         self._rendering = False
         self._chosen: tuple[ResolvedRequest, tuple[ParallelDims, str]] | None = None
+        self._read: tuple[ResolvedRequest, Picture] | None = None
 
     @classmethod
     def from_pretrained(
@@ -146,6 +147,8 @@ class VideoEngine:
         picture = None if self._spec.image is None else self._picture_of(request)
         resolved = resolve(request, self._spec, picture)
         self._choose(resolved)
+        if picture is not None:
+            self._read = resolved, picture
         return resolved
 
     def _picture_of(self, request: VideoRequest) -> Picture:
@@ -155,6 +158,13 @@ class VideoEngine:
                 f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
             )
         return read_picture(request.image, self.config.image_folder, request.image_sha256)
+
+    def _read_once(self, request: ResolvedRequest) -> Picture:
+        """The same of a request that was resolved: read again unless no other was meanwhile."""
+        if self._read is None or self._read[0] != request:
+            return self._picture_of(request)
+        (_, picture), self._read = self._read, None
+        return picture
 
     def resolve_decode(
         self, request: DecodeRequest, latents_shape: Sequence[int]
@@ -336,7 +346,8 @@ class VideoEngine:
         try:
             own = self._job(request, latents is not None)
             if own is not None and own.from_picture:
-                beside = self._picture_of(cast(ResolvedRequest, own.request)).pixels
+                assert isinstance(request, ResolvedRequest)
+                beside = self._read_once(request).pixels
         except RefusedInputError as error:
             refusal = error
         return launcher.agree(own, refusal), beside

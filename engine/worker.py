@@ -51,13 +51,11 @@ class Job(BaseModel):
 
     Attributes:
         from_latents: its latents are there already, and come beside it; it is only decoded.
-        from_picture: the picture that its videos begin with comes beside it.
         trace: what is recorded on the way, for a sink that takes it.
     """
 
     request: ResolvedRequest | ResolvedDecode
     from_latents: bool = False
-    from_picture: bool = False
     trace: TraceRequest | None = None
     cfg_degree: int
     ring_degree: int
@@ -76,12 +74,18 @@ class Job(BaseModel):
         return cls(
             request=request,
             from_latents=from_latents,
-            from_picture=not from_latents and getattr(request, "i2v_mode", None) is not None,
             trace=trace,
             cfg_degree=dims.cfg_degree,
             ring_degree=dims.ring_degree,
             ulysses_degree=dims.ulysses_degree,
         )
+
+    @property
+    def from_picture(self) -> bool:
+        """Whether the picture that its videos begin with comes beside it."""
+        request = self.request
+        animates = isinstance(request, ResolvedRequest) and request.i2v_mode is not None
+        return animates and not self.from_latents
 
     @property
     def comes_with_array(self) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from longtake import VideoEngine, VideoRequest, cli
 from longtake.engine.latents import read_latents
+from longtake.engine.picture import read_picture
 from longtake.engine.worker import Nowhere
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
@@ -270,6 +272,27 @@ def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
         assert code == 0, err
         monkeypatch.chdir("/")
         assert run("generate", "--config", str(tmp_path / "out.json"), "-o", out)[0] == 0
+
+
+def test_a_picture_is_read_once(
+    animators: dict[str, str], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again for a request that was resolved before another."""
+    read: list[Path] = []
+
+    def counted(path: Path, *more: Any) -> Any:
+        read.append(path)
+        return read_picture(path, *more)
+
+    monkeypatch.setattr("longtake.engine.engine.read_picture", counted)
+    with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
+        request = VideoRequest(prompt="a", image=picture, seed=0, num_inference_steps=1)
+        engine.generate(request)
+        assert read == [picture]
+        first, second = (engine.resolve(request.model_copy(update={"seed": at})) for at in (1, 2))
+        for resolved in (first, second):
+            engine.render(resolved, Nowhere())
+        assert read == [picture] * 4
 
 
 def test_latents_of_a_picture_that_are_no_numbers(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from longtake.configs.request import ResolvedRequest
 from longtake.pipelines import registry
+from longtake.pipelines.base import ImageToVideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.text import quiet_transformers
 from longtake.pipelines.picture import Pixels
@@ -128,6 +129,7 @@ def test_the_dynamic_mode_begins_with_noise_alone(
     folder, shown = animators[conditioning], picture(32, 48)
     asked = image_request(i2v_mode="dynamic", flow_shift=17.0)
     pipeline = loaded(folder, False)
+    assert isinstance(pipeline, ImageToVideoPipeline)
     grid = pipeline.grid(asked)
     noise = grid.noise(asked.seed)
     latents, _ = longtake_gives(folder, asked, shown)
