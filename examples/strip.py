@@ -1,39 +1,63 @@
-"""Render prompts with the model that comes with the package; a strip of frames for each.
+"""Render with the models that come with the package; a strip of frames for each video.
 
-    python examples/strip.py strip.png
+    python examples/strip.py strip.png animated.png
 
-This is the picture at the top of the README.
+These are the pictures at the top of the README: of prompts, and of a picture that is drawn here.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image, ImageDraw
 
 from longtake import VideoEngine, VideoRequest
+from longtake.engine.video import Array
 
 PROMPTS = (
     "a green triangle moving up on a navy background",
     "an orange ring moving left on a black background",
     "RED square, moving right!",
 )
+MOTIONS = ("moving right", "moving up", "moving left")
 FRAMES, ZOOM, GAP_PX = 6, 2, 4
 
 
 def main() -> None:
-    """Render, choose frames evenly, and put them side by side on white."""
+    """Render both, and write a strip of each."""
     with VideoEngine.from_pretrained("demo") as engine:
         videos = [engine.generate(VideoRequest(prompt=prompt, seed=1)) for prompt in PROMPTS]
+    write(sys.argv[1], [chosen(video.frames, FRAMES) for video in videos])
+    ring = Image.new("RGB", (64, 64), (104, 64, 28))
+    ImageDraw.Draw(ring).ellipse((20, 20, 44, 44), outline=(152, 40, 200), width=6)
+    with tempfile.TemporaryDirectory() as folder, VideoEngine.from_pretrained("demo-i2v") as engine:
+        first = Path(folder, "first.png")
+        ring.save(first)
+        requests = [VideoRequest(prompt=motion, image=first, seed=1) for motion in MOTIONS]
+        videos = [engine.generate(request) for request in requests]
+    picture = np.asarray(ring, np.float32)[None] / 255
+    write(sys.argv[2], [np.concatenate([picture, chosen(v.frames, FRAMES - 1)]) for v in videos])
+
+
+def chosen(frames: Array, count: int) -> Array:
+    """Some frames, evenly apart, with the first and the last."""
+    return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+
+
+def write(path: str, videos: Sequence[Array]) -> None:
+    """Put the frames of each video side by side, and the videos below each other, on white."""
+    gaps = ((0, 0), (0, GAP_PX), (0, GAP_PX), (0, 0))
     rows = []
-    for video in videos:
-        frames = video.frames[np.linspace(0, len(video.frames) - 1, FRAMES).round().astype(int)]
-        frames = frames.repeat(ZOOM, axis=1).repeat(ZOOM, axis=2)
-        gaps = ((0, 0), (0, GAP_PX), (0, GAP_PX), (0, 0))
-        rows.append(np.concatenate(np.pad(frames, gaps, constant_values=1), axis=1))
+    for frames in videos:
+        large = frames.repeat(ZOOM, axis=1).repeat(ZOOM, axis=2)
+        rows.append(np.concatenate(np.pad(large, gaps, constant_values=1), axis=1))
     strip = np.concatenate(rows)[:-GAP_PX, :-GAP_PX]
-    iio.imwrite(sys.argv[1], (strip * 255).round().astype(np.uint8))
+    iio.imwrite(path, (strip * 255).round().astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, LlavaForConditionalGeneration
 from longtake.configs.request import PromptTemplate
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.hunyuan_video.configs import LlavaConfig
 from longtake.pipelines.hunyuan_video.spec import HEADER_TOKENS
 from longtake.pipelines.hunyuan_video.text import TextEncoders, quiet_transformers
 from longtake.pipelines.picture import Pixels
@@ -42,6 +43,8 @@ class ImageTextEncoders(TextEncoders):
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, device, dtype)
         self._processor = _image_processor(checkpoint)
+        config = LlavaConfig.model_validate(checkpoint.config("text_encoder"))
+        self._num_patches = config.num_patches
 
     def encode_beside(
         self,
@@ -100,7 +103,7 @@ class ImageTextEncoders(TextEncoders):
                 "picture, and must hold one, in the template: take <image> out of the prompt, or "
                 "put it into the template"
             )
-        at, num_patches = found[0], _num_patches(llava.config)
+        at, num_patches = found[0], self._num_patches
         expanded = torch.cat([ids[:at], ids[at].expand(num_patches), ids[at + 1 :]])[None]
         states: torch.Tensor = llava(
             input_ids=expanded.to(self._device),
@@ -128,13 +131,6 @@ class ImageTextEncoders(TextEncoders):
             end = 1 + (ends[-1] if len(ends) >= headers else len(ids) - 1)
             kept[max(0, end - HEADER_TOKENS) : end] = False
         return kept
-
-
-def _num_patches(config: Any) -> int:
-    """Tokens that a picture has in LLaVA."""
-    vision = config.vision_config
-    patches: int = (vision.image_size // vision.patch_size) ** 2
-    return patches + int(config.vision_feature_select_strategy == "full")
 
 
 def _middle(picture: Pixels) -> Image.Image:

@@ -11,7 +11,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.picture import any_picture
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import shards_of
-from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED
+from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
 from tests.rendering import image_request, latents_of_one, latents_on_ranks, loaded, world
@@ -38,7 +38,7 @@ def test_every_layout_gives_the_latents_of_one_rank(
     asked = requests()
     if conditioning == "token_replace":
         asked.append(image_request(num_frames=1))  # nothing moves
-    _check(ranks, animators[conditioning], dims, asked)
+    check(ranks, animators[conditioning], dims, asked)
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
@@ -47,7 +47,7 @@ def test_branches_side_by_side_give_the_latents_of_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
     """Their texts differ in length: of the picture beside a negative prompt more is taken."""
-    _check(ranks, animators[conditioning], dims, requests(**GUIDED))
+    check(ranks, animators[conditioning], dims, requests(**GUIDED))
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -96,11 +96,3 @@ def test_the_first_frame_ends_inside_of_a_rank_at_its_edge_and_after_several(
             if any(own == 0 for _, own in found):
                 places.add("no tokens at all")
     assert places == {"inside", "edge", "several", "no tokens at all"}
-
-
-def _check(ranks: RankGroups, model: str, dims: ParallelDims, asked: list[ResolvedRequest]) -> None:
-    answers = ranks.run(dims.world_size, latents_on_ranks, model, asked, dims)
-    for at, each in enumerate(asked):
-        expected = latents_of_one(model, each)
-        for latents in answers:
-            np.testing.assert_allclose(latents[at], expected, rtol=0, atol=1e-4)

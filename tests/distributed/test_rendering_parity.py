@@ -32,7 +32,7 @@ REQUESTS = [
 def test_every_layout_gives_the_latents_of_one_rank(
     ranks: RankGroups, model: str, dims: ParallelDims
 ) -> None:
-    _check(ranks, model, dims, REQUESTS)
+    check(ranks, model, dims, REQUESTS)
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
@@ -40,7 +40,7 @@ def test_branches_side_by_side_give_the_latents_of_one_rank(
     ranks: RankGroups, model: str, dims: ParallelDims
 ) -> None:
     guided = [each.model_copy(update=GUIDED) for each in REQUESTS]
-    _check(ranks, model, dims, guided)
+    check(ranks, model, dims, guided)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -76,7 +76,8 @@ def test_half_precision_is_close_on_three_ranks(ranks: RankGroups, model: str, d
         np.testing.assert_allclose(latents[0], expected, rtol=0, atol=5e-2)
 
 
-def _check(ranks: RankGroups, model: str, dims: ParallelDims, asked: list[ResolvedRequest]) -> None:
+def check(ranks: RankGroups, model: str, dims: ParallelDims, asked: list[ResolvedRequest]) -> None:
+    """All ranks of a layout give what one rank gives."""
     answers = ranks.run(dims.world_size, latents_on_ranks, model, asked, dims)
     for at, each in enumerate(asked):
         expected = latents_of_one(model, each)

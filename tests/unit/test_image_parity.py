@@ -22,7 +22,7 @@ from longtake.pipelines.rendering import render_latents
 from longtake.pipelines.stages import StageReport
 from tests import tiny
 from tests.rendering import ALONE, ONE_RANK, Array, decode, image_request, loaded
-from tests.unit.test_pipeline_parity import LONG
+from tests.unit.test_pipeline_parity import LONG, diffusers_arguments
 
 CONDITIONINGS = ("token_replace", "latent_concat")
 
@@ -79,16 +79,9 @@ def diffusers_gives(
         negative_prompt=None
         if asked.negative_prompt is None
         else [asked.negative_prompt] * asked.num_videos,
-        height=asked.height,
-        width=asked.width,
-        num_frames=asked.num_frames,
-        num_inference_steps=asked.num_inference_steps,
-        sigmas=list(asked.sigmas) if asked.sigmas else None,
-        true_cfg_scale=asked.true_cfg_scale,
-        guidance_scale=asked.guidance_scale,
-        generator=torch.Generator().manual_seed(asked.seed),
         output_type=output_type,
         max_sequence_length=asked.max_sequence_length,
+        **diffusers_arguments(asked),
         **template,
         **changes,
     ).frames

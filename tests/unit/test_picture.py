@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -242,9 +243,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> N
 )
 def test_too_many_pixels(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert "40 million pixels" in refused(tmp_path / name) or "40 million are the most" in refused(
-        tmp_path / name
-    )
+    assert re.search("40 million (pixels, which )?are the most", refused(tmp_path / name))
 
 
 def test_too_many_bytes(tmp_path: Path) -> None:

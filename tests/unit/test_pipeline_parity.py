@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 
+from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
 from tests import tiny
 from tests.rendering import ALONE, Array, frames_of_one, latents_of_one, loaded, render, request
@@ -44,6 +45,20 @@ def reference(folder: str) -> Any:
     return pipeline
 
 
+def diffusers_arguments(asked: ResolvedRequest) -> dict[str, Any]:
+    """What both of diffusers' pipelines are called with alike."""
+    return dict(
+        height=asked.height,
+        width=asked.width,
+        num_frames=asked.num_frames,
+        num_inference_steps=asked.num_inference_steps,
+        sigmas=list(asked.sigmas) if asked.sigmas else None,
+        true_cfg_scale=asked.true_cfg_scale,
+        guidance_scale=asked.guidance_scale,
+        generator=torch.Generator().manual_seed(asked.seed),
+    )
+
+
 def diffusers_frames(folder: str, own_template: bool, output_type: str, **changes: Any) -> Array:
     """What diffusers' own pipeline renders for a request."""
     asked = request(**changes)
@@ -59,16 +74,9 @@ def diffusers_frames(folder: str, own_template: bool, output_type: str, **change
     frames: Array = pipeline(
         prompt=asked.prompt,
         negative_prompt=asked.negative_prompt,
-        height=asked.height,
-        width=asked.width,
-        num_frames=asked.num_frames,
-        num_inference_steps=asked.num_inference_steps,
-        sigmas=list(asked.sigmas) if asked.sigmas else None,
-        true_cfg_scale=asked.true_cfg_scale,
-        guidance_scale=asked.guidance_scale,
         num_videos_per_prompt=asked.num_videos,
-        generator=torch.Generator().manual_seed(asked.seed),
         output_type=output_type,
+        **diffusers_arguments(asked),
         **template,
     ).frames
     return frames
