@@ -46,7 +46,8 @@ def main() -> None:
 
 def chosen(frames: Array, count: int) -> Array:
     """Some frames, evenly apart, with the first and the last."""
-    return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    some: Array = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    return some
 
 
 def write(path: str, videos: Sequence[Array]) -> None:

@@ -69,12 +69,15 @@ def test_a_rank_that_asks_too_late_stops_nobody(ranks: RankGroups) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_longer_video_takes_no_more_memory(ranks: RankGroups, world_size: int) -> None:
-    """Of the writing rank, for four times the frames: less than 1.6 times, where all would be 4."""
+    """Of the writing rank, for four times the frames: less than 1.3 times, where all would be 4.
+
+    The lesser of two, since what the allocator keeps differs by a tenth from time to time.
+    """
     ranks.run(world_size, peak_of_writing, 33)  # takes what lasts
     short, _ = ranks.run(world_size, peak_of_writing, 33)[0]
-    long, written = ranks.run(world_size, peak_of_writing, 129)[0]
+    long, written = min(ranks.run(world_size, peak_of_writing, 129)[0] for _ in range(2))
     assert written == (4 * 129 - 3) * 384 * 384 * 3 * 4
-    assert long < 1.6 * short
+    assert long < 1.3 * short
     assert long < written / 3
 
 
