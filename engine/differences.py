@@ -24,14 +24,18 @@ def max_error(values: Array, expected: Array) -> float:
 
 
 @_quiet
-def psnr_db(values: Array, expected: Array) -> float:
-    """Peak signal to noise ratio, in float64; the peak is the range of what is expected.
+def psnr_db(values: Array, expected: Array, peak: float | None = None) -> float:
+    """Peak signal to noise ratio, in float64.
+
+    Args:
+        peak: None is the range of what is expected; pictures in [0, 1] have 1.
 
     Returns:
         Infinity where both are the same; NaN where something is no number.
     """
     squares = sum(float(np.sum((own - other) ** 2)) for own, other in _pieces(values, expected))
-    peak = float(np.max(expected)) - float(np.min(expected))
+    if peak is None:
+        peak = float(np.max(expected)) - float(np.min(expected))
     if squares == 0:
         return math.inf
     if not math.isfinite(squares) or peak == 0:

@@ -84,12 +84,6 @@ def judge(frames: Array) -> Verdict:
     )
 
 
-def psnr_db(shown: Array, meant: Array) -> float:
-    """How like two pictures are, ``[H, W, 3]`` in [0, 1] each; infinite where they are the same."""
-    error = float(np.square(shown.astype(np.float64) - meant).mean())
-    return float("inf") if error == 0 else -10 * float(np.log10(error))
-
-
 def _nearest(seen: npt.NDArray[np.floating], names: dict[str, Color]) -> str | None:
     far = {name: float(np.linalg.norm(seen - np.array(names[name]) / 255)) for name in names}
     name = min(far, key=far.__getitem__)
