@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtake.configs.base import Declared, NamedPath
 from longtake.configs.parallel import ParallelConfig
 
+DeviceId = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
@@ -26,6 +27,9 @@ class EngineConfig(Declared):
     )
     devices: Annotated[int, Field(ge=1, le=65536)] = Field(
         default=1, description="Ranks: GPUs, or processes where there is none"
+    )
+    device_ids: Annotated[tuple[DeviceId, ...], Field(min_length=1)] | None = Field(
+        default=None, description="The GPUs by number, one a rank; the first ones"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Kind of device; a GPU where there is one"
@@ -46,6 +50,21 @@ class EngineConfig(Declared):
         default=None, description="The only folder that pictures are read from; any"
     )
     parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _a_device_a_rank(self) -> EngineConfig:
+        ids = self.device_ids
+        if ids is not None and (len(ids) != self.devices or len(set(ids)) != len(ids)):
+            raise ValueError(
+                f"device_ids={' '.join(map(str, ids))} with devices={self.devices}: name so many, "
+                "each once"
+            )
+        return self
+
+    @property
+    def devices_by_rank(self) -> tuple[int, ...]:
+        """The number of each rank's GPU, or of what stands for one on a CPU."""
+        return self.device_ids or tuple(range(self.devices))
 
     rank_loss_timeout_s: Seconds = Field(
         default=10, description="Seconds in which all ranks have ended once one has died"

@@ -154,6 +154,10 @@ class VideoRequest(DecodeRequest):
         return self.true_cfg_scale > 1
 
 
+NOT_OF_THE_LATENTS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
+"""What of a request changes no latents; a picture is known by its digest, wherever it lies."""
+
+
 class ResolvedDecode(DecodeRequest):
     """How some latents become a video, with nothing left out; ``whole`` alone has no tiles."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -14,21 +16,23 @@ import torch
 from pydantic import ValidationError
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.hardware import Hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
-from longtake.engine.hardware import hardware_here
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.job import Job, RankReport
 from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher, device_type_of
+from longtake.engine.layout_chooser import LayoutChooser
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.picture import Picture, read_picture
-from longtake.engine.planner import choose_dims, dtypes
 from longtake.engine.planning.layouts import check_degrees
-from longtake.engine.planning.prediction import Setting
+from longtake.engine.planning.prediction import Prediction
 from longtake.engine.request import resolve, resolve_decode
+from longtake.engine.snapshot import Identity, SnapshotPlan, plan_snapshots
 from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.versions import versions
 from longtake.engine.video import Array, FramesInMemory, Metadata, Video
-from longtake.engine.worker import Beside, Job, RankReport, Sink, dtype_of, vae_dtype_of
+from longtake.engine.worker import Beside, Sink, dtype_of, vae_dtype_of
 from longtake.errors import (
     EngineError,
     KernelError,
@@ -42,6 +46,8 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import OnProgress, Progress
 
+logger = logging.getLogger(__name__)
+
 ResolvedT = TypeVar("ResolvedT")
 
 
@@ -54,6 +60,8 @@ class VideoEngine:
 
     Args:
         config: the model, the ranks, their deadlines.
+        isolated: have even a single rank in a process of its own, whose end this one survives.
+        scratch: folder for what ranks print; the system's for temporary files.
 
     Attributes:
         config: with nothing left to be chosen but degrees and attention kernel.
@@ -65,7 +73,9 @@ class VideoEngine:
         KernelError: an unknown attention kernel.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, *, isolated: bool = False, scratch: Path | None = None
+    ) -> None:
         place = TorchrunPlace.from_environment() if TorchrunPlace.given() else None
         if place is not None:
             config = config.model_copy(update={"devices": place.world_size})
@@ -92,12 +102,17 @@ class VideoEngine:
         self.config = config
         self._seconds_loading = 0.0
         self._launcher: Launcher | None = None
+        alone = config.devices == 1 and not isolated
         self._make: Callable[[EngineConfig, str], Launcher] = (
-            JoinedGroup if place else InProcess if config.devices == 1 else LocalProcesses
+            JoinedGroup
+            if place
+            else InProcess
+            if alone
+            else partial(LocalProcesses, scratch=scratch)
         )
         self._busy = threading.RLock()
         self._rendering = False
-        self._chosen: tuple[ResolvedRequest, tuple[ParallelDims, str]] | None = None
+        self._layouts = LayoutChooser(config, self._spec, self._device_type)
         self._read: tuple[ResolvedRequest, Picture] | None = None
 
     @classmethod
@@ -146,7 +161,7 @@ class VideoEngine:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
         picture = None if self._spec.image is None else self._picture_of(request)
         resolved = resolve(request, self._spec, picture)
-        self._choose(resolved)
+        self._layouts.choose(resolved)
         if picture is not None:
             self._read = resolved, picture
         return resolved
@@ -278,6 +293,9 @@ class VideoEngine:
         sink: Sink,
         on_progress: OnProgress = lambda progress: None,
         latents: Array | None = None,
+        *,
+        snapshots: SnapshotPlan | None = None,
+        sparing: bool = False,
     ) -> Metadata:
         """Render a resolved request into a sink, frame by frame as they are decoded.
 
@@ -285,6 +303,8 @@ class VideoEngine:
             request: None on ranks of torchrun that do not know it, or may not have its picture:
                 rank 0's counts.
             latents: ``[B, C, F, H, W]``, to decode these and render nothing.
+            snapshots: from :meth:`snapshots_of`; the file is left to the caller.
+            sparing: decode with as little of the devices' memory as can be.
 
         Raises:
             As :meth:`generate`; what the sink raises stops all ranks, too.
@@ -297,7 +317,8 @@ class VideoEngine:
             assert launcher is not None
             self._rendering = True
             try:
-                job, beside = self._agreed(launcher, request, latents)
+                extras = {"snapshots": snapshots, "sparing": sparing}
+                job, beside = self._agreed(launcher, request, latents, extras)
                 reports = launcher.render(job, sink, on_progress, beside)
             except BaseException:
                 if not launcher.alive:
@@ -306,7 +327,46 @@ class VideoEngine:
                 raise
             finally:
                 self._rendering = False
+            if reports[0].snapshot_failure:
+                logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
             return self._metadata(job, reports)
+
+    def snapshots_of(
+        self,
+        request: ResolvedRequest,
+        path: Path,
+        config: SnapshotConfig,
+        *,
+        resume: bool,
+        at_the_end: bool = True,
+    ) -> tuple[SnapshotPlan, str]:
+        """How a rendering is kept on its way, and where it begins, in words if not at its start.
+
+        Args:
+            path: of the file.
+            resume: go on from what it holds, if that is of this rendering; else begin anew, and
+                say so.
+            at_the_end: keep the finished latents, too, for as long as they are decoded.
+        """
+        identity = self.identity_of(request)
+        return plan_snapshots(path, identity, config, resume=resume, at_the_end=at_the_end)
+
+    def predicted(self, request: ResolvedRequest) -> Prediction:
+        """How long a request takes, by the plan, in the layout that it will have."""
+        return self._layouts.predicted(request)
+
+    def identity_part(self) -> str:
+        """All that videos follow from but their requests: model, dtypes, versions, in one text."""
+        config, installed = self.config, versions()
+        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, installed["longtake"]))
+
+    def identity_of(self, request: ResolvedRequest) -> Identity:
+        """All that a request's latents follow from here."""
+        return Identity.of(request, self.config, self._fingerprint)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self._checkpoint.fingerprint()
 
     def close(self) -> None:
         """End all ranks and let go of the model."""
@@ -333,11 +393,15 @@ class VideoEngine:
                     f"i2v_mode={request.i2v_mode!r} in a request that is resolved, with "
                     f"{self.config.model}: resolve it for this model"
                 )
-            dims, _ = self._choose(request)
+            dims, _ = self._layouts.choose(request)
         return Job.of(request, dims, from_latents=from_latents)
 
     def _agreed(
-        self, launcher: Launcher, request: ResolvedDecode | None, latents: Array | None
+        self,
+        launcher: Launcher,
+        request: ResolvedDecode | None,
+        latents: Array | None,
+        extras: dict[str, Any],
     ) -> tuple[Job, Beside]:
         """The job of all ranks, and what comes with it on rank 0."""
         own: Job | None = None
@@ -345,6 +409,7 @@ class VideoEngine:
         refusal: RefusedInputError | None = None
         try:
             own = self._job(request, latents is not None)
+            own = own and own.model_copy(update=extras)
             if own is not None and own.from_picture:
                 assert isinstance(request, ResolvedRequest)
                 beside = self._read_once(request).pixels
@@ -352,33 +417,12 @@ class VideoEngine:
             refusal = error
         return launcher.agree(own, refusal), beside
 
-    def _choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
-        """The layout of a request, by the planner where degrees are left out, and why this one."""
-        if self._chosen is not None and self._chosen[0] == request:
-            return self._chosen[1]
-        dtype, vae_dtype = dtypes(self.config, self._spec, self._device_type)
-        setting = Setting(
-            spec=self._spec,
-            hardware=self._hardware,
-            request=request,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
-            text_tokens=self._spec.text_tokens(request),
-        )
-        choice = choose_dims(setting, self.config.parallel, self.config.devices)
-        self._chosen = request, choice
-        return choice
-
-    @cached_property
-    def _hardware(self) -> Hardware:
-        return hardware_here(self._device_type)
-
     def _metadata(self, job: Job, reports: list[RankReport]) -> Metadata:
         kernel = reports[0].attention_kernel or self.config.attention_kernel
         why = ""
         if not job.from_latents:
             assert isinstance(job.request, ResolvedRequest)
-            why = self._choose(job.request)[1]
+            why = self._layouts.choose(job.request)[1]
         return Metadata(
             job.request,
             self.config.model_copy(update={"attention_kernel": kernel}),

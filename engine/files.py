@@ -11,17 +11,24 @@ from pathlib import Path
 from longtake.errors import EngineError, one_line
 
 
-def partial_path(path: Path) -> Path:
+def partial_path(path: Path, token: str | None = None, *, beside: bool = False) -> Path:
     """Where an output stands until it is whole: hidden, beside it, at no name that is taken.
 
     In a folder that is there already, which may be a link or a mount: inside.
+
+    Args:
+        token: tells it from others' of the same name, so that it can be found again; drawn if None.
+        beside: not inside of a folder that is there, either.
     """
-    name = f".{path.stem[:40]}.{secrets.token_hex(4)}.partial{path.suffix}"
-    return path / name if path.is_dir() else path.with_name(name)
+    name = f".{path.stem[:40]}.{token or secrets.token_hex(4)}.partial{path.suffix}"
+    return path / name if path.is_dir() and not beside else path.with_name(name)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Write a file that appears under its name only once it is whole.
+
+    Args:
+        durable: and only once it is on the disk, whatever becomes of this host.
 
     Raises:
         EngineError: it cannot be written; nothing is left behind.
@@ -30,10 +37,23 @@ def write_whole(path: Path, content: bytes) -> None:
     with writing(path):
         try:
             partial.write_bytes(content)
+            if durable:
+                flush_to_disk(partial)
             os.replace(partial, path)
+            if durable:
+                flush_to_disk(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -16,7 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
+from longtake.configs.request import (
+    NOT_OF_THE_LATENTS,
+    DecodeRequest,
+    ResolvedDecode,
+    ResolvedRequest,
+)
 from longtake.engine.files import cause, partial_path
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
@@ -46,6 +51,16 @@ class Origin(BaseModel):
         """Whether these are all the latents that came of it, and whole."""
         sizes = ("num_videos", "num_frames", "height", "width")
         return all(getattr(self.request, name) == getattr(latents, name) for name in sizes)
+
+    def same_latents(self, request: ResolvedRequest, engine: EngineConfig) -> bool:
+        """Whether a rendering would give the latents that there are already."""
+        mine, asked = (
+            each.model_dump(exclude=set(NOT_OF_THE_LATENTS)) for each in (self.request, request)
+        )
+        names = ("model", "revision", "dtype")
+        return mine == asked and all(
+            getattr(self.engine, name) == getattr(engine, name) for name in names
+        )
 
     def decoded(self, how: ResolvedDecode) -> ResolvedRequest:
         """The request that gives the video that its latents become now."""
@@ -125,10 +140,15 @@ class KeptLatents:
         return "\n".join([first, *lines])
 
 
+def kept_latents_path(output: Path, number: int = 0) -> Path:
+    """Where the latents of an output are kept while frames are made of them."""
+    name = f"latents-{number}" if number else "latents"
+    return output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}")
+
+
 def _free_name(output: Path) -> Path:
     """Where an output's latents are kept; with a number where those of a job are that failed."""
-    names = itertools.chain(["latents"], (f"latents-{number}" for number in itertools.count(1)))
-    paths = (output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}") for name in names)
+    paths = (kept_latents_path(output, number) for number in itertools.count())
     return next(path for path in paths if not os.path.lexists(path))
 
 

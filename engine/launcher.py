@@ -19,16 +19,16 @@ import torch.distributed as dist
 from longtake import errors
 from longtake.configs.engine import EngineConfig
 from longtake.engine.deadlines import Deadlines
+from longtake.engine.job import Job, RankReport
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.worker import (
     REFUSED_BY_ALL,
     Array,
     Beside,
-    Job,
-    RankReport,
     Sink,
     Worker,
     control_group,
+    is_out_of_memory,
     join_group,
 )
 from longtake.errors import (
@@ -42,7 +42,7 @@ from longtake.errors import (
     one_line,
 )
 from longtake.parallel import World
-from longtake.parallel.exchange import any_rank
+from longtake.parallel.exchange import highest
 from longtake.pipelines.progress import OnProgress, Progress
 
 
@@ -60,8 +60,15 @@ def device_type_of(
     num_gpus = torch.cuda.device_count()
     if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
         return "cpu"
-    local = place.local_world_size if place else config.devices
+    if place and config.device_ids is not None:
+        raise LayoutError("device_ids under torchrun, which numbers its ranks' GPUs: leave it out")
+    local = place.local_world_size if place else 1 + max(config.devices_by_rank)
     if local > num_gpus:
+        if config.device_ids is not None:
+            raise LayoutError(
+                f"device_ids={' '.join(map(str, config.device_ids))} with {num_gpus} GPUs here: "
+                f"they are numbered from 0 to {num_gpus - 1}"
+            )
         raise LayoutError(
             f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
             "or device=cpu"
@@ -128,7 +135,8 @@ class InProcess(Launcher):
 
     def __init__(self, config: EngineConfig, device_type: str) -> None:
         self._config = config
-        self._world = World(torch.device(device_type))
+        name = f"cuda:{config.devices_by_rank[0]}" if device_type == "cuda" else device_type
+        self._world = World(torch.device(name))
         self._worker: Worker | None = None
 
     def start(self, on_progress: OnProgress) -> None:
@@ -143,7 +151,7 @@ class InProcess(Launcher):
         try:
             return self._worker.render(job, sink, on_progress, lambda: False, beside)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, LongtakeError) or not _is_out_of_memory(error):
+            if isinstance(error, LongtakeError) or not is_out_of_memory(error):
                 raise
             asked = job.request
             raise EngineError(
@@ -158,12 +166,6 @@ class InProcess(Launcher):
         if torch.cuda.is_initialized():
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class of its own for a GPU's memory, and none for the host's."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 class JoinedGroup(Launcher):
@@ -240,7 +242,7 @@ class JoinedGroup(Launcher):
         if self._made_group and not self._failed and dist.is_initialized():
             assert self._world.control is not None
             with contextlib.suppress(LongtakeError):
-                any_rank(False, self._world.control)  # else gloo's ranks abort at exit now and then
+                highest(0, self._world.control)  # else gloo's ranks abort at exit now and then
             dist.destroy_process_group()
         self._made_group = False
 

@@ -19,9 +19,11 @@ from longtake import errors
 from longtake.configs.engine import EngineConfig
 from longtake.engine.channel import Mailbox, listen_locally
 from longtake.engine.deadlines import TIMED_OUT
+from longtake.engine.job import Job, RankReport
 from longtake.engine.launcher import Launcher, refusal_of
 from longtake.engine.rank_processes import RankProcesses
-from longtake.engine.worker import Beside, Job, Nowhere, RankReport, Sink, TraceSink
+from longtake.engine.signs_of_life import SignsOfLife
+from longtake.engine.worker import Beside, Nowhere, Sink, TraceSink
 from longtake.errors import LongtakeError, RankError, Stopped, one_line
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.trace import TracePoint
@@ -29,6 +31,7 @@ from longtake.pipelines.trace import TracePoint
 logger = logging.getLogger(__name__)
 
 _LOG_LINES = 12
+_FIRST_CAUSES = ("failed", "out of memory")
 _LOADING = 0
 """The number of the job that is not a rendering."""
 
@@ -36,13 +39,18 @@ _LOADING = 0
 class LocalProcesses(Launcher):
     """Ranks as processes on this machine, which stay alive between requests.
 
-    They listen on this machine alone. When one dies, is suspended, or makes no progress in time,
-    all end.
+    They listen on this machine alone. When one dies, is suspended, gives no sign of life or makes
+    no progress in time, all end.
+
+    Args:
+        scratch: folder for what they write to stdout and stderr; the system's for temporary files.
     """
 
-    def __init__(self, config: EngineConfig, device_type: str) -> None:
+    def __init__(self, config: EngineConfig, device_type: str, scratch: Path | None = None) -> None:
         self._config = config
         self._device_type = device_type
+        self._scratch = scratch
+        self._signs = SignsOfLife(config.devices)
         self._num_jobs = _LOADING
         self._step_s = 0.0
         self._suspended_since: float | None = None
@@ -57,7 +65,8 @@ class LocalProcesses(Launcher):
         self._store.set("config", self._config.model_dump_json())
         self._store.set("device", self._device_type)
         environments = {rank: self._environment(rank) for rank in range(self._config.devices)}
-        self._processes = RankProcesses("longtake.engine.local_rank", environments)
+        self._signs = SignsOfLife(self._config.devices)
+        self._processes = RankProcesses("longtake.engine.local_rank", environments, self._scratch)
         try:
             self._receive(_LOADING, on_progress)
         except BaseException:
@@ -111,6 +120,7 @@ class LocalProcesses(Launcher):
             "LOCAL_WORLD_SIZE": str(devices),
             "LONGTAKE_PORT": str(self._store.port),
             "LONGTAKE_PARENT": str(os.getpid()),
+            "LONGTAKE_DEVICE": str(self._config.devices_by_rank[rank]),
             "PYTHONPATH": os.pathsep.join(paths),
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
@@ -204,9 +214,12 @@ class LocalProcesses(Launcher):
                 raise refusal_of(failure["type"], failure["text"])
         exits = self._processes.exit_codes()
         silent = [rank for rank in exits if rank not in failures]
-        failed = [rank for rank in exits if failures.get(rank, {}).get("kind") == "failed"]
+        failed = [rank for rank in exits if failures.get(rank, {}).get("kind") in _FIRST_CAUSES]
         rank = next(iter(silent or failed or exits))
-        raise self._lost(self._obituary(rank, exits[rank], failures.get(rank)))
+        failure = failures.get(rank)
+        error = self._lost(self._obituary(rank, exits[rank], failure), rank)
+        error.out_of_memory = failure is not None and failure["kind"] == "out of memory"
+        raise error
 
     def _check_suspended(self) -> None:
         """A suspended process does not end, nor does it notice its own deadline."""
@@ -214,6 +227,7 @@ class LocalProcesses(Launcher):
         suspended, now = self._processes.suspended(), time.monotonic()
         if not suspended:
             self._suspended_since = None
+            self._check_signs(now)
             return
         if self._suspended_since is None:
             self._suspended_since = now
@@ -221,8 +235,25 @@ class LocalProcesses(Launcher):
             names = ", ".join(map(str, suspended))
             raise self._lost(
                 f"rank {names} was suspended (SIGSTOP, or a debugger) for "
-                f"{now - self._suspended_since:.0f} s; all ranks were ended"
+                f"{now - self._suspended_since:.0f} s; all ranks were ended",
+                suspended[0],
             )
+
+    def _check_signs(self, now: float) -> None:
+        """A process can stand still that is neither suspended nor, in its own eyes, late."""
+        beats = {
+            rank: self._store.get(key)
+            for rank in range(self._config.devices)
+            if self._store.check([key := f"beat/{rank}"])
+        }
+        for rank, silent_s in self._signs.silent(beats, now).items():
+            # While libraries and weights are loaded a thread may have to wait for long.
+            loads = self._states().get(rank, {}).get("phase") in (None, "loading")
+            if silent_s > 0.8 * self._config.rank_loss_timeout_s and not loads:
+                raise self._lost(
+                    f"rank {rank} gave no sign of life for {silent_s:.0f} s; all ranks were ended",
+                    rank,
+                )
 
     def _check_progress(self, states: dict[int, dict[str, Any]], idle_s: float) -> None:
         """Ranks end themselves at their deadlines; where none can, here."""
@@ -234,9 +265,13 @@ class LocalProcesses(Launcher):
                 "ended; see what holds them up, or raise the timeout"
             )
 
-    def _lost(self, text: str) -> RankError:
+    def _lost(self, text: str, rank: int | None = None) -> RankError:
+        error = RankError(text)
+        error.rank = rank
+        if rank is not None:
+            error.phase = self._states().get(rank, {}).get("phase", "starting")
         self._kill()
-        return RankError(text)
+        return error
 
     def _obituary(self, rank: int, code: int, failure: dict[str, Any] | None) -> str:
         assert self._processes is not None

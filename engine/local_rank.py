@@ -25,13 +25,15 @@ import torch.distributed as dist
 from longtake.configs.engine import EngineConfig
 from longtake.engine.channel import Mailbox
 from longtake.engine.deadlines import Deadlines
+from longtake.engine.job import Job
+from longtake.engine.signs_of_life import give_signs_of_life
 from longtake.engine.worker import (
     REFUSED_BY_ALL,
     Array,
     Beside,
-    Job,
     Worker,
     control_group,
+    is_out_of_memory,
     join_group,
 )
 from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
@@ -81,8 +83,10 @@ class _LocalRank:
         self._beside = Mailbox(store, "beside")
         self._job_number = 0  # loading
         self._progress(Progress("loading", detail="libraries"))
+        give_signs_of_life(rank, int(os.environ["LONGTAKE_PORT"]))
         on_gpu = store.get("device") == b"cuda"
-        device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+        number = self._config.devices_by_rank[rank]
+        device = torch.device("cuda", number) if on_gpu else torch.device("cpu")
         group = join_group(
             dist.PrefixStore("ranks", store), device, rank, world_size, self._config.load_timeout_s
         )
@@ -173,7 +177,9 @@ def main() -> int:
     except BaseException as error:
         traceback.print_exc()
         refused = isinstance(error, RefusedInputError)
-        kind = "refused" if refused else "lost" if isinstance(error, PeerLostError) else "failed"
+        lost = isinstance(error, PeerLostError)
+        kind = "refused" if refused else "lost" if lost else "failed"
+        kind = "out of memory" if is_out_of_memory(error) else kind
         failure = {"kind": kind, "type": type(error).__name__, "text": one_line(error)}
         with contextlib.suppress(Exception):
             store.set(f"failure/{rank}", json.dumps(failure))

@@ -25,10 +25,16 @@ class RankProcesses:
     Args:
         module: that each runs.
         environments: what is added to the environment, by rank.
+        scratch: folder for those files; the system's for temporary ones if None.
     """
 
-    def __init__(self, module: str, environments: Mapping[int, dict[str, str]]) -> None:
-        self._logs = tempfile.TemporaryDirectory(prefix="longtake-")
+    def __init__(
+        self,
+        module: str,
+        environments: Mapping[int, dict[str, str]],
+        scratch: Path | None = None,
+    ) -> None:
+        self._logs = tempfile.TemporaryDirectory(prefix="longtake-", dir=scratch)
         try:
             with _own_signal_handlers(), _quiet_elastic():
                 started = start_processes(

@@ -19,10 +19,11 @@ import numpy as np
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.differences import max_error, psnr_db, relative_error
+from longtake.engine.job import Job
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.picture import any_picture
-from longtake.engine.worker import Array, Job, Nowhere
+from longtake.engine.worker import Array, Nowhere
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import OnProgress, Progress

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode
+from longtake.engine.job import RankReport
 from longtake.engine.latents import Origin
+from longtake.engine.versions import versions
 from longtake.engine.video_writer import VideoFiles, output_type
-from longtake.engine.worker import RankReport
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 
 Array = npt.NDArray[np.float32]
-
-_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "av")
 
 
 @dataclass
@@ -72,14 +68,28 @@ class Metadata:
             **described,
             **({"layout": {"taken": self.layout.name, "why": self.why}} if self.why else {}),
             "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
+            **self._snapshots(),
             "bytes_sent": {
                 stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)
                 for stage in self.ranks[0].bytes_sent
             },
             "peak_memory_bytes": {str(rank.rank): rank.peak_memory_bytes for rank in self.ranks},
             "ranks": [asdict(rank) for rank in self.ranks],
-            "versions": _versions(),
+            "versions": versions(),
         }
+
+    def _snapshots(self) -> dict[str, Any]:
+        """What snapshots cost, where there could be some, and what one saved."""
+        first, denoising_s = self.ranks[0], self.seconds.get("denoising", 0.0)
+        if "snapshots" not in self.seconds:
+            return {}
+        share = self.seconds["snapshots"] / denoising_s if denoising_s else 0.0
+        told: dict[str, Any] = {"written": first.snapshots, "share_of_denoising": round(share, 5)}
+        if first.steps_before:
+            told["steps_before"] = first.steps_before
+        if first.snapshot_failure:
+            told["failure"] = first.snapshot_failure
+        return {"snapshots": told}
 
 
 @dataclass
@@ -173,13 +183,3 @@ class FramesInMemory:
         if index == 0:
             self.batch.append(np.empty((self._num_frames, *frame.shape), dtype=np.float32))
         self.batch[video][index] = frame
-
-
-def _versions() -> dict[str, str]:
-    versions = {"longtake": longtake.__version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return versions

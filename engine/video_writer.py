@@ -14,10 +14,10 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import OutputType, ResolvedDecode, ResolvedRequest
-from longtake.engine.files import cause, partial_path, writing
+from longtake.engine.files import cause, flush_to_disk, partial_path, writing
 from longtake.engine.frame_writers import WRITERS, Array, FrameWriter, kind_of
 from longtake.engine.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
-from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped
+from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, restated
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,10 @@ class VideoFiles:
         engine: what renders it.
         metadata: write a .json beside it.
         num_frames: of each video; those of the request if None.
+        keep_latents: while frames are made of them; not where a snapshot does.
+        snapshot: that is of no use any more once they are kept.
+        token: in the names of files that are not whole; drawn if None.
+        replace: a folder of PNG files that an earlier rendering filled.
 
     Attributes:
         paths: of the videos.
@@ -132,9 +136,15 @@ class VideoFiles:
         *,
         metadata: bool = True,
         num_frames: int | None = None,
+        keep_latents: bool = True,
+        snapshot: Path | None = None,
+        token: str | None = None,
+        replace: bool = False,
     ) -> None:
-        check_output(path, request.num_videos, metadata=metadata)
+        if not replace:
+            check_output(path, request.num_videos, metadata=metadata)
         self._path = path
+        self._keeps_latents, self._snapshot = keep_latents, snapshot
         self._origin: Origin | None = None
         if isinstance(request, ResolvedRequest):
             self._origin = Origin(request=request, engine=engine)
@@ -144,7 +154,11 @@ class VideoFiles:
         self.kept = KeptLatents(path, engine)
         self._request = request
         self._num_frames = num_frames or request.num_frames
-        self._partial = [partial_path(each) for each in self.paths]
+        self._replaced = [each for each in self.paths if replace and each.is_dir()]
+        self._token = token
+        self._partial = [
+            partial_path(each, token, beside=each in self._replaced) for each in self.paths
+        ]
         self._metadata = metadata_path(path) if metadata else None
         self._writers: dict[int, FrameWriter] = {}
 
@@ -169,7 +183,7 @@ class VideoFiles:
             if not getattr(error, "terminated", False):
                 self.kept.discard()
         elif isinstance(error, EngineError):
-            raise type(error)(self.kept.way_on(error)) from error
+            raise restated(error, self.kept.way_on(error)) from error
         elif self.kept.path is not None:
             logger.warning("%s", self.kept.way_on(error))
 
@@ -177,7 +191,10 @@ class VideoFiles:
         """Write the latents: into the videos' files where they are what was asked for, else keep
         them for as long as they are being decoded."""
         if kind_of(self._path) != LATENTS_SUFFIX:
-            self.kept.write(latents, self._origin)
+            if self._keeps_latents:
+                self.kept.write(latents, self._origin)
+            if self._snapshot is not None and self.kept.path is not None:
+                self._snapshot.unlink(missing_ok=True)
             return
         for video, partial in enumerate(self._partial):
             with self._timed(self.paths[video]):
@@ -214,18 +231,30 @@ class VideoFiles:
             raise EngineError(f"{self.paths[video]} lacks frames: it was not written")
         moves = list(zip(self._partial, self.paths, strict=True))
         if self._metadata is not None:
-            partial = partial_path(self._metadata)
+            partial = partial_path(self._metadata, self._token)
             self._partial.append(partial)
             moves.append((partial, self._metadata))
             with writing(self._metadata):
                 partial.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         for partial, path in moves:
             with writing(path):
-                if path.is_dir():
+                for file in partial.iterdir() if partial.is_dir() else ():
+                    flush_to_disk(file)
+                flush_to_disk(partial)
+                if path in self._replaced:
+                    earlier = partial_path(path, self._token, beside=True)
+                    earlier = earlier.with_name(f"{earlier.name}.earlier")
+                    self._partial.append(earlier)
+                    os.rename(path, earlier)
+                    os.rename(partial, path)
+                elif path.is_dir():
                     for frame in sorted(partial.iterdir()):
                         os.replace(frame, path / frame.name)
                     partial.rmdir()
                 else:
                     os.replace(partial, path)
             self.published.append(path)
+        for folder in {path.parent for _, path in moves}:
+            with writing(folder):
+                flush_to_disk(folder)
         self.kept.discard()

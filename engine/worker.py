@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.job import Job, RankReport
+from longtake.engine.snapshot import kept_on_the_way, state_to_go_on_from
 from longtake.errors import (
     EngineError,
     KernelError,
@@ -31,9 +33,10 @@ from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.snapshots import Snapshots
 from longtake.pipelines.spec import ModelSpec
 from longtake.pipelines.stages import StageReport
-from longtake.pipelines.trace import Trace, TracePoint, TraceRequest
+from longtake.pipelines.trace import Trace, TracePoint
 
 Array = npt.NDArray[np.float32]
 Beside = npt.NDArray[Any] | None
@@ -44,89 +47,6 @@ _LONGEST_WAIT = timedelta(days=1)
 
 REFUSED_BY_ALL = (RequestError, LayoutError, KernelError)
 """What all ranks refuse alike, since they look at the same; another refusal may be of one rank."""
-
-
-class Job(BaseModel):
-    """One request and the layout that it runs in; travels to the ranks as JSON.
-
-    Attributes:
-        from_latents: its latents are there already, and come beside it; it is only decoded.
-        trace: what is recorded on the way, for a sink that takes it.
-    """
-
-    request: ResolvedRequest | ResolvedDecode
-    from_latents: bool = False
-    trace: TraceRequest | None = None
-    cfg_degree: int
-    ring_degree: int
-    ulysses_degree: int
-
-    @classmethod
-    def of(
-        cls,
-        request: ResolvedDecode,
-        dims: ParallelDims,
-        *,
-        from_latents: bool = False,
-        trace: TraceRequest | None = None,
-    ) -> Job:
-        """A job of a layout."""
-        return cls(
-            request=request,
-            from_latents=from_latents,
-            trace=trace,
-            cfg_degree=dims.cfg_degree,
-            ring_degree=dims.ring_degree,
-            ulysses_degree=dims.ulysses_degree,
-        )
-
-    @property
-    def from_picture(self) -> bool:
-        """Whether the picture that its videos begin with comes beside it."""
-        request = self.request
-        animates = isinstance(request, ResolvedRequest) and request.i2v_mode is not None
-        return animates and not self.from_latents
-
-    @property
-    def comes_with_array(self) -> bool:
-        """Whether there is something beside it, on rank 0."""
-        return self.from_latents or self.from_picture
-
-    @property
-    def decodes(self) -> bool:
-        """Whether frames come of it, not latents alone."""
-        request = self.request
-        asks_for_latents = isinstance(request, ResolvedRequest) and request.output_type == "latents"
-        return self.from_latents or not asks_for_latents
-
-    @property
-    def dims(self) -> ParallelDims:
-        """The layout."""
-        return ParallelDims(
-            cfg_degree=self.cfg_degree,
-            ring_degree=self.ring_degree,
-            ulysses_degree=self.ulysses_degree,
-        )
-
-
-@dataclass
-class RankReport:
-    """What one rank measured in one rendering.
-
-    Attributes:
-        seconds: of each stage.
-        bytes_sent: to other ranks, by stage.
-        tiles_at_once: that it decoded at once, at most.
-        peak_memory_bytes: of the GPU, or of the process; since it started.
-    """
-
-    rank: int
-    device: str
-    attention_kernel: str
-    seconds: dict[str, float]
-    bytes_sent: dict[str, int]
-    tiles_at_once: int
-    peak_memory_bytes: int
 
 
 class Sink(Protocol):
@@ -222,38 +142,46 @@ class Worker:
         """
         world, request, report, kernel = self._world, job.request, StageReport(), ""
         decoder = self._pipeline.decoder(request)
+        kept: Snapshots | None = None
         if job.from_latents:
             finished = self._shared(beside)
             check_fits(decoder, finished.shape, request, world)
         else:
             assert isinstance(request, ResolvedRequest)
             kernel = self._agreed_kernel(job.dims)
+            grid = self._pipeline.grid(request)
             if job.decodes:
-                check_fits(decoder, self._pipeline.grid(request).shape, request, world)
-            finished = render_latents(
-                self._pipeline,
-                request,
-                job.dims,
-                world,
-                report,
-                on_progress=on_progress,
-                stop_requested=stop_requested,
-                trace=_trace(job, world, sink),
-                picture=beside,
-            )
+                check_fits(decoder, grid.shape, request, world)
+            with kept_on_the_way(job.snapshots, world, grid) as kept:
+                finished = render_latents(
+                    self._pipeline,
+                    request,
+                    job.dims,
+                    world,
+                    report,
+                    on_progress=on_progress,
+                    stop_requested=stop_requested,
+                    trace=_trace(job, world, sink),
+                    picture=beside,
+                    snapshots=kept,
+                    steps_done=job.steps_before,
+                    state=state_to_go_on_from(job.snapshots, world),
+                )
             if world.rank == 0:
                 sink.latents(finished.cpu().numpy())
         if job.decodes:
-            decode_videos(
-                decoder,
-                finished,
-                world,
-                report,
-                lambda video, index, frame: sink.frame(video, index, frame.numpy()),
-                dropped_frames=self._spec.dropped_frames,
-                on_progress=on_progress,
-                stop_requested=stop_requested,
-            )
+            with self._pipeline.denoiser_on_host() if job.sparing else nullcontext():
+                decode_videos(
+                    decoder,
+                    finished,
+                    world,
+                    report,
+                    lambda video, index, frame: sink.frame(video, index, frame.numpy()),
+                    dropped_frames=self._spec.dropped_frames,
+                    on_progress=on_progress,
+                    stop_requested=stop_requested,
+                    at_once=1 if job.sparing else None,
+                )
         own = RankReport(
             world.rank,
             str(world.device),
@@ -262,7 +190,11 @@ class Worker:
             report.bytes_sent,
             report.tiles_at_once,
             peak_memory_bytes(),
+            steps_before=job.steps_before,
         )
+        if kept is not None and world.rank == 0:
+            own.seconds["snapshots"] = kept.seconds
+            own.snapshots, own.snapshot_failure = kept.taken, kept.failure
         return [RankReport(**each) for each in world.gather_json(asdict(own))]
 
     def _shared(self, latents: Beside) -> torch.Tensor:
@@ -331,6 +263,12 @@ def process_bytes(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for a GPU's memory, and none for the host's."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 def control_group() -> dist.ProcessGroup:

@@ -48,7 +48,18 @@ class EngineError(LongtakeError, RuntimeError):
 
 
 class RankError(EngineError):
-    """A rank died, hung or failed; all ranks of the engine have been ended."""
+    """A rank died, hung or failed; all ranks of the engine have been ended.
+
+    Attributes:
+        rank: the first, as far as it is known.
+        phase: in which it was, as :class:`longtake.pipelines.progress.Progress` names them, or
+            "starting"; empty where it is not known.
+        out_of_memory: that it ran out of memory.
+    """
+
+    rank: int | None = None
+    phase: str = ""
+    out_of_memory: bool = False
 
 
 class Stopped(LongtakeError):
@@ -63,6 +74,13 @@ class Stopped(LongtakeError):
 
 class PeerLostError(LongtakeError, RuntimeError):
     """Another rank died, raised, or did not answer within the process group's timeout."""
+
+
+def restated(error: EngineError, text: str) -> EngineError:
+    """The same error, in other words."""
+    other = type(error)(text)
+    other.__dict__.update(error.__dict__)
+    return other
 
 
 def one_line(error: BaseException) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as ProgressBars
+from rich.table import Table
 
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunPlace
@@ -68,6 +72,10 @@ class View(ABC):
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         """Everything is written."""
 
+    def note(self, text: str) -> None:
+        """Something that is worth a line, and no warning."""
+        say(text, sys.stderr)
+
     def writing(self) -> None:
         """All frames are there."""
         self.progress(Progress("writing"))
@@ -88,9 +96,15 @@ class _Quiet(View):
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 class _Json(View):
     """An event a line on stdout, for scripts."""
+
+    def note(self, text: str) -> None:
+        self._print({"event": "note", "text": text})
 
     def progress(self, progress: Progress) -> None:
         self._print({"event": "progress", **asdict(progress)})
@@ -115,22 +129,24 @@ class _Lines(View):
         super().__init__()
         self._phase = ""
         self._began = 0.0
-        self._tenths = 0
+        self._tenths = self._before = 0
 
     def progress(self, progress: Progress) -> None:
         now = time.perf_counter()
         part = _PARTS.get(progress.phase)
         if progress.phase != self._phase:
             self._phase, self._began, self._tenths = progress.phase, now, 0
+            self._before = progress.done  # by an earlier rendering, with which this goes on
             if part is None:
                 say(_named(progress) if progress.phase == "text" else progress.phase, sys.stderr)
         tenths = 10 * progress.done // progress.total if progress.total else 0
-        if part is not None and progress.done and tenths > self._tenths:
+        done = progress.done - self._before
+        if part is not None and done and tenths > self._tenths:
             self._tenths = tenths
-            each = (now - self._began) / progress.done
+            each = (now - self._began) / done
             left = each * (progress.total - progress.done)
-            done = f"{progress.phase} {progress.done}/{progress.total}"
-            say(f"{done}, {each:.2f} s a {part}, {left:.0f} s left", sys.stderr)
+            at = f"{progress.phase} {progress.done}/{progress.total}"
+            say(f"{at}, {each:.2f} s a {part}, {left:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         say(_summary(paths, metadata), sys.stdout)
@@ -153,6 +169,7 @@ class _Bars(View):
         )
         self._phase = ""
         self._began = 0.0
+        self._before = 0
         self._task: TaskID | None = None
 
     def __enter__(self) -> View:
@@ -167,9 +184,10 @@ class _Bars(View):
         if progress.phase != self._phase or self._task is None:
             if self._task is not None:
                 self._bars.remove_task(self._task)
-            self._phase, self._began = progress.phase, now
+            self._phase, self._began, self._before = progress.phase, now, progress.done
             self._task = self._bars.add_task("", total=None, rate="")
-        rate = f"{(now - self._began) / progress.done:.2f} s each" if progress.done else ""
+        done = progress.done - self._before
+        rate = f"{(now - self._began) / done:.2f} s each" if done else ""
         self._bars.update(
             self._task,
             description=_named(progress),
@@ -213,6 +231,20 @@ def say(line: str, stream: TextIO) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a header, as wide as their contents; the last column is cut where the terminal
+    ends."""
+    out = io.StringIO()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in header:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    width = max(80, Console(stderr=True).width if sys.stdout.isatty() else 1000)
+    Console(file=out, width=width, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def _summary(paths: list[Path], metadata: Metadata) -> str:

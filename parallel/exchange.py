@@ -128,17 +128,20 @@ def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> No
         dist.broadcast(tensor, ranks[source], group=group)
 
 
-def any_rank(flag: bool, group: dist.ProcessGroup) -> bool:
-    """Whether any rank of the group says so: one byte, reduced over a group that takes CPU tensors.
+def highest(value: int, group: dist.ProcessGroup) -> int:
+    """The highest of all ranks' values: one byte, reduced over a group that takes CPU tensors.
 
     The same answer on all ranks.
+
+    Args:
+        value: 0 to 255.
     """
     ranks = dist.get_process_group_ranks(group)
-    flags = torch.tensor([flag], dtype=torch.uint8)
-    _count(flags.nbytes * (len(ranks) - 1))
+    values = torch.tensor([value], dtype=torch.uint8)
+    _count(values.nbytes * (len(ranks) - 1))
     with peers_answer(ranks):
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
-    return bool(flags)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=group)
+    return int(values)
 
 
 def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:

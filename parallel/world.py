@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.errors import LayoutError
 from longtake.parallel.dims import ParallelDims
-from longtake.parallel.exchange import any_rank, broadcast, gather_bytes
+from longtake.parallel.exchange import broadcast, gather_bytes, highest
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,11 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; the same answer on all ranks."""
-        return flag if self.group is None else any_rank(flag, self.group)
+        return bool(self.highest(int(flag)))
+
+    def highest(self, value: int) -> int:
+        """The highest of all ranks' values, 0 to 255; the same answer on all ranks."""
+        return value if self.group is None else highest(value, self.group)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Every rank's value, by rank, on all ranks. It must survive a trip through JSON."""

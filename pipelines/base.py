@@ -7,13 +7,15 @@ in one token (C x patch).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import EngineError
@@ -48,6 +50,15 @@ class Stepper:
         """The timestep of each step, float32."""
         timesteps: torch.Tensor = self._scheduler.timesteps
         return timesteps
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What it needs, beside the tokens and the number of steps done, to go on elsewhere."""
+        return {"sigmas": self._scheduler.sigmas, "timesteps": self._scheduler.timesteps}
+
+    def go_on(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on after so many steps, with what another's :meth:`state` was then."""
+        self._scheduler.sigmas, self._scheduler.timesteps = state["sigmas"], state["timesteps"]
+        self._scheduler.set_begin_index(done)
 
     def step(
         self, velocity: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor
@@ -156,11 +167,12 @@ def denoise(
     mesh: DeviceMesh | None,
     true_cfg: TrueCfg | None,
     after_step: Callable[[int, torch.Tensor], None],
+    steps_done: int = 0,
 ) -> torch.Tensor:
     """The denoising loop over this rank's tokens. Nothing is gathered between steps.
 
     Args:
-        tokens: noise, ``[B, s, P]``, float32.
+        tokens: noise, or what was left of it after ``steps_done``: ``[B, s, P]``, float32.
         branches: one from :meth:`Denoiser.branch`; the positive and the negative with true CFG.
         after_step: called with the number of steps done and the tokens then; may raise, on all
             ranks alike.
@@ -168,7 +180,7 @@ def denoise(
     Returns:
         ``[B, s, P]``, float32.
     """
-    for done, timestep in enumerate(stepper.timesteps, start=1):
+    for done, timestep in enumerate(stepper.timesteps[steps_done:], start=steps_done + 1):
         if true_cfg is None:
             velocity = denoiser(tokens, timestep, branches[0])
         else:
@@ -224,6 +236,23 @@ class VideoPipeline(ABC):
     @abstractmethod
     def decoder(self, request: ResolvedDecode) -> TileCoder:
         """Latents to pixels in [-1, 1], in the tiles of a request."""
+
+    @contextmanager
+    def denoiser_on_host(self) -> Iterator[None]:
+        """Have the denoiser in the host's memory, not the GPU's, for as long as the enclosed lines
+        decode. One that is not loaded, or split over ranks, stays where it is."""
+        denoiser: nn.Module = getattr(self, "denoiser", nn.Module())
+        weights = list(denoiser.parameters())
+        if not weights or not weights[0].is_cuda or isinstance(weights[0], DTensor):
+            yield
+            return
+        device = weights[0].device
+        denoiser.to("cpu")
+        torch.cuda.empty_cache()
+        try:
+            yield
+        finally:
+            denoiser.to(device)
 
     @abstractmethod
     def encoder(self, request: ResolvedDecode) -> TileCoder:

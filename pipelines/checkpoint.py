@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from longtake.errors import ModelError, one_line
 
 _WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SAMPLE_BYTES = 4096
 _HUB_CONFIGS = ["model_index.json", "*/*config.json", "longtake.yaml"]
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "longtake.yaml"]
 
@@ -120,6 +123,27 @@ class Checkpoint:
             _check_weights(file)
         return tuple(files)
 
+    def fingerprint(self) -> str:
+        """A digest of the model's files, alike wherever they lie and whenever they were written.
+
+        Of each tensor of the weights its name, type, place, and first and last 4 KiB count:
+        training changes them all, and a model of many GB is not read whole.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        digest = hashlib.sha256()
+        kinds = {".json", ".safetensors", ".txt", ".model", ".jinja", ".yaml"}
+        files = sorted(path for path in self.folder.rglob("*") if path.suffix in kinds)
+        for path in files:
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
+            try:
+                for piece in _samples(path) if path.suffix == ".safetensors" else _whole(path):
+                    digest.update(piece)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+        return digest.hexdigest()
+
 
 def _download(model: str, revision: str | None, configs_only: bool) -> Path:
     """A repository of the hub, by its id."""
@@ -152,6 +176,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object: download or save the model again")
     return content
+
+
+def _whole(path: Path) -> Iterator[bytes]:
+    yield path.read_bytes()
+
+
+def _samples(path: Path) -> Iterator[bytes]:
+    """The header of a safetensors file (its length in 8 bytes, then JSON), and each tensor's
+    beginning and end."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("it is no safetensors file")
+        yield (header := file.read(length))
+        for tensor in json.loads(header).values():
+            if "data_offsets" in tensor:
+                begin, end = tensor["data_offsets"]
+                for at in sorted({begin, max(begin, end - _SAMPLE_BYTES)}):
+                    file.seek(8 + length + at)
+                    yield file.read(min(_SAMPLE_BYTES, end - at))
 
 
 def _check_weights(file: Path) -> None:

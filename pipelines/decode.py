@@ -42,6 +42,7 @@ def decode_videos(
     dropped_frames: int = 0,
     on_progress: OnProgress = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    at_once: int | None = None,
 ) -> None:
     """Decode videos on all ranks together; rank 0 gives away frames while later ones are decoded.
 
@@ -54,6 +55,7 @@ def decode_videos(
         dropped_frames: at the start of each video, which are not given away.
         on_progress: called on each rank, with its own tiles; on rank 0 with all of them.
         stop_requested: asked on each rank between tiles, on rank 0 between frames, too.
+        at_once: tiles that a rank computes at once, at most; as many as fit if None.
 
     Raises:
         Stopped: on all ranks alike, because of ``stop_requested`` on any.
@@ -76,7 +78,7 @@ def decode_videos(
             next_frame[video] += 1
         return True
 
-    report.tiles_at_once = _tiles_at_once(decoder, latents)
+    report.tiles_at_once = at_once or _tiles_at_once(decoder, latents)
     with stage(report, "decoding"):
         code_tiles(
             decoder,

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.picture import any_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
@@ -20,6 +21,7 @@ from longtake.pipelines.base import VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.stages import StageReport
 from longtake.pipelines.weights import held_bytes
 from tests import tiny
@@ -188,3 +190,42 @@ def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
     with TrafficMeter() as meter:
         render(pipeline, request(num_inference_steps=1), dims, world())
     return [name for name in meter.order if "gather" in name or "alltoall" in name]
+
+
+def states_of(
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool
+) -> tuple[Array, list[LoopState]]:
+    """The latents of a request, and, on rank 0, the state after each step as a snapshot has it."""
+    pipeline, here = loaded(folder, on_ranks), world() if on_ranks else ALONE
+    states: list[LoopState] = []
+    kept = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
+    latents = render_latents(
+        pipeline,
+        asked,
+        dims,
+        here,
+        StageReport(),
+        picture=any_picture(asked),
+        snapshots=kept,
+    )
+    kept.close()
+    return latents.numpy(), states
+
+
+def gone_on(
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, state: LoopState, on_ranks: bool = True
+) -> Array:
+    """The latents of a request that goes on from a state."""
+    pipeline, here = loaded(folder, on_ranks), world() if on_ranks else ALONE
+    latents = render_latents(
+        pipeline,
+        asked,
+        dims,
+        here,
+        StageReport(),
+        picture=any_picture(asked),
+        steps_done=state.steps_done,
+        state=state if here.rank == 0 else None,
+    )
+    array: Array = latents.numpy()
+    return array

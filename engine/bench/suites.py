@@ -18,6 +18,7 @@ from longtake.configs.hardware import Dtype, Hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.bench import measures
 from longtake.engine.engine import VideoEngine
+from longtake.engine.job import Job, RankReport
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.picture import any_picture
@@ -26,7 +27,7 @@ from longtake.engine.planning.layouts import candidates
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
 from longtake.engine.trial import on_ranks
-from longtake.engine.worker import Job, Nowhere, RankReport
+from longtake.engine.worker import Nowhere
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec

@@ -9,6 +9,7 @@ from typing import Any
 from longtake.configs.request import ResolvedDecode
 from longtake.engine.engine import VideoEngine
 from longtake.engine.latents import Array, Origin
+from longtake.engine.snapshot import SnapshotPlan
 from longtake.engine.video_writer import VideoFiles
 from longtake.engine.worker import Nowhere
 from longtake.errors import RequestError
@@ -23,11 +24,13 @@ def write(
     view: View,
     latents: Array | None = None,
     origin: Origin | None = None,
+    snapshots: SnapshotPlan | None = None,
 ) -> None:
     """Render or decode into files.
 
     Args:
         request: None on ranks of torchrun that write nothing, and do not know it.
+        snapshots: how it is kept on its way.
     """
     if not engine.writes:
         engine.render(request, Nowhere(), view.progress)
@@ -39,11 +42,12 @@ def write(
         engine.config,
         metadata=options["metadata"],
         num_frames=engine.num_frames_of(request),
+        snapshot=None if snapshots is None else snapshots.path,
     )
     try:
         with files:
             engine.start(view.progress)
-            metadata = engine.render(request, files, view.progress, latents)
+            metadata = engine.render(request, files, view.progress, latents, snapshots=snapshots)
             metadata.origin = origin
             view.writing()
             metadata.seconds["writing"] = files.seconds

@@ -15,9 +15,10 @@ from longtake.commands import verify as command
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine import verify as engine
+from longtake.engine.job import Job, RankReport
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.verify import Comparison, Verification, cases_of
-from longtake.engine.worker import Array, Job, Nowhere, RankReport, Sink, TraceSink, Worker
+from longtake.engine.worker import Array, Nowhere, Sink, TraceSink, Worker
 from longtake.options import parsed
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import OnProgress, Progress

@@ -11,9 +11,9 @@ import pytest
 from longtake import cli
 from longtake.configs.engine import EngineConfig
 from longtake.engine import verify as engine
+from longtake.engine.job import RankReport
 from longtake.engine.launcher import Launcher
 from longtake.engine.local_processes import LocalProcesses
-from longtake.engine.worker import RankReport
 from longtake.pipelines.progress import OnProgress
 
 Verify = Callable[..., tuple[int, str, str]]

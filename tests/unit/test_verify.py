@@ -15,6 +15,7 @@ from torch import nn
 from longtake.commands.verify import _as_json, _lines, _requests
 from longtake.configs.engine import EngineConfig
 from longtake.engine.differences import Array, max_error, psnr_db, relative_error
+from longtake.engine.job import Job, RankReport
 from longtake.engine.launcher import InProcess
 from longtake.engine.verify import (
     Case,
@@ -25,7 +26,7 @@ from longtake.engine.verify import (
     layouts_of,
     uneven_size,
 )
-from longtake.engine.worker import Job, Nowhere, RankReport, Worker
+from longtake.engine.worker import Nowhere, Worker
 from longtake.errors import KernelError, LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry

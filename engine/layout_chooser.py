@@ -1,0 +1,72 @@
+"""Which layout each request runs in, and how long it will take, by the planner."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.hardware import Hardware
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.hardware import hardware_here
+from longtake.engine.planner import choose_dims, dtypes
+from longtake.engine.planning.prediction import Prediction, Setting, predict
+from longtake.parallel import ParallelDims
+from longtake.pipelines.spec import ModelSpec
+
+_NOT_PLANNED: dict[str, Any] = {
+    **dict.fromkeys(("prompt", "negative_prompt"), ""),
+    **dict.fromkeys(("image", "image_sha256", "sigmas")),
+    "seed": 0,
+}
+"""What of a request no plan depends on, and each of a batch's has for itself."""
+
+
+class LayoutChooser:
+    """Chooses once for all requests of one shape.
+
+    Args:
+        config: with its dtypes chosen.
+        spec: of the model.
+        device_type: "cpu" or "cuda".
+    """
+
+    def __init__(self, config: EngineConfig, spec: ModelSpec, device_type: str) -> None:
+        self._config = config
+        self._spec = spec
+        self._device_type = device_type
+        self._chosen: dict[ResolvedRequest, tuple[ParallelDims, str]] = {}
+
+    def choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
+        """The layout of a request, by the planner where degrees are left out, and why this one.
+
+        Raises:
+            LayoutError: the degrees fit no such number of devices, or there is no second branch.
+        """
+        like = request.model_copy(update=_NOT_PLANNED)
+        if like not in self._chosen:
+            config = self._config
+            choice = choose_dims(self._setting(request), config.parallel, config.devices)
+            self._chosen[like] = choice
+        return self._chosen[like]
+
+    def predicted(self, request: ResolvedRequest) -> Prediction:
+        """How long a request takes in its layout."""
+        dims, _ = self.choose(request)
+        split = self._config.parallel.shard_weights
+        return predict(self._setting(request), dims, shard_weights=split)
+
+    def _setting(self, request: ResolvedRequest) -> Setting:
+        dtype, vae_dtype = dtypes(self._config, self._spec, self._device_type)
+        return Setting(
+            spec=self._spec,
+            hardware=self._hardware,
+            request=request,
+            dtype=dtype,
+            vae_dtype=vae_dtype,
+            text_tokens=self._spec.text_tokens(request),
+        )
+
+    @cached_property
+    def _hardware(self) -> Hardware:
+        return hardware_here(self._device_type)

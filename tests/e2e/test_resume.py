@@ -1,0 +1,111 @@
+"""longtake generate --resume: it goes on where an earlier one died, in another layout too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longtake import cli
+from tests.e2e.test_cli import COMMAND, names
+
+STEPS = 24
+COMMON = ["a cat walks", "--num-inference-steps", str(STEPS)]
+
+
+@pytest.fixture
+def generate(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        every = ["generate", *COMMON, "--model", model, *map(str, arguments)]
+        return (cli.main(every), *capsys.readouterr())
+
+    return run
+
+
+def interrupted(
+    model: str, out: Path, at: tuple[str, int], number: signal.Signals, *more: str
+) -> dict[str, Any]:
+    """Run the command until some progress, then send its process a signal; what it said last."""
+    arguments = [*COMMON, "--model", model, "-o", str(out), "--snapshot-steps", "5", "--json"]
+    with subprocess.Popen(
+        [*COMMAND, "generate", *arguments, *more], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            if (event.get("phase"), event.get("done")) == at:
+                os.kill(process.pid, number)
+                break
+        lines = process.stdout.readlines()
+        process.wait(timeout=30)
+    return json.loads(lines[-1]) if lines else {}
+
+
+def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_path: Path) -> None:
+    """On two ranks; then again in that layout, and on one rank."""
+    out, kept = tmp_path / "out.npy", tmp_path / "out.snapshot.safetensors"
+    interrupted(model, out, ("denoising", 13), signal.SIGKILL, "--devices", "2")
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == [kept.name]
+    snapshot = kept.read_bytes()
+    code, _, stderr = generate("-o", out, "--devices", 2, "--resume")
+    assert (code, stderr.splitlines()[0]) == (0, "goes on after step 10 of 24")
+    assert names(tmp_path) == ["out.json", "out.npy"]
+    told, again = json.loads((tmp_path / "out.json").read_text()), np.load(out)
+    assert told["snapshots"]["steps_before"] == 10
+    seed = told["request"]["seed"]
+
+    kept.write_bytes(snapshot)
+    assert generate("-o", out, "--resume")[0] == 0
+    np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
+    assert generate("-o", out, "--devices", 2, "--seed", seed)[0] == 0
+    np.testing.assert_array_equal(np.load(out), again)
+
+    kept.write_bytes(snapshot)
+    code, _, stderr = generate("-o", out, "--seed", seed + 1, "--resume")
+    assert code == 0
+    assert stderr.splitlines()[0] == (
+        f"{kept} is of another request: seed={seed}, not {seed + 1}: it begins anew"
+    )
+    kept.write_bytes(snapshot[:-9])
+    code, _, stderr = generate("-o", out, "--seed", seed, "--resume")
+    assert code == 0
+    assert f"{kept} is damaged" in stderr.splitlines()[0]
+    np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
+    code, _, stderr = generate("-o", out, "--seed", seed, "--resume")
+    assert stderr.splitlines()[0] == f"{kept} is not there: it begins with the first step"
+
+
+def test_what_was_decoded_is_only_decoded(generate: Any, model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    tiles = ("--num-frames", "33", "--decode-tile-size", "8", "32", "32")
+    said = interrupted(model, out, ("decoding", 3), signal.SIGTERM, *tiles)
+    assert said["exit_code"] == 130
+    assert names(tmp_path) == ["out.latents.safetensors"]
+    code, _, stderr = generate("-o", out, *tiles, "--resume")
+    assert code == 0
+    kept = tmp_path / "out.latents.safetensors"
+    assert stderr.splitlines()[0] == f"goes on with the latents in {kept}"
+    assert names(tmp_path) == ["out.json", "out.npy"]
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert "denoising" not in told["seconds"]
+    first = np.load(out)
+    assert generate("-o", out, *tiles, "--seed", told["request"]["seed"])[0] == 0
+    np.testing.assert_array_equal(np.load(out), first)
+
+
+def test_ctrl_c_leaves_a_snapshot_where_it_is_wanted(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    said = interrupted(model, out, ("denoising", 8), signal.SIGINT, "--resume")
+    assert said["exit_code"] == 130
+    assert "out.snapshot.safetensors was written" in said["message"]
+    assert names(tmp_path) == ["out.snapshot.safetensors"]
