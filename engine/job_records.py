@@ -1,0 +1,95 @@
+"""What a queue of jobs holds of each: as it is added, and as it stands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.owners import Owner
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is to be queued.
+
+    Attributes:
+        id: by which it is known.
+        source: file that it comes from.
+        position: in the order of the queue.
+        output: path in the folder.
+        engine: digest of what renders it; no other engine may take it.
+        request: that is rendered.
+        fingerprint: of all that its output follows from; another one means that it is rendered
+            again.
+    """
+
+    id: str
+    source: str
+    position: int
+    output: str
+    engine: str
+    request: ResolvedRequest
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class JobRecord(NewJob):
+    """A job as the queue holds it.
+
+    Attributes:
+        claims: how often it was begun.
+        faults: that ended it since it last got further.
+        fault_step: finished steps that it could go on from at the last fault.
+        not_before: seconds since 1970.
+        cancelling: it was asked to end.
+        sparing: it is decoded with as little memory as can be.
+        owner: that works on it.
+        phase, steps_done: where it stands.
+        queued_at, started_at, ended_at: seconds since 1970.
+        seconds: that each stage took.
+        error: of the last fault, or why it was cancelled.
+    """
+
+    state: State
+    claims: int
+    faults: int
+    fault_step: int
+    not_before: float
+    cancelling: bool
+    sparing: bool
+    owner: Owner | None
+    lease_until: float
+    phase: str
+    steps_done: int
+    queued_at: float
+    started_at: float | None
+    ended_at: float | None
+    seconds: dict[str, float]
+    error: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job."""
+
+    at: float
+    kind: str
+    text: str
+
+
+def record_of(row: dict[str, Any]) -> JobRecord:
+    """A job from its row of the database."""
+    return JobRecord(
+        **{
+            **row,
+            "request": ResolvedRequest.model_validate_json(row["request"]),
+            "owner": row["owner"] and Owner.model_validate_json(row["owner"]),
+            "seconds": json.loads(row["seconds"]),
+            "cancelling": bool(row["cancelling"]),
+            "sparing": bool(row["sparing"]),
+        }
+    )
