@@ -5,6 +5,7 @@
 # make demo       a video from a prompt, rendered on two ranks, in demo/
 # make quality    64 prompts and 32 pictures for the models that come with the package, judged
 # make train-demo trains them, the first from scratch, in about three hours on two cores
+# make soak       a batch whose processes are killed 200 times, in half an hour
 # make plots      the pictures in docs/
 # make peers      a second environment with the projects that the benchmarks compare with
 # make benchmark  attention against the peers; make benchmark-denoise: a denoising step;
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test test-gpu check demo quality train-demo plots peers benchmark benchmark-denoise \
+.PHONY: env test test-gpu check demo quality train-demo soak plots peers benchmark benchmark-denoise \
 	benchmark-decode benchmark-plan clean
 
 env: $(VENV)/.installed
@@ -30,8 +31,10 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Unit tests side by side; those that start ranks take all cores by themselves.
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/distributed tests/e2e
 
 test-gpu: env
 	$(BIN)/python -m pytest tests/gpu
@@ -57,6 +60,9 @@ train-demo: env
 		--output configs/models/demo
 	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo image-to-video demo/training \
 		--start configs/models/demo --output configs/models/demo-i2v
+
+soak: env
+	$(BIN)/python -m tests.kills --kills 200
 
 plots: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib

@@ -13,9 +13,12 @@ import tyro
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from longtake.arguments import CONFIG, JOBS, LATENTS, OUTPUT, RESUME, SHOTS, TALK
+from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, VideoRequest
+from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 
 FILE_ONLY = ("prompt_template", "image_sha256")
@@ -108,6 +111,7 @@ _NOT_PLANNED = (
     "flow_shift",
     "seed",
     "device",
+    "device_ids",
     *_PICTURES,
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
@@ -118,8 +122,25 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
         VideoRequest,
         EngineConfig,
         ParallelConfig,
+        SnapshotConfig,
         without=("parallel", "output_type", "autoencoder_only", *FILE_ONLY),
     ),
+    "batch": _declared(
+        BatchConfig,
+        VideoRequest,
+        EngineConfig,
+        ParallelConfig,
+        SnapshotConfig,
+        without=(
+            "prompt",
+            "image_sha256",
+            "parallel",
+            "output_type",
+            "autoencoder_only",
+            *FILE_ONLY,
+        ),
+    ),
+    "jobs": {},
     "decode": _declared(
         DecodeRequest,
         EngineConfig,
@@ -157,6 +178,7 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
             *_DEGREES,
             *(name for name in _PICTURES if name != "i2v_mode"),
             "parallel",
+            "device_ids",
             "output_type",
             "autoencoder_only",
             "num_videos",
@@ -216,79 +238,16 @@ def _metavar(annotation: Any) -> str:
     return next((word for part, word in words if part in str(annotation)), "TEXT")
 
 
-_OUTPUT: list[tuple[str, Any, Any]] = [
-    (
-        "output",
-        Annotated[
-            str | None,
-            tyro.conf.arg(
-                aliases=["-o"],
-                metavar="PATH",
-                help="File that is written: .mp4, .webm, .gif, .npy (float32 frames), "
-                ".safetensors (latents; generate only), or a folder for .png",
-                help_behavior_hint="(default: out.mp4)",
-            ),
-        ],
-        field(default=None),
-    ),
-    (
-        "metadata",
-        Annotated[bool, tyro.conf.arg(help="Write a .json beside the video")],
-        field(default=True),
-    ),
-]
-
-_TALK: list[tuple[str, Any, Any]] = [
-    (
-        "quiet",
-        Annotated[
-            bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print nothing but errors")
-        ],
-        field(default=False),
-    ),
-    (
-        "json",
-        Annotated[
-            bool,
-            tyro.conf.FlagCreatePairsOff,
-            tyro.conf.arg(help="Print JSON, of progress an event a line"),
-        ],
-        field(default=False),
-    ),
-]
-
-_CONFIG: tuple[str, Any, Any] = (
-    "config",
-    Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="FILE",
-            help="YAML file of options, which flags override; or a video's .json, to render "
-            "it again",
-            help_behavior_hint="",
-        ),
-    ],
-    field(default=None),
+Batch: Any = make_dataclass("Batch", [*SHOTS, *_options_of("batch"), *TALK])
+Jobs: Any = make_dataclass("Jobs", [*JOBS, *TALK])
+Generate: Any = make_dataclass(
+    "Generate", [*_options_of("generate"), *OUTPUT, RESUME, *TALK, CONFIG]
 )
-_LATENTS: tuple[str, Any, Any] = (
-    "latents",
-    Annotated[
-        str,
-        tyro.conf.Positional,
-        tyro.conf.arg(
-            metavar="LATENTS.safetensors",
-            help="What generate -o x.safetensors wrote, or kept when decoding failed",
-        ),
-    ],
-    field(),
-)
-
-Generate: Any = make_dataclass("Generate", [*_options_of("generate"), *_OUTPUT, *_TALK, _CONFIG])
-Decode: Any = make_dataclass("Decode", [_LATENTS, *_options_of("decode"), *_OUTPUT, *_TALK])
-Plan: Any = make_dataclass("Plan", [*_options_of("plan"), *_TALK])
-Doctor: Any = make_dataclass("Doctor", [*_options_of("doctor"), *_TALK])
-Verify: Any = make_dataclass("Verify", [*_options_of("verify"), *_TALK])
-Bench: Any = make_dataclass("Bench", [*_options_of("bench"), *_TALK])
+Decode: Any = make_dataclass("Decode", [LATENTS, *_options_of("decode"), *OUTPUT, *TALK])
+Plan: Any = make_dataclass("Plan", [*_options_of("plan"), *TALK])
+Doctor: Any = make_dataclass("Doctor", [*_options_of("doctor"), *TALK])
+Verify: Any = make_dataclass("Verify", [*_options_of("verify"), *TALK])
+Bench: Any = make_dataclass("Bench", [*_options_of("bench"), *TALK])
 
 
 @dataclass(frozen=True)
@@ -300,6 +259,18 @@ _COMMANDS: Any = (
     Annotated[
         Generate,
         tyro.conf.subcommand("generate", description="Render a video from a prompt."),
+    ]
+    | Annotated[
+        Batch,
+        tyro.conf.subcommand(
+            "batch", description="Render a file of shots; the same command again goes on."
+        ),
+    ]
+    | Annotated[
+        Jobs,
+        tyro.conf.subcommand(
+            "jobs", description="See, cancel or retry what a batch renders in a folder."
+        ),
     ]
     | Annotated[
         Decode,

@@ -1,0 +1,53 @@
+"""longtake batch: a file of shots, rendered into a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from longtake.commands.batch_view import batch_view_of
+from longtake.configs.batch import BatchConfig
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import VideoRequest
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.torchrun import TorchrunPlace
+from longtake.errors import RequestError
+from longtake.serve.batch import Batch
+from longtake.settings import engine_config, flags, validated
+from longtake.terminal import View
+
+EXIT_SOME_LEFT = 1
+
+
+def run(options: dict[str, Any], view: View) -> int:
+    """Render what the file asks for; returns 1 where some of it failed or was cancelled."""
+    if TorchrunPlace.given():
+        raise RequestError("batch under torchrun: it starts its ranks itself; pass --devices")
+    values = flags(options)
+    source, folder = (
+        Path(os.path.expanduser(values.pop(name) or "")) for name in ("shots", "outputs")
+    )
+    if not source.name or not folder.parts:
+        raise RequestError("name a file of shots, and the folder of outputs by -o")
+    parts = {
+        kind: {name: values.pop(name) for name in list(values) if name in kind.model_fields}
+        for kind in (BatchConfig, SnapshotConfig, VideoRequest)
+    }
+    defaults = parts[VideoRequest]
+    if defaults:
+        validated(VideoRequest, {"prompt": "any", **defaults})
+    config: EngineConfig = engine_config(values)
+    settings: BatchConfig = validated(BatchConfig, parts[BatchConfig])
+    how_often = validated(SnapshotConfig, parts[SnapshotConfig])
+    batch = Batch(source, folder, config, settings, how_often, defaults)
+    shots = batch.check(whole_lines=settings.watch)
+    with batch_view_of(quiet=options["quiet"], as_json=options["json"]) as table:
+        if settings.dry_run:
+            table.planned(shots, batch.estimates(shots), settings.replicas)
+            return 0
+        table.expect([shot.id for shot in shots])
+        outcome = batch.run(shots, table)
+        view.written += outcome.reports
+        table.ended(outcome.jobs, outcome.reports)
+    return 0 if outcome.all_done else EXIT_SOME_LEFT

@@ -1,0 +1,269 @@
+"""A file of shots, rendered into a folder by groups of ranks that share one queue."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longtake.configs.batch import BatchConfig
+from longtake.configs.engine import EngineConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.engine import VideoEngine
+from longtake.engine.files import writing
+from longtake.engine.job_records import JobRecord, NewJob
+from longtake.engine.jobs import WORK_FOLDER, JobStore
+from longtake.engine.owners import Owner
+from longtake.engine.supervisor import Supervisor
+from longtake.errors import RequestError
+from longtake.serve.checked import Shot, ShotChecker
+from longtake.serve.outputs import is_there
+from longtake.serve.replica import Replica, Watcher
+from longtake.serve.report import write_report
+from longtake.serve.shots import BadRow, read_shots
+
+_LOOK_AGAIN_S = 0.2
+_STOP_S = 60.0
+"""How long replicas may take to end once they are told to; after it, this process ends them."""
+
+
+class BadRowsError(RequestError):
+    """A file has rows that cannot be rendered; nothing of it was queued.
+
+    Attributes:
+        rows: all of them.
+    """
+
+    def __init__(self, source: Path, rows: Sequence[BadRow]) -> None:
+        lines = "".join(f"\n  {each}" for each in rows)
+        count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
+        super().__init__(f"{source} has {count} that cannot be rendered:{lines}")
+        self.rows = list(rows)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the jobs of a file stand when a batch ends.
+
+    Attributes:
+        jobs: in the order of the file.
+        reports: that were written.
+    """
+
+    jobs: list[JobRecord]
+    reports: list[Path]
+
+    @property
+    def all_done(self) -> bool:
+        """Whether there is nothing left to do, or to look into."""
+        return all(job.state == "done" for job in self.jobs)
+
+
+class Batch:
+    """A file of shots and its folder. Building one checks the model; nothing is loaded.
+
+    Args:
+        source: the file of shots.
+        folder: of the outputs; made if it is not there.
+        config: the model, and the devices of each replica.
+        settings: of the batch.
+        how_often: snapshots are written.
+        defaults: fields of a request that rows need not name.
+
+    Raises:
+        RefusedInputError: the model, the layout, or the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        config: EngineConfig,
+        settings: BatchConfig,
+        how_often: SnapshotConfig,
+        defaults: dict[str, Any],
+    ) -> None:
+        self._source = source
+        self._folder = folder
+        self._settings = settings
+        self._how_often = how_often
+        self._configs = _of_replicas(config, settings.replicas)
+        self.engine = VideoEngine(self._configs[0], isolated=True)
+        for other in self._configs[1:]:
+            VideoEngine(other, isolated=True)  # refuses devices that are not there
+        if folder.exists() and not folder.is_dir():
+            raise RequestError(f"output={str(folder)!r} is a file: name a folder")
+        self._checker = ShotChecker(self.engine, folder, source, defaults)
+        self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
+
+    def check(self, *, whole_lines: bool = False) -> list[Shot]:
+        """Read and check all rows.
+
+        Raises:
+            BadRowsError: some cannot be rendered.
+            RequestError: the file cannot be read, or has no rows.
+        """
+        rows, bad = read_shots(self._source, whole_lines=whole_lines)
+        shots, refused = self._checker.check(rows)
+        if bad or refused:
+            raise BadRowsError(self._source, sorted([*bad, *refused], key=lambda row: row.line))
+        if not shots and not self._settings.watch:
+            raise RequestError(f"{self._source} has no shots")
+        return shots
+
+    def estimates(self, shots: Sequence[Shot]) -> list[float]:
+        """Seconds that each shot will take by the plan, once the model is loaded."""
+        found: dict[tuple[object, ...], float] = {}
+        seconds = []
+        for shot in shots:
+            request = shot.request
+            like = (
+                *(request.num_videos, request.num_frames, request.height, request.width),
+                *(request.num_inference_steps, request.uses_true_cfg, request.max_sequence_length),
+                *(request.decode, request.decode_tile_size, request.decode_tile_stride),
+            )
+            if like not in found:
+                found[like] = self.engine.predicted(request).rendering_s
+            seconds.append(found[like])
+        return seconds
+
+    def run(self, shots: Sequence[Shot], watcher: Watcher) -> Outcome:
+        """Queue the shots and render what is not there yet, until nothing is left to do.
+
+        Raises:
+            KeyboardInterrupt: after all ranks have ended; what was begun goes on the next time.
+            EngineError: no ranks can be started, or the queue cannot be written.
+        """
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        with JobStore(self._folder, create=True) as store:
+            self._enqueue(store, shots, watcher)
+            if self._settings.retry_failed:
+                failed = [each.id for each in self._jobs(store) if each.state == "failed"]
+                store.retry(failed, time.time()) if failed else None
+            try:
+                self._work(store, watcher)
+            finally:
+                reports = write_report(self._folder, self._jobs(store))
+            return Outcome(self._jobs(store), reports)
+
+    def _jobs(self, store: JobStore) -> list[JobRecord]:
+        return store.jobs(str(self._source.absolute()))
+
+    def _enqueue(self, store: JobStore, shots: Sequence[Shot], watcher: Watcher) -> None:
+        source, now = str(self._source.absolute()), time.time()
+        jobs = [
+            NewJob(shot.id, source, at, shot.output, self._digest, shot.request, shot.fingerprint)
+            for at, shot in enumerate(shots)
+        ]
+        counts = store.enqueue(jobs, lambda job: is_there(self._folder, job), now)
+        gone = store.withdraw(source, [each.id for each in jobs], now)
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        watcher.note(
+            f"{len(jobs)} shots: {told or 'none'}" + (f", {len(gone)} withdrawn" if gone else "")
+        )
+
+    def _work(self, store: JobStore, watcher: Watcher) -> None:
+        stop = threading.Event()
+        with _scratch(self._folder) as scratch:
+            replicas = [
+                Replica(
+                    store,
+                    Supervisor(config, scratch, watcher.note, stop.wait),
+                    self._digest,
+                    self._settings,
+                    self._how_often,
+                    watcher,
+                    stop,
+                )
+                for config in self._configs
+            ]
+            threads = [threading.Thread(target=each.run, daemon=True) for each in replicas]
+            for thread in threads:
+                thread.start()
+            try:
+                self._wait(store, threads, watcher)
+            finally:
+                stop.set()
+                deadline = time.monotonic() + _STOP_S
+                for thread in threads:
+                    thread.join(max(0.0, deadline - time.monotonic()))
+        failures = [each.failure for each in replicas if each.failure is not None]
+        for failure in failures:
+            watcher.note(str(failure).partition("\n")[0])
+        if failures and store.unfinished(self._digest):
+            raise failures[0].__cause__ or failures[0]
+
+    def _wait(self, store: JobStore, threads: Sequence[threading.Thread], watcher: Watcher) -> None:
+        """Until all threads have ended; meanwhile, queue the rows that are added to the file."""
+        changed = _change_of(self._source) if self._settings.watch else lambda: False
+        while any(thread.is_alive() for thread in threads):
+            threads[0].join(_LOOK_AGAIN_S)
+            if changed():
+                try:
+                    shots = self.check(whole_lines=True)
+                except RequestError as error:
+                    watcher.note(str(error))
+                else:
+                    self._enqueue(store, shots, watcher)
+
+
+def _of_replicas(config: EngineConfig, replicas: int) -> list[EngineConfig]:
+    """The engine of each replica: on devices of its own."""
+    if replicas == 1:
+        return [config]
+    if config.device_ids is not None:
+        raise RequestError(
+            f"device_ids with replicas={replicas}, which take the devices in order: leave it out"
+        )
+    count = config.devices
+    return [
+        config.model_copy(update={"device_ids": tuple(range(count * number, count * (number + 1)))})
+        for number in range(replicas)
+    ]
+
+
+def _change_of(path: Path) -> Callable[[], bool]:
+    """Says whether a file was changed since it was last asked."""
+
+    def seen() -> tuple[int, int] | None:
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size
+
+    last = seen()
+
+    def changed() -> bool:
+        nonlocal last
+        before, last = last, seen()
+        return last is not None and last != before
+
+    return changed
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for what ranks print; those of processes that have ended are removed."""
+    parent = folder / WORK_FOLDER / "ranks"
+    here = Owner.this_process()
+    own = parent / f"{here.pid}-{here.started}"
+    with writing(own):
+        own.mkdir(parents=True, exist_ok=True)
+    for other in parent.iterdir():
+        pid, _, started = other.name.partition("-")
+        if pid.isdigit() and started.isdigit():
+            owner = here.model_copy(update={"pid": int(pid), "started": int(started)})
+            if owner.ended(here):
+                shutil.rmtree(other, ignore_errors=True)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)

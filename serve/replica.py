@@ -1,0 +1,240 @@
+"""One group of ranks that works on a folder's queue: claims a job, renders it, takes the next."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from typing import Protocol
+
+from longtake.configs.batch import BatchConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.files import writing
+from longtake.engine.job_records import JobRecord, State
+from longtake.engine.jobs import ClaimLostError, JobStore
+from longtake.engine.supervisor import Supervisor
+from longtake.engine.video_writer import VideoFiles
+from longtake.errors import (
+    EngineError,
+    RankError,
+    RefusedInputError,
+    RequestError,
+    Stopped,
+    one_line,
+)
+from longtake.pipelines.progress import Progress
+from longtake.serve.claim import Claim
+from longtake.serve.filmstrip import Filmstrip
+from longtake.serve.outputs import is_inside, key_of, rendered_as, snapshot_of, steps_kept, strip_of
+
+_LONGEST_WAIT_S = 60.0
+_LOOK_AGAIN_S = 0.3
+_NOT_OF_ONE = ("loading", "snapshots")
+"""Seconds that are no job's own, or part of another stage's."""
+
+
+class Watcher(Protocol):
+    """Is told how a batch gets on; by several threads."""
+
+    def progress(self, job: str, progress: Progress) -> None:
+        """A job got on."""
+
+    def state(self, job: str, state: State, text: str) -> None:
+        """A job is in another state."""
+
+    def note(self, text: str) -> None:
+        """Something that is worth a line."""
+
+
+class Replica:
+    """Renders jobs until none is left, or it is told to stop.
+
+    Args:
+        store: the queue, of a folder.
+        supervisor: of the ranks that render.
+        engine_digest: of what they are; jobs of others are left alone.
+        settings: of the batch.
+        how_often: snapshots are written.
+        watcher: is told.
+        stop: is set when the batch is to end.
+        stay: wait for more when none is left.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        supervisor: Supervisor,
+        engine_digest: str,
+        settings: BatchConfig,
+        how_often: SnapshotConfig,
+        watcher: Watcher,
+        stop: threading.Event,
+    ) -> None:
+        self._store = store
+        self._supervisor = supervisor
+        self._engine_digest = engine_digest
+        self._settings = settings
+        self._how_often = how_often
+        self._watcher = watcher
+        self._stop = stop
+        self._sparing_from_pixels: int | None = None
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        """Work; what keeps it from going on is left in ``failure``."""
+        try:
+            while not self._stop.is_set():
+                job = self._store.claim(self._engine_digest, time.time())
+                if job is not None:
+                    self._work_on(job)
+                elif self._settings.watch or self._store.unfinished(self._engine_digest):
+                    self._stop.wait(_LOOK_AGAIN_S)  # another may die, and a fault's wait may end
+                else:
+                    return
+        except Exception as error:
+            self.failure = error
+        finally:
+            self._supervisor.close()
+
+    def _work_on(self, job: JobRecord) -> None:
+        """Bring one job to another state."""
+        self._watcher.state(job.id, "running", "")
+        with Claim(self._store, job, time.time, self._stop) as claim:
+            try:
+                self._sweep(job)
+                if rendered_as(self._store.folder, job):
+                    self._done(job, {}, "it was there already")
+                    return
+                self._start(claim)
+                self._render(claim)
+            except ClaimLostError as error:
+                self._watcher.note(str(error))
+            except Stopped:
+                self._stopped(claim)
+            except RefusedInputError as error:
+                self._failed(job, str(error))
+            except Exception as error:
+                self._fault(job, error)
+
+    def _start(self, claim: Claim) -> None:
+        """Have ranks; without any, the job waits and this replica ends."""
+        try:
+            self._supervisor.start(lambda progress: self._progress(claim, progress))
+        except (EngineError, RefusedInputError) as error:
+            self._store.put_back(claim.job, one_line(error), time.time())
+            raise _NoRanksError(str(error)) from error
+
+    def _render(self, claim: Claim) -> None:
+        job, folder = claim.job, self._store.folder
+        path, request = folder / job.output, job.request
+        if not is_inside(folder, path.parent):  # a link was put there since it was checked
+            raise RequestError(f"output={job.output!r} leaves {folder}: remove the link")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        engine, kept = self._supervisor.engine, snapshot_of(folder, job)
+        plan, note = engine.snapshots_of(request, kept, self._how_often, resume=True)
+        if note:
+            self._store.note(job, "snapshot", note, time.time())
+            self._watcher.note(f"{job.id}: {note}")
+        num_frames = engine.num_frames_of(request)
+        files = VideoFiles(
+            path,
+            request,
+            engine.config,
+            num_frames=num_frames,
+            keep_latents=False,
+            token=f"{key_of(job.id)}-{job.claims}",
+            replace=True,
+        )
+        strip = Filmstrip(files, num_frames)
+        with files:
+            metadata = self._supervisor.render(
+                request,
+                strip,
+                lambda progress: self._progress(claim, progress),
+                snapshots=plan,
+                sparing=job.sparing or self._is_as_large(job),
+            )
+            self._watcher.progress(job.id, Progress("writing"))
+            metadata.seconds["writing"] = files.seconds
+            claim.check()  # else the files are another process's to write
+            batch = {"id": job.id, "fingerprint": job.fingerprint}
+            files.publish({**metadata.as_json(), "batch": batch})
+        strip.save(strip_of(folder, job))
+        stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
+        self._done(job, stages)
+
+    def _progress(self, claim: Claim, progress: Progress) -> None:
+        self._watcher.progress(claim.job.id, progress)
+        claim.progress(progress)
+
+    def _done(self, job: JobRecord, seconds: dict[str, float], why: str = "") -> None:
+        self._store.finish(job, seconds, time.time(), why)
+        snapshot_of(self._store.folder, job).unlink(missing_ok=True)
+        self._watcher.state(job.id, "done", why)
+
+    def _stopped(self, claim: Claim) -> None:
+        """It was cancelled, or taken over, or the batch is to end."""
+        job = claim.job
+        try:
+            if claim.cancelled:
+                self._store.end_as_asked(job, time.time())
+                snapshot_of(self._store.folder, job).unlink(missing_ok=True)
+                self._watcher.state(job.id, "cancelled", "as was asked")
+            else:
+                self._store.put_back(job, "the batch was stopped", time.time())
+                self._watcher.state(job.id, "queued", "the batch was stopped")
+        except ClaimLostError as error:
+            self._watcher.note(str(error))
+
+    def _failed(self, job: JobRecord, error: str) -> None:
+        self._store.fail(job, error, time.time())
+        self._watcher.state(job.id, "failed", error)
+
+    def _fault(self, job: JobRecord, error: Exception) -> None:
+        """It waits for another attempt, or is set aside after so many with no step gained."""
+        if isinstance(error, _NoRanksError):
+            raise error
+        text = str(error) if isinstance(error, EngineError) else one_line(error)
+        step = steps_kept(self._store.folder, job)
+        faults = 1 if step > job.fault_step else job.faults + 1
+        if faults >= self._settings.attempts:
+            self._failed(job, f"{text}\n(after {faults} faults in a row)")
+            return
+        sparing = job.sparing or _ran_out_of_memory_decoding(error)
+        if sparing and not job.sparing:
+            self._sparing_from_pixels = _pixels(job)
+        wait_s = min(2.0 ** (faults - 1), _LONGEST_WAIT_S)
+        self._store.try_again(job, text, step, sparing, wait_s, time.time())
+        self._watcher.state(job.id, "queued", text.partition("\n")[0])
+
+    def _is_as_large(self, job: JobRecord) -> bool:
+        """Whether one that was no larger ran out of memory while it was decoded."""
+        least = self._sparing_from_pixels
+        return least is not None and _pixels(job) >= least
+
+    def _sweep(self, job: JobRecord) -> None:
+        """Remove what earlier attempts left under names that are not whole."""
+        parent = (self._store.folder / job.output).parent
+        for left in parent.glob(f".*.{key_of(job.id)}-*.partial*"):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+class _NoRanksError(EngineError):
+    """No ranks can be had, whatever they are to render."""
+
+
+def _pixels(job: JobRecord) -> int:
+    request = job.request
+    return request.num_videos * request.num_frames * request.height * request.width
+
+
+def _ran_out_of_memory_decoding(error: Exception) -> bool:
+    return (
+        isinstance(error, RankError)
+        and error.out_of_memory
+        and error.phase in ("decoding", "waiting")
+    )

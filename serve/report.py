@@ -1,0 +1,77 @@
+"""What became of a batch: a table for programs, and a page to look at."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader
+
+from longtake.engine.files import write_whole
+from longtake.engine.job_records import JobRecord
+from longtake.engine.versions import versions
+from longtake.engine.video_writer import output_paths
+from longtake.serve.outputs import strip_of
+
+
+def write_report(folder: Path, jobs: Sequence[JobRecord]) -> list[Path]:
+    """Write ``report.json`` and ``report.html`` into a folder.
+
+    Raises:
+        EngineError: they cannot be written; earlier ones are still there.
+    """
+    rows = [_row(folder, job) for job in jobs]
+    counts = Counter(job.state for job in jobs)
+    content = {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "counts": dict(counts),
+        "seconds": round(sum(sum(job.seconds.values()) for job in jobs), 3),
+        "versions": versions(),
+        "shots": rows,
+    }
+    as_json, as_html = folder / "report.json", folder / "report.html"
+    write_whole(as_json, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    page = Environment(loader=PackageLoader("longtake.serve"), autoescape=True)
+    pictures = [_picture(folder, job) for job in jobs]
+    html = page.get_template("report.html").render(
+        **{**content, "shots": list(zip(rows, pictures, strict=True))}
+    )
+    write_whole(as_html, html.encode())
+    return [as_json, as_html]
+
+
+def _row(folder: Path, job: JobRecord) -> dict[str, Any]:
+    request = job.request
+    files = [
+        str(path.relative_to(folder))
+        for path in output_paths(folder / job.output, request.num_videos)
+    ]
+    return {
+        "id": job.id,
+        "state": job.state,
+        "files": files,
+        "links": [quote(each) for each in files],
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "size": f"{request.width}x{request.height}",
+        "num_frames": request.num_frames,
+        "steps": request.num_inference_steps,
+        "attempts": job.claims,
+        "seconds": job.seconds,
+        "error": job.error,
+    }
+
+
+def _picture(folder: Path, job: JobRecord) -> str:
+    """Its thumbnails, within the page, which then is one file."""
+    try:
+        content = strip_of(folder, job).read_bytes()
+    except OSError:
+        return ""
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

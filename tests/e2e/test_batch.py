@@ -1,0 +1,304 @@
+"""longtake batch and jobs: what is rendered, what is not rendered twice, and who stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from longtake import cli
+from longtake.engine.jobs import JobStore
+from tests.kills import COMMAND, Running
+
+Batch = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def longtake(capsys: Any) -> Batch:
+    """Run a command in this process; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main([str(each) for each in arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("**/*.npy")}
+
+
+def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path) -> None:
+    shots, out = tmp_path / "shots.csv", tmp_path / "deep" / "out"
+    batch = ("batch", shots, "-o", out, "--model", model, "--num-frames", 5)
+    shots.write_text(
+        "id,output,prompt,seed,num_inference_steps\n"
+        'one,a/one.npy,"a cat, ""slowly""",1,3\n'
+        "two,two.npy,a dog,,3\n"
+        "png,png,a dog,3,3\n"
+    )
+    code, stdout, stderr = longtake(*batch)
+    assert code == 0
+    *table, last = stdout.splitlines()
+    assert [line.split()[:2] for line in table] == [
+        ["id", "state"],
+        *([name, "done"] for name in ("one", "two", "png")),
+    ]
+    assert last == f"3 done; see {out}/report.json and {out}/report.html"
+    assert "3 shots: 3 new" in stderr
+    assert re.search(r"^two: done \(2 of 3 done\)$", stderr, re.MULTILINE)
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if ".longtake" not in str(path)}
+    assert files == {
+        *("a", "a/one.npy", "a/one.json", "two.npy", "two.json", "report.json", "report.html"),
+        *("png", "png.json", *(f"png/0000{at}.png" for at in range(5))),
+    }
+    assert np.load(out / "a" / "one.npy").shape == (5, 32, 48, 3)
+    told = json.loads((out / "a" / "one.json").read_text())
+    assert told["request"]["prompt"] == 'a cat, "slowly"'
+    assert told["batch"]["id"] == "one"
+    report = json.loads((out / "report.json").read_text())
+    assert report["counts"] == {"done": 3}
+    assert [shot["id"] for shot in report["shots"]] == ["one", "two", "png"]
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert "a cat, &#34;slowly&#34;" in page
+
+    before, two = times(out), (out / "two.npy").read_bytes()
+    assert longtake(*batch)[0] == 0
+    assert times(out) == before
+    (out / "two.npy").unlink()  # its seed was drawn, and is kept
+    shots.write_text(shots.read_text().replace("slowly", "fast").replace("png,a dog", "png,a cat"))
+    code, _, stderr = longtake(*batch)
+    assert code == 0
+    assert "3 shots: 2 changed, 1 again" in stderr
+    assert (out / "two.npy").read_bytes() == two
+    assert times(out)["one.npy"] > before["one.npy"]
+    assert sorted(path.name for path in (out / "png").iterdir()) == [
+        f"0000{at}.png" for at in range(5)
+    ]
+    assert not [path for path in out.rglob(".*") if path.name != ".longtake"]
+
+    code, stdout, _ = longtake("jobs", "list", out)
+    assert code == 0
+    assert [line.split()[:2] for line in stdout.splitlines()[1:]] == [
+        ["one", "done"],
+        ["two", "done"],
+        ["png", "done"],
+    ]
+    code, stdout, _ = longtake("jobs", "show", out, "two", "--json")
+    kinds = [event["kind"] for event in json.loads(stdout)["events"]]
+    assert kinds == ["queued", "running", "done"] * 2
+
+
+def test_bad_rows_are_all_told_and_nothing_runs(
+    longtake: Batch, model: str, tmp_path: Path
+) -> None:
+    out, shots = tmp_path / "out", tmp_path / "shots.jsonl"
+    (tmp_path / "elsewhere").mkdir()
+    rows = [
+        ({"prompt": "good"}, ""),
+        (
+            {"prompt": " "},
+            r"prompt=' ' Value error, must hold|prompt=' ' must hold more than blank",
+        ),
+        ({"id": "x"}, "has no prompt"),
+        ({"prompt": "a", "height": 33}, r"height=33 must be a multiple of 16: try 32 or 48"),
+        ({"prompt": "a", "hight": 32}, "hight is not an option"),
+        (
+            {"prompt": "a", "seed": -1, "fps": "fast"},
+            "fps='fast' must be a valid number.*; seed=-1 must be",
+        ),
+        ({"prompt": "a", "id": "same"}, ""),
+        ({"prompt": "b", "id": "same"}, "id='same' is that of line 7, too"),
+        ({"prompt": "a", "output": "same.webm"}, r"output='same.webm' writes same.json, as line 7"),
+        ({"prompt": "a", "output": "../x.mp4"}, r"output='../x.mp4' leaves "),
+        ({"prompt": "a", "output": "/tmp/x.mp4"}, r"output='/tmp/x.mp4' leaves "),
+        ({"prompt": "a", "output": "x.avi"}, r"has the suffix '\.avi'"),
+        ({"prompt": "a", "output": "report.mp4"}, r"writes report.json, which is the batch's own"),
+        ({"prompt": "a", "output": ".longtake/x.mp4"}, r"\.longtake is the batch's own"),
+        ({"prompt": "a", "id": "a/b"}, "id='a/b' must be a word that can be a file's name"),
+        ({"prompt": "a", "id": "x" * 300}, "100 bytes at most"),
+        ({"prompt": "a", "image": "none.png"}, "with a text-to-video model"),
+        ({"prompt": "a", "num_inference_steps": True}, "must not be true or false"),
+        ({"prompt": "a" * 200_000}, "at most 100000"),
+        ({"prompt": "a", "ulysses_degree": 2}, "ulysses_degree is not an option"),
+    ]
+    shots.write_text("".join(json.dumps(row) + "\n" for row, _ in rows))
+    code, stdout, stderr = longtake("batch", shots, "-o", out, "--model", model)
+    assert (code, stdout) == (2, "")
+    first, *lines = stderr.splitlines()
+    assert first == f"longtake: {shots} has 18 rows that cannot be rendered:"
+    expected = [(n, words) for n, (_, words) in enumerate(rows, start=1) if words]
+    assert len(lines) == len(expected)
+    for line, (number, words) in zip(lines, expected, strict=True):
+        assert re.match(rf"  line {number}: .*({words})", line), line
+    assert not out.exists()
+
+
+def test_outputs_that_leave_the_folder_by_a_link(
+    longtake: Batch, model: str, tmp_path: Path
+) -> None:
+    out, shots = tmp_path / "out", tmp_path / "shots.jsonl"
+    (out / "inside").mkdir(parents=True)
+    (out / "leaves").symlink_to(tmp_path)
+    (out / "stays").symlink_to(out / "inside")
+    shots.write_text(
+        '{"prompt": "a", "output": "leaves/a.npy"}\n{"prompt": "a", "output": "stays/a.npy"}\n'
+    )
+    code, _, stderr = longtake("batch", shots, "-o", out, "--model", model)
+    assert code == 2
+    assert len(stderr.splitlines()) == 2
+    assert "line 1: output='leaves/a.npy' leaves " in stderr
+
+
+def test_a_dry_run_says_how_long(longtake: Batch, model: str, tmp_path: Path) -> None:
+    shots, out = tmp_path / "shots.yaml", tmp_path / "out"
+    shots.write_text("shots:\n  - {prompt: a cat, id: cat, product: {seed: [1, 2]}}\n  - a dog\n")
+    code, stdout, _ = longtake("batch", shots, "-o", out, "--model", model, "--dry-run")
+    lines = stdout.splitlines()
+    assert code == 0
+    assert lines[0].split() == ["id", "output", "size", "frames", "about"]
+    assert lines[1].split()[:4] == ["cat-1", "cat-1.mp4", "48x32", "9"]
+    assert re.match(r"a-dog-[0-9a-f]{8} ", lines[3])
+    assert re.fullmatch(r"3 shots, about [\d.]+ s once the model is loaded", lines[4])
+    assert not out.exists()
+
+
+def test_what_cannot_be_rendered_is_set_aside(longtake: Batch, model: str, tmp_path: Path) -> None:
+    """A picture that is gone by the time it is needed, say; here a template without the prompt."""
+    shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
+    template = {"template": "{}", "crop_start": 4}
+    rows = [
+        {"id": "bad", "prompt": "a", "prompt_template": template, "output": "bad.npy"},
+        {"id": "good", "prompt": "a cat", "output": "good.npy", "seed": 1},
+    ]
+    shots.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    batch = ("batch", shots, "-o", out, "--model", model, "--num-inference-steps", 2)
+    code, stdout, stderr = longtake(*batch)
+    assert (code, stdout.splitlines()[-1].partition(";")[0]) == (1, "1 failed, 1 done")
+    assert re.search(r"^longtake: bad failed: no token of prompt='a' is left", stderr, re.MULTILINE)
+    assert (out / "good.npy").is_file()
+    assert longtake(*batch)[0] == 1  # and is not tried again
+    with JobStore(out) as store:
+        assert store.job("bad").claims == 1
+    assert longtake(*batch, "--retry-failed")[0] == 1
+    with JobStore(out) as store:
+        assert store.job("bad").claims == 2
+
+
+def until(running: Running, **wanted: object) -> dict[str, Any]:
+    """The next event that says so."""
+    while (event := running.next(60)) is not None:
+        if all(event.get(name) == value for name, value in wanted.items()):
+            return event
+    raise AssertionError(f"it ended without {wanted}")
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start a batch in a process of its own."""
+    started: list[Running] = []
+    with (tmp_path / "errors").open("w") as errors:
+
+        def start(*arguments: object) -> Running:
+            started.append(Running([str(each) for each in arguments], errors))
+            return started[-1]
+
+        yield start
+        for each in started:
+            each.process.kill()
+            each.process.wait()
+
+
+def append(path: Path, **row: object) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def test_a_batch_that_is_watched_cancelled_and_stopped(
+    longtake: Batch, running: Callable[..., Running], model: str, tmp_path: Path
+) -> None:
+    """Two replicas; one renders without end until it is cancelled, and rows are added meanwhile."""
+    shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
+    arguments = (shots, "-o", out, "--model", model, "--watch", "--replicas", 2)
+    append(shots, id="endless", prompt="a", num_inference_steps=10_000)
+    append(shots, id="short", prompt="a", num_inference_steps=2)
+    batch = running(*arguments)
+    until(batch, event="state", id="short", state="done")
+    append(shots, id="added", prompt="a", num_inference_steps=2)
+    until(batch, event="state", id="added", state="done")
+    append(shots, id="bad", prompt="a", num_frames=4)
+    assert "line 4: num_frames=4 must be" in until(batch, event="note")["text"]
+    assert longtake("jobs", "cancel", out, "endless", "short")[1].splitlines() == [
+        "endless is cancelled",
+        "short had ended already",
+    ]
+    until(batch, event="state", id="endless", state="cancelled")
+    shots.write_text("".join(shots.read_text().splitlines(keepends=True)[:-1]))
+    append(shots, id="last", prompt="a", num_inference_steps=10_000)
+    until(batch, event="progress", id="last", phase="denoising", done=30)
+    batch.process.send_signal(signal.SIGTERM)
+    batch.process.wait(timeout=30)
+    assert batch.process.returncode == 130
+    with JobStore(out) as store:
+        states = {job.id: job.state for job in store.jobs()}
+        last = store.job("last")
+    assert states == {"endless": "cancelled", "short": "done", "added": "done", "last": "queued"}
+    assert last.faults == 0
+    assert [path.name for path in (out / ".longtake" / "snapshots").iterdir()]  # it goes on there
+    assert json.loads((out / "report.json").read_text())["counts"]["queued"] == 1
+    code, stdout, _ = longtake("jobs", "retry", out, "endless", "short")
+    assert (code, stdout.splitlines()[1]) == (0, "short did not fail")
+
+
+def test_two_at_once_render_each_shot_once(
+    running: Callable[..., Running], model: str, tmp_path: Path
+) -> None:
+    shots, out = tmp_path / "shots.txt", tmp_path / "out"
+    shots.write_text("a cat\na dog\na cat walks\na dog walks\na cat runs\na dog runs\n")
+    arguments = (shots, "-o", out, "--model", model, "--num-inference-steps", 30)
+    both = [running(*arguments), running(*arguments)]
+    taken = []
+    for each in both:
+        while (event := each.next(100)) is not None:
+            if event["event"] == "state" and event["state"] == "done":
+                taken.append(event["id"])
+        assert each.process.wait(timeout=30) == 0
+    assert len(taken) == len(set(taken)) == 6
+    with JobStore(out) as store:
+        assert {(job.state, job.claims) for job in store.jobs()} == {("done", 1)}
+    assert len(list(out.glob("*.mp4"))) == 6
+
+
+def test_a_thousand_rows_are_checked_and_queued_in_two_seconds(model: str, tmp_path: Path) -> None:
+    """Of one core, beside what starting the command takes, which a batch of one row shows."""
+    seconds = []
+    for count in (1, 1000):
+        shots, out = tmp_path / f"{count}.jsonl", tmp_path / f"out-{count}"
+        shots.write_text(
+            "".join(
+                json.dumps({"prompt": f"shot {n}", "seed": n, "num_frames": 1 + 4 * (n % 8)}) + "\n"
+                for n in range(count)
+            )
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        arguments = [*COMMAND, str(shots), "-o", str(out), "--model", model, "--json"]
+        with subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["text"] == f"{count} shots: {count} new"
+            used = psutil.Process(process.pid).cpu_times()
+            process.kill()
+        seconds.append(used.user + used.system)
+    assert seconds[1] - seconds[0] < 2
