@@ -42,6 +42,7 @@ def run(options: dict[str, Any], view: View) -> int:
     how_often = validated(SnapshotConfig, parts[SnapshotConfig])
     batch = Batch(source, folder, config, settings, how_often, defaults)
     shots = batch.check(whole_lines=settings.watch)
+    view.close()  # a batch has a view of its own
     with batch_view_of(quiet=options["quiet"], as_json=options["json"]) as table:
         if settings.dry_run:
             table.planned(shots, batch.estimates(shots), settings.replicas)
