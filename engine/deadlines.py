@@ -37,8 +37,9 @@ class Deadlines:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._stepped_at: float | None = None
-        self._slowest_step_s: float | None = None
+        self._phase = ""
+        self._steps = 0
+        self._stepped_at = self._slowest_step_s = 0.0
 
     def progress(self, progress: Progress) -> float | None:
         """Start the time again; returns the seconds that this process has for its next progress,
@@ -47,24 +48,27 @@ class Deadlines:
         if timeout_s is None:
             self.pause()
             return None
+        begins = progress.phase != self._phase
+        self._phase = progress.phase
         if progress.phase == "denoising":
-            timeout_s = min(timeout_s, self._step_timeout_s(progress.done))
+            timeout_s = min(timeout_s, self._step_timeout_s(begins))
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.stderr)
         return timeout_s
 
     def pause(self) -> None:
         """There is nothing to do, or it is done."""
+        self._phase = ""
         faulthandler.cancel_dump_traceback_later()
 
-    def _step_timeout_s(self, done: int) -> float:
+    def _step_timeout_s(self, begins: bool) -> float:
         """A multiple of the slowest step so far; the first one of a video may compile or tune."""
         now = time.monotonic()
-        if done == 0:
-            self._stepped_at = self._slowest_step_s = None
-        elif self._stepped_at is not None:
-            taken = now - self._stepped_at
-            self._slowest_step_s = max(taken, self._slowest_step_s or 0.0)
+        if begins:
+            self._steps, self._slowest_step_s = 0, 0.0
+        else:
+            self._steps += 1
+            self._slowest_step_s = max(now - self._stepped_at, self._slowest_step_s)
         self._stepped_at = now
-        if self._slowest_step_s is None or done < 2:
+        if self._steps < 2:
             return self._config.step_timeout_s
         return max(_SHORTEST_S, _STEP_FACTOR * self._slowest_step_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -11,29 +12,33 @@ from pathlib import Path
 from longtake.errors import EngineError, one_line
 
 
-def partial_path(path: Path, token: str | None = None, *, beside: bool = False) -> Path:
+def partial_path(path: Path, token: str | None = None) -> Path:
     """Where an output stands until it is whole: hidden, beside it, at no name that is taken.
 
     In a folder that is there already, which may be a link or a mount: inside.
 
     Args:
         token: tells it from others' of the same name, so that it can be found again; drawn if None.
-        beside: not inside of a folder that is there, either.
     """
-    name = f".{path.stem[:40]}.{token or secrets.token_hex(4)}.partial{path.suffix}"
-    return path / name if path.is_dir() and not beside else path.with_name(name)
+    told_apart = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # where a name is cut
+    token = token or secrets.token_hex(4)
+    name = f".{path.stem[:40]}.{told_apart}.{token}.partial{path.suffix}"
+    return path / name if path.is_dir() else path.with_name(name)
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = False) -> None:
+def write_whole(
+    path: Path, content: bytes, *, durable: bool = False, partial: Path | None = None
+) -> None:
     """Write a file that appears under its name only once it is whole.
 
     Args:
         durable: and only once it is on the disk, whatever becomes of this host.
+        partial: where it stands until then, on the same disk; beside it if None.
 
     Raises:
         EngineError: it cannot be written; nothing is left behind.
     """
-    partial = partial_path(path)
+    partial = partial or partial_path(path)
     with writing(path):
         try:
             partial.write_bytes(content)

@@ -131,7 +131,7 @@ class _Folder(FrameWriter):
         path.mkdir()
 
     def write(self, index: int, frame: Array) -> None:
-        iio.imwrite(self._path / f"{index:05d}.png", _bytes(frame))
+        iio.imwrite(frame_path(self._path, index), _bytes(frame))
 
     def close(self) -> None:
         pass
@@ -167,6 +167,11 @@ WRITERS: dict[str, type[FrameWriter]] = {
     "": _Folder,
 }
 """By suffix; none is a folder."""
+
+
+def frame_path(folder: Path, index: int) -> Path:
+    """Where a frame of a folder of PNG files stands."""
+    return folder / f"{index:05d}.png"
 
 
 def kind_of(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,27 +66,45 @@ class JobDatabase:
         EngineError: it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
         with self._speaking():
             self._connection = sqlite3.connect(
-                path, timeout=_WAIT_FOR_OTHERS_S, isolation_level=None, check_same_thread=False
+                f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
+                uri=True,
+                timeout=_WAIT_FOR_OTHERS_S,
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
+            if not read_only:
+                self._set_up()
+        with self.reading() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != _VERSION:
+            raise RequestError(
+                f"{path} is of another version of longtake ({version}, not {_VERSION}): name "
+                "another folder"
+            )
+
+    def _set_up(self) -> None:
+        deadline = time.monotonic() + _WAIT_FOR_OTHERS_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:  # SQLite does not wait for others here
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        self._connection.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
         with self.transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
-        if version not in (0, _VERSION):
-            raise RequestError(
-                f"{path} is of another version of longtake ({version}, not {_VERSION}): name "
-                "another folder"
-            )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -119,10 +138,15 @@ class JobDatabase:
         """SQLite's errors in one line, and a way out."""
         try:
             yield
+        except sqlite3.ProgrammingError as error:
+            raise EngineError(f"{self.path} was closed: the batch is ending") from error
         except sqlite3.OperationalError as error:
+            way_out = "free some space, or see who holds it"
+            if "readonly" in str(error) or "unable to open" in str(error):
+                way_out = "make its folder writable"
             raise EngineError(
-                f"{self.path} cannot be used ({error}): free some space, or see who holds it; what "
-                "is rendered is kept, and the same command goes on"
+                f"{self.path} cannot be used ({error}): {way_out}; what is rendered is kept, and "
+                "the same command goes on"
             ) from error
         except sqlite3.DatabaseError as error:
             raise RequestError(

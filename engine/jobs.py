@@ -34,13 +34,14 @@ class JobStore:
     Args:
         folder: of the outputs.
         create: make the queue if there is none.
+        read_only: look, and change nothing.
 
     Raises:
         RequestError: there is none, or it is damaged or of another version.
         EngineError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
+    def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
         path = folder / WORK_FOLDER / "jobs.sqlite"
         self.folder = folder
         self.here = Owner.this_process()
@@ -49,7 +50,7 @@ class JobStore:
                 path.parent.mkdir(exist_ok=True)
         elif not path.is_file():
             raise RequestError(f"{folder} holds no jobs: name a folder that longtake batch wrote")
-        self._database = JobDatabase(path)
+        self._database = JobDatabase(path, read_only=read_only)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -112,9 +113,7 @@ class JobStore:
         with self._database.transaction() as database:
             gone = [
                 each.id
-                for each in self._select(
-                    database, "source=? AND state IN ('queued', 'failed')", source
-                )
+                for each in self._select(database, "source=? AND state='queued'", source)
                 if each.id not in named
             ]
             for job in gone:
@@ -298,7 +297,10 @@ class JobStore:
 
     def _is_free(self, job: JobRecord, now: float) -> bool:
         """Whether the owner of a running job is no more, or has given no sign for too long."""
-        return job.owner is None or job.owner.ended(self.here) or job.lease_until < now
+        if job.owner is None:
+            return True
+        ended = job.owner.ended(self.here)
+        return job.lease_until < now if ended is None else ended
 
     def _named(self, database: sqlite3.Connection, ids: Sequence[str]) -> list[JobRecord]:
         found = []

@@ -16,13 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import (
-    NOT_OF_THE_LATENTS,
-    DecodeRequest,
-    ResolvedDecode,
-    ResolvedRequest,
-)
+from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
 from longtake.engine.files import cause, partial_path
+from longtake.engine.snapshot import Identity
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
 
@@ -42,25 +38,17 @@ class Origin(BaseModel):
     Attributes:
         request: that was rendered.
         engine: that rendered it.
+        identity: all that they follow from, where they were kept for the decode alone.
     """
 
     request: ResolvedRequest
     engine: EngineConfig
+    identity: Identity | None = None
 
     def made(self, latents: ResolvedDecode) -> bool:
         """Whether these are all the latents that came of it, and whole."""
         sizes = ("num_videos", "num_frames", "height", "width")
         return all(getattr(self.request, name) == getattr(latents, name) for name in sizes)
-
-    def same_latents(self, request: ResolvedRequest, engine: EngineConfig) -> bool:
-        """Whether a rendering would give the latents that there are already."""
-        mine, asked = (
-            each.model_dump(exclude=set(NOT_OF_THE_LATENTS)) for each in (self.request, request)
-        )
-        names = ("model", "revision", "dtype")
-        return mine == asked and all(
-            getattr(self.engine, name) == getattr(engine, name) for name in names
-        )
 
     def decoded(self, how: ResolvedDecode) -> ResolvedRequest:
         """The request that gives the video that its latents become now."""

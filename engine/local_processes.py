@@ -215,9 +215,13 @@ class LocalProcesses(Launcher):
         exits = self._processes.exit_codes()
         silent = [rank for rank in exits if rank not in failures]
         failed = [rank for rank in exits if failures.get(rank, {}).get("kind") in _FIRST_CAUSES]
-        rank = next(iter(silent or failed or exits))
+        first = silent or failed or list(exits)
+        rank = first[0]
         failure = failures.get(rank)
-        error = self._lost(self._obituary(rank, exits[rank], failure), rank)
+        text = self._obituary(rank, exits[rank], failure)
+        error = self._lost(text, rank)
+        if len(first) > 1:  # what several do alike is no one rank's fault
+            error.rank = None
         error.out_of_memory = failure is not None and failure["kind"] == "out of memory"
         raise error
 

@@ -39,17 +39,17 @@ class Owner(BaseModel):
             started=state_and_start[1],
         )
 
-    def ended(self, here: Owner) -> bool:
-        """Whether it has ended for certain, as seen from a process of this host.
+    def ended(self, here: Owner) -> bool | None:
+        """Whether it has ended, as seen from a process of this host.
 
-        Of another host's, and of another container's, nothing is certain.
+        None: of another host's, and of another container's, nothing is certain.
         """
         if self.host != here.host:
-            return False
+            return None
         if self.boot != here.boot:
             return True
         if self.namespace != here.namespace:
-            return False
+            return None
         found = _state_and_start(self.pid)
         return found is None or found[0] == "Z" or found[1] != self.started
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import NOT_OF_THE_LATENTS, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.files import cause, write_whole
+from longtake.engine.files import cause, partial_path, write_whole
 from longtake.engine.versions import versions
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.parallel import World
@@ -40,7 +40,7 @@ class Identity(BaseModel):
     Attributes:
         request: that is rendered.
         model: fingerprint of its files; see :meth:`Checkpoint.fingerprint`.
-        dtype: of weights and activations.
+        dtype: of weights and activations; and of the autoencoder, which encodes a picture.
         versions: of the libraries that compute.
     """
 
@@ -59,7 +59,10 @@ class Identity(BaseModel):
         """
         installed = versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
-        return cls(request=request, model=model, dtype=engine.dtype, versions=named)
+        dtype: str = engine.dtype
+        if request.i2v_mode is not None:
+            dtype += f", the vae's {engine.vae_dtype}"
+        return cls(request=request, model=model, dtype=dtype, versions=named)
 
     def unlike(self, other: Identity) -> str:
         """In what another differs; empty if in nothing that counts."""
@@ -106,7 +109,18 @@ def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = _Header(identity=identity, steps_done=state.steps_done, sha256=_digest(tensors))
     content = save(tensors, metadata={_HEADER: header.model_dump_json()})
-    write_whole(path, content, durable=True)
+    write_whole(path, content, durable=True, partial=_partial(path))
+
+
+def drop_snapshot(path: Path) -> None:
+    """Remove a snapshot, and what a process that was killed left of one."""
+    path.unlink(missing_ok=True)
+    _partial(path).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """One name, so that what a killed process left is written over."""
+    return partial_path(path, "snapshot")
 
 
 def read_snapshot(path: Path) -> Snapshot | None:

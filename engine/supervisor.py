@@ -3,6 +3,7 @@ there, else on those that are left."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from longtake.engine.engine import VideoEngine
 from longtake.engine.snapshot import SnapshotPlan
 from longtake.engine.video import Metadata
 from longtake.engine.worker import Sink
-from longtake.errors import EngineError, LayoutError, RankError
+from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError
 from longtake.pipelines.progress import OnProgress
 
 _STARTS_A_DEVICE = 2
@@ -23,7 +24,7 @@ _STARTS_A_DEVICE = 2
 _STARTS_OF_ALL = 3
 """Starts in a row that fail for no one device's fault before it is given up."""
 _FAULTS_A_DEVICE = 3
-"""Faults in a row of one device, in more than one rendering, before the others go on without it."""
+"""Renderings in a row that end at one device, each another, before the others go on without it."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 
@@ -57,7 +58,7 @@ class Supervisor:
         self._asked = config
         self._engine = self._made()
         self._spoiled_starts = dict.fromkeys(self._devices, 0)
-        self._faults: list[tuple[int, object]] = []
+        self._faults: list[tuple[int, ResolvedRequest]] = []
 
     @property
     def engine(self) -> VideoEngine:
@@ -84,7 +85,7 @@ class Supervisor:
                 return
             except RankError as error:
                 self._say(f"the ranks did not start: {_first_line(error)}")
-                device = self._device_of(error)
+                device = None if error.out_of_memory else self._device_of(error)
                 if device is None:
                     failed += 1
                 else:
@@ -133,9 +134,9 @@ class Supervisor:
         if device is None or error.out_of_memory:
             return
         self._faults.append((device, request))
-        last = self._faults[-_FAULTS_A_DEVICE:]
-        same_device = len(last) == _FAULTS_A_DEVICE and {each for each, _ in last} == {device}
-        if same_device and any(other != request for _, other in last) and len(self._devices) > 1:
+        own = list(itertools.takewhile(lambda each: each[0] == device, reversed(self._faults)))
+        others = {hash(each) for _, each in own}
+        if len(others) >= _FAULTS_A_DEVICE and len(self._devices) > 1:
             self._leave_out(device, error)
 
     def _device_of(self, error: RankError) -> int | None:
@@ -150,7 +151,10 @@ class Supervisor:
         self._devices.remove(device)
         self._faults.clear()
         self._spoiled_starts = dict.fromkeys(self._devices, 0)
-        self._engine = self._made()
+        try:
+            self._engine = self._made()
+        except RefusedInputError as refusal:  # GPUs that are gone altogether, say
+            raise EngineError(f"no ranks can be started: {refusal}") from error
         count = len(self._devices)
         self._say(
             f"device {device} is left out: it failed again and again; {count} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -15,8 +16,9 @@ from typing import Any
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import OutputType, ResolvedDecode, ResolvedRequest
 from longtake.engine.files import cause, flush_to_disk, partial_path, writing
-from longtake.engine.frame_writers import WRITERS, Array, FrameWriter, kind_of
+from longtake.engine.frame_writers import WRITERS, Array, FrameWriter, frame_path, kind_of
 from longtake.engine.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
+from longtake.engine.snapshot import SnapshotPlan, drop_snapshot
 from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, restated
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,12 @@ def _check_places(path: Path, outputs: list[Path]) -> None:
 
 
 def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    """But for what a rendering that was killed left there."""
+    return path.is_dir() and all(_is_partial(each) for each in path.iterdir())
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(".") and ".partial" in path.name
 
 
 class VideoFiles:
@@ -114,9 +121,9 @@ class VideoFiles:
         metadata: write a .json beside it.
         num_frames: of each video; those of the request if None.
         keep_latents: while frames are made of them; not where a snapshot does.
-        snapshot: that is of no use any more once they are kept.
+        snapshots: of the rendering, which are of no use any more once the latents are kept.
         token: in the names of files that are not whole; drawn if None.
-        replace: a folder of PNG files that an earlier rendering filled.
+        replace: what an earlier rendering left at its names, a folder of PNG files, too.
 
     Attributes:
         paths: of the videos.
@@ -137,28 +144,26 @@ class VideoFiles:
         metadata: bool = True,
         num_frames: int | None = None,
         keep_latents: bool = True,
-        snapshot: Path | None = None,
+        snapshots: SnapshotPlan | None = None,
         token: str | None = None,
         replace: bool = False,
     ) -> None:
         if not replace:
             check_output(path, request.num_videos, metadata=metadata)
         self._path = path
-        self._keeps_latents, self._snapshot = keep_latents, snapshot
+        self._keeps_latents, self._snapshots = keep_latents, snapshots
         self._origin: Origin | None = None
         if isinstance(request, ResolvedRequest):
-            self._origin = Origin(request=request, engine=engine)
+            identity = None if snapshots is None else snapshots.identity
+            self._origin = Origin(request=request, engine=engine, identity=identity)
         self.paths = output_paths(path, request.num_videos)
         self.seconds = 0.0
         self.published: list[Path] = []
         self.kept = KeptLatents(path, engine)
         self._request = request
         self._num_frames = num_frames or request.num_frames
-        self._replaced = [each for each in self.paths if replace and each.is_dir()]
         self._token = token
-        self._partial = [
-            partial_path(each, token, beside=each in self._replaced) for each in self.paths
-        ]
+        self._partial = [partial_path(each, token) for each in self.paths]
         self._metadata = metadata_path(path) if metadata else None
         self._writers: dict[int, FrameWriter] = {}
 
@@ -193,8 +198,8 @@ class VideoFiles:
         if kind_of(self._path) != LATENTS_SUFFIX:
             if self._keeps_latents:
                 self.kept.write(latents, self._origin)
-            if self._snapshot is not None and self.kept.path is not None:
-                self._snapshot.unlink(missing_ok=True)
+            if self._snapshots is not None and self.kept.path is not None:
+                drop_snapshot(self._snapshots.path)
             return
         for video, partial in enumerate(self._partial):
             with self._timed(self.paths[video]):
@@ -241,16 +246,15 @@ class VideoFiles:
                 for file in partial.iterdir() if partial.is_dir() else ():
                     flush_to_disk(file)
                 flush_to_disk(partial)
-                if path in self._replaced:
-                    earlier = partial_path(path, self._token, beside=True)
-                    earlier = earlier.with_name(f"{earlier.name}.earlier")
-                    self._partial.append(earlier)
-                    os.rename(path, earlier)
-                    os.rename(partial, path)
-                elif path.is_dir():
-                    for frame in sorted(partial.iterdir()):
+                if path.is_dir():
+                    frames = sorted(partial.iterdir())
+                    for frame in frames:
                         os.replace(frame, path / frame.name)
                     partial.rmdir()
+                    for number in itertools.count(len(frames)):  # of a longer one before
+                        if not (left := frame_path(path, number)).is_file():
+                            break
+                        left.unlink()
                 else:
                     os.replace(partial, path)
             self.published.append(path)

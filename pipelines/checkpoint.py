@@ -134,8 +134,9 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         kinds = {".json", ".safetensors", ".txt", ".model", ".jinja", ".yaml"}
-        files = sorted(path for path in self.folder.rglob("*") if path.suffix in kinds)
-        for path in files:
+        walked = os.walk(self.folder, followlinks=True)  # a component's folder may be a link
+        files = (Path(folder, name) for folder, _, names in walked for name in names)
+        for path in sorted(path for path in files if path.suffix in kinds):
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
             try:
                 for piece in _samples(path) if path.suffix == ".safetensors" else _whole(path):

@@ -191,6 +191,7 @@ class _BetweenSteps:
             wish = _KEEP
         agreed = self._world.highest(wish)
         if agreed != _GO_ON and kept is not None and done < self._total:
+            self._clock.finish()  # a step that a GPU is still at is no snapshot's cost
             kept.take(lambda: LoopState(done, self._gathered(tokens).cpu(), self._stepper.state()))
         if agreed == _STOP:
             raise Stopped(f"stopped after step {done} of {self._total}")

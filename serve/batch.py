@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import WORK_FOLDER, JobStore
 from longtake.engine.owners import Owner
 from longtake.engine.supervisor import Supervisor
-from longtake.errors import RequestError
+from longtake.errors import LongtakeError, RequestError
 from longtake.serve.checked import Shot, ShotChecker
-from longtake.serve.outputs import is_there
+from longtake.serve.outputs import network_file_system, rendered_as, sweep
 from longtake.serve.replica import Replica, Watcher
 from longtake.serve.report import write_report
 from longtake.serve.shots import BadRow, read_shots
 
 _LOOK_AGAIN_S = 0.2
+_LEFT_ALONE_S = 0.5
+_OWNER = "owner.json"
 _STOP_S = 60.0
 """How long replicas may take to end once they are told to; after it, this process ends them."""
 
@@ -93,27 +95,30 @@ class Batch:
         self._folder = folder
         self._settings = settings
         self._how_often = how_often
-        self._configs = _of_replicas(config, settings.replicas)
-        self.engine = VideoEngine(self._configs[0], isolated=True)
+        self.engine = VideoEngine(config, isolated=True)
+        # As they are settled here: a branch of a hub may move before the ranks load it.
+        self._configs = _of_replicas(self.engine.config, settings.replicas)
         for other in self._configs[1:]:
             VideoEngine(other, isolated=True)  # refuses devices that are not there
         if folder.exists() and not folder.is_dir():
             raise RequestError(f"output={str(folder)!r} is a file: name a folder")
         self._checker = ShotChecker(self.engine, folder, source, defaults)
+        self._ids: list[str] = []
+        self._changed = _change_of(source)
         self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
 
-    def check(self, *, whole_lines: bool = False) -> list[Shot]:
+    def check(self) -> list[Shot]:
         """Read and check all rows.
 
         Raises:
             BadRowsError: some cannot be rendered.
             RequestError: the file cannot be read, or has no rows.
         """
-        rows, bad = read_shots(self._source, whole_lines=whole_lines)
+        rows, bad = read_shots(self._source)
         shots, refused = self._checker.check(rows)
         if bad or refused:
             raise BadRowsError(self._source, sorted([*bad, *refused], key=lambda row: row.line))
-        if not shots and not self._settings.watch:
+        if not shots and (self._ids or not self._settings.watch):
             raise RequestError(f"{self._source} has no shots")
         return shots
 
@@ -142,19 +147,27 @@ class Batch:
         """
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+        if kind := network_file_system(self._folder):
+            watcher.note(f"{self._folder} is on {kind}: no other host may work on it meanwhile")
         with JobStore(self._folder, create=True) as store:
             self._enqueue(store, shots, watcher)
+            sweep(store)
             if self._settings.retry_failed:
                 failed = [each.id for each in self._jobs(store) if each.state == "failed"]
                 store.retry(failed, time.time()) if failed else None
-            try:
-                self._work(store, watcher)
-            finally:
-                reports = write_report(self._folder, self._jobs(store))
-            return Outcome(self._jobs(store), reports)
+            with _scratch(self._folder) as scratch:
+                try:
+                    self._work(store, watcher, scratch)
+                finally:
+                    jobs = self._jobs(store)
+                    reports = write_report(self._folder, jobs, scratch)
+                    watcher.ended(jobs, reports)
+            return Outcome(jobs, reports)
 
     def _jobs(self, store: JobStore) -> list[JobRecord]:
-        return store.jobs(str(self._source.absolute()))
+        """Those of the file as it stands."""
+        named = set(self._ids)
+        return [job for job in store.jobs() if job.id in named]
 
     def _enqueue(self, store: JobStore, shots: Sequence[Shot], watcher: Watcher) -> None:
         source, now = str(self._source.absolute()), time.time()
@@ -162,56 +175,55 @@ class Batch:
             NewJob(shot.id, source, at, shot.output, self._digest, shot.request, shot.fingerprint)
             for at, shot in enumerate(shots)
         ]
-        counts = store.enqueue(jobs, lambda job: is_there(self._folder, job), now)
-        gone = store.withdraw(source, [each.id for each in jobs], now)
+        self._ids = [each.id for each in jobs]
+        counts = store.enqueue(jobs, lambda job: rendered_as(self._folder, job), now)
+        gone = store.withdraw(source, self._ids, now)
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         watcher.note(
             f"{len(jobs)} shots: {told or 'none'}" + (f", {len(gone)} withdrawn" if gone else "")
         )
 
-    def _work(self, store: JobStore, watcher: Watcher) -> None:
+    def _work(self, store: JobStore, watcher: Watcher, scratch: Path) -> None:
         stop = threading.Event()
-        with _scratch(self._folder) as scratch:
-            replicas = [
-                Replica(
-                    store,
-                    Supervisor(config, scratch, watcher.note, stop.wait),
-                    self._digest,
-                    self._settings,
-                    self._how_often,
-                    watcher,
-                    stop,
-                )
-                for config in self._configs
-            ]
-            threads = [threading.Thread(target=each.run, daemon=True) for each in replicas]
+        replicas = [
+            Replica(
+                store,
+                Supervisor(config, scratch, watcher.note, stop.wait),
+                self._digest,
+                self._settings,
+                self._how_often,
+                watcher,
+                stop,
+                scratch,
+            )
+            for config in self._configs
+        ]
+        threads = [threading.Thread(target=each.run, daemon=True) for each in replicas]
+        for thread in threads:
+            thread.start()
+        try:
+            self._wait(store, threads, watcher)
+        finally:
+            stop.set()
+            deadline = time.monotonic() + _STOP_S
             for thread in threads:
-                thread.start()
-            try:
-                self._wait(store, threads, watcher)
-            finally:
-                stop.set()
-                deadline = time.monotonic() + _STOP_S
-                for thread in threads:
-                    thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
         failures = [each.failure for each in replicas if each.failure is not None]
         for failure in failures:
             watcher.note(str(failure).partition("\n")[0])
         if failures and store.unfinished(self._digest):
-            raise failures[0].__cause__ or failures[0]
+            cause = failures[0].__cause__
+            raise cause if isinstance(cause, LongtakeError) else failures[0]
 
     def _wait(self, store: JobStore, threads: Sequence[threading.Thread], watcher: Watcher) -> None:
         """Until all threads have ended; meanwhile, queue the rows that are added to the file."""
-        changed = _change_of(self._source) if self._settings.watch else lambda: False
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(_LOOK_AGAIN_S)
-            if changed():
+        while running := [thread for thread in threads if thread.is_alive()]:
+            running[0].join(_LOOK_AGAIN_S)
+            if self._settings.watch and self._changed():
                 try:
-                    shots = self.check(whole_lines=True)
+                    self._enqueue(store, self.check(), watcher)
                 except RequestError as error:
                     watcher.note(str(error))
-                else:
-                    self._enqueue(store, shots, watcher)
 
 
 def _of_replicas(config: EngineConfig, replicas: int) -> list[EngineConfig]:
@@ -230,7 +242,7 @@ def _of_replicas(config: EngineConfig, replicas: int) -> list[EngineConfig]:
 
 
 def _change_of(path: Path) -> Callable[[], bool]:
-    """Says whether a file was changed since it was last asked."""
+    """Says whether a file was changed since it was last said, and then left alone for a while."""
 
     def seen() -> tuple[int, int] | None:
         try:
@@ -239,29 +251,35 @@ def _change_of(path: Path) -> Callable[[], bool]:
             return None
         return stat.st_mtime_ns, stat.st_size
 
-    last = seen()
+    told = last = seen()
+    since = time.monotonic()
 
     def changed() -> bool:
-        nonlocal last
-        before, last = last, seen()
-        return last is not None and last != before
+        nonlocal told, last, since
+        now = seen()
+        if now != last:
+            last, since = now, time.monotonic()
+        if now is None or now == told or time.monotonic() - since < _LEFT_ALONE_S:
+            return False
+        told = now
+        return True
 
     return changed
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for what ranks print; those of processes that have ended are removed."""
+    """A folder for what ranks print and for files that are not whole; those of processes that have
+    ended are removed."""
     parent = folder / WORK_FOLDER / "ranks"
     here = Owner.this_process()
     own = parent / f"{here.pid}-{here.started}"
     with writing(own):
         own.mkdir(parents=True, exist_ok=True)
+        (own / _OWNER).write_text(here.model_dump_json())
     for other in parent.iterdir():
-        pid, _, started = other.name.partition("-")
-        if pid.isdigit() and started.isdigit():
-            owner = here.model_copy(update={"pid": int(pid), "started": int(started)})
-            if owner.ended(here):
+        with suppress(OSError, ValueError):  # one that is being made, or removed
+            if Owner.model_validate_json((other / _OWNER).read_text()).ended(here):
                 shutil.rmtree(other, ignore_errors=True)
     try:
         yield own

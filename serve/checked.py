@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.engine.engine import VideoEngine
+from longtake.engine.files import cause
 from longtake.engine.jobs import WORK_FOLDER
 from longtake.engine.video_writer import metadata_path, output_paths, output_type
 from longtake.errors import RefusedInputError, RequestError, one_line
-from longtake.serve.outputs import is_inside
+from longtake.serve.outputs import is_inside, told_of
 from longtake.serve.shots import BadRow, Row, as_fields
 
 REPORTS = ("report.json", "report.html")
@@ -70,27 +71,28 @@ class ShotChecker:
         """The shots of some rows, and those that are none, with the reason."""
         shots: list[Shot] = []
         bad: list[BadRow] = []
-        ids: dict[str, int] = {}
-        files: dict[str, int] = {}
+        taken = _Taken(self._folder)
         for row in rows:
             try:
-                shot = self._checked(row, ids)
-                self._check_free(shot, ids, files)
+                shot = self._checked(row, taken)
+                taken.add(shot)
                 shots.append(shot)
             except RefusedInputError as error:
                 bad.append(BadRow(row.line, str(error)))
+            except OSError as error:
+                bad.append(BadRow(row.line, f"cannot be looked into: {cause(error)}"))
         return shots, bad
 
-    def _checked(self, row: Row, ids: dict[str, int]) -> Shot:
+    def _checked(self, row: Row, taken: _Taken) -> Shot:
         values = as_fields(row.values)
         own = {name: values.pop(name) for name in _OF_A_ROW if name in values}
         if not {"prompt"} <= values.keys() | self._defaults.keys():
             raise RequestError("has no prompt")
-        name = _checked_id(own["id"]) if "id" in own else _id_of(values, ids)
+        name = _checked_id(own["id"]) if "id" in own else _id_of(values, taken.ids)
         output = str(own.get("output", f"{name}.mp4"))
         path = self._place(output)
         if "image" in values:  # as a folder would be by a shell's cd
-            values["image"] = self._pictures / str(values["image"])
+            values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
         asked = {**self._defaults, **values, "output_type": output_type(path)}
         try:
             request = VideoRequest(**asked)
@@ -113,33 +115,68 @@ class ShotChecker:
             raise RequestError(f"output={output!r} is no name of a file")
         if pure.is_absolute() or ".." in pure.parts or not self._stays_inside(path.parent):
             raise RequestError(f"output={output!r} leaves {self._folder}: name a path inside of it")
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in pure.parts):
+            raise RequestError(f"output={output[:60]!r}...: {_LONGEST_NAME} bytes a name at most")
         if pure.parts[0] == WORK_FOLDER:
             raise RequestError(f"output={output!r}: {WORK_FOLDER} is the batch's own")
-        if len(os.fsencode(pure.name)) > _LONGEST_NAME:
-            raise RequestError(f"output={output[:60]!r}...: {_LONGEST_NAME} bytes at most")
         return path
 
-    def _check_free(self, shot: Shot, ids: dict[str, int], files: dict[str, int]) -> None:
-        """Refuse a name that is taken: by another row, or by what is no output."""
-        if shot.id in ids:
-            raise RequestError(f"id={shot.id!r} is that of line {ids[shot.id]}, too")
+
+class _Taken:
+    """The names that rows have taken so far, with the line of each: of shots, of files, and of
+    folders that files are in.
+
+    Args:
+        folder: of the outputs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.ids: dict[str, int] = {}
+        self._files: dict[str, int] = {}
+        self._folders: dict[str, int] = {}
+
+    def add(self, shot: Shot) -> None:
+        """Take a shot's names.
+
+        Raises:
+            RequestError: one is taken: by another row, or by what is no output.
+        """
+        if shot.id in self.ids:
+            raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
         path = self._folder / shot.output
-        written = [*output_paths(path, shot.request.num_videos), metadata_path(path)]
+        metadata = metadata_path(path)
+        written = [*output_paths(path, shot.request.num_videos), metadata]
         names = [str(each.relative_to(self._folder)) for each in written]
+        parents = {str(up) for name in names for up in PurePosixPath(name).parents}
+        folders = sorted(parents - {"."})
         for name, each in zip(names, written, strict=True):
-            if name in files:
-                raise RequestError(f"output={shot.output!r} writes {name}, as line {files[name]}")
-            if name in REPORTS:
-                raise RequestError(
-                    f"output={shot.output!r} writes {name}, which is the batch's own: name another"
-                )
-            if each.is_dir() and (each.suffix or not (metadata_path(path)).is_file()):
-                if each.suffix or any(each.iterdir()):
-                    raise RequestError(f"output={shot.output!r}: a folder {name} is there already")
-            if not each.suffix and each.is_file():
-                raise RequestError(f"output={shot.output!r}: a file {name} is there already")
-        ids[shot.id] = shot.line
-        files.update(dict.fromkeys(names, shot.line))
+            if reason := self._taken_by(name, folders) or _in_the_way(each, metadata, shot):
+                raise RequestError(f"output={shot.output!r} writes {name}, {reason}")
+        self.ids[shot.id] = shot.line
+        self._files.update(dict.fromkeys(names, shot.line))
+        self._folders.update(dict.fromkeys(folders, shot.line))
+
+    def _taken_by(self, name: str, folders: Sequence[str]) -> str:
+        if name in REPORTS:
+            return "which is the batch's own: name another"
+        if name in self._files:
+            return f"as line {self._files[name]}"
+        if name in self._folders:
+            return f"into which line {self._folders[name]} writes: name another"
+        inside = next((up for up in folders if up in self._files), "")
+        return f"inside of what line {self._files[inside]} writes: name another" if inside else ""
+
+
+def _in_the_way(path: Path, metadata: Path, shot: Shot) -> str:
+    """What stands at a name already and is not this shot's to replace."""
+    if path.suffix and path.is_dir():
+        return "and a folder is there already"
+    if not path.suffix and path.is_file():
+        return "and a file is there already"
+    if path.is_dir() and any(path.iterdir()) and told_of(metadata).get("id") != shot.id:
+        return "and a folder is there already"
+    return ""
 
 
 def _checked_id(name: object) -> str:

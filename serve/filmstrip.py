@@ -41,8 +41,12 @@ class Filmstrip:
             size = max(1, round(width * _HEIGHT_PX / height)), _HEIGHT_PX
             self._pictures[index] = Image.fromarray(values).resize(size)
 
-    def save(self, path: Path) -> None:
-        """Write them as a JPEG; nothing where there were no frames."""
+    def save(self, path: Path, partial: Path) -> None:
+        """Write them as a JPEG; nothing where there were no frames.
+
+        Args:
+            partial: where it stands until it is whole.
+        """
         pictures = [self._pictures[index] for index in sorted(self._pictures)]
         if not pictures:
             path.unlink(missing_ok=True)
@@ -54,4 +58,4 @@ class Filmstrip:
             at += picture.width
         content = io.BytesIO()
         strip.save(content, "JPEG", quality=85)
-        write_whole(path, content.getvalue())
+        write_whole(path, content.getvalue(), partial=partial)

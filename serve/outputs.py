@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from longtake.engine.job_records import JobRecord
-from longtake.engine.jobs import WORK_FOLDER
-from longtake.engine.snapshot import UnusableSnapshotError, read_snapshot
+from longtake.engine.jobs import WORK_FOLDER, JobStore
+from longtake.engine.snapshot import UnusableSnapshotError, drop_snapshot, read_snapshot
 from longtake.engine.video_writer import metadata_path, output_paths
 
 
@@ -28,13 +31,18 @@ def is_there(folder: Path, job: JobRecord) -> bool:
 def rendered_as(folder: Path, job: JobRecord) -> bool:
     """Whether its files are those of this very job, by what stands beside them: they had got their
     names when the process that wrote them died."""
+    told = told_of(metadata_path(folder / job.output))
+    return told.get("fingerprint") == job.fingerprint and is_there(folder, job)
+
+
+def told_of(metadata: Path) -> dict[str, Any]:
+    """What a batch wrote of a job into the file beside its output; nothing if it is not its."""
     try:
-        content = json.loads(metadata_path(folder / job.output).read_text(encoding="utf-8"))
+        content = json.loads(metadata.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
     batch = content.get("batch") if isinstance(content, dict) else None
-    told = batch.get("fingerprint") if isinstance(batch, dict) else None
-    return told == job.fingerprint and is_there(folder, job)
+    return batch if isinstance(batch, dict) else {}
 
 
 def key_of(job: str) -> str:
@@ -63,3 +71,22 @@ def steps_kept(folder: Path, job: JobRecord) -> int:
     except UnusableSnapshotError:
         return 0
     return 0 if found is None else found.state.steps_done
+
+
+def sweep(store: JobStore) -> None:
+    """Remove the snapshots that no job of a queue will go on from."""
+    wanted = {key_of(job.id) for job in store.jobs() if job.state not in ("done", "cancelled")}
+    for path in (store.folder / WORK_FOLDER / "snapshots").glob("*.safetensors"):
+        if path.stem not in wanted and not path.name.startswith("."):
+            drop_snapshot(path)
+
+
+_OF_SEVERAL_HOSTS = ("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "ceph", "gpfs", "beegfs", "9p")
+
+
+def network_file_system(folder: Path) -> str:
+    """The kind of file system that a folder is on, if several hosts may see it; else empty."""
+    mounts = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
+    at = Path(os.path.realpath(folder))
+    kind = next((mounts[str(up)] for up in (at, *at.parents) if str(up) in mounts), "")
+    return kind if kind.startswith(_OF_SEVERAL_HOSTS) else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from longtake.configs.batch import BatchConfig
@@ -12,10 +14,12 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, State
 from longtake.engine.jobs import ClaimLostError, JobStore
+from longtake.engine.snapshot import drop_snapshot
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video_writer import VideoFiles
 from longtake.errors import (
     EngineError,
+    LongtakeError,
     RankError,
     RefusedInputError,
     RequestError,
@@ -45,6 +49,9 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """Something that is worth a line."""
 
+    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
+        """The batch is over, if not done, and reports on it."""
+
 
 class Replica:
     """Renders jobs until none is left, or it is told to stop.
@@ -57,7 +64,7 @@ class Replica:
         how_often: snapshots are written.
         watcher: is told.
         stop: is set when the batch is to end.
-        stay: wait for more when none is left.
+        scratch: folder for files that are not whole.
     """
 
     def __init__(
@@ -69,8 +76,10 @@ class Replica:
         how_often: SnapshotConfig,
         watcher: Watcher,
         stop: threading.Event,
+        scratch: Path,
     ) -> None:
         self._store = store
+        self._scratch = scratch
         self._supervisor = supervisor
         self._engine_digest = engine_digest
         self._settings = settings
@@ -99,22 +108,32 @@ class Replica:
     def _work_on(self, job: JobRecord) -> None:
         """Bring one job to another state."""
         self._watcher.state(job.id, "running", "")
-        with Claim(self._store, job, time.time, self._stop) as claim:
-            try:
-                self._sweep(job)
-                if rendered_as(self._store.folder, job):
-                    self._done(job, {}, "it was there already")
-                    return
-                self._start(claim)
-                self._render(claim)
-            except ClaimLostError as error:
-                self._watcher.note(str(error))
-            except Stopped:
-                self._stopped(claim)
-            except RefusedInputError as error:
+        try:
+            with Claim(self._store, job, time.time, self._stop) as claim:
+                self._attempt(claim)
+        except ClaimLostError as error:
+            self._watcher.note(str(error))
+
+    def _attempt(self, claim: Claim) -> None:
+        job = claim.job
+        try:
+            self._sweep(job)
+            if rendered_as(self._store.folder, job):
+                self._done(job, {}, "it was there already")
+                return
+            self._start(claim)
+            self._render(claim)
+        except (ClaimLostError, _NoRanksError):
+            raise
+        except Stopped:
+            self._stopped(claim)
+        except RefusedInputError as error:
+            if job.request.image is None:
                 self._failed(job, str(error))
-            except Exception as error:
+            else:  # its picture may be back before long
                 self._fault(job, error)
+        except Exception as error:
+            self._fault(job, error)
 
     def _start(self, claim: Claim) -> None:
         """Have ranks; without any, the job waits and this replica ends."""
@@ -160,7 +179,8 @@ class Replica:
             claim.check()  # else the files are another process's to write
             batch = {"id": job.id, "fingerprint": job.fingerprint}
             files.publish({**metadata.as_json(), "batch": batch})
-        strip.save(strip_of(folder, job))
+        picture = strip_of(folder, job)
+        strip.save(picture, self._scratch / picture.name)
         stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
         self._done(job, stages)
 
@@ -170,22 +190,19 @@ class Replica:
 
     def _done(self, job: JobRecord, seconds: dict[str, float], why: str = "") -> None:
         self._store.finish(job, seconds, time.time(), why)
-        snapshot_of(self._store.folder, job).unlink(missing_ok=True)
+        drop_snapshot(snapshot_of(self._store.folder, job))
         self._watcher.state(job.id, "done", why)
 
     def _stopped(self, claim: Claim) -> None:
         """It was cancelled, or taken over, or the batch is to end."""
         job = claim.job
-        try:
-            if claim.cancelled:
-                self._store.end_as_asked(job, time.time())
-                snapshot_of(self._store.folder, job).unlink(missing_ok=True)
-                self._watcher.state(job.id, "cancelled", "as was asked")
-            else:
-                self._store.put_back(job, "the batch was stopped", time.time())
-                self._watcher.state(job.id, "queued", "the batch was stopped")
-        except ClaimLostError as error:
-            self._watcher.note(str(error))
+        if claim.cancelled:
+            self._store.end_as_asked(job, time.time())
+            drop_snapshot(snapshot_of(self._store.folder, job))
+            self._watcher.state(job.id, "cancelled", "as was asked")
+        else:
+            self._store.put_back(job, "the batch was stopped", time.time())
+            self._watcher.state(job.id, "queued", "the batch was stopped")
 
     def _failed(self, job: JobRecord, error: str) -> None:
         self._store.fail(job, error, time.time())
@@ -193,9 +210,7 @@ class Replica:
 
     def _fault(self, job: JobRecord, error: Exception) -> None:
         """It waits for another attempt, or is set aside after so many with no step gained."""
-        if isinstance(error, _NoRanksError):
-            raise error
-        text = str(error) if isinstance(error, EngineError) else one_line(error)
+        text = str(error) if isinstance(error, LongtakeError) else one_line(error)
         step = steps_kept(self._store.folder, job)
         faults = 1 if step > job.fault_step else job.faults + 1
         if faults >= self._settings.attempts:
@@ -215,8 +230,9 @@ class Replica:
 
     def _sweep(self, job: JobRecord) -> None:
         """Remove what earlier attempts left under names that are not whole."""
-        parent = (self._store.folder / job.output).parent
-        for left in parent.glob(f".*.{key_of(job.id)}-*.partial*"):
+        path = self._store.folder / job.output
+        pattern = f".*.{key_of(job.id)}-*.partial*"
+        for left in [*path.parent.glob(pattern), *path.glob(pattern)]:
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:

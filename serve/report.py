@@ -20,8 +20,11 @@ from longtake.engine.video_writer import output_paths
 from longtake.serve.outputs import strip_of
 
 
-def write_report(folder: Path, jobs: Sequence[JobRecord]) -> list[Path]:
+def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list[Path]:
     """Write ``report.json`` and ``report.html`` into a folder.
+
+    Args:
+        scratch: folder for files that are not whole.
 
     Raises:
         EngineError: they cannot be written; earlier ones are still there.
@@ -36,13 +39,14 @@ def write_report(folder: Path, jobs: Sequence[JobRecord]) -> list[Path]:
         "shots": rows,
     }
     as_json, as_html = folder / "report.json", folder / "report.html"
-    write_whole(as_json, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_whole(as_json, text.encode(), partial=scratch / as_json.name)
     page = Environment(loader=PackageLoader("longtake.serve"), autoescape=True)
     pictures = [_picture(folder, job) for job in jobs]
     html = page.get_template("report.html").render(
         **{**content, "shots": list(zip(rows, pictures, strict=True))}
     )
-    write_whole(as_html, html.encode())
+    write_whole(as_html, html.encode(), partial=scratch / as_html.name)
     return [as_json, as_html]
 
 

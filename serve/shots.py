@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from longtake.errors import RequestError, one_line
 MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
 MAX_ROWS = 100_000
+_DEEPEST = 20
+_MOST_NODES = 1_000_000
 _LISTS = ("sigmas", "decode_tile_size", "decode_tile_stride")
 """Fields of several values, which a cell of text holds with blanks between."""
 
@@ -62,11 +64,8 @@ class _BadRowError(Exception):
 Rows = tuple[list[Row], list[BadRow]]
 
 
-def read_shots(path: Path, *, whole_lines: bool = False) -> Rows:
+def read_shots(path: Path) -> Rows:
     """Read a file of shots.
-
-    Args:
-        whole_lines: leave out a last line that does not end yet, of a file that is written to.
 
     Returns:
         Its rows, and what of it is none.
@@ -91,14 +90,14 @@ def read_shots(path: Path, *, whole_lines: bool = False) -> Rows:
         raise RequestError(
             f"shots={str(path)!r} is larger than {MAX_FILE_BYTES >> 20} MiB: split it"
         )
-    if whole_lines:
-        data = data[: data.rfind(b"\n") + 1]
     # What is no UTF-8 is told of the row that it stands in.
-    text = data.decode("utf-8-sig", "surrogateescape")
-    rows, bad = reader(text)
-    unreadable = [each for each in rows if not _is_utf8(each.values)]
-    bad += [BadRow(each.line, _NO_UTF8) for each in unreadable]
-    rows = [each for each in rows if each not in unreadable] if unreadable else rows
+    found, bad = reader(data.decode("utf-8-sig", "surrogateescape"))
+    rows = []
+    for row in found:
+        if reason := _unwritable(row.values):
+            bad.append(BadRow(row.line, reason))
+        else:
+            rows.append(row)
     if len(rows) > MAX_ROWS:
         raise RequestError(
             f"shots={str(path)!r} has {len(rows)} shots, {MAX_ROWS} at most: split it"
@@ -131,9 +130,7 @@ def _json_row(number: int, line: str) -> Row:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise _BadRowError(number, f"has {twice} twice")
+            raise _BadRowError(number, f"has {_first_twice(name for name, _ in pairs)} twice")
         return found
 
     try:
@@ -180,52 +177,110 @@ def _csv(text: str) -> Rows:
 def _yaml(text: str) -> Rows:
     """``defaults``, and a list of ``shots``; ``product`` in one, or beside them, gives every
     combination of its lists."""
-    broken = [n for n, line in enumerate(text.split("\n"), start=1) if not _is_utf8(line)]
+    broken = [n for n, line in enumerate(text.split("\n"), start=1) if _unwritable(line)]
     if broken:
         return [], [BadRow(number, _NO_UTF8) for number in broken]
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            return [], [BadRow(1, "must map shots to a list, and may have defaults and product")]
-        parts = {key.value: value for key, value in node.value}
-        unknown = [str(name) for name in parts if name not in ("defaults", "shots", "product")]
-        if unknown:
-            at = parts[unknown[0]].start_mark.line + 1
-            return [], [BadRow(at, f"has {unknown[0]}: use defaults, shots and product")]
-        defaults = _mapping(loader, parts.get("defaults"), "defaults")
-        product = _mapping(loader, parts.get("product"), "product")
-        shots = parts.get("shots")
-        if not isinstance(shots, yaml.SequenceNode):
-            return [], [BadRow(1, "must have shots, a list")]
-        rows: list[Row] = []
-        bad: list[BadRow] = []
-        for shot in shots.value:
-            try:
-                rows += _yaml_rows(loader, shot, defaults, product)
-            except _BadRowError as error:
-                bad.append(error.bad)
-            if len(rows) > MAX_ROWS:
-                return [], [BadRow(shot.start_mark.line + 1, f"makes more than {MAX_ROWS} shots")]
-        return rows, bad
+        _check_nesting(text)
+        loader = _LOADER(text)
+        try:
+            return _yaml_shots(loader, loader.get_single_node())
+        finally:
+            loader.dispose()
     except _BadRowError as error:
         return [], [error.bad]
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        at = 1 if mark is None else mark.line + 1
-        return [], [BadRow(at, f"is no YAML: {one_line(error)[:200]}")]
-    finally:
-        loader.dispose()
+    except _NOT_YAML as error:
+        return [], [_no_yaml(error, 1)]
+
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+
+
+def _no_yaml(error: BaseException, line: int) -> BadRow:
+    mark = getattr(error, "problem_mark", None)
+    return BadRow(line if mark is None else mark.line + 1, f"is no YAML: {one_line(error)[:200]}")
+
+
+def _check_nesting(text: str) -> None:
+    """Refuse what is nested without end, or would be once its aliases are put in: the parser of C
+    ends the process then, and what is made of it fills the memory."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+
+    def close(anchor: str | None, size: int) -> None:
+        nonlocal total
+        if anchor is not None:
+            sizes[anchor] = size
+        if open_nodes:
+            name, so_far = open_nodes.pop()
+            open_nodes.append((name, so_far + size))
+        else:
+            total += size
+
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = 1 if event.start_mark is None else event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > _DEEPEST:
+                raise _BadRowError(line, f"is nested deeper than {_DEEPEST}")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            close(*open_nodes.pop())
+        elif isinstance(event, yaml.ScalarEvent):
+            close(event.anchor, 1)
+        elif isinstance(event, yaml.AliasEvent):
+            close(None, sizes.get(event.anchor or "", 1))
+        if open_nodes and open_nodes[-1][1] > _MOST_NODES:
+            raise _BadRowError(line, f"holds more than {_MOST_NODES} values, aliases put in")
+
+
+def _yaml_shots(loader: Any, node: Any) -> Rows:
+    if not isinstance(node, yaml.MappingNode):
+        return [], [BadRow(1, "must map shots to a list, and may have defaults and product")]
+    names = [str(key.value) for key, _ in node.value]
+    if twice := _first_twice(names):
+        return [], [BadRow(1, f"has {twice} twice")]
+    parts = dict(zip(names, (value for _, value in node.value), strict=True))
+    unknown = [name for name in names if name not in ("defaults", "shots", "product")]
+    if unknown:
+        at = parts[unknown[0]].start_mark.line + 1
+        return [], [BadRow(at, f"has {unknown[0]}: use defaults, shots and product")]
+    seen: set[int] = set()
+    defaults = _mapping(loader, parts.get("defaults"), "defaults", seen)
+    product = _mapping(loader, parts.get("product"), "product", seen)
+    shots = parts.get("shots")
+    if not isinstance(shots, yaml.SequenceNode):
+        return [], [BadRow(1, "must have shots, a list")]
+    rows: list[Row] = []
+    bad: list[BadRow] = []
+    for shot in shots.value:
+        line = shot.start_mark.line + 1
+        try:
+            rows += _yaml_rows(loader, shot, defaults, product, seen)
+        except _BadRowError as error:
+            bad.append(error.bad)
+        except _NOT_YAML as error:
+            bad.append(_no_yaml(error, line))
+        if len(rows) > MAX_ROWS:
+            return [], [BadRow(line, f"makes more than {MAX_ROWS} shots")]
+    return rows, bad
 
 
 def _yaml_rows(
-    loader: Any, node: Any, defaults: dict[str, Any], product: dict[str, Any]
+    loader: Any,
+    node: Any,
+    defaults: dict[str, Any],
+    product: dict[str, Any],
+    seen: set[int],
 ) -> Iterator[Row]:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.ScalarNode):
+        if loader.construct_object(node) is None:
+            raise _BadRowError(line, "is empty: write a prompt, or a mapping with one")
         values = {"prompt": str(node.value)}
     else:
-        values = _mapping(loader, node, "a shot")
+        values = _mapping(loader, node, "a shot", seen)
     own = values.pop("product", None)
     if own is not None and not isinstance(own, dict):
         raise _BadRowError(line, "product must map fields to lists of values")
@@ -240,25 +295,29 @@ def _yaml_rows(
         raise _BadRowError(line, f"makes {total} shots, {MAX_ROWS} at most")
     for number, chosen in enumerate(itertools.product(*axes.values()), start=1):
         row = {**defaults, **values, **dict(zip(axes, chosen, strict=True))}
-        if axes and "id" in values:
+        if axes and values.get("id") is not None:
             row["id"] = f"{values['id']}-{number}"
-        if axes and "output" in values:
+        if axes and values.get("output"):
             output = Path(str(values["output"]))
             row["output"] = str(output.with_name(f"{output.stem}-{number}{output.suffix}"))
         yield Row(line, row)
 
 
-def _mapping(loader: Any, node: Any, what: str) -> dict[str, Any]:
-    """A mapping whose keys stand there once."""
+def _mapping(loader: Any, node: Any, what: str, seen: set[int]) -> dict[str, Any]:
+    """A mapping whose keys stand there once.
+
+    Args:
+        seen: nodes that were looked at: an alias of one has other mappings merged into it by now.
+    """
     if node is None:
         return {}
     line = node.start_mark.line + 1
     if not isinstance(node, yaml.MappingNode):
         raise _BadRowError(line, f"{what} must map fields to values")
-    names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    names = (str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    if id(node) not in seen and (twice := _first_twice(names)):
         raise _BadRowError(line, f"{what} has {twice} twice")
+    seen.add(id(node))
     made: dict[Any, Any] = loader.construct_object(node, deep=True)
     return {str(name): value for name, value in made.items()}
 
@@ -272,17 +331,25 @@ _READERS: dict[str, Callable[[str], Rows]] = {
 }
 
 
-def _is_utf8(value: Any) -> bool:
-    """Whether all text in a value can be written down again."""
-    if isinstance(value, dict):
-        return all(_is_utf8(each) for pair in value.items() for each in pair)
-    if isinstance(value, list):
-        return all(map(_is_utf8, value))
+def _first_twice(names: Iterable[str]) -> str:
+    """The first name that was there before; empty if none was."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
+
+
+def _unwritable(value: Any) -> str:
+    """Why a value cannot be written down again; empty if it can."""
     try:
-        str(value).encode()
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return _NO_UTF8
+    except (RecursionError, ValueError, TypeError):
+        return "is nested too deeply"
+    return ""
 
 
 def as_fields(values: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def run(options: dict[str, Any], view: View) -> int:
         raise RequestError("batch under torchrun: it starts its ranks itself; pass --devices")
     values = flags(options)
     source, folder = (
-        Path(os.path.expanduser(values.pop(name) or "")) for name in ("shots", "outputs")
+        Path(os.path.expanduser(values.pop(name, None) or "")) for name in ("shots", "outputs")
     )
     if not source.name or not folder.parts:
         raise RequestError("name a file of shots, and the folder of outputs by -o")
@@ -41,14 +41,15 @@ def run(options: dict[str, Any], view: View) -> int:
     settings: BatchConfig = validated(BatchConfig, parts[BatchConfig])
     how_often = validated(SnapshotConfig, parts[SnapshotConfig])
     batch = Batch(source, folder, config, settings, how_often, defaults)
-    shots = batch.check(whole_lines=settings.watch)
+    shots = batch.check()
     view.close()  # a batch has a view of its own
     with batch_view_of(quiet=options["quiet"], as_json=options["json"]) as table:
         if settings.dry_run:
             table.planned(shots, batch.estimates(shots), settings.replicas)
             return 0
         table.expect([shot.id for shot in shots])
-        outcome = batch.run(shots, table)
-        view.written += outcome.reports
-        table.ended(outcome.jobs, outcome.reports)
+        try:
+            outcome = batch.run(shots, table)
+        finally:
+            view.written += table.reports
     return 0 if outcome.all_done else EXIT_SOME_LEFT

@@ -42,6 +42,7 @@ class BatchView:
         self._lock = threading.RLock()
         self._states: dict[str, State] = {}
         self._running: dict[str, _Running] = {}
+        self.reports: list[Path] = []
 
     def __enter__(self) -> BatchView:
         return self
@@ -86,6 +87,7 @@ class BatchView:
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         """It is over."""
+        self.reports += reports
         for job in jobs:
             if job.state == "failed":
                 say(f"longtake: {job.id} failed: {job.error}", sys.stderr)
@@ -154,6 +156,7 @@ class _Json(BatchView):
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         counts = dict(Counter(job.state for job in jobs))
+        self.reports += reports
         files = [str(path) for path in reports]
         self._print({"event": "ended", "counts": counts, "reports": files})
 

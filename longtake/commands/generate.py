@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,12 @@ from longtake.commands.writing import output_of, write
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
-from longtake.engine.latents import LatentsFile, kept_latents_path, read_latents
+from longtake.engine.latents import Array, LatentsFile, kept_latents_path, read_latents
 from longtake.engine.snapshot import (
+    Identity,
     SnapshotPlan,
     UnusableSnapshotError,
+    drop_snapshot,
     read_snapshot,
     snapshot_path,
 )
@@ -37,21 +40,21 @@ def run(options: dict[str, Any], view: View) -> None:
     asked["output_type"] = output_type(path)
     request = validated(VideoRequest, asked)
     config, how_often = engine_config(values), validated(SnapshotConfig, often)
-    earlier = _Earlier(path) if resume and TorchrunPlace.writes() else None
     if TorchrunPlace.writes():  # the folder may be on another host
         check_output(path, request.num_videos, metadata=options["metadata"])
-        if earlier is not None and request.seed is None:
-            request = request.model_copy(update={"seed": earlier.seed})
     engine = VideoEngine(config)
     try:
         resolved = engine.resolve(request) if engine.knows(request) else None
         if resolved is None or not engine.writes:
             write(engine, resolved, path, options, view)
-        elif earlier is not None and earlier.is_decoding(resolved, engine):
-            view.note(f"goes on with the latents in {earlier.latents_path}")
-            assert earlier.latents is not None
-            write(engine, resolved, path, options, view, earlier.latents.latents)
-            earlier.latents_path.unlink(missing_ok=True)
+            return
+        if resume and request.seed is None:
+            resolved = _with_earlier_seed(path, resolved)
+        kept = _kept_latents(path, engine.identity_of(resolved)) if resume else None
+        if kept is not None:
+            view.note(f"goes on with the latents in {kept[0]}")
+            write(engine, resolved, path, options, view, kept[1])
+            kept[0].unlink(missing_ok=True)
         else:
             plan = _snapshots(engine, resolved, path, how_often, resume, view)
             with _snapshot_left(plan.path, resume, view):
@@ -60,26 +63,36 @@ def run(options: dict[str, Any], view: View) -> None:
         engine.close()
 
 
-class _Earlier:
-    """What an earlier rendering of an output left: the latents that it was decoding, or those of
-    a step."""
+def _with_earlier_seed(output: Path, request: ResolvedRequest) -> ResolvedRequest:
+    """The request with the seed that was drawn for an earlier rendering of it, if one is left."""
+    identities = [each.origin.identity for _, each in _latents_left(output) if each.origin]
+    with suppress(UnusableSnapshotError):
+        if (found := read_snapshot(snapshot_path(output))) is not None:
+            identities.append(found.identity)
+    for identity in filter(None, identities):
+        seeded = request.model_copy(update={"seed": identity.request.seed})
+        if not identity.model_copy(update={"request": seeded}).unlike(identity):
+            return seeded
+    return request
 
-    def __init__(self, output: Path) -> None:
-        self.latents_path = kept_latents_path(output)
-        self.latents: LatentsFile | None = None
-        self.seed: int | None = None
-        with suppress(UnusableSnapshotError):
-            if (found := read_snapshot(snapshot_path(output))) is not None:
-                self.seed = found.identity.request.seed
+
+def _kept_latents(output: Path, identity: Identity) -> tuple[Path, Array] | None:
+    """The latents of this very rendering that were being decoded, and their file."""
+    for path, file in _latents_left(output):
+        found = None if file.origin is None else file.origin.identity
+        if found is not None and not identity.unlike(found):
+            return path, file.latents
+    return None
+
+
+def _latents_left(output: Path) -> Iterator[tuple[Path, LatentsFile]]:
+    """The files of latents that renderings of an output left, and that can be read."""
+    for number in itertools.count():
+        path = kept_latents_path(output, number)
+        if not path.exists():
+            return
         with suppress(RequestError):
-            self.latents = read_latents(self.latents_path)
-            if self.latents.origin is not None:
-                self.seed = self.latents.origin.request.seed
-
-    def is_decoding(self, request: ResolvedRequest, engine: VideoEngine) -> bool:
-        """Whether its latents are those of this rendering."""
-        origin = None if self.latents is None else self.latents.origin
-        return origin is not None and origin.same_latents(request, engine.config)
+            yield path, read_latents(path)
 
 
 def _snapshots(
@@ -102,18 +115,29 @@ def _snapshots(
 def _snapshot_left(kept: Path, resume: bool, view: View) -> Iterator[None]:
     """Remove the snapshot once it is of no use; else say that it is there.
 
-    Ctrl-C without --resume says that the video is not wanted.
+    Ctrl-C without --resume says that the video is not wanted; what an earlier one left stays.
     """
+    before = _stamp(kept)
     try:
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | Stopped)
         if stopped and not resume and not getattr(error, "terminated", False):
-            kept.unlink(missing_ok=True)
+            if _stamp(kept) != before:
+                drop_snapshot(kept)
         elif kept.exists():
             view.written.append(kept)
             if isinstance(error, EngineError):
                 way_on = f"{kept} holds the steps that are done: --resume goes on from there"
                 raise restated(error, f"{error}\n{way_on}") from error
         raise
-    kept.unlink(missing_ok=True)
+    drop_snapshot(kept)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells a file from one that was written in its place."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns

@@ -25,7 +25,7 @@ def run(options: dict[str, Any], view: View) -> None:
         raise RequestError(f"jobs {action} wants ids: see longtake jobs list {folder}")
     if action == "list" and ids:
         raise RequestError(f"jobs list takes no ids: longtake jobs show {folder} {' '.join(ids)}")
-    with JobStore(folder) as store:
+    with JobStore(folder, read_only=action in ("list", "show")) as store:
         if action == "list":
             lines = _listed(store.jobs(), options["json"])
         elif action == "show":

@@ -42,7 +42,7 @@ def write(
         engine.config,
         metadata=options["metadata"],
         num_frames=engine.num_frames_of(request),
-        snapshot=None if snapshots is None else snapshots.path,
+        snapshots=snapshots,
     )
     try:
         with files:

@@ -100,6 +100,27 @@ def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path)
     assert kinds == ["queued", "running", "done"] * 2
 
 
+def test_several_videos_under_a_long_name_and_a_name_that_changes_hands(
+    longtake: Batch, model: str, tmp_path: Path
+) -> None:
+    shots, out, name = tmp_path / "shots.jsonl", tmp_path / "out", "x" * 60
+    one = {"id": name, "prompt": "a", "seed": 5, "num_videos": 2, "output": f"{name}.npy"}
+    x, y = ({"id": id, "prompt": "a", "seed": id, "output": "o.npy"} for id in (1, 2))
+    batch = ("batch", shots, "-o", out, "--model", model, "--num-inference-steps", 2)
+    frames = {}
+    for rows in ([one, x], [y], [x]):
+        shots.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, _, stderr = longtake(*batch)
+        assert code == 0, stderr
+        frames[json.dumps(rows[-1]), len(rows)] = np.load(out / "o.npy")
+    first, other, again = frames.values()
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert json.loads((out / "report.json").read_text())["counts"] == {"done": 1}
+    videos = [np.load(out / f"{name}-{at}.npy") for at in (0, 1)]
+    assert not np.array_equal(*videos)
+
+
 def test_bad_rows_are_all_told_and_nothing_runs(
     longtake: Batch, model: str, tmp_path: Path
 ) -> None:
@@ -132,17 +153,35 @@ def test_bad_rows_are_all_told_and_nothing_runs(
         ({"prompt": "a", "num_inference_steps": True}, "must not be true or false"),
         ({"prompt": "a" * 200_000}, "at most 100000"),
         ({"prompt": "a", "ulysses_degree": 2}, "ulysses_degree is not an option"),
+        ({"prompt": "a", "output": "png"}, ""),
+        ({"prompt": "a", "output": "png/b.npy"}, r"inside of what line 21 writes"),
+        ({"prompt": "a", "output": "c.mp4/d.mp4"}, ""),
+        ({"prompt": "a", "output": "c.mp4"}, r"writes c.mp4, into which line 23 writes"),
+        ({"prompt": "a", "output": "x" * 300 + "/a.mp4"}, "200 bytes a name at most"),
     ]
     shots.write_text("".join(json.dumps(row) + "\n" for row, _ in rows))
     code, stdout, stderr = longtake("batch", shots, "-o", out, "--model", model)
     assert (code, stdout) == (2, "")
     first, *lines = stderr.splitlines()
-    assert first == f"longtake: {shots} has 18 rows that cannot be rendered:"
+    assert first == f"longtake: {shots} has 21 rows that cannot be rendered:"
     expected = [(n, words) for n, (_, words) in enumerate(rows, start=1) if words]
     assert len(lines) == len(expected)
     for line, (number, words) in zip(lines, expected, strict=True):
         assert re.match(rf"  line {number}: .*({words})", line), line
     assert not out.exists()
+
+
+def test_no_folder_was_named(longtake: Batch, model: str, tmp_path: Path) -> None:
+    shots = tmp_path / "shots.txt"
+    shots.write_text("a cat\n")
+    code, _, stderr = longtake("batch", shots, "--model", model)
+    assert (code, stderr) == (
+        2,
+        "longtake: name a file of shots, and the folder of outputs by -o\n",
+    )
+    code, _, stderr = longtake("batch", shots, "-o", shots, "--model", model)
+    assert code == 2
+    assert stderr.endswith("is a file: name a folder\n")
 
 
 def test_outputs_that_leave_the_folder_by_a_link(

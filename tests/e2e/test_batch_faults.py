@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up(model: str, small_disk: Path, tmp_path: Path) -> N
     code, said = run(0)
     assert code == 3
     assert re.search(
-        r"longtake: .*(jobs\.sqlite|report\.json).*(full|No space|disk I/O error)", said
+        r"longtake: .*(jobs\.sqlite|report\.json|ranks/).*(full|No space|disk I/O error)", said
     )
     code, said = run(130_000)  # the video, of 166 KB
     assert code == 1

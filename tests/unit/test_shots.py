@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ shots:
         ("shots:\n  - {prompt: a, product: [1]}\n", 2, "product must map fields to lists"),
         ("shots:\n  - {prompt: a, product: {seed: 1}}\n", 2, "product of seed must be a list"),
         ("shots:\n  - 'never ends\n", 3, "is no YAML"),
-        ("shots:\n  - !!python/object/apply:os.system ['id']\n", 2, ""),
+        ("shots:\n  - !!python/object/apply:os.system ['id']\n", 2, "must map fields to values"),
         ("shots:\n  - {prompt: !!python/name:os.system x}\n", 2, "is no YAML"),
         (
             "shots:\n  - prompt: a\n    product:\n      seed: [" + "1, " * 400 + "1]\n"
@@ -156,11 +157,62 @@ def test_yaml_that_is_no_utf8(tmp_path: Path) -> None:
     assert (rows, bad) == ([], ["line 3: is not UTF-8: save the file in that encoding"])
 
 
-def test_an_unfinished_line_waits(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prom')
-    rows, bad = read_shots(path, whole_lines=True)
-    assert ([row.line for row in rows], bad) == ([1], [])
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        ("shots:\n  - a\n  - " + "[" * 100_000, 3, "is nested deeper than 20"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]\n"
+                for x, y in zip("abcdef", "bcdefg", strict=True)
+            )
+            + "shots: [*g]\n",
+            6,
+            "holds more than 1000000 values",
+        ),
+        ("shots: [a]\nshots: [b]\n", 1, "has shots twice"),
+    ],
+)
+def test_yaml_that_would_fill_the_memory(
+    tmp_path: Path, content: str, line: int, words: str
+) -> None:
+    rows, bad = read(tmp_path, "a.yaml", content)
+    assert rows == []
+    assert len(bad) == 1
+    assert bad[0].startswith(f"line {line}: ")
+    assert words in bad[0]
+
+
+def test_one_bad_shot_of_yaml_does_not_hide_the_others(tmp_path: Path) -> None:
+    content = """
+shots:
+  - &base {prompt: a, seed: 1}
+  - {<<: *base, seed: 2}
+  - *base
+  - ~
+  - {prompt: b, seed: 2024-13-45}
+  - {prompt: !!python/name:os.system x}
+  - {prompt: c, id: null, output: "", product: {seed: [1, 2]}}
+  - {[1, 2]: 3}
+"""
+    rows, bad = read(tmp_path, "a.yaml", content)
+    assert [line for line, _ in rows] == [3, 4, 3, 9, 9]
+    assert rows[1][1] == {"prompt": "a", "seed": 2}
+    assert rows[4][1] == {"prompt": "c", "id": None, "output": "", "seed": 2}
+    assert [each.partition(":")[0] for each in bad] == ["line 6", "line 7", "line 8", "line 10"]
+
+
+def test_long_files_are_no_slower_for_what_is_wrong_with_them(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    rows, bad = read(tmp_path, "a.txt", b"\xff\n" * 20_000)
+    assert (len(rows), len(bad)) == (0, 20_000)
+    keys = ", ".join(f'"{number}": 1' for number in range(20_000))
+    _, bad = read(tmp_path, "a.jsonl", "{" + keys + ', "7": 2}\n' + "[" * 900 + "]" * 900)
+    assert bad[0] == "line 1: has 7 twice"
+    assert bad[1].startswith("line 2: is no JSON object")
+    _, bad = read(tmp_path, "a.jsonl", '{"prompt": ' + "[" * 900 + "]" * 900 + "}")
+    assert time.perf_counter() - begun < 5
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
