@@ -21,7 +21,7 @@ from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import WORK_FOLDER, JobStore
 from longtake.engine.owners import Owner
 from longtake.engine.supervisor import Supervisor
-from longtake.errors import LongtakeError, RequestError
+from longtake.errors import EngineError, LongtakeError, RequestError
 from longtake.serve.checked import Shot, ShotChecker
 from longtake.serve.outputs import network_file_system, rendered_as, sweep
 from longtake.serve.replica import Replica, Watcher
@@ -158,11 +158,17 @@ class Batch:
             with _scratch(self._folder) as scratch:
                 try:
                     self._work(store, watcher, scratch)
-                finally:
-                    jobs = self._jobs(store)
-                    reports = write_report(self._folder, jobs, scratch)
-                    watcher.ended(jobs, reports)
-            return Outcome(jobs, reports)
+                except BaseException:
+                    with suppress(EngineError):  # the first error is the one to tell
+                        self._report(store, watcher, scratch)
+                    raise
+                return self._report(store, watcher, scratch)
+
+    def _report(self, store: JobStore, watcher: Watcher, scratch: Path) -> Outcome:
+        jobs = self._jobs(store)
+        reports = write_report(self._folder, jobs, scratch)
+        watcher.ended(jobs, reports)
+        return Outcome(jobs, reports)
 
     def _jobs(self, store: JobStore) -> list[JobRecord]:
         """Those of the file as it stands."""
