@@ -154,7 +154,8 @@ class Batch:
             sweep(store)
             if self._settings.retry_failed:
                 failed = [each.id for each in self._jobs(store) if each.state == "failed"]
-                store.retry(failed, time.time()) if failed else None
+                if failed:  # none would be all
+                    store.retry(failed, time.time())
             with _scratch(self._folder) as scratch:
                 try:
                     self._work(store, watcher, scratch)
@@ -284,10 +285,21 @@ def _scratch(folder: Path) -> Iterator[Path]:
         own.mkdir(parents=True, exist_ok=True)
         (own / _OWNER).write_text(here.model_dump_json())
     for other in parent.iterdir():
-        with suppress(OSError, ValueError):  # one that is being made, or removed
-            if Owner.model_validate_json((other / _OWNER).read_text()).ended(here):
-                shutil.rmtree(other, ignore_errors=True)
+        if _is_left(other, here):
+            shutil.rmtree(other, ignore_errors=True)
     try:
         yield own
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def _is_left(scratch: Path, here: Owner) -> bool:
+    """Whether the process that made such a folder has ended."""
+    try:
+        return bool(Owner.model_validate_json((scratch / _OWNER).read_text()).ended(here))
+    except ValueError:  # the disk was full
+        return True
+    except OSError:  # it is being made, or was being removed
+        with suppress(OSError):
+            return time.time() - scratch.stat().st_mtime > _STOP_S
+        return False

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -180,7 +181,8 @@ class Replica:
             batch = {"id": job.id, "fingerprint": job.fingerprint}
             files.publish({**metadata.as_json(), "batch": batch})
         picture = strip_of(folder, job)
-        strip.save(picture, self._scratch / picture.name)
+        with suppress(EngineError):  # the video is there, if its thumbnails are not
+            strip.save(picture, self._scratch / picture.name)
         stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
         self._done(job, stages)
 
