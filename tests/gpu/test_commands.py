@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtake import cli
+from longtake import VideoEngine, VideoRequest, cli
 from longtake.configs.hardware import load_hardware
+from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.hardware import hardware_here
+from longtake.engine.video import FramesInMemory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,3 +47,20 @@ def test_every_layout_renders_the_same(model: str) -> None:
     count = str(torch.cuda.device_count())
     arguments = ["verify", "--model", model, "--devices", count, "--dtype", "float32"]
     assert cli.main([*arguments, "--tolerance", "1e-3"]) == 0
+
+
+def test_a_rendering_goes_on_from_its_snapshots_and_decodes_sparingly(tmp_path: Path) -> None:
+    """In one process; with the denoiser in the host's memory while the second one decodes."""
+    request = VideoRequest(prompt="a red circle moving right", seed=1)
+    with VideoEngine.from_pretrained("demo", dtype="float32") as engine:
+        resolved, path = engine.resolve(request), tmp_path / "x.safetensors"
+        often = SnapshotConfig(snapshot_steps=5)
+        frames = []
+        for resume in (False, True):  # the second time nothing is left but to decode
+            sink = FramesInMemory(engine.num_frames_of(resolved))
+            plan, _ = engine.snapshots_of(resolved, path, often, resume=resume)
+            assert plan.steps_done == (resolved.num_inference_steps if resume else 0)
+            engine.render(resolved, sink, snapshots=plan, sparing=resume)
+            frames.append(sink.batch[0])
+        assert abs(frames[0] - frames[1]).max() < 1e-3
+        assert engine.generate(request).frames.shape == frames[0].shape  # the denoiser is back
