@@ -12,36 +12,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
-import torch
 from pydantic import ValidationError
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
-from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.job import Job, RankReport
 from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher, device_type_of
 from longtake.engine.layout_chooser import LayoutChooser
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.picture import Picture, read_picture
-from longtake.engine.planning.layouts import check_degrees
 from longtake.engine.planning.prediction import Prediction
 from longtake.engine.request import resolve, resolve_decode
-from longtake.engine.snapshot import Identity, SnapshotPlan, plan_snapshots
+from longtake.engine.settled import settled
+from longtake.engine.snapshot import Identity, SnapshotPlan
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.versions import versions
 from longtake.engine.video import Array, FramesInMemory, Metadata, Video
-from longtake.engine.worker import Beside, Sink, dtype_of, vae_dtype_of
+from longtake.engine.worker import Beside, Sink
 from longtake.errors import (
     EngineError,
-    KernelError,
     RefusedInputError,
     RequestError,
     one_line,
 )
 from longtake.parallel import ParallelDims
-from longtake.parallel.kernels import KERNELS
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import OnProgress, Progress
@@ -83,22 +79,7 @@ class VideoEngine:
         self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(self._checkpoint)
-        device = torch.device(self._device_type)
-        used: dict[str, Any] = {
-            "revision": self._checkpoint.revision,
-            "device": self._device_type,
-            "dtype": _name(dtype_of(config, device)),
-            "vae_dtype": _name(vae_dtype_of(config, self._spec, device)),
-        }
-        if config.image_folder is not None:
-            used["image_folder"] = config.image_folder.expanduser().absolute()
-        config = config.model_copy(update=used)
-        check_degrees(config.parallel, config.devices, num_heads=self._spec.num_heads)
-        kernels = ["auto", *(kernel.name for kernel in KERNELS)]
-        if config.attention_kernel not in kernels:
-            raise KernelError(
-                f"attention_kernel={config.attention_kernel!r} is unknown: use {', '.join(kernels)}"
-            )
+        config = settled(config, self._checkpoint, self._spec, self._device_type)
         self.config = config
         self._seconds_loading = 0.0
         self._launcher: Launcher | None = None
@@ -303,7 +284,8 @@ class VideoEngine:
             request: None on ranks of torchrun that do not know it, or may not have its picture:
                 rank 0's counts.
             latents: ``[B, C, F, H, W]``, to decode these and render nothing.
-            snapshots: from :meth:`snapshots_of`; the file is left to the caller.
+            snapshots: see :func:`longtake.engine.snapshot.plan_snapshots`; the file is left to
+                the caller.
             sparing: decode with as little of the devices' memory as can be.
 
         Raises:
@@ -330,26 +312,6 @@ class VideoEngine:
             if reports[0].snapshot_failure:
                 logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
             return self._metadata(job, reports)
-
-    def snapshots_of(
-        self,
-        request: ResolvedRequest,
-        path: Path,
-        config: SnapshotConfig,
-        *,
-        resume: bool,
-        at_the_end: bool = True,
-    ) -> tuple[SnapshotPlan, str]:
-        """How a rendering is kept on its way, and where it begins, in words if not at its start.
-
-        Args:
-            path: of the file.
-            resume: go on from what it holds, if that is of this rendering; else begin anew, and
-                say so.
-            at_the_end: keep the finished latents, too, for as long as they are decoded.
-        """
-        identity = self.identity_of(request)
-        return plan_snapshots(path, identity, config, resume=resume, at_the_end=at_the_end)
 
     def predicted(self, request: ResolvedRequest) -> Prediction:
         """How long a request takes, by the plan, in the layout that it will have."""
@@ -432,7 +394,3 @@ class VideoEngine:
             self.num_frames_of(job.request),
             why=why,
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -183,12 +183,19 @@ class SnapshotPlan(BaseModel):
 
 
 def plan_snapshots(
-    path: Path, identity: Identity, config: SnapshotConfig, *, resume: bool, at_the_end: bool
+    path: Path,
+    identity: Identity,
+    config: SnapshotConfig,
+    *,
+    resume: bool,
+    at_the_end: bool = True,
 ) -> tuple[SnapshotPlan, str]:
     """How a rendering is kept on its way, and where it begins, in words if not at its start.
 
     Args:
-        resume: go on from what the file holds, if that is of this rendering.
+        resume: go on from what the file holds, if that is of this rendering; else begin anew, and
+            say so.
+        at_the_end: keep the finished latents, too, for as long as they are decoded.
     """
     plan = SnapshotPlan(path=path, identity=identity, config=config, at_the_end=at_the_end)
     if not resume:

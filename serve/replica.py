@@ -15,7 +15,7 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, State
 from longtake.engine.jobs import ClaimLostError, JobStore
-from longtake.engine.snapshot import drop_snapshot
+from longtake.engine.snapshot import drop_snapshot, plan_snapshots
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video_writer import VideoFiles
 from longtake.errors import (
@@ -152,7 +152,8 @@ class Replica:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         engine, kept = self._supervisor.engine, snapshot_of(folder, job)
-        plan, note = engine.snapshots_of(request, kept, self._how_often, resume=True)
+        identity = engine.identity_of(request)
+        plan, note = plan_snapshots(kept, identity, self._how_often, resume=True)
         if note:
             self._store.note(job, "snapshot", note, time.time())
             self._watcher.note(f"{job.id}: {note}")

@@ -18,6 +18,7 @@ from longtake.engine.snapshot import (
     SnapshotPlan,
     UnusableSnapshotError,
     drop_snapshot,
+    plan_snapshots,
     read_snapshot,
     snapshot_path,
 )
@@ -105,7 +106,8 @@ def _snapshots(
 ) -> SnapshotPlan:
     """How it is kept on its way, and, said on the terminal, where it begins."""
     kept = snapshot_path(path)
-    plan, note = engine.snapshots_of(request, kept, how_often, resume=resume, at_the_end=False)
+    identity = engine.identity_of(request)
+    plan, note = plan_snapshots(kept, identity, how_often, resume=resume, at_the_end=False)
     if resume:
         view.note(note or f"{kept} is not there: it begins with the first step")
     return plan

@@ -12,6 +12,7 @@ from longtake import VideoEngine, VideoRequest, cli
 from longtake.configs.hardware import load_hardware
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.hardware import hardware_here
+from longtake.engine.snapshot import plan_snapshots
 from longtake.engine.video import FramesInMemory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,7 +59,7 @@ def test_a_rendering_goes_on_from_its_snapshots_and_decodes_sparingly(tmp_path: 
         frames = []
         for resume in (False, True):  # the second time nothing is left but to decode
             sink = FramesInMemory(engine.num_frames_of(resolved))
-            plan, _ = engine.snapshots_of(resolved, path, often, resume=resume)
+            plan, _ = plan_snapshots(path, engine.identity_of(resolved), often, resume=resume)
             assert plan.steps_done == (resolved.num_inference_steps if resume else 0)
             engine.render(resolved, sink, snapshots=plan, sparing=resume)
             frames.append(sink.batch[0])

@@ -18,7 +18,7 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import JobStore
 from longtake.engine.owners import Owner
-from longtake.engine.snapshot import Identity, SnapshotPlan, plan_snapshots, write_snapshot
+from longtake.engine.snapshot import Identity, SnapshotPlan, write_snapshot
 from longtake.engine.video import Metadata
 from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
@@ -52,9 +52,8 @@ class Ranks:
     def num_frames_of(self, asked: Any) -> int:
         return int(asked.num_frames)
 
-    def snapshots_of(self, asked: Any, path: Path, config: Any, *, resume: bool) -> Any:
-        identity = Identity.of(asked, self.config, "a model")
-        return plan_snapshots(path, identity, config, resume=resume, at_the_end=True)
+    def identity_of(self, asked: Any) -> Identity:
+        return Identity.of(asked, self.config, "a model")
 
     def render(
         self, asked: Any, sink: Any, on_progress: Any, *, snapshots: Any, sparing: bool
