@@ -31,10 +31,11 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Unit tests side by side; those that start ranks take all cores by themselves.
+# Those that take one core side by side; those that start ranks take all cores by themselves.
+ONE_CORE := tests/e2e/test_demo.py tests/e2e/test_demo_i2v.py
 test: env
-	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/distributed tests/e2e
+	$(BIN)/python -m pytest $(ONE_CORE) tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/distributed tests/e2e $(ONE_CORE:%=--ignore=%)
 
 test-gpu: env
 	$(BIN)/python -m pytest tests/gpu
