@@ -36,6 +36,7 @@ class LayoutChooser:
         self._spec = spec
         self._device_type = device_type
         self._chosen: dict[ResolvedRequest, tuple[ParallelDims, str]] = {}
+        self._predicted: dict[ResolvedRequest, Prediction] = {}
 
     def choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
         """The layout of a request, by the planner where degrees are left out, and why this one.
@@ -52,9 +53,13 @@ class LayoutChooser:
 
     def predicted(self, request: ResolvedRequest) -> Prediction:
         """How long a request takes in its layout."""
-        dims, _ = self.choose(request)
-        split = self._config.parallel.shard_weights
-        return predict(self._setting(request), dims, shard_weights=split)
+        like = request.model_copy(update=_NOT_PLANNED)
+        if like not in self._predicted:
+            dims, _ = self.choose(request)
+            split = self._config.parallel.shard_weights
+            prediction = predict(self._setting(request), dims, shard_weights=split)
+            self._predicted[like] = prediction
+        return self._predicted[like]
 
     def _setting(self, request: ResolvedRequest) -> Setting:
         dtype, vae_dtype = dtypes(self._config, self._spec, self._device_type)

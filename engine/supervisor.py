@@ -135,8 +135,8 @@ class Supervisor:
             return
         self._faults.append((device, request))
         own = list(itertools.takewhile(lambda each: each[0] == device, reversed(self._faults)))
-        others = {hash(each) for _, each in own}
-        if len(others) >= _FAULTS_A_DEVICE and len(self._devices) > 1:
+        requests = {each for _, each in own}
+        if len(requests) >= _FAULTS_A_DEVICE and len(self._devices) > 1:
             self._leave_out(device, error)
 
     def _device_of(self, error: RankError) -> int | None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +46,6 @@ class BadRowsError(RequestError):
         count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
         super().__init__(f"{source} has {count} that cannot be rendered:{lines}")
         self.rows = list(rows)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the jobs of a file stand when a batch ends.
-
-    Attributes:
-        jobs: in the order of the file.
-        reports: that were written.
-    """
-
-    jobs: list[JobRecord]
-    reports: list[Path]
-
-    @property
-    def all_done(self) -> bool:
-        """Whether there is nothing left to do, or to look into."""
-        return all(job.state == "done" for job in self.jobs)
 
 
 class Batch:
@@ -124,22 +105,13 @@ class Batch:
 
     def estimates(self, shots: Sequence[Shot]) -> list[float]:
         """Seconds that each shot will take by the plan, once the model is loaded."""
-        found: dict[tuple[object, ...], float] = {}
-        seconds = []
-        for shot in shots:
-            request = shot.request
-            like = (
-                *(request.num_videos, request.num_frames, request.height, request.width),
-                *(request.num_inference_steps, request.uses_true_cfg, request.max_sequence_length),
-                *(request.decode, request.decode_tile_size, request.decode_tile_stride),
-            )
-            if like not in found:
-                found[like] = self.engine.predicted(request).rendering_s
-            seconds.append(found[like])
-        return seconds
+        return [self.engine.predicted(shot.request).rendering_s for shot in shots]
 
-    def run(self, shots: Sequence[Shot], watcher: Watcher) -> Outcome:
+    def run(self, shots: Sequence[Shot], watcher: Watcher) -> list[JobRecord]:
         """Queue the shots and render what is not there yet, until nothing is left to do.
+
+        Returns:
+            How the file's jobs stand then, in its order.
 
         Raises:
             KeyboardInterrupt: after all ranks have ended; what was begun goes on the next time.
@@ -165,11 +137,10 @@ class Batch:
                     raise
                 return self._report(store, watcher, scratch)
 
-    def _report(self, store: JobStore, watcher: Watcher, scratch: Path) -> Outcome:
+    def _report(self, store: JobStore, watcher: Watcher, scratch: Path) -> list[JobRecord]:
         jobs = self._jobs(store)
-        reports = write_report(self._folder, jobs, scratch)
-        watcher.ended(jobs, reports)
-        return Outcome(jobs, reports)
+        watcher.ended(jobs, write_report(self._folder, jobs, scratch))
+        return jobs
 
     def _jobs(self, store: JobStore) -> list[JobRecord]:
         """Those of the file as it stands."""

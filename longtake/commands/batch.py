@@ -49,7 +49,7 @@ def run(options: dict[str, Any], view: View) -> int:
             return 0
         table.expect([shot.id for shot in shots])
         try:
-            outcome = batch.run(shots, table)
+            jobs = batch.run(shots, table)
         finally:
             view.written += table.reports
-    return 0 if outcome.all_done else EXIT_SOME_LEFT
+    return 0 if all(job.state == "done" for job in jobs) else EXIT_SOME_LEFT
