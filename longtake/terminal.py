@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,17 +39,14 @@ _PHASES = {"text": "encoding"}
 _PARTS = {"denoising": "step", "decoding": "tile"}
 
 
-class View(ABC):
-    """Shows a rendering. A context; errors go to stderr in every view.
+DisplayT = TypeVar("DisplayT", bound="Display")
 
-    Attributes:
-        written: the files that have their names already.
-    """
 
-    def __init__(self) -> None:
-        self.written: list[Path] = []
+class Display:
+    """Something on the terminal, for as long as this context is entered."""
 
-    def __enter__(self) -> View:
+    def __enter__(self: DisplayT) -> DisplayT:
+        self.open()
         return self
 
     def __exit__(
@@ -61,8 +58,22 @@ class View(ABC):
         """Leave the terminal as it was."""
         self.close()
 
-    def close(self) -> None:  # noqa: B027 - most views have nothing to put back
-        """Put back what was changed on the terminal."""
+    def open(self) -> None:
+        """Show it."""
+
+    def close(self) -> None:
+        """Put back what was changed on the terminal; once or more often."""
+
+
+class View(Display, ABC):
+    """Shows a rendering. Errors go to stderr in every view.
+
+    Attributes:
+        written: the files that have their names already.
+    """
+
+    def __init__(self) -> None:
+        self.written: list[Path] = []
 
     @abstractmethod
     def progress(self, progress: Progress) -> None:
@@ -172,9 +183,8 @@ class _Bars(View):
         self._before = 0
         self._task: TaskID | None = None
 
-    def __enter__(self) -> View:
+    def open(self) -> None:
         self._bars.start()
-        return self
 
     def close(self) -> None:
         self._bars.stop()

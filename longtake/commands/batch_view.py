@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,7 +20,7 @@ from rich.text import Text
 from longtake.engine.job_records import JobRecord, State
 from longtake.pipelines.progress import Progress
 from longtake.serve.checked import Shot
-from longtake.terminal import say, table_text
+from longtake.terminal import Display, say, table_text
 
 _NOTES = 5
 _ROWS = 16
@@ -35,25 +34,14 @@ class _Running:
     progress: Progress = Progress("starting")
 
 
-class BatchView:
-    """Shows nothing but what went wrong; the others show more. A context; threads may share it."""
+class BatchView(Display):
+    """Shows nothing but what went wrong; the others show more. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._states: dict[str, State] = {}
         self._running: dict[str, _Running] = {}
         self.reports: list[Path] = []
-
-    def __enter__(self) -> BatchView:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave the terminal as it was."""
 
     def expect(self, jobs: Sequence[str]) -> None:
         """These are the jobs, as far as they are known."""
@@ -121,7 +109,7 @@ class _Lines(BatchView):
         say(f"{len(shots)} shots, about {_time(total)} once the model is loaded", sys.stdout)
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
-        self.__exit__(None, None, None)
+        self.close()
         looked_at = sorted(jobs, key=lambda job: job.state == "done")  # what is not done first
         rows = [
             (job.id, job.state, _time(sum(job.seconds.values())), str(job.claims), job.output)
@@ -175,16 +163,10 @@ class _Table(_Lines):
             console=console, get_renderable=self._shown, refresh_per_second=4, transient=True
         )
 
-    def __enter__(self) -> BatchView:
+    def open(self) -> None:
         self._live.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._live.stop()
 
     def note(self, text: str) -> None:
@@ -192,7 +174,7 @@ class _Table(_Lines):
             self._notes = [*self._notes, text.partition("\n")[0]][-_NOTES:]
 
     def planned(self, shots: Sequence[Shot], seconds: Sequence[float], replicas: int) -> None:
-        self._live.stop()
+        self.close()
         super().planned(shots, seconds, replicas)
 
     def _changed(self, job: str, state: State, text: str) -> None:
