@@ -192,40 +192,38 @@ def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
     return [name for name in meter.order if "gather" in name or "alltoall" in name]
 
 
+def _rendered(
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **going: Any
+) -> Array:
+    """The latents of a request that is kept on its way, or goes on."""
+    latents = render_latents(
+        loaded(folder, on_ranks),
+        asked,
+        dims,
+        world() if on_ranks else ALONE,
+        StageReport(),
+        picture=any_picture(asked),
+        **going,
+    )
+    array: Array = latents.numpy()
+    return array
+
+
 def states_of(
     folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool
 ) -> tuple[Array, list[LoopState]]:
     """The latents of a request, and, on rank 0, the state after each step as a snapshot has it."""
-    pipeline, here = loaded(folder, on_ranks), world() if on_ranks else ALONE
     states: list[LoopState] = []
     kept = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
-    latents = render_latents(
-        pipeline,
-        asked,
-        dims,
-        here,
-        StageReport(),
-        picture=any_picture(asked),
-        snapshots=kept,
-    )
+    latents = _rendered(folder, asked, dims, on_ranks, snapshots=kept)
     kept.close()
-    return latents.numpy(), states
+    return latents, states
 
 
 def gone_on(
     folder: str, asked: ResolvedRequest, dims: ParallelDims, state: LoopState, on_ranks: bool = True
 ) -> Array:
-    """The latents of a request that goes on from a state."""
-    pipeline, here = loaded(folder, on_ranks), world() if on_ranks else ALONE
-    latents = render_latents(
-        pipeline,
-        asked,
-        dims,
-        here,
-        StageReport(),
-        picture=any_picture(asked),
-        steps_done=state.steps_done,
-        state=state if here.rank == 0 else None,
-    )
-    array: Array = latents.numpy()
-    return array
+    """The latents of a request that goes on from a state, which rank 0 alone is given."""
+    first = not on_ranks or world().rank == 0
+    going = {"steps_done": state.steps_done, "state": state if first else None}
+    return _rendered(folder, asked, dims, on_ranks, **going)
