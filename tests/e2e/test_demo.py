@@ -90,7 +90,8 @@ def test_any_number_of_ranks_shows_the_same(
         decode(pipeline, torch.from_numpy(latents), asked, ALONE)[0]
         for latents in (latents_of_one("demo", asked), answers[0][0])
     )
-    assert psnr_db(frames, expected, 1.0) >= 50
+    likeness = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
+    assert min(likeness) >= 50
     assert judge(frames) == judge(expected) == Verdict("green", "triangle", "up", "navy")
 
 

@@ -66,7 +66,8 @@ def test_two_ranks_show_the_same(engine: VideoEngine, tmp_path: Path) -> None:
     expected = engine.generate(request).frames
     with VideoEngine.from_pretrained("demo-i2v", devices=2) as two:
         frames = two.generate(request).frames
-    assert psnr_db(frames, expected, 1.0) >= 50
+    likeness = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
+    assert min(likeness) >= 50
     assert judge(frames) == judge(expected)
 
 
