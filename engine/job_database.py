@@ -15,7 +15,7 @@ from pathlib import Path
 
 from longtake.errors import EngineError, RequestError
 
-_VERSION = 1
+_VERSION = 2
 _WAIT_FOR_OTHERS_S = 30.0
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -41,7 +41,9 @@ CREATE TABLE jobs (
     started_at REAL,
     ended_at REAL,
     seconds TEXT NOT NULL DEFAULT '{}',
-    error TEXT NOT NULL DEFAULT ''
+    error TEXT NOT NULL DEFAULT '',
+    model TEXT NOT NULL DEFAULT '',
+    deleted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX by_state ON jobs (state, position);
 CREATE TABLE events (
@@ -53,6 +55,13 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX by_job ON events (job, number);
 """
+_FROM_VERSION = {
+    1: """
+ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0
+""",
+}
+"""What brings a file of an earlier version to the next one."""
 
 
 class JobDatabase:
@@ -82,7 +91,7 @@ class JobDatabase:
                 self._set_up()
         with self.reading() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != _VERSION:
+        if not (version == _VERSION or (read_only and version in _FROM_VERSION)):
             raise RequestError(
                 f"{path} is of another version of longtake ({version}, not {_VERSION}): name "
                 "another folder"
@@ -101,10 +110,12 @@ class JobDatabase:
         self._connection.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
         with self.transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+            while version < _VERSION and (version == 0 or version in _FROM_VERSION):
+                changes = _SCHEMA if version == 0 else _FROM_VERSION[version]
+                for statement in filter(str.strip, changes.split(";")):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
+                version = version + 1 if version else _VERSION
+                connection.execute(f"PRAGMA user_version = {version}")
 
     def close(self) -> None:
         """Let go of the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from longtake.configs.request import ResolvedRequest
@@ -25,6 +25,7 @@ class NewJob:
         request: that is rendered.
         fingerprint: of all that its output follows from; another one means that it is rendered
             again.
+        model: as whoever asked for it knows it.
     """
 
     id: str
@@ -34,6 +35,7 @@ class NewJob:
     engine: str
     request: ResolvedRequest
     fingerprint: str
+    model: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class JobRecord(NewJob):
         queued_at, started_at, ended_at: seconds since 1970.
         seconds: that each stage took.
         error: of the last fault, or why it was cancelled.
+        deleted: nobody asks for it any more; it goes once it has ended.
     """
 
     state: State
@@ -70,6 +73,12 @@ class JobRecord(NewJob):
     ended_at: float | None
     seconds: dict[str, float]
     error: str
+    deleted: bool = field(default=False, kw_only=True)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.state not in ("queued", "running")
 
 
 @dataclass(frozen=True)
@@ -91,5 +100,6 @@ def record_of(row: dict[str, Any]) -> JobRecord:
             "seconds": json.loads(row["seconds"]),
             "cancelling": bool(row["cancelling"]),
             "sparing": bool(row["sparing"]),
+            "deleted": bool(row.get("deleted")),
         }
     )

@@ -9,7 +9,9 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from longtake.engine.files import writing
 from longtake.engine.job_database import JobDatabase
@@ -22,6 +24,9 @@ WORK_FOLDER = ".longtake"
 
 LEASE_S = 60.0
 """How long a claim holds without a sign of an owner of whom it cannot be told that it ended."""
+
+
+StoreT = TypeVar("StoreT", bound="JobStore")
 
 
 class ClaimLostError(LongtakeError):
@@ -56,7 +61,7 @@ class JobStore:
         """Let go of the file."""
         self._database.close()
 
-    def __enter__(self) -> JobStore:
+    def __enter__(self: StoreT) -> StoreT:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -87,24 +92,9 @@ class JobStore:
                     database.execute("UPDATE jobs SET source=?, position=? WHERE id=?", place)
                     continue
                 before = known.get(job.id)
-                request = before.request if before and kind == "again" else job.request
-                values = {
-                    "id": job.id,
-                    "source": job.source,
-                    "position": job.position,
-                    "output": job.output,
-                    "engine": job.engine,
-                    "request": request.model_dump_json(),
-                    "claims": before.claims if before else 0,
-                    "fingerprint": job.fingerprint,
-                    "queued_at": now,
-                }
-                names, marks = ", ".join(values), ", ".join("?" * len(values))
-                database.execute(
-                    f"INSERT OR REPLACE INTO jobs ({names}) VALUES ({marks})",
-                    tuple(values.values()),
-                )
-                self._note(database, job.id, "queued", kind, now)
+                if before and kind == "again":
+                    job = replace(job, request=before.request)
+                self._insert(database, job, kind, now, claims=before.claims if before else 0)
         return counts
 
     def withdraw(self, source: str, kept: Iterable[str], now: float) -> list[str]:
@@ -315,6 +305,20 @@ class JobStore:
     def _select(database: sqlite3.Connection, where: str = "1", *values: object) -> list[JobRecord]:
         rows = database.execute(f"SELECT * FROM jobs WHERE {where}", values)
         return [record_of(dict(row)) for row in rows.fetchall()]
+
+    def _insert(
+        self, database: sqlite3.Connection, job: NewJob, kind: str, now: float, *, claims: int = 0
+    ) -> None:
+        values = {
+            **{each.name: getattr(job, each.name) for each in fields(NewJob)},
+            "request": job.request.model_dump_json(),
+            "claims": claims,
+            "queued_at": now,
+        }
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        statement = f"INSERT OR REPLACE INTO jobs ({names}) VALUES ({marks})"
+        database.execute(statement, tuple(values.values()))
+        self._note(database, job.id, "queued", kind, now)
 
     def _end(
         self,

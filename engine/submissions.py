@@ -1,0 +1,144 @@
+"""A queue that clients add to one by one, read in pages, and take things out of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from longtake.engine.job_records import JobRecord, NewJob
+from longtake.engine.jobs import JobStore
+from longtake.errors import RequestError
+
+_ENDED = "state NOT IN ('queued', 'running')"
+
+
+class QueueFullError(RequestError):
+    """As many jobs wait as may; one more has to come back later."""
+
+
+class OtherRequestError(RequestError):
+    """An id that names another request already."""
+
+
+class Submissions(JobStore):
+    """The jobs that came through one door, whose sources begin with its name.
+
+    Args:
+        As :class:`JobStore`.
+    """
+
+    door = "serve"
+
+    def add(
+        self, job: NewJob, now: float, *, most_waiting: int, most_of_source: int
+    ) -> tuple[JobRecord, bool]:
+        """Put a job behind all others. One of the same id and fingerprint is there only once.
+
+        Args:
+            job: its position is found here; its source is the door's name, and who asks.
+            most_waiting: jobs that may wait, whoever asked for them.
+            most_of_source: of them, those of one who asks.
+
+        Returns:
+            The job as it stands, and whether it is new.
+
+        Raises:
+            QueueFullError: no more may wait.
+            OtherRequestError: the id is that of another job.
+        """
+        with self._database.transaction() as database:
+            known = self._select(database, "id=?", job.id)
+            if known and known[0].fingerprint == job.fingerprint and not known[0].deleted:
+                return known[0], False
+            if known:
+                raise OtherRequestError(f"{job.id} is that of another request: choose another")
+            waiting = database.execute(
+                "SELECT count(*), coalesce(sum(source=?), 0) FROM jobs WHERE state='queued'",
+                (job.source,),
+            )
+            count, of_source = waiting.fetchone()
+            if count >= most_waiting:
+                raise QueueFullError(f"{count} videos wait, which is all that may: try again later")
+            if of_source >= most_of_source:
+                raise QueueFullError(
+                    f"{of_source} of your videos wait, which is all that may: try again later"
+                )
+            (last,) = database.execute("SELECT coalesce(max(position), 0) FROM jobs").fetchone()
+            self._insert(database, replace(job, position=last + 1), "new", now)
+            return self._select(database, "id=?", job.id)[0], True
+
+    def adopt(self, engine: str, model: str, now: float) -> int:
+        """Have an engine take on what waits for an earlier one of the same model; what waits for
+        another model fails.
+
+        Returns:
+            How many failed.
+        """
+        with self._database.transaction() as database:
+            left = self._select(
+                database,
+                f"source LIKE ? AND engine<>? AND NOT {_ENDED}",
+                f"{self.door}%",
+                engine,
+            )
+            others = [job for job in left if job.model != model]
+            for job in left:
+                database.execute("UPDATE jobs SET engine=? WHERE id=?", (engine, job.id))
+            for job in others:
+                error = f"it waited for the model {job.model}, and {model} is served: send it again"
+                self._end(database, job.id, "failed", now, error=error)
+            return len(others)
+
+    def found(self, name: str) -> JobRecord | None:
+        """One job of this door; None if there is none, or if it was deleted."""
+        with self._database.reading() as database:
+            jobs = self._select(
+                database, "id=? AND deleted=0 AND source LIKE ?", name, f"{self.door}%"
+            )
+            return jobs[0] if jobs else None
+
+    def page(
+        self, after: JobRecord | None, limit: int, *, newest_first: bool
+    ) -> tuple[list[JobRecord], bool]:
+        """So many jobs of this door, behind one of them, and whether there are more."""
+        order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
+        behind = "" if after is None else f"AND position {sign} {after.position} "
+        with self._database.reading() as database:
+            jobs = self._select(
+                database,
+                f"deleted=0 AND source LIKE ? {behind}ORDER BY position {order} LIMIT ?",
+                f"{self.door}%",
+                limit + 1,
+            )
+        return jobs[:limit], len(jobs) > limit
+
+    def unfinished_jobs(self) -> list[JobRecord]:
+        """Those that run, and those that wait, in the order in which they will be done."""
+        with self._database.reading() as database:
+            return self._select(
+                database, f"NOT {_ENDED} ORDER BY state='queued', position, not_before"
+            )
+
+    def delete(self, name: str, now: float) -> None:
+        """Nobody asks for a job any more; if it has not ended it is cancelled. See :meth:`gone`."""
+        with self._database.transaction() as database:
+            self.cancel([name], now)
+            database.execute("UPDATE jobs SET deleted=1 WHERE id=?", (name,))
+
+    def gone(self, ended_before: float) -> list[JobRecord]:
+        """Ended jobs of this door that were deleted, or ended before a time, in seconds since
+        1970: their files can go, and then they can be forgotten."""
+        with self._database.reading() as database:
+            return self._select(
+                database,
+                f"source LIKE ? AND {_ENDED} AND (deleted=1 OR ended_at<?)",
+                f"{self.door}%",
+                ended_before,
+            )
+
+    def forget(self, jobs: Sequence[JobRecord]) -> None:
+        """Take ended jobs out of the queue, with all that happened to them."""
+        with self._database.transaction() as database:
+            for job in jobs:
+                database.execute("DELETE FROM events WHERE job=?", (job.id,))
+                database.execute("DELETE FROM jobs WHERE id=?", (job.id,))
