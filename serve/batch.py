@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,27 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, NewJob
-from longtake.engine.jobs import WORK_FOLDER, JobStore
-from longtake.engine.owners import Owner
+from longtake.engine.jobs import JobStore
 from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LongtakeError, RequestError
 from longtake.serve.checked import Shot, ShotChecker
 from longtake.serve.outputs import network_file_system, rendered_as, sweep
 from longtake.serve.replica import Replica, Watcher
 from longtake.serve.report import write_report
+from longtake.serve.scratch import scratch_folder
 from longtake.serve.shots import BadRow, read_shots
 
 _LOOK_AGAIN_S = 0.2
 _LEFT_ALONE_S = 0.5
-_OWNER = "owner.json"
 _STOP_S = 60.0
 """How long replicas may take to end once they are told to; after it, this process ends them."""
+
+
+class BatchWatcher(Watcher):
+    """Is told how a batch gets on, too."""
+
+    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
+        """The batch is over, if not done, and reports on it."""
 
 
 class BadRowsError(RequestError):
@@ -105,9 +110,9 @@ class Batch:
 
     def estimates(self, shots: Sequence[Shot]) -> list[float]:
         """Seconds that each shot will take by the plan, once the model is loaded."""
-        return [self.engine.predicted(shot.request).rendering_s for shot in shots]
+        return [self.engine.layouts.predicted(shot.request).rendering_s for shot in shots]
 
-    def run(self, shots: Sequence[Shot], watcher: Watcher) -> list[JobRecord]:
+    def run(self, shots: Sequence[Shot], watcher: BatchWatcher) -> list[JobRecord]:
         """Queue the shots and render what is not there yet, until nothing is left to do.
 
         Returns:
@@ -128,7 +133,7 @@ class Batch:
                 failed = [each.id for each in self._jobs(store) if each.state == "failed"]
                 if failed:  # none would be all
                     store.retry(failed, time.time())
-            with _scratch(self._folder) as scratch:
+            with scratch_folder(self._folder) as scratch:
                 try:
                     self._work(store, watcher, scratch)
                 except BaseException:
@@ -137,7 +142,7 @@ class Batch:
                     raise
                 return self._report(store, watcher, scratch)
 
-    def _report(self, store: JobStore, watcher: Watcher, scratch: Path) -> list[JobRecord]:
+    def _report(self, store: JobStore, watcher: BatchWatcher, scratch: Path) -> list[JobRecord]:
         jobs = self._jobs(store)
         watcher.ended(jobs, write_report(self._folder, jobs, scratch))
         return jobs
@@ -147,7 +152,7 @@ class Batch:
         named = set(self._ids)
         return [job for job in store.jobs() if job.id in named]
 
-    def _enqueue(self, store: JobStore, shots: Sequence[Shot], watcher: Watcher) -> None:
+    def _enqueue(self, store: JobStore, shots: Sequence[Shot], watcher: BatchWatcher) -> None:
         source, now = str(self._source.absolute()), time.time()
         jobs = [
             NewJob(shot.id, source, at, shot.output, self._digest, shot.request, shot.fingerprint)
@@ -161,7 +166,7 @@ class Batch:
             f"{len(jobs)} shots: {told or 'none'}" + (f", {len(gone)} withdrawn" if gone else "")
         )
 
-    def _work(self, store: JobStore, watcher: Watcher, scratch: Path) -> None:
+    def _work(self, store: JobStore, watcher: BatchWatcher, scratch: Path) -> None:
         stop = threading.Event()
         replicas = [
             Replica(
@@ -193,7 +198,9 @@ class Batch:
             cause = failures[0].__cause__
             raise cause if isinstance(cause, LongtakeError) else failures[0]
 
-    def _wait(self, store: JobStore, threads: Sequence[threading.Thread], watcher: Watcher) -> None:
+    def _wait(
+        self, store: JobStore, threads: Sequence[threading.Thread], watcher: BatchWatcher
+    ) -> None:
         """Until all threads have ended; meanwhile, queue the rows that are added to the file."""
         while running := [thread for thread in threads if thread.is_alive()]:
             running[0].join(_LOOK_AGAIN_S)
@@ -243,34 +250,3 @@ def _change_of(path: Path) -> Callable[[], bool]:
         return True
 
     return changed
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder for what ranks print and for files that are not whole; those of processes that have
-    ended are removed."""
-    parent = folder / WORK_FOLDER / "ranks"
-    here = Owner.this_process()
-    own = parent / f"{here.pid}-{here.started}"
-    with writing(own):
-        own.mkdir(parents=True, exist_ok=True)
-        (own / _OWNER).write_text(here.model_dump_json())
-    for other in parent.iterdir():
-        if _is_left(other, here):
-            shutil.rmtree(other, ignore_errors=True)
-    try:
-        yield own
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-
-
-def _is_left(scratch: Path, here: Owner) -> bool:
-    """Whether the process that made such a folder has ended."""
-    try:
-        return bool(Owner.model_validate_json((scratch / _OWNER).read_text()).ended(here))
-    except ValueError:  # the disk was full
-        return True
-    except OSError:  # it is being made, or was being removed
-        with suppress(OSError):
-            return time.time() - scratch.stat().st_mtime > _STOP_S
-        return False

@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
@@ -17,6 +15,7 @@ from longtake.engine.job_records import JobRecord, State
 from longtake.engine.jobs import ClaimLostError, JobStore
 from longtake.engine.snapshot import drop_snapshot, plan_snapshots
 from longtake.engine.supervisor import Supervisor
+from longtake.engine.video import Metadata
 from longtake.engine.video_writer import VideoFiles
 from longtake.errors import (
     EngineError,
@@ -34,12 +33,13 @@ from longtake.serve.outputs import is_inside, key_of, rendered_as, snapshot_of, 
 
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.3
+_STOPPED = "it was told to stop"
 _NOT_OF_ONE = ("loading", "snapshots")
 """Seconds that are no job's own, or part of another stage's."""
 
 
-class Watcher(Protocol):
-    """Is told how a batch gets on; by several threads."""
+class Watcher:
+    """Is told how jobs get on; by several threads. Of what it does not define it hears nothing."""
 
     def progress(self, job: str, progress: Progress) -> None:
         """A job got on."""
@@ -50,8 +50,11 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """Something that is worth a line."""
 
-    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
-        """The batch is over, if not done, and reports on it."""
+    def frames(self, job: str, picture: bytes) -> None:
+        """More frames of a job are decoded: small ones so far, side by side, as a JPEG."""
+
+    def rendered(self, job: JobRecord, metadata: Metadata) -> None:
+        """A job's videos have their names; what they cost."""
 
 
 class Replica:
@@ -66,6 +69,7 @@ class Replica:
         watcher: is told.
         stop: is set when the batch is to end.
         scratch: folder for files that are not whole.
+        frames_shown: of each video, in small, at most.
     """
 
     def __init__(
@@ -78,8 +82,10 @@ class Replica:
         watcher: Watcher,
         stop: threading.Event,
         scratch: Path,
+        frames_shown: int = 3,
     ) -> None:
         self._store = store
+        self._frames_shown = frames_shown
         self._scratch = scratch
         self._supervisor = supervisor
         self._engine_digest = engine_digest
@@ -167,7 +173,12 @@ class Replica:
             token=f"{key_of(job.id)}-{job.claims}",
             replace=True,
         )
-        strip = Filmstrip(files, num_frames)
+        strip = Filmstrip(
+            files,
+            num_frames,
+            lambda picture: self._watcher.frames(job.id, picture),
+            self._frames_shown,
+        )
         with files:
             metadata = self._supervisor.render(
                 request,
@@ -186,6 +197,7 @@ class Replica:
             strip.save(picture, self._scratch / picture.name)
         stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
         self._done(job, stages)
+        self._watcher.rendered(job, metadata)
 
     def _progress(self, claim: Claim, progress: Progress) -> None:
         self._watcher.progress(claim.job.id, progress)
@@ -204,8 +216,8 @@ class Replica:
             drop_snapshot(snapshot_of(self._store.folder, job))
             self._watcher.state(job.id, "cancelled", "as was asked")
         else:
-            self._store.put_back(job, "the batch was stopped", time.time())
-            self._watcher.state(job.id, "queued", "the batch was stopped")
+            self._store.put_back(job, _STOPPED, time.time())
+            self._watcher.state(job.id, "queued", _STOPPED)
 
     def _failed(self, job: JobRecord, error: str) -> None:
         self._store.fail(job, error, time.time())

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader
-
 from longtake.engine.files import write_whole
 from longtake.engine.job_records import JobRecord
 from longtake.engine.versions import versions
 from longtake.engine.video_writer import output_paths
 from longtake.serve.outputs import strip_of
+from longtake.serve.pages import PAGES
 
 
 def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list[Path]:
@@ -41,9 +40,8 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
     as_json, as_html = folder / "report.json", folder / "report.html"
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_whole(as_json, text.encode(), partial=scratch / as_json.name)
-    page = Environment(loader=PackageLoader("longtake.serve"), autoescape=True)
     pictures = [_picture(folder, job) for job in jobs]
-    html = page.get_template("report.html").render(
+    html = PAGES.get_template("report.html").render(
         **{**content, "shots": list(zip(rows, pictures, strict=True))}
     )
     write_whole(as_html, html.encode(), partial=scratch / as_html.name)

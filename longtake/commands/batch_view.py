@@ -19,6 +19,7 @@ from rich.text import Text
 
 from longtake.engine.job_records import JobRecord, State
 from longtake.pipelines.progress import Progress
+from longtake.serve.batch import BatchWatcher
 from longtake.serve.checked import Shot
 from longtake.terminal import Display, say, table_text
 
@@ -34,7 +35,7 @@ class _Running:
     progress: Progress = Progress("starting")
 
 
-class BatchView(Display):
+class BatchView(Display, BatchWatcher):
     """Shows nothing but what went wrong; the others show more. Threads may share it."""
 
     def __init__(self) -> None:

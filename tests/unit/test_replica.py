@@ -24,9 +24,10 @@ from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.snapshots import LoopState
-from longtake.serve import batch, claim, replica
+from longtake.serve import claim, replica
 from longtake.serve.outputs import is_inside, network_file_system, rendered_as, snapshot_of, sweep
-from longtake.serve.replica import Replica
+from longtake.serve.replica import Replica, Watcher
+from longtake.serve.scratch import scratch_folder
 from tests.rendering import request
 
 Act = Callable[["Ranks", Any, SnapshotPlan, Callable[[Progress], None]], None]
@@ -73,7 +74,7 @@ class Ranks:
         return metadata
 
 
-class Silent:
+class Silent(Watcher):
     """Is told, and says nothing."""
 
     def __init__(self) -> None:
@@ -87,9 +88,6 @@ class Silent:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def ended(self, jobs: Any, reports: Any) -> None:
-        pass
 
 
 def out_of_memory(phase: str = "decoding") -> RankError:
@@ -272,7 +270,7 @@ def test_scratch_folders_of_processes_that_ended_are_removed(tmp_path: Path) -> 
         (parent / name).mkdir(parents=True)
         (parent / name / "owner.json").write_text(content)
     (parent / "being made").mkdir()
-    with batch._scratch(tmp_path) as own:
+    with scratch_folder(tmp_path) as own:
         left = sorted(path.name for path in parent.iterdir())
         assert left == sorted(["being made", "elsewhere", own.name])
     assert not own.exists()
