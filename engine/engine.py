@@ -23,7 +23,6 @@ from longtake.engine.launcher import InProcess, JoinedGroup, Launcher, device_ty
 from longtake.engine.layout_chooser import LayoutChooser
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.picture import Picture, read_picture
-from longtake.engine.planning.prediction import Prediction
 from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.settled import settled
 from longtake.engine.snapshot import Identity, SnapshotPlan
@@ -61,6 +60,8 @@ class VideoEngine:
 
     Attributes:
         config: with nothing left to be chosen but degrees and attention kernel.
+        spec: what can be said of the model before it is loaded.
+        layouts: that requests run in, and how long they take there by the plan.
         writes: whether this process gets the frames; under torchrun only rank 0's does.
 
     Raises:
@@ -78,8 +79,8 @@ class VideoEngine:
         self.writes = TorchrunPlace.writes()
         self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
-        self._spec = registry.inspect(self._checkpoint)
-        config = settled(config, self._checkpoint, self._spec, self._device_type)
+        self.spec = registry.inspect(self._checkpoint)
+        config = settled(config, self._checkpoint, self.spec, self._device_type)
         self.config = config
         self._seconds_loading = 0.0
         self._launcher: Launcher | None = None
@@ -93,7 +94,7 @@ class VideoEngine:
         )
         self._busy = threading.RLock()
         self._rendering = False
-        self._layouts = LayoutChooser(config, self._spec, self._device_type)
+        self.layouts = LayoutChooser(config, self.spec, self._device_type)
         self._read: tuple[ResolvedRequest, Picture] | None = None
 
     @classmethod
@@ -132,6 +133,11 @@ class VideoEngine:
         engine.start(on_progress)
         return engine
 
+    @property
+    def running(self) -> bool:
+        """Whether its ranks were started, and none was seen to end."""
+        return self._launcher is not None
+
     def resolve(self, request: VideoRequest) -> ResolvedRequest:
         """The request with nothing left out, checked against the model and the layout.
 
@@ -140,9 +146,9 @@ class VideoEngine:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
-        picture = None if self._spec.image is None else self._picture_of(request)
-        resolved = resolve(request, self._spec, picture)
-        self._layouts.choose(resolved)
+        picture = None if self.spec.image is None else self._picture_of(request)
+        resolved = resolve(request, self.spec, picture)
+        self.layouts.choose(resolved)
         if picture is not None:
             self._read = resolved, picture
         return resolved
@@ -170,11 +176,11 @@ class VideoEngine:
         Raises:
             RequestError: they cannot be decoded here.
         """
-        return resolve_decode(request, latents_shape, self._spec)
+        return resolve_decode(request, latents_shape, self.spec)
 
     def num_frames_of(self, request: ResolvedDecode) -> int:
         """Frames of each video that comes of a request: some models drop the first ones."""
-        return request.num_frames - self._spec.dropped_frames
+        return request.num_frames - self.spec.dropped_frames
 
     def start(self, on_progress: OnProgress = lambda progress: None) -> None:
         """Start the ranks and load the model, unless that is done.
@@ -206,7 +212,7 @@ class VideoEngine:
             RankError: a rank died or hung. The next call starts the ranks again, except
                 under torchrun. If denoising was done, its ``latents`` can be decoded.
         """
-        if self._spec.image is None:  # then all ranks of torchrun look at the same
+        if self.spec.image is None:  # then all ranks of torchrun look at the same
             return self._kept(self.resolve(request), on_progress)
         resolved = self._of_rank_0(lambda: self.resolve(request), on_progress)
         return self._kept(resolved, on_progress)
@@ -313,10 +319,6 @@ class VideoEngine:
                 logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
             return self._metadata(job, reports)
 
-    def predicted(self, request: ResolvedRequest) -> Prediction:
-        """How long a request takes, by the plan, in the layout that it will have."""
-        return self._layouts.predicted(request)
-
     def identity_part(self) -> str:
         """All that videos follow from but their requests: model, dtypes, versions, in one text."""
         config, installed = self.config, versions()
@@ -350,12 +352,12 @@ class VideoEngine:
             dims = ParallelDims(ulysses_degree=self.config.devices)
         else:
             assert isinstance(request, ResolvedRequest)
-            if (request.i2v_mode is None) != (self._spec.image is None):
+            if (request.i2v_mode is None) != (self.spec.image is None):
                 raise RequestError(
                     f"i2v_mode={request.i2v_mode!r} in a request that is resolved, with "
                     f"{self.config.model}: resolve it for this model"
                 )
-            dims, _ = self._layouts.choose(request)
+            dims, _ = self.layouts.choose(request)
         return Job.of(request, dims, from_latents=from_latents)
 
     def _agreed(
@@ -384,7 +386,7 @@ class VideoEngine:
         why = ""
         if not job.from_latents:
             assert isinstance(job.request, ResolvedRequest)
-            why = self._layouts.choose(job.request)[1]
+            why = self.layouts.choose(job.request)[1]
         return Metadata(
             job.request,
             self.config.model_copy(update={"attention_kernel": kernel}),

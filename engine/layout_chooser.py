@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.hardware import hardware_here
 from longtake.engine.planner import choose_dims, dtypes
+from longtake.engine.planning.fits import misfit
 from longtake.engine.planning.prediction import Prediction, Setting, predict
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
+
+_SHAPES_KEPT = 1000
+"""Of requests, whose layouts are remembered."""
 
 _NOT_PLANNED: dict[str, Any] = {
     **dict.fromkeys(("prompt", "negative_prompt"), ""),
@@ -20,6 +24,9 @@ _NOT_PLANNED: dict[str, Any] = {
     "seed": 0,
 }
 """What of a request no plan depends on, and each of a batch's has for itself."""
+
+
+ValueT = TypeVar("ValueT")
 
 
 class LayoutChooser:
@@ -45,21 +52,29 @@ class LayoutChooser:
             LayoutError: the degrees fit no such number of devices, or there is no second branch.
         """
         like = request.model_copy(update=_NOT_PLANNED)
-        if like not in self._chosen:
+        found = self._chosen.get(like)
+        if found is None:
             config = self._config
-            choice = choose_dims(self._setting(request), config.parallel, config.devices)
-            self._chosen[like] = choice
-        return self._chosen[like]
+            found = choose_dims(self._setting(request), config.parallel, config.devices)
+            _keep(self._chosen, like, found)
+        return found
 
     def predicted(self, request: ResolvedRequest) -> Prediction:
         """How long a request takes in its layout."""
         like = request.model_copy(update=_NOT_PLANNED)
-        if like not in self._predicted:
+        found = self._predicted.get(like)
+        if found is None:
             dims, _ = self.choose(request)
             split = self._config.parallel.shard_weights
-            prediction = predict(self._setting(request), dims, shard_weights=split)
-            self._predicted[like] = prediction
-        return self._predicted[like]
+            found = predict(self._setting(request), dims, shard_weights=split)
+            _keep(self._predicted, like, found)
+        return found
+
+    def misfit(self, request: ResolvedRequest) -> str | None:
+        """Why a request does not fit in memory, by the plan; None if it does."""
+        dims, _ = self.choose(request)
+        split = self._config.parallel.shard_weights
+        return misfit(self._setting(request), dims, shard_weights=split)
 
     def _setting(self, request: ResolvedRequest) -> Setting:
         dtype, vae_dtype = dtypes(self._config, self._spec, self._device_type)
@@ -75,3 +90,10 @@ class LayoutChooser:
     @cached_property
     def _hardware(self) -> Hardware:
         return hardware_here(self._device_type)
+
+
+def _keep(values: dict[ResolvedRequest, ValueT], like: ResolvedRequest, value: ValueT) -> None:
+    """Remember a value, and not ever more of them: clients think up any shape."""
+    if len(values) >= _SHAPES_KEPT:
+        values.clear()
+    values[like] = value

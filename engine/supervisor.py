@@ -42,6 +42,9 @@ class Supervisor:
 
     Raises:
         As :class:`VideoEngine`.
+
+    Attributes:
+        starts: of the ranks so far, those that failed included.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Supervisor:
         self._engine = self._made()
         self._spoiled_starts = dict.fromkeys(self._devices, 0)
         self._faults: list[tuple[int, ResolvedRequest]] = []
+        self.starts = 0
 
     @property
     def engine(self) -> VideoEngine:
@@ -80,6 +84,7 @@ class Supervisor:
         failed, wait_s = 0, _FIRST_WAIT_S
         while True:
             try:
+                self.starts += not self._engine.running
                 self._engine.start(on_progress)
                 self._spoiled_starts = dict.fromkeys(self._devices, 0)
                 return

@@ -32,6 +32,7 @@ class Engine:
         self.config = config
         self.made.append(config)
         self.closed = False
+        self.running = False
 
     def start(self, on_progress: Any) -> None:
         for rank, device in enumerate(self.config.devices_by_rank):
