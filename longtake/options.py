@@ -18,6 +18,7 @@ from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, VideoRequest
+from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 
@@ -141,6 +142,13 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
         ),
     ),
     "jobs": {},
+    "serve": _declared(
+        ServeConfig,
+        EngineConfig,
+        ParallelConfig,
+        SnapshotConfig,
+        without=("parallel", "autoencoder_only", "image_folder"),
+    ),
     "decode": _declared(
         DecodeRequest,
         EngineConfig,
@@ -240,6 +248,7 @@ def _metavar(annotation: Any) -> str:
 
 Batch: Any = make_dataclass("Batch", [*SHOTS, *_options_of("batch"), *TALK])
 Jobs: Any = make_dataclass("Jobs", [*JOBS, *TALK])
+Serve: Any = make_dataclass("Serve", [*_options_of("serve"), *TALK])
 Generate: Any = make_dataclass(
     "Generate", [*_options_of("generate"), *OUTPUT, RESUME, *TALK, CONFIG]
 )
@@ -271,6 +280,10 @@ _COMMANDS: Any = (
         tyro.conf.subcommand(
             "jobs", description="See, cancel or retry what a batch renders in a folder."
         ),
+    ]
+    | Annotated[
+        Serve,
+        tyro.conf.subcommand("serve", description="Serve videos over HTTP, and a page."),
     ]
     | Annotated[
         Decode,

@@ -1,0 +1,55 @@
+"""How videos are served over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from longtake.configs.base import Declared, NamedPath
+from longtake.configs.engine import Seconds
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+ApiKey = Annotated[str, Field(min_length=8, max_length=512, pattern=r"^[\x21-\x7e]+$")]
+
+
+class ServeConfig(Declared):
+    """What a server takes beside what a rendering takes."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on; any but this host's own wants an API key",
+    )
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8000, description="Port to listen on; 0 takes a free one"
+    )
+    data_dir: NamedPath = Field(
+        default=Path("longtake-data"),
+        description="Folder of the videos and the queue; made if it is not there",
+    )
+    api_key: tuple[ApiKey, ...] = Field(
+        default=(),
+        description="Keys that clients and the page must give; better in the environment variable "
+        "LONGTAKE_API_KEY, blanks between, where no list of processes shows them",
+    )
+    most_waiting: Count = Field(default=32, description="Videos that may wait")
+    most_waiting_per_key: Count = Field(
+        default=16, description="Of them, those of one API key, where there are several"
+    )
+    keep_s: Seconds = Field(
+        default=7 * 24 * 3600, description="Seconds after which an ended video is deleted"
+    )
+    longest_s: Seconds = Field(
+        default=24 * 3600, description="Seconds that one video may take, by the plan"
+    )
+    most_upload_mib: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=16, description="MiB that one request may have, its picture included"
+    )
+    request_timeout_s: Seconds = Field(
+        default=60,
+        description="Seconds that a client may take to send a request, or to take "
+        "the next part of an answer",
+    )
+    page: bool = Field(default=True, description="Serve the page, and not the API alone")

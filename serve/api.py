@@ -1,0 +1,302 @@
+"""The HTTP API: OpenAI's videos, and what those who run a server want to know."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+import longtake
+from longtake.engine.job_records import JobRecord
+from longtake.engine.submissions import QueueFullError
+from longtake.errors import EngineError, RefusedInputError
+from longtake.serve.asked import refused
+from longtake.serve.events import events_of
+from longtake.serve.filmstrip import middle_of
+from longtake.serve.metrics import CONTENT_TYPE
+from longtake.serve.objects import video_object
+from longtake.serve.openapi import CREATE, ERRORS, VIDEO
+from longtake.serve.problems import Problem, error_answer
+from longtake.serve.service import VideoService
+
+_MOST_FIELDS = 64
+_MOST_TEXT = 512 * 1024
+_LONGEST_KEY = 255
+_MEDIA = {".mp4": "video/mp4", ".safetensors": "application/octet-stream"}
+
+
+def api_of(service: VideoService) -> FastAPI:
+    """The application, without a page; it starts and closes the service."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="longtake",
+        version=longtake.__version__,
+        summary="Videos from diffusion transformers, as OpenAI's videos API has them",
+        lifespan=lifespan,
+        docs_url=None,  # a page that loads scripts from elsewhere
+        redoc_url=None,
+        responses=ERRORS,
+    )
+    _add_errors(app)
+    _add_videos(app, service)
+    _add_state(app, service)
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error in one shape."""
+
+    @app.exception_handler(HTTPException)
+    async def problem(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Problem):
+            return error.answer()
+        headers = dict(error.headers or {})
+        return error_answer(error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return error_answer(400, f"{name}: {first['msg']}", param=name)
+
+    @app.exception_handler(EngineError)
+    async def failed(request: Request, error: EngineError) -> Response:
+        return error_answer(503, "the queue cannot be used at the moment: try again later")
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        return error_answer(500, "a fault of the server, which is in its log")
+
+
+def _add_videos(app: FastAPI, service: VideoService) -> None:
+    def found(video_id: str) -> JobRecord:
+        job = service.store.found(video_id)
+        if job is None:
+            raise Problem(404, f"there is no video {video_id[:80]!r}", code="not_found")
+        return job
+
+    @app.post("/v1/videos", response_model=None, openapi_extra=CREATE, responses=VIDEO)
+    async def create(request: Request) -> Response:
+        """Queue a video."""
+        once = request.headers.get("idempotency-key")
+        if once is not None and not 1 <= len(once) <= _LONGEST_KEY:
+            raise Problem(400, f"Idempotency-Key must have 1 to {_LONGEST_KEY} letters")
+        async with _sent(request) as (values, upload):
+            job = await run_in_threadpool(
+                _created, service, values, upload, request.scope.get("asker") or "", once
+            )
+        return JSONResponse(video_object(service, job))
+
+    @app.get("/v1/videos", response_model=None)
+    def listed(after: str | None = None, limit: int = 20, order: str = "desc") -> Response:
+        """The videos, page by page."""
+        if not 1 <= limit <= 100:
+            raise Problem(400, f"limit={limit} must be 1 to 100", param="limit")
+        if order not in ("asc", "desc"):
+            raise Problem(400, f"order={order[:60]!r} must be asc or desc", param="order")
+        last = None if after is None else service.store.found(after)
+        if after is not None and last is None:
+            raise Problem(400, f"after={after[:80]!r} is no video", param="after")
+        jobs, more = service.store.page(last, limit, newest_first=order == "desc")
+        content = {
+            "object": "list",
+            "data": [video_object(service, job) for job in jobs],
+            "first_id": jobs[0].id if jobs else None,
+            "last_id": jobs[-1].id if jobs else None,
+            "has_more": more,
+        }
+        return JSONResponse(content)
+
+    @app.get("/v1/videos/{video_id}", response_model=None, responses=VIDEO)
+    def retrieved(video_id: str) -> Response:
+        """How a video stands."""
+        job = found(video_id)
+        answer = JSONResponse(video_object(service, job))
+        if not job.ended:
+            answer.headers["openai-poll-after-ms"] = "1000"
+        return answer
+
+    @app.delete("/v1/videos/{video_id}", response_model=None)
+    def deleted(video_id: str) -> Response:
+        """Cancel a video if it is not there yet, and delete it."""
+        service.delete(found(video_id))
+        return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
+
+    @app.head("/v1/videos/{video_id}/content", response_model=None, include_in_schema=False)
+    @app.get("/v1/videos/{video_id}/content", response_model=None)
+    def content(video_id: str, variant: str = "video", index: int = 0) -> Response:
+        """A video's file, or parts of it; or pictures of it."""
+        job = found(video_id)
+        if variant in ("thumbnail", "spritesheet"):
+            return _pictures(service, job, variant)
+        if variant != "video":
+            raise Problem(
+                400,
+                f"variant={variant[:60]!r} must be video, thumbnail or spritesheet",
+                param="variant",
+            )
+        if job.state != "done":
+            raise Problem(404, f"{job.id} is not done yet: it is {job.state}", code="not_ready")
+        paths = service.outputs(job)
+        if not 0 <= index < len(paths):
+            raise Problem(400, f"index={index} must be 0 to {len(paths) - 1}", param="index")
+        path = paths[index]
+        if not path.is_file():
+            raise Problem(404, f"the file of {job.id} is gone", code="not_found")
+        return FileResponse(
+            path,
+            media_type=_MEDIA[path.suffix],
+            filename=path.name,
+            content_disposition_type="inline",
+            headers={"cache-control": "private, max-age=3600"},
+        )
+
+    @app.get("/v1/videos/{video_id}/events", response_model=None)
+    async def events(video_id: str, request: Request) -> Response:
+        """Every finished step and phase, as server-sent events."""
+        job = await run_in_threadpool(found, video_id)
+        last = request.headers.get("last-event-id", "")
+        begin = int(last) + 1 if last.isascii() and last.isdecimal() and len(last) < 10 else 0
+        return StreamingResponse(
+            events_of(service, job, begin),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+
+def _add_state(app: FastAPI, service: VideoService) -> None:
+    @app.get("/v1/models", response_model=None)
+    def models() -> Response:
+        """The model that is served."""
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{model}", response_model=None)
+    def model(model: str) -> Response:
+        """The same, by its name."""
+        if model != service.model:
+            raise Problem(404, f"there is no model {model[:80]!r}", code="model_not_found")
+        return JSONResponse(_model(service))
+
+    @app.get("/health", response_model=None)
+    async def health() -> Response:
+        """That the server is alive."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", response_model=None)
+    async def ready() -> Response:
+        """Whether the model is loaded."""
+        if not service.ready:
+            return error_answer(503, "the model is being loaded", headers={"retry-after": "5"})
+        return JSONResponse({"status": "ready", "model": service.model})
+
+    @app.get("/metrics", response_model=None)
+    def metrics() -> Response:
+        """Metrics, for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _model(service: VideoService) -> dict[str, Any]:
+    return {"id": service.model, "object": "model", "created": 0, "owned_by": "longtake"}
+
+
+def _created(
+    service: VideoService,
+    values: dict[str, Any],
+    upload: bytes | None,
+    asker: str,
+    once: str | None,
+) -> JobRecord:
+    try:
+        return service.create(values, upload, asker=asker, once=once)
+    except QueueFullError as error:
+        wait_s = math.ceil(service.seconds_until_room())
+        raise Problem(
+            429, str(error), code="queue_full", headers={"retry-after": str(wait_s)}
+        ) from error
+    except RefusedInputError as error:
+        raise Problem.of(refused(error, values)) from error
+
+
+@asynccontextmanager
+async def _sent(request: Request) -> AsyncIterator[tuple[dict[str, Any], bytes | None]]:
+    """What a request holds, of a JSON object or of a form, and its file."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        try:
+            form = await request.form(
+                max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_TEXT
+            )
+        except (MultiPartException, HTTPException) as error:
+            if isinstance(error, Problem):
+                raise
+            message = getattr(error, "message", None) or str(getattr(error, "detail", error))
+            raise Problem(400, f"the form cannot be read: {message}") from error
+        try:
+            yield await _of_form(form)
+        finally:
+            await form.close()
+        return
+    if kind not in ("application/json", ""):
+        raise Problem(415, f"{kind[:60]!r} is no JSON and no form: send one of them")
+    try:
+        content = json.loads(await request.body(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "the body is no JSON") from error
+    if not isinstance(content, dict):
+        raise Problem(400, "the body must be a JSON object")
+    yield content, None
+
+
+async def _of_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
+    values: dict[str, Any] = {}
+    upload = None
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "input_reference":
+                raise Problem(400, "a file can be input_reference alone", param=name[:60])
+            upload = await value.read()
+        elif name.endswith("[]"):
+            values.setdefault(name[:-2], []).append(value)
+        elif name in values:
+            raise Problem(400, f"{name[:60]!r} is there twice", param=name[:60])
+        else:
+            values[name] = value
+    return values, upload
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _pictures(service: VideoService, job: JobRecord, variant: str) -> Response:
+    """Some frames side by side, or one; of a job that runs, those decoded so far."""
+    course = service.live.course(job.id)
+    picture = course.picture if course is not None else b""
+    if job.state == "done":
+        try:
+            picture = service.strip(job).read_bytes()
+        except OSError:
+            picture = b""
+    if not picture:
+        raise Problem(404, f"no frame of {job.id} is decoded yet", code="not_ready")
+    if variant == "thumbnail":
+        picture = middle_of(picture, job.request.width / job.request.height)
+    return Response(picture, media_type="image/jpeg", headers={"cache-control": "no-cache"})

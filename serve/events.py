@@ -1,0 +1,78 @@
+"""A job's steps and phases as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from longtake.engine.job_records import JobRecord
+from longtake.pipelines.progress import Progress
+from longtake.serve.objects import video_object
+from longtake.serve.service import VideoService
+
+_LOOK_AGAIN_S = 1.0
+_SIGN_OF_LIFE_S = 15.0
+
+
+async def events_of(service: VideoService, job: JobRecord, begin: int) -> AsyncIterator[bytes]:
+    """First the video; then, from number ``begin`` on, what happened and happens; last the video
+    as it ended: ``completed``, ``failed``, ``cancelled`` or ``deleted``.
+
+    Progress that this process did not see, of an earlier attempt say, is not told again.
+    """
+    told, sent_at = begin, time.monotonic()
+    course_told = None
+    yield _event("video", video_object(service, job))
+    news = service.live.follow()
+    try:
+        state = job.state
+        while True:
+            news.clear()
+            now = await run_in_threadpool(service.store.found, job.id)
+            course = service.live.course(job.id)
+            if course is not course_told:  # another attempt, which begins to count anew
+                told, course_told = (begin if course_told is None else 0), course
+            for number in range(told, len(course.events) if course is not None else 0):
+                assert course is not None
+                yield _event("progress", _told(job, course.events[number]), number)
+                told, sent_at = number + 1, time.monotonic()
+            if now is None:
+                yield _event("deleted", {"id": job.id, "object": "video.deleted", "deleted": True})
+                return
+            if now.ended:
+                kind = {"done": "completed"}.get(now.state, now.state)
+                yield _event(kind, video_object(service, now))
+                return
+            if now.state != state:
+                state = now.state
+                yield _event("video", video_object(service, now))
+            if time.monotonic() - sent_at > _SIGN_OF_LIFE_S:
+                yield b": still here\n\n"
+                sent_at = time.monotonic()
+            try:
+                await asyncio.wait_for(news.wait(), _LOOK_AGAIN_S)
+            except asyncio.TimeoutError:
+                pass
+    finally:
+        service.live.leave(news)
+
+
+def _told(job: JobRecord, progress: Progress) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "object": "video.progress",
+        "phase": progress.phase,
+        "done": progress.done,
+        "total": progress.total,
+        "detail": progress.detail,
+    }
+
+
+def _event(kind: str, content: dict[str, Any], number: int | None = None) -> bytes:
+    numbered = "" if number is None else f"id: {number}\n"
+    return f"{numbered}event: {kind}\ndata: {json.dumps(content)}\n\n".encode()

@@ -1,0 +1,112 @@
+"""The page's form: presets, and its fields as a request and back."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.engine import VideoEngine
+
+FIELDS = (
+    "prompt",
+    "size",
+    "length",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "flow_shift",
+)
+AS_THE_PICTURE = "as the picture"
+
+
+class Form:
+    """The form of one model.
+
+    Args:
+        engine: of it.
+    """
+
+    def __init__(self, engine: VideoEngine) -> None:
+        self._spec = engine.spec
+
+    def sizes(self) -> list[tuple[str, str]]:
+        """Sizes to choose from, the model's own first: what is shown, and WIDTHxHEIGHT."""
+        defaults = self._spec.defaults
+        own = [size for sizes in defaults.sizes.values() for size in sizes]
+        height, width = defaults.height, defaults.width
+        side = math.sqrt(height * width)
+        made = [(height, width), (width, height), (side, side), (height / 2, width / 2)]
+        found = {}
+        for high, wide in [*made[:1], *(own or made[1:])]:
+            high, wide = self._near(high), self._near(wide)
+            found[f"{wide}x{high}"] = f"{wide} × {high}{_shape(wide, high)}"
+        first = {AS_THE_PICTURE: AS_THE_PICTURE} if self._spec.image is not None else {}
+        return [(shown, size) for size, shown in {**first, **found}.items()]
+
+    def lengths(self) -> list[tuple[str, str]]:
+        """Lengths to choose from: what is shown, and a number of frames."""
+        most, multiple = self._spec.defaults.num_frames, self._spec.frames_multiple
+        parts = {most, *((most - 1) * part // 4 // multiple * multiple + 1 for part in (1, 2, 3))}
+        frames = sorted(count for count in parts if count > self._spec.dropped_frames)
+        return [(self._seconds(count), str(count)) for count in frames]
+
+    @property
+    def default_length(self) -> str:
+        """The model's own, as a number of frames."""
+        return str(self._spec.defaults.num_frames)
+
+    def request(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The fields of a form, in its order, as a client of the API would send them."""
+        form = dict(zip(FIELDS, values, strict=True))
+        asked: dict[str, Any] = {"prompt": form["prompt"] or ""}
+        if form["size"] and form["size"] != AS_THE_PICTURE:
+            asked["size"] = str(form["size"]).replace(" ", "").replace("×", "x")
+        if form["length"]:
+            known = {frames for _, frames in self.lengths()}
+            text = str(form["length"]).strip()
+            asked["num_frames" if text in known else "seconds"] = text.removesuffix("s").strip()
+        for name in FIELDS[3:]:
+            if form[name] not in (None, ""):
+                asked[name] = form[name].strip() if isinstance(form[name], str) else form[name]
+        return asked
+
+    def values(self, request: ResolvedRequest | None) -> list[Any]:
+        """The fields of a request, in the form's order; a form that nobody touched, of none."""
+        defaults = self._spec.defaults
+        if request is None:
+            size = self.sizes()[0][1]
+            steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
+            return ["", size, self.default_length, "", steps, guidance, ""]
+        frames, known = str(request.num_frames), {count for _, count in self.lengths()}
+        shown = request.num_frames - self._spec.dropped_frames
+        return [
+            request.prompt,
+            f"{request.width}x{request.height}",
+            frames if frames in known else f"{shown / request.fps:g}",
+            str(request.seed),
+            request.num_inference_steps,
+            request.guidance_scale,
+            f"{request.flow_shift:g}",
+        ]
+
+    @staticmethod
+    def drawn() -> str:
+        """A seed."""
+        return str(secrets.randbits(32))
+
+    def _near(self, pixels: float) -> int:
+        multiple = self._spec.size_multiple
+        return max(1, round(pixels / multiple)) * multiple
+
+    def _seconds(self, frames: int) -> str:
+        shown = frames - self._spec.dropped_frames
+        return f"{shown / self._spec.defaults.fps:.1f} s ({shown} frames)"
+
+
+def _shape(width: int, height: int) -> str:
+    if width == height:
+        return ", square"
+    return ", wide" if width > height else ", tall"

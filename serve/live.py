@@ -1,0 +1,119 @@
+"""What is known of jobs while they run: every step and phase, and the frames decoded so far."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from longtake.engine.job_records import JobRecord, State
+from longtake.engine.video import Metadata
+from longtake.pipelines.progress import Progress
+from longtake.serve.replica import Watcher
+
+logger = logging.getLogger(__name__)
+
+_ENDED_KEPT = 32
+"""Jobs that have ended, of which it is still known how they got there."""
+
+
+@dataclass
+class Course:
+    """How a job got on, as far as this process saw it.
+
+    Attributes:
+        events: every step, tile and phase, in order.
+        picture: the frames so far, in small, as a JPEG.
+        steps_done: of denoising.
+    """
+
+    events: list[Progress] = field(default_factory=list)
+    picture: bytes = b""
+    steps_done: int = 0
+
+    @property
+    def now(self) -> Progress:
+        """The last of the events."""
+        return self.events[-1] if self.events else Progress("")
+
+
+class Live(Watcher):
+    """Is told how jobs get on, and tells those who follow. Threads may share it.
+
+    Args:
+        rendered: is told of each job whose videos have their names, and what they cost.
+    """
+
+    def __init__(self, rendered: Callable[[JobRecord, Metadata], None]) -> None:
+        self._rendered = rendered
+        self._lock = threading.Lock()
+        self._courses: OrderedDict[str, Course] = OrderedDict()
+        self._followers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self.last: Metadata | None = None
+        self.said = ""
+
+    def course(self, job: str) -> Course | None:
+        """How a job got on; None if it was not begun here, or long ago."""
+        with self._lock:
+            return self._courses.get(job)
+
+    def progress(self, job: str, progress: Progress) -> None:
+        """A job got on."""
+        with self._lock:
+            course = self._courses.setdefault(job, Course())
+            if progress.phase == "denoising":
+                course.steps_done = progress.done
+            if not course.events or course.events[-1] != progress:
+                course.events.append(progress)
+        self._wake()
+
+    def state(self, job: str, state: State, text: str) -> None:
+        """A job is in another state."""
+        with self._lock:
+            if state == "running":
+                self._courses[job] = Course()
+                while len(self._courses) > _ENDED_KEPT:
+                    self._courses.popitem(last=False)
+        if text:
+            logger.info("%s is %s: %s", job, state, text)
+        self._wake()
+
+    def note(self, text: str) -> None:
+        """Something that is worth a line."""
+        logger.info("%s", text)
+        self.said = text.partition("\n")[0]
+
+    def frames(self, job: str, picture: bytes) -> None:
+        """More frames of a job are decoded."""
+        with self._lock:
+            if course := self._courses.get(job):
+                course.picture = picture
+        self._wake()
+
+    def rendered(self, job: JobRecord, metadata: Metadata) -> None:
+        """A job's videos have their names."""
+        self.last = metadata
+        self._rendered(job, metadata)
+
+    def follow(self) -> asyncio.Event:
+        """An event of the running loop that is set whenever something is new, until
+        :meth:`leave`."""
+        event = asyncio.Event()
+        with self._lock:
+            self._followers[event] = asyncio.get_running_loop()
+        return event
+
+    def leave(self, event: asyncio.Event) -> None:
+        """Tell someone no more."""
+        with self._lock:
+            self._followers.pop(event, None)
+
+    def _wake(self) -> None:
+        with self._lock:
+            followers = list(self._followers.items())
+        for event, loop in followers:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)

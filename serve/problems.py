@@ -1,0 +1,68 @@
+"""Errors in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from longtake.serve.asked import FieldError
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
+class Problem(HTTPException):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP.
+        message: one line.
+        param: the field that is meant.
+        code: for programs.
+        headers: more of the answer's.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param = param
+        self.code = code
+
+    @classmethod
+    def of(cls, error: FieldError) -> Problem:
+        """A field that cannot be as it is."""
+        return cls(400, str(error), param=error.param, code=error.code)
+
+    def answer(self) -> JSONResponse:
+        """As it is sent."""
+        return error_answer(
+            self.status_code,
+            self.detail,
+            param=self.param,
+            code=self.code,
+            headers=dict(self.headers or {}),
+        )
+
+
+def error_answer(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """An error as it is sent."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    content = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": content}, status, headers)

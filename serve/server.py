@@ -1,0 +1,157 @@
+"""A server: one service, its API and its page, on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.serve import ServeConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.errors import RequestError
+from longtake.serve.access import Access, is_local
+from longtake.serve.api import api_of
+from longtake.serve.guard import Guard
+from longtake.serve.login import add_login
+from longtake.serve.service import VideoService
+
+_MOST_HEADER_BYTES = 32 * 1024
+_MOST_CONNECTIONS = 512
+_LAST_ANSWERS_S = 3
+_HEADERS_S = 15.0
+
+
+def serve(
+    config: EngineConfig,
+    settings: ServeConfig,
+    how_often: SnapshotConfig,
+    listening: Callable[[str], None],
+) -> None:
+    """Serve until this process is told to end; what was begun goes on the next time.
+
+    Args:
+        listening: told, once, at which address.
+
+    Raises:
+        RefusedInputError: the model, the folder or the address cannot be used.
+        EngineError: the folder cannot be written.
+    """
+    if not settings.api_key and not is_local(settings.host):
+        raise RequestError(
+            f"host={settings.host!r} lets others in, and there is no API key: set "
+            "LONGTAKE_API_KEY, or listen on 127.0.0.1"
+        )
+    listener = _listener(settings)
+    with listener:
+        server: uvicorn.Server | None = None
+
+        def end() -> None:
+            if server is not None:
+                server.should_exit = True
+
+        service = VideoService(config, settings, how_often, end)
+        server = uvicorn.Server(_configured(service, settings))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        listening(f"http://{host}:{listener.getsockname()[1]}")
+        try:
+            server.run([listener])
+        finally:
+            service.close()
+    if service.failure is not None:
+        raise service.failure
+
+
+def application_of(service: VideoService, settings: ServeConfig) -> Guard:
+    """All that answers requests."""
+    access = Access(settings.api_key, settings.host)
+    app = api_of(service)
+    add_login(app, access)
+    if settings.page:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while it is imported
+        from longtake.serve.web import add_page
+
+        add_page(app, service)
+    return Guard(
+        app,
+        access,
+        most_bytes=settings.most_upload_mib * 2**20,
+        timeout_s=settings.request_timeout_s,
+        answered=service.metrics.answered,
+    )
+
+
+def _configured(service: VideoService, settings: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        application_of(service, settings),
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=_LAST_ANSWERS_S,
+    )
+
+
+def _listener(settings: ServeConfig) -> socket.socket:
+    """The port, taken before the model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+        listener.listen(1024)  # who comes before all is ready waits for it
+        return listener
+    except OSError as error:
+        raise RequestError(
+            f"{settings.host} port {settings.port} cannot be listened on "
+            f"({error.strerror or error}): name another --port, or 0 for a free one"
+        ) from error
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1, of clients who send their headers within some seconds."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._wait_for_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._stop_waiting()  # between two requests, how long may pass is uvicorn's to say
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_headers(self) -> None:
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(_HEADERS_S, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,379 @@
+"""The videos of one server: a queue in a folder, and an engine that works on it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from longtake.configs.batch import BatchConfig
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.configs.serve import ServeConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.engine import VideoEngine
+from longtake.engine.files import write_whole, writing
+from longtake.engine.job_records import JobRecord, NewJob
+from longtake.engine.jobs import WORK_FOLDER
+from longtake.engine.request import resolve
+from longtake.engine.snapshot import drop_snapshot
+from longtake.engine.submissions import OtherRequestError, Submissions
+from longtake.engine.supervisor import Supervisor
+from longtake.engine.video import Metadata
+from longtake.engine.video_writer import metadata_path, output_paths
+from longtake.errors import EngineError, LongtakeError, RefusedInputError, RequestError
+from longtake.pipelines.progress import Progress
+from longtake.serve.asked import FieldError, asked_of
+from longtake.serve.live import Live
+from longtake.serve.metrics import Metrics
+from longtake.serve.outputs import snapshot_of, strip_of, sweep
+from longtake.serve.pace import Pace
+from longtake.serve.replica import Replica
+from longtake.serve.scratch import scratch_folder
+
+logger = logging.getLogger(__name__)
+
+VIDEOS, PICTURES = "videos", "pictures"
+_TIDY_EVERY_S = 2.0
+_FRAMES_SHOWN = 6
+_LONGEST_WAIT_S = 30.0
+_STOP_S = 60.0
+
+
+class VideoService:
+    """Takes requests, renders them one after the other, and keeps what comes of it.
+
+    Building one checks the model and takes the folder; :meth:`start` loads the model. Threads may
+    share it.
+
+    Args:
+        config: the model and its ranks.
+        settings: of the server.
+        how_often: snapshots are written.
+        on_failure: called if it turns out that the model cannot be loaded at all.
+
+    Attributes:
+        model: the name that clients know the model by.
+        failure: why it cannot be.
+
+    Raises:
+        RefusedInputError: the model or the folder cannot be used.
+        EngineError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        settings: ServeConfig,
+        how_often: SnapshotConfig,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.folder = folder = settings.data_dir.expanduser().absolute()
+        if folder.exists() and not folder.is_dir():
+            raise RequestError(f"data_dir={str(folder)!r} is a file: name a folder")
+        pictures = folder / PICTURES
+        self.engine = VideoEngine(
+            config.model_copy(update={"image_folder": pictures}), isolated=True
+        )
+        self.model = config.model.rstrip("/").rpartition("/")[2] or config.model
+        self.failure: Exception | None = None
+        self._how_often = how_often
+        self._on_failure = on_failure
+        self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
+        with ExitStack() as opened:
+            for path in (folder, folder / WORK_FOLDER, pictures):
+                with writing(path):
+                    path.mkdir(parents=True, exist_ok=True)
+            opened.callback(_alone_in(folder).close)
+            self.store = opened.enter_context(Submissions(folder, create=True))
+            self._scratch = opened.enter_context(scratch_folder(folder))
+            self._opened = opened.pop_all()
+        self.pace = Pace(self.engine, self.store)
+        self.metrics = Metrics(self)
+        self.live = Live(self._rendered)
+        self.supervisor: Supervisor | None = None
+        self._starts = 0
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=each, daemon=True) for each in (self._work, self._keep_tidy)
+        ]
+
+    # What clients ask.
+
+    def create(
+        self,
+        values: Mapping[str, Any],
+        upload: bytes | None = None,
+        *,
+        asker: str = "",
+        once: str | None = None,
+    ) -> JobRecord:
+        """Queue a video.
+
+        Args:
+            values: fields by name; see :func:`longtake.serve.asked.asked_of`.
+            upload: the picture's file.
+            asker: label of the API key.
+            once: a key of the client's: the same again is the same job.
+
+        Raises:
+            FieldError: it cannot be rendered here; nothing was queued.
+            QueueFullError: too many wait.
+        """
+        asked = asked_of(values, upload, self.model, self.engine.spec)
+        picture = hashlib.sha256(asked.picture or b"").hexdigest()
+        fingerprint = _digest(asked.request.model_dump_json(), picture)
+        name = secrets.token_hex(16) if once is None else _digest(asker, once)[:32]
+        name = f"video_{name}"
+        try:
+            if (known := self.store.found(name)) is not None:
+                if known.fingerprint == fingerprint:
+                    return known
+                raise OtherRequestError(f"{name} is that of another request: choose another")
+            return self._queued(name, asked.request, asked.picture, fingerprint, asker)
+        except OtherRequestError as error:
+            raise FieldError(
+                "this Idempotency-Key came with another request: choose another",
+                "Idempotency-Key",
+            ) from error
+
+    def _queued(
+        self, name: str, request: VideoRequest, picture: bytes | None, fingerprint: str, asker: str
+    ) -> JobRecord:
+        path = self.folder / PICTURES / f"{name}-{fingerprint[:12]}"
+        try:
+            if picture is not None:
+                write_whole(path, picture)
+                request = request.model_copy(update={"image": path})
+            resolved = self.resolved(request)
+            suffix = ".safetensors" if resolved.output_type == "latents" else ".mp4"
+            job = NewJob(
+                id=name,
+                source=f"{self.store.door} {asker}".strip(),
+                position=0,
+                output=f"{VIDEOS}/{name}{suffix}",
+                engine=self._digest,
+                request=resolved,
+                fingerprint=fingerprint,
+                model=self.model,
+            )
+            several = len(self.settings.api_key) > 1
+            settings = self.settings
+            of_key = settings.most_waiting_per_key if several else settings.most_waiting
+            queued, _ = self.store.add(
+                job, time.time(), most_waiting=settings.most_waiting, most_of_source=of_key
+            )
+            return queued
+        except LongtakeError:
+            if self.store.found(name) is None:
+                path.unlink(missing_ok=True)
+            raise
+
+    def resolved(self, request: VideoRequest) -> ResolvedRequest:
+        """A request with nothing left out, if it can be rendered here in the time that is allowed.
+
+        Raises:
+            RefusedInputError: it cannot.
+        """
+        return self._allowed(self.engine.resolve(request))
+
+    def resolved_without_picture(self, request: VideoRequest) -> ResolvedRequest:
+        """The same of a request whose picture is still to be chosen."""
+        return self._allowed(resolve(request, self.engine.spec))
+
+    def _allowed(self, resolved: ResolvedRequest) -> ResolvedRequest:
+        if reason := self.engine.layouts.misfit(resolved):
+            raise RequestError(f"this video {reason}: ask for fewer frames, or smaller ones")
+        seconds = self.pace.seconds_of(resolved)
+        if seconds > self.settings.longest_s:
+            raise RequestError(
+                f"this video would take {seconds:.0f} s, and {self.settings.longest_s:g} are the "
+                "most: ask for fewer frames, smaller ones, or fewer steps"
+            )
+        return resolved
+
+    def picture_of(self, name: str) -> bytes:
+        """The picture that an earlier video began with.
+
+        Raises:
+            RequestError: it is no longer there.
+        """
+        job = self.store.found(name)
+        try:
+            if job is not None and job.request.image is not None:
+                return job.request.image.read_bytes()
+        except OSError:
+            pass
+        raise RequestError("the picture is no longer there: choose it again")
+
+    def delete(self, job: JobRecord) -> None:
+        """Cancel a job, and forget it."""
+        self.store.delete(job.id, time.time())
+        self.live.state(job.id, "cancelled", "")
+
+    def cancel(self, job: JobRecord) -> None:
+        """Cancel a job, and keep what is known of it."""
+        self.store.cancel([job.id], time.time())
+        self.live.state(job.id, "cancelled", "")
+
+    def outputs(self, job: JobRecord) -> list[Path]:
+        """The videos of a job."""
+        return output_paths(self.folder / job.output, job.request.num_videos)
+
+    def strip(self, job: JobRecord) -> Path:
+        """Some frames of a job, in small, as a JPEG."""
+        return strip_of(self.folder, job)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded on ranks that run."""
+        return self.supervisor is not None and self.supervisor.engine.running
+
+    def seconds_left(self, job: JobRecord) -> float:
+        """How long it will take until a job is done, once those before it are."""
+        now, steps_done = self.standing(job)
+        return self.pace.seconds_left(job.request, now, steps_done)
+
+    def standing(self, job: JobRecord) -> tuple[Progress, int]:
+        """Where a job that has not ended stands, and its finished steps, as far as is known."""
+        course = self.live.course(job.id) if job.state == "running" else None
+        if course is not None:
+            return course.now, course.steps_done
+        return Progress(job.phase if job.state == "running" else ""), job.steps_done
+
+    def seconds_until_room(self) -> float:
+        """How long it will take until one of those that wait is begun, as far as can be told."""
+        running = [job for job in self.store.unfinished_jobs() if job.state == "running"]
+        return max(1.0, min(map(self.seconds_left, running), default=1.0))
+
+    @property
+    def restarts(self) -> int:
+        """Starts of the ranks but for the first."""
+        now = 0 if self.supervisor is None else self.supervisor.starts
+        return max(0, self._starts + now - 1)
+
+    # What it does by itself.
+
+    def start(self) -> None:
+        """Load the model and begin to work, in threads of its own."""
+        if failed := self.store.adopt(self._digest, self.model, time.time()):
+            self.live.note(f"{failed} videos waited for another model, and failed")
+        sweep(self.store)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Stop between two steps; what was begun goes on the next time."""
+        self._stop.set()
+        deadline = time.monotonic() + _STOP_S
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self._opened.close()
+
+    def _work(self) -> None:
+        wait_s, was_ready = 1.0, False
+        while not self._stop.is_set():
+            self._starts += 0 if self.supervisor is None else self.supervisor.starts
+            self.supervisor = None
+            try:
+                supervisor = Supervisor(
+                    self.engine.config, self._scratch, self.live.note, self._stop.wait
+                )
+                self.supervisor = supervisor
+                supervisor.start(self._loading)
+                was_ready, wait_s = True, 1.0
+                failure = self._render_all(supervisor)
+            except RefusedInputError as error:
+                failure = error
+                if not was_ready:
+                    self.failure = error
+                    self._on_failure()
+                    return
+            except Exception as error:
+                failure = error
+                logger.exception("the ranks could not be started")
+            if failure is not None and not self._stop.is_set():
+                self.live.note(f"{failure}; it is tried again in {wait_s:.0f} s")
+                self._stop.wait(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _render_all(self, supervisor: Supervisor) -> Exception | None:
+        replica = Replica(
+            self.store,
+            supervisor,
+            self._digest,
+            BatchConfig(watch=True),
+            self._how_often,
+            self.live,
+            self._stop,
+            self._scratch,
+            _FRAMES_SHOWN,
+        )
+        replica.run()
+        return replica.failure
+
+    def _loading(self, progress: Progress) -> None:
+        if self._stop.is_set():
+            raise EngineError("it was told to stop")
+
+    def _rendered(self, job: JobRecord, metadata: Metadata) -> None:
+        if not metadata.ranks[0].steps_before:
+            took = sum(metadata.seconds.values()) - metadata.seconds["loading"]
+            self.pace.took(job.request, took)
+        self.metrics.rendered(job, metadata)
+
+    def _keep_tidy(self) -> None:
+        """Remove what was deleted or is too old."""
+        while not self._stop.wait(_TIDY_EVERY_S):
+            try:
+                self.tidy(time.time() - self.settings.keep_s)
+            except LongtakeError as error:  # a full disk, say
+                self.live.note(str(error))
+            except Exception:
+                logger.exception("something could not be removed")
+
+    def tidy(self, ended_before: float) -> None:
+        """Remove the files of jobs that were deleted or ended before a time, then the jobs."""
+        gone = self.store.gone(ended_before)
+        for job in gone:
+            for path in (*self.outputs(job), metadata_path(self.folder / job.output)):
+                path.unlink(missing_ok=True)
+            self.strip(job).unlink(missing_ok=True)
+            drop_snapshot(snapshot_of(self.folder, job))
+            for path in (self.folder / PICTURES).glob(f"{job.id}-*"):
+                path.unlink(missing_ok=True)
+        if gone:
+            self.store.forget(gone)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _alone_in(folder: Path) -> Any:
+    """A lock on a folder, until it is closed or this process ends.
+
+    Raises:
+        RequestError: another server has it.
+    """
+    path = folder / WORK_FOLDER / "serve.lock"
+    with writing(path):
+        file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RequestError(
+            f"data_dir={str(folder)!r} is served by another process: name another folder"
+        ) from error
+    return file

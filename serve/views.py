@@ -1,0 +1,173 @@
+"""What the page shows of jobs and of the ranks, in words and HTML."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from longtake.configs.request import VideoRequest
+from longtake.engine.job_records import JobRecord
+from longtake.errors import RefusedInputError
+from longtake.serve.asked import asked_of
+from longtake.serve.form import Form
+from longtake.serve.objects import error_of, progress_of
+from longtake.serve.pages import PAGES
+from longtake.serve.service import VideoService
+
+_PHASES = {
+    "": "begins",
+    "loading": "loading the model",
+    "text": "reading the prompt",
+    "waiting": "waiting for other ranks",
+    "writing": "writing the video",
+}
+
+
+class Views:
+    """Of one service.
+
+    Args:
+        service: whose jobs they are.
+    """
+
+    def __init__(self, service: VideoService) -> None:
+        self._service = service
+
+    def status(self, job: JobRecord | None, problem: str = "", *, gone: bool = False) -> str:
+        """One job: its video, or how far it is."""
+        if gone:
+            problem = "This video is no longer there: it was deleted, or has expired."
+        shown = None if job is None else self._shown(job)
+        return PAGES.get_template("status.html").render(job=shown, problem=problem)
+
+    def gallery(self, jobs: Sequence[JobRecord], shown: str) -> str:
+        """Several jobs in small."""
+        described = [
+            {
+                "id": job.id,
+                "state": job.state,
+                "prompt": job.request.prompt,
+                "latents": job.request.output_type == "latents",
+                "words": {"running": "in progress"}.get(job.state, job.state),
+            }
+            for job in jobs
+        ]
+        return PAGES.get_template("gallery.html").render(jobs=described, shown=shown)
+
+    def engine(self) -> str:
+        """The ranks, and what they last rendered in."""
+        service, last = self._service, self._service.live.last
+        supervisor = service.supervisor
+        devices = (
+            service.engine.config.devices_by_rank if supervisor is None else supervisor.devices
+        )
+        peaks = {} if last is None else {rank.rank: rank for rank in last.ranks}
+        ranks = [
+            {
+                "number": rank,
+                "device": peaks[rank].device if rank in peaks else device,
+                "state": "running" if service.ready else "starting",
+                "memory": f"{peaks[rank].peak_memory_bytes / 2**30:.2f} GiB"
+                if rank in peaks
+                else "",
+            }
+            for rank, device in enumerate(devices)
+        ]
+        return PAGES.get_template("engine.html").render(
+            words="Ready." if service.ready else "The model is being loaded.",
+            model=service.model,
+            dtype=service.engine.config.dtype,
+            layout="" if last is None else f"{last.layout.name} (cfg x ring x ulysses)",
+            why="" if last is None else last.why,
+            kernel="" if last is None else last.engine.attention_kernel,
+            restarts=service.restarts,
+            said=service.live.said.replace(f"{service.folder}/", ""),
+            ranks=ranks,
+        )
+
+    def estimate(self, form: Form, values: Sequence[Any]) -> str:
+        """How long a form's request takes, or nothing where it cannot be told yet."""
+        service = self._service
+        asked = {**form.request(values), "prompt": "any", "seed": 0}
+        spec = service.engine.spec
+        try:
+            request: VideoRequest = asked_of(asked, None, service.model, spec).request
+            if spec.image is None:
+                resolved = service.resolved(request)
+            else:
+                resolved = service.resolved_without_picture(request)
+        except (RefusedInputError, ValidationError) as error:
+            return PAGES.get_template("status.html").render(job=None, problem=str(error))
+        seconds = service.pace.seconds_of(resolved)
+        size = f"{resolved.width} × {resolved.height}, {resolved.num_frames} frames"
+        return f'<p class="meta" role="status">About {_words(seconds)} for {size}</p>'
+
+    def _shown(self, job: JobRecord) -> dict[str, Any]:
+        service, request = self._service, job.request
+        course = service.live.course(job.id) if job.state == "running" else None
+        error = error_of(service, job)
+        return {
+            "id": job.id,
+            "state": job.state,
+            "active": not job.ended,
+            "prompt": request.prompt,
+            "videos": request.num_videos,
+            "latents": request.output_type == "latents",
+            "file": f"{job.id}{'.safetensors' if request.output_type == 'latents' else '.mp4'}",
+            "percent": progress_of(service, job),
+            "words": self._state(job),
+            "left": "" if job.ended else f"about {_words(self._seconds(job))} left",
+            "frames": zlib.crc32(course.picture) if course and course.picture else "",
+            "error": "" if error is None or job.state == "cancelled" else error["message"],
+            "summary": f"{request.width} × {request.height}, {request.num_frames} frames, "
+            f"{_words(sum(job.seconds.values()))}",
+            "settings": [
+                ("seed", request.seed),
+                ("size", f"{request.width}x{request.height}"),
+                ("frames", f"{service.engine.num_frames_of(request)} at {request.fps:g} a second"),
+                ("steps", request.num_inference_steps),
+                ("guidance", f"{request.guidance_scale:g}"),
+                ("flow shift", f"{request.flow_shift:g}"),
+                ("id", job.id),
+            ],
+        }
+
+    def _state(self, job: JobRecord) -> str:
+        if job.state == "failed":
+            return "Failed"
+        if job.state == "cancelled":
+            return "Cancelled"
+        if job.cancelling:
+            return "Ends after this step"
+        if job.state == "queued":
+            before = [each for each in self._service.store.unfinished_jobs() if each.id != job.id]
+            ahead = sum(each.state == "running" or each.position < job.position for each in before)
+            return f"Waiting: {ahead} before it" if ahead else "Waiting for the ranks"
+        now, _ = self._service.standing(job)
+        if now.phase in ("denoising", "decoding"):
+            part = "Step" if now.phase == "denoising" else "Decoding: tile"
+            return f"{part} {now.done} of {now.total}"
+        return _PHASES.get(now.phase, now.phase).capitalize()
+
+    def _seconds(self, job: JobRecord) -> float:
+        """Until it is there, with all before it."""
+        service = self._service
+        if job.state == "running":
+            return service.seconds_left(job)
+        before = [
+            each
+            for each in service.store.unfinished_jobs()
+            if each.state == "running" or each.position <= job.position
+        ]
+        return sum(map(service.seconds_left, before))
+
+
+def _words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
