@@ -1,6 +1,7 @@
 """Groups of ranks that stay up for a whole run of the tests, or of a benchmark.
 
-Processes are forked from one that has imported torch, so that starting them costs next to nothing.
+Processes of CPUs are forked from one that has imported torch, so that starting them costs next to
+nothing.
 A caller hands a group a function of some module and its arguments; every rank calls it and hands
 back what it returns. Tests share one group a world size.
 """
@@ -56,14 +57,16 @@ class RankGroup:
         """
         self._call_timeout_s = call_timeout_s
         self._grace_s = grace_s
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(
-            [
-                "torch.distributed.device_mesh",
-                "longtake.parallel",
-                "longtake.pipelines.hunyuan_video.pipeline",
-            ]
-        )
+        context: Any = mp.get_context("spawn")  # CUDA outlives no fork, and diffusers asks for it
+        if device_type == "cpu":
+            context = mp.get_context("forkserver")
+            context.set_forkserver_preload(
+                [
+                    "torch.distributed.device_mesh",
+                    "longtake.parallel",
+                    "longtake.pipelines.hunyuan_video.pipeline",
+                ]
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="longtake-ranks-")
         store = str(Path(self._folder.name) / "store")
         self._connections: list[Any] = []

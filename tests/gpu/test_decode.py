@@ -30,7 +30,11 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2}
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("at_once", [1, 3])
 @torch.no_grad()
-def test_tiles_are_those_of_diffusers(dtype: torch.dtype, at_once: int) -> None:
+def test_tiles_are_those_of_diffusers(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, at_once: int
+) -> None:
+    # in TF32, which torch takes by default, other convolutions for three tiles differ by 1e-3
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device("cuda")
     vae = tiny.autoencoder(block_out_channels=(32, 32, 64, 64)).to(device, dtype)
     vae.enable_tiling(64, 64, 8, 48, 48, 4)
