@@ -27,8 +27,9 @@ TakeFrame = Callable[[int, int, torch.Tensor], None]
 """Takes the number of a video, of a frame, and the frame: ``[height, width, 3]`` in [0, 1]."""
 
 _MOST_AT_ONCE = 4
-_WITH_KERNELS = {"cuda": 1.25, "cpu": 2.0}
-"""What kernels take for themselves comes on top of tensors; on the CPU it was measured."""
+_WITH_KERNELS = {"cuda": 1.5, "cpu": 2.0}
+"""What kernels take for themselves comes on top of tensors: 1.47 on an H100 in float16, where cuDNN
+turns a convolution's input and output round."""
 
 
 @torch.no_grad()
