@@ -43,7 +43,12 @@ Step = Callable[[], torch.Tensor]
 
 @dataclass
 class Inputs:
-    """The same on every rank and for every contestant."""
+    """The same on every rank and for every contestant.
+
+    Attributes:
+        text: padded to its length, of which ``real_text`` tokens are real.
+        grid: of the latents.
+    """
 
     model: HunyuanVideoTransformer3DModel
     latents: torch.Tensor
@@ -51,6 +56,8 @@ class Inputs:
     pooled: torch.Tensor
     scheduler: FlowMatchEulerDiscreteScheduler
     guidance_scale: float = 6.0
+    real_text: int = REAL_TEXT
+    grid: LatentGrid = GRID
 
     @classmethod
     def make(cls, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -72,7 +79,8 @@ class Inputs:
     def call_whole(self) -> Step:
         """A step as diffusers' pipeline takes it: whole latents, padded text and a mask."""
         dtype = self.text.dtype
-        mask = (torch.arange(PADDED_TEXT) < REAL_TEXT)[None].to(self.text.device, dtype)
+        real = torch.arange(self.text.shape[1]) < self.real_text
+        mask = real[None].to(self.text.device, dtype)
         guidance = torch.full((1,), self.guidance_scale * 1000, device=mask.device, dtype=dtype)
         timesteps = iter(self.scheduler.timesteps)
 
@@ -88,21 +96,22 @@ class Inputs:
                 return_dict=False,
             )[0]
             self.scheduler.step(velocity, timestep, self.latents, return_dict=False)
-            return GRID.patchify(velocity)
+            return self.grid.patchify(velocity)
 
         return step
 
 
 def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
     """longtake's, on as many ranks as there are."""
-    world = World(inputs.latents.device, dist.group.WORLD, dist.group.WORLD)
+    group = dist.group.WORLD if dist.is_initialized() else None
+    world = World(inputs.latents.device, group, group)
     dims = ParallelDims(**degrees)
-    mesh = world.mesh(dims)
+    mesh, grid = world.mesh(dims), inputs.grid
     request = ResolvedRequest(
         prompt="benchmark",
-        height=320,
-        width=320,
-        num_frames=33,
+        height=8 * grid.shape[3],
+        width=8 * grid.shape[4],
+        num_frames=4 * (grid.shape[2] - 1) + 1,
         num_inference_steps=1000,
         guidance_scale=inputs.guidance_scale,
         flow_shift=7.0,
@@ -111,13 +120,13 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
         decode="tiled",
         decode_tile_size=(16, 256, 256),
         decode_tile_stride=(12, 192, 192),
-        max_sequence_length=PADDED_TEXT,
+        max_sequence_length=inputs.text.shape[1],
     )
     denoiser = HunyuanVideoDenoiser(inputs.model)
-    streams = {"text": inputs.text[:, :REAL_TEXT], "pooled": inputs.pooled}
-    branch = denoiser.branch(streams, GRID, dims, mesh, request)
-    shards = TokenShards.even(GRID.num_tokens, dims)
-    tokens = shards.split(GRID.patchify(inputs.latents), mesh, dim=1)
+    streams = {"text": inputs.text[:, : inputs.real_text], "pooled": inputs.pooled}
+    branch = denoiser.branch(streams, grid, dims, mesh, request)
+    shards = TokenShards.even(grid.num_tokens, dims)
+    tokens = shards.split(grid.patchify(inputs.latents), mesh, dim=1)
     stepper = Stepper(inputs.scheduler)
     timesteps = iter(stepper.timesteps)
 

@@ -1,0 +1,156 @@
+"""Decoding with the real HunyuanVideo autoencoder on one GPU: longtake and diffusers.
+
+    python -m benchmarks.real_decode
+    python -m benchmarks.real_decode --size 129x720x1280 --rounds 1 --profile measured.yaml
+
+The released architecture in float16 with random weights, in tiles as released. The contestants
+decode the same latents to frames on the host and take turns in each round, in an order drawn anew;
+a round before them does not count. Beside it stand the memory that longtake foresees of one call of
+the decoder, and what the planner predicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo
+from torch import nn
+
+from benchmarks.contest import Report
+from benchmarks.measuring import peak_memory
+from benchmarks.real_step import MODEL, read_profiles, setting, size_of
+from longtake.configs.request import ResolvedRequest
+from longtake.parallel import World
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.memory import peak_bytes
+from longtake.pipelines.stages import StageReport
+
+Decode = Callable[[], list[torch.Tensor]]
+"""Decodes the video to frames."""
+
+
+def autoencoder(device: torch.device) -> Any:
+    """The released architecture with random weights."""
+    config = Checkpoint.open(MODEL, configs_only=True).config("vae")
+    torch.manual_seed(0)
+    with device:
+        vae = AutoencoderKLHunyuanVideo.from_config(config)
+    vae.enable_tiling()
+    # diffusers' own `to` warns of modules to be kept in float32, of which there are none
+    return nn.Module.to(vae.eval().requires_grad_(False), torch.float16)
+
+
+def contestants(
+    vae: Any, decoder: HunyuanVideoDecoder, latents: torch.Tensor
+) -> Mapping[str, Decode]:
+    """diffusers first, which the others are compared with."""
+
+    def theirs() -> list[torch.Tensor]:
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+        pixels = vae.decode(scaled, return_dict=False)[0][0]
+        return list((pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu())
+
+    def ours(at_once: int | None) -> list[torch.Tensor]:
+        frames: list[torch.Tensor] = []
+        decode_videos(
+            decoder,
+            latents,
+            World(latents.device),
+            StageReport(),
+            lambda video, index, frame: frames.append(frame.clone()),
+            at_once=at_once,
+        )
+        return frames
+
+    return {
+        "diffusers": theirs,
+        "longtake, as many tiles at once as fit": lambda: ours(None),
+        "longtake, one tile at a time": lambda: ours(1),
+    }
+
+
+def table(entered: Mapping[str, Decode], rounds: int) -> str:
+    """All contestants in Markdown."""
+    expected: list[torch.Tensor] = []
+    errors, peaks = {}, {}
+    for name, decode in entered.items():
+        with peak_memory("cuda") as peak:
+            frames = decode()
+        peaks[name], expected = peak(), expected or frames
+        pairs = zip(frames, expected, strict=True)
+        errors[name] = max((one - other).abs().max().item() for one, other in pairs)
+    seconds: dict[str, list[float]] = {name: [] for name in entered}
+    for _ in range(rounds):
+        for name in random.sample(list(entered), len(entered)):
+            begun = time.perf_counter()
+            entered[name]()
+            torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - begun)
+    lines = ["| contestant | median s | max error | peak GB |", "|---|---|---|---|"]
+    return "\n".join(
+        lines
+        + [
+            f"| {name} | {statistics.median(seconds[name]):.3f} | {errors[name]:.1e} "
+            f"| {peaks[name] / 1e9:.2f} |"
+            for name in entered
+        ]
+    )
+
+
+def memory(decoder: HunyuanVideoDecoder, latents: torch.Tensor) -> str:
+    """What one call of the decoder takes, beside what is foreseen, in Markdown."""
+    cells = [max(span.num_cells for span in axis) for axis in decoder.spans(latents.shape[2:])]
+    lines = ["| latents | foreseen GB | measured GB | ratio |", "|---|---|---|---|"]
+    for count, *size in [*((count, *cells) for count in (1, 2, 4)), (1, cells[0], 64, 64)]:
+        tiles = latents.new_zeros(count, latents.shape[1], *size)
+        foreseen = peak_bytes(decoder.code, tuple(tiles.shape), latents.device)
+        with peak_memory("cuda") as peak:
+            decoder.code(tiles)
+        lines.append(
+            f"| {' x '.join(map(str, tiles.shape))} | {foreseen / 1e9:.2f} | {peak() / 1e9:.2f} "
+            f"| {peak() / foreseen:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def how(request: ResolvedRequest) -> str:
+    """What is decoded, in words."""
+    return (
+        f"{request.num_frames} frames of {request.height} x {request.width} in float16, in tiles "
+        f"of {request.decode_tile_size}, {request.decode_tile_stride} apart"
+    )
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--size", type=size_of, default=(33, 720, 1280))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile", type=Path, help="written by longtake bench --calibrate")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    plans = [setting(args.size, hardware) for hardware in read_profiles(args.profile)]
+    report = Report("Decoding on one GPU", "a real decode", "cuda", args.results)
+    report.add(f"{how(plans[0].request)}; medians of {args.rounds} rounds, interleaved.")
+    with torch.no_grad():
+        vae = autoencoder(torch.device("cuda", 0))
+        decoder = HunyuanVideoDecoder(vae, plans[0].request)
+        latents = plans[0].grid.noise(seed=1).to(vae.device)
+        report.add(table(contestants(vae, decoder, latents), args.rounds))
+        report.add("One call of the decoder:", memory(decoder, latents))
+    for plan in plans:
+        report.add(f"Predicted by {plan.hardware.description}: {plan.decode_s(1):.1f} s.")
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

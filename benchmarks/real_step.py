@@ -1,0 +1,263 @@
+"""One denoising step of the real HunyuanVideo transformer on one GPU: longtake and diffusers.
+
+    python -m benchmarks.real_step
+    python -m benchmarks.real_step --sizes 129x720x1280 --rounds 3 --profile measured.yaml
+
+13 B parameters in bfloat16, drawn at random on the GPU, which needs 80 GB. The contestants share
+them and take turns in each round, in an order drawn anew; a round before them does not count. Text
+is 256 tokens, of which 100 are real. Beside the step stand what the GPU spends it in
+and what the planner predicts, by the profile of this GPU or by a file that bench --calibrate wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import statistics
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.contest import Report
+from benchmarks.measuring import peak_memory
+from benchmarks.steps import Inputs, Step, longtake_step
+from longtake.configs.hardware import Hardware, load_hardware
+from longtake.configs.request import VideoRequest
+from longtake.engine.hardware import hardware_here
+from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.request import resolve
+from longtake.parallel import ParallelDims
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.spec import LatentGrid
+
+PADDED_TEXT, REAL_TEXT = 256, 100
+TEXT_WIDTH, POOLED_WIDTH = 4096, 768
+GUIDANCE_SCALE = 6.016
+"""A thousand times of which bfloat16 can tell: diffusers rounds that, longtake does not."""
+SIZES = [(65, 544, 960), (129, 720, 1280)]
+MODEL = "hunyuan-video"
+
+Size = tuple[int, int, int]
+"""Frames, height and width of a video."""
+
+
+@dataclass
+class Contestant:
+    """A way to take the step.
+
+    Attributes:
+        processors: of attention, which it sets before its turn.
+        peak_bytes: above the weights and inputs.
+        kernels: that it spent its first step in.
+        refusal: why it cannot run, if it cannot.
+    """
+
+    name: str
+    step: Step
+    processors: dict[str, Any]
+    seconds: list[float] = field(default_factory=list)
+    velocity: torch.Tensor | None = None
+    peak_bytes: int = 0
+    kernels: str = ""
+    refusal: str | None = None
+
+    def begin(self, model: HunyuanVideoTransformer3DModel) -> None:
+        """Take the step that does not count, watched."""
+        model.set_attn_processor(dict(self.processors))
+        try:
+            with (
+                peak_memory("cuda") as peak_bytes,
+                profile(activities=[ProfilerActivity.CUDA], acc_events=True) as p,
+            ):
+                self.velocity = self.step().float()
+                torch.cuda.synchronize()
+        except torch.OutOfMemoryError as error:
+            self.refusal = str(error).split(". ")[0]
+            return
+        self.peak_bytes = peak_bytes()
+        self.kernels = kinds(p)
+
+    def turn(self, model: HunyuanVideoTransformer3DModel) -> None:
+        """Take a step."""
+        model.set_attn_processor(dict(self.processors))
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        self.step()
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - begun)
+
+
+def kinds(profiled: Any) -> str:
+    """The GPU's seconds of a step by kind of kernel, and the kernel of attention."""
+    seconds, of_attention = {"attention": 0.0, "matrix products": 0.0, "all else": 0.0}, ""
+    for each in sorted(profiled.key_averages(), key=lambda each: each.device_time_total):
+        kind = "all else"
+        if any(word in each.key for word in ("sdpa", "fmha", "flash")):
+            kind, of_attention = "attention", each.key[:60]
+        elif any(word in each.key for word in ("nvjet", "gemm", "cutlass", "xmma")):
+            kind = "matrix products"
+        seconds[kind] += each.device_time_total / 1e6
+    return ", ".join(f"{kind} {s:.2f} s" for kind, s in seconds.items()) + f" (`{of_attention}`)"
+
+
+def transformer(device: torch.device) -> HunyuanVideoTransformer3DModel:
+    """The released architecture with random weights."""
+    config = Checkpoint.open(MODEL, configs_only=True).config("transformer")
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with device:
+        model = HunyuanVideoTransformer3DModel.from_config(config)
+    torch.set_default_dtype(before)
+    return model.eval().requires_grad_(False)
+
+
+def contestants(
+    model: HunyuanVideoTransformer3DModel, theirs: dict[str, Any], size: Size
+) -> list[Contestant]:
+    """All on the same inputs. ``theirs``: diffusers' own processors of attention."""
+    frames, height, width = size
+    grid = LatentGrid((1, 16, (frames - 1) // 4 + 1, height // 8, width // 8), (1, 2, 2))
+    generator = torch.Generator().manual_seed(1)
+    latents, text, pooled = (
+        torch.randn(shape, generator=generator).to(model.device)
+        for shape in (grid.shape, (1, PADDED_TEXT, TEXT_WIDTH), (1, POOLED_WIDTH))
+    )
+    text[:, REAL_TEXT:] = 0
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    scheduler.set_timesteps(1000, device=model.device)
+    scheduler.set_begin_index(0)
+    half = (text.to(model.dtype), pooled.to(model.dtype))
+    inputs = Inputs(model, latents, *half, scheduler, GUIDANCE_SCALE, REAL_TEXT, grid)
+    padded = replace(inputs, scheduler=copy.deepcopy(scheduler))
+    cut = replace(inputs, scheduler=copy.deepcopy(scheduler), text=half[0][:, :REAL_TEXT])
+    model.set_attn_processor(dict(theirs))  # of which longtake leaves some
+    step = longtake_step(inputs, {})
+    ours = model.attn_processors
+    return [
+        Contestant("longtake", step, ours),
+        Contestant("diffusers, padded text", padded.call_whole(), theirs),
+        Contestant("diffusers, text cut to length", cut.call_whole(), theirs),
+    ]
+
+
+def setting(size: Size, hardware: Hardware) -> Setting:
+    """What the planner is asked."""
+    spec = registry.inspect(Checkpoint.open(MODEL, configs_only=True), weights=False)
+    frames, height, width = size
+    request = VideoRequest(prompt="any", num_frames=frames, height=height, width=width, seed=0)
+    return Setting(
+        spec=spec,
+        hardware=hardware,
+        request=resolve(request, spec),
+        dtype="bfloat16",
+        vae_dtype="float16",
+        text_tokens=REAL_TEXT,
+    )
+
+
+def read_profiles(path: Path | None) -> list[Hardware]:
+    """This GPU's own, and the one that was measured, if there is one."""
+    return [hardware_here(), *([load_hardware(str(path))] if path else [])]
+
+
+def operations(asked: Setting) -> float:
+    """Floating-point operations of a step."""
+    costs, tokens = asked.spec.costs, asked.grid.num_tokens + REAL_TEXT
+    heads = costs.attention
+    attention = 4 * tokens**2 * heads.num_heads * heads.head_size * heads.num_attentions
+    return attention + costs.transformer_pass(tokens, REAL_TEXT, 2).linear_flops
+
+
+def table(entered: list[Contestant]) -> str:
+    """The contestants in Markdown; ratios above 1 are slower than longtake. Differences are those
+    of the velocity from padded diffusers', root mean square over that of its values."""
+    ours, expected = entered[0], entered[1].velocity
+    lines = [
+        "| contestant | median s | from, to | / longtake | difference | peak GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in entered:
+        if each.refusal is not None:
+            lines.append(f"| {each.name} | cannot: {each.refusal} | | | | |")
+            continue
+        median, difference = statistics.median(each.seconds), ""
+        if expected is not None and each.velocity is not None:
+            square = (each.velocity - expected).square().mean() / expected.square().mean()
+            difference = f"{square.sqrt().item():.1e}"
+        lines.append(
+            f"| {each.name} | {median:.3f} | {min(each.seconds):.3f}, {max(each.seconds):.3f} "
+            f"| {median / statistics.median(ours.seconds):.3f} | {difference} "
+            f"| {each.peak_bytes / 1e9:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def predictions(size: Size, ours: Contestant, profiles: list[Hardware]) -> str:
+    """longtake's step beside the planner's, in Markdown."""
+    measured = statistics.median(ours.seconds)
+    lines = [
+        "| profile | predicted s | / measured | peak GB | / measured |",
+        "|---|---|---|---|---|",
+    ]
+    for hardware in profiles:
+        asked = setting(size, hardware)
+        prediction = predict(asked, ParallelDims())
+        held = prediction.memory.activations + prediction.memory.buffers
+        lines.append(
+            f"| {hardware.description} | {prediction.step.seconds:.3f} "
+            f"| {prediction.step.seconds / measured:.2f} | {held / 1e9:.2f} "
+            f"| {held / ours.peak_bytes:.2f} |"
+        )
+    flops = operations(asked)
+    rate = (
+        f"{flops / 1e12:.0f} TFLOP, of which longtake does {flops / measured / 1e12:.0f} a second."
+    )
+    return "\n".join([*lines, "", rate])
+
+
+def size_of(text: str) -> Size:
+    """FRAMESxHEIGHTxWIDTH."""
+    frames, height, width = map(int, text.split("x"))
+    return frames, height, width
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--sizes", nargs="+", type=size_of, default=SIZES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile", type=Path, help="written by longtake bench --calibrate")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    profiles = read_profiles(args.profile)
+    report = Report("A step of HunyuanVideo on one GPU", "a real step", "cuda", args.results)
+    report.add(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
+    with torch.no_grad():
+        model = transformer(torch.device("cuda", 0))
+        theirs = model.attn_processors
+        for size in args.sizes:
+            entered = contestants(model, theirs, size)
+            for each in entered:
+                each.begin(model)
+            for _ in range(args.rounds):
+                for each in random.sample(entered, len(entered)):
+                    if each.refusal is None:
+                        each.turn(model)
+            report.add(f"## {'x'.join(map(str, size))}", table(entered))
+            if entered[0].refusal is None:
+                report.add(predictions(size, entered[0], profiles))
+            seen = [f"- {each.name}: {each.kernels}" for each in entered if each.kernels]
+            report.add("The GPU's time in the first step:", "\n".join(seen))
+            report.write()
+
+
+if __name__ == "__main__":
+    main()
