@@ -88,7 +88,9 @@ def calibrate(
             dtype: figure(rate["linear"] * peak / own["linear"]) for dtype, rate in rates.items()
         },
         linear_share=Share(value=round(own["linear"] / peak, 4), source=source),
-        attention_share=Share(value=round(own["attention"] / peak, 4), source=source),
+        attention_share=Share(
+            value=round(own["attention"] / peak, 4), source=f"{source}, heads of {head_size}"
+        ),
         convolution_share=Share(value=round(own["convolution"] / peak, 4), source=source),
         memory_bytes=figure(memory),
         memory_bytes_per_s=figure(own["memory"]),
