@@ -14,6 +14,7 @@ import pytest
 from benchmarks.published import (
     Column,
     Latency,
+    as_published,
     attention_table,
     columns,
     fitted_attention_share,
@@ -56,7 +57,7 @@ def test_tables() -> None:
 def test_one_gpu_is_what_the_rates_were_fitted_to(latency: Latency) -> None:
     assert abs(latency.error()) < 0.005
     fitted = fitted_attention_share(latency)
-    assert load_hardware(latency.gpu).attention_share.value == pytest.approx(fitted, rel=0.01)
+    assert as_published(latency.gpu).attention_share.value == pytest.approx(fitted, rel=0.01)
 
 
 @pytest.mark.parametrize("latency", TOGETHER, ids=run_name)
@@ -111,7 +112,10 @@ def test_ulysses_within_nodes_and_a_ring_across_them(gpu: str) -> None:
     """The ring's traffic hides behind attention, the all-to-alls' does not."""
     names = order(plan(gpu, 16))
     assert names[0] == "1x2x8"
-    assert names[-1] == "1x1x16"  # it sends through the network, and 24 heads do not divide by 16
+    # All-to-alls through the network; and 24 heads do not divide by 16. Where attention is fast, 15
+    # short hops through the network are slower still.
+    assert names[-1] in {"1x1x16", "1x16x1"}
+    assert names.index("1x1x16") >= len(names) - 2
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200", "h20", "a800", "a100-80g", "b200"])
