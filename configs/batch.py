@@ -8,6 +8,8 @@ from pydantic import Field
 
 from longtake.configs.base import Declared
 
+Attempts = Annotated[int, Field(ge=1, le=1000)]
+
 
 class BatchConfig(Declared):
     """What a batch takes beside what a rendering takes."""
@@ -15,7 +17,7 @@ class BatchConfig(Declared):
     replicas: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Groups of devices that render shots side by side"
     )
-    attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
+    attempts: Attempts = Field(
         default=5, description="Faults of one shot in a row, with no step gained, that set it aside"
     )
     retry_failed: bool = Field(default=False, description="Render again what failed earlier")

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from longtake.configs.base import Declared, NamedPath
+from longtake.configs.batch import Attempts
 from longtake.configs.engine import Seconds
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -37,6 +38,9 @@ class ServeConfig(Declared):
     most_waiting: Count = Field(default=32, description="Videos that may wait")
     most_waiting_per_key: Count = Field(
         default=16, description="Of them, those of one API key, where there are several"
+    )
+    attempts: Attempts = Field(
+        default=5, description="Faults of one video in a row, with no step gained, that fail it"
     )
     keep_s: Seconds = Field(
         default=7 * 24 * 3600, description="Seconds after which an ended video is deleted"

@@ -105,5 +105,7 @@ def _field_error(detail: dict[str, typing.Any]) -> str:
     rule = (
         detail["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must")
     )
+    if "key" in name:
+        return f"{name} {rule}"  # a secret
     value = repr(detail["input"])
     return f"{name}={value if len(value) <= 60 else value[:57] + '...'} {rule}"

@@ -25,7 +25,7 @@ from longtake.serve.events import events_of
 from longtake.serve.filmstrip import middle_of
 from longtake.serve.metrics import CONTENT_TYPE
 from longtake.serve.objects import video_object
-from longtake.serve.openapi import CREATE, ERRORS, VIDEO
+from longtake.serve.openapi import CONTENT, CREATE, ERRORS, EVENTS, METRICS, VIDEO
 from longtake.serve.problems import Problem, error_answer
 from longtake.serve.service import VideoService
 
@@ -141,7 +141,7 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
         return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
 
     @app.head("/v1/videos/{video_id}/content", response_model=None, include_in_schema=False)
-    @app.get("/v1/videos/{video_id}/content", response_model=None)
+    @app.get("/v1/videos/{video_id}/content", response_class=Response, responses=CONTENT)
     def content(video_id: str, variant: str = "video", index: int = 0) -> Response:
         """A video's file, or parts of it; or pictures of it."""
         job = found(video_id)
@@ -169,7 +169,7 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
             headers={"cache-control": "private, max-age=3600"},
         )
 
-    @app.get("/v1/videos/{video_id}/events", response_model=None)
+    @app.get("/v1/videos/{video_id}/events", response_class=Response, responses=EVENTS)
     async def events(video_id: str, request: Request) -> Response:
         """Every finished step and phase, as server-sent events."""
         job = await run_in_threadpool(found, video_id)
@@ -207,7 +207,7 @@ def _add_state(app: FastAPI, service: VideoService) -> None:
             return error_answer(503, "the model is being loaded", headers={"retry-after": "5"})
         return JSONResponse({"status": "ready", "model": service.model})
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_class=Response, responses=METRICS)
     def metrics() -> Response:
         """Metrics, for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)

@@ -97,6 +97,16 @@ CREATE: dict[str, Any] = {
         }
     ],
 }
+
+
+def _files(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": description, "content": dict.fromkeys(kinds, schema)}}
+
+
+CONTENT = _files("The file", "video/mp4", "application/octet-stream", "image/jpeg")
+EVENTS = _files("Server-sent events", "text/event-stream")
+METRICS = _files("Prometheus' text format", "text/plain")
 VIDEO: dict[int | str, dict[str, Any]] = {200: _answer("The video", _VIDEO)}
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": _answer("What is amiss, in OpenAI's shape", _ERROR),

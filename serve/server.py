@@ -25,7 +25,6 @@ from longtake.serve.service import VideoService
 _MOST_HEADER_BYTES = 32 * 1024
 _MOST_CONNECTIONS = 512
 _LAST_ANSWERS_S = 3
-_HEADERS_S = 15.0
 
 
 def serve(
@@ -90,7 +89,7 @@ def application_of(service: VideoService, settings: ServeConfig) -> Guard:
 def _configured(service: VideoService, settings: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         application_of(service, settings),
-        http=_Protocol,
+        http=type("Protocol", (_Protocol,), {"headers_s": min(15.0, settings.request_timeout_s)}),
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -126,6 +125,7 @@ def _listener(settings: ServeConfig) -> socket.socket:
 class _Protocol(H11Protocol):
     """HTTP/1.1, of clients who send their headers within some seconds."""
 
+    headers_s = 15.0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -149,7 +149,7 @@ class _Protocol(H11Protocol):
 
     def _wait_for_headers(self) -> None:
         self._stop_waiting()
-        self._deadline = self.loop.call_later(_HEADERS_S, self.transport.abort)
+        self._deadline = self.loop.call_later(self.headers_s, self.transport.abort)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

@@ -130,6 +130,11 @@ class VideoService:
             QueueFullError: too many wait.
         """
         asked = asked_of(values, upload, self.model, self.engine.spec)
+        if asked.picture is None and self.engine.spec.image is not None:
+            raise FieldError(
+                f"{self.model} animates a picture: send input_reference, a PNG, JPEG or WebP file",
+                "input_reference",
+            )
         picture = hashlib.sha256(asked.picture or b"").hexdigest()
         fingerprint = _digest(asked.request.model_dump_json(), picture)
         name = secrets.token_hex(16) if once is None else _digest(asker, once)[:32]
@@ -312,7 +317,7 @@ class VideoService:
             self.store,
             supervisor,
             self._digest,
-            BatchConfig(watch=True),
+            BatchConfig(watch=True, attempts=self.settings.attempts),
             self._how_often,
             self.live,
             self._stop,

@@ -266,7 +266,7 @@ def test_folders_that_hold_no_queue(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(RequestError, match=r"of another version of longtake \(7, not 1\)"):
+    with pytest.raises(RequestError, match=r"of another version of longtake \(7, not 2\)"):
         JobStore(tmp_path)
 
 

@@ -1,0 +1,283 @@
+"""A running server on two ranks, and the clients that people have."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import imageio.v3 as iio
+import pytest
+
+from longtake import VideoEngine, VideoRequest
+from tests.serving import Server, serving
+
+PROMPT = "a red circle moving right on a navy background"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("serve")
+    with serving(folder, "--devices", "2", "--no-page", "--longest-s", "2000") as running:
+        yield running
+
+
+@pytest.fixture
+def openai(server: Server) -> Iterator[Any]:
+    from openai import OpenAI
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of OpenAI's own videos
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none is needed") as client:
+            yield client
+
+
+def test_the_whole_life_of_a_video_by_openais_client(openai: Any, server: Server) -> None:
+    video = openai.videos.create(
+        prompt=PROMPT, model="demo", seconds="2", size="64x64", extra_body={"seed": 3}
+    )
+    assert (video.object, video.size, video.seconds) == ("video", "64x64", "2.125")
+    assert video.status in ("queued", "in_progress")
+    assert video.id in [each.id for each in openai.videos.list()]
+    done = openai.videos.poll(video.id, poll_interval_ms=100)
+    assert (done.status, done.progress, done.error) == ("completed", 100, None)
+    assert done.created_at <= done.completed_at < done.expires_at
+    content = openai.videos.download_content(video.id).read()
+    frames = iio.imread(content, extension=".mp4", plugin="pyav")
+    with VideoEngine.from_pretrained("demo") as engine:
+        expected = engine.generate(VideoRequest(prompt=PROMPT, seed=3, num_frames=17)).frames
+    assert frames.shape == expected.shape
+    assert abs(frames / 255 - expected).mean() < 0.02  # through H.264
+    strip = openai.videos.download_content(video.id, variant="spritesheet").read()
+    assert iio.imread(strip).shape == (120, 6 * 120, 3)
+    thumbnail = openai.videos.download_content(video.id, variant="thumbnail").read()
+    assert iio.imread(thumbnail).shape == (120, 120, 3)
+    deleted = openai.videos.delete(video.id)
+    assert (deleted.id, deleted.deleted, deleted.object) == (video.id, True, "video.deleted")
+    with pytest.raises(Exception, match="there is no video") as refused:
+        openai.videos.retrieve(video.id)
+    assert type(refused.value).__name__ == "NotFoundError"
+    wait_for(lambda: not list((server.folder / "videos").glob(f"{video.id}*")))
+
+
+def wait_for(holds: Any, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_pages_of_openais_client(openai: Any, server: Server) -> None:
+    names = [server.create(num_inference_steps=1, num_frames=1)["id"] for _ in range(5)]
+    listed = [each.id for each in openai.videos.list(limit=2)]
+    assert listed[:5] == names[::-1]
+    page = openai.videos.list(limit=2, after=names[4])
+    assert [each.id for each in page.data] == [names[3], names[2]]
+    upwards = [each.id for each in openai.videos.list(order="asc", after=names[1])]
+    assert upwards == names[2:]
+
+
+def events(server: Server, name: str) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    with server.client.stream("GET", f"/v1/videos/{name}/events", timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        kind = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                found.append((kind, json.loads(line.removeprefix("data: "))))
+    return found
+
+
+def test_every_finished_step_is_told_to_whoever_follows(server: Server) -> None:
+    name = server.create(num_inference_steps=40)["id"]
+    told = events(server, name)
+    assert told[0][0] == "video"
+    assert told[-1][0] == "completed"
+    steps = [each["done"] for kind, each in told if each.get("phase") == "denoising"]
+    assert steps == list(range(41))
+    phases = dict.fromkeys(each["phase"] for kind, each in told if kind == "progress")
+    kept = [each for each in phases if each != "waiting"]
+    assert kept == ["text", "denoising", "decoding", "writing"]
+    late = events(server, name)  # everything is told again to one who comes late
+    assert [each["done"] for _, each in late if each.get("phase") == "denoising"] == steps
+
+
+def test_a_picture_is_refused_by_a_model_that_takes_none(server: Server) -> None:
+    answer = server.client.post(
+        "/v1/videos", data={"prompt": "a"}, files={"input_reference": ("a.png", b"no picture")}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input_reference"
+    assert not list((server.folder / "pictures").iterdir())
+
+
+def test_parts_of_a_file(server: Server) -> None:
+    name = server.create(num_inference_steps=2)["id"]
+    assert server.client.get(f"/v1/videos/{name}/content").status_code in (404, 200)
+    server.wait(name)
+    url = f"/v1/videos/{name}/content"
+    whole = server.client.get(url)
+    assert whole.headers["content-type"] == "video/mp4"
+    assert whole.headers["accept-ranges"] == "bytes"
+    part = server.client.get(url, headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole.content[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
+    end = server.client.get(url, headers={"range": "bytes=-5"})
+    assert end.content == whole.content[-5:]
+    beyond = server.client.get(url, headers={"range": f"bytes={len(whole.content)}-"})
+    assert beyond.status_code == 416
+    head = server.client.head(url)
+    assert int(head.headers["content-length"]) == len(whole.content)
+
+
+def test_the_same_request_with_one_key_is_one_video(server: Server) -> None:
+    def send(prompt: str) -> httpx.Response:
+        return httpx.post(
+            f"{server.url}/v1/videos",
+            json={"prompt": prompt, "num_inference_steps": 1},
+            headers={"Idempotency-Key": "an order"},
+            timeout=30,
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: send("a"), range(16)))
+    assert {each.status_code for each in answers} == {200}
+    assert len({each.json()["id"] for each in answers}) == 1
+    other = send("b")
+    assert other.status_code == 400
+    assert other.json()["error"]["param"] == "Idempotency-Key"
+
+
+def test_a_running_video_ends_between_two_steps_when_it_is_deleted(server: Server) -> None:
+    name = server.create(num_inference_steps=2000)["id"]
+    after = server.create(num_inference_steps=1)["id"]
+    wait_for(lambda: server.video(name)["steps_done"] > 2)
+    begun = time.monotonic()
+    assert server.client.delete(f"/v1/videos/{name}").status_code == 200
+    assert server.client.get(f"/v1/videos/{name}").status_code == 404
+    assert server.wait(after)["status"] == "completed"
+    assert time.monotonic() - begun < 15
+
+
+def test_two_invalid_requests_at_once_do_not_stop_the_next(server: Server) -> None:
+    bad = [{"prompt": "a", "size": "65x64"}, {"prompt": "a", "num_frames": 6}]
+
+    def send(body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/videos", json=body, timeout=30)
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(send, bad))
+    assert [each.status_code for each in answers] == [400, 400]
+    assert [each.json()["error"]["param"] for each in answers] == ["size", "num_frames"]
+    assert server.wait(server.create(num_inference_steps=1)["id"])["status"] == "completed"
+
+
+def test_a_crowd(server: Server) -> None:
+    """200 requests of 50 clients on a queue of 32; each ends, and none is lost."""
+    family = server.family()
+    server.wait(server.create(num_inference_steps=1)["id"])
+    before = sum(each.memory_info().rss for each in family)
+    ended: Counter[str] = Counter()
+    lock, stop = threading.Lock(), threading.Event()
+    slowest = 0.0
+
+    def look_after_health() -> None:
+        nonlocal slowest
+        with httpx.Client(base_url=server.url, timeout=10) as client:
+            while not stop.wait(0.1):
+                begun = time.monotonic()
+                assert client.get("/health").status_code == 200
+                slowest = max(slowest, time.monotonic() - begun)
+
+    def one_client(number: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            for turn in range(4):
+                body = {"prompt": f"{number}", "num_inference_steps": 1, "num_frames": 1}
+                answer = client.post("/v1/videos", json=body)
+                kind = "429"
+                if answer.status_code == 429:
+                    assert int(answer.headers["retry-after"]) >= 1
+                    assert answer.json()["error"]["code"] == "queue_full"
+                else:
+                    name = answer.json()["id"]
+                    if (number + turn) % 3:
+                        kind = "cancelled"
+                        assert client.delete(f"/v1/videos/{name}").json()["deleted"]
+                    else:
+                        while (video := client.get(f"/v1/videos/{name}").json())["status"] in (
+                            "queued",
+                            "in_progress",
+                        ):
+                            time.sleep(0.2)
+                        kind = video["status"]
+                with lock:
+                    ended[kind] += 1
+
+    health = threading.Thread(target=look_after_health)
+    health.start()
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(one_client, range(50)))
+    stop.set()
+    health.join()
+    assert ended.total() == 200
+    assert set(ended) == {"429", "completed", "cancelled"}, ended
+    assert slowest < 5
+    wait_for(lambda: "longtake_queue_depth 0.0" in server.client.get("/metrics").text)
+    after = sum(each.memory_info().rss for each in family)
+    assert after - before < 64 * 2**20, (before, after)
+
+
+def test_metrics_have_all_that_happened(server: Server) -> None:
+    text = server.client.get("/metrics").text
+    values = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            values[name] = float(value)
+    assert values['longtake_http_requests_total{method="GET",route="/health",status="200"}'] > 1
+    assert values["longtake_video_running_seconds_count"] > 3
+    assert values["longtake_step_seconds_sum"] > 0
+    assert values['longtake_stage_seconds_total{stage="decoding"}'] > 0
+    assert values['longtake_communicated_bytes_total{stage="denoising"}'] > 0
+    assert values["longtake_tokens_per_second"] > 0
+    assert values['longtake_peak_memory_bytes{device="cpu",rank="1"}'] > 1e8
+    assert values["longtake_rank_restarts_total"] == 0
+    assert values["longtake_ready"] == 1
+
+
+def test_a_rank_that_dies_is_replaced_and_counted(server: Server) -> None:
+    name = server.create(num_inference_steps=150)["id"]
+    wait_for(lambda: server.video(name)["steps_done"] > 5)
+    ranks = [each for each in server.family()[1:] if "LONGTAKE_DEVICE" in each.environ()]
+    ranks[-1].kill()
+    assert server.wait(name)["status"] == "completed"
+    assert "longtake_rank_restarts_total 1.0" in server.client.get("/metrics").text
+
+
+def test_kill_9_in_the_middle_and_start_again(tmp_path: Path) -> None:
+    """The job finishes under its id, and whoever polls sees it done; so does what waited."""
+    arguments = ["--devices", "2", "--no-page", "--snapshot-steps", "10"]
+    with serving(tmp_path, *arguments) as first:
+        name = first.create(num_inference_steps=250, seed=1)["id"]
+        waiting = first.create(num_inference_steps=2, seed=1)["id"]
+        wait_for(lambda: first.video(name)["steps_done"] > 30, timeout=60)
+        first.kill()
+    with serving(tmp_path, *arguments, ready=False) as second:
+        assert second.video(name)["status"] in ("queued", "in_progress")
+        video = second.wait(name)
+        assert video["status"] == "completed"
+        told = json.loads((second.folder / "videos" / f"{name}.json").read_text())
+        assert told["snapshots"]["steps_before"] >= 30
+        assert second.wait(waiting)["status"] == "completed"
+        assert "longtake_recoveries_total 1.0" in second.client.get("/metrics").text
+        content = second.client.get(f"/v1/videos/{waiting}/content").content
+        assert iio.imread(content, extension=".mp4", plugin="pyav").shape == (17, 64, 64, 3)

@@ -1,0 +1,86 @@
+"""A server's service without any ranks: what stands in for them shows gray, at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.serve import ServeConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.engine import VideoEngine
+from longtake.engine.job import RankReport
+from longtake.engine.video import Metadata
+from longtake.parallel import ParallelDims
+from longtake.pipelines.progress import Progress
+from longtake.serve import service as service_module
+from longtake.serve.server import application_of
+from longtake.serve.service import VideoService
+
+
+class _Running(VideoEngine):
+    running = True  # type: ignore[assignment]
+
+
+class GrayRanks:
+    """Stands in for a supervisor: waits for as long as it is told to, then shows gray."""
+
+    hold = False
+    fails: Exception | None = None
+
+    def __init__(self, config: EngineConfig, *rest: Any) -> None:
+        self.engine = _Running(config, isolated=True)
+        self.devices, self.starts = (0,), 1
+
+    def start(self, on_progress: Any) -> None:
+        """They run."""
+
+    def render(
+        self, asked: Any, sink: Any, on_progress: Any, *, snapshots: Any, sparing: bool
+    ) -> Metadata:
+        """Show gray."""
+        on_progress(Progress("text"))
+        for step in range(min(asked.num_inference_steps, 100) + 1):
+            on_progress(Progress("denoising", step, asked.num_inference_steps))
+        while type(self).hold:
+            on_progress(Progress("denoising", 1, asked.num_inference_steps))
+            time.sleep(0.01)
+        if type(self).fails is not None:
+            raise type(self).fails
+        frame = np.full((asked.height, asked.width, 3), 0.5, np.float32)
+        sink.latents(np.zeros((1, 1, 1, 1, 1), np.float32))
+        for video in range(asked.num_videos):
+            for index in range(self.engine.num_frames_of(asked)):
+                sink.frame(video, index, frame)
+        report = RankReport(0, "cpu", "none", {}, {"denoising": 7}, 1, 2**20)
+        seconds = {"loading": 0.0, "denoising": 0.01}
+        frames = self.engine.num_frames_of(asked)
+        return Metadata(asked, self.engine.config, ParallelDims(), seconds, [report], frames)
+
+    def close(self) -> None:
+        """They end."""
+
+
+@contextmanager
+def gray_server(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, model: str = "demo", **settings: Any
+) -> Iterator[tuple[TestClient, VideoService]]:
+    """A client of everything that answers requests, and the service behind it."""
+    monkeypatch.setattr(service_module, "Supervisor", GrayRanks)
+    GrayRanks.hold, GrayRanks.fails = False, None
+    config = ServeConfig(**{"data_dir": folder, "page": False, **settings})
+    service = VideoService(EngineConfig(model=model), config, SnapshotConfig())
+    with TestClient(
+        application_of(service, config),
+        base_url="http://127.0.0.1:8000",
+        raise_server_exceptions=False,
+        follow_redirects=False,
+    ) as client:
+        yield client, service  # what is held then is told to stop, as in a real server
