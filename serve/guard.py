@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from longtake.errors import one_line
 from longtake.serve.access import Access
 from longtake.serve.problems import Problem
+
+logger = logging.getLogger(__name__)
 
 OPEN = ("/health", "/ready", "/login")
 """What answers without a key, and says nothing of any video."""
@@ -29,6 +33,10 @@ _OF_PAGE = {
 }
 """All that the page needs of Gradio. It has no way to send or to fetch a file or a URL."""
 
+_CALLS = "/gradio_api/"
+"""What is amiss there is the client's fault: faults of the page itself are told in its queue."""
+
+_MOST_HEADER_BYTES = 32 * 1024
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -75,7 +83,7 @@ class Guard:
         if scope["type"] != "http":  # no page of ours opens a socket
             await send({"type": "websocket.close", "code": 1008})
             return
-        answer = _Answer(send, self._timeout_s)
+        answer = _Answer(send, self._timeout_s, of_page=scope["path"].startswith(_CALLS))
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -85,12 +93,20 @@ class Guard:
                 await self._app(scope, limited, answer)
         except _TooSlowToTakeError:
             pass  # the connection is closed by what is behind
+        except Exception as error:
+            if not answer.of_page:
+                raise
+            logger.warning("the page was sent what no page sends: %s", one_line(error)[:200])
+            if not answer.begun:
+                await Problem(400, "no page sends this").answer()(scope, receive, answer)
         finally:
             self._answered(_method(scope), _route(scope), answer.status)
 
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that may not go on; also says who asks."""
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if sum(len(name) + len(value) for name, value in headers.raw) > _MOST_HEADER_BYTES:
+            return Problem(431, f"more than {_MOST_HEADER_BYTES} bytes of headers").answer()
         if not self._access.trusts(method, headers):
             return Problem(403, "sent by another site, or to another name of this host").answer()
         asker = self._access.asker(headers)
@@ -152,15 +168,19 @@ class _TooSlowToTakeError(Exception):
 class _Answer:
     """What is sent to a client, with headers that keep a browser from doing more than it should."""
 
-    def __init__(self, send: Send, timeout_s: float) -> None:
+    def __init__(self, send: Send, timeout_s: float, *, of_page: bool) -> None:
         self._send = send
+        self.of_page = of_page
         self._timeout_s = timeout_s
+        self.begun = False
         self.status = 499
         """Until there is an answer: the client has gone before."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            if self.of_page and message["status"] == 500:
+                message["status"] = 400
+            self.begun, self.status = True, message["status"]
             headers = MutableHeaders(scope=message)
             for name in [each for each in headers if each.startswith("access-control-")]:
                 del headers[name]

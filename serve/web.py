@@ -12,7 +12,7 @@ from longtake.configs.request import MAX_SEED
 from longtake.engine.job_records import JobRecord
 from longtake.errors import EngineError, RefusedInputError
 from longtake.serve.asked import refused
-from longtake.serve.form import Form
+from longtake.serve.form import FIELDS, Form
 from longtake.serve.service import VideoService
 from longtake.serve.views import Views
 
@@ -156,7 +156,9 @@ class Page:
     def _opened(self, video: str) -> list[Any]:
         """The form as it was for the video that the address names."""
         job = self._found(video)
-        return [job.id if job else "", *self._filled(job)]
+        if job is None:  # whoever is quick has begun to fill it in
+            return [video, *[gr.skip()] * (1 + len(FIELDS))]
+        return [job.id, *self._filled(job)]
 
     def _settings_of(self, video: str) -> list[Any]:
         return self._filled(self._found(video))
@@ -195,7 +197,7 @@ class Page:
         values: dict[str, Any] = {}
         try:
             values = self._form.request(form)
-            upload = None
+            upload, picture = None, str(picture or "")
             if picture.startswith("data:"):
                 values["input_reference"] = picture
             elif picture in ("too large", "unreadable"):

@@ -26,7 +26,7 @@ from longtake.serve.service import VideoService
 
 
 class _Running(VideoEngine):
-    running = True  # type: ignore[assignment]
+    running = True
 
 
 class GrayRanks:
@@ -52,8 +52,8 @@ class GrayRanks:
         while type(self).hold:
             on_progress(Progress("denoising", 1, asked.num_inference_steps))
             time.sleep(0.01)
-        if type(self).fails is not None:
-            raise type(self).fails
+        if (error := type(self).fails) is not None:
+            raise error
         frame = np.full((asked.height, asked.width, 3), 0.5, np.float32)
         sink.latents(np.zeros((1, 1, 1, 1, 1), np.float32))
         for video in range(asked.num_videos):

@@ -18,15 +18,9 @@ import pytest
 
 from longtake import VideoEngine, VideoRequest
 from tests.serving import Server, serving
+from tests.until import until
 
 PROMPT = "a red circle moving right on a navy background"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("serve")
-    with serving(folder, "--devices", "2", "--no-page", "--longest-s", "2000") as running:
-        yield running
 
 
 @pytest.fixture
@@ -64,14 +58,7 @@ def test_the_whole_life_of_a_video_by_openais_client(openai: Any, server: Server
     with pytest.raises(Exception, match="there is no video") as refused:
         openai.videos.retrieve(video.id)
     assert type(refused.value).__name__ == "NotFoundError"
-    wait_for(lambda: not list((server.folder / "videos").glob(f"{video.id}*")))
-
-
-def wait_for(holds: Any, timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not list((server.folder / "videos").glob(f"{video.id}*")))
 
 
 def test_pages_of_openais_client(openai: Any, server: Server) -> None:
@@ -160,7 +147,7 @@ def test_the_same_request_with_one_key_is_one_video(server: Server) -> None:
 def test_a_running_video_ends_between_two_steps_when_it_is_deleted(server: Server) -> None:
     name = server.create(num_inference_steps=2000)["id"]
     after = server.create(num_inference_steps=1)["id"]
-    wait_for(lambda: server.video(name)["steps_done"] > 2)
+    until(lambda: server.video(name)["steps_done"] > 2)
     begun = time.monotonic()
     assert server.client.delete(f"/v1/videos/{name}").status_code == 200
     assert server.client.get(f"/v1/videos/{name}").status_code == 404
@@ -231,7 +218,7 @@ def test_a_crowd(server: Server) -> None:
     assert ended.total() == 200
     assert set(ended) == {"429", "completed", "cancelled"}, ended
     assert slowest < 5
-    wait_for(lambda: "longtake_queue_depth 0.0" in server.client.get("/metrics").text)
+    until(lambda: "longtake_queue_depth 0.0" in server.client.get("/metrics").text)
     after = sum(each.memory_info().rss for each in family)
     assert after - before < 64 * 2**20, (before, after)
 
@@ -256,7 +243,7 @@ def test_metrics_have_all_that_happened(server: Server) -> None:
 
 def test_a_rank_that_dies_is_replaced_and_counted(server: Server) -> None:
     name = server.create(num_inference_steps=150)["id"]
-    wait_for(lambda: server.video(name)["steps_done"] > 5)
+    until(lambda: server.video(name)["steps_done"] > 5)
     ranks = [each for each in server.family()[1:] if "LONGTAKE_DEVICE" in each.environ()]
     ranks[-1].kill()
     assert server.wait(name)["status"] == "completed"
@@ -269,7 +256,7 @@ def test_kill_9_in_the_middle_and_start_again(tmp_path: Path) -> None:
     with serving(tmp_path, *arguments) as first:
         name = first.create(num_inference_steps=250, seed=1)["id"]
         waiting = first.create(num_inference_steps=2, seed=1)["id"]
-        wait_for(lambda: first.video(name)["steps_done"] > 30, timeout=60)
+        until(lambda: first.video(name)["steps_done"] > 30, timeout=60)
         first.kill()
     with serving(tmp_path, *arguments, ready=False) as second:
         assert second.video(name)["status"] in ("queued", "in_progress")

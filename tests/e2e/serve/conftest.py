@@ -1,0 +1,17 @@
+"""One server for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving import Server, serving
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model on two ranks, with clients' time cut short."""
+    arguments = ["--devices", "2", "--longest-s", "2000", "--request-timeout-s", "3"]
+    with serving(tmp_path_factory.mktemp("serve"), *arguments) as running:
+        yield running

@@ -1,0 +1,207 @@
+"""Clients that mean no good, or that are slow: refused, and the server goes on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.serving import Server
+from tests.until import until
+
+
+@pytest.fixture(autouse=True)
+def goes_on(server: Server) -> Iterator[None]:
+    yield
+    assert server.process.poll() is None
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.create(num_frames=1, num_inference_steps=1)["status"] == "queued"
+
+
+def connected(server: Server) -> socket.socket:
+    where = urlsplit(server.url)
+    assert where.hostname is not None
+    return socket.create_connection((where.hostname, where.port or 0), timeout=20)
+
+
+def said(server: Server, content: bytes) -> bytes:
+    """The head of what is answered; nothing where the connection is closed."""
+    answer = b""
+    with connected(server) as connection:
+        try:
+            connection.sendall(content)
+            while b"\r\n\r\n" not in answer and (part := connection.recv(65536)):
+                answer += part
+        except ConnectionError:
+            pass
+    return answer
+
+
+def head(server: Server, first: str, *lines: str) -> bytes:
+    host = urlsplit(server.url).netloc
+    return "\r\n".join([first, f"Host: {host}", *lines, "", ""]).encode("latin-1")
+
+
+def test_heads_that_are_none(server: Server) -> None:
+    json = "Content-Type: application/json"
+    post, close = "POST /v1/videos HTTP/1.1", "Connection: close"
+    for content in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",  # no host
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n",
+        head(server, "GET http://169.254.169.254/latest HTTP/1.1", close),
+        head(server, "GET /health HTTP/1.1", "X: " + "a" * 100_000),
+        head(server, "GET /health HTTP/1.1", *[f"X-{n}: {'a' * 100}" for n in range(2000)]),
+        head(server, "GET /health HTTP/1.1", "X-A : b"),
+        head(server, post, json, "Content-Length: 5", "Content-Length: 6") + b"{}{}{}",
+        head(server, post, json, "Content-Length: 5", "Transfer-Encoding: chunked", close)
+        + b"0\r\n\r\n",
+        head(server, post, json, "Transfer-Encoding: xchunked") + b"2\r\n{}\r\n0\r\n\r\n",
+        head(server, post, json, "Content-Length: 0x10") + b"{}",
+        head(server, post, json, "Content-Length: 999999999999", close),
+        head(server, "CONNECT evil.example:80 HTTP/1.1", close),
+        head(server, "GET / HTTP/1.1", "Upgrade: websocket", "Connection: close, Upgrade"),
+    ):  # fmt: skip
+        answer = said(server, content)
+        status = answer.split(b" ", 2)[1] if answer.startswith(b"HTTP/") else b"none"
+        assert status == b"none" or status[:1] == b"4" or b"Upgrade" in content, (content, answer)
+
+
+def test_slow_clients_are_let_go(server: Server) -> None:
+    """Of the head, of the body, between two requests, and of the answer."""
+    json = "Content-Type: application/json"
+
+    def drips(content: bytes, rest: bytes) -> tuple[float, bytes]:
+        begun, answer = time.monotonic(), b""
+        with connected(server) as connection:
+            connection.sendall(content)
+            connection.settimeout(0.2)
+            while time.monotonic() - begun < 15:
+                try:
+                    connection.sendall(rest)
+                    if not (part := connection.recv(4096)):
+                        break
+                    answer += part
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    break
+        return time.monotonic() - begun, answer
+
+    once = head(server, "GET /health HTTP/1.1")
+    body = head(server, "POST /v1/videos HTTP/1.1", json, "Content-Length: 10000")
+    form = head(
+        server,
+        "POST /v1/videos HTTP/1.1",
+        "Content-Type: multipart/form-data; boundary=x",
+        "Content-Length: 10000",
+    )
+    cases = [(b"GET /hea", b"l"), (once, b"G"), (body, b" "), (form + b"--x\r\n", b"a")]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        ended = list(pool.map(lambda case: drips(*case), cases))
+    assert all(2 < seconds < 12 for seconds, _ in ended), ended
+    assert b" 408 " in ended[2][1], ended
+    assert b" 408 " in ended[3][1], ended
+
+
+def test_clients_who_do_not_take_what_they_asked_for(server: Server) -> None:
+    video = server.create(num_inference_steps=1, size="192x192", num_frames=9)["id"]
+    server.wait(video)
+    request = head(server, f"GET /v1/videos/{video}/content HTTP/1.1")
+    slow = [connected(server) for _ in range(20)]
+    try:
+        for connection in slow:
+            connection.sendall(request * 20)
+        assert server.client.get("/health").status_code == 200
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_many_connections_that_say_nothing(server: Server) -> None:
+    silent = [connected(server) for _ in range(200)]
+    begun = time.monotonic()
+    assert server.client.get("/health").status_code == 200
+    assert time.monotonic() - begun < 2
+    for connection in silent:
+        connection.settimeout(15)
+        assert connection.recv(1) == b""  # closed from the other side
+        connection.close()
+    assert time.monotonic() - begun < 12
+
+
+def test_gradios_own_routes_are_shut(server: Server) -> None:
+    """All that the page does not need: files, URLs, uploads, other ways to call."""
+    client = server.client
+    for path in (
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=http://127.0.0.1:1/",
+        "/gradio_api/file/etc/passwd",
+        "/gradio_api/proxy=https://example.org/",
+        "/gradio_api/run-history/buckets",
+        "/gradio_api/runs",
+        "/gradio_api/deep_link",
+        "/gradio_api/stream/x/1/2/playlist.m3u8",
+        "/gradio_api/custom_component/x/y/z/a.js",
+        "/gradio_api/upload_progress?upload_id=x",
+        "/gradio_api/openapi.json",
+        "/gradio_api/call/x/y",
+        "/monitoring",
+        "/monitoring/summary",
+        "/pwa_icon",
+        "/login_check",
+        "/token",
+        "/static/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/assets/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/assets/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "/svelte//etc/passwd",
+        "//etc/passwd",
+    ):
+        answer = client.get(path)
+        assert answer.status_code in (400, 403, 404), path
+        assert "root:" not in answer.text
+    for path in (
+        "/gradio_api/upload",
+        "/gradio_api/run/predict",
+        "/gradio_api/api/predict",
+        "/gradio_api/call/predict",
+        "/gradio_api/call/v2/predict",
+        "/gradio_api/component_server",
+        "/gradio_api/run-history/connect",
+        "/gradio_api/vibe-edit",
+        "/gradio_api/stream/x",
+        "/gradio_api/process_recording",
+        "/gradio_api/reload",
+    ):
+        assert client.post(path, files={"files": b"x"}).status_code == 404, path
+
+
+def test_what_the_page_may_be_sent(server: Server) -> None:
+    """To each of its handlers, of every kind: nothing but the page's own errors."""
+    client = server.client
+    config = client.get("/config").json()
+    assert config["analytics_enabled"] is False
+    handlers = [each for each in config["dependencies"] if each["backend_fn"]]
+    assert len(handlers) > 8
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    url = {"path": "x", "url": "http://127.0.0.1:1/", "meta": {"_type": "gradio.FileData"}}
+    odd: list[Any] = [None, 5, [], {}, "../../etc/passwd", file, url, "x" * 1000, 1e308, "😀\0"]
+    for number, handler in enumerate(handlers):
+        for value in odd:
+            data = [value] * len(handler["inputs"])
+            body = {"data": data, "fn_index": handler["id"], "session_hash": f"s{number}"}
+            answer = client.post("/gradio_api/queue/join", json=body)
+            assert answer.status_code in (200, 400, 404, 422, 429), answer.text
+    none: list[Any] = [[], {}, {"data": 5}, {"data": [], "fn_index": 10**9, "session_hash": "a"}]
+    for each in none:
+        answer = client.post("/gradio_api/queue/join", json=each)
+        assert answer.status_code < 500
+    until(lambda: client.get("/health").status_code == 200)
+    listed = client.get("/v1/videos?limit=100").json()["data"]
+    assert "root:" not in str(listed)

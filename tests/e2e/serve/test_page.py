@@ -1,0 +1,230 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.serving import Server, serving
+from tests.until import until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARTIFACTS = Path(os.environ.get("LONGTAKE_TEST_ARTIFACTS", "test-artifacts"))
+KEY = "a-key-of-some-length"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser: Any, server: Server) -> Iterator[Any]:
+    """The page; nothing that it does may lead elsewhere, or fail."""
+    with TabOf(browser, server) as page:
+        yield page
+
+
+class TabOf:
+    """A tab that is watched: what it asks of others, what fails, what its scripts raise."""
+
+    def __init__(self, browser: Any, server: Server, width: int = 1280, path: str = "/") -> None:
+        self._url, self._server = server.url + path, server
+        self._context = browser.new_context(viewport={"width": width, "height": 900})
+        self.amiss: list[str] = []
+
+    def __enter__(self) -> Any:
+        page = self._context.new_page()
+        own = (self._server.url, "data:", "blob:")
+        page.on("request", lambda r: self._note(r.url, r.url.startswith(own)))
+        page.on("response", lambda r: self._note(f"{r.status} {r.url}", r.status < 500))
+        page.on("pageerror", lambda error: self.amiss.append(str(error)))
+        page.goto(self._url)
+        return page
+
+    def _note(self, what: str, well: bool) -> None:
+        if not well:
+            self.amiss.append(what)
+
+    def __exit__(self, *error: object) -> None:
+        self._context.close()
+        if error[0] is None:
+            assert self.amiss == []
+
+
+def photographed(page: Any, name: str) -> None:
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    for width, device in ((1280, "desktop"), (390, "phone")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(300)
+        page.screenshot(path=ARTIFACTS / f"{name}-{device}.png", full_page=True)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width + 1, f"{name} is wider than a {device}"
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def video_of(page: Any) -> str:
+    page.wait_for_url(re.compile(r"\?video=video_\w+$"))
+    return str(page.url.rpartition("=")[2])
+
+
+def generate(page: Any, prompt: str, steps: int | None = None) -> str:
+    page.get_by_label("Prompt").fill(prompt)
+    if steps is not None:
+        page.get_by_text("More settings").click()
+        page.get_by_label("number input for Steps").fill(str(steps))
+    page.get_by_role("button", name="Generate").click()
+    return video_of(page)
+
+
+def test_a_video_from_a_prompt(tab: Any, server: Server) -> None:
+    tab.get_by_text("About").wait_for()  # the planner's estimate
+    photographed(tab, "empty")
+    tab.get_by_role("button", name="Draw").click()
+    until(lambda: tab.get_by_label("Seed").input_value().isdigit())
+    seed = tab.get_by_label("Seed").input_value()
+    name = generate(tab, "a red circle moving right on a navy background")
+    tab.locator("video").wait_for(timeout=60_000)
+    tab.wait_for_function("document.querySelector('video').videoWidth === 64")
+    assert server.video(name)["seed"] == int(seed)
+    tab.get_by_text("Settings", exact=True).click()
+    assert tab.get_by_role("row", name="seed").inner_text().split() == ["seed", seed]
+    tab.get_by_text("Engine", exact=True).click()
+    tab.get_by_role("row", name="1 cpu running").wait_for()
+    photographed(tab, "done")
+    with tab.expect_download() as download:
+        tab.get_by_role("link", name="Download").click()
+    assert download.value.path().read_bytes()[4:8] == b"ftyp"
+
+
+def test_cancel_and_the_live_bar(tab: Any, server: Server) -> None:
+    name = generate(tab, "a blue square moving down", steps=100)
+    bar = tab.get_by_role("progressbar")
+    bar.wait_for()
+    until(lambda: int(bar.get_attribute("aria-valuenow")) > 0)
+    tab.get_by_text(re.compile(r"Step \d+ of 100")).wait_for()
+    tab.get_by_text(re.compile("about .* left")).wait_for()
+    photographed(tab, "running")
+    tab.get_by_role("button", name="Cancel").click()
+    tab.get_by_text("Cancelled", exact=True).wait_for()
+    assert server.video(name)["error"]["code"] == "cancelled"
+
+
+def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server: Server) -> None:
+    """Frames are shown before the end, too: a longer video, which decodes for a while."""
+    prompt = "a <b>green</b> circle"
+    name = server.create(prompt=prompt, num_frames=257, num_inference_steps=2)["id"]
+    tab.goto(f"{server.url}/?video={name}")
+    second = tab.context.new_page()
+    second.goto(f"{server.url}/?video={name}")
+    tab.get_by_role("img", name="frames that are decoded so far").wait_for(timeout=60_000)
+    assert server.video(name)["status"] == "in_progress"
+    tab.reload()
+    assert tab.get_by_label("Prompt").input_value() in ("", prompt)
+    tab.get_by_role("img", name="frames that are decoded so far").wait_for()
+    photographed(tab, "decoding")
+    for page in (tab, second):
+        page.locator("video").wait_for(timeout=60_000)
+    assert tab.get_by_label("Prompt").input_value() == prompt
+    assert tab.locator(".gallery b, .lt p b").count() == 0  # what a user wrote is no HTML
+    second.close()
+
+
+def test_errors_are_understood(tab: Any) -> None:
+    tab.get_by_role("button", name="Generate").click()
+    tab.get_by_role("alert").get_by_text("must hold more than blanks").wait_for()
+    tab.get_by_label("Prompt").fill("a")
+    tab.get_by_label("Size").fill("65x64")
+    tab.get_by_label("Size").press("Enter")
+    tab.get_by_text(re.compile("size|width=65 must be a multiple of")).first.wait_for()
+    tab.get_by_role("button", name="Generate").click()
+    tab.locator("[role=alert]").get_by_text("must be a multiple of").last.wait_for()
+    photographed(tab, "error")
+    assert "video=" not in tab.url
+
+
+def test_everything_by_the_keyboard(tab: Any) -> None:
+    tab.get_by_text("About").wait_for()
+    tab.get_by_label("Prompt").focus()
+    reached = []
+    for _ in range(14):
+        tab.keyboard.press("Tab")
+        reached.append(
+            tab.evaluate("(document.activeElement.ariaLabel || document.activeElement.innerText)")
+        )
+    for name in ("Size", "Length", "Draw", "More settings", "Generate"):
+        assert any(name in str(each) for each in reached), (name, reached)
+
+
+def test_use_these_settings(tab: Any, server: Server) -> None:
+    name = server.create(prompt="a red square", seed=77, num_inference_steps=3, num_frames=5)["id"]
+    server.wait(name)
+    tab.locator(f".gallery a[href='/?video={name}']").click()
+    tab.locator("video").wait_for()
+    tab.get_by_label("Prompt").fill("another")
+    tab.get_by_role("button", name="Use these settings").click()
+    until(lambda: tab.get_by_label("Prompt").input_value() == "a red square")
+    assert tab.get_by_label("Seed").input_value() == "77"
+
+
+@pytest.fixture(scope="module")
+def animating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("animating")
+    with serving(folder, "--model", "demo-i2v", LONGTAKE_API_KEY=KEY) as running:
+        yield running
+
+
+@pytest.mark.parametrize("width", [390])
+def test_a_key_and_a_picture_on_a_phone(browser: Any, animating: Server, width: int) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), (20, 20, 90)).save(picture, "PNG")
+    with TabOf(browser, animating, width) as page:
+        page.wait_for_url("**/login")
+        page.get_by_label("API key").fill("nonsense")
+        page.get_by_role("button", name="Open").click()
+        page.get_by_role("alert").wait_for()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_role("button", name="Open").click()
+        page.get_by_label("Prompt").wait_for()
+        page.get_by_label("Prompt").fill("a red circle moving right")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("animates a picture").wait_for()
+        chooser = page.get_by_label("Picture to animate")
+        chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("is no picture in PNG, JPEG or WebP").wait_for()
+        content = picture.getvalue()
+        chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
+        page.get_by_role("img", name="the picture").wait_for()
+        page.get_by_role("button", name="Generate").click()
+        name = video_of(page)
+        page.locator("video").wait_for(timeout=60_000)
+        photographed(page, "picture")
+        kept = list((animating.folder / "pictures").glob(f"{name}-*"))
+        assert [each.read_bytes() for each in kept] == [content]
+        page.reload()  # and once more, with the picture that is there already
+        page.locator("video").wait_for()
+        until(lambda: page.get_by_label("Prompt").input_value() != "")
+        begun = time.monotonic()
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_url(lambda url: name not in url)
+        again = video_of(page)
+        page.locator("video").wait_for(timeout=60_000)
+        assert again != name
+        assert time.monotonic() - begun < 60
