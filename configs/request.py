@@ -37,7 +37,7 @@ class PromptTemplate(Declared):
         crop_start: tokens of the template in front of the prompt, dropped once encoded.
     """
 
-    template: str
+    template: Annotated[str, Field(max_length=10_000)]
     crop_start: Annotated[int, Field(ge=0)]
 
     @field_validator("template")

@@ -20,7 +20,7 @@ _SHAPES_KEPT = 1000
 
 _NOT_PLANNED: dict[str, Any] = {
     **dict.fromkeys(("prompt", "negative_prompt"), ""),
-    **dict.fromkeys(("image", "image_sha256", "sigmas")),
+    **dict.fromkeys(("image", "image_sha256", "sigmas", "prompt_template")),
     "seed": 0,
 }
 """What of a request no plan depends on, and each of a batch's has for itself."""

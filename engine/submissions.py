@@ -9,6 +9,8 @@ from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import JobStore
 from longtake.errors import RequestError
 
+DOOR = "serve"
+_OF_DOOR = f"(source='{DOOR}' OR source LIKE '{DOOR} %')"
 _ENDED = "state NOT IN ('queued', 'running')"
 
 
@@ -20,14 +22,16 @@ class OtherRequestError(RequestError):
     """An id that names another request already."""
 
 
+class BeingDeletedError(RequestError):
+    """An id whose job was deleted, and whose files are still there."""
+
+
 class Submissions(JobStore):
     """The jobs that came through one door, whose sources begin with its name.
 
     Args:
         As :class:`JobStore`.
     """
-
-    door = "serve"
 
     def add(
         self, job: NewJob, now: float, *, most_waiting: int, most_of_source: int
@@ -45,11 +49,14 @@ class Submissions(JobStore):
         Raises:
             QueueFullError: no more may wait.
             OtherRequestError: the id is that of another job.
+            BeingDeletedError: it was that of one which is not gone yet.
         """
         with self._database.transaction() as database:
             known = self._select(database, "id=?", job.id)
             if known and known[0].fingerprint == job.fingerprint and not known[0].deleted:
                 return known[0], False
+            if known and known[0].deleted:
+                raise BeingDeletedError(f"{job.id} was deleted a moment ago: try again")
             if known:
                 raise OtherRequestError(f"{job.id} is that of another request: choose another")
             waiting = database.execute(
@@ -71,43 +78,44 @@ class Submissions(JobStore):
         """Have an engine take on what waits for an earlier one of the same model; what waits for
         another model fails.
 
+        Args:
+            model: as jobs have it: a name, @, and what tells it from others of its name.
+
         Returns:
             How many failed.
         """
         with self._database.transaction() as database:
             left = self._select(
                 database,
-                f"source LIKE ? AND engine<>? AND NOT {_ENDED}",
-                f"{self.door}%",
+                f"{_OF_DOOR} AND engine<>? AND NOT {_ENDED}",
                 engine,
             )
             others = [job for job in left if job.model != model]
             for job in left:
                 database.execute("UPDATE jobs SET engine=? WHERE id=?", (engine, job.id))
             for job in others:
-                error = f"it waited for the model {job.model}, and {model} is served: send it again"
+                asked, served = (each.partition("@")[0] for each in (job.model, model))
+                other = f"{served} is served" if asked != served else "its weights are others now"
+                error = f"it waited for the model {asked}, and {other}: send it again"
                 self._end(database, job.id, "failed", now, error=error)
             return len(others)
 
     def found(self, name: str) -> JobRecord | None:
         """One job of this door; None if there is none, or if it was deleted."""
         with self._database.reading() as database:
-            jobs = self._select(
-                database, "id=? AND deleted=0 AND source LIKE ?", name, f"{self.door}%"
-            )
+            jobs = self._select(database, f"id=? AND deleted=0 AND {_OF_DOOR}", name)
             return jobs[0] if jobs else None
 
     def page(
-        self, after: JobRecord | None, limit: int, *, newest_first: bool
+        self, after: int | None, limit: int, *, newest_first: bool
     ) -> tuple[list[JobRecord], bool]:
-        """So many jobs of this door, behind one of them, and whether there are more."""
+        """So many jobs of this door, behind a position, and whether there are more."""
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
-        behind = "" if after is None else f"AND position {sign} {after.position} "
+        behind = "" if after is None else f"AND position {sign} {int(after)} "
         with self._database.reading() as database:
             jobs = self._select(
                 database,
-                f"deleted=0 AND source LIKE ? {behind}ORDER BY position {order} LIMIT ?",
-                f"{self.door}%",
+                f"deleted=0 AND {_OF_DOOR} {behind}ORDER BY position {order} LIMIT ?",
                 limit + 1,
             )
         return jobs[:limit], len(jobs) > limit
@@ -122,6 +130,8 @@ class Submissions(JobStore):
     def delete(self, name: str, now: float) -> None:
         """Nobody asks for a job any more; if it has not ended it is cancelled. See :meth:`gone`."""
         with self._database.transaction() as database:
+            if not self._select(database, "id=?", name):
+                return
             self.cancel([name], now)
             database.execute("UPDATE jobs SET deleted=1 WHERE id=?", (name,))
 
@@ -131,8 +141,7 @@ class Submissions(JobStore):
         with self._database.reading() as database:
             return self._select(
                 database,
-                f"source LIKE ? AND {_ENDED} AND (deleted=1 OR ended_at<?)",
-                f"{self.door}%",
+                f"{_OF_DOOR} AND {_ENDED} AND (deleted=1 OR ended_at<?)",
                 ended_before,
             )
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import typing
 
+_MOST_SAID = 8
+"""Fields that one message names."""
+
 
 class LongtakeError(Exception):
     """Anything that longtake raises on purpose."""
@@ -90,7 +93,8 @@ def one_line(error: BaseException) -> str:
         found = list(details())
         # of a list with a wrong value pydantic also says that it is too short without it
         said = [detail for detail in found if detail["type"] != "too_short"] or found
-        return "; ".join(_field_error(detail) for detail in said)
+        more = [f"and {len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
+        return "; ".join([_field_error(detail) for detail in said[:_MOST_SAID]] + more)
     words = " ".join(str(error).split())
     return words or type(error).__name__
 

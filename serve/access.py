@@ -74,7 +74,7 @@ class Access:
         if method in _NO_CHANGE:
             return True
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _host_of(origin) != host.lower():
             return False
         return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
@@ -97,4 +97,11 @@ def _label(key: str) -> str:
 
 def _without_port(host: str) -> str:
     name, _, port = host.rpartition(":")
-    return name if name and port.isdigit() else host
+    return (name if name and port.isdigit() else host).lower().removesuffix(".")
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""

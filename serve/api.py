@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,11 +15,11 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 import longtake
 from longtake.engine.job_records import JobRecord
-from longtake.engine.submissions import QueueFullError
+from longtake.engine.submissions import BeingDeletedError, QueueFullError
 from longtake.errors import EngineError, RefusedInputError
 from longtake.serve.asked import refused
 from longtake.serve.events import events_of
@@ -29,24 +30,31 @@ from longtake.serve.openapi import CONTENT, CREATE, ERRORS, EVENTS, METRICS, VID
 from longtake.serve.problems import Problem, error_answer
 from longtake.serve.service import VideoService
 
+OUT_OF_ORDER = "the queue cannot be used at the moment: try again later"
 _MOST_FIELDS = 64
 _MOST_TEXT = 512 * 1024
 _LONGEST_KEY = 255
+_RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})(, ?(\d{1,18}-\d{0,18}|-\d{1,18})){0,15}")
 _MEDIA = {".mp4": "video/mp4", ".safetensors": "application/octet-stream"}
 
 
-def api_of(service: VideoService) -> FastAPI:
-    """The application, without a page; it starts and closes the service."""
+def api_of(service: VideoService, page: FastAPI | None = None) -> FastAPI:
+    """The application; it starts and closes the service, and a page with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.start)
         try:
-            yield
+            if page is None:
+                yield
+            else:
+                async with page.router.lifespan_context(page):
+                    yield
         finally:
             await run_in_threadpool(service.close)
 
     app = FastAPI(
+        redirect_slashes=False,
         title="longtake",
         version=longtake.__version__,
         summary="Videos from diffusion transformers, as OpenAI's videos API has them",
@@ -77,9 +85,13 @@ def _add_errors(app: FastAPI) -> None:
         name = str(first["loc"][-1])
         return error_answer(400, f"{name}: {first['msg']}", param=name)
 
+    @app.exception_handler(RefusedInputError)
+    async def refusal(request: Request, error: RefusedInputError) -> Response:
+        return error_answer(400, str(error))
+
     @app.exception_handler(EngineError)
     async def failed(request: Request, error: EngineError) -> Response:
-        return error_answer(503, "the queue cannot be used at the moment: try again later")
+        return error_answer(503, OUT_OF_ORDER)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
@@ -112,7 +124,7 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
             raise Problem(400, f"limit={limit} must be 1 to 100", param="limit")
         if order not in ("asc", "desc"):
             raise Problem(400, f"order={order[:60]!r} must be asc or desc", param="order")
-        last = None if after is None else service.store.found(after)
+        last = None if after is None else service.position_of(after)
         if after is not None and last is None:
             raise Problem(400, f"after={after[:80]!r} is no video", param="after")
         jobs, more = service.store.page(last, limit, newest_first=order == "desc")
@@ -142,9 +154,12 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
 
     @app.head("/v1/videos/{video_id}/content", response_model=None, include_in_schema=False)
     @app.get("/v1/videos/{video_id}/content", response_class=Response, responses=CONTENT)
-    def content(video_id: str, variant: str = "video", index: int = 0) -> Response:
+    def content(
+        request: Request, video_id: str, variant: str = "video", index: int = 0
+    ) -> Response:
         """A video's file, or parts of it; or pictures of it."""
         job = found(video_id)
+        _drop_odd_range(request)
         if variant in ("thumbnail", "spritesheet"):
             return _pictures(service, job, variant)
         if variant != "video":
@@ -173,10 +188,8 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
     async def events(video_id: str, request: Request) -> Response:
         """Every finished step and phase, as server-sent events."""
         job = await run_in_threadpool(found, video_id)
-        last = request.headers.get("last-event-id", "")
-        begin = int(last) + 1 if last.isascii() and last.isdecimal() and len(last) < 10 else 0
         return StreamingResponse(
-            events_of(service, job, begin),
+            events_of(service, job, request.headers.get("last-event-id", "")),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -195,11 +208,13 @@ def _add_state(app: FastAPI, service: VideoService) -> None:
             raise Problem(404, f"there is no model {model[:80]!r}", code="model_not_found")
         return JSONResponse(_model(service))
 
+    @app.head("/health", response_model=None, include_in_schema=False)
     @app.get("/health", response_model=None)
     async def health() -> Response:
         """That the server is alive."""
         return JSONResponse({"status": "ok"})
 
+    @app.head("/ready", response_model=None, include_in_schema=False)
     @app.get("/ready", response_model=None)
     async def ready() -> Response:
         """Whether the model is loaded."""
@@ -231,6 +246,8 @@ def _created(
         raise Problem(
             429, str(error), code="queue_full", headers={"retry-after": str(wait_s)}
         ) from error
+    except BeingDeletedError as error:
+        raise Problem(409, str(error), param="Idempotency-Key", code="conflict") from error
     except RefusedInputError as error:
         raise Problem.of(refused(error, values)) from error
 
@@ -240,14 +257,15 @@ async def _sent(request: Request) -> AsyncIterator[tuple[dict[str, Any], bytes |
     """What a request holds, of a JSON object or of a form, and its file."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        limits = {"max_fields": _MOST_FIELDS, "max_part_size": _MOST_TEXT}
         try:
-            form = await request.form(
-                max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_TEXT
-            )
-        except (MultiPartException, HTTPException) as error:
-            if isinstance(error, Problem):
-                raise
-            message = getattr(error, "message", None) or str(getattr(error, "detail", error))
+            if kind == "multipart/form-data":
+                parts = _InMemory(request.headers, request.stream(), max_files=1, **limits)
+                form = await parts.parse()
+            else:
+                form = await FormParser(request.headers, request.stream(), **limits).parse()
+        except (MultiPartException, KeyError) as error:  # KeyError: no boundary is named
+            message = getattr(error, "message", "it has no boundary")
             raise Problem(400, f"the form cannot be read: {message}") from error
         try:
             yield await _of_form(form)
@@ -273,7 +291,7 @@ async def _of_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
             if name != "input_reference":
                 raise Problem(400, "a file can be input_reference alone", param=name[:60])
             upload = await value.read()
-        elif name.endswith("[]"):
+        elif name.endswith("[]") and isinstance(values.get(name[:-2], []), list):
             values.setdefault(name[:-2], []).append(value)
         elif name in values:
             raise Problem(400, f"{name[:60]!r} is there twice", param=name[:60])
@@ -282,8 +300,23 @@ async def _of_form(form: FormData) -> tuple[dict[str, Any], bytes | None]:
     return values, upload
 
 
+class _InMemory(MultiPartParser):
+    """A form whose file stays in memory: nothing is written outside the server's folder."""
+
+    spool_max_size = 2**30
+
+
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+def _drop_odd_range(request: Request) -> None:
+    """A range that is none is as if it were not there (RFC 9110, 14.2)."""
+    given = request.headers.get("range", "bytes=0-")
+    pairs = re.findall(r"(\d+)-(\d+)", given)
+    if not _RANGE.fullmatch(given) or any(int(first) > int(last) for first, last in pairs):
+        headers = request.scope["headers"]
+        request.scope["headers"] = [(name, value) for name, value in headers if name != b"range"]
 
 
 def _pictures(service: VideoService, job: JobRecord, variant: str) -> Response:

@@ -25,6 +25,7 @@ OWN_FIELDS = tuple(name for name in VideoRequest.model_fields if name not in NOT
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 _DATA_URL = re.compile(r"data:image/[a-z.+-]{1,40};base64,", re.ASCII)
 _LONGEST_LIST = 10_000
+_MOST_FIELDS = 64
 
 
 class FieldError(RequestError):
@@ -66,6 +67,8 @@ def asked_of(values: Mapping[str, Any], upload: bytes | None, model: str, spec: 
     Raises:
         FieldError: a field cannot be as it is.
     """
+    if len(values) > _MOST_FIELDS:
+        raise FieldError(f"{len(values)} fields: {_MOST_FIELDS} at most")
     given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in (*OWN_FIELDS, *OF_OPENAI):
@@ -98,7 +101,7 @@ def refused(error: RefusedInputError, values: Mapping[str, Any]) -> FieldError:
     named = re.match(r"(\w+)=", message)
     param = named[1] if named else None
     if param == "image":
-        message = re.sub(r"^image='[^']*'", "input_reference", message)
+        message = re.sub(r"""^image=(?:'[^']*'|"[^"]*")""", "input_reference", message)
         param = "input_reference"
     elif param in ("height", "width") and values.get("size") is not None:
         param = "size"
@@ -124,6 +127,8 @@ def _unfolded(name: str, value: Any) -> Any:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise FieldError(f"{name}={value[:60]!r} must be JSON", name) from error
+    if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+        raise FieldError(f"{name} has {len(value)} fields: {_MOST_FIELDS} at most", name)
     if listed and isinstance(value, list) and len(value) > _LONGEST_LIST:
         raise FieldError(f"{name} has {len(value)} values: {_LONGEST_LIST} at most", name)
     return value

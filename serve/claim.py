@@ -9,7 +9,7 @@ from types import TracebackType
 
 from longtake.engine.job_records import JobRecord
 from longtake.engine.jobs import LEASE_S, ClaimLostError, JobStore
-from longtake.errors import EngineError, Stopped
+from longtake.errors import LongtakeError, Stopped
 from longtake.pipelines.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Claim:
         self._clock = clock
         self._stop = stop
         self._progress = Progress("")
-        self._steps_done = 0
+        self._steps_done = job.steps_done
         self._renewed_at = clock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, daemon=True)
@@ -87,7 +87,7 @@ class Claim:
             except ClaimLostError:
                 self.lost = True
                 return
-            except EngineError as error:  # a full disk, say: there may be room before long
+            except LongtakeError as error:  # a full disk, say: there may be room before long
                 if self._clock() - self._renewed_at > LEASE_S / 2:
                     logger.warning("%s: %s", self.job.id, error)
                     self._renewed_at = self._clock()

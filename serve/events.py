@@ -19,27 +19,31 @@ _LOOK_AGAIN_S = 1.0
 _SIGN_OF_LIFE_S = 15.0
 
 
-async def events_of(service: VideoService, job: JobRecord, begin: int) -> AsyncIterator[bytes]:
-    """First the video; then, from number ``begin`` on, what happened and happens; last the video
-    as it ended: ``completed``, ``failed``, ``cancelled`` or ``deleted``.
+async def events_of(service: VideoService, job: JobRecord, last: str) -> AsyncIterator[bytes]:
+    """First the video; then what happened and happens; last the video as it ended: ``completed``,
+    ``failed``, ``cancelled`` or ``deleted``.
 
     Progress that this process did not see, of an earlier attempt say, is not told again.
+
+    Args:
+        last: id of the last event that the client has; of another attempt, or empty, it has none.
     """
-    told, sent_at = begin, time.monotonic()
-    course_told = None
+    told, sent_at = 0, time.monotonic()
+    course_told, attempt = None, 0
     yield _event("video", video_object(service, job))
-    news = service.live.follow()
+    news = service.live.follow(job.id)
     try:
         state = job.state
-        while True:
+        while not service.live.stopping:
             news.clear()
             now = await run_in_threadpool(service.store.found, job.id)
             course = service.live.course(job.id)
             if course is not course_told:  # another attempt, which begins to count anew
-                told, course_told = (begin if course_told is None else 0), course
+                attempt = job.claims if now is None else now.claims
+                told, course_told = _number_after(last, attempt), course
             for number in range(told, len(course.events) if course is not None else 0):
                 assert course is not None
-                yield _event("progress", _told(job, course.events[number]), number)
+                yield _event("progress", _told(job, course.events[number]), f"{attempt}-{number}")
                 told, sent_at = number + 1, time.monotonic()
             if now is None:
                 yield _event("deleted", {"id": job.id, "object": "video.deleted", "deleted": True})
@@ -73,6 +77,12 @@ def _told(job: JobRecord, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _event(kind: str, content: dict[str, Any], number: int | None = None) -> bytes:
-    numbered = "" if number is None else f"id: {number}\n"
+def _number_after(last: str, attempt: int) -> int:
+    of, _, number = last.partition("-")
+    known = of == str(attempt) and number.isascii() and number.isdecimal() and len(number) < 10
+    return int(number) + 1 if known else 0
+
+
+def _event(kind: str, content: dict[str, Any], name: str | None = None) -> bytes:
+    numbered = "" if name is None else f"id: {name}\n"
     return f"{numbered}event: {kind}\ndata: {json.dumps(content)}\n\n".encode()

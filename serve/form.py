@@ -19,6 +19,8 @@ FIELDS = (
     "guidance_scale",
     "flow_shift",
 )
+_FRAMES = "frames"
+"""What tells a number of them from seconds."""
 AS_THE_PICTURE = "as the picture"
 
 
@@ -47,16 +49,16 @@ class Form:
         return [(shown, size) for size, shown in {**first, **found}.items()]
 
     def lengths(self) -> list[tuple[str, str]]:
-        """Lengths to choose from: what is shown, and a number of frames."""
+        """Lengths to choose from: what is shown, and so many frames."""
         most, multiple = self._spec.defaults.num_frames, self._spec.frames_multiple
         parts = {most, *((most - 1) * part // 4 // multiple * multiple + 1 for part in (1, 2, 3))}
         frames = sorted(count for count in parts if count > self._spec.dropped_frames)
-        return [(self._seconds(count), str(count)) for count in frames]
+        return [(self._seconds(count), f"{count} {_FRAMES}") for count in frames]
 
     @property
     def default_length(self) -> str:
-        """The model's own, as a number of frames."""
-        return str(self._spec.defaults.num_frames)
+        """The model's own."""
+        return f"{self._spec.defaults.num_frames} {_FRAMES}"
 
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
         """The fields of a form, in its order, as a client of the API would send them."""
@@ -65,9 +67,11 @@ class Form:
         if form["size"] and form["size"] != AS_THE_PICTURE:
             asked["size"] = str(form["size"]).replace(" ", "").replace("×", "x")
         if form["length"]:
-            known = {frames for _, frames in self.lengths()}
-            text = str(form["length"]).strip()
-            asked["num_frames" if text in known else "seconds"] = text.removesuffix("s").strip()
+            number, _, unit = str(form["length"]).strip().partition(" ")
+            if unit == _FRAMES:
+                asked["num_frames"] = number
+            else:
+                asked["seconds"] = number.removesuffix("s")
         for name in FIELDS[3:]:
             if form[name] not in (None, ""):
                 asked[name] = form[name].strip() if isinstance(form[name], str) else form[name]
@@ -80,12 +84,10 @@ class Form:
             size = self.sizes()[0][1]
             steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
             return ["", size, self.default_length, "", steps, guidance, ""]
-        frames, known = str(request.num_frames), {count for _, count in self.lengths()}
-        shown = request.num_frames - self._spec.dropped_frames
         return [
             request.prompt,
             f"{request.width}x{request.height}",
-            frames if frames in known else f"{shown / request.fps:g}",
+            f"{request.num_frames} {_FRAMES}",
             str(request.seed),
             request.num_inference_steps,
             request.guidance_scale,

@@ -27,12 +27,12 @@ class Course:
     Attributes:
         events: every step, tile and phase, in order.
         picture: the frames so far, in small, as a JPEG.
-        steps_done: of denoising.
+        steps_done: of denoising; None before it begins.
     """
 
     events: list[Progress] = field(default_factory=list)
     picture: bytes = b""
-    steps_done: int = 0
+    steps_done: int | None = None
 
     @property
     def now(self) -> Progress:
@@ -45,13 +45,25 @@ class Live(Watcher):
 
     Args:
         rendered: is told of each job whose videos have their names, and what they cost.
+        ended: is told of each state in which a job ends.
+
+    Attributes:
+        stopping: nobody is to follow any more.
+        last: what the last video cost.
+        said: the last note.
     """
 
-    def __init__(self, rendered: Callable[[JobRecord, Metadata], None]) -> None:
+    def __init__(
+        self,
+        rendered: Callable[[JobRecord, Metadata], None],
+        ended: Callable[[State], None],
+    ) -> None:
         self._rendered = rendered
+        self._ended = ended
+        self.stopping = False
         self._lock = threading.Lock()
         self._courses: OrderedDict[str, Course] = OrderedDict()
-        self._followers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._followers: dict[asyncio.Event, tuple[str, asyncio.AbstractEventLoop]] = {}
         self.last: Metadata | None = None
         self.said = ""
 
@@ -68,7 +80,7 @@ class Live(Watcher):
                 course.steps_done = progress.done
             if not course.events or course.events[-1] != progress:
                 course.events.append(progress)
-        self._wake()
+        self.wake(job)
 
     def state(self, job: str, state: State, text: str) -> None:
         """A job is in another state."""
@@ -77,9 +89,11 @@ class Live(Watcher):
                 self._courses[job] = Course()
                 while len(self._courses) > _ENDED_KEPT:
                     self._courses.popitem(last=False)
+        if state in ("done", "failed", "cancelled"):
+            self._ended(state)
         if text:
             logger.info("%s is %s: %s", job, state, text)
-        self._wake()
+        self.wake(job)
 
     def note(self, text: str) -> None:
         """Something that is worth a line."""
@@ -91,19 +105,19 @@ class Live(Watcher):
         with self._lock:
             if course := self._courses.get(job):
                 course.picture = picture
-        self._wake()
+        self.wake(job)
 
     def rendered(self, job: JobRecord, metadata: Metadata) -> None:
         """A job's videos have their names."""
         self.last = metadata
         self._rendered(job, metadata)
 
-    def follow(self) -> asyncio.Event:
-        """An event of the running loop that is set whenever something is new, until
+    def follow(self, job: str) -> asyncio.Event:
+        """An event of the running loop that is set whenever something is new of a job, until
         :meth:`leave`."""
         event = asyncio.Event()
         with self._lock:
-            self._followers[event] = asyncio.get_running_loop()
+            self._followers[event] = job, asyncio.get_running_loop()
         return event
 
     def leave(self, event: asyncio.Event) -> None:
@@ -111,9 +125,20 @@ class Live(Watcher):
         with self._lock:
             self._followers.pop(event, None)
 
-    def _wake(self) -> None:
+    def stop(self) -> None:
+        """All who follow go away."""
+        self.stopping = True
         with self._lock:
-            followers = list(self._followers.items())
+            jobs = {job for job, _ in self._followers.values()}
+        for job in jobs:
+            self.wake(job)
+
+    def wake(self, job: str) -> None:
+        """Something is new of a job."""
+        with self._lock:
+            followers = [
+                (event, loop) for event, (name, loop) in self._followers.items() if name == job
+            ]
         for event, loop in followers:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(event.set)

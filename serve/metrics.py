@@ -70,6 +70,12 @@ class Metrics:
             "Videos that went on from a snapshot",
             registry=self._registry,
         )
+        self._ended = Counter(
+            "longtake_videos",
+            "Videos that ended: done, failed or cancelled",
+            ("state",),
+            registry=self._registry,
+        )
         self._registry.register(_OfTheQueue(service))
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -78,6 +84,10 @@ class Metrics:
     def answered(self, method: str, route: str, status: int) -> None:
         """A request was."""
         self._requests.labels(method, route, str(status)).inc()
+
+    def ended(self, state: str) -> None:
+        """A job is done, failed, or was cancelled while it ran."""
+        self._ended.labels(state).inc()
 
     def rendered(self, job: JobRecord, metadata: Metadata) -> None:
         """A job is done."""
@@ -94,6 +104,7 @@ class Metrics:
         for stage, seconds in metadata.seconds.items():
             if stage not in _NOT_STAGES:
                 self._stage_s.labels(stage).inc(seconds)
+        self._memory.clear()  # ranks may be fewer now
         for rank in metadata.ranks:
             for stage, sent in rank.bytes_sent.items():
                 self._bytes.labels(stage).inc(sent)
@@ -113,7 +124,8 @@ class _OfTheQueue(Collector):
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        counts = Counts(job.state for job in self._service.store.unfinished_jobs())
+        jobs = self._service.store.unfinished_jobs()
+        counts = Counts(job.state for job in jobs if not job.deleted)
         yield GaugeMetricFamily("longtake_queue_depth", "Videos that wait", counts["queued"])
         yield GaugeMetricFamily("longtake_videos_running", "Videos on the ranks", counts["running"])
         ready = GaugeMetricFamily("longtake_ready", "Whether the model is loaded")

@@ -31,6 +31,11 @@ _SETTINGS = (
 )
 
 
+def name_of(job: JobRecord) -> str:
+    """The model that was asked for, without what tells it from others of its name."""
+    return job.model.partition("@")[0]
+
+
 def status_of(job: JobRecord) -> str:
     """queued, in_progress, completed or failed."""
     return _STATUS[job.state]
@@ -54,11 +59,12 @@ def video_object(service: VideoService, job: JobRecord) -> dict[str, Any]:
     """A job as clients see it. No path of the server is in it."""
     request = job.request
     frames = service.engine.num_frames_of(request)
+    left = None if job.ended else service.seconds_left(job)
     ended_at = None if job.ended_at is None else int(job.ended_at)
     return {
         "id": job.id,
         "object": "video",
-        "model": job.model,
+        "model": name_of(job),
         "status": status_of(job),
         "progress": progress_of(service, job),
         "created_at": int(job.queued_at),
@@ -72,7 +78,7 @@ def video_object(service: VideoService, job: JobRecord) -> dict[str, Any]:
         "remixed_from_video_id": None,
         **{name: getattr(request, name) for name in _SETTINGS},
         "steps_done": steps_done(service, job),
-        "estimated_seconds": None if job.ended else round(service.seconds_left(job), 1),
+        "estimated_seconds": None if left is None else round(left, 1),
     }
 
 

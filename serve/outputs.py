@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def steps_kept(folder: Path, job: JobRecord) -> int:
     except UnusableSnapshotError:
         return 0
     return 0 if found is None else found.state.steps_done
+
+
+def sweep_partials(folder: Path, job: JobRecord) -> None:
+    """Remove what earlier attempts of a job left under names that are not whole."""
+    path = folder / job.output
+    pattern = f".*.{key_of(job.id)}-*.partial*"
+    for left in [*path.parent.glob(pattern), *path.glob(pattern)]:
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def sweep(store: JobStore) -> None:

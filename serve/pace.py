@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from contextlib import suppress
 
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.engine import VideoEngine
 from longtake.engine.submissions import Submissions
+from longtake.errors import RefusedInputError
 from longtake.pipelines.progress import Progress
 
 _LAST = 20
@@ -19,14 +21,15 @@ class Pace:
     Args:
         engine: that predicts.
         store: of jobs, some of which may be done.
+        digest: of the engine; jobs of others say nothing.
     """
 
-    def __init__(self, engine: VideoEngine, store: Submissions) -> None:
+    def __init__(self, engine: VideoEngine, store: Submissions, digest: str) -> None:
         self._layouts = engine.layouts
         self._ratios: deque[float] = deque(maxlen=_LAST)
         jobs, _ = store.page(None, _LAST, newest_first=True)
         for job in reversed(jobs):
-            if job.state == "done" and job.claims == 1 and job.seconds:
+            if job.engine == digest and job.state == "done" and job.claims == 1:
                 self.took(job.request, sum(job.seconds.values()))
 
     @property
@@ -35,21 +38,28 @@ class Pace:
 
     def took(self, request: ResolvedRequest, seconds: float) -> None:
         """A video took so long."""
-        if seconds > 0:
-            self._ratios.append(seconds / self._layouts.predicted(request).rendering_s)
+        with suppress(RefusedInputError):  # other degrees are asked for since
+            predicted_s = self._layouts.predicted(request).rendering_s
+            if seconds > 0:
+                self._ratios.append(seconds / predicted_s)
 
     def seconds_of(self, request: ResolvedRequest) -> float:
         """How long one will take, once it is begun."""
         return self._ratio * self._layouts.predicted(request).rendering_s
 
-    def seconds_left(self, request: ResolvedRequest, now: Progress, steps_done: int) -> float:
-        """How long a video will take from now on.
+    def seconds_left(
+        self, request: ResolvedRequest, now: Progress, steps_done: int
+    ) -> float | None:
+        """How long a video will take from now on; None if it has no layout here.
 
         Args:
             now: where it stands; of one that waits, nowhere.
             steps_done: of its denoising.
         """
-        stages = dict(self._layouts.predicted(request).stages)
+        try:
+            stages = dict(self._layouts.predicted(request).stages)
+        except RefusedInputError:
+            return None
         del stages["load"]
         if now.phase not in ("", "loading", "text"):
             stages["text"] = 0.0

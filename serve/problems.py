@@ -7,6 +7,8 @@ from starlette.responses import JSONResponse
 
 from longtake.serve.asked import FieldError
 
+_LONGEST = 1000
+"""Letters of a message."""
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -64,5 +66,15 @@ def error_answer(
 ) -> JSONResponse:
     """An error as it is sent."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    content = {"message": message, "type": kind, "param": param, "code": code}
+    content = {
+        "message": _sendable(message),
+        "type": kind,
+        "param": param if param is None else _sendable(param),
+        "code": code,
+    }
     return JSONResponse({"error": content}, status, headers)
+
+
+def _sendable(text: str) -> str:
+    """Half of a surrogate pair, of a client's JSON, cannot be sent back."""
+    return text.encode("utf-8", "replace").decode()[:_LONGEST]

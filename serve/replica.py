@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from contextlib import suppress
@@ -29,7 +28,15 @@ from longtake.errors import (
 from longtake.pipelines.progress import Progress
 from longtake.serve.claim import Claim
 from longtake.serve.filmstrip import Filmstrip
-from longtake.serve.outputs import is_inside, key_of, rendered_as, snapshot_of, steps_kept, strip_of
+from longtake.serve.outputs import (
+    is_inside,
+    key_of,
+    rendered_as,
+    snapshot_of,
+    steps_kept,
+    strip_of,
+    sweep_partials,
+)
 
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.3
@@ -124,7 +131,7 @@ class Replica:
     def _attempt(self, claim: Claim) -> None:
         job = claim.job
         try:
-            self._sweep(job)
+            sweep_partials(self._store.folder, job)
             if rendered_as(self._store.folder, job):
                 self._done(job, {}, "it was there already")
                 return
@@ -242,16 +249,6 @@ class Replica:
         """Whether one that was no larger ran out of memory while it was decoded."""
         least = self._sparing_from_pixels
         return least is not None and _pixels(job) >= least
-
-    def _sweep(self, job: JobRecord) -> None:
-        """Remove what earlier attempts left under names that are not whole."""
-        path = self._store.folder / job.output
-        pattern = f".*.{key_of(job.id)}-*.partial*"
-        for left in [*path.parent.glob(pattern), *path.glob(pattern)]:
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
 
 
 class _NoRanksError(EngineError):

@@ -1,19 +1,42 @@
-"""A folder of one process, for what its ranks print and for files that are not whole."""
+"""What one process has for itself in a folder of outputs: a place for what its ranks print and for
+files that are not whole; and, of a server, all of it."""
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from longtake.engine.files import writing
 from longtake.engine.jobs import WORK_FOLDER
 from longtake.engine.owners import Owner
+from longtake.errors import RequestError
 
 _OWNER = "owner.json"
 _BEING_MADE_S = 60.0
+
+
+def alone_in(folder: Path) -> IO[str]:
+    """A lock on a folder, until it is closed or this process ends.
+
+    Raises:
+        RequestError: another server has it.
+    """
+    path = folder / WORK_FOLDER / "serve.lock"
+    with writing(path):
+        file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RequestError(
+            f"data_dir={str(folder)!r} is served by another process: name another folder"
+        ) from error
+    return file
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def serve(
                 server.should_exit = True
 
         service = VideoService(config, settings, how_often, end)
-        server = uvicorn.Server(_configured(service, settings))
+        server = _Server(_configured(service, settings))
+        server.stop_following = service.live.stop
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         listening(f"http://{host}:{listener.getsockname()[1]}")
         try:
@@ -70,26 +71,37 @@ def serve(
 def application_of(service: VideoService, settings: ServeConfig) -> Guard:
     """All that answers requests."""
     access = Access(settings.api_key, settings.host)
-    app = api_of(service)
-    add_login(app, access)
-    if settings.page:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while it is imported
-        from longtake.serve.web import add_page
+    page = None
+    if settings.page:  # what is in the environment is read while it is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_TEMP_DIR"] = str(service.scratch)
+        from longtake.serve.web import page_of
 
-        add_page(app, service)
+        page = page_of(service)
+    app = api_of(service, page)
+    add_login(app, access)
     return Guard(
         app,
+        page,
         access,
         most_bytes=settings.most_upload_mib * 2**20,
         timeout_s=settings.request_timeout_s,
         answered=service.metrics.answered,
+        stopping=lambda: service.live.stopping,
     )
 
 
 def _configured(service: VideoService, settings: ServeConfig) -> uvicorn.Config:
     return uvicorn.Config(
         application_of(service, settings),
-        http=type("Protocol", (_Protocol,), {"headers_s": min(15.0, settings.request_timeout_s)}),
+        http=type(
+            "Protocol",
+            (_Protocol,),
+            {
+                "headers_s": min(_Protocol.headers_s, settings.request_timeout_s),
+                "taking_s": settings.request_timeout_s,
+            },
+        ),
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -110,7 +122,7 @@ def _listener(settings: ServeConfig) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):
+        with suppress(OSError):  # what is accepted takes it over
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(1024)  # who comes before all is ready waits for it
@@ -122,10 +134,22 @@ def _listener(settings: ServeConfig) -> socket.socket:
         ) from error
 
 
+class _Server(uvicorn.Server):
+    """One that tells those who follow a video to go, before it waits for their answers to end."""
+
+    stop_following: Callable[[], None]
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.stop_following()
+        super().handle_exit(sig, frame)
+
+
 class _Protocol(H11Protocol):
-    """HTTP/1.1, of clients who send their headers within some seconds."""
+    """HTTP/1.1, of clients who send their headers, and take what is answered, within some time."""
 
     headers_s = 15.0
+    taking_s = 60.0
+    _stalled: asyncio.TimerHandle | None = None
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -143,8 +167,22 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
         self._stop_waiting()  # between two requests, how long may pass is uvicorn's to say
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.taking_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._goes_on()
+
+    def _goes_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._goes_on()
         super().connection_lost(exc)
 
     def _wait_for_headers(self) -> None:

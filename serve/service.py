@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,24 +20,25 @@ from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
-from longtake.engine.files import write_whole, writing
+from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import WORK_FOLDER
 from longtake.engine.request import resolve
 from longtake.engine.snapshot import drop_snapshot
-from longtake.engine.submissions import OtherRequestError, Submissions
+from longtake.engine.submissions import DOOR, OtherRequestError, Submissions
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video import Metadata
 from longtake.engine.video_writer import metadata_path, output_paths
 from longtake.errors import EngineError, LongtakeError, RefusedInputError, RequestError
 from longtake.pipelines.progress import Progress
-from longtake.serve.asked import FieldError, asked_of
+from longtake.serve.asked import Asked, FieldError, asked_of
 from longtake.serve.live import Live
 from longtake.serve.metrics import Metrics
-from longtake.serve.outputs import snapshot_of, strip_of, sweep
+from longtake.serve.outputs import snapshot_of, strip_of, sweep, sweep_partials
 from longtake.serve.pace import Pace
+from longtake.serve.pictures import Pictures
 from longtake.serve.replica import Replica
-from longtake.serve.scratch import scratch_folder
+from longtake.serve.scratch import alone_in, scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ _TIDY_EVERY_S = 2.0
 _FRAMES_SHOWN = 6
 _LONGEST_WAIT_S = 30.0
 _STOP_S = 60.0
+_POSITIONS_KEPT = 10_000
+"""Of deleted jobs, for clients who delete while they go through pages."""
 
 
 class VideoService:
@@ -62,7 +65,8 @@ class VideoService:
 
     Attributes:
         model: the name that clients know the model by.
-        failure: why it cannot be.
+        failure: why it cannot be loaded.
+        scratch: folder for files that are not whole, of this process alone.
 
     Raises:
         RefusedInputError: the model or the folder cannot be used.
@@ -85,6 +89,7 @@ class VideoService:
             config.model_copy(update={"image_folder": pictures}), isolated=True
         )
         self.model = config.model.rstrip("/").rpartition("/")[2] or config.model
+        self._weights = f"{self.model}@{self.engine.identity_part().split()[0][:16]}"
         self.failure: Exception | None = None
         self._how_often = how_often
         self._on_failure = on_failure
@@ -93,13 +98,15 @@ class VideoService:
             for path in (folder, folder / WORK_FOLDER, pictures):
                 with writing(path):
                     path.mkdir(parents=True, exist_ok=True)
-            opened.callback(_alone_in(folder).close)
+            opened.callback(alone_in(folder).close)
             self.store = opened.enter_context(Submissions(folder, create=True))
-            self._scratch = opened.enter_context(scratch_folder(folder))
+            self.scratch = opened.enter_context(scratch_folder(folder))
             self._opened = opened.pop_all()
-        self.pace = Pace(self.engine, self.store)
+        self.pace = Pace(self.engine, self.store, self._digest)
         self.metrics = Metrics(self)
-        self.live = Live(self._rendered)
+        self.live = Live(self._rendered, self.metrics.ended)
+        self.pictures = Pictures(pictures)
+        self._positions: OrderedDict[str, int] = OrderedDict()
         self.supervisor: Supervisor | None = None
         self._starts = 0
         self._stop = threading.Event()
@@ -144,44 +151,43 @@ class VideoService:
                 if known.fingerprint == fingerprint:
                     return known
                 raise OtherRequestError(f"{name} is that of another request: choose another")
-            return self._queued(name, asked.request, asked.picture, fingerprint, asker)
+            return self._queued(name, asked, fingerprint, asker)
         except OtherRequestError as error:
             raise FieldError(
                 "this Idempotency-Key came with another request: choose another",
                 "Idempotency-Key",
             ) from error
 
-    def _queued(
-        self, name: str, request: VideoRequest, picture: bytes | None, fingerprint: str, asker: str
-    ) -> JobRecord:
-        path = self.folder / PICTURES / f"{name}-{fingerprint[:12]}"
+    def _queued(self, name: str, asked: Asked, fingerprint: str, asker: str) -> JobRecord:
+        request, path = asked.request, None
+        if asked.picture is not None:
+            path = self.pictures.write(name, asked.picture)
+            request = request.model_copy(update={"image": path})
+        kept = None
         try:
-            if picture is not None:
-                write_whole(path, picture)
-                request = request.model_copy(update={"image": path})
             resolved = self.resolved(request)
             suffix = ".safetensors" if resolved.output_type == "latents" else ".mp4"
             job = NewJob(
                 id=name,
-                source=f"{self.store.door} {asker}".strip(),
+                source=f"{DOOR} {asker}".strip(),
                 position=0,
                 output=f"{VIDEOS}/{name}{suffix}",
                 engine=self._digest,
                 request=resolved,
                 fingerprint=fingerprint,
-                model=self.model,
+                model=self._weights,
             )
-            several = len(self.settings.api_key) > 1
             settings = self.settings
+            several = len(settings.api_key) > 1
             of_key = settings.most_waiting_per_key if several else settings.most_waiting
             queued, _ = self.store.add(
                 job, time.time(), most_waiting=settings.most_waiting, most_of_source=of_key
             )
+            kept = queued.request.image
             return queued
-        except LongtakeError:
-            if self.store.found(name) is None:
+        finally:
+            if path is not None and kept != path:  # refused, or it was there already
                 path.unlink(missing_ok=True)
-            raise
 
     def resolved(self, request: VideoRequest) -> ResolvedRequest:
         """A request with nothing left out, if it can be rendered here in the time that is allowed.
@@ -207,28 +213,31 @@ class VideoService:
         return resolved
 
     def picture_of(self, name: str) -> bytes:
-        """The picture that an earlier video began with.
+        """A picture that was sent beforehand, or that an earlier video began with.
 
         Raises:
             RequestError: it is no longer there.
         """
         job = self.store.found(name)
-        try:
-            if job is not None and job.request.image is not None:
-                return job.request.image.read_bytes()
-        except OSError:
-            pass
-        raise RequestError("the picture is no longer there: choose it again")
+        return self.pictures.read(name if job is None else job.request.image)
 
     def delete(self, job: JobRecord) -> None:
         """Cancel a job, and forget it."""
         self.store.delete(job.id, time.time())
-        self.live.state(job.id, "cancelled", "")
+        self._positions[job.id] = job.position
+        while len(self._positions) > _POSITIONS_KEPT:
+            self._positions.popitem(last=False)
+        self.live.wake(job.id)
+
+    def position_of(self, name: str) -> int | None:
+        """Where a job stands among all, or stood if it was deleted not long ago."""
+        job = self.store.found(name)
+        return self._positions.get(name) if job is None else job.position
 
     def cancel(self, job: JobRecord) -> None:
         """Cancel a job, and keep what is known of it."""
         self.store.cancel([job.id], time.time())
-        self.live.state(job.id, "cancelled", "")
+        self.live.wake(job.id)
 
     def outputs(self, job: JobRecord) -> list[Path]:
         """The videos of a job."""
@@ -243,8 +252,9 @@ class VideoService:
         """Whether the model is loaded on ranks that run."""
         return self.supervisor is not None and self.supervisor.engine.running
 
-    def seconds_left(self, job: JobRecord) -> float:
-        """How long it will take until a job is done, once those before it are."""
+    def seconds_left(self, job: JobRecord) -> float | None:
+        """How long it will take until a job is done, once those before it are; None if it cannot
+        be rendered in the layout that is asked for now."""
         now, steps_done = self.standing(job)
         return self.pace.seconds_left(job.request, now, steps_done)
 
@@ -252,13 +262,14 @@ class VideoService:
         """Where a job that has not ended stands, and its finished steps, as far as is known."""
         course = self.live.course(job.id) if job.state == "running" else None
         if course is not None:
-            return course.now, course.steps_done
+            done = job.steps_done if course.steps_done is None else course.steps_done
+            return course.now, done
         return Progress(job.phase if job.state == "running" else ""), job.steps_done
 
     def seconds_until_room(self) -> float:
         """How long it will take until one of those that wait is begun, as far as can be told."""
         running = [job for job in self.store.unfinished_jobs() if job.state == "running"]
-        return max(1.0, min(map(self.seconds_left, running), default=1.0))
+        return max(1.0, min((self.seconds_left(job) or 1.0 for job in running), default=1.0))
 
     @property
     def restarts(self) -> int:
@@ -270,15 +281,17 @@ class VideoService:
 
     def start(self) -> None:
         """Load the model and begin to work, in threads of its own."""
-        if failed := self.store.adopt(self._digest, self.model, time.time()):
+        if failed := self.store.adopt(self._digest, self._weights, time.time()):
             self.live.note(f"{failed} videos waited for another model, and failed")
         sweep(self.store)
+        self.pictures.sweep(job.request.image for job in self.store.jobs())
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         """Stop between two steps; what was begun goes on the next time."""
         self._stop.set()
+        self.live.stop()
         deadline = time.monotonic() + _STOP_S
         for thread in self._threads:
             if thread.is_alive():
@@ -292,7 +305,7 @@ class VideoService:
             self.supervisor = None
             try:
                 supervisor = Supervisor(
-                    self.engine.config, self._scratch, self.live.note, self._stop.wait
+                    self.engine.config, self.scratch, self.live.note, self._stop.wait
                 )
                 self.supervisor = supervisor
                 supervisor.start(self._loading)
@@ -306,7 +319,8 @@ class VideoService:
                     return
             except Exception as error:
                 failure = error
-                logger.exception("the ranks could not be started")
+                if not self._stop.is_set():
+                    logger.exception("the ranks could not be started")
             if failure is not None and not self._stop.is_set():
                 self.live.note(f"{failure}; it is tried again in {wait_s:.0f} s")
                 self._stop.wait(wait_s)
@@ -321,7 +335,7 @@ class VideoService:
             self._how_often,
             self.live,
             self._stop,
-            self._scratch,
+            self.scratch,
             _FRAMES_SHOWN,
         )
         replica.run()
@@ -348,37 +362,28 @@ class VideoService:
                 logger.exception("something could not be removed")
 
     def tidy(self, ended_before: float) -> None:
-        """Remove the files of jobs that were deleted or ended before a time, then the jobs."""
-        gone = self.store.gone(ended_before)
-        for job in gone:
-            for path in (*self.outputs(job), metadata_path(self.folder / job.output)):
-                path.unlink(missing_ok=True)
-            self.strip(job).unlink(missing_ok=True)
-            drop_snapshot(snapshot_of(self.folder, job))
-            for path in (self.folder / PICTURES).glob(f"{job.id}-*"):
-                path.unlink(missing_ok=True)
+        """Remove the files of jobs that were deleted or ended before a time, then the jobs; and
+        pictures for which no video was asked."""
+        gone = []
+        for job in self.store.gone(ended_before):
+            try:
+                self._remove_files(job)
+                gone.append(job)
+            except OSError as error:
+                self.live.note(f"{job.id} could not be removed: {error}")
         if gone:
             self.store.forget(gone)
+        self.pictures.drop_old()
+
+    def _remove_files(self, job: JobRecord) -> None:
+        sweep_partials(self.folder, job)
+        for path in (*self.outputs(job), metadata_path(self.folder / job.output)):
+            path.unlink(missing_ok=True)
+        self.strip(job).unlink(missing_ok=True)
+        drop_snapshot(snapshot_of(self.folder, job))
+        if job.request.image is not None:
+            self.pictures.drop(job.request.image)
 
 
 def _digest(*texts: str) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _alone_in(folder: Path) -> Any:
-    """A lock on a folder, until it is closed or this process ends.
-
-    Raises:
-        RequestError: another server has it.
-    """
-    path = folder / WORK_FOLDER / "serve.lock"
-    with writing(path):
-        file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise RequestError(
-            f"data_dir={str(folder)!r} is served by another process: name another folder"
-        ) from error
-    return file

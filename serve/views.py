@@ -119,7 +119,7 @@ class Views:
             "file": f"{job.id}{'.safetensors' if request.output_type == 'latents' else '.mp4'}",
             "percent": progress_of(service, job),
             "words": self._state(job),
-            "left": "" if job.ended else f"about {_words(self._seconds(job))} left",
+            "left": self._left(job),
             "frames": zlib.crc32(course.picture) if course and course.picture else "",
             "error": "" if error is None or job.state == "cancelled" else error["message"],
             "summary": f"{request.width} × {request.height}, {request.num_frames} frames, "
@@ -152,17 +152,20 @@ class Views:
             return f"{part} {now.done} of {now.total}"
         return _PHASES.get(now.phase, now.phase).capitalize()
 
-    def _seconds(self, job: JobRecord) -> float:
-        """Until it is there, with all before it."""
-        service = self._service
-        if job.state == "running":
-            return service.seconds_left(job)
-        before = [
-            each
-            for each in service.store.unfinished_jobs()
-            if each.state == "running" or each.position <= job.position
-        ]
-        return sum(map(service.seconds_left, before))
+    def _left(self, job: JobRecord) -> str:
+        """Until it is there, with all before it; nothing where that cannot be told."""
+        service, before = self._service, [job]
+        if job.ended:
+            return ""
+        if job.state == "queued":
+            before = [
+                each
+                for each in service.store.unfinished_jobs()
+                if each.state == "running" or each.position <= job.position
+            ]
+        seconds = [service.seconds_left(each) for each in before]
+        known = [each for each in seconds if each is not None]
+        return f"about {_words(sum(known))} left" if len(known) == len(seconds) else ""
 
 
 def _words(seconds: float) -> str:

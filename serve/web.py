@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
 from longtake.configs.request import MAX_SEED
 from longtake.engine.job_records import JobRecord
-from longtake.errors import EngineError, RefusedInputError
+from longtake.errors import EngineError, RefusedInputError, RequestError
+from longtake.serve.api import OUT_OF_ORDER
 from longtake.serve.asked import refused
 from longtake.serve.form import FIELDS, Form
+from longtake.serve.problems import error_answer
 from longtake.serve.service import VideoService
 from longtake.serve.views import Views
+
+logger = logging.getLogger(__name__)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TICK_S = 1.0
@@ -22,24 +29,34 @@ _MORE = 24
 _PICTURE = """
 <div class="lt picture"><label for="picture-file">Picture to animate (PNG, JPEG or WebP)</label>
 <input id="picture-file" type="file" accept="image/png,image/jpeg,image/webp"
- onchange="longtake.chosen(this)"><img id="picture-shown" alt="the picture" hidden></div>
+ onchange="longtake.chosen()"><img id="picture-shown" alt="the picture" hidden></div>
 """
-_READ_PICTURE = """
+_SEND_PICTURE = """
 async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
 """
+_MOST_CALLS = 64
+_SESSIONS = 200
+_MOST_SHOWN = 480
 
 
-def add_page(app: FastAPI, service: VideoService) -> None:
-    """Mount the page at the root of an application, behind all its routes."""
-    page = Page(service)
-    script = (
-        (_TEMPLATES / "page.js")
-        .read_text()
-        .replace("MOST_BYTES", str(service.settings.most_upload_mib * 2**20 * 7 // 10))
-    )
+def page_of(service: VideoService) -> FastAPI:
+    """The page as an application."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post("/picture", response_model=None)
+    async def picture(request: Request) -> Response:
+        """Keep a picture for which the page will ask for a video; Gradio never sees it."""
+        try:
+            name = await run_in_threadpool(service.pictures.send, await request.body())
+        except RefusedInputError as error:
+            return error_answer(400, str(error), param="input_reference")
+        except EngineError:
+            return error_answer(503, OUT_OF_ORDER)
+        return JSONResponse({"picture": name})
+
     gr.mount_gradio_app(
         app,
-        page.blocks(),
+        Page(service).blocks(),
         "/",
         footer_links=[],
         run_history=False,
@@ -55,8 +72,9 @@ def add_page(app: FastAPI, service: VideoService) -> None:
             font_mono=["ui-monospace", "monospace"],
         ),
         css=(_TEMPLATES / "page.css").read_text(),
-        head=f"<script>{script}</script>",
+        head=f"<script>{(_TEMPLATES / 'page.js').read_text()}</script>",
     )
+    return app
 
 
 class Page:
@@ -102,16 +120,24 @@ class Page:
                 self._submitted,
                 [picture, video, *form],
                 [video, status, told],
-                js=_READ_PICTURE,
+                js=_SEND_PICTURE,
                 concurrency_limit=4,
                 **ask,
             ).then(None, [video], js="(video) => longtake.shows(video)").then(*see, **ask)
             cancel.click(self._cancelled, [video], None, **ask).then(*see, **ask)
-            again.click(self._settings_of, [video], [picture, *form], **ask)
-            more.click(lambda count: count + _MORE, [count], [count], **ask).then(*see, **ask)
+            again.click(
+                self._settings_of,
+                [video],
+                [picture, *form],
+                js="(video) => { longtake.clear(); return [video]; }",
+                **ask,
+            )
+            more.click(self._more, [count], [count], **ask).then(*see, **ask)
             dice.click(self._form.drawn, None, fields["seed"], **ask)
             for name in ("size", "length", "num_inference_steps"):
                 fields[name].change(self._estimate, form, estimate, **ask)
+        blocks.queue(max_size=_MOST_CALLS)
+        blocks.state_session_capacity = _SESSIONS
         return blocks
 
     def _inputs(self) -> tuple[dict[str, Any], Any, Any, Any, Any]:
@@ -136,11 +162,11 @@ class Page:
             )
             dice = gr.Button("⚄ Draw", size="sm", min_width=90, scale=0)
         with gr.Accordion("More settings", open=False):
-            fields["num_inference_steps"] = gr.Slider(
-                1, 100, value=defaults.num_inference_steps, step=1, label="Steps"
+            fields["num_inference_steps"] = gr.Number(
+                defaults.num_inference_steps, label="Steps", precision=0
             )
             fields["guidance_scale"] = gr.Number(
-                defaults.guidance_scale, label="Guidance", minimum=0, step=0.5
+                defaults.guidance_scale, label="Guidance", step=0.5
             )
             fields["flow_shift"] = gr.Textbox(
                 label="Flow shift", placeholder=f"{self._service.engine.spec.flow_shift:g}"
@@ -160,6 +186,10 @@ class Page:
             return [video, *[gr.skip()] * (1 + len(FIELDS))]
         return [job.id, *self._filled(job)]
 
+    @staticmethod
+    def _more(count: int) -> int:
+        return min(_MOST_SHOWN, int(count) + _MORE)
+
     def _settings_of(self, video: str) -> list[Any]:
         return self._filled(self._found(video))
 
@@ -178,8 +208,8 @@ class Page:
                 self._views.gallery(jobs, video),
                 self._views.engine(),
             ]
-        except EngineError as error:
-            return [self._views.status(None, str(error)), *[gr.skip()] * 6]
+        except EngineError:
+            return [self._views.status(None, OUT_OF_ORDER), *[gr.skip()] * 6]
         active, done = job is not None and not job.ended, job is not None and job.ended
         now = repr((views, active, done, more))
         if now == told:
@@ -198,11 +228,9 @@ class Page:
         try:
             values = self._form.request(form)
             upload, picture = None, str(picture or "")
-            if picture.startswith("data:"):
-                values["input_reference"] = picture
-            elif picture in ("too large", "unreadable"):
-                raise RefusedInputError(f"the picture is {picture}: choose another")
-            elif picture:
+            if picture.startswith("!"):  # what the page was answered when it sent it
+                raise RequestError(picture[1:])
+            if picture:
                 upload = self._service.picture_of(picture)
             sent = request.request
             asker = (sent.scope.get("asker") if sent else "") or ""
@@ -210,7 +238,8 @@ class Page:
         except RefusedInputError as error:
             return [before, self._views.status(None, str(refused(error, values))), gr.skip()]
         except EngineError as error:
-            return [before, self._views.status(None, str(error)), gr.skip()]
+            logger.warning("%s", error)
+            return [before, self._views.status(None, OUT_OF_ORDER), gr.skip()]
         return [job.id, gr.skip(), ""]
 
     def _cancelled(self, video: str) -> None:

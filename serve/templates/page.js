@@ -1,24 +1,28 @@
-// The picture that is to be animated never passes through an upload: it goes with the form.
+// The picture that is to be animated goes to the server by itself; the form has its name there.
 window.longtake = {
-  most: MOST_BYTES,
+  input() { return document.getElementById("picture-file"); },
   async picture() {
-    const input = document.getElementById("picture-file");
-    const file = input && input.files[0];
+    const file = this.input()?.files[0];
     if (!file) return "";
-    if (file.size > this.most) return "too large";
-    return await new Promise((done) => {
-      const reader = new FileReader();
-      reader.onload = () => done(reader.result);
-      reader.onerror = () => done("unreadable");
-      reader.readAsDataURL(file);
-    });
+    try {
+      const answer = await fetch("/picture", { method: "POST", body: file });
+      const told = await answer.json();
+      return told.picture || "!" + told.error.message;
+    } catch (error) {
+      return "!the picture could not be sent: try again";
+    }
   },
-  chosen(input) {
+  chosen() {
     const shown = document.getElementById("picture-shown");
     if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
-    const file = input.files[0];
+    const file = this.input().files[0];
     shown.hidden = !file;
     if (file) shown.src = URL.createObjectURL(file);
+  },
+  clear() {
+    if (!this.input()) return;
+    this.input().value = "";
+    this.chosen();
   },
   asked() { return new URLSearchParams(location.search).get("video") || ""; },
   shows(video) {

@@ -18,9 +18,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.errors import RankError, RequestError
+from longtake.serve.objects import video_object
 from longtake.serve.service import VideoService
 from tests.standin import GrayRanks, gray_server
 from tests.until import until
@@ -160,6 +162,7 @@ def test_what_cannot_be_rendered_is_refused_with_its_field(gray: Gray) -> None:
         (b"prompt=a", "text/plain", 415),
         (b"x", "multipart/form-data", 400),
         (b"x", "multipart/form-data; boundary=x", 400),
+        (b"prompt=a&prompt[]=b", "application/x-www-form-urlencoded", 400),
         (b"--x\r\n\r\n", "multipart/form-data; boundary=x", 400),
         (b"&".join(b"a%d=1" % n for n in range(100)), "application/x-www-form-urlencoded", 400),
         (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400),
@@ -340,6 +343,7 @@ def test_one_of_several_keys_cannot_fill_the_queue(
 
 def test_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path, api_key=(KEY,), host="0.0.0.0") as (client, _):
+        until(lambda: client.get("/ready").status_code == 200)
         for path in ("/health", "/ready", "/login"):
             assert client.get(path).status_code in (200, 303)
         for path in (
@@ -401,11 +405,14 @@ def test_other_sites_and_other_names_are_refused(gray: Gray) -> None:
         {"host": "evil.example"},
         {"host": "evil.example:8000"},
         {"host": ""},
+        {"origin": "http://[x"},
         {"host": "127.0.0.1.evil.example"},
     ):
         refused(client.post("/v1/videos", json=body, headers=headers), 403)
         if "host" in headers:
             refused(client.get("/v1/videos", headers=headers), 403)
+    for host in ("LOCALHOST:8000", "localhost.", "[::1]:8000"):
+        assert client.get("/health", headers={"host": host}).status_code == 200
     same = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
     answer = client.post("/v1/videos", json=body, headers=same)
     assert answer.status_code == 200
@@ -551,3 +558,114 @@ def test_keys_of_idempotency(gray: Gray) -> None:
         assert len(names) == 1
     for key in ("", "a" * 256):
         refused(client.post("/v1/videos", json=body, headers={"Idempotency-Key": key}))
+
+
+def test_what_a_client_thinks_up_cannot_fill_the_memory_or_the_answer(gray: Gray) -> None:
+    client, _ = gray
+    keys, long = {f"k{n}": 1 for n in range(5000)}, "x" * 20_000
+    for body, param in (
+        ({"prompt": "a", **keys}, None),
+        ({"prompt": "a", "prompt_template": keys}, "prompt_template"),
+        ({"prompt": "a", "prompt_template": {"template": "{}" + long}}, "prompt_template"),
+        ({"prompt": "a", "sigmas": ["x"] * 5000}, "sigmas"),
+        ({"prompt": "a", "\ud800": 1}, "?"),
+    ):  # fmt: skip
+        answer = client.post("/v1/videos", content=json.dumps(body))
+        assert refused(answer)["param"] == param
+        assert len(answer.content) < 2000
+
+
+def test_deleting_while_going_through_pages(gray: Gray) -> None:
+    client, _ = gray
+    names = []
+    for _ in range(5):
+        answer = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1})
+        names.append(answer.json()["id"])
+        ended(client, names[-1])
+    seen: list[str] = []
+    query = "limit=2&order=asc"
+    while page := client.get(f"/v1/videos?{query}").json()["data"]:
+        for video in page:
+            assert client.delete(f"/v1/videos/{video['id']}").status_code == 200
+            seen.append(video["id"])
+        query = f"limit=2&order=asc&after={seen[-1]}"
+    assert seen == names
+
+
+def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray) -> None:
+    client, service = animating
+
+    def send() -> Any:
+        return client.post(
+            "/v1/videos",
+            data={"prompt": "a", "num_frames": "1"},
+            files={"input_reference": picture()},
+            headers={"Idempotency-Key": "once"},
+        )
+
+    first = send().json()["id"]
+    assert ended(client, first)["status"] == "completed"
+    client.delete(f"/v1/videos/{first}")
+    error = refused(send(), 409)
+    assert error["message"].endswith("was deleted a moment ago: try again")
+    service.tidy(0)
+    again = send()
+    assert again.status_code == 200
+    assert send().json()["id"] == first
+    assert ended(client, first)["status"] == "completed"
+    assert len(list((service.folder / "pictures").iterdir())) == 1
+
+
+def test_pictures_that_nobody_asked_a_video_of_go(animating: Gray) -> None:
+    _, service = animating
+    name = service.pictures.send(picture())
+    assert service.pictures.read(name) == picture()
+    for other in ("../../etc/passwd", "sent-", name + "x", "/etc/passwd", ""):
+        with pytest.raises(RequestError, match="no longer there"):
+            service.picture_of(other)
+    with pytest.raises(RequestError, match="^the picture is no picture"):
+        service.pictures.send(b"none")
+    for _ in range(70):
+        service.pictures.send(picture())
+    assert len(list((service.folder / "pictures").iterdir())) == 64
+
+
+def test_another_layout_than_jobs_were_made_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with gray_server(monkeypatch, tmp_path) as (client, _):
+        done = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+        ended(client, done)
+        GrayRanks.hold = True
+        name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+    other = EngineConfig(model="demo", devices=2, parallel=ParallelConfig(cfg_degree=2))
+    service = VideoService(other, ServeConfig(data_dir=tmp_path), SnapshotConfig())
+    try:
+        job = service.store.found(name)
+        assert job is not None
+        assert video_object(service, job)["estimated_seconds"] is None
+        assert service.store.found(done) is not None
+    finally:
+        service.close()
+
+
+def test_routes_that_are_none_say_so_as_all_others(gray: Gray) -> None:
+    client, _ = gray
+    for method, path, status in (
+        ("GET", "/v1/anything", 404),
+        ("POST", "/v1/chat/completions", 404),
+        ("PUT", "/v1/videos", 405),
+        ("GET", "/v1/videos/", 404),
+        ("POST", "/health", 405),
+    ):
+        refused(client.request(method, path), status)
+    assert client.head("/health").status_code == 200
+
+
+def test_ranges_that_are_none(gray: Gray) -> None:
+    client, _ = gray
+    name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+    ended(client, name)
+    for odd in ("bytes=a-b", "bytes=5-2", "lines=0-1", "bytes=", "bytes=--1"):
+        answer = client.get(f"/v1/videos/{name}/content", headers={"range": odd})
+        assert answer.status_code == 200, odd

@@ -45,7 +45,7 @@ def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
     if engine.spec.image is not None:
         pytest.skip("wants a picture")
     form = Form(engine)
-    values: list[Any] = ["a", "64 × 96", "3.1 s", " 7 ", 5, 2.0, "4"]
+    values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", 5, 2.0, "4"]
     asked = form.request(values)
     resolved = engine.resolve(asked_of(asked, None, "demo", engine.spec).request)
     frames = resolved.num_frames

@@ -11,7 +11,12 @@ import pytest
 
 from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import JobStore
-from longtake.engine.submissions import OtherRequestError, QueueFullError, Submissions
+from longtake.engine.submissions import (
+    BeingDeletedError,
+    OtherRequestError,
+    QueueFullError,
+    Submissions,
+)
 from tests.rendering import request
 
 NOW = 1_000_000.0
@@ -70,7 +75,7 @@ def test_pages(store: Submissions) -> None:
     added(store, "x", source="a batch's file")
     newest, more = store.page(None, 2, newest_first=True)
     assert ([each.id for each in newest], more) == (["c", "b"], True)
-    rest, more = store.page(newest[-1], 2, newest_first=True)
+    rest, more = store.page(newest[-1].position, 2, newest_first=True)
     assert ([each.id for each in rest], more) == (["a"], False)
     oldest, _ = store.page(None, 9, newest_first=False)
     assert [each.id for each in oldest] == ["a", "b", "c"]
@@ -86,7 +91,7 @@ def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
         store.delete(name, NOW)
         assert store.found(name) is None
     assert [each.id for each in store.gone(0)] == ["b"]
-    with pytest.raises(OtherRequestError):  # its files are still being written
+    with pytest.raises(BeingDeletedError):  # its files are still being written
         added(store, "a")
     assert store.renew(running, "denoising", 1, NOW)
     store.end_as_asked(running, NOW)

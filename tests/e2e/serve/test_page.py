@@ -88,7 +88,7 @@ def generate(page: Any, prompt: str, steps: int | None = None) -> str:
     page.get_by_label("Prompt").fill(prompt)
     if steps is not None:
         page.get_by_text("More settings").click()
-        page.get_by_label("number input for Steps").fill(str(steps))
+        page.get_by_label("Steps").fill(str(steps))
     page.get_by_role("button", name="Generate").click()
     return video_of(page)
 

@@ -1,0 +1,91 @@
+"""The pictures that clients sent, under names of the server's own."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from longtake.engine.files import write_whole
+from longtake.engine.picture import read_picture
+from longtake.errors import RequestError
+
+_BEFOREHAND = re.compile(r"sent-[0-9a-f]{32}", re.ASCII)
+_KEPT_S = 3600.0
+_MOST_BEFOREHAND = 64
+
+
+class Pictures:
+    """A folder of pictures.
+
+    Args:
+        folder: that is there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, job: str, content: bytes) -> Path:
+        """Keep a job's picture, beside any other that came with the same job."""
+        path = self._folder / f"{job}-{secrets.token_hex(8)}"
+        write_whole(path, content)
+        return path
+
+    def send(self, content: bytes) -> str:
+        """Keep one for which a video will be asked before long; returns its name.
+
+        Raises:
+            RequestError: it is no picture, or too large.
+        """
+        path = self._folder / f"sent-{secrets.token_hex(16)}"
+        write_whole(path, content)
+        try:
+            read_picture(path, self._folder)
+        except RequestError as error:
+            path.unlink(missing_ok=True)
+            raise RequestError(str(error).replace(f"image={str(path)!r}", "the picture")) from error
+        self.drop_old()
+        return path.name
+
+    def read(self, name: Path | str | None) -> bytes:
+        """The content of a job's picture, or of one that was sent beforehand.
+
+        Raises:
+            RequestError: it is no longer there.
+        """
+        if isinstance(name, str):
+            name = self._folder / name if _BEFOREHAND.fullmatch(name) else None
+        try:
+            if name is not None and name.parent == self._folder:
+                return name.read_bytes()
+        except OSError:
+            pass
+        raise RequestError("the picture is no longer there: choose it again")
+
+    def drop(self, path: Path) -> None:
+        """Remove a job's picture."""
+        if path.parent == self._folder:
+            path.unlink(missing_ok=True)
+
+    def drop_old(self) -> None:
+        """Remove those for which no video was asked."""
+        sent = []
+        for path in self._folder.glob("sent-*"):
+            try:
+                sent.append((path.stat().st_mtime, path))
+            except FileNotFoundError:  # another thread was faster
+                continue
+        sent.sort()
+        kept = {path for at, path in sent[-_MOST_BEFOREHAND:] if time.time() - at < _KEPT_S}
+        for _, path in sent:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def sweep(self, wanted: Iterable[Path | None]) -> None:
+        """Remove all that no job names; nothing else may use the folder meanwhile."""
+        named = set(wanted)
+        for path in self._folder.iterdir():
+            if path not in named and path.is_file():
+                path.unlink(missing_ok=True)
