@@ -35,6 +35,7 @@ _SEND_PICTURE = """
 async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
 """
 _MOST_CALLS = 64
+_AT_ONCE = 4
 _SESSIONS = 200
 _MOST_SHOWN = 480
 
@@ -121,7 +122,6 @@ class Page:
                 [picture, video, *form],
                 [video, status, told],
                 js=_SEND_PICTURE,
-                concurrency_limit=4,
                 **ask,
             ).then(None, [video], js="(video) => longtake.shows(video)").then(*see, **ask)
             cancel.click(self._cancelled, [video], None, **ask).then(*see, **ask)
@@ -136,7 +136,7 @@ class Page:
             dice.click(self._form.drawn, None, fields["seed"], **ask)
             for name in ("size", "length", "num_inference_steps"):
                 fields[name].change(self._estimate, form, estimate, **ask)
-        blocks.queue(max_size=_MOST_CALLS)
+        blocks.queue(max_size=_MOST_CALLS, default_concurrency_limit=_AT_ONCE)
         blocks.state_session_capacity = _SESSIONS
         return blocks
 
