@@ -86,7 +86,7 @@ class Body:
         self._taken = 0
 
     async def read(self, most_bytes: int) -> bytes:
-        """All of it; it is received once more then."""
+        """All of it; what is received then is what :meth:`send_on` says."""
         parts: list[bytes] = []
         while not self._whole:
             message = await self()
@@ -96,14 +96,16 @@ class Body:
             parts.append(message.get("body", b""))
             if self._taken > most_bytes:
                 raise too_large(most_bytes)
-        whole = b"".join(parts)
-        self._again = {"type": "http.request", "body": whole, "more_body": False}
-        return whole
+        return b"".join(parts)
+
+    def send_on(self, content: bytes) -> None:
+        """Have this received in the place of what was read."""
+        self._again = {"type": "http.request", "body": content, "more_body": False}
 
 
-async def checked_call(body: Body, most_bytes: int) -> Body:
-    """A call of Gradio's, of nothing but words and numbers: it takes an object for a file's name or
-    URL, and opens it before any code of ours is asked.
+async def check_call(body: Body, most_bytes: int) -> None:
+    """Let only those of Gradio's calls pass that hold nothing but words and numbers: it takes an
+    object for a file's name or URL, and opens it before any code of ours is asked.
 
     Raises:
         Problem: it is anything else.
@@ -118,7 +120,7 @@ async def checked_call(body: Body, most_bytes: int) -> Body:
         plain = False
     if not plain or not isinstance(values, list):
         raise Problem(400, "no page sends this")
-    return body
+    body.send_on(json.dumps(call).encode())  # as it was understood here, whatever else it may mean
 
 
 def too_large(most_bytes: int) -> Problem:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longtake.errors import one_line
 from longtake.serve.access import Access
-from longtake.serve.body import Body, Budget, checked_call, too_large
+from longtake.serve.body import Body, Budget, check_call, too_large
 from longtake.serve.problems import Problem
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Guard:
             return
         try:
             if answer.of_call and scope["method"] == "POST":
-                body = await checked_call(body, _MOST_OF_CALL)
+                await check_call(body, _MOST_OF_CALL)
             await self._page(scope, body, answer)
         except Problem as problem:
             await problem.answer()(scope, body, answer)
