@@ -111,7 +111,10 @@ class Page:
             shown = [status, gallery, engine, cancel, again, more, told]
             form = list(fields.values())
             load = blocks.load(
-                self._opened, [video], [video, picture, *form], js="() => [longtake.asked()]"
+                self._opened,
+                [video, picture],
+                [video, picture, *form],
+                js="() => [longtake.asked(), longtake.draft()]",
             )
             ask: dict[str, Any] = {"show_progress": "hidden", "queue": True}
             see: list[Any] = [self._seen, [video, told, count], shown]
@@ -145,7 +148,12 @@ class Page:
         defaults = self._service.engine.spec.defaults
         fields: dict[str, Any] = {}
         fields["prompt"] = gr.Textbox(
-            label="Prompt", lines=3, max_lines=8, placeholder="What to show", autofocus=True
+            label="Prompt",
+            lines=3,
+            max_lines=8,
+            placeholder="What to show",
+            autofocus=True,
+            elem_id="prompt",
         )
         if self._service.engine.spec.image is not None:
             gr.HTML(_PICTURE)
@@ -179,11 +187,13 @@ class Page:
 
     # What the elements do.
 
-    def _opened(self, video: str) -> list[Any]:
-        """The form as it was for the video that the address names."""
+    def _opened(self, video: str, draft: str) -> list[Any]:
+        """The form as it was for the video that the address names; else with the prompt that was
+        being written when the page was left."""
         job = self._found(video)
         if job is None:  # whoever is quick has begun to fill it in
-            return [video, *[gr.skip()] * (1 + len(FIELDS))]
+            prompt = draft if draft else gr.skip()
+            return [video, "", prompt, *[gr.skip()] * (len(FIELDS) - 1)]
         return [job.id, *self._filled(job)]
 
     @staticmethod

@@ -24,8 +24,12 @@ window.longtake = {
     this.input().value = "";
     this.chosen();
   },
+  draft() { return sessionStorage.getItem("prompt") || ""; },
   asked() { return new URLSearchParams(location.search).get("video") || ""; },
   shows(video) {
     if (video !== this.asked()) history.replaceState(null, "", video ? "?video=" + video : "/");
   },
 };
+document.addEventListener("input", (event) => {
+  if (event.target.closest("#prompt")) sessionStorage.setItem("prompt", event.target.value);
+});

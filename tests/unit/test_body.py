@@ -29,7 +29,7 @@ def received(body: Body) -> bytes:
         whole = b""
         while True:
             message = await body()
-            whole += message["body"]
+            whole += bytes(message["body"])
             if not message["more_body"]:
                 return whole
 

@@ -172,6 +172,15 @@ def test_everything_by_the_keyboard(tab: Any) -> None:
         assert any(name in str(each) for each in reached), (name, reached)
 
 
+def test_what_was_being_written_is_still_there_after_a_reload(tab: Any) -> None:
+    tab.get_by_text("About").wait_for()
+    tab.get_by_label("Prompt").fill("a prompt of many words")
+    tab.reload()
+    tab.wait_for_function(
+        "document.querySelector('#prompt textarea')?.value.startsWith('a prompt')"
+    )
+
+
 def test_use_these_settings(tab: Any, server: Server) -> None:
     name = server.create(prompt="a red square", seed=77, num_inference_steps=3, num_frames=5)["id"]
     server.wait(name)
