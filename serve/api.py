@@ -27,7 +27,7 @@ from longtake.serve.filmstrip import middle_of
 from longtake.serve.metrics import CONTENT_TYPE
 from longtake.serve.objects import video_object
 from longtake.serve.openapi import CONTENT, CREATE, ERRORS, EVENTS, METRICS, VIDEO
-from longtake.serve.problems import Problem, error_answer
+from longtake.serve.problems import Problem
 from longtake.serve.service import VideoService
 
 OUT_OF_ORDER = "the queue cannot be used at the moment: try again later"
@@ -77,25 +77,25 @@ def _add_errors(app: FastAPI) -> None:
         if isinstance(error, Problem):
             return error.answer()
         headers = dict(error.headers or {})
-        return error_answer(error.status_code, str(error.detail), headers=headers)
+        return Problem(error.status_code, str(error.detail), headers=headers).answer()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return error_answer(400, f"{name}: {first['msg']}", param=name)
+        return Problem(400, f"{name}: {first['msg']}", param=name).answer()
 
     @app.exception_handler(RefusedInputError)
     async def refusal(request: Request, error: RefusedInputError) -> Response:
-        return error_answer(400, str(error))
+        return Problem(400, str(error)).answer()
 
     @app.exception_handler(EngineError)
     async def failed(request: Request, error: EngineError) -> Response:
-        return error_answer(503, OUT_OF_ORDER)
+        return Problem(503, OUT_OF_ORDER).answer()
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
-        return error_answer(500, "a fault of the server, which is in its log")
+        return Problem(500, "a fault of the server, which is in its log").answer()
 
 
 def _add_videos(app: FastAPI, service: VideoService) -> None:
@@ -219,7 +219,7 @@ def _add_state(app: FastAPI, service: VideoService) -> None:
     async def ready() -> Response:
         """Whether the model is loaded."""
         if not service.ready:
-            return error_answer(503, "the model is being loaded", headers={"retry-after": "5"})
+            return Problem(503, "the model is being loaded", headers={"retry-after": "5"}).answer()
         return JSONResponse({"status": "ready", "model": service.model})
 
     @app.get("/metrics", response_class=Response, responses=METRICS)

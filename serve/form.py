@@ -77,13 +77,9 @@ class Form:
                 asked[name] = form[name].strip() if isinstance(form[name], str) else form[name]
         return asked
 
-    def values(self, request: ResolvedRequest | None) -> list[Any]:
-        """The fields of a request, in the form's order; a form that nobody touched, of none."""
-        defaults = self._spec.defaults
-        if request is None:
-            size = self.sizes()[0][1]
-            steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
-            return ["", size, self.default_length, "", steps, guidance, ""]
+    @staticmethod
+    def values(request: ResolvedRequest) -> list[Any]:
+        """The fields of a request, in the form's order."""
         return [
             request.prompt,
             f"{request.width}x{request.height}",

@@ -36,11 +36,6 @@ def name_of(job: JobRecord) -> str:
     return job.model.partition("@")[0]
 
 
-def status_of(job: JobRecord) -> str:
-    """queued, in_progress, completed or failed."""
-    return _STATUS[job.state]
-
-
 def steps_done(service: VideoService, job: JobRecord) -> int:
     """Finished steps of a job, as far as is known."""
     if job.state == "done":
@@ -65,7 +60,7 @@ def video_object(service: VideoService, job: JobRecord) -> dict[str, Any]:
         "id": job.id,
         "object": "video",
         "model": name_of(job),
-        "status": status_of(job),
+        "status": _STATUS[job.state],
         "progress": progress_of(service, job),
         "created_at": int(job.queued_at),
         "started_at": None if job.started_at is None else int(job.started_at),

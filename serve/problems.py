@@ -47,32 +47,15 @@ class Problem(HTTPException):
 
     def answer(self) -> JSONResponse:
         """As it is sent."""
-        return error_answer(
-            self.status_code,
-            self.detail,
-            param=self.param,
-            code=self.code,
-            headers=dict(self.headers or {}),
-        )
-
-
-def error_answer(
-    status: int,
-    message: str,
-    *,
-    param: str | None = None,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    """An error as it is sent."""
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    content = {
-        "message": _sendable(message),
-        "type": kind,
-        "param": param if param is None else _sendable(param),
-        "code": code,
-    }
-    return JSONResponse({"error": content}, status, headers)
+        status = self.status_code
+        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        content = {
+            "message": _sendable(self.detail),
+            "type": kind,
+            "param": self.param if self.param is None else _sendable(self.param),
+            "code": self.code,
+        }
+        return JSONResponse({"error": content}, status, self.headers)
 
 
 def _sendable(text: str) -> str:

@@ -6,9 +6,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
-from longtake.configs.request import VideoRequest
 from longtake.engine.job_records import JobRecord
 from longtake.errors import RefusedInputError
 from longtake.serve.asked import asked_of
@@ -94,12 +91,12 @@ class Views:
         asked = {**form.request(values), "prompt": "any", "seed": 0}
         spec = service.engine.spec
         try:
-            request: VideoRequest = asked_of(asked, None, service.model, spec).request
+            request = asked_of(asked, None, service.model, spec).request
             if spec.image is None:
                 resolved = service.resolved(request)
             else:
                 resolved = service.resolved_without_picture(request)
-        except (RefusedInputError, ValidationError) as error:
+        except RefusedInputError as error:
             return PAGES.get_template("status.html").render(job=None, problem=str(error))
         seconds = service.pace.seconds_of(resolved)
         size = f"{resolved.width} × {resolved.height}, {resolved.num_frames} frames"
@@ -143,8 +140,7 @@ class Views:
         if job.cancelling:
             return "Ends after this step"
         if job.state == "queued":
-            before = [each for each in self._service.store.unfinished_jobs() if each.id != job.id]
-            ahead = sum(each.state == "running" or each.position < job.position for each in before)
+            ahead = len(self._before(job))
             return f"Waiting: {ahead} before it" if ahead else "Waiting for the ranks"
         now, _ = self._service.standing(job)
         if now.phase in ("denoising", "decoding"):
@@ -154,18 +150,21 @@ class Views:
 
     def _left(self, job: JobRecord) -> str:
         """Until it is there, with all before it; nothing where that cannot be told."""
-        service, before = self._service, [job]
         if job.ended:
             return ""
-        if job.state == "queued":
-            before = [
-                each
-                for each in service.store.unfinished_jobs()
-                if each.state == "running" or each.position <= job.position
-            ]
-        seconds = [service.seconds_left(each) for each in before]
+        seconds = [self._service.seconds_left(each) for each in (*self._before(job), job)]
         known = [each for each in seconds if each is not None]
         return f"about {_words(sum(known))} left" if len(known) == len(seconds) else ""
+
+    def _before(self, job: JobRecord) -> list[JobRecord]:
+        """Those that are done before a job that waits."""
+        if job.state != "queued":
+            return []
+        return [
+            each
+            for each in self._service.store.unfinished_jobs()
+            if each.state == "running" or each.position < job.position
+        ]
 
 
 def _words(seconds: float) -> str:

@@ -17,7 +17,7 @@ from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.serve.api import OUT_OF_ORDER
 from longtake.serve.asked import refused
 from longtake.serve.form import FIELDS, Form
-from longtake.serve.problems import error_answer
+from longtake.serve.problems import Problem
 from longtake.serve.service import VideoService
 from longtake.serve.views import Views
 
@@ -50,9 +50,9 @@ def page_of(service: VideoService) -> FastAPI:
         try:
             name = await run_in_threadpool(service.pictures.send, await request.body())
         except RefusedInputError as error:
-            return error_answer(400, str(error), param="input_reference")
+            return Problem(400, str(error), param="input_reference").answer()
         except EngineError:
-            return error_answer(503, OUT_OF_ORDER)
+            return Problem(503, OUT_OF_ORDER).answer()
         return JSONResponse({"picture": name})
 
     gr.mount_gradio_app(
@@ -194,19 +194,19 @@ class Page:
         if job is None:  # whoever is quick has begun to fill it in
             prompt = draft if draft else gr.skip()
             return [video, "", prompt, *[gr.skip()] * (len(FIELDS) - 1)]
-        return [job.id, *self._filled(job)]
+        return [job.id, *self._settings_of(video)]
 
     @staticmethod
     def _more(count: int) -> int:
         return min(_MOST_SHOWN, int(count) + _MORE)
 
     def _settings_of(self, video: str) -> list[Any]:
-        return self._filled(self._found(video))
-
-    def _filled(self, job: JobRecord | None) -> list[Any]:
-        """The picture's video, and the fields of a video; those of a form nobody touched."""
-        of_picture = job.id if job is not None and job.request.image is not None else ""
-        return [of_picture, *self._form.values(None if job is None else job.request)]
+        """The video that the picture is of, and the fields; nothing of one that is gone."""
+        job = self._found(video)
+        if job is None:
+            return [gr.skip()] * (1 + len(FIELDS))
+        of_picture = job.id if job.request.image is not None else ""
+        return [of_picture, *self._form.values(job.request)]
 
     def _seen(self, video: str, told: str, count: int) -> list[Any]:
         """All that changes by itself; nothing where nothing did."""
