@@ -156,3 +156,24 @@ def test_a_checkout_without_links_does_not_build(
     assert "cannot build longtake: longtake/configs, longtake/engine" in built.stderr + built.stdout
     assert "check the repository out with links" in built.stderr + built.stdout
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_an_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Path) -> None:
+    program = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    (entry,) = tmp_path.glob("*.pth")
+    assert entry.read_text().strip() == str(checkout)  # which type checkers follow, too
+
+    # Beside the clone its folder, of the package's name, comes first on the path.
+    found = (
+        f"import site; site.addsitedir({str(tmp_path)!r})\n"
+        "import longtake, longtake.__main__, longtake.parallel\n"
+        "print(longtake.__file__)"
+    )
+    command = [sys.executable, "-S", "-c", found]
+    ran = subprocess.run(command, cwd=checkout.parent, capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == str(checkout / "longtake" / "__init__.py"), ran.stderr
