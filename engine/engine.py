@@ -272,6 +272,8 @@ class VideoEngine:
         except EngineError as error:
             error.latents = kept.all_latents if kept.all_latents.size else None
             raise
+        for warning in metadata.warnings():
+            logger.warning("%s", warning)
         return Video(kept.batch, kept.all_latents, metadata, self.writes)
 
     def render(

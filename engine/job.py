@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
@@ -97,6 +97,7 @@ class RankReport:
         steps_before: that were done by an earlier rendering, whose snapshot this one went on from.
         snapshots: that it wrote.
         snapshot_failure: why one could not be written.
+        truncated: prompts that were cut, by field: tokens "used" and "total"; of rank 0.
     """
 
     rank: int
@@ -109,3 +110,4 @@ class RankReport:
     steps_before: int = 0
     snapshots: int = 0
     snapshot_failure: str = ""
+    truncated: dict[str, dict[str, int]] = field(default_factory=dict)

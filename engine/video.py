@@ -51,6 +51,19 @@ class Metadata:
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
 
+    @property
+    def truncated(self) -> dict[str, dict[str, int]]:
+        """Prompts that were cut, by field: tokens "used" and "total"."""
+        return self.ranks[0].truncated
+
+    def warnings(self) -> list[str]:
+        """What a user should know of the rendering, a line each."""
+        return [
+            f"{name} has {count['total']} tokens, of which the first {count['used']} are used: "
+            "shorten it, or raise max_sequence_length"
+            for name, count in self.truncated.items()
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """As it is written beside a video. ``--config`` takes the file, and renders it again."""
         engine = {
@@ -69,12 +82,13 @@ class Metadata:
             **({"layout": {"taken": self.layout.name, "why": self.why}} if self.why else {}),
             "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
             **self._snapshots(),
+            **({"truncated": self.truncated} if self.truncated else {}),
             "bytes_sent": {
                 stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)
                 for stage in self.ranks[0].bytes_sent
             },
             "peak_memory_bytes": {str(rank.rank): rank.peak_memory_bytes for rank in self.ranks},
-            "ranks": [asdict(rank) for rank in self.ranks],
+            "ranks": [_measured(rank) for rank in self.ranks],
             "versions": versions(),
         }
 
@@ -90,6 +104,12 @@ class Metadata:
         if first.snapshot_failure:
             told["failure"] = first.snapshot_failure
         return {"snapshots": told}
+
+
+def _measured(rank: RankReport) -> dict[str, Any]:
+    measured = asdict(rank)
+    del measured["truncated"]  # of all ranks, beside them
+    return measured
 
 
 @dataclass

@@ -192,6 +192,10 @@ class Worker:
             peak_memory_bytes(),
             steps_before=job.steps_before,
         )
+        if world.rank == 0 and not job.from_latents:
+            assert isinstance(request, ResolvedRequest)
+            cut = self._pipeline.truncated_prompts(request)
+            own.truncated = {name: asdict(count) for name, count in cut.items()}
         if kept is not None and world.rank == 0:
             own.seconds["snapshots"] = kept.seconds
             own.snapshots, own.snapshot_failure = kept.taken, kept.failure

@@ -33,7 +33,9 @@ TALK: list[tuple[str, Any, Any]] = [
     (
         "quiet",
         Annotated[
-            bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print nothing but errors")
+            bool,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.arg(help="Print nothing but warnings and errors"),
         ],
         field(default=False),
     ),

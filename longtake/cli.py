@@ -32,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(longtake.__version__)
         return EXIT_DONE
     view = view_of(quiet=options["quiet"], as_json=options["json"])
-    level = logging.ERROR if options["quiet"] else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:
             run = importlib.import_module(f"longtake.commands.{command}").run
@@ -48,6 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         traceback.print_exc()
         return view.failed(one_line(error), type(error).__name__, EXIT_FAILED)
+
+
+def _log_handler() -> logging.Handler:
+    """Shows warnings of longtake itself, and of the loops that it runs in what they cannot handle.
+    Other libraries do not speak for the product."""
+    handler = logging.StreamHandler()
+    handler.addFilter(
+        lambda record: (
+            record.name.startswith("longtake.")
+            or (record.name.startswith(("asyncio", "uvicorn")) and record.levelno >= logging.ERROR)
+        )
+    )
+    return handler
 
 
 class _Terminated(KeyboardInterrupt):

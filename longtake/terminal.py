@@ -87,6 +87,10 @@ class View(Display, ABC):
         """Something that is worth a line, and no warning."""
         say(text, sys.stderr)
 
+    def warn(self, text: str) -> None:
+        """Something that the user did not ask for; said in every view."""
+        say(f"longtake: {text}", sys.stderr)
+
     def writing(self) -> None:
         """All frames are there."""
         self.progress(Progress("writing"))
@@ -99,7 +103,7 @@ class View(Display, ABC):
 
 
 class _Quiet(View):
-    """Nothing but errors."""
+    """Nothing but warnings and errors."""
 
     def progress(self, progress: Progress) -> None:
         pass
@@ -116,6 +120,10 @@ class _Json(View):
 
     def note(self, text: str) -> None:
         self._print({"event": "note", "text": text})
+
+    def warn(self, text: str) -> None:
+        self._print({"event": "warning", "text": text})
+        super().warn(text)
 
     def progress(self, progress: Progress) -> None:
         self._print({"event": "progress", **asdict(progress)})

@@ -24,6 +24,7 @@ from longtake.parallel.dims import CFG_AXIS
 from longtake.parallel.exchange import swap_point_to_point
 from longtake.parallel.mesh import axis_degree, axis_rank
 from longtake.pipelines.picture import Pixels
+from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tiles import TileCoder
 
@@ -218,6 +219,23 @@ class VideoPipeline(ABC):
         Raises:
             RequestError: nothing is left of the prompt once it is encoded.
         """
+
+    @abstractmethod
+    def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
+        """How much of a request's prompt :meth:`encode` uses; on rank 0 alone.
+
+        Args:
+            negative: its negative prompt.
+        """
+
+    def truncated_prompts(self, request: ResolvedRequest) -> dict[str, PromptTokens]:
+        """The prompts of a request, by field, that are longer than what is used of them; on rank 0
+        alone."""
+        names = ["prompt", *(["negative_prompt"] if request.uses_true_cfg else [])]
+        counts = {
+            name: self.prompt_tokens(request, negative=name == "negative_prompt") for name in names
+        }
+        return {name: count for name, count in counts.items() if count.used < count.total}
 
     def start(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None

@@ -205,6 +205,8 @@ class Replica:
         stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
         self._done(job, stages)
         self._watcher.rendered(job, metadata)
+        for warning in metadata.warnings():
+            self._watcher.note(f"{job.id}: {warning}")
 
     def _progress(self, claim: Claim, progress: Progress) -> None:
         self._watcher.progress(claim.job.id, progress)

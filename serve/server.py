@@ -74,6 +74,7 @@ def application_of(service: VideoService, settings: ServeConfig) -> Guard:
     page = None
     if settings.page:  # what is in the environment is read while it is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = str(service.scratch)
         from longtake.serve.web import page_of
 
@@ -104,7 +105,7 @@ def _configured(service: VideoService, settings: ServeConfig) -> uvicorn.Config:
         ),
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_config=None,
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,

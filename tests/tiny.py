@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from longtake.pipelines.hunyuan_video.text import quiet_transformers
+from longtake.pipelines.quiet import quiet_libraries
 
 TEMPLATE: dict[str, Any] = {"template": "<|begin|> describe : {} <|end|>", "crop_start": 4}
 """A template that suits the tiny vocabulary, as a model's folder may hold one."""
@@ -124,7 +124,7 @@ def save_image_to_video(
             says, which are 576.
         changes: of the transformer's configuration.
     """
-    with quiet_transformers():
+    with quiet_libraries():
         from diffusers import HunyuanVideoImageToVideoPipeline
     from transformers import CLIPImageProcessorPil
 

@@ -54,6 +54,8 @@ def write(
             files.publish(metadata.as_json())
     finally:
         view.written += [*files.published, *filter(None, [files.kept.path])]
+    for warning in metadata.warnings():
+        view.warn(warning)
     view.done(files.paths, metadata)
 
 

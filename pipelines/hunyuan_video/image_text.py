@@ -16,8 +16,9 @@ from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.configs import LlavaConfig
 from longtake.pipelines.hunyuan_video.spec import HEADER_TOKENS
-from longtake.pipelines.hunyuan_video.text import TextEncoders, quiet_transformers
+from longtake.pipelines.hunyuan_video.text import TextEncoders
 from longtake.pipelines.picture import Pixels
+from longtake.pipelines.quiet import quiet_libraries
 
 try:
     from transformers import CLIPImageProcessorPil as CLIPImageProcessor
@@ -69,16 +70,26 @@ class ImageTextEncoders(TextEncoders):
             RequestError: no token is left behind the template, or the prompt holds the token that
                 stands for the picture.
         """
-        if template is None:
-            template = _default_template()
+        template = template or self.default_template()
         pixels = self._processor(_middle(picture), return_tensors="pt").pixel_values
-        with self._on_device():
+        with self._on_device(), quiet_libraries():
             text = self._states(prompt, pixels.to(self._device), template, max_tokens, image_stride)
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             _, pooled, _ = self._pipeline.encode_prompt(
                 prompt=prompt, prompt_embeds=text, prompt_attention_mask=mask, device=self._device
             )
         return {"text": text, "pooled": pooled}
+
+    @staticmethod
+    def default_template() -> PromptTemplate:
+        """diffusers' own, whose module has transformers speak of torchvision."""
+        with quiet_libraries():
+            from diffusers.pipelines.hunyuan_video import (
+                pipeline_hunyuan_video_image2video as theirs,
+            )
+
+        own = theirs.DEFAULT_PROMPT_TEMPLATE
+        return PromptTemplate(template=own["template"], crop_start=own["crop_start"])
 
     def _states(
         self,
@@ -144,19 +155,10 @@ def _middle(picture: Pixels) -> Image.Image:
 def _image_processor(checkpoint: Checkpoint) -> Any:
     """What CLIP sees of a picture: by PIL, whether or not there is torchvision."""
     try:
-        with quiet_transformers():
+        with quiet_libraries():
             folder = checkpoint.folder / "image_processor"
             return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises anything on damaged files
         raise ModelError(
             f"{checkpoint.model} has an image_processor that cannot be loaded: {one_line(error)}"
         ) from error
-
-
-def _default_template() -> PromptTemplate:
-    """diffusers' own, whose module has transformers speak of torchvision."""
-    with quiet_transformers():
-        from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_image2video as theirs
-
-    own = theirs.DEFAULT_PROMPT_TEMPLATE
-    return PromptTemplate(template=own["template"], crop_start=own["crop_start"])

@@ -22,6 +22,8 @@ from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, Hu
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.hunyuan_video.text import TextEncoders
 from longtake.pipelines.picture import Pixels
+from longtake.pipelines.prompt_tokens import PromptTokens
+from longtake.pipelines.quiet import quiet_libraries
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
@@ -91,8 +93,14 @@ class HunyuanVideo(VideoPipeline):
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
         """``text`` and ``pooled`` of a prompt."""
-        prompt = (request.negative_prompt or "") if negative else request.prompt
+        prompt = _prompt(request, negative)
         return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
+
+    def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
+        """LLaMA's tokens: CLIP gives a pooled vector of the first 77, and loses no detail."""
+        return self._text.prompt_tokens(
+            _prompt(request, negative), request.prompt_template, request.max_sequence_length
+        )
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """The model's scheduler with the request's shift and noise levels."""
@@ -112,10 +120,14 @@ class HunyuanVideo(VideoPipeline):
         return HunyuanVideoEncoder(self._vae, request)
 
 
+def _prompt(request: ResolvedRequest, negative: bool) -> str:
+    return (request.negative_prompt or "") if negative else request.prompt
+
+
 def _build(model: Any, config: dict[str, Any], component: str) -> Any:
     """A module of diffusers with no weights yet."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), quiet_libraries():
             return model.from_config(config).eval().requires_grad_(False)
     except Exception as error:  # whatever a wrong value in a configuration leads to
         raise ModelError(

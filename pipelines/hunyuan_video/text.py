@@ -10,11 +10,12 @@ import torch
 from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
-from transformers.utils import logging as transformers_logging
 
 from longtake.configs.request import PromptTemplate
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
+from longtake.pipelines.quiet import quiet_libraries
 
 
 class TextEncoders:
@@ -36,7 +37,7 @@ class TextEncoders:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         try:
-            with quiet_transformers():
+            with quiet_libraries():
                 self._encoders, tokenizers = self._load(checkpoint, dtype)
         except ModelError:
             raise
@@ -97,8 +98,8 @@ class TextEncoders:
         Raises:
             RequestError: no token is left behind the template.
         """
-        around = template.model_dump() if template else DEFAULT_PROMPT_TEMPLATE
-        with self._on_device():
+        around = (template or self.default_template()).model_dump()
+        with self._on_device(), quiet_libraries():
             text, pooled, mask = self._pipeline.encode_prompt(
                 prompt=prompt,
                 prompt_template=around,
@@ -109,6 +110,23 @@ class TextEncoders:
         if text.shape[1] == 0:
             raise self._nothing_left(prompt, around["crop_start"])
         return {"text": text, "pooled": pooled}
+
+    def prompt_tokens(
+        self, prompt: str, template: PromptTemplate | None, max_tokens: int
+    ) -> PromptTokens:
+        """How many tokens a prompt has, and how many of them :meth:`encode` uses.
+
+        Args:
+            prompt, template, max_tokens: as for :meth:`encode`.
+        """
+        around = template or self.default_template()
+        with quiet_libraries():
+            return count_prompt_tokens(self._pipeline.tokenizer, prompt, around, max_tokens)
+
+    @staticmethod
+    def default_template() -> PromptTemplate:
+        """diffusers' own."""
+        return PromptTemplate.model_validate(DEFAULT_PROMPT_TEMPLATE)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -129,18 +147,3 @@ class TextEncoders:
             f"{crop_start} tokens: the model needs a template of its own, in longtake.yaml in its "
             "folder (prompt_template: {template, crop_start})"
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """The terminal is the caller's: no progress bars, nor hints at other backends."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -23,6 +23,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from longtake import cli
+from tests import tiny
 from tests.processes import still_running
 
 COMMAND = [sys.executable, "-m", "longtake"]
@@ -117,6 +118,25 @@ def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
     assert generate("a cat", "-o", path, "--quiet") == (0, "", "")
     code, out, err = generate("a cat", "-o", path, "--json", "--height", "1")
     assert json.loads(out)["exit_code"] == code == 2
+
+
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_a_prompt_that_is_cut_is_the_one_line(model: str, tmp_path: Path, devices: str) -> None:
+    newer = {"what_a_newer_version_saved": 1, "torch_dtype": "float32"}
+    other = tiny.changed(Path(model), tmp_path / "other", "transformer/config.json", newer)
+    prompt = "a cat walks on the green grass and " * 20  # longer than CLIP reads, too
+    command = [*COMMAND, "generate", prompt, "--model", str(other), "--devices", devices]
+    ran = subprocess.run(
+        [*command, "--quiet", "-o", "out.npy"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "")
+    used = tiny.MAX_TOKENS - 1  # and the end mark
+    assert ran.stderr == (
+        f"longtake: prompt has 160 tokens, of which the first {used} are used: shorten it, or "
+        "raise max_sequence_length\n"
+    )
+    (metadata,) = tmp_path.glob("*.json")
+    assert json.loads(metadata.read_text())["truncated"] == {"prompt": {"used": used, "total": 160}}
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

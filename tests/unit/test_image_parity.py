@@ -16,8 +16,8 @@ from longtake.configs.request import ResolvedRequest
 from longtake.pipelines import registry
 from longtake.pipelines.base import ImageToVideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.hunyuan_video.text import quiet_transformers
 from longtake.pipelines.picture import Pixels
+from longtake.pipelines.quiet import quiet_libraries
 from longtake.pipelines.rendering import render_latents
 from longtake.pipelines.stages import StageReport
 from tests import tiny
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @cache
 def reference(folder: str) -> Any:
-    with quiet_transformers():
+    with quiet_libraries():
         from diffusers import HunyuanVideoImageToVideoPipeline
 
         pipeline = HunyuanVideoImageToVideoPipeline.from_pretrained(folder)
