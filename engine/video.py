@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedDecode
+from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.job import RankReport
 from longtake.engine.latents import Origin
 from longtake.engine.versions import versions
@@ -112,7 +114,13 @@ def _measured(rank: RankReport) -> dict[str, Any]:
     return measured
 
 
-@dataclass
+def _player(path: Path) -> str:
+    """A video in HTML, with its file in it."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<video controls loop muted src="data:video/mp4;base64,{content}"></video>'
+
+
+@dataclass(repr=False)
 class Video:
     """One or several videos of one request.
 
@@ -137,6 +145,25 @@ class Video:
                 "see Video.latents"
             )
         return self.batch[0]
+
+    def __repr__(self) -> str:
+        request = self.metadata.request
+        seed = f", seed {request.seed}" if isinstance(request, ResolvedRequest) else ""
+        kind = "frames" if self.batch else "frames as latents"
+        videos = f"{request.num_videos} x " if request.num_videos > 1 else ""
+        return (
+            f"<Video: {videos}{self.metadata.num_frames} {kind} of {request.width}x"
+            f"{request.height} at {request.fps:g} fps{seed}>"
+        )
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        """What a notebook shows: a player of each video."""
+        shown = {"text/plain": repr(self)}
+        if self.batch:
+            with TemporaryDirectory() as folder:
+                paths = self.save(Path(folder) / "video.mp4", metadata=False)
+                shown["text/html"] = "".join(map(_player, paths))
+        return shown
 
     def save(self, path: str | Path, *, metadata: bool = True) -> list[Path]:
         """Write the video to a file, by its suffix; several as ``name-0``, ``name-1``.
@@ -172,8 +199,8 @@ class Video:
             for video, frames in enumerate(self.batch):
                 for index, frame in enumerate(frames):
                     files.frame(video, index, frame)
-            self.metadata.seconds["writing"] = files.seconds
-            files.publish(self.metadata.as_json())
+            seconds = {**made_by.seconds, "writing": files.seconds}
+            files.publish(replace(made_by, seconds=seconds).as_json())
         return files.paths
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +56,24 @@ def test_frames_and_latents_are_those_of_one_process(alone: VideoEngine, pair: V
         for ours, theirs in zip(video.batch, expected.batch, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
         np.testing.assert_allclose(video.latents, expected.latents, rtol=0, atol=1e-4)
+
+
+def test_a_video_shows_itself_in_a_line_and_in_a_notebook(alone: VideoEngine) -> None:
+    video = alone.generate(request(num_videos=2, num_frames=5))
+    assert repr(video) == "<Video: 2 x 5 frames of 48x32 at 8 fps, seed 5>"
+    before = video.metadata.as_json()
+    shown = video._repr_mimebundle_()
+    assert shown["text/plain"] == repr(video)
+    players = re.findall(
+        r'<video controls [^>]*src="data:video/mp4;base64,([^"]+)">', shown["text/html"]
+    )
+    assert len(players) == 2
+    assert base64.b64decode(players[0])[4:8] == b"ftyp"
+    assert video.metadata.as_json() == before
+
+    latents = alone.generate(request(output_type="latents"))
+    assert repr(latents) == "<Video: 9 frames as latents of 48x32 at 8 fps, seed 5>"
+    assert latents._repr_mimebundle_() == {"text/plain": repr(latents)}
 
 
 def test_a_second_request_loads_nothing(pair: VideoEngine) -> None:
