@@ -69,6 +69,10 @@ class DecodeRequest(Declared):
         description="Frames, height and width from one tile to the next; diffusers': 12 192 192, "
         "or three quarters of the tile size",
     )
+    embed_metadata: bool = Field(
+        default=True,
+        description="Write the prompt, the seed and the model into the video's file as well",
+    )
 
 
 class VideoRequest(DecodeRequest):

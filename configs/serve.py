@@ -56,4 +56,9 @@ class ServeConfig(Declared):
         description="Seconds that a client may take to send a request, or to take "
         "the next part of an answer",
     )
+    embed_metadata: bool = Field(
+        default=True,
+        description="Write the prompt, the seed and the model into each video's file, unless its "
+        "request says",
+    )
     page: bool = Field(default=True, description="Serve the page, and not the API alone")

@@ -15,6 +15,7 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import OutputType, ResolvedDecode, ResolvedRequest
+from longtake.engine.embedded_metadata import embedded_metadata
 from longtake.engine.files import cause, flush_to_disk, partial_path, writing
 from longtake.engine.frame_writers import WRITERS, Array, FrameWriter, frame_path, kind_of
 from longtake.engine.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
@@ -118,7 +119,7 @@ class VideoFiles:
         path: of the output; its suffix says what is written.
         request: what is rendered.
         engine: what renders it.
-        metadata: write a .json beside it.
+        metadata: write a .json beside it, and into it what the request allows; else neither.
         num_frames: of each video; those of the request if None.
         keep_latents: while frames are made of them; not where a snapshot does.
         snapshots: of the rendering, which are of no use any more once the latents are kept.
@@ -165,6 +166,8 @@ class VideoFiles:
         self._token = token
         self._partial = [partial_path(each, token) for each in self.paths]
         self._metadata = metadata_path(path) if metadata else None
+        self._embeds = metadata and request.embed_metadata
+        self._tags = embedded_metadata(request, engine) if self._embeds else {}
         self._writers: dict[int, FrameWriter] = {}
 
     def __enter__(self) -> VideoFiles:
@@ -203,7 +206,8 @@ class VideoFiles:
             return
         for video, partial in enumerate(self._partial):
             with self._timed(self.paths[video]):
-                partial.write_bytes(latents_bytes(latents[video], self._origin))
+                origin = self._origin if self._embeds else None
+                partial.write_bytes(latents_bytes(latents[video], origin))
 
     def frame(self, video: int, index: int, frame: Array) -> None:
         """Write one frame."""
@@ -213,7 +217,9 @@ class VideoFiles:
             if video not in self._writers:
                 shape = (self._num_frames, *frame.shape[:2])
                 make = WRITERS[kind_of(self.paths[video])]
-                self._writers[video] = make(self._partial[video], shape, self._request.fps)
+                self._writers[video] = make(
+                    self._partial[video], shape, self._request.fps, self._tags
+                )
             self._writers[video].write(index, frame)
             if index == self._num_frames - 1:
                 self._writers[video].close()

@@ -24,7 +24,13 @@ OUTPUT: list[tuple[str, Any, Any]] = [
     ),
     (
         "metadata",
-        Annotated[bool, tyro.conf.arg(help="Write a .json beside the video")],
+        Annotated[
+            bool,
+            tyro.conf.arg(
+                help="Write a .json beside the video; --no-metadata also writes no prompt, seed "
+                "and model into it"
+            ),
+        ],
         field(default=True),
     ),
 ]

@@ -111,6 +111,7 @@ _NOT_PLANNED = (
     "guidance_scale",
     "flow_shift",
     "seed",
+    "embed_metadata",
     "device",
     "device_ids",
     *_PICTURES,

@@ -160,6 +160,8 @@ class VideoService:
 
     def _queued(self, name: str, asked: Asked, fingerprint: str, asker: str) -> JobRecord:
         request, path = asked.request, None
+        if "embed_metadata" not in request.model_fields_set:
+            request = request.model_copy(update={"embed_metadata": self.settings.embed_metadata})
         if asked.picture is not None:
             path = self.pictures.write(name, asked.picture)
             request = request.model_copy(update={"image": path})

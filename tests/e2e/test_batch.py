@@ -100,6 +100,21 @@ def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path)
     assert kinds == ["queued", "running", "done"] * 2
 
 
+def test_a_shot_is_the_file_that_generate_writes(
+    longtake: Batch, model: str, tmp_path: Path
+) -> None:
+    shots, out, prompt = tmp_path / "shots.jsonl", tmp_path / "out", 'a cat\n"slowly"'
+    rows = ({"output": "on.mp4"}, {"output": "off.mp4", "embed_metadata": False})
+    shots.write_text("\n".join(json.dumps({"prompt": prompt, **row}) for row in rows))
+    options = ("--model", model, "--seed", 5, "--num-frames", 5, "--num-inference-steps", 2)
+    assert longtake("batch", shots, "-o", out, *options)[0] == 0
+    for name, switch in (("on.mp4", ()), ("off.mp4", ("--no-embed-metadata",))):
+        path = tmp_path / name
+        assert longtake("generate", prompt, *options, *switch, "-o", path)[0] == 0
+        assert path.read_bytes() == (out / name).read_bytes()
+        assert (prompt.encode() in path.read_bytes()) == (name == "on.mp4")
+
+
 def test_several_videos_under_a_long_name_and_a_name_that_changes_hands(
     longtake: Batch, model: str, tmp_path: Path
 ) -> None:

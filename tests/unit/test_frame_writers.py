@@ -1,4 +1,4 @@
-"""Videos show the frames' colors, are and are the same file each time."""
+"""Videos show the colors of their frames, and the same frames give the same file."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ def openai(server: Server) -> Iterator[Any]:
             yield client
 
 
-def test_the_whole_life_of_a_video_by_openais_client(openai: Any, server: Server) -> None:
+def test_the_whole_life_of_a_video_by_openais_client(
+    openai: Any, server: Server, tmp_path: Path
+) -> None:
     video = openai.videos.create(
         prompt=PROMPT, model="demo", seconds="2", size="64x64", extra_body={"seed": 3}
     )
@@ -45,8 +47,11 @@ def test_the_whole_life_of_a_video_by_openais_client(openai: Any, server: Server
     assert done.created_at <= done.completed_at < done.expires_at
     content = openai.videos.download_content(video.id).read()
     frames = iio.imread(content, extension=".mp4", plugin="pyav")
-    with VideoEngine.from_pretrained("demo") as engine:
-        expected = engine.generate(VideoRequest(prompt=PROMPT, seed=3, num_frames=17)).frames
+    with VideoEngine.from_pretrained("demo", devices=2) as engine:
+        rendered = engine.generate(VideoRequest(prompt=PROMPT, seed=3, num_frames=17))
+    (file,) = rendered.save(tmp_path / "out.mp4")
+    assert file.read_bytes() == content
+    expected = rendered.frames
     assert frames.shape == expected.shape
     assert abs(frames / 255 - expected).mean() < 0.02  # through H.264
     strip = openai.videos.download_content(video.id, variant="spritesheet").read()
