@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.color_profiles import in_srgb
 from longtake.engine.files import cause
 from longtake.errors import RequestError, one_line
 from longtake.pipelines.picture import Pixels
@@ -66,8 +67,8 @@ class Picture:
 def read_picture(path: Path, folder: Path | None = None, sha256: str | None = None) -> Picture:
     """Read a PNG, JPEG or WebP file; of an animation, the first picture.
 
-    It is turned as its EXIF data say, put on white where it is transparent, and brought to 8 bits.
-    Color profiles are not looked at.
+    It is turned as its EXIF data say, brought to 8 bits and to sRGB, and put on white where it is
+    transparent.
 
     Args:
         folder: the file must lie in it, whatever links lead there; None: anywhere.
@@ -79,7 +80,8 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
     said = f"image={str(path)!r}"
     with _one_at_a_time:
         content = _content(path, folder, said)
-        picture = Picture(_pixels(_upright(content, said)), hashlib.sha256(content).hexdigest())
+        image = in_srgb(_in_bytes(_upright(content, said)), content, said)
+        picture = Picture(_pixels(image), hashlib.sha256(content).hexdigest())
     if sha256 is not None and picture.sha256 != sha256:
         raise RequestError(
             f"{said} is another picture than was meant: its SHA-256 is not {sha256}; leave "
@@ -184,12 +186,19 @@ def _opened(content: bytes, said: str) -> Iterator[Image.Image]:
         ) from error
 
 
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits of gray in 8 bits, white where it is transparent; any other as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).clip(0, 65535)
+    gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    gray[values == image.info.get("transparency", -1)] = 255
+    small = Image.fromarray(gray)
+    small.info = {name: said for name, said in image.info.items() if name != "transparency"}
+    return small
+
+
 def _pixels(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16 bits of gray
-        values = np.asarray(image).clip(0, 65535)
-        gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        gray[values == image.info.get("transparency", -1)] = 255
-        return np.repeat(gray[..., None], 3, axis=2)
     if image.has_transparency_data:
         seen = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", seen.size, _WHITE)
