@@ -65,7 +65,7 @@ def png(image: Image.Image, *chunks: tuple[bytes, bytes], **options: Any) -> byt
 def read(folder: Path, content: bytes) -> Values:
     """The color of a picture."""
     (folder / "a").write_bytes(content)
-    return read_picture(folder / "a").pixels[4, 4].astype(float)
+    return np.asarray(read_picture(folder / "a").pixels[4, 4], dtype=float)
 
 
 def plain(color: tuple[int, ...], mode: str = "RGB") -> Image.Image:
@@ -120,11 +120,7 @@ def test_what_says_that_it_is_srgb_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_embedded_profiles(tmp_path: Path, kind: str) -> None:
-    options: dict[str, Any] = {
-        "PNG": {},
-        "JPEG": dict(quality=100, subsampling=0),
-        "WEBP": dict(lossless=True),
-    }[kind]
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
     profile = _matrix_profile(P3, srgb_curve)
     for color in COLORS:
         file = io.BytesIO()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.embedded_metadata import embedded_metadata, model_name
@@ -86,6 +88,10 @@ def test_a_model_has_one_name_wherever_it_lies(
     assert model_name("owner/name") == "owner/name" and model_name("demo") == "demo"
 
 
+def _is_completed(client: TestClient, url: str) -> bool:
+    return bool(client.get(url).json()["status"] == "completed")
+
+
 @pytest.mark.parametrize("of_the_server", [True, False])
 def test_a_server_writes_it_unless_a_request_or_the_operator_says_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_server: bool
@@ -95,7 +101,7 @@ def test_a_server_writes_it_unless_a_request_or_the_operator_says_not(
         for said, expected in ((None, of_the_server), (True, True), (False, False)):
             name = client.post("/v1/videos", json={**asked, "embed_metadata": said}).json()["id"]
             url = f"/v1/videos/{name}"
-            until(lambda url=url: client.get(url).json()["status"] == "completed")
+            until(partial(_is_completed, client, url))
             content = client.get(f"{url}/content").content
             assert (b"a secret" in content) == (b"seed: 7, model: demo" in content) == expected
             job = service.store.found(name)

@@ -46,7 +46,7 @@ def shown(path: Path, height: int, width: int) -> npt.NDArray[Any]:
         rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         values.append(rows[plane.height // 2, middles * plane.width // width].astype(float))
     yuv = (np.stack(values, axis=1) - [16, 128, 128]) / [219, 224, 224]
-    return np.clip(yuv @ TO_RGB.T * 255, 0, 255)
+    return np.asarray(np.clip(yuv @ TO_RGB.T * 255, 0, 255))
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
