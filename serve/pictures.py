@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
@@ -12,13 +13,19 @@ from longtake.engine.files import write_whole
 from longtake.engine.picture import read_picture
 from longtake.errors import RequestError
 
+logger = logging.getLogger(__name__)
+
 _BEFOREHAND = re.compile(r"sent-[0-9a-f]{32}", re.ASCII)
+_OF_JOB = re.compile(r"video_[0-9a-f]{32}-([0-9a-f]{12}|[0-9a-f]{16})", re.ASCII)
+_PARTIAL = re.compile(
+    r"\.(sent-|video_)[0-9a-f]{32}[-0-9a-f]*(\.[0-9a-f]{8}){2}\.partial", re.ASCII
+)
 _KEPT_S = 3600.0
 _MOST_BEFOREHAND = 64
 
 
 class Pictures:
-    """A folder of pictures.
+    """A folder of pictures. Other files in it, and links, are left alone.
 
     Args:
         folder: that is there.
@@ -66,13 +73,13 @@ class Pictures:
 
     def drop(self, path: Path) -> None:
         """Remove a job's picture."""
-        if path.parent == self._folder:
+        if path.parent == self._folder and _OF_JOB.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
     def drop_old(self) -> None:
         """Remove those for which no video was asked."""
         sent = []
-        for path in self._folder.glob("sent-*"):
+        for path in self._files(_BEFOREHAND):
             try:
                 sent.append((path.stat().st_mtime, path))
             except FileNotFoundError:  # another thread was faster
@@ -84,8 +91,20 @@ class Pictures:
                 path.unlink(missing_ok=True)
 
     def sweep(self, wanted: Iterable[Path | None]) -> None:
-        """Remove all that no job names; nothing else may use the folder meanwhile."""
+        """Remove all pictures that no job names; no other server may use the folder meanwhile."""
         named = set(wanted)
-        for path in self._folder.iterdir():
-            if path not in named and path.is_file():
-                path.unlink(missing_ok=True)
+        left = [path for path in self._files(_BEFOREHAND, _OF_JOB, _PARTIAL) if path not in named]
+        for path in left:
+            path.unlink(missing_ok=True)
+        if left:
+            logger.info("%d pictures that no video needs were removed", len(left))
+
+    def _files(self, *patterns: re.Pattern[str]) -> list[Path]:
+        """The files whose names this class gave."""
+        return [
+            path
+            for path in self._folder.iterdir()
+            if any(pattern.fullmatch(path.name) for pattern in patterns)
+            and path.is_file()
+            and not path.is_symlink()
+        ]
