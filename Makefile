@@ -50,7 +50,7 @@ check: env
 demo: env
 	mkdir -p demo
 	$(BIN)/longtake generate "a green triangle moving up on a navy background" \
-		--devices $(RANKS) --seed 1 --output demo/triangle.mp4
+		--devices $(RANKS) --seed 1 --output demo/triangle.mp4 --overwrite
 
 quality: env
 	$(BIN)/python -m tests.quality.demo

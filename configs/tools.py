@@ -68,6 +68,7 @@ class BenchConfig(Declared):
     output: str | None = Field(
         default=None, min_length=1, description="File that is written; by date and time"
     )
+    overwrite: bool = Field(default=False, description="Replace the file, if it is there")
     suite: Literal["all", "kernels", "links", "step", "decode"] = Field(
         default="all", description="What is measured"
     )

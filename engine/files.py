@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from longtake.errors import EngineError, one_line
+
+_PROBE_BYTES = 2**14
 
 
 def partial_path(path: Path, token: str | None = None) -> Path:
@@ -24,6 +27,83 @@ def partial_path(path: Path, token: str | None = None) -> Path:
     token = token or secrets.token_hex(4)
     name = f".{path.stem[:40]}.{told_apart}.{token}.partial{path.suffix}"
     return path / name if path.is_dir() else path.with_name(name)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a name is one of :func:`partial_path`."""
+    return path.name.startswith(".") and ".partial" in path.name
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """``out.mp4``, ``out-2.mp4``, ``out-3.mp4``, and so on."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def place_new(source: Path, target: Path) -> None:
+    """Rename a file, or a folder, to a name that must be free. Of two processes that want the same
+    name, one gets it.
+
+    Raises:
+        FileExistsError: the name is taken; what stands there is left alone.
+        OSError: it cannot be renamed.
+    """
+    if source.is_dir():
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            if os.path.lexists(target):
+                raise FileExistsError(target) from error
+            raise
+        return
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: an empty file takes the name first
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            os.replace(source, target)
+        except OSError:
+            target.unlink()
+            raise
+    else:
+        source.unlink()
+
+
+def write_new(path: Path, content: bytes) -> Path:
+    """Write a file at the first of ``name``, ``name-2``, ``name-3``... that is free; returns where.
+
+    Raises:
+        EngineError: it cannot be written; nothing is left behind.
+    """
+    partial = partial_path(path)
+    with writing(path):
+        try:
+            partial.write_bytes(content)
+            for each in numbered(path):
+                try:
+                    place_new(partial, each)
+                    return each
+                except FileExistsError:
+                    continue
+            raise AssertionError("numbers do not end")
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def probe(folder: Path) -> None:
+    """Write some bytes into a folder, and remove them.
+
+    Raises:
+        OSError: it cannot be written to, or its disk is full.
+    """
+    path = folder / f".probe.{secrets.token_hex(8)}.partial"
+    try:
+        path.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(

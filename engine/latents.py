@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
+import re
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
-from longtake.engine.files import cause, partial_path
+from longtake.engine.files import cause, partial_path, place_new
 from longtake.engine.snapshot import Identity
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
@@ -77,13 +78,14 @@ class KeptLatents:
     Args:
         output: where the frames go; the file stands beside it, as ``out.latents.safetensors``.
         engine: that the latents come from.
+        overwrite: whether the output may replace an earlier one.
 
     Attributes:
         path: of the file, while there is one.
     """
 
-    def __init__(self, output: Path, engine: EngineConfig) -> None:
-        self._output, self._engine = output, engine
+    def __init__(self, output: Path, engine: EngineConfig, *, overwrite: bool = False) -> None:
+        self._output, self._engine, self._overwrite = output, engine, overwrite
         self.path: Path | None = None
 
     def write(self, latents: Array, origin: Origin | None) -> None:
@@ -93,17 +95,24 @@ class KeptLatents:
             latents: ``[B, C, F, H, W]``.
             origin: how they came to be.
         """
-        path = _free_name(self._output)
+        path = kept_latents_path(self._output)
         partial = partial_path(path)
         try:
             partial.write_bytes(latents_bytes(latents, origin))
-            self.path = path
-            os.replace(partial, path)
+            self.path = self._placed(partial)
         except OSError as error:
-            self.path = None
             logger.warning("%s cannot keep the latents: %s", path, cause(error))
         finally:
             partial.unlink(missing_ok=True)
+
+    def _placed(self, partial: Path) -> Path:
+        """Give the whole file a name; with a number where those of a job are that failed."""
+        for number in itertools.count():
+            with suppress(FileExistsError):
+                path = kept_latents_path(self._output, number)
+                place_new(partial, path)
+                return path
+        raise AssertionError("numbers do not end")
 
     def discard(self) -> None:
         """The frames are there, or nobody wants them."""
@@ -122,7 +131,9 @@ class KeptLatents:
         command += ["--device", engine.device]
         if engine.devices > 1 and not TorchrunPlace.given():
             command += ["--devices", str(engine.devices)]
-        command += ["-o", str(self._output)]
+        braces = str(self._output).replace("{", "{{").replace("}", "}}")
+        command += ["-o", braces.replace("{{index}}", "{index}")]
+        command += ["--overwrite"] if self._overwrite else []
         first, *lines = str(error).split("\n")
         first += f"; the latents are kept, and can be decoded: {shlex.join(command)}"
         return "\n".join([first, *lines])
@@ -134,10 +145,9 @@ def kept_latents_path(output: Path, number: int = 0) -> Path:
     return output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}")
 
 
-def _free_name(output: Path) -> Path:
-    """Where an output's latents are kept; with a number where those of a job are that failed."""
-    paths = (kept_latents_path(output, number) for number in itertools.count())
-    return next(path for path in paths if not os.path.lexists(path))
+def output_name_of(kept: Path) -> str:
+    """The name of the output that latents belong to, by that of their file, without a suffix."""
+    return re.sub(r"\.latents(-\d+)?$", "", kept.stem)
 
 
 def latents_bytes(latents: Array, origin: Origin | None) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from longtake.parallel import World
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 
-SNAPSHOT_SUFFIX = ".snapshot.safetensors"
 _HEADER = "longtake-snapshot"
+_HEADER_BYTES = 4096
 _PIXEL_VERSIONS = ("longtake", "torch", "diffusers", "transformers")
 
 
@@ -94,9 +94,23 @@ class Snapshot:
     state: LoopState
 
 
-def snapshot_path(output: Path) -> Path:
-    """Where the snapshot of an output that is being rendered stands: beside it."""
-    return output.with_name(f"{output.stem}{SNAPSHOT_SUFFIX}")
+def snapshot_path(output: Path, number: int = 0) -> Path:
+    """Where the snapshot of an output that is being rendered stands: beside it.
+
+    Args:
+        number: tells it from those that other renderings left there.
+    """
+    name = f"snapshot-{number}" if number else "snapshot"
+    return output.with_name(f"{output.stem}.{name}.safetensors")
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether a file begins as a snapshot does, which may be damaged or another rendering's."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        return _HEADER.encode() in file.read(_HEADER_BYTES)
+    return False
 
 
 def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:

@@ -17,8 +17,9 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.job import RankReport
 from longtake.engine.latents import Origin
+from longtake.engine.output_files import check_output, output_type
 from longtake.engine.versions import versions
-from longtake.engine.video_writer import VideoFiles, output_type
+from longtake.engine.video_writer import VideoFiles
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 
@@ -165,18 +166,21 @@ class Video:
                 shown["text/html"] = "".join(map(_player, paths))
         return shown
 
-    def save(self, path: str | Path, *, metadata: bool = True) -> list[Path]:
+    def save(
+        self, path: str | Path, *, metadata: bool = True, overwrite: bool = False
+    ) -> list[Path]:
         """Write the video to a file, by its suffix; several as ``name-0``, ``name-1``.
 
         Args:
             path: .mp4, .webm, .gif, .npy, .safetensors (latents), or a folder for PNG files.
-            metadata: also write a .json beside it.
+            metadata: also write a .json beside it: ``cat.mp4.json`` beside ``cat.mp4``.
+            overwrite: replace an earlier video.
 
         Returns:
             The files, which appear only once they are whole. Under torchrun, rank 0 alone writes.
 
         Raises:
-            RequestError: an unknown suffix, or no such folder.
+            RequestError: an unknown suffix, no such folder, or a file that is there already.
             EngineError: writing failed, of a full disk say; nothing is left behind.
         """
         path = Path(os.path.expanduser(path))
@@ -187,12 +191,16 @@ class Video:
                 f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
             )
         made_by = self.metadata
+        num_videos = made_by.request.num_videos
+        check_output(path, num_videos, metadata=metadata, overwrite=overwrite, keeps=False)
         with VideoFiles(
             path,
             made_by.request,
             made_by.engine,
             metadata=metadata,
             num_frames=made_by.num_frames,
+            keep_latents=False,
+            overwrite=overwrite,
         ) as files:
             if output_type(path) == "latents":
                 files.latents(self.latents)

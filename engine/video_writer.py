@@ -14,98 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import OutputType, ResolvedDecode, ResolvedRequest
+from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.embedded_metadata import embedded_metadata
-from longtake.engine.files import cause, flush_to_disk, partial_path, writing
+from longtake.engine.files import flush_to_disk, numbered, partial_path, writing
 from longtake.engine.frame_writers import WRITERS, Array, FrameWriter, frame_path, kind_of
 from longtake.engine.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
+from longtake.engine.output_files import metadata_path, output_paths, place_all
 from longtake.engine.snapshot import SnapshotPlan, drop_snapshot
-from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, restated
+from longtake.errors import EngineError, Stopped, restated
 
 logger = logging.getLogger(__name__)
-
-
-def output_type(path: Path) -> OutputType:
-    """What a file of this name holds.
-
-    Raises:
-        RequestError: no known suffix.
-    """
-    if kind_of(path) == LATENTS_SUFFIX:
-        return "latents"
-    if kind_of(path) not in WRITERS:
-        raise RequestError(
-            f"output={str(path)!r} has the suffix {path.suffix!r}: use "
-            f"{', '.join(filter(None, WRITERS))}, {LATENTS_SUFFIX}, or none for a folder of PNG "
-            "files"
-        )
-    return "frames"
-
-
-def output_paths(path: Path, num_videos: int) -> list[Path]:
-    """The files of several videos: ``out-0.mp4``, ``out-1.mp4``; of one, its own name."""
-    if num_videos == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{video}{path.suffix}") for video in range(num_videos)]
-
-
-def metadata_path(path: Path) -> Path:
-    """Where the metadata of an output stands: ``out.json`` beside ``out.mp4``."""
-    return path.with_suffix(".json")
-
-
-def check_output(path: Path, num_videos: int, *, metadata: bool) -> None:
-    """Refuse, before anything is rendered, an output that cannot be written.
-
-    Args:
-        metadata: whether a .json will stand beside it.
-
-    Raises:
-        RequestError: an unknown suffix, no such folder, no permission, or something in the way.
-    """
-    if path.name in ("", ".."):
-        raise RequestError(f"output={str(path)!r} has no name: name a file, or a folder for PNGs")
-    output_type(path)
-    try:
-        _check_places(path, output_paths(path, num_videos))
-        if metadata and metadata_path(path).is_dir():
-            raise RequestError(f"{metadata_path(path)} is a folder: move it, or pass --no-metadata")
-    except RefusedInputError:
-        raise
-    except (OSError, ValueError) as error:  # too long a name, say
-        raise RequestError(f"output={str(path)!r} cannot be a file: {cause(error)}") from error
-
-
-def _check_places(path: Path, outputs: list[Path]) -> None:
-    folder = path.parent
-    if not folder.is_dir():
-        raise RequestError(f"output={str(path)!r}: there is no folder {folder}; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RequestError(f"output={str(path)!r}: {folder} cannot be written to")
-    for each in outputs:
-        if kind_of(path) == "" and os.path.lexists(each) and not _is_empty_folder(each):
-            raise RequestError(
-                f"output={str(each)!r} is there and is not an empty folder: name another one, or "
-                "end the name in .mp4, .webm, .gif, .npy or .safetensors for a file"
-            )
-        if kind_of(path) != "" and each.is_dir():
-            raise RequestError(f"output={str(each)!r} is a folder: name a file in it")
-        if each.exists() and not (each.is_file() or each.is_dir()):
-            raise RequestError(
-                f"output={str(each)!r} is a pipe or a device, and a video is renamed into its "
-                "place once it is whole: name a file"
-            )
-        with suppress(FileNotFoundError):
-            each.lstat()  # raises for a name that no file can have
-
-
-def _is_empty_folder(path: Path) -> bool:
-    """But for what a rendering that was killed left there."""
-    return path.is_dir() and all(_is_partial(each) for each in path.iterdir())
-
-
-def _is_partial(path: Path) -> bool:
-    return path.name.startswith(".") and ".partial" in path.name
 
 
 class VideoFiles:
@@ -124,16 +42,14 @@ class VideoFiles:
         keep_latents: while frames are made of them; not where a snapshot does.
         snapshots: of the rendering, which are of no use any more once the latents are kept.
         token: in the names of files that are not whole; drawn if None.
-        replace: what an earlier rendering left at its names, a folder of PNG files, too.
+        overwrite: replace what stands at its names; else, what was put there since
+            :func:`check_output` looked stays, and the videos get names with a number.
 
     Attributes:
         paths: of the videos.
         seconds: spent writing so far.
         published: the files that have their names.
         kept: the latents, until the videos have their names.
-
-    Raises:
-        RequestError: the output cannot be written.
     """
 
     def __init__(
@@ -147,10 +63,8 @@ class VideoFiles:
         keep_latents: bool = True,
         snapshots: SnapshotPlan | None = None,
         token: str | None = None,
-        replace: bool = False,
+        overwrite: bool = False,
     ) -> None:
-        if not replace:
-            check_output(path, request.num_videos, metadata=metadata)
         self._path = path
         self._keeps_latents, self._snapshots = keep_latents, snapshots
         self._origin: Origin | None = None
@@ -160,12 +74,12 @@ class VideoFiles:
         self.paths = output_paths(path, request.num_videos)
         self.seconds = 0.0
         self.published: list[Path] = []
-        self.kept = KeptLatents(path, engine)
+        self.kept = KeptLatents(path, engine, overwrite=overwrite)
         self._request = request
         self._num_frames = num_frames or request.num_frames
         self._token = token
         self._partial = [partial_path(each, token) for each in self.paths]
-        self._metadata = metadata_path(path) if metadata else None
+        self._has_metadata, self._overwrite = metadata, overwrite
         self._embeds = metadata and request.embed_metadata
         self._tags = embedded_metadata(request, engine) if self._embeds else {}
         self._writers: dict[int, FrameWriter] = {}
@@ -240,31 +154,69 @@ class VideoFiles:
         """
         for video in self._writers:
             raise EngineError(f"{self.paths[video]} lacks frames: it was not written")
-        moves = list(zip(self._partial, self.paths, strict=True))
-        if self._metadata is not None:
-            partial = partial_path(self._metadata, self._token)
+        partials = list(self._partial)
+        if self._has_metadata:
+            path = metadata_path(self._path)
+            partial = partial_path(path, self._token)
             self._partial.append(partial)
-            moves.append((partial, self._metadata))
-            with writing(self._metadata):
+            partials.insert(0, partial)
+            with writing(path):
                 partial.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        for partial, path in moves:
+        for partial, path in zip(partials, self._names(self._path), strict=True):
             with writing(path):
                 for file in partial.iterdir() if partial.is_dir() else ():
                     flush_to_disk(file)
                 flush_to_disk(partial)
-                if path.is_dir():
-                    frames = sorted(partial.iterdir())
-                    for frame in frames:
-                        os.replace(frame, path / frame.name)
-                    partial.rmdir()
-                    for number in itertools.count(len(frames)):  # of a longer one before
-                        if not (left := frame_path(path, number)).is_file():
-                            break
-                        left.unlink()
-                else:
-                    os.replace(partial, path)
-            self.published.append(path)
-        for folder in {path.parent for _, path in moves}:
+        if self._overwrite:
+            self._replace(partials)
+        else:
+            self._place(partials)
+        for folder in {path.parent for path in self.published}:
             with writing(folder):
                 flush_to_disk(folder)
         self.kept.discard()
+
+    def _names(self, path: Path) -> list[Path]:
+        """Of all files of an output: its metadata, if it has some, and its videos."""
+        videos = output_paths(path, self._request.num_videos)
+        return [metadata_path(path), *videos] if self._has_metadata else videos
+
+    def _place(self, partials: list[Path]) -> None:
+        """Replace nothing: the metadata comes first, and says whose videos come after it."""
+        for path in numbered(self._path):
+            names = self._names(path)
+            with writing(self.paths[0]):
+                if not place_all(list(zip(partials, names, strict=True))):
+                    continue
+            if path != self._path:
+                self.paths = output_paths(path, self._request.num_videos)
+                logger.error(
+                    "%s was put there by something else meanwhile: this video is %s",
+                    self._path,
+                    " ".join(map(str, self.paths)),
+                )
+            self.published += names
+            return
+
+    def _replace(self, partials: list[Path]) -> None:
+        """Replace what is there: the metadata comes last, and until then tells of what was."""
+        moves = list(zip(partials, self._names(self._path), strict=True))
+        for partial, path in reversed(moves):
+            with writing(path):
+                if path.is_dir():
+                    _fill_again(partial, path)
+                else:
+                    os.replace(partial, path)
+            self.published.append(path)
+
+
+def _fill_again(partial: Path, folder: Path) -> None:
+    """Replace the frames in a folder, and remove those of a longer video that was there."""
+    frames = sorted(partial.iterdir())
+    for frame in frames:
+        os.replace(frame, folder / frame.name)
+    partial.rmdir()
+    for number in itertools.count(len(frames)):
+        if not (left := frame_path(folder, number)).is_file():
+            break
+        left.unlink()

@@ -16,8 +16,9 @@ OUTPUT: list[tuple[str, Any, Any]] = [
                 aliases=["-o"],
                 metavar="PATH",
                 help="File that is written: .mp4, .webm, .gif, .npy (float32 frames), "
-                ".safetensors (latents; generate only), or a folder for .png",
-                help_behavior_hint="(default: out.mp4)",
+                ".safetensors (latents; generate only), or a folder for .png; {seed}, {id}, "
+                "{date}, {model} and {index} are filled in",
+                help_behavior_hint="(default: out.mp4, or out-2.mp4 and so on where that is there)",
             ),
         ],
         field(default=None),
@@ -32,6 +33,15 @@ OUTPUT: list[tuple[str, Any, Any]] = [
             ),
         ],
         field(default=True),
+    ),
+    (
+        "overwrite",
+        Annotated[
+            bool,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.arg(help="Replace the video, and its .json, that stand there"),
+        ],
+        field(default=False),
     ),
 ]
 

@@ -14,7 +14,6 @@ from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
-from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import JobStore
 from longtake.engine.supervisor import Supervisor
@@ -22,8 +21,8 @@ from longtake.errors import EngineError, LongtakeError, RequestError
 from longtake.serve.checked import Shot, ShotChecker
 from longtake.serve.outputs import network_file_system, rendered_as, sweep
 from longtake.serve.replica import Replica, Watcher
-from longtake.serve.report import write_report
-from longtake.serve.scratch import scratch_folder
+from longtake.serve.report import check_reports, write_report
+from longtake.serve.scratch import prepare_folder, scratch_folder
 from longtake.serve.shots import BadRow, read_shots
 
 _LOOK_AGAIN_S = 0.2
@@ -101,12 +100,19 @@ class Batch:
             RequestError: the file cannot be read, or has no rows.
         """
         rows, bad = read_shots(self._source)
-        shots, refused = self._checker.check(rows)
+        shots, refused = self._checker.check(rows, self._known_jobs())
         if bad or refused:
             raise BadRowsError(self._source, sorted([*bad, *refused], key=lambda row: row.line))
         if not shots and (self._ids or not self._settings.watch):
             raise RequestError(f"{self._source} has no shots")
         return shots
+
+    def _known_jobs(self) -> dict[str, JobRecord]:
+        """What the folder's queue holds already; if it cannot be read, that is told once it is
+        needed."""
+        with suppress(LongtakeError), JobStore(self._folder, read_only=True) as store:
+            return {job.id: job for job in store.jobs()}
+        return {}
 
     def estimates(self, shots: Sequence[Shot]) -> list[float]:
         """Seconds that each shot will take by the plan, once the model is loaded."""
@@ -119,11 +125,12 @@ class Batch:
             How the file's jobs stand then, in its order.
 
         Raises:
+            RequestError: the folder cannot be written, or holds reports of something else.
             KeyboardInterrupt: after all ranks have ended; what was begun goes on the next time.
             EngineError: no ranks can be started, or the queue cannot be written.
         """
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+        prepare_folder("output", self._folder)
+        check_reports(self._folder)
         if kind := network_file_system(self._folder):
             watcher.note(f"{self._folder} is on {kind}: no other host may work on it meanwhile")
         with JobStore(self._folder, create=True) as store:

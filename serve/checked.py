@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,13 +16,15 @@ from pydantic import ValidationError
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.engine.engine import VideoEngine
 from longtake.engine.files import cause
+from longtake.engine.job_records import JobRecord
 from longtake.engine.jobs import WORK_FOLDER
-from longtake.engine.video_writer import metadata_path, output_paths, output_type
+from longtake.engine.output_files import output_type
+from longtake.engine.output_names import check_index, filled, request_id, values_for
 from longtake.errors import RefusedInputError, RequestError, one_line
-from longtake.serve.outputs import is_inside, told_of
+from longtake.serve.outputs import TAKEN, files_of, is_inside, taken_by_others
+from longtake.serve.report import REPORTS
 from longtake.serve.shots import BadRow, Row, as_fields
 
-REPORTS = ("report.json", "report.html")
 _LONGEST_NAME = 200
 _OF_A_ROW = ("id", "output")
 
@@ -62,19 +63,29 @@ class ShotChecker:
     ) -> None:
         self._engine = engine
         self._folder = folder
+        self._source = str(source.absolute())
         self._pictures = source.absolute().parent
         self._defaults = defaults
         self._engine_part = engine.identity_part()
         self._stays_inside = cache(partial(is_inside, folder))
+        self._unwritable = cache(_unwritable)
 
-    def check(self, rows: Iterable[Row]) -> tuple[list[Shot], list[BadRow]]:
-        """The shots of some rows, and those that are none, with the reason."""
+    def check(
+        self, rows: Iterable[Row], known: Mapping[str, JobRecord]
+    ) -> tuple[list[Shot], list[BadRow]]:
+        """The shots of some rows, and those that are none, with the reason.
+
+        Args:
+            known: jobs that the folder's queue holds already, by id.
+        """
         shots: list[Shot] = []
         bad: list[BadRow] = []
         taken = _Taken(self._folder)
+        self._known = known
         for row in rows:
             try:
                 shot = self._checked(row, taken)
+                self._check_place(shot)
                 taken.add(shot)
                 shots.append(shot)
             except RefusedInputError as error:
@@ -90,10 +101,9 @@ class ShotChecker:
             raise RequestError("has no prompt")
         name = _checked_id(own["id"]) if "id" in own else _id_of(values, taken.ids)
         output = str(own.get("output", f"{name}.mp4"))
-        path = self._place(output)
         if "image" in values:  # as a folder would be by a shell's cd
             values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
-        asked = {**self._defaults, **values, "output_type": output_type(path)}
+        asked = {**self._defaults, **values, "output_type": output_type(Path(output))}
         try:
             request = VideoRequest(**asked)
         except (ValidationError, TypeError) as error:
@@ -105,10 +115,31 @@ class ShotChecker:
             "output": output,
             "engine": self._engine_part,
         }
-        return Shot(row.line, name, str(PurePosixPath(output)), resolved, _digest(told))
+        shot = Shot(row.line, name, output, resolved, _digest(told))
+        if self._is_known(shot):  # what was drawn for it, or the date then, may be in its name
+            output = self._known[name].output
+        elif "output" in own:
+            output = filled(output, self._values_of(shot))
+        self._place(output)
+        return replace(shot, output=str(PurePosixPath(output)))
 
-    def _place(self, output: str) -> Path:
-        """Where an output goes: nowhere but in the folder."""
+    def _values_of(self, shot: Shot) -> dict[str, str]:
+        """What can be filled into the name of its output."""
+        request = shot.request
+        return values_for(
+            seed=request.seed,
+            name=shot.id,
+            model=self._engine.config.model,
+            num_videos=request.num_videos,
+        )
+
+    def _is_known(self, shot: Shot) -> bool:
+        """Whether the queue holds this very shot."""
+        known = self._known.get(shot.id)
+        return known is not None and known.fingerprint == shot.fingerprint
+
+    def _place(self, output: str) -> None:
+        """Refuse an output that goes elsewhere than into the folder."""
         pure = PurePosixPath(output)
         path = self._folder / pure
         if not output or "\0" in output or pure.name in ("", ".."):
@@ -119,7 +150,22 @@ class ShotChecker:
             raise RequestError(f"output={output[:60]!r}...: {_LONGEST_NAME} bytes a name at most")
         if pure.parts[0] == WORK_FOLDER:
             raise RequestError(f"output={output!r}: {WORK_FOLDER} is the batch's own")
-        return path
+        check_index(PurePosixPath(output))
+
+    def _check_place(self, shot: Shot) -> None:
+        """Refuse a shot that cannot be written where it goes, or would replace another's file."""
+        path, request = self._folder / shot.output, shot.request
+        for each in files_of(path, request.num_videos):
+            if each.is_dir() if each.suffix else each.is_file():
+                kind = "folder" if each.suffix else "file"
+                raise RequestError(f"output={shot.output!r} writes {each}, and a {kind} is there")
+        if reason := self._unwritable(path.parent):
+            raise RequestError(f"output={shot.output!r}: {reason}")
+        if self._is_known(shot) and self._known[shot.id].state == "done":
+            return  # nothing is written
+        other = taken_by_others(path, request.num_videos, shot.id, self._source, self._known.get)
+        if other is not None:
+            raise RequestError(f"output={shot.output!r}: {other} {TAKEN}")
 
 
 class _Taken:
@@ -145,13 +191,12 @@ class _Taken:
         if shot.id in self.ids:
             raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
         path = self._folder / shot.output
-        metadata = metadata_path(path)
-        written = [*output_paths(path, shot.request.num_videos), metadata]
+        written = files_of(path, shot.request.num_videos)
         names = [str(each.relative_to(self._folder)) for each in written]
         parents = {str(up) for name in names for up in PurePosixPath(name).parents}
         folders = sorted(parents - {"."})
-        for name, each in zip(names, written, strict=True):
-            if reason := self._taken_by(name, folders) or _in_the_way(each, metadata, shot):
+        for name in names:
+            if reason := self._taken_by(name, folders):
                 raise RequestError(f"output={shot.output!r} writes {name}, {reason}")
         self.ids[shot.id] = shot.line
         self._files.update(dict.fromkeys(names, shot.line))
@@ -168,15 +213,13 @@ class _Taken:
         return f"inside of what line {self._files[inside]} writes: name another" if inside else ""
 
 
-def _in_the_way(path: Path, metadata: Path, shot: Shot) -> str:
-    """What stands at a name already and is not this shot's to replace."""
-    if path.suffix and path.is_dir():
-        return "and a folder is there already"
-    if not path.suffix and path.is_file():
-        return "and a file is there already"
-    if path.is_dir() and any(path.iterdir()) and told_of(metadata).get("id") != shot.id:
-        return "and a folder is there already"
-    return ""
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which is made if it is not there; else empty."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is a file: name a folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
 
 
 def _checked_id(name: object) -> str:
@@ -191,9 +234,7 @@ def _checked_id(name: object) -> str:
 def _id_of(values: dict[str, Any], ids: dict[str, int]) -> str:
     """Of a row without one: some words of its prompt, and a digest of it, so that it stays the same
     when other rows come before it. Rows that are alike are counted."""
-    words = re.sub(r"[^a-z0-9]+", "-", str(values.get("prompt", "")).lower()).strip("-")
-    digest = _digest({name: str(value) for name, value in values.items()})[:8]
-    name = f"{words[:40].strip('-')}-{digest}".strip("-")
+    name = request_id(values)
     number, counted = 1, name
     while counted in ids:
         number += 1

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,20 @@ import psutil
 
 from longtake.engine.job_records import JobRecord
 from longtake.engine.jobs import WORK_FOLDER, JobStore
+from longtake.engine.output_files import is_empty_folder, metadata_path, output_paths
 from longtake.engine.snapshot import UnusableSnapshotError, drop_snapshot, read_snapshot
-from longtake.engine.video_writer import metadata_path, output_paths
+from longtake.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+TAKEN = "is there already, and this batch did not make it: move it, or name another output"
+
+_KEY = "[0-9a-f]{12}"
+_SNAPSHOT = re.compile(rf"{_KEY}\.safetensors", re.ASCII)
+
+
+class OutputTakenError(RequestError):
+    """A file stands where a job writes, and the job did not make it."""
 
 
 def is_inside(folder: Path, path: Path) -> bool:
@@ -32,18 +47,65 @@ def is_there(folder: Path, job: JobRecord) -> bool:
 def rendered_as(folder: Path, job: JobRecord) -> bool:
     """Whether its files are those of this very job, by what stands beside them: they had got their
     names when the process that wrote them died."""
-    told = told_of(metadata_path(folder / job.output))
+    told = told_of(folder / job.output)
     return told.get("fingerprint") == job.fingerprint and is_there(folder, job)
 
 
-def told_of(metadata: Path) -> dict[str, Any]:
-    """What a batch wrote of a job into the file beside its output; nothing if it is not its."""
+def told_of(output: Path) -> dict[str, Any]:
+    """What a batch wrote of a job into the metadata of its output; nothing if it is not its."""
+    return _told_in(metadata_path(output)) or _told_in(earlier_metadata_path(output))
+
+
+def earlier_metadata_path(output: Path) -> Path:
+    """Where versions before this one wrote the metadata: ``out.json`` beside ``out.mp4``."""
+    return output.with_suffix(".json")
+
+
+def _told_in(metadata: Path) -> dict[str, Any]:
     try:
-        content = json.loads(metadata.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(metadata.read_text(encoding="utf-8")) if metadata.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return {}
     batch = content.get("batch") if isinstance(content, dict) else None
     return batch if isinstance(batch, dict) else {}
+
+
+def files_of(output: Path, num_videos: int) -> list[Path]:
+    """The videos of a job, and their metadata."""
+    return [*output_paths(output, num_videos), metadata_path(output)]
+
+
+def taken_by_others(
+    output: Path,
+    num_videos: int,
+    name: str,
+    source: str,
+    job_of: Callable[[str], JobRecord | None],
+) -> Path | None:
+    """A file where a job writes that neither it made nor another job of the same source.
+
+    Args:
+        output: of the job.
+        name: its id.
+        source: where it comes from.
+        job_of: the job of an id, if the queue knows it.
+    """
+    if told_of(output).get("id") == name:
+        return None
+    maker = _told_in(metadata_path(output)).get("id")
+    job = job_of(maker) if isinstance(maker, str) else None
+    if job is not None and job.source == source:  # a row that had this output before
+        return None
+    files = files_of(output, num_videos)
+    there = (each for each in files if os.path.lexists(each) and not is_empty_folder(each))
+    return next(there, None)
+
+
+def drop_earlier_metadata(output: Path, name: str) -> None:
+    """Remove the metadata that an earlier version wrote of a job, once there is other."""
+    earlier = earlier_metadata_path(output)
+    if earlier != metadata_path(output) and _told_in(earlier).get("id") == name:
+        earlier.unlink(missing_ok=True)
 
 
 def key_of(job: str) -> str:
@@ -77,20 +139,31 @@ def steps_kept(folder: Path, job: JobRecord) -> int:
 def sweep_partials(folder: Path, job: JobRecord) -> None:
     """Remove what earlier attempts of a job left under names that are not whole."""
     path = folder / job.output
-    pattern = f".*.{key_of(job.id)}-*.partial*"
-    for left in [*path.parent.glob(pattern), *path.glob(pattern)]:
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+    own = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{key_of(job.id)}-\d+\.partial.*", re.DOTALL)
+    for place in (path.parent, path):
+        for left in list(place.iterdir()) if place.is_dir() else []:
+            if not own.fullmatch(left.name):
+                continue
+            logger.debug("%s was not whole, and is removed", left)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def sweep(store: JobStore) -> None:
     """Remove the snapshots that no job of a queue will go on from."""
     wanted = {key_of(job.id) for job in store.jobs() if job.state not in ("done", "cancelled")}
-    for path in (store.folder / WORK_FOLDER / "snapshots").glob("*.safetensors"):
-        if path.stem not in wanted and not path.name.startswith("."):
-            drop_snapshot(path)
+    found = (store.folder / WORK_FOLDER / "snapshots").glob("*.safetensors")
+    left = [
+        path
+        for path in found
+        if _SNAPSHOT.fullmatch(path.name) and path.stem not in wanted and not path.is_symlink()
+    ]
+    for path in left:
+        drop_snapshot(path)
+    if left:
+        logger.info("%d snapshots that no job goes on from were removed", len(left))
 
 
 _OF_SEVERAL_HOSTS = ("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "ceph", "gpfs", "beegfs", "9p")

@@ -12,6 +12,7 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, State
 from longtake.engine.jobs import ClaimLostError, JobStore
+from longtake.engine.output_files import output_paths
 from longtake.engine.snapshot import drop_snapshot, plan_snapshots
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video import Metadata
@@ -29,6 +30,9 @@ from longtake.pipelines.progress import Progress
 from longtake.serve.claim import Claim
 from longtake.serve.filmstrip import Filmstrip
 from longtake.serve.outputs import (
+    TAKEN,
+    OutputTakenError,
+    drop_earlier_metadata,
     is_inside,
     key_of,
     rendered_as,
@@ -36,6 +40,8 @@ from longtake.serve.outputs import (
     steps_kept,
     strip_of,
     sweep_partials,
+    taken_by_others,
+    told_of,
 )
 
 _LONGEST_WAIT_S = 60.0
@@ -142,7 +148,7 @@ class Replica:
         except Stopped:
             self._stopped(claim)
         except RefusedInputError as error:
-            if job.request.image is None:
+            if job.request.image is None or isinstance(error, OutputTakenError):
                 self._failed(job, str(error))
             else:  # its picture may be back before long
                 self._fault(job, error)
@@ -164,6 +170,7 @@ class Replica:
             raise RequestError(f"output={job.output!r} leaves {folder}: remove the link")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+        self._check_own(job)
         engine, kept = self._supervisor.engine, snapshot_of(folder, job)
         identity = engine.identity_of(request)
         plan, note = plan_snapshots(kept, identity, self._how_often, resume=True)
@@ -178,7 +185,7 @@ class Replica:
             num_frames=num_frames,
             keep_latents=False,
             token=f"{key_of(job.id)}-{job.claims}",
-            replace=True,
+            overwrite=bool(told_of(path)),
         )
         strip = Filmstrip(
             files,
@@ -199,6 +206,10 @@ class Replica:
             claim.check()  # else the files are another process's to write
             batch = {"id": job.id, "fingerprint": job.fingerprint}
             files.publish({**metadata.as_json(), "batch": batch})
+        drop_earlier_metadata(path, job.id)
+        if files.paths != output_paths(path, request.num_videos):
+            there = " ".join(map(str, files.paths))
+            raise OutputTakenError(f"{path} was put there meanwhile: this video is {there}")
         picture = strip_of(folder, job)
         with suppress(EngineError):  # the video is there, if its thumbnails are not
             strip.save(picture, self._scratch / picture.name)
@@ -207,6 +218,19 @@ class Replica:
         self._watcher.rendered(job, metadata)
         for warning in metadata.warnings():
             self._watcher.note(f"{job.id}: {warning}")
+
+    def _check_own(self, job: JobRecord) -> None:
+        """Refuse a job whose output stands there and is none of the batch's."""
+
+        def job_of(name: str) -> JobRecord | None:
+            with suppress(RequestError):
+                return self._store.job(name)
+            return None
+
+        path = self._store.folder / job.output
+        other = taken_by_others(path, job.request.num_videos, job.id, job.source, job_of)
+        if other is not None:
+            raise OutputTakenError(f"{other} {TAKEN}")
 
     def _progress(self, claim: Claim, progress: Progress) -> None:
         self._watcher.progress(claim.job.id, progress)

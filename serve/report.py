@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -13,10 +15,45 @@ from urllib.parse import quote
 
 from longtake.engine.files import write_whole
 from longtake.engine.job_records import JobRecord
+from longtake.engine.output_files import output_paths
 from longtake.engine.versions import versions
-from longtake.engine.video_writer import output_paths
+from longtake.errors import EngineError, RequestError
 from longtake.serve.outputs import strip_of
 from longtake.serve.pages import PAGES
+
+REPORTS = ("report.json", "report.html")
+_IN_A_REPORT = re.compile(rb"longtake \S+ .{1,9}\d+ s of rendering</p>")
+
+
+def check_reports(folder: Path) -> None:
+    """Refuse a folder where something else stands under the names of the reports.
+
+    Raises:
+        RequestError: something does.
+    """
+    for path in (folder / name for name in REPORTS):
+        if reason := _other_at(path):
+            raise RequestError(reason)
+
+
+def _other_at(path: Path) -> str:
+    """What stands at a report's name and is none of longtake's, in words; else empty."""
+    if not os.path.lexists(path) or _is_report(path):
+        return ""
+    return f"{path} is there, and is no report of a batch: move it, or name another folder"
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    if path.suffix == ".html":
+        return _IN_A_REPORT.search(content) is not None
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and {"counts", "versions", "shots"} <= told.keys()
 
 
 def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list[Path]:
@@ -28,6 +65,9 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
     Raises:
         EngineError: they cannot be written; earlier ones are still there.
     """
+    for path in (folder / name for name in REPORTS):
+        if reason := _other_at(path):
+            raise EngineError(reason)
     rows = [_row(folder, job) for job in jobs]
     counts = Counter(job.state for job in jobs)
     content = {
@@ -37,7 +77,7 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
         "versions": versions(),
         "shots": rows,
     }
-    as_json, as_html = folder / "report.json", folder / "report.html"
+    as_json, as_html = (folder / name for name in REPORTS)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_whole(as_json, text.encode(), partial=scratch / as_json.name)
     pictures = [_picture(folder, job) for job in jobs]

@@ -20,25 +20,29 @@ from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
-from longtake.engine.files import writing
 from longtake.engine.job_records import JobRecord, NewJob
-from longtake.engine.jobs import WORK_FOLDER
+from longtake.engine.output_files import metadata_path, output_paths
 from longtake.engine.request import resolve
 from longtake.engine.snapshot import drop_snapshot
 from longtake.engine.submissions import DOOR, OtherRequestError, Submissions
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video import Metadata
-from longtake.engine.video_writer import metadata_path, output_paths
 from longtake.errors import EngineError, LongtakeError, RefusedInputError, RequestError
 from longtake.pipelines.progress import Progress
 from longtake.serve.asked import Asked, FieldError, asked_of
 from longtake.serve.live import Live
 from longtake.serve.metrics import Metrics
-from longtake.serve.outputs import snapshot_of, strip_of, sweep, sweep_partials
+from longtake.serve.outputs import (
+    earlier_metadata_path,
+    snapshot_of,
+    strip_of,
+    sweep,
+    sweep_partials,
+)
 from longtake.serve.pace import Pace
 from longtake.serve.pictures import Pictures
 from longtake.serve.replica import Replica
-from longtake.serve.scratch import alone_in, scratch_folder
+from longtake.serve.scratch import alone_in, prepare_folder, scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +99,7 @@ class VideoService:
         self._on_failure = on_failure
         self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
         with ExitStack() as opened:
-            for path in (folder, folder / WORK_FOLDER, pictures):
-                with writing(path):
-                    path.mkdir(parents=True, exist_ok=True)
+            prepare_folder("data_dir", folder, VIDEOS, PICTURES)
             opened.callback(alone_in(folder).close)
             self.store = opened.enter_context(Submissions(folder, create=True))
             self.scratch = opened.enter_context(scratch_folder(folder))
@@ -379,7 +381,9 @@ class VideoService:
 
     def _remove_files(self, job: JobRecord) -> None:
         sweep_partials(self.folder, job)
-        for path in (*self.outputs(job), metadata_path(self.folder / job.output)):
+        output = self.folder / job.output
+        beside = metadata_path(output), earlier_metadata_path(output)
+        for path in (*self.outputs(job), *beside):
             path.unlink(missing_ok=True)
         self.strip(job).unlink(missing_ok=True)
         drop_snapshot(snapshot_of(self.folder, job))

@@ -15,7 +15,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.tools import BenchConfig
 from longtake.engine.bench.calibrate import calibrate
 from longtake.engine.bench.suites import Suites, environment
-from longtake.engine.files import write_whole
+from longtake.engine.files import cause, probe, write_new, write_whole
 from longtake.engine.hardware import hardware_here
 from longtake.engine.launcher import device_type_of
 from longtake.errors import RequestError
@@ -43,7 +43,8 @@ def run(options: dict[str, Any], view: View) -> None:
     kind = "profile" if asked.calibrate else "bench"
     suffix = "yaml" if asked.calibrate else "md"
     path = Path(os.path.expanduser(output or f"longtake-{kind}-{begun:%Y-%m-%d-%H%M}.{suffix}"))
-    _check(path, suffix)
+    overwrite = bool(options["overwrite"])
+    _check(path, suffix, replaced=overwrite or output is None)
 
     def measuring(what: str) -> None:
         view.progress(Progress("measuring", detail=what))
@@ -66,7 +67,10 @@ def run(options: dict[str, Any], view: View) -> None:
         for name in named:
             parts += [f"## {name}", getattr(suites, name)()]
         content = "\n\n".join(parts) + "\n"
-    write_whole(path, content.encode())
+    if overwrite:
+        write_whole(path, content.encode())
+    else:
+        path = write_new(path, content.encode())
     view.written.append(path)
     view.close()
     if options["json"]:
@@ -78,13 +82,26 @@ def run(options: dict[str, Any], view: View) -> None:
         say(f"written to {path}", sys.stdout)
 
 
-def _check(path: Path, suffix: str) -> None:
-    """Refuse before anything is measured what could not be written."""
+def _check(path: Path, suffix: str, *, replaced: bool) -> None:
+    """Refuse before anything is measured what could not be written.
+
+    Args:
+        replaced: whether a file may be there: it is replaced, or the name gets a number.
+    """
     if path.suffix != f".{suffix}":
         raise RequestError(f"output={str(path)!r} must end in .{suffix}")
     if not path.parent.is_dir():
         raise RequestError(f"output={str(path)!r}: there is no folder {path.parent}: make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"output={str(path)!r}: {path.parent} cannot be written to")
     if path.is_dir():
         raise RequestError(f"output={str(path)!r} is a folder: name a file")
+    try:
+        probe(path.parent)
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RequestError(f"output={str(path)!r} cannot be written: {cause(error)}") from error
+    if not replaced:
+        raise RequestError(
+            f"output={str(path)!r} is there already: name another one, or pass --overwrite"
+        )

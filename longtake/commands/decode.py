@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from longtake.commands.writing import output_of, write
+from longtake.commands.writing import DEFAULT_OUTPUT, output_of, place_of, write
+from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest
 from longtake.engine.engine import VideoEngine
-from longtake.engine.latents import Origin, read_latents
+from longtake.engine.latents import LatentsFile, Origin, output_name_of, read_latents
+from longtake.engine.output_files import output_type
+from longtake.engine.output_names import values_for
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.video_writer import check_output, output_type
 from longtake.engine.worker import Nowhere
 from longtake.errors import RequestError
 from longtake.settings import engine_config, flags, over, validated
@@ -21,7 +23,8 @@ from longtake.terminal import View
 def run(options: dict[str, Any], view: View) -> None:
     """Make a video of a file of latents. Under torchrun, rank 0 alone reads it."""
     values = {**flags(options), "autoencoder_only": True}
-    path = output_of(options["output"])
+    values.pop("overwrite", None)
+    template = output_of(options["output"])
     asked = {name: values.pop(name) for name in list(values) if name in DecodeRequest.model_fields}
     if TorchrunPlace.given() and "model" not in values:
         raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
@@ -32,12 +35,13 @@ def run(options: dict[str, Any], view: View) -> None:
         finally:
             engine.close()
         return
-    if output_type(path) == "latents":
-        raise RequestError(f"output={str(path)!r} is for latents, which are there: use .mp4, say")
-    file = read_latents(Path(os.path.expanduser(options["latents"])))
-    check_output(path, len(file.latents), metadata=options["metadata"])
+    if output_type(Path(template or DEFAULT_OUTPUT)) == "latents":
+        raise RequestError(f"output={template!r} is for latents, which are there: use .mp4, say")
+    source = Path(os.path.expanduser(options["latents"]))
+    file = read_latents(source)
     if file.origin is not None:
         asked, values = _over_origin(file.origin, asked, values)
+    path = _place(template, source, file, values, options)
     request = validated(DecodeRequest, asked)
     engine = VideoEngine(engine_config(values))
     try:
@@ -48,6 +52,24 @@ def run(options: dict[str, Any], view: View) -> None:
         write(engine, resolved, path, options, view, file.latents, origin)
     finally:
         engine.close()
+
+
+def _place(
+    template: str | None,
+    source: Path,
+    file: LatentsFile,
+    values: dict[str, Any],
+    options: dict[str, Any],
+) -> Path:
+    """Where the video goes; its id is the name of the file of latents."""
+    num_videos = len(file.latents)
+    known = values_for(
+        seed=None if file.origin is None else file.origin.request.seed,
+        name=output_name_of(source),
+        model=values.get("model", EngineConfig().model),
+        num_videos=num_videos,
+    )
+    return place_of(template, known, num_videos, options)
 
 
 def _over_origin(

@@ -59,11 +59,19 @@ def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path)
     assert re.search(r"^two: done \(2 of 3 done\)$", stderr, re.MULTILINE)
     files = {str(path.relative_to(out)) for path in out.rglob("*") if ".longtake" not in str(path)}
     assert files == {
-        *("a", "a/one.npy", "a/one.json", "two.npy", "two.json", "report.json", "report.html"),
+        *(
+            "a",
+            "a/one.npy",
+            "a/one.npy.json",
+            "two.npy",
+            "two.npy.json",
+            "report.json",
+            "report.html",
+        ),
         *("png", "png.json", *(f"png/0000{at}.png" for at in range(5))),
     }
     assert np.load(out / "a" / "one.npy").shape == (5, 32, 48, 3)
-    told = json.loads((out / "a" / "one.json").read_text())
+    told = json.loads((out / "a" / "one.npy.json").read_text())
     assert told["request"]["prompt"] == 'a cat, "slowly"'
     assert told["batch"]["id"] == "one"
     report = json.loads((out / "report.json").read_text())
@@ -156,11 +164,11 @@ def test_bad_rows_are_all_told_and_nothing_runs(
         ),
         ({"prompt": "a", "id": "same"}, ""),
         ({"prompt": "b", "id": "same"}, "id='same' is that of line 7, too"),
-        ({"prompt": "a", "output": "same.webm"}, r"output='same.webm' writes same.json, as line 7"),
+        ({"prompt": "a", "output": "same.mp4"}, r"output='same.mp4' writes same.mp4, as line 7"),
         ({"prompt": "a", "output": "../x.mp4"}, r"output='../x.mp4' leaves "),
         ({"prompt": "a", "output": "/tmp/x.mp4"}, r"output='/tmp/x.mp4' leaves "),
         ({"prompt": "a", "output": "x.avi"}, r"has the suffix '\.avi'"),
-        ({"prompt": "a", "output": "report.mp4"}, r"writes report.json, which is the batch's own"),
+        ({"prompt": "a", "output": "report"}, r"writes report.json, which is the batch's own"),
         ({"prompt": "a", "output": ".longtake/x.mp4"}, r"\.longtake is the batch's own"),
         ({"prompt": "a", "id": "a/b"}, "id='a/b' must be a word that can be a file's name"),
         ({"prompt": "a", "id": "x" * 300}, "100 bytes at most"),

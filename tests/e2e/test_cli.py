@@ -50,7 +50,7 @@ def test_writes_the_video_and_its_metadata(generate: Any, tmp_path: Path, suffix
     path = tmp_path / f"out{suffix}"
     code, out, _ = generate("a cat walks", "-o", str(path), "--num-frames", "5")
     assert code == 0
-    assert names(tmp_path) == sorted({path.name, "out.json"})
+    assert names(tmp_path) == sorted({path.name, f"{path.name}.json"})
     assert out.startswith(f"{path}: 5 frames of 48x32, seed ")
     if suffix == "":
         assert names(path) == [f"{index:05d}.png" for index in range(5)]
@@ -63,9 +63,9 @@ def test_writes_the_video_and_its_metadata(generate: Any, tmp_path: Path, suffix
 def test_a_drawn_seed_gives_the_same_file_again(generate: Any, tmp_path: Path) -> None:
     first, by_seed, by_file = (tmp_path / f"{name}.mp4" for name in ("a", "b", "c"))
     assert generate("a cat", "-o", str(first))[0] == 0
-    seed = json.loads((tmp_path / "a.json").read_text())["request"]["seed"]
+    seed = json.loads((tmp_path / "a.mp4.json").read_text())["request"]["seed"]
     assert generate("a cat", "-o", str(by_seed), "--seed", str(seed))[0] == 0
-    assert generate("--config", str(tmp_path / "a.json"), "-o", str(by_file))[0] == 0
+    assert generate("--config", str(tmp_path / "a.mp4.json"), "-o", str(by_file))[0] == 0
     assert first.read_bytes() == by_seed.read_bytes() == by_file.read_bytes()
 
 
@@ -86,22 +86,23 @@ def test_switches_and_degrees_of_a_file_can_be_overridden(generate: Any, tmp_pat
     config, path = tmp_path / "options.yaml", tmp_path / "out.npy"
     config.write_text("shard_weights: true\nnum_frames: 1\n")
     for switch, split in (((), True), (("--no-shard-weights",), False)):
-        assert generate("a", "--config", str(config), "-o", str(path), *switch)[0] == 0
-        metadata = json.loads((tmp_path / "out.json").read_text())
+        over = ("-o", str(path), "--overwrite")
+        assert generate("a", "--config", str(config), *over, *switch)[0] == 0
+        metadata = json.loads((tmp_path / "out.npy.json").read_text())
         assert metadata["engine"]["parallel"]["shard_weights"] is split
     metadata["engine"]["devices"] = metadata["engine"]["parallel"]["ulysses_degree"] = 3
     (tmp_path / "of-three-ranks.json").write_text(json.dumps(metadata))
-    again = ("--config", str(tmp_path / "of-three-ranks.json"), "-o", str(path))
+    again = ("--config", str(tmp_path / "of-three-ranks.json"), *over)
     assert generate(*again, "--devices", "1")[0] == 0
     for steps in (("--sigmas", "1.0", "0.6"), ("--num-inference-steps", "1")):
         assert generate(*again, "--devices", "1", *steps)[0] == 0
 
 
 def test_a_folder_where_the_metadata_goes(generate: Any, tmp_path: Path) -> None:
-    (tmp_path / "out.json").mkdir()
+    (tmp_path / "out.npy.json").mkdir()
     code, _, err = generate("a cat", "-o", str(tmp_path / "out.npy"))
-    assert (code, names(tmp_path)) == (2, ["out.json"])
-    assert "out.json is a folder: move it, or pass --no-metadata" in err
+    assert (code, names(tmp_path)) == (2, ["out.npy.json"])
+    assert "out.npy.json is a folder: move it, or pass --no-metadata" in err
     assert generate("a cat", "-o", str(tmp_path / "out.npy"), "--no-metadata")[0] == 0
 
 
@@ -115,7 +116,7 @@ def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
     assert events[-1]["event"] == "done"
     assert events[-1]["output"] == [path]
     assert events[-1]["metadata"]["seconds"]["writing"] >= 0
-    assert generate("a cat", "-o", path, "--quiet") == (0, "", "")
+    assert generate("a cat", "-o", path, "--quiet", "--overwrite") == (0, "", "")
     code, out, err = generate("a cat", "-o", path, "--json", "--height", "1")
     assert json.loads(out)["exit_code"] == code == 2
 
@@ -223,7 +224,7 @@ def test_an_unknown_option(generate: Any, capsys: Any) -> None:
 def test_a_prompt_that_begins_with_a_dash(model: str, tmp_path: Path) -> None:
     options = ["--model", model, "-o", str(tmp_path / "out.npy"), "--num-frames", "1"]
     assert cli.main(["generate", *options, "--", "-a cat"]) == 0
-    assert json.loads((tmp_path / "out.json").read_text())["request"]["prompt"] == "-a cat"
+    assert json.loads((tmp_path / "out.npy.json").read_text())["request"]["prompt"] == "-a cat"
 
 
 def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> 
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("on 3 ranks") == 1
     np.testing.assert_allclose(np.load(joined), np.load(expected), rtol=0, atol=1e-4)
-    assert names(tmp_path) == ["a.json", "a.npy", "b.json", "b.npy"]
+    assert names(tmp_path) == ["a.npy", "a.npy.json", "b.npy", "b.npy.json"]
 
 
 @pytest.fixture

@@ -65,9 +65,9 @@ def test_latents_of_generate_give_its_video(longtake: Any, tmp_path: Path, devic
     ranks = "1 rank" if devices == 1 else f"{devices} ranks"
     assert out.startswith(f"{ours}: 9 frames of 80x32, seed 7, on {ranks}; seconds: loading ")
     close(ours, theirs)
-    request = json.loads((tmp_path / "a.json").read_text())["request"]
-    assert request == json.loads((tmp_path / "b.json").read_text())["request"]
-    metadata = str(tmp_path / "a.json")
+    request = json.loads((tmp_path / "a.npy.json").read_text())["request"]
+    assert request == json.loads((tmp_path / "b.npy.json").read_text())["request"]
+    metadata = str(tmp_path / "a.npy.json")
     assert longtake("generate", "--config", metadata, "-o", again, "--devices", 1)[0] == 0
     close(again, theirs)
 
@@ -79,7 +79,7 @@ def test_flags_override_what_the_file_says(longtake: Any, tmp_path: Path) -> Non
     assert longtake("generate", *asked, "--decode", "whole", "-o", theirs)[0] == 0
     assert longtake("decode", latents, "--decode", "whole", "--fps", 3, "-o", ours)[0] == 0
     close(ours, theirs)
-    request = json.loads((tmp_path / "a.json").read_text())["request"]
+    request = json.loads((tmp_path / "a.npy.json").read_text())["request"]
     assert (request["decode"], request["decode_tile_size"], request["fps"]) == ("whole", None, 3)
 
 
@@ -89,9 +89,9 @@ def test_latents_that_longtake_did_not_write(longtake: Any, tmp_path: Path) -> N
     code, out, _ = longtake("decode", tmp_path / "l.safetensors", "-o", tmp_path / "out.npy")
     assert code == 0
     assert "out-0.npy" in out and "seed" not in out
-    assert names(tmp_path) == ["l.safetensors", "out-0.npy", "out-1.npy", "out.json"]
+    assert names(tmp_path) == ["l.safetensors", "out-0.npy", "out-1.npy", "out.npy.json"]
     assert np.load(tmp_path / "out-1.npy").shape == (5, 32, 48, 3)
-    assert json.loads((tmp_path / "out.json").read_text())["request"]["fps"] == 8
+    assert json.loads((tmp_path / "out.npy.json").read_text())["request"]["fps"] == 8
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
@@ -105,7 +105,7 @@ def test_latents_that_were_cut_or_joined_since(longtake: Any, tmp_path: Path, fr
     save_file({"latents": np.ascontiguousarray(changed)}, path, metadata=header)
     assert longtake("decode", path, "-o", out)[0] == 0
     assert np.load(out).shape == (4 * frames - 3, 32, 48, 3)
-    request = json.loads((tmp_path / "out.json").read_text())["request"]
+    request = json.loads((tmp_path / "out.npy.json").read_text())["request"]
     assert (request["num_frames"], request["fps"]) == (4 * frames - 3, 5)
 
 
@@ -217,7 +217,7 @@ def test_frames_are_in_the_file_while_later_ones_are_latents(
     assert frames_then[total // 2] >= 10
     assert 20 <= frames_then[total - 1] < 33
     assert np.load(tmp_path / "out.npy").shape == (33, 64, 64, 3)
-    assert names(tmp_path) == ["out.json", "out.npy"]
+    assert names(tmp_path) == ["out.npy", "out.npy.json"]
 
 
 def decoding(
@@ -267,7 +267,7 @@ def test_a_rank_that_dies_while_decoding(
     )
     assert cli.main([*shlex.split(said), "--quiet"]) == 0
     close(out, uninterrupted)
-    assert names(tmp_path) == ["out.json", "out.latents.safetensors", "out.npy"]
+    assert names(tmp_path) == ["out.latents.safetensors", "out.npy", "out.npy.json"]
 
 
 def test_the_command_itself_is_killed_while_decoding(
@@ -335,7 +335,7 @@ def test_the_disk_fills_up_while_decoding(longtake: Any, tmp_path: Path) -> None
 
 def test_nothing_is_kept_of_a_video_that_is_whole(longtake: Any, tmp_path: Path) -> None:
     assert longtake("generate", "a", "-o", tmp_path / "out.gif")[0] == 0
-    assert names(tmp_path) == ["out.gif", "out.json"]
+    assert names(tmp_path) == ["out.gif", "out.gif.json"]
 
 
 def test_from_python(model: str, tmp_path: Path) -> None:
@@ -420,9 +420,10 @@ def test_the_header_says_how_latents_came_to_be(longtake: Any, tmp_path: Path) -
     assert file.origin.engine.vae_dtype == "bfloat16"
     np.testing.assert_array_equal(file.latents[0], load_file(path)["latents"])
     assert longtake("decode", path, "-o", tmp_path / "out.npy")[0] == 0
-    metadata = json.loads((tmp_path / "out.json").read_text())
+    metadata = json.loads((tmp_path / "out.npy.json").read_text())
     assert metadata["engine"]["vae_dtype"] == metadata["decoded_by"]["vae_dtype"] == "bfloat16"
-    assert longtake("decode", path, "-o", tmp_path / "out.npy", "--dtype", "float32")[0] == 0
-    metadata = json.loads((tmp_path / "out.json").read_text())
+    again = ("-o", tmp_path / "out.npy", "--overwrite")
+    assert longtake("decode", path, *again, "--dtype", "float32")[0] == 0
+    metadata = json.loads((tmp_path / "out.npy.json").read_text())
     assert metadata["engine"]["vae_dtype"] == "float32"
     assert os.path.getsize(path) < 10_000

@@ -54,25 +54,26 @@ def test_the_same_video_again_from_its_metadata(
     asked = ["a cat runs", "--image", str(picture), "--model", model, "--height", "32"]
     code, said, _ = run("generate", *asked, "-o", str(first))
     assert code == 0 and said.startswith(f"{first}: 9 frames of 48x32, seed ")
-    metadata = json.loads(first.with_suffix(".json").read_text())
+    metadata = json.loads(first.with_suffix(".npy.json").read_text())
     request = metadata["request"]
     assert (request["i2v_mode"], request["resize_mode"]) == ("stable", "crop")
     assert request["image"] == str(picture) and len(request["image_sha256"]) == 64
     assert {"text", "image", "denoising"} <= set(metadata["seconds"])
-    config = str(first.with_suffix(".json"))
+    config = str(first.with_suffix(".npy.json"))
     assert run("generate", "--config", config, "-o", str(again))[0] == 0
     assert first.read_bytes() == again.read_bytes()
+    over = ("-o", str(other), "--overwrite")
     for changes, differs in (
         (["--i2v-mode", "dynamic"], True),
         (["--resize-mode", "pad"], True),
         (["--resize-mode", "crop"], False),
     ):
-        assert run("generate", "--config", config, *changes, "-o", str(other))[0] == 0
+        assert run("generate", "--config", config, *changes, *over)[0] == 0
         assert (first.read_bytes() != other.read_bytes()) is differs
-    metadata = json.loads(other.with_suffix(".json").read_text())
+    metadata = json.loads(other.with_suffix(".npy.json").read_text())
     assert metadata["request"]["flow_shift"] == 7.0
-    run("generate", "--config", config, "--i2v-mode", "dynamic", "-o", str(other))
-    metadata = json.loads(other.with_suffix(".json").read_text())
+    run("generate", "--config", config, "--i2v-mode", "dynamic", *over)
+    metadata = json.loads(other.with_suffix(".npy.json").read_text())
     assert metadata["request"]["flow_shift"] == 17.0
 
 
@@ -84,7 +85,7 @@ def test_another_picture_at_the_same_place(
     asked = ["--model", animators["token_replace"], "-o", out, "--num-inference-steps", "1"]
     assert run("generate", "a", "--image", str(path), *asked)[0] == 0
     Image.new("RGB", (8, 8)).save(path)
-    again = ["generate", "--config", str(tmp_path / "out.json"), "-o", out]
+    again = ["generate", "--config", f"{out}.json", "-o", out, "--overwrite"]
     code, _, err = run(*again)
     assert code == 2 and "is another picture than was meant" in err.splitlines()[-1]
     assert run(*again, "--image", str(path))[0] == 0  # which says that it is meant
@@ -100,7 +101,7 @@ def test_the_older_way_gives_four_frames_fewer(
     code, said, _ = run("generate", *asked, "-o", str(frames))
     assert code == 0 and ": 5 frames of 48x32" in said
     assert np.load(frames).shape == (5, 32, 48, 3)
-    assert json.loads(frames.with_suffix(".json").read_text())["num_frames"] == 5
+    assert json.loads(frames.with_suffix(".npy.json").read_text())["num_frames"] == 5
     assert run("generate", *asked, "-o", str(latents))[0] == 0
     assert read_latents(latents).latents.shape == (1, 4, 3, 4, 6)
     code, said, _ = run("decode", str(latents), "-o", str(decoded))
@@ -110,7 +111,7 @@ def test_the_older_way_gives_four_frames_fewer(
         video = engine.generate(VideoRequest(prompt="a", image=picture, seed=1))
     assert video.frames.shape == (5, 32, 48, 3)
     video.save(tmp_path / "d.mp4")
-    code, _, err = run("generate", *asked, "--num-frames", "1", "-o", str(frames))
+    code, _, err = run("generate", *asked, "--num-frames", "1", "-o", str(tmp_path / "e.npy"))
     assert code == 2 and "drops the first 4: try 5 or more" in err
 
 
@@ -236,7 +237,8 @@ def test_prompts_cannot_hold_the_token_of_the_picture(
 ) -> None:
     """Nor does one that runs into the end of what the model takes do harm."""
     model, out = animators["token_replace"], str(tmp_path / "out.npy")
-    asked = ["--image", str(picture), "--model", model, "-o", out, "--num-inference-steps", "1"]
+    asked = ["--image", str(picture), "--model", model, "--num-inference-steps", "1"]
+    asked += ["-o", out, "--overwrite"]
     code, _, err = run("generate", "a <image> cat", *asked)
     assert code == 2 and "take <image> out of the prompt" in err.splitlines()[-1]
     assert names(tmp_path) == []
@@ -259,7 +261,8 @@ def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
     (folder / "a.png").write_bytes(picture.read_bytes())
     (elsewhere / "way").symlink_to(folder / "deep")
     out = str(tmp_path / "out.npy")
-    asked = ["--model", animators["token_replace"], "-o", out, "--num-inference-steps", "1"]
+    asked = ["--model", animators["token_replace"], "--num-inference-steps", "1"]
+    asked += ["-o", out, "--overwrite"]
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", str(tmp_path))
     for image, of in (
@@ -271,7 +274,8 @@ def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
         code, _, err = run("generate", "a", "--image", image, "--image-folder", of, *asked)
         assert code == 0, err
         monkeypatch.chdir("/")
-        assert run("generate", "--config", str(tmp_path / "out.json"), "-o", out)[0] == 0
+        again = ["--config", f"{out}.json", "-o", out, "--overwrite"]
+        assert run("generate", *again)[0] == 0
 
 
 def test_a_picture_is_read_once(

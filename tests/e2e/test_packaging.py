@@ -118,7 +118,7 @@ def test_the_installed_wheel_renders_without_an_option(site: Path, tmp_path: Pat
     )
     printed = run_installed(site, program, tmp_path)
     assert printed.startswith("out.mp4: 17 frames of 64x64, seed 1")
-    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.mp4.json"}
     frames = iio.imread(tmp_path / "out.mp4")
     assert judge((frames / 255).astype(np.float32)) == Verdict("green", "triangle", "up", "navy")
 

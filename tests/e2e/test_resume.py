@@ -59,29 +59,31 @@ def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_pa
     snapshot = kept.read_bytes()
     code, _, stderr = generate("-o", out, "--devices", 2, "--resume")
     assert (code, stderr.splitlines()[0]) == (0, "goes on after step 10 of 24")
-    assert names(tmp_path) == ["out.json", "out.npy"]
-    told, again = json.loads((tmp_path / "out.json").read_text()), np.load(out)
+    assert names(tmp_path) == ["out.npy", "out.npy.json"]
+    told, again = json.loads((tmp_path / "out.npy.json").read_text()), np.load(out)
     assert told["snapshots"]["steps_before"] == 10
     seed = told["request"]["seed"]
 
     kept.write_bytes(snapshot)
-    assert generate("-o", out, "--resume")[0] == 0
+    code, _, stderr = generate("-o", out, "--resume")
+    assert (code, stderr.count("is there already")) == (2, 1)
+    assert generate("-o", out, "--resume", "--overwrite")[0] == 0
     np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
-    assert generate("-o", out, "--devices", 2, "--seed", seed)[0] == 0
+    assert generate("-o", out, "--devices", 2, "--seed", seed, "--overwrite")[0] == 0
     np.testing.assert_array_equal(np.load(out), again)
 
     kept.write_bytes(snapshot)
-    code, _, stderr = generate("-o", out, "--seed", seed + 1, "--resume")
+    code, _, stderr = generate("-o", out, "--seed", seed + 1, "--resume", "--overwrite")
     assert code == 0
     assert stderr.splitlines()[0] == (
         f"{kept} is of another request: seed={seed}, not {seed + 1}: it begins anew"
     )
     kept.write_bytes(snapshot[:-9])
-    code, _, stderr = generate("-o", out, "--seed", seed, "--resume")
+    code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
     assert code == 0
     assert f"{kept} is damaged" in stderr.splitlines()[0]
     np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
-    code, _, stderr = generate("-o", out, "--seed", seed, "--resume")
+    code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
     assert stderr.splitlines()[0] == f"{kept} is not there: it begins with the first step"
 
 
@@ -95,11 +97,12 @@ def test_what_was_decoded_is_only_decoded(generate: Any, model: str, tmp_path: P
     assert code == 0
     kept = tmp_path / "out.latents.safetensors"
     assert stderr.splitlines()[0] == f"goes on with the latents in {kept}"
-    assert names(tmp_path) == ["out.json", "out.npy"]
-    told = json.loads((tmp_path / "out.json").read_text())
+    assert names(tmp_path) == ["out.npy", "out.npy.json"]
+    told = json.loads((tmp_path / "out.npy.json").read_text())
     assert "denoising" not in told["seconds"]
     first = np.load(out)
-    assert generate("-o", out, *tiles, "--seed", told["request"]["seed"])[0] == 0
+    again = ("--seed", told["request"]["seed"], "--overwrite")
+    assert generate("-o", out, *tiles, *again)[0] == 0
     np.testing.assert_array_equal(np.load(out), first)
 
 

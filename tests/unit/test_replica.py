@@ -234,6 +234,38 @@ def test_a_name_that_was_given_before_the_process_died(work: Any, tmp_path: Path
     assert (jobs[0].state, ranks.began_at) == ("done", [])
 
 
+def test_what_an_earlier_version_rendered_is_not_rendered_again(work: Any, tmp_path: Path) -> None:
+    """Its metadata stood at another name, and goes once the shot is rendered again."""
+    told = {"request": {}, "engine": {}, "batch": {"id": "shot-1", "fingerprint": "of before"}}
+    (tmp_path / "shot-1.npy").write_bytes(b"of before")
+    (tmp_path / "shot-1.json").write_text(json.dumps(told))
+    ranks = Ranks()
+    jobs, _ = work(ranks, request(), request(seed=2))
+    assert ([job.state for job in jobs], ranks.began_at) == (["done", "done"], [0, 0])
+    files = sorted(each.name for each in tmp_path.iterdir() if each.is_file())
+    assert files == ["shot-0.npy", "shot-0.npy.json", "shot-1.npy", "shot-1.npy.json"]
+    assert json.loads((tmp_path / "shot-1.npy.json").read_text())["batch"]["fingerprint"] == "1"
+
+
+@pytest.mark.parametrize("taken", ["shot-0.npy", "shot-0.npy.json"])
+def test_a_file_that_is_none_of_the_batchs_stays(work: Any, tmp_path: Path, taken: str) -> None:
+    """One that was there before, and one that is put there while the shot is rendered."""
+
+    def put_there(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
+        (tmp_path / taken.replace("0", "1")).write_text("mine")
+
+    (tmp_path / taken).write_text("mine")
+    ranks = Ranks(put_there)
+    jobs, _ = work(ranks, request(), request(seed=2))
+    assert [(job.state, job.claims) for job in jobs] == [("failed", 1), ("failed", 1)]
+    assert f"{taken} is there already, and this batch did not make it" in jobs[0].error
+    assert jobs[1].error.endswith(f"put there meanwhile: this video is {tmp_path}/shot-1-2.npy")
+    for name in (taken, taken.replace("0", "1")):
+        assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / "shot-1-2.npy.json").is_file()
+    assert len(ranks.began_at) == 1
+
+
 def test_a_link_that_was_put_there_meanwhile(work: Any, tmp_path: Path) -> None:
     with JobStore(tmp_path, create=True) as store:
         job = NewJob("a", "x", 0, "out/a.npy", "engine", request(), "f")
@@ -258,21 +290,23 @@ def test_snapshots_that_nobody_goes_on_from_are_removed(work: Any, tmp_path: Pat
 
 
 def test_scratch_folders_of_processes_that_ended_are_removed(tmp_path: Path) -> None:
+    """And no folder that has another name, whatever is in it."""
     here = Owner.this_process()
     (tmp_path / ".longtake").mkdir()
     parent = tmp_path / ".longtake" / "ranks"
     others = {
-        "ended": here.model_copy(update={"started": 1}).model_dump_json(),
-        "elsewhere": here.model_copy(update={"namespace": 1}).model_dump_json(),
-        "cut off": "",
+        "1-1": here.model_copy(update={"started": 1}).model_dump_json(),
+        "1-2": here.model_copy(update={"namespace": 1}).model_dump_json(),
+        "1-3": "",
+        "mine": "",
     }
     for name, content in others.items():
         (parent / name).mkdir(parents=True)
         (parent / name / "owner.json").write_text(content)
-    (parent / "being made").mkdir()
+    (parent / "1-4").mkdir()
     with scratch_folder(tmp_path) as own:
         left = sorted(path.name for path in parent.iterdir())
-        assert left == sorted(["being made", "elsewhere", own.name])
+        assert left == sorted(["1-4", "1-2", "mine", own.name])
     assert not own.exists()
 
 

@@ -20,7 +20,8 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.frame_writers import _CODECS, _Target
 from longtake.engine.latents import read_latents
-from longtake.engine.video_writer import VideoFiles, check_output
+from longtake.engine.output_files import check_output
+from longtake.engine.video_writer import VideoFiles
 from longtake.errors import EngineError, RequestError, Stopped
 from tests.rendering import Array, request
 
@@ -121,7 +122,7 @@ def test_latents(tmp_path: Path) -> None:
     with VideoFiles(tmp_path / "out.safetensors", request(num_videos=2), ENGINE) as files:
         files.latents(latents)
         files.publish({"seed": 3})
-    assert json.loads((tmp_path / "out.json").read_text()) == {"seed": 3}
+    assert json.loads((tmp_path / "out.safetensors.json").read_text()) == {"seed": 3}
     for number in range(2):
         (tensor,) = load_file(tmp_path / f"out-{number}.safetensors").values()
         np.testing.assert_array_equal(tensor, latents[number])
@@ -192,7 +193,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     (tmp_path / "folder.mp4").mkdir()
-    (tmp_path / "movie.json").mkdir()
+    (tmp_path / "movie.mp4.json").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.mp4")
     for name, text in {
@@ -204,7 +205,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
         "dangling": "is there and is not an empty folder",
         "..": "has no name",
         "pipe.mp4": "is a pipe or a device",
-        "movie.mp4": "movie.json is a folder: move it, or pass --no-metadata",
+        "movie.mp4": "movie.mp4.json is a folder: move it, or pass --no-metadata",
     }.items():
         with pytest.raises(RequestError, match=text) as caught:
             check_output(tmp_path / name, 1, metadata=True)
@@ -238,8 +239,8 @@ def test_a_disk_that_is_full_at_the_metadata(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", no_room)
-    with pytest.raises(EngineError, match="out.json cannot be written: No space left on device"):
-        with VideoFiles(tmp_path / "out.mp4", request(), ENGINE) as files:
+    with pytest.raises(EngineError, match="out.mp4.json cannot be written: No space left"):
+        with VideoFiles(tmp_path / "out.mp4", request(), ENGINE, overwrite=True) as files:
             for index, frame in enumerate(smooth_frames()):
                 files.frame(0, index, frame)
             files.publish({})
@@ -247,20 +248,32 @@ def test_a_disk_that_is_full_at_the_metadata(
     assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
 
 
-def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RequestError, match="cannot be written to"):
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no permission, or its disk is full: found by a write, which leaves nothing."""
+
+    def no_room(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    with pytest.raises(RequestError, match="cannot be written to: No space left on device"):
         check_output(tmp_path / "out.mp4", 1, metadata=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 125 + ".npy")  # 254 bytes
+    check_output(path, 1, metadata=False, keeps=False)
     write(path, request(num_videos=1), [smooth_frames()])
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     with pytest.raises(RequestError, match="too long"):
         check_output(path, num_videos=2, metadata=False)  # name-0, name-1
     with pytest.raises(RequestError, match="too long"):
-        check_output(tmp_path / ("x" * 251 + ".mp4"), 1, metadata=True)  # .json is longer
+        check_output(tmp_path / ("x" * 250 + ".mp4"), 1, metadata=True, keeps=False)  # .mp4.json
+    longest = "x" * (255 - len(".snapshot-9.safetensors"))
+    check_output(tmp_path / f"{longest}.mp4", 1, metadata=True)
+    with pytest.raises(RequestError, match=r"snapshot-9.safetensors' stands beside it, and cannot"):
+        check_output(tmp_path / f"{longest}x.mp4", 1, metadata=True)
 
 
 def test_an_encoder_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

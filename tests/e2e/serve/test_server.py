@@ -267,7 +267,7 @@ def test_kill_9_in_the_middle_and_start_again(tmp_path: Path) -> None:
         assert second.video(name)["status"] in ("queued", "in_progress")
         video = second.wait(name)
         assert video["status"] == "completed"
-        told = json.loads((second.folder / "videos" / f"{name}.json").read_text())
+        told = json.loads((second.folder / "videos" / f"{name}.mp4.json").read_text())
         assert told["snapshots"]["steps_before"] >= 30
         assert second.wait(waiting)["status"] == "completed"
         assert "longtake_recoveries_total 1.0" in second.client.get("/metrics").text
