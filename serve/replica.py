@@ -203,6 +203,8 @@ class Replica:
             )
             self._watcher.progress(job.id, Progress("writing"))
             metadata.seconds["writing"] = files.seconds
+            for warning in metadata.warnings():
+                self._watcher.note(f"{job.id}: {warning}")
             claim.check()  # else the files are another process's to write
             batch = {"id": job.id, "fingerprint": job.fingerprint}
             files.publish({**metadata.as_json(), "batch": batch})
@@ -216,8 +218,6 @@ class Replica:
         stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
         self._done(job, stages)
         self._watcher.rendered(job, metadata)
-        for warning in metadata.warnings():
-            self._watcher.note(f"{job.id}: {warning}")
 
     def _check_own(self, job: JobRecord) -> None:
         """Refuse a job whose output stands there and is none of the batch's."""

@@ -74,7 +74,6 @@ def application_of(service: VideoService, settings: ServeConfig) -> Guard:
     page = None
     if settings.page:  # what is in the environment is read while it is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = str(service.scratch)
         from longtake.serve.web import page_of
 

@@ -15,6 +15,7 @@ import torch
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.job import RankReport
 from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import JobStore
 from longtake.engine.owners import Owner
@@ -68,7 +69,7 @@ class Ranks:
             act(self, asked, snapshots, on_progress)
         for index in range(asked.num_frames):
             sink.frame(0, index, np.full((32, 48, 3), 0.5, np.float32))
-        report: Any = type("Report", (), {"bytes_sent": {}, "rank": 0, "peak_memory_bytes": 0})()
+        report = RankReport(0, "cpu", "none", {}, {}, 1, 0)
         metadata = Metadata(asked, self.config, ParallelDims(), {"denoising": 1.0}, [report], 1)
         metadata.as_json = lambda: {"request": {}}  # type: ignore[method-assign]
         return metadata
