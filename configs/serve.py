@@ -46,7 +46,7 @@ class ServeConfig(Declared):
         default=7 * 24 * 3600, description="Seconds after which an ended video is deleted"
     )
     longest_s: Seconds = Field(
-        default=24 * 3600, description="Seconds that one video may take, by the plan"
+        default=3600, description="Seconds that one video may take, by the plan"
     )
     most_upload_mib: Annotated[int, Field(ge=1, le=64)] = Field(
         default=16, description="MiB that one request may have, its picture included"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -81,6 +82,23 @@ class JobRecord(NewJob):
         return self.state not in ("queued", "running")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoneJob(NewJob):
+    """A job that was done before it came into a queue.
+
+    Attributes:
+        claims: how often it was begun; 0: that is not known.
+        queued_at, started_at, ended_at: seconds since 1970.
+        seconds: that each stage took.
+    """
+
+    claims: int
+    queued_at: float
+    started_at: float
+    ended_at: float
+    seconds: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened to a job."""
@@ -103,3 +121,14 @@ def record_of(row: dict[str, Any]) -> JobRecord:
             "deleted": bool(row.get("deleted")),
         }
     )
+
+
+def kind_of(job: NewJob, known: JobRecord | None, is_there: Callable[[JobRecord], bool]) -> str:
+    """What a job that is to be queued is to the queue; see :meth:`JobStore.enqueue`."""
+    if known is None:
+        return "new"
+    if known.fingerprint != job.fingerprint or known.output != job.output:
+        return "changed"
+    gone = known.state == "done" and not is_there(known)
+    withdrawn = known.state == "cancelled" and known.error.startswith("no longer in ")
+    return "again" if gone or withdrawn else "unchanged"

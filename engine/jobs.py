@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from longtake.engine.files import writing
-from longtake.engine.job_database import JobDatabase
-from longtake.engine.job_records import Event, JobRecord, NewJob, State, record_of
+from longtake.engine.job_database import (
+    JobDatabase,
+    QueueBusyError,
+    QueueError,
+    QueueLostError,
+)
+from longtake.engine.job_records import Event, JobRecord, NewJob, State, kind_of, record_of
 from longtake.engine.owners import Owner
-from longtake.errors import LongtakeError, RequestError
+from longtake.errors import LongtakeError, RequestError, one_line
 
 WORK_FOLDER = ".longtake"
 """What is no output, in a folder of outputs."""
@@ -40,13 +46,24 @@ class JobStore:
         folder: of the outputs.
         create: make the queue if there is none.
         read_only: look, and change nothing.
+        busy_s: seconds to wait for other processes that write.
+        patience: until it is set, who works on jobs waits while the queue cannot be used; without
+            it, that is an error.
 
     Raises:
         RequestError: there is none, or it is damaged or of another version.
         EngineError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        busy_s: float = 30.0,
+        patience: threading.Event | None = None,
+    ) -> None:
         path = folder / WORK_FOLDER / "jobs.sqlite"
         self.folder = folder
         self.here = Owner.this_process()
@@ -55,11 +72,26 @@ class JobStore:
                 path.parent.mkdir(exist_ok=True)
         elif not path.is_file():
             raise RequestError(f"{folder} holds no jobs: name a folder that longtake batch wrote")
-        self._database = JobDatabase(path, read_only=read_only)
+        self._database = JobDatabase(
+            path, self._read, create=create, read_only=read_only, busy_s=busy_s, patience=patience
+        )
 
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
+
+    def check_usable(self) -> None:
+        """Look at the queue's file, past all caches.
+
+        Raises:
+            QueueError: it cannot be read or written.
+        """
+        self._database.check()
+
+    def _read(self, database: sqlite3.Connection) -> None:
+        """All of the queue."""
+        self._select(database)
+        database.execute("SELECT number, job, at, kind, text FROM events LIMIT 1").fetchall()
 
     def __enter__(self: StoreT) -> StoreT:
         return self
@@ -85,7 +117,7 @@ class JobStore:
         with self._database.transaction() as database:
             known = {each.id: each for each in self._select(database)}
             for job in jobs:
-                kind = _kind_of(job, known.get(job.id), is_there)
+                kind = kind_of(job, known.get(job.id), is_there)
                 counts[kind] += 1
                 if kind == "unchanged":
                     place = (job.source, job.position, job.id)
@@ -118,7 +150,7 @@ class JobStore:
         Args:
             engine: digest of what is to render it.
         """
-        with self._database.transaction() as database:
+        with self._database.transaction(waits_for=QueueError) as database:
             running = self._select(database, "state='running' AND engine=?", engine)
             ended = [each for each in running if self._is_free(each, now)]
             waiting = self._select(
@@ -171,28 +203,29 @@ class JobStore:
             return self._select(database, "id=?", job.id)[0].cancelling
 
     def check(self, job: JobRecord) -> None:
-        """Raises ClaimLostError if another process has a job."""
-        with self._claimed(job):
+        """Raises ClaimLostError if another process has a job. A queue that is lost gives it to
+        none."""
+        with suppress(QueueLostError), self._claimed(job, waits_for=QueueBusyError):
             pass
 
     def finish(self, job: JobRecord, seconds: dict[str, float], now: float, why: str = "") -> None:
         """A job is done, and its output has its name."""
-        with self._claimed(job) as database:
+        with self._claimed(job, waits_for=QueueError) as database:
             self._end(database, job.id, "done", now, seconds=seconds, text=why)
 
     def fail(self, job: JobRecord, error: str, now: float) -> None:
         """A job is set aside."""
-        with self._claimed(job) as database:
+        with self._claimed(job, waits_for=QueueError) as database:
             self._end(database, job.id, "failed", now, error=error)
 
     def end_as_asked(self, job: JobRecord, now: float) -> None:
         """A job has ended because it was cancelled."""
-        with self._claimed(job) as database:
+        with self._claimed(job, waits_for=QueueError) as database:
             self._end(database, job.id, "cancelled", now, error="as was asked")
 
     def put_back(self, job: JobRecord, why: str, now: float) -> None:
         """A job waits again, through no fault of its own."""
-        with self._claimed(job) as database:
+        with self._claimed(job, waits_for=QueueError) as database:
             database.execute("UPDATE jobs SET state='queued', owner=NULL WHERE id=?", (job.id,))
             self._note(database, job.id, "waits", why, now)
 
@@ -206,7 +239,7 @@ class JobStore:
             sparing: decode it with as little memory as can be from now on.
         """
         faults = 1 if step > job.fault_step else job.faults + 1
-        with self._claimed(job) as database:
+        with self._claimed(job, waits_for=QueueError) as database:
             database.execute(
                 "UPDATE jobs SET state='queued', owner=NULL, faults=?, fault_step=?, sparing=?, "
                 "not_before=?, error=? WHERE id=?",
@@ -216,7 +249,7 @@ class JobStore:
 
     def note(self, job: JobRecord, kind: str, text: str, now: float) -> None:
         """Record something that happened to a job."""
-        with self._database.transaction() as database:
+        with self._database.transaction(waits_for=QueueError) as database:
             self._note(database, job.id, kind, text, now)
 
     # What a user asks.
@@ -304,7 +337,10 @@ class JobStore:
     @staticmethod
     def _select(database: sqlite3.Connection, where: str = "1", *values: object) -> list[JobRecord]:
         rows = database.execute(f"SELECT * FROM jobs WHERE {where}", values)
-        return [record_of(dict(row)) for row in rows.fetchall()]
+        try:
+            return [record_of(dict(row)) for row in rows.fetchall()]
+        except (ValueError, TypeError) as error:
+            raise sqlite3.DatabaseError(f"a row is no job: {one_line(error)[:200]}") from error
 
     def _insert(
         self, database: sqlite3.Connection, job: NewJob, kind: str, now: float, *, claims: int = 0
@@ -345,9 +381,11 @@ class JobStore:
         )
 
     @contextmanager
-    def _claimed(self, job: JobRecord) -> Iterator[sqlite3.Connection]:
+    def _claimed(
+        self, job: JobRecord, *, waits_for: type[QueueError] | tuple[()] = ()
+    ) -> Iterator[sqlite3.Connection]:
         """A transaction in which a job is this process's own, by the claim that it was given."""
-        with self._database.transaction() as database:
+        with self._database.transaction(waits_for) as database:
             row = database.execute(
                 "SELECT 1 FROM jobs WHERE id=? AND claims=? AND state='running' AND owner=?",
                 (job.id, job.claims, self.here.model_dump_json()),
@@ -355,14 +393,3 @@ class JobStore:
             if row.fetchone() is None:
                 raise ClaimLostError(f"{job.id} was taken over by another process")
             yield database
-
-
-def _kind_of(job: NewJob, known: JobRecord | None, is_there: Callable[[JobRecord], bool]) -> str:
-    """What a job is to the queue; see :meth:`JobStore.enqueue`."""
-    if known is None:
-        return "new"
-    if known.fingerprint != job.fingerprint or known.output != job.output:
-        return "changed"
-    gone = known.state == "done" and not is_there(known)
-    withdrawn = known.state == "cancelled" and known.error.startswith("no longer in ")
-    return "again" if gone or withdrawn else "unchanged"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from longtake.engine.job_records import JobRecord, NewJob
+from longtake.engine.job_records import DoneJob, JobRecord, NewJob
 from longtake.engine.jobs import JobStore
 from longtake.errors import RequestError
 
@@ -70,9 +71,19 @@ class Submissions(JobStore):
                 raise QueueFullError(
                     f"{of_source} of your videos wait, which is all that may: try again later"
                 )
-            (last,) = database.execute("SELECT coalesce(max(position), 0) FROM jobs").fetchone()
-            self._insert(database, replace(job, position=last + 1), "new", now)
+            self._insert(database, replace(job, position=self._last(database) + 1), "new", now)
             return self._select(database, "id=?", job.id)[0], True
+
+    def restore(self, jobs: Iterable[DoneJob]) -> None:
+        """Put jobs that are done behind all others."""
+        with self._database.transaction() as database:
+            for position, job in enumerate(jobs, self._last(database) + 1):
+                placed = replace(job, position=position)
+                self._insert(database, placed, "found", job.queued_at, claims=job.claims)
+                database.execute(
+                    "UPDATE jobs SET started_at=? WHERE id=?", (job.started_at, job.id)
+                )
+                self._end(database, job.id, "done", job.ended_at, seconds=job.seconds)
 
     def adopt(self, engine: str, model: str, now: float) -> int:
         """Have an engine take on what waits for an earlier one of the same model; what waits for
@@ -151,3 +162,9 @@ class Submissions(JobStore):
             for job in jobs:
                 database.execute("DELETE FROM events WHERE job=?", (job.id,))
                 database.execute("DELETE FROM jobs WHERE id=?", (job.id,))
+
+    @staticmethod
+    def _last(database: sqlite3.Connection) -> int:
+        """The position of the last job."""
+        (last,) = database.execute("SELECT coalesce(max(position), 0) FROM jobs").fetchone()
+        return int(last)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 import longtake
+from longtake.engine.job_database import QueueError
 from longtake.engine.job_records import JobRecord
 from longtake.engine.submissions import BeingDeletedError, QueueFullError
 from longtake.errors import EngineError, RefusedInputError
@@ -30,12 +32,15 @@ from longtake.serve.openapi import CONTENT, CREATE, ERRORS, EVENTS, METRICS, VID
 from longtake.serve.problems import Problem
 from longtake.serve.service import VideoService
 
-OUT_OF_ORDER = "the queue cannot be used at the moment: try again later"
 _MOST_FIELDS = 64
 _MOST_TEXT = 512 * 1024
 _LONGEST_KEY = 255
+_MOST_WRITERS = 16
 _RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})(, ?(\d{1,18}-\d{0,18}|-\d{1,18})){0,15}")
 _MEDIA = {".mp4": "video/mp4", ".safetensors": "application/octet-stream"}
+
+
+ResultT = TypeVar("ResultT")
 
 
 def api_of(service: VideoService, page: FastAPI | None = None) -> FastAPI:
@@ -69,6 +74,12 @@ def api_of(service: VideoService, page: FastAPI | None = None) -> FastAPI:
     return app
 
 
+def told_of(error: EngineError) -> str:
+    """What clients are told of what the server cannot do now; paths are in its log alone."""
+    why = error.summary if isinstance(error, QueueError) else "a file cannot be written"
+    return f"{why}: try again later"
+
+
 def _add_errors(app: FastAPI) -> None:
     """Every error in one shape."""
 
@@ -89,9 +100,14 @@ def _add_errors(app: FastAPI) -> None:
     async def refusal(request: Request, error: RefusedInputError) -> Response:
         return Problem(400, str(error)).answer()
 
+    @app.exception_handler(QueueError)
+    async def unusable(request: Request, error: QueueError) -> Response:
+        headers = {"retry-after": "5"}
+        return Problem(503, told_of(error), code="queue_unavailable", headers=headers).answer()
+
     @app.exception_handler(EngineError)
     async def failed(request: Request, error: EngineError) -> Response:
-        return Problem(503, OUT_OF_ORDER).answer()
+        return Problem(503, told_of(error)).answer()
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
@@ -99,6 +115,13 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_videos(app: FastAPI, service: VideoService) -> None:
+    writers = CapacityLimiter(_MOST_WRITERS)
+
+    async def writing(act: Callable[..., ResultT], *args: Any) -> ResultT:
+        """Act in a thread of those that may wait for another process's write lock: readers have
+        the others."""
+        return await to_thread.run_sync(act, *args, limiter=writers)
+
     def found(video_id: str) -> JobRecord:
         job = service.store.found(video_id)
         if job is None:
@@ -112,10 +135,8 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
         if once is not None and not 1 <= len(once) <= _LONGEST_KEY:
             raise Problem(400, f"Idempotency-Key must have 1 to {_LONGEST_KEY} letters")
         async with _sent(request) as (values, upload):
-            job = await run_in_threadpool(
-                _created, service, values, upload, request.scope.get("asker") or "", once
-            )
-        return JSONResponse(video_object(service, job))
+            asker = request.scope.get("asker") or ""
+            return await writing(_created, service, values, upload, asker, once)
 
     @app.get("/v1/videos", response_model=None)
     def listed(after: str | None = None, limit: int = 20, order: str = "desc") -> Response:
@@ -128,9 +149,10 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
         if after is not None and last is None:
             raise Problem(400, f"after={after[:80]!r} is no video", param="after")
         jobs, more = service.store.page(last, limit, newest_first=order == "desc")
+        left = service.pace.seconds_left()
         content = {
             "object": "list",
-            "data": [video_object(service, job) for job in jobs],
+            "data": [video_object(service, job, left) for job in jobs],
             "first_id": jobs[0].id if jobs else None,
             "last_id": jobs[-1].id if jobs else None,
             "has_more": more,
@@ -147,9 +169,9 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
         return answer
 
     @app.delete("/v1/videos/{video_id}", response_model=None)
-    def deleted(video_id: str) -> Response:
+    async def deleted(video_id: str) -> Response:
         """Cancel a video if it is not there yet, and delete it."""
-        service.delete(found(video_id))
+        await writing(lambda: service.delete(found(video_id)))
         return JSONResponse({"id": video_id, "object": "video.deleted", "deleted": True})
 
     @app.head("/v1/videos/{video_id}/content", response_model=None, include_in_schema=False)
@@ -217,9 +239,9 @@ def _add_state(app: FastAPI, service: VideoService) -> None:
     @app.head("/ready", response_model=None, include_in_schema=False)
     @app.get("/ready", response_model=None)
     async def ready() -> Response:
-        """Whether the model is loaded."""
-        if not service.ready:
-            return Problem(503, "the model is being loaded", headers={"retry-after": "5"}).answer()
+        """Whether the model is loaded, and the queue can be used."""
+        if service.unready:
+            return Problem(503, service.unready, headers={"retry-after": "5"}).answer()
         return JSONResponse({"status": "ready", "model": service.model})
 
     @app.get("/metrics", response_class=Response, responses=METRICS)
@@ -238,11 +260,12 @@ def _created(
     upload: bytes | None,
     asker: str,
     once: str | None,
-) -> JobRecord:
+) -> Response:
     try:
-        return service.create(values, upload, asker=asker, once=once)
+        job = service.create(values, upload, asker=asker, once=once)
+        return JSONResponse(video_object(service, job))
     except QueueFullError as error:
-        wait_s = math.ceil(service.seconds_until_room())
+        wait_s = math.ceil(service.pace.seconds_until_room())
         raise Problem(
             429, str(error), code="queue_full", headers={"retry-after": str(wait_s)}
         ) from error

@@ -20,6 +20,7 @@ from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LongtakeError, RequestError
 from longtake.serve.checked import Shot, ShotChecker
 from longtake.serve.outputs import network_file_system, rendered_as, sweep
+from longtake.serve.queue_watch import QueueWatch
 from longtake.serve.replica import Replica, Watcher
 from longtake.serve.report import check_reports, write_report
 from longtake.serve.scratch import prepare_folder, scratch_folder
@@ -209,8 +210,10 @@ class Batch:
         self, store: JobStore, threads: Sequence[threading.Thread], watcher: BatchWatcher
     ) -> None:
         """Until all threads have ended; meanwhile, queue the rows that are added to the file."""
+        queue_watch = QueueWatch(store, watcher.note)
         while running := [thread for thread in threads if thread.is_alive()]:
             running[0].join(_LOOK_AGAIN_S)
+            queue_watch.look()
             if self._settings.watch and self._changed():
                 try:
                     self._enqueue(store, self.check(), watcher)

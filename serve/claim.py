@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from longtake.engine.job_database import QueueLostError
 from longtake.engine.job_records import JobRecord
 from longtake.engine.jobs import LEASE_S, ClaimLostError, JobStore
 from longtake.errors import LongtakeError, Stopped
@@ -87,6 +88,8 @@ class Claim:
             except ClaimLostError:
                 self.lost = True
                 return
+            except QueueLostError:  # it goes on: nobody else can have it
+                continue
             except LongtakeError as error:  # a full disk, say: there may be room before long
                 if self._clock() - self._renewed_at > LEASE_S / 2:
                     logger.warning("%s: %s", self.job.id, error)

@@ -6,10 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from longtake.engine.job_database import QueueError
 from longtake.engine.job_records import JobRecord
 from longtake.pipelines.progress import Progress
 from longtake.serve.objects import video_object
@@ -30,13 +32,15 @@ async def events_of(service: VideoService, job: JobRecord, last: str) -> AsyncIt
     """
     told, sent_at = 0, time.monotonic()
     course_told, attempt = None, 0
-    yield _event("video", video_object(service, job))
+    yield _event("video", await run_in_threadpool(video_object, service, job))
     news = service.live.follow(job.id)
     try:
+        now: JobRecord | None = job
         state = job.state
         while not service.live.stopping:
             news.clear()
-            now = await run_in_threadpool(service.store.found, job.id)
+            with suppress(QueueError):  # what happens is told all the same
+                now = await run_in_threadpool(service.store.found, job.id)
             course = service.live.course(job.id)
             if course is not course_told:  # another attempt, which begins to count anew
                 attempt = job.claims if now is None else now.claims
@@ -50,11 +54,11 @@ async def events_of(service: VideoService, job: JobRecord, last: str) -> AsyncIt
                 return
             if now.ended:
                 kind = {"done": "completed"}.get(now.state, now.state)
-                yield _event(kind, video_object(service, now))
+                yield _event(kind, await run_in_threadpool(video_object, service, now))
                 return
             if now.state != state:
                 state = now.state
-                yield _event("video", video_object(service, now))
+                yield _event("video", await run_in_threadpool(video_object, service, now))
             if time.monotonic() - sent_at > _SIGN_OF_LIFE_S:
                 yield b": still here\n\n"
                 sent_at = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,11 +29,31 @@ class Course:
         events: every step, tile and phase, in order.
         picture: the frames so far, in small, as a JPEG.
         steps_done: of denoising; None before it begins.
+        first_step, last_step: finished steps, and when they were told, in seconds of
+            :func:`time.monotonic`; None before denoising begins.
     """
 
     events: list[Progress] = field(default_factory=list)
     picture: bytes = b""
     steps_done: int | None = None
+    first_step: tuple[int, float] | None = None
+    last_step: tuple[int, float] | None = None
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds a step, of those that were seen; None before one was."""
+        if self.first_step is None or self.last_step is None:
+            return None
+        (first, begun), (last, ended) = self.first_step, self.last_step
+        return (ended - begun) / (last - first) if last > first and ended > begun else None
+
+    def step(self, done: int) -> None:
+        """So many steps of denoising are finished."""
+        self.steps_done = done
+        if self.first_step is None:
+            self.first_step = done, time.monotonic()
+        if self.last_step is None or self.last_step[0] != done:
+            self.last_step = done, time.monotonic()
 
     @property
     def now(self) -> Progress:
@@ -77,7 +98,7 @@ class Live(Watcher):
         with self._lock:
             course = self._courses.setdefault(job, Course())
             if progress.phase == "denoising":
-                course.steps_done = progress.done
+                course.step(progress.done)
             if not course.events or course.events[-1] != progress:
                 course.events.append(progress)
         self.wake(job)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from longtake.engine.job_database import QueueError
 from longtake.engine.job_records import JobRecord
 from longtake.engine.video import Metadata
 
@@ -124,12 +125,23 @@ class _OfTheQueue(Collector):
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        jobs = self._service.store.unfinished_jobs()
-        counts = Counts(job.state for job in jobs if not job.deleted)
-        yield GaugeMetricFamily("longtake_queue_depth", "Videos that wait", counts["queued"])
-        yield GaugeMetricFamily("longtake_videos_running", "Videos on the ranks", counts["running"])
-        ready = GaugeMetricFamily("longtake_ready", "Whether the model is loaded")
-        ready.add_metric([], float(self._service.ready))
+        usable = self._service.queue.problem is None
+        try:
+            jobs = self._service.store.unfinished_jobs()
+        except QueueError:
+            usable = False
+        else:
+            counts = Counts(job.state for job in jobs if not job.deleted)
+            running = counts["running"]
+            yield GaugeMetricFamily("longtake_queue_depth", "Videos that wait", counts["queued"])
+            yield GaugeMetricFamily("longtake_videos_running", "Videos on the ranks", running)
+        yield GaugeMetricFamily(
+            "longtake_queue_usable",
+            "Whether the queue's file can be read and written",
+            float(usable),
+        )
+        ready = GaugeMetricFamily("longtake_ready", "Whether videos can be rendered")
+        ready.add_metric([], float(not self._service.unready))
         yield ready
         restarts = CounterMetricFamily(
             "longtake_rank_restarts", "Starts of the ranks but for the first"

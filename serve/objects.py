@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from longtake.engine.job_records import JobRecord
@@ -40,7 +41,7 @@ def steps_done(service: VideoService, job: JobRecord) -> int:
     """Finished steps of a job, as far as is known."""
     if job.state == "done":
         return job.request.num_inference_steps
-    return job.steps_done if job.ended else service.standing(job)[1]
+    return job.steps_done if job.ended else service.pace.standing(job)[1]
 
 
 def progress_of(service: VideoService, job: JobRecord) -> int:
@@ -50,11 +51,19 @@ def progress_of(service: VideoService, job: JobRecord) -> int:
     return min(99, 100 * steps_done(service, job) // job.request.num_inference_steps)
 
 
-def video_object(service: VideoService, job: JobRecord) -> dict[str, Any]:
-    """A job as clients see it. No path of the server is in it."""
+def video_object(
+    service: VideoService, job: JobRecord, left: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """A job as clients see it. No path of the server is in it.
+
+    Args:
+        left: seconds until jobs are done; looked up if None.
+    """
     request = job.request
     frames = service.engine.num_frames_of(request)
-    left = None if job.ended else service.seconds_left(job)
+    if left is None and not job.ended:
+        left = service.pace.seconds_left()
+    left_s = left.get(job.id) if left and not job.ended else None
     ended_at = None if job.ended_at is None else int(job.ended_at)
     return {
         "id": job.id,
@@ -73,7 +82,7 @@ def video_object(service: VideoService, job: JobRecord) -> dict[str, Any]:
         "remixed_from_video_id": None,
         **{name: getattr(request, name) for name in _SETTINGS},
         "steps_done": steps_done(service, job),
-        "estimated_seconds": None if left is None else round(left, 1),
+        "estimated_seconds": None if left_s is None else round(left_s, 1),
     }
 
 

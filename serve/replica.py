@@ -47,8 +47,10 @@ from longtake.serve.outputs import (
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.3
 _STOPPED = "it was told to stop"
-_NOT_OF_ONE = ("loading", "snapshots")
+NOT_OF_ONE = ("loading", "snapshots")
 """Seconds that are no job's own, or part of another stage's."""
+_OF_THE_JOB = ("id", "fingerprint", "engine", "model", "claims", "queued_at", "started_at")
+"""What is told of a job beside its videos, by which they are known if the queue is lost."""
 
 
 class Watcher:
@@ -206,8 +208,8 @@ class Replica:
             for warning in metadata.warnings():
                 self._watcher.note(f"{job.id}: {warning}")
             claim.check()  # else the files are another process's to write
-            batch = {"id": job.id, "fingerprint": job.fingerprint}
-            files.publish({**metadata.as_json(), "batch": batch})
+            told = {name: getattr(job, name) for name in _OF_THE_JOB}
+            files.publish({**metadata.as_json(), "batch": told})
         drop_earlier_metadata(path, job.id)
         if files.paths != output_paths(path, request.num_videos):
             there = " ".join(map(str, files.paths))
@@ -215,7 +217,7 @@ class Replica:
         picture = strip_of(folder, job)
         with suppress(EngineError):  # the video is there, if its thumbnails are not
             strip.save(picture, self._scratch / picture.name)
-        stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in _NOT_OF_ONE}
+        stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in NOT_OF_ONE}
         self._done(job, stages)
         self._watcher.rendered(job, metadata)
 

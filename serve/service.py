@@ -20,6 +20,7 @@ from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
+from longtake.engine.job_database import QueueError
 from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.output_files import metadata_path, output_paths
 from longtake.engine.request import resolve
@@ -27,7 +28,7 @@ from longtake.engine.snapshot import drop_snapshot
 from longtake.engine.submissions import DOOR, OtherRequestError, Submissions
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video import Metadata
-from longtake.errors import EngineError, LongtakeError, RefusedInputError, RequestError
+from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.pipelines.progress import Progress
 from longtake.serve.asked import Asked, FieldError, asked_of
 from longtake.serve.live import Live
@@ -41,6 +42,8 @@ from longtake.serve.outputs import (
 )
 from longtake.serve.pace import Pace
 from longtake.serve.pictures import Pictures
+from longtake.serve.queue_watch import QueueWatch
+from longtake.serve.recovered import finished_jobs
 from longtake.serve.replica import Replica
 from longtake.serve.scratch import alone_in, prepare_folder, scratch_folder
 
@@ -51,6 +54,7 @@ _TIDY_EVERY_S = 2.0
 _FRAMES_SHOWN = 6
 _LONGEST_WAIT_S = 30.0
 _STOP_S = 60.0
+_BUSY_S = 3.0
 _POSITIONS_KEPT = 10_000
 """Of deleted jobs, for clients who delete while they go through pages."""
 
@@ -71,6 +75,7 @@ class VideoService:
         model: the name that clients know the model by.
         failure: why it cannot be loaded.
         scratch: folder for files that are not whole, of this process alone.
+        queue: whether the queue's file can be used.
 
     Raises:
         RefusedInputError: the model or the folder cannot be used.
@@ -98,20 +103,23 @@ class VideoService:
         self._how_often = how_often
         self._on_failure = on_failure
         self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
+        self._stop = threading.Event()
         with ExitStack() as opened:
             prepare_folder("data_dir", folder, VIDEOS, PICTURES)
             opened.callback(alone_in(folder).close)
-            self.store = opened.enter_context(Submissions(folder, create=True))
+            self.store = opened.enter_context(
+                Submissions(folder, create=True, busy_s=_BUSY_S, patience=self._stop)
+            )
             self.scratch = opened.enter_context(scratch_folder(folder))
             self._opened = opened.pop_all()
-        self.pace = Pace(self.engine, self.store, self._digest)
         self.metrics = Metrics(self)
         self.live = Live(self._rendered, self.metrics.ended)
+        self.pace = Pace(self.engine, self.store, self.live, self._digest)
+        self.queue = QueueWatch(self.store, self.live.note)
         self.pictures = Pictures(pictures)
         self._positions: OrderedDict[str, int] = OrderedDict()
         self.supervisor: Supervisor | None = None
         self._starts = 0
-        self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=each, daemon=True) for each in (self._work, self._keep_tidy)
         ]
@@ -211,8 +219,9 @@ class VideoService:
         seconds = self.pace.seconds_of(resolved)
         if seconds > self.settings.longest_s:
             raise RequestError(
-                f"this video would take {seconds:.0f} s, and {self.settings.longest_s:g} are the "
-                "most: ask for fewer frames, smaller ones, or fewer steps"
+                f"this video would take {seconds:.0f} s by the plan, and "
+                f"{self.settings.longest_s:g} are the most (--longest-s): ask for fewer frames, "
+                "smaller ones, or fewer steps"
             )
         return resolved
 
@@ -252,28 +261,16 @@ class VideoService:
         return strip_of(self.folder, job)
 
     @property
-    def ready(self) -> bool:
+    def loaded(self) -> bool:
         """Whether the model is loaded on ranks that run."""
         return self.supervisor is not None and self.supervisor.engine.running
 
-    def seconds_left(self, job: JobRecord) -> float | None:
-        """How long it will take until a job is done, once those before it are; None if it cannot
-        be rendered in the layout that is asked for now."""
-        now, steps_done = self.standing(job)
-        return self.pace.seconds_left(job.request, now, steps_done)
-
-    def standing(self, job: JobRecord) -> tuple[Progress, int]:
-        """Where a job that has not ended stands, and its finished steps, as far as is known."""
-        course = self.live.course(job.id) if job.state == "running" else None
-        if course is not None:
-            done = job.steps_done if course.steps_done is None else course.steps_done
-            return course.now, done
-        return Progress(job.phase if job.state == "running" else ""), job.steps_done
-
-    def seconds_until_room(self) -> float:
-        """How long it will take until one of those that wait is begun, as far as can be told."""
-        running = [job for job in self.store.unfinished_jobs() if job.state == "running"]
-        return max(1.0, min((self.seconds_left(job) or 1.0 for job in running), default=1.0))
+    @property
+    def unready(self) -> str:
+        """Why no video can be rendered; empty if one can."""
+        if self.queue.problem is not None:
+            return f"{self.queue.problem.summary}: the server's log says more"
+        return "" if self.loaded else "the model is being loaded"
 
     @property
     def restarts(self) -> int:
@@ -287,6 +284,11 @@ class VideoService:
         """Load the model and begin to work, in threads of its own."""
         if failed := self.store.adopt(self._digest, self._weights, time.time()):
             self.live.note(f"{failed} videos waited for another model, and failed")
+        known = {job.id for job in self.store.jobs()}
+        found = finished_jobs(self.folder / VIDEOS, self.folder / PICTURES, known)
+        if found:
+            self.store.restore(found)
+            self.live.note(f"{len(found)} finished videos were not in the queue, and are now")
         sweep(self.store)
         self.pictures.sweep(job.request.image for job in self.store.jobs())
         for thread in self._threads:
@@ -351,17 +353,17 @@ class VideoService:
 
     def _rendered(self, job: JobRecord, metadata: Metadata) -> None:
         if not metadata.ranks[0].steps_before:
-            took = sum(metadata.seconds.values()) - metadata.seconds["loading"]
-            self.pace.took(job.request, took)
+            self.pace.took(job.request, metadata.seconds)
         self.metrics.rendered(job, metadata)
 
     def _keep_tidy(self) -> None:
-        """Remove what was deleted or is too old."""
+        """Look at the queue's file; remove what was deleted or is too old."""
         while not self._stop.wait(_TIDY_EVERY_S):
             try:
+                self.queue.look()
                 self.tidy(time.time() - self.settings.keep_s)
-            except LongtakeError as error:  # a full disk, say
-                self.live.note(str(error))
+            except QueueError:  # the line about it was written
+                continue
             except Exception:
                 logger.exception("something could not be removed")
 

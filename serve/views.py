@@ -66,7 +66,7 @@ class Views:
             {
                 "number": rank,
                 "device": peaks[rank].device if rank in peaks else device,
-                "state": "running" if service.ready else "starting",
+                "state": "running" if service.loaded else "starting",
                 "memory": f"{peaks[rank].peak_memory_bytes / 2**30:.2f} GiB"
                 if rank in peaks
                 else "",
@@ -74,7 +74,7 @@ class Views:
             for rank, device in enumerate(devices)
         ]
         return PAGES.get_template("engine.html").render(
-            words="Ready." if service.ready else "The model is being loaded.",
+            words=f"{service.unready or 'ready'}.".capitalize(),
             model=service.model,
             dtype=service.engine.config.dtype,
             layout="" if last is None else f"{last.layout.name} (cfg x ring x ulysses)",
@@ -98,9 +98,11 @@ class Views:
                 resolved = service.resolved_without_picture(request)
         except RefusedInputError as error:
             return PAGES.get_template("status.html").render(job=None, problem=str(error))
-        seconds = service.pace.seconds_of(resolved)
+        words = "Not known yet how long it takes"
+        if service.pace.known:
+            words = f"About {_words(service.pace.seconds_of(resolved))}"
         size = f"{resolved.width} × {resolved.height}, {resolved.num_frames} frames"
-        return f'<p class="meta" role="status">About {_words(seconds)} for {size}</p>'
+        return f'<p class="meta" role="status">{words} for {size}</p>'
 
     def _shown(self, job: JobRecord) -> dict[str, Any]:
         service, request = self._service, job.request
@@ -142,19 +144,20 @@ class Views:
         if job.state == "queued":
             ahead = len(self._before(job))
             return f"Waiting: {ahead} before it" if ahead else "Waiting for the ranks"
-        now, _ = self._service.standing(job)
+        now, _ = self._service.pace.standing(job)
         if now.phase in ("denoising", "decoding"):
             part = "Step" if now.phase == "denoising" else "Decoding: tile"
             return f"{part} {now.done} of {now.total}"
         return _PHASES.get(now.phase, now.phase).capitalize()
 
     def _left(self, job: JobRecord) -> str:
-        """Until it is there, with all before it; nothing where that cannot be told."""
+        """Until it is there, with all before it."""
         if job.ended:
             return ""
-        seconds = [self._service.seconds_left(each) for each in (*self._before(job), job)]
-        known = [each for each in seconds if each is not None]
-        return f"about {_words(sum(known))} left" if len(known) == len(seconds) else ""
+        if job.cancelling:
+            return ""
+        seconds = self._service.pace.seconds_left().get(job.id)
+        return "time left not known yet" if seconds is None else f"about {_words(seconds)} left"
 
     def _before(self, job: JobRecord) -> list[JobRecord]:
         """Those that are done before a job that waits."""

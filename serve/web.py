@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from longtake.configs.request import MAX_SEED
+from longtake.engine.job_database import QueueError
 from longtake.engine.job_records import JobRecord
 from longtake.errors import EngineError, RefusedInputError, RequestError
-from longtake.serve.api import OUT_OF_ORDER
+from longtake.serve.api import told_of
 from longtake.serve.asked import refused
 from longtake.serve.form import FIELDS, Form
 from longtake.serve.problems import Problem
@@ -51,8 +53,8 @@ def page_of(service: VideoService) -> FastAPI:
             name = await run_in_threadpool(service.pictures.send, await request.body())
         except RefusedInputError as error:
             return Problem(400, str(error), param="input_reference").answer()
-        except EngineError:
-            return Problem(503, OUT_OF_ORDER).answer()
+        except EngineError as error:
+            return Problem(503, told_of(error)).answer()
         return JSONResponse({"picture": name})
 
     gr.mount_gradio_app(
@@ -211,15 +213,15 @@ class Page:
     def _seen(self, video: str, told: str, count: int) -> list[Any]:
         """All that changes by itself; nothing where nothing did."""
         try:
-            job = self._found(video)
+            job = self._service.store.found(str(video)) if video else None
             jobs, more = self._service.store.page(None, int(count), newest_first=True)
             views = [
                 self._views.status(job, gone=bool(video) and job is None),
                 self._views.gallery(jobs, video),
                 self._views.engine(),
             ]
-        except EngineError:
-            return [self._views.status(None, OUT_OF_ORDER), *[gr.skip()] * 6]
+        except EngineError as error:
+            return [self._views.status(None, told_of(error)), *[gr.skip()] * 6]
         active, done = job is not None and not job.ended, job is not None and job.ended
         now = repr((views, active, done, more))
         if now == told:
@@ -249,17 +251,21 @@ class Page:
             return [before, self._views.status(None, str(refused(error, values))), gr.skip()]
         except EngineError as error:
             logger.warning("%s", error)
-            return [before, self._views.status(None, OUT_OF_ORDER), gr.skip()]
+            return [before, self._views.status(None, told_of(error)), gr.skip()]
         return [job.id, gr.skip(), ""]
 
     def _cancelled(self, video: str) -> None:
         job = self._found(video)
         if job is not None and not job.ended:
-            self._service.cancel(job)
+            with suppress(QueueError):  # which is shown meanwhile
+                self._service.cancel(job)
 
     def _estimate(self, *form: Any) -> str:
         """How long what the form says will take, once it is begun."""
         return self._views.estimate(self._form, form)
 
     def _found(self, video: str) -> JobRecord | None:
-        return self._service.store.found(str(video)) if video else None
+        """A video; None if there is none, or if the queue cannot be read, which is shown."""
+        with suppress(QueueError):
+            return self._service.store.found(str(video)) if video else None
+        return None
