@@ -90,6 +90,7 @@ class JobDatabase:
         self._examined: tuple[int, int] | None = None
         self._size_bytes = 0
         self._look_at = 0.0
+        self._busy_at = 0.0
         self._write_failed = False
         if create:
             create_file(path)
@@ -139,9 +140,7 @@ class JobDatabase:
                     raise
                 time.sleep(0.02)
         self._connection.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
-        # The log is carried over at each commit, so the file is complete, and its damage is seen.
-        self._connection.execute("PRAGMA wal_autocheckpoint = 1")
-        with self._alone(self._busy_s):
+        with self._alone():
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             while version in FROM_VERSION:
                 for statement in filter(str.strip, FROM_VERSION[version].split(";")):
@@ -193,29 +192,24 @@ class JobDatabase:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        deadline = time.monotonic() + self._busy_s
-        if not self._lock.acquire(timeout=self._busy_s):
-            raise self._busy("other writes of this process wait")
-        try:
-            with self._speaking():
-                if self._connection.in_transaction:
-                    yield self._connection
-                    return
-                self._check_usable()
-                self._check_writable()
-                if _stamp(self.path) != self._examined:
-                    self._examine()
-                with self._alone(deadline - time.monotonic()):
-                    yield self._connection
-                self._check_usable()
-                self._examined = _stamp(self.path)
-                self._write_failed = False
-        finally:
-            self._lock.release()
+        begun = time.monotonic()
+        with self._lock, self._speaking():
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            if self._busy_at > begun:  # another thread has waited meanwhile, and in vain
+                raise sqlite3.OperationalError("database is locked")
+            self._check_usable()
+            self._check_writable()
+            if _stamp(self.path) != self._examined:
+                self._examine()
+            with self._alone():
+                yield self._connection
+            self._check_usable()
+            self._write_failed = False
 
     @contextmanager
-    def _alone(self, busy_s: float) -> Iterator[None]:
-        self._connection.execute(f"PRAGMA busy_timeout = {max(0, int(1000 * busy_s))}")
+    def _alone(self) -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -267,6 +261,7 @@ class JobDatabase:
                     self._look_at = ended + (ended - begun) / _MOST_OF_THE_TIME
             self._check_usable()
             self._check_writable()
+            self._complete()
             if self._write_failed:
                 with self.transaction() as writer:
                     writer.execute(f"PRAGMA user_version = {VERSION}")
@@ -287,6 +282,12 @@ class JobDatabase:
                 raise sqlite3.DatabaseError(f"its version is {version}, not {VERSION}")
             read(reader)
         self._examined, self._size_bytes = stamp, stamp[1]
+
+    def _complete(self) -> None:
+        """Carry over what is in the log alone, so that the file's damage is seen."""
+        with closing(self._connect("rw", 0.0)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        self._examined = _stamp(self.path)
 
     def _check_usable(self) -> None:
         self._check_there()
@@ -321,7 +322,11 @@ class JobDatabase:
         said = one_line(error)
         if isinstance(error, sqlite3.OperationalError):
             if "locked" in said:
-                return self._busy(said)
+                self._busy_at = time.monotonic()
+                return QueueBusyError(
+                    f"{self.path} cannot be written now ({said}): see which process holds it, or "
+                    "try again later"
+                )
             if any(words in said for words in _OF_THE_SYSTEM):
                 self._write_failed = True
                 way_out = "free some space, or see to its disk"
@@ -334,12 +339,6 @@ class JobDatabase:
         self._damage = said
         return QueueLostError(
             f"{self.path} is damaged ({said}): move it away and start again; {_KEPT}"
-        )
-
-    def _busy(self, reason: str) -> QueueBusyError:
-        return QueueBusyError(
-            f"{self.path} cannot be written now ({reason}): see which process holds it, or try "
-            "again later"
         )
 
 

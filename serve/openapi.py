@@ -54,6 +54,10 @@ _VIDEO = {
         "created_at": {"type": "integer"},
         "size": {"type": "string"},
         "seconds": {"type": "string"},
+        "estimated_seconds": {
+            "type": ["number", "null"],
+            "description": "Until it is done, with all videos before it; null: not known yet",
+        },
     },
 }
 

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from longtake.engine.job_records import JobRecord
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import WORK_FOLDER, JobStore
 from longtake.engine.output_files import is_empty_folder, metadata_path, output_paths
 from longtake.engine.snapshot import UnusableSnapshotError, drop_snapshot, read_snapshot
@@ -38,22 +40,34 @@ def is_inside(folder: Path, path: Path) -> bool:
     return os.path.commonpath([inside, real]) == inside
 
 
-def is_there(folder: Path, job: JobRecord) -> bool:
+def is_there(folder: Path, job: NewJob) -> bool:
     """Whether all files of a job have their names; of a folder, that something is in it."""
     paths = output_paths(folder / job.output, job.request.num_videos)
     return all(path.is_file() or (path.is_dir() and any(path.iterdir())) for path in paths)
 
 
-def rendered_as(folder: Path, job: JobRecord) -> bool:
+def rendered_as(folder: Path, job: NewJob) -> bool:
     """Whether its files are those of this very job, by what stands beside them: they had got their
     names when the process that wrote them died."""
     told = told_of(folder / job.output)
     return told.get("fingerprint") == job.fingerprint and is_there(folder, job)
 
 
+def as_rendered(folder: Path, job: NewJob) -> NewJob:
+    """A job whose files are there, with the request that they came of: of one that was drawn, the
+    seed. So it is after a queue was lost. Any other job as it is."""
+    if not rendered_as(folder, job):
+        return job
+    request = _metadata_of(folder / job.output).get("request")
+    try:
+        return replace(job, request=ResolvedRequest.model_validate_json(json.dumps(request)))
+    except ValueError:
+        return job
+
+
 def told_of(output: Path) -> dict[str, Any]:
     """What a batch wrote of a job into the metadata of its output; nothing if it is not its."""
-    return _told_in(metadata_path(output)) or _told_in(earlier_metadata_path(output))
+    return _batch_in(_metadata_of(output))
 
 
 def earlier_metadata_path(output: Path) -> Path:
@@ -61,12 +75,22 @@ def earlier_metadata_path(output: Path) -> Path:
     return output.with_suffix(".json")
 
 
-def _told_in(metadata: Path) -> dict[str, Any]:
+def _metadata_of(output: Path) -> dict[str, Any]:
+    """The metadata of a batch's output; empty if there is none."""
+    contents = map(_content, (metadata_path(output), earlier_metadata_path(output)))
+    return next(filter(_batch_in, contents), {})
+
+
+def _content(metadata: Path) -> dict[str, Any]:
     try:
         content = json.loads(metadata.read_text(encoding="utf-8")) if metadata.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
-    batch = content.get("batch") if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
+
+
+def _batch_in(content: dict[str, Any]) -> dict[str, Any]:
+    batch = content.get("batch")
     return batch if isinstance(batch, dict) else {}
 
 
@@ -92,7 +116,7 @@ def taken_by_others(
     """
     if told_of(output).get("id") == name:
         return None
-    maker = _told_in(metadata_path(output)).get("id")
+    maker = _batch_in(_content(metadata_path(output))).get("id")
     job = job_of(maker) if isinstance(maker, str) else None
     if job is not None and job.source == source:  # a row that had this output before
         return None
@@ -104,7 +128,7 @@ def taken_by_others(
 def drop_earlier_metadata(output: Path, name: str) -> None:
     """Remove the metadata that an earlier version wrote of a job, once there is other."""
     earlier = earlier_metadata_path(output)
-    if earlier != metadata_path(output) and _told_in(earlier).get("id") == name:
+    if earlier != metadata_path(output) and _batch_in(_content(earlier)).get("id") == name:
         earlier.unlink(missing_ok=True)
 
 

@@ -16,6 +16,8 @@ from longtake.engine.jobs import JobStore
 from longtake.errors import RequestError
 from longtake.terminal import View, say, table_text
 
+_BUSY_S = 5.0
+
 
 def run(options: dict[str, Any], view: View) -> None:
     """Do what the options ask for, and print it."""
@@ -25,7 +27,7 @@ def run(options: dict[str, Any], view: View) -> None:
         raise RequestError(f"jobs {action} wants ids: see longtake jobs list {folder}")
     if action == "list" and ids:
         raise RequestError(f"jobs list takes no ids: longtake jobs show {folder} {' '.join(ids)}")
-    with JobStore(folder, read_only=action in ("list", "show")) as store:
+    with JobStore(folder, read_only=action in ("list", "show"), busy_s=_BUSY_S) as store:
         if action == "list":
             lines = _listed(store.jobs(), options["json"])
         elif action == "show":

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from longtake.engine.job_database import QueueBusyError, QueueError, QueueLostError
 from longtake.engine.jobs import JobStore
 from longtake.engine.submissions import Submissions
+from longtake.engine.video_writer import metadata_path
 from longtake.errors import RequestError
 from longtake.serve import queue_watch
 from longtake.serve import service as service_module
@@ -66,6 +67,7 @@ def test_nothing_is_written_into_what_is_no_queue_any_more(tmp_path: Path, way: 
     with Submissions(tmp_path, create=True) as store:
         for name in "abc":
             added(store, name)
+        store.check_usable()
         shell(command, tmp_path / ".longtake")
         for act in (
             lambda: added(store, "d"),
@@ -93,6 +95,7 @@ def test_a_file_that_is_moved_back_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / ".longtake"
     with Submissions(tmp_path, create=True) as store:
         added(store, "a")
+        store.check_usable()
         for away, back in (
             ("mv jobs.sqlite x", "mv x jobs.sqlite"),
             ("mv jobs.sqlite-wal x", "mv x jobs.sqlite-wal"),
@@ -228,7 +231,7 @@ def test_a_queue_that_is_deleted_while_it_is_served(
         assert "longtake_queue_usable 0.0" in metrics
         assert "longtake_ready 0.0" in metrics
         GrayRanks.hold = False  # what was begun is finished
-        until(lambda: (tmp_path / "videos" / f"{name}.json").is_file())
+        until(lambda: metadata_path(tmp_path / "videos" / f"{name}.mp4").is_file())
         time.sleep(0.5)
         assert not (tmp_path / ".longtake" / "jobs.sqlite").exists()
         lines = [each for each in caplog.messages if "jobs.sqlite" in each]
@@ -258,7 +261,7 @@ def test_a_queue_that_is_moved_away_and_back(server: Any, tmp_path: Path) -> Non
         shell("mv jobs.sqlite x", folder)
         until(lambda: client.get("/ready").status_code == 503)
         GrayRanks.hold = False
-        until(lambda: (tmp_path / "videos" / f"{name}.json").is_file())
+        until(lambda: metadata_path(tmp_path / "videos" / f"{name}.mp4").is_file())
         refused(client.get(f"/v1/videos/{name}"))
         shell("mv x jobs.sqlite", folder)
         until(lambda: client.get("/ready").status_code == 200)
@@ -303,7 +306,7 @@ def test_videos_are_found_by_what_stands_beside_them_alone(
         name = str(created(client, "x").json()["id"])
         until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "completed")
     videos = tmp_path / "videos"
-    metadata = (videos / f"{name}.json").read_text()
+    metadata = metadata_path(videos / f"{name}.mp4").read_text()
     deep = "[" * 100_000 + "]" * 100_000
     bad: list[Any] = [
         "",
@@ -330,7 +333,7 @@ def test_videos_are_found_by_what_stands_beside_them_alone(
         other = f"video_{number:032x}"
         for part in range(2):
             (videos / f"{other}-{part}.mp4").write_bytes(b"x")
-        path = videos / f"{other}.json"
+        path = metadata_path(videos / f"{other}.mp4")
         path.write_text(metadata.replace(name, other))
         if isinstance(change, dict):
             changed(path, **change)
@@ -338,11 +341,12 @@ def test_videos_are_found_by_what_stands_beside_them_alone(
             path.write_bytes(change)
         else:
             path.write_text(change)
-    (videos / f"video_{99:032x}.mp4").symlink_to("/etc/passwd")
-    (videos / f"video_{99:032x}.json").write_text(metadata.replace(name, f"video_{99:032x}"))
+    link = videos / f"video_{99:032x}.mp4"
+    link.symlink_to("/etc/passwd")
+    metadata_path(link).write_text(metadata.replace(name, link.stem))
     (videos / f"video_{98:032x}.mp4").mkdir()
     (videos / "other.mp4").write_bytes(b"x")
-    (videos / "other.json").write_text(metadata)
+    metadata_path(videos / "other.mp4").write_text(metadata)
     there = sorted(videos.iterdir())
     shell("rm jobs.sqlite", tmp_path / ".longtake")
     caplog.clear()
