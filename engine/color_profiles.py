@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,6 +35,7 @@ _CHROMATICITIES = {
 _GAMMA_OF_SRGB = 0.45455
 """That PNG files in sRGB give (PNG, third edition, 11.3.2.5)."""
 _UNSPECIFIED = 2
+"""A code point of H.273."""
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
@@ -61,11 +63,12 @@ def in_srgb(image: Image.Image, content: bytes, said: str) -> Image.Image:
             is in high dynamic range.
     """
     try:
-        profile = _profile_of(image, content)
+        with np.errstate(all="ignore"):  # what is not finite is refused where it is written
+            profile = _profile_of(image, content)
         return image if profile is None else _converted(image, profile)
     except _ColorError as error:
         raise RequestError(f"{said} {error}") from error
-    except (ImageCms.PyCMSError, OSError, ValueError, struct.error) as error:
+    except (ImageCms.PyCMSError, OSError, ArithmeticError, ValueError, struct.error) as error:
         raise RequestError(
             f"{said} has a color profile that cannot be used ({one_line(error)}): save it in sRGB"
         ) from error
@@ -126,7 +129,8 @@ def _coded_profile(primaries: int, transfer: int, matrix: int, full_range: int) 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
     """Whether a camera says so in EXIF data alone (DCF, optional color space)."""
-    with contextlib.suppress(Exception):  # damaged EXIF data say nothing
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF data say nothing
         return str(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1)).startswith("R03")
     return False
 
