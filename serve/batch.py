@@ -19,7 +19,7 @@ from longtake.engine.jobs import JobStore
 from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LongtakeError, RequestError
 from longtake.serve.checked import Shot, ShotChecker
-from longtake.serve.outputs import as_rendered, network_file_system, rendered_as, sweep
+from longtake.serve.outputs import as_rendered, is_still_there, network_file_system, sweep
 from longtake.serve.queue_watch import QueueWatch
 from longtake.serve.replica import Replica, Watcher
 from longtake.serve.report import check_reports, write_report
@@ -169,7 +169,7 @@ class Batch:
         self._ids = [each.id for each in jobs]
         known = {each.id for each in store.jobs()}
         jobs = [job if job.id in known else as_rendered(self._folder, job) for job in jobs]
-        counts = store.enqueue(jobs, lambda job: rendered_as(self._folder, job), now)
+        counts = store.enqueue(jobs, lambda job: is_still_there(self._folder, job), now)
         gone = store.withdraw(source, self._ids, now)
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         watcher.note(

@@ -65,6 +65,12 @@ def as_rendered(folder: Path, job: NewJob) -> NewJob:
         return job
 
 
+def is_still_there(folder: Path, job: JobRecord) -> bool:
+    """Whether the files of a job that is done are there, and no other job made them since."""
+    told = told_of(folder / job.output)
+    return told.get("fingerprint", job.fingerprint) == job.fingerprint and is_there(folder, job)
+
+
 def told_of(output: Path) -> dict[str, Any]:
     """What a batch wrote of a job into the metadata of its output; nothing if it is not its."""
     return _batch_in(_metadata_of(output))

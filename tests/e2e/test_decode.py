@@ -356,7 +356,11 @@ def test_from_python(model: str, tmp_path: Path) -> None:
             engine.decode([[1.0], [2.0, 3.0]])
         with pytest.raises(RequestError, match="must be finite"):
             engine.decode(video.latents * np.inf)
-        assert again.save(tmp_path / "out.mp4") == [tmp_path / "out-0.mp4", tmp_path / "out-1.mp4"]
+        paths = [tmp_path / "out-0.mp4", tmp_path / "out-1.mp4"]
+        assert again.save(tmp_path / "out.mp4") == paths
+        with pytest.raises(RequestError, match="out-0.mp4' is there already"):
+            video.save(tmp_path / "out.mp4")
+        assert video.save(tmp_path / "out.mp4", overwrite=True) == paths
 
 
 def test_latents_survive_a_rank_that_dies(model: str) -> None:

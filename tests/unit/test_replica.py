@@ -26,7 +26,14 @@ from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.snapshots import LoopState
 from longtake.serve import claim, replica
-from longtake.serve.outputs import is_inside, network_file_system, rendered_as, snapshot_of, sweep
+from longtake.serve.outputs import (
+    is_inside,
+    is_still_there,
+    network_file_system,
+    rendered_as,
+    snapshot_of,
+    sweep,
+)
 from longtake.serve.replica import Replica, Watcher
 from longtake.serve.scratch import scratch_folder
 from tests.rendering import request
@@ -246,6 +253,18 @@ def test_what_an_earlier_version_rendered_is_not_rendered_again(work: Any, tmp_p
     files = sorted(each.name for each in tmp_path.iterdir() if each.is_file())
     assert files == ["shot-0.npy", "shot-0.npy.json", "shot-1.npy", "shot-1.npy.json"]
     assert json.loads((tmp_path / "shot-1.npy.json").read_text())["batch"]["fingerprint"] == "1"
+
+
+def test_a_shot_that_is_done_is_there_without_its_metadata(work: Any, tmp_path: Path) -> None:
+    """The queue knows it; with another job's metadata, it was replaced."""
+    (job,), _ = work(Ranks(), request())
+    assert is_still_there(tmp_path, job)
+    (tmp_path / "shot-0.npy.json").write_text('{"batch": {"id": "b", "fingerprint": "b"}}')
+    assert not is_still_there(tmp_path, job)
+    (tmp_path / "shot-0.npy.json").unlink()
+    assert is_still_there(tmp_path, job) and not rendered_as(tmp_path, job)
+    (tmp_path / "shot-0.npy").unlink()
+    assert not is_still_there(tmp_path, job)
 
 
 @pytest.mark.parametrize("taken", ["shot-0.npy", "shot-0.npy.json"])
