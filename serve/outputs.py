@@ -170,7 +170,7 @@ def sweep_partials(folder: Path, job: JobRecord) -> None:
     """Remove what earlier attempts of a job left under names that are not whole."""
     path = folder / job.output
     own = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{key_of(job.id)}-\d+\.partial.*", re.DOTALL)
-    for place in (path.parent, path):
+    for place in (path.parent, *output_paths(path, job.request.num_videos)):
         for left in list(place.iterdir()) if place.is_dir() else []:
             if not own.fullmatch(left.name):
                 continue

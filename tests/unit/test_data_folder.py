@@ -96,6 +96,12 @@ def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
             (out / name).touch()
         (out / f".a.{HEX[:8]}.{key}-2.partial").mkdir()
         (out / f".a.{HEX[:8]}.{key}-3.partial").symlink_to(tmp_path)
+        folders = NewJob("b", "x", 0, "out/b", "engine", request(num_videos=2), "f")
+        store.enqueue([folders], lambda job: True, 0.0)
+        (out / "b-1" / f".b-1.{HEX[:8]}.{key_of('b')}-1.partial").mkdir(parents=True)
+        sweep_partials(tmp_path, store.job("b"))
+        assert names(out / "b-1") == []
+        (out / "b-1").rmdir()
         sweep_partials(tmp_path, store.job("a"))
         assert names(out) == sorted(others)
         assert kept.is_dir()
