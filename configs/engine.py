@@ -69,6 +69,11 @@ class EngineConfig(Declared):
     rank_loss_timeout_s: Seconds = Field(
         default=10, description="Seconds in which all ranks have ended once one has died"
     )
+    stop_timeout_s: Seconds = Field(
+        default=30,
+        description="Seconds that a step or a tile may go on once the rendering is to stop; then "
+        "the ranks are killed",
+    )
     load_timeout_s: Seconds = Field(
         default=1800, description="Seconds that one component of the model may take to load"
     )

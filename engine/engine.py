@@ -39,7 +39,7 @@ from longtake.errors import (
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 
 logger = logging.getLogger(__name__)
 
@@ -182,12 +182,17 @@ class VideoEngine:
         """Frames of each video that comes of a request: some models drop the first ones."""
         return request.num_frames - self.spec.dropped_frames
 
-    def start(self, on_progress: OnProgress = lambda progress: None) -> None:
+    def start(
+        self,
+        on_progress: OnProgress = lambda progress: None,
+        stop_requested: StopRequested = never,
+    ) -> None:
         """Start the ranks and load the model, unless that is done.
 
         Raises:
             ModelError: the weights do not fit the architecture.
             RankError: a rank died or hung.
+            Stopped: it was requested.
         """
         with self._busy:
             if self._launcher is not None:
@@ -195,7 +200,7 @@ class VideoEngine:
             begun = time.perf_counter()
             launcher = self._make(self.config, self._device_type)
             on_progress(Progress("loading"))
-            launcher.start(on_progress)
+            launcher.start(on_progress, stop_requested)
             self._launcher = launcher
             self._seconds_loading = time.perf_counter() - begun
 
@@ -285,6 +290,7 @@ class VideoEngine:
         *,
         snapshots: SnapshotPlan | None = None,
         sparing: bool = False,
+        stop_requested: StopRequested = never,
     ) -> Metadata:
         """Render a resolved request into a sink, frame by frame as they are decoded.
 
@@ -295,6 +301,8 @@ class VideoEngine:
             snapshots: see :func:`longtake.engine.snapshot.plan_snapshots`; the file is left to
                 the caller.
             sparing: decode with as little of the devices' memory as can be.
+            stop_requested: asked again and again; ranks in processes of their own that do not
+                stop within ``stop_timeout_s`` are killed, and the next rendering starts others.
 
         Raises:
             As :meth:`generate`; what the sink raises stops all ranks, too.
@@ -302,14 +310,14 @@ class VideoEngine:
         with self._busy:
             if self._rendering:
                 raise RequestError("generate() was called by a callback of its own: let it return")
-            self.start(on_progress)
+            self.start(on_progress, stop_requested)
             launcher = self._launcher
             assert launcher is not None
             self._rendering = True
             try:
                 extras = {"snapshots": snapshots, "sparing": sparing}
                 job, beside = self._agreed(launcher, request, latents, extras)
-                reports = launcher.render(job, sink, on_progress, beside)
+                reports = launcher.render(job, sink, on_progress, beside, stop_requested)
             except BaseException:
                 if not launcher.alive:
                     launcher.close()

@@ -43,7 +43,7 @@ from longtake.errors import (
 )
 from longtake.parallel import World
 from longtake.parallel.exchange import highest
-from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 
 
 def device_type_of(
@@ -86,12 +86,13 @@ class Launcher(ABC):
     """Ranks with a loaded model. Created without any; :meth:`start` starts them."""
 
     @abstractmethod
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
         """Start the ranks and load the model.
 
         Raises:
             ModelError: it cannot be loaded.
             RankError: a rank died or hung.
+            Stopped: it was requested; all ranks have been ended.
         """
 
     def agree(self, job: Job | None, refusal: RefusedInputError | None = None) -> Job:
@@ -107,13 +108,20 @@ class Launcher(ABC):
 
     @abstractmethod
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
+        self,
+        job: Job,
+        sink: Sink,
+        on_progress: OnProgress,
+        beside: Beside = None,
+        stop_requested: StopRequested = never,
     ) -> list[RankReport]:
         """Render one job; what the sink or ``on_progress`` raises stops all ranks.
 
         Args:
             sink: a TraceSink, of a job that is traced.
             beside: what comes with the job.
+            stop_requested: asked again and again; ranks in processes of their own that do not
+                stop within ``stop_timeout_s`` are killed.
 
         Raises:
             RefusedInputError, Stopped: the ranks can go on with another job, if :attr:`alive`.
@@ -139,17 +147,22 @@ class InProcess(Launcher):
         self._world = World(torch.device(name))
         self._worker: Worker | None = None
 
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
         """Load the model in this process."""
         self._worker = Worker(self._config, self._world, on_progress)
 
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
+        self,
+        job: Job,
+        sink: Sink,
+        on_progress: OnProgress,
+        beside: Beside = None,
+        stop_requested: StopRequested = never,
     ) -> list[RankReport]:
         """Render in this process."""
         assert self._worker is not None
         try:
-            return self._worker.render(job, sink, on_progress, lambda: False, beside)
+            return self._worker.render(job, sink, on_progress, stop_requested, beside)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, LongtakeError) or not is_out_of_memory(error):
                 raise
@@ -184,7 +197,7 @@ class JoinedGroup(Launcher):
         self._made_group = False
         self._failed = False
 
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
         """Join the group and load this rank's share of the model."""
         place = self._place
         on_gpu = self._device_type == "cuda"
@@ -214,7 +227,12 @@ class JoinedGroup(Launcher):
         return Job.model_validate(agreed)
 
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
+        self,
+        job: Job,
+        sink: Sink,
+        on_progress: OnProgress,
+        beside: Beside = None,
+        stop_requested: StopRequested = never,
     ) -> list[RankReport]:
         """Render one job on all ranks, which return together; only rank 0's sink is filled.
 
@@ -226,7 +244,9 @@ class JoinedGroup(Launcher):
             if self._place.rank != 0:
                 beside = None
             try:
-                return self._worker.render(job, own, watched, lambda: bool(signals), beside)
+                return self._worker.render(
+                    job, own, watched, lambda: bool(signals) or stop_requested(), beside
+                )
             except Stopped as error:
                 error.terminated = signal.SIGINT not in signals
                 raise

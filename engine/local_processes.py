@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import signal
 import time
@@ -25,7 +24,7 @@ from longtake.engine.rank_processes import RankProcesses
 from longtake.engine.signs_of_life import SignsOfLife
 from longtake.engine.worker import Beside, Nowhere, Sink, TraceSink
 from longtake.errors import LongtakeError, RankError, Stopped, one_line
-from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 from longtake.pipelines.trace import TracePoint
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,8 @@ _LOADING = 0
 class LocalProcesses(Launcher):
     """Ranks as processes on this machine, which stay alive between requests.
 
-    They listen on this machine alone. When one dies, is suspended, gives no sign of life or makes
-    no progress in time, all end.
+    They listen on this machine alone. When one dies, is suspended, gives no sign of life, makes
+    no progress in time, or does not stop in time, all end.
 
     Args:
         scratch: folder for what they write to stdout and stderr; the system's for temporary files.
@@ -52,11 +51,10 @@ class LocalProcesses(Launcher):
         self._scratch = scratch
         self._signs = SignsOfLife(config.devices)
         self._num_jobs = _LOADING
-        self._step_s = 0.0
         self._suspended_since: float | None = None
         self._processes: RankProcesses | None = None
 
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
         """Start the processes; returns when all have loaded."""
         self._store = listen_locally()
         self._mailbox = Mailbox(self._store, "mail")
@@ -68,27 +66,32 @@ class LocalProcesses(Launcher):
         self._signs = SignsOfLife(self._config.devices)
         self._processes = RankProcesses("longtake.engine.local_rank", environments, self._scratch)
         try:
-            self._receive(_LOADING, on_progress)
+            self._receive(_LOADING, on_progress, stop_requested=stop_requested)
         except BaseException:
             self._kill()
             raise
 
     def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, beside: Beside = None
+        self,
+        job: Job,
+        sink: Sink,
+        on_progress: OnProgress,
+        beside: Beside = None,
+        stop_requested: StopRequested = never,
     ) -> list[RankReport]:
         """Render on the processes."""
         self._num_jobs += 1
-        number, self._step_s = self._num_jobs, 0.0
+        number = self._num_jobs
         try:
             if beside is not None:
                 described = {"shape": beside.shape, "dtype": str(beside.dtype)}
                 self._beside.post({"number": number, **described}, beside.tobytes())
             message = {"kind": "render", "number": number, "job": job.model_dump(mode="json")}
             self._jobs.post(message)
-            answer = self._receive(number, on_progress, sink)
-        except BaseException:
-            if self.alive:  # it came from the caller's sink or on_progress, or is Ctrl-C
-                self._stop(number)
+            answer = self._receive(number, on_progress, sink, stop_requested)
+        except BaseException as error:
+            if self.alive:  # it came from the caller, or is Ctrl-C
+                self._stop(number, error)
             raise
         if isinstance(answer, LongtakeError):
             raise answer
@@ -135,7 +138,7 @@ class LocalProcesses(Launcher):
         number: int,
         on_progress: OnProgress,
         sink: Sink | None = None,
-        deadline: float = math.inf,
+        stop_requested: StopRequested = never,
     ) -> list[RankReport] | LongtakeError:
         """Take in what rank 0 says of one job until it is done.
 
@@ -143,15 +146,16 @@ class LocalProcesses(Launcher):
             What each rank measured, or how all ranks alike refused or stopped the job.
 
         Raises:
-            RankError: a rank died or hung; all were ended. Or it was not done by the deadline.
+            RankError: a rank died or hung; all were ended.
             RefusedInputError: a rank ended with it; all were ended.
+            Stopped: it was requested; the ranks go on.
         """
-        moved_at = stepped_at = time.monotonic()
+        moved_at = time.monotonic()
         self._suspended_since = None
         states: dict[int, dict[str, Any]] = {}
         while True:
-            if time.monotonic() > deadline:
-                raise RankError("they did not stop in time")
+            if stop_requested():
+                raise Stopped("it was told to stop")
             read = self._mailbox.read(timeout_s=0.2)
             if read is None:
                 self._check_alive()
@@ -164,10 +168,7 @@ class LocalProcesses(Launcher):
                 continue  # what is left of a job that was given up
             match message.pop("kind"):
                 case "progress":
-                    now = time.monotonic()
-                    if message["phase"] in ("denoising", "decoding") and message["done"]:
-                        self._step_s = max(self._step_s, now - stepped_at)
-                    moved_at = stepped_at = now
+                    moved_at = time.monotonic()
                     on_progress(Progress(**message))
                 case "done":
                     return [RankReport(**report) for report in message["reports"]]
@@ -298,12 +299,25 @@ class LocalProcesses(Launcher):
         said = f"; its last lines:{lines}" if lines else "; it said nothing"
         return f"rank {rank} {how} (exit code {code}, {where}); all ranks were ended{said}"
 
-    def _stop(self, number: int) -> None:
-        """Have the ranks stop between steps; end them if they do not, or at a second Ctrl-C."""
-        deadline = time.monotonic() + max(self._config.rank_loss_timeout_s, 2 * self._step_s)
+    def _stop(self, number: int, why: BaseException) -> None:
+        """Have the ranks stop between steps; kill them if they do not in time.
+
+        Args:
+            why: its attribute ``again``, of Ctrl-C, becomes true if the user is in a hurry.
+        """
+        timeout_s = self._config.stop_timeout_s
+        deadline = time.monotonic() + timeout_s
+
+        def late() -> bool:
+            if time.monotonic() > deadline:
+                raise RankError(f"they did not stop within {timeout_s:g} s")
+            return getattr(why, "again", False)
+
         try:
             self._store.set(f"stop/{number}", "1")
-            self._receive(number, lambda progress: None, Nowhere(), deadline)
+            self._receive(number, lambda progress: None, Nowhere(), late)
+        except Stopped:
+            self._kill()
         except BaseException as error:
             logger.warning("the ranks were ended in the middle of a step: %s", one_line(error))
             self._kill()

@@ -160,7 +160,8 @@ def _end_with_parent(pid: int) -> None:
 
 def main() -> int:
     """Run one rank that a launcher on this machine started; returns its exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to hear
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the engine's to hear
+        signal.signal(number, signal.SIG_IGN)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     parent_pid = int(os.environ["LONGTAKE_PARENT"])
     threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()

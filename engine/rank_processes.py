@@ -7,14 +7,17 @@ import logging
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
-from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+from longtake.engine.files import cause
+from longtake.errors import EngineError
 
 _KEPT_LINES = 400
 
@@ -26,6 +29,9 @@ class RankProcesses:
         module: that each runs.
         environments: what is added to the environment, by rank.
         scratch: folder for those files; the system's for temporary ones if None.
+
+    Raises:
+        EngineError: they cannot be started.
     """
 
     def __init__(
@@ -34,25 +40,35 @@ class RankProcesses:
         environments: Mapping[int, dict[str, str]],
         scratch: Path | None = None,
     ) -> None:
-        self._logs = tempfile.TemporaryDirectory(prefix="longtake-", dir=scratch)
         try:
-            with _own_signal_handlers(), _quiet_elastic():
-                started = start_processes(
-                    name="longtake",
-                    entrypoint=sys.executable,
-                    # -P: nothing in the folder that this was started in is taken for a library
-                    args={rank: (*_SAFE_PATH, "-m", module) for rank in environments},
-                    envs=dict(environments),
-                    logs_specs=DefaultLogsSpecs(self._logs.name, redirects=Std.ALL),
-                )
-        except SignalException as error:  # what torch makes of Ctrl-C meanwhile
-            self._logs.cleanup()
-            raise KeyboardInterrupt from error
-        except BaseException:
-            self._logs.cleanup()
-            raise
+            self._logs = tempfile.TemporaryDirectory(prefix="longtake-", dir=scratch)
+            self._started = self._start(module, environments)
+        except OSError as error:
+            raise EngineError(
+                f"the ranks cannot be started in {scratch or tempfile.gettempdir()}: {cause(error)}"
+            ) from error
+
+    def _start(self, module: str, environments: Mapping[int, dict[str, str]]) -> SubprocessContext:
+        """Start the processes from another thread: in the main one torch takes over the signals."""
+        with ThreadPoolExecutor(1) as pool, _quiet_elastic():
+            starting = pool.submit(
+                start_processes,
+                name="longtake",
+                entrypoint=sys.executable,
+                # -P: nothing in the folder that this was started in is taken for a library
+                args={rank: (*_SAFE_PATH, "-m", module) for rank in environments},
+                envs=dict(environments),
+                logs_specs=DefaultLogsSpecs(self._logs.name, redirects=Std.ALL),
+            )
+            try:
+                started = starting.result()
+            except BaseException:
+                with contextlib.suppress(Exception):  # those that were started before Ctrl-C
+                    starting.result().close(death_sig=signal.SIGKILL)
+                self._logs.cleanup()
+                raise
         assert isinstance(started, SubprocessContext)
-        self._started = started
+        return started
 
     def running(self) -> list[int]:
         """The ranks whose processes have not ended."""
@@ -96,21 +112,6 @@ class RankProcesses:
 
 
 _SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
-
-
-@contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """torch.distributed.elastic takes the signals for itself; they are the caller's."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    handlers = {each: signal.getsignal(each) for each in taken}
-    try:
-        yield
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
 
 
 @contextmanager

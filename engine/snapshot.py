@@ -129,6 +129,11 @@ def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:
 def drop_snapshot(path: Path) -> None:
     """Remove a snapshot, and what a process that was killed left of one."""
     path.unlink(missing_ok=True)
+    drop_unfinished(path)
+
+
+def drop_unfinished(path: Path) -> None:
+    """Remove what a process that was killed left of a snapshot that it was writing."""
     _partial(path).unlink(missing_ok=True)
 
 

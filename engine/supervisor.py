@@ -16,8 +16,8 @@ from longtake.engine.engine import VideoEngine
 from longtake.engine.snapshot import SnapshotPlan
 from longtake.engine.video import Metadata
 from longtake.engine.worker import Sink
-from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError
-from longtake.pipelines.progress import OnProgress
+from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError, Stopped
+from longtake.pipelines.progress import OnProgress, StopRequested, never
 
 _STARTS_A_DEVICE = 2
 """Starts that one device may spoil before the others go on without it."""
@@ -44,7 +44,8 @@ class Supervisor:
         As :class:`VideoEngine`.
 
     Attributes:
-        starts: of the ranks so far, those that failed included.
+        starts: of the ranks so far, those that failed included; not those after ranks that were
+            ended because a rendering was to stop.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Supervisor:
         self._engine = self._made()
         self._spoiled_starts = dict.fromkeys(self._devices, 0)
         self._faults: list[tuple[int, ResolvedRequest]] = []
+        self._ended_as_asked = False
         self.starts = 0
 
     @property
@@ -74,20 +76,27 @@ class Supervisor:
         """The numbers of those that are left."""
         return tuple(self._devices)
 
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
         """Start the ranks, if they do not run, on as many devices as can be had.
 
         Raises:
             RefusedInputError: the model cannot be loaded.
             EngineError: no ranks can be started.
+            Stopped: it was requested.
         """
         failed, wait_s = 0, _FIRST_WAIT_S
         while True:
+            if stop_requested():
+                raise Stopped("it was told to stop")
             try:
-                self.starts += not self._engine.running
-                self._engine.start(on_progress)
+                self.starts += not (self._engine.running or self._ended_as_asked)
+                self._ended_as_asked = False
+                self._engine.start(on_progress, stop_requested)
                 self._spoiled_starts = dict.fromkeys(self._devices, 0)
                 return
+            except Stopped:
+                self._ended_as_asked = True
+                raise
             except RankError as error:
                 self._say(f"the ranks did not start: {_first_line(error)}")
                 device = None if error.out_of_memory else self._device_of(error)
@@ -111,6 +120,7 @@ class Supervisor:
         *,
         snapshots: SnapshotPlan | None = None,
         sparing: bool = False,
+        stop_requested: StopRequested = never,
     ) -> Metadata:
         """Render a request once; see :meth:`VideoEngine.render`.
 
@@ -118,11 +128,19 @@ class Supervisor:
             RankError: a rank died; the next call starts them again.
             As :meth:`VideoEngine.render`, and :meth:`start`.
         """
-        self.start(on_progress)
+        self.start(on_progress, stop_requested)
         try:
             metadata = self._engine.render(
-                request, sink, on_progress, snapshots=snapshots, sparing=sparing
+                request,
+                sink,
+                on_progress,
+                snapshots=snapshots,
+                sparing=sparing,
+                stop_requested=stop_requested,
             )
+        except Stopped:
+            self._ended_as_asked = not self._engine.running
+            raise
         except RankError as error:
             self._blame(error, request)
             raise

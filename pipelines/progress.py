@@ -25,3 +25,11 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+StopRequested = Callable[[], bool]
+"""Says whether a rendering is to stop."""
+
+
+def never() -> bool:
+    """Nothing is to stop."""
+    return False

@@ -21,7 +21,7 @@ from longtake.engine.verify import Comparison, Verification, cases_of
 from longtake.engine.worker import Array, Nowhere, Sink, TraceSink, Worker
 from longtake.options import parsed
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.progress import Progress
 from longtake.pipelines.trace import TracePoint, TraceRequest
 from longtake.terminal import view_of
 from tests.ranks import RankGroups
@@ -54,15 +54,13 @@ class OnGroup(Launcher):
     def __init__(self, ranks: RankGroups, config: EngineConfig, fault: Fault | None = None) -> None:
         self._ranks, self._config, self._fault = ranks, config, fault
 
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, *rest: Any) -> None:
         pass
 
     def close(self) -> None:
         pass
 
-    def render(
-        self, job: Job, sink: Sink, on_progress: OnProgress, latents: Array | None = None
-    ) -> list[RankReport]:
+    def render(self, job: Job, sink: Sink, *rest: Any) -> list[RankReport]:
         answers = self._ranks.run(self._config.devices, rendered, self._config, job, self._fault)
         (taken, reports), *others = answers
         assert not any(others_taken for others_taken, _ in others)

@@ -32,7 +32,7 @@ class StaysUp(Launcher):
         self._processes = self._processes or LocalProcesses(config, device_type)
         return self
 
-    def start(self, on_progress: OnProgress) -> None:
+    def start(self, on_progress: OnProgress, *rest: Any) -> None:
         assert self._processes is not None
         if not self._started:
             self._processes.start(on_progress)

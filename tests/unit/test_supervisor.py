@@ -12,7 +12,7 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.engine import supervisor
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.worker import Nowhere
-from longtake.errors import EngineError, LayoutError, RankError
+from longtake.errors import EngineError, LayoutError, RankError, Stopped
 from tests.rendering import request
 
 
@@ -34,7 +34,7 @@ class Engine:
         self.closed = False
         self.running = False
 
-    def start(self, on_progress: Any) -> None:
+    def start(self, on_progress: Any, stop_requested: Any) -> None:
         for rank, device in enumerate(self.config.devices_by_rank):
             if self.dying_at_start.get(device, 0) > 0:
                 self.dying_at_start[device] -= 1
@@ -105,7 +105,7 @@ def test_two_devices_can_be_left_out_and_the_last_one_cannot(supervised: Any) ->
 def test_faults_of_no_one_device_end_it(supervised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     group, said = supervised(devices=2)
 
-    def fail(self: Any, on_progress: Any) -> None:
+    def fail(self: Any, *rest: Any) -> None:
         raise died(None, "")
 
     monkeypatch.setattr(Engine, "start", fail)
@@ -144,3 +144,23 @@ def test_a_request_that_kills_the_same_rank_costs_no_device(supervised: Any) -> 
         with pytest.raises(RankError):
             render(group, number % 2)
     assert group.devices == (0, 1)
+
+
+def test_ranks_that_were_killed_as_asked_are_no_fault(
+    supervised: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a device's nor one that is counted, however many videos are cancelled."""
+    group, said = supervised(devices=2)
+
+    def killed(self: Any, *rest: Any, **more: Any) -> None:
+        raise Stopped("it was told to stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "render", killed)
+        for seed in range(5):
+            with pytest.raises(Stopped):
+                render(group, seed)
+    with pytest.raises(Stopped):
+        group.start(lambda progress: None, lambda: True)
+    assert render(group) == "rendered"
+    assert (group.starts, group.devices, said) == (1, (0, 1), [])

@@ -31,7 +31,6 @@ from longtake.errors import KernelError, LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.progress import OnProgress
 from longtake.pipelines.spec import ModelSpec
 from longtake.pipelines.trace import TracePoint, TraceRequest
 from tests.rendering import ALONE, request
@@ -181,7 +180,7 @@ def test_a_refusal_says_of_which_layout() -> None:
     class Refusing(InProcess):
         closed = 0
 
-        def start(self, on_progress: OnProgress) -> None:
+        def start(self, *args: Any) -> None:
             pass
 
         def render(self, *args: Any, **more: Any) -> list[RankReport]:
