@@ -19,10 +19,10 @@ Sequence-parallel attention by itself is in :mod:`longtake.parallel`, exceptions
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # without importing typing: signals are not taken yet
 if TYPE_CHECKING:
+    from typing import Any
+
     from longtake.engine import (
         DecodeRequest,
         ParallelConfig,
@@ -45,6 +45,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that is ther
 
     def __getattr__(name: str) -> Any:
         """Import the engine, and torch with it, once it is asked for."""
+        import importlib
+
         if name in __all__:
             return getattr(importlib.import_module("longtake.engine"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
-"""The command's way in: Ctrl-C ends it quietly even while libraries are being imported, and they
-stay off the terminal."""
+"""The command's way in and out: signals are taken before libraries are imported, which stay off the
+terminal, and nothing runs after the command's last line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 import signal
 import sys
 import warnings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -20,20 +24,32 @@ _QUIET = {
 """What libraries read before they speak, in this process and in those that it starts."""
 
 
-def main() -> int:
-    """Run the command; returns its exit code (see :func:`longtake.cli.main`)."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
+def main() -> NoReturn:
+    """Run the command, and end with its exit code (see :func:`longtake.cli.run`)."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from longtake.interrupts import EXIT_STOPPED, Interrupts
+
+    serves = sys.argv[1:2] == ["serve"]
+    interrupts = Interrupts(exit_code=0 if serves else EXIT_STOPPED).__enter__()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    from longtake import cli
+    try:
+        from longtake import cli
 
-    signal.signal(signal.SIGINT, before)
-    return cli.main()
+        code = cli.run(sys.argv[1:], interrupts)
+    except KeyboardInterrupt:
+        code = interrupts.exit_code
+    # At the interpreter's own end a thread in a library's C++ code would abort the process.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads it
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

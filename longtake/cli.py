@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import importlib
 import logging
-import signal
 import sys
 import traceback
-from typing import Any
 
 import longtake
+from longtake.configs.engine import EngineConfig
 from longtake.errors import EngineError, RefusedInputError, Stopped, one_line
+from longtake.interrupts import EXIT_STOPPED, Interrupts
 from longtake.options import parsed
 from longtake.terminal import view_of
 
-EXIT_DONE, EXIT_REFUSED, EXIT_FAILED, EXIT_STOPPED = 0, 2, 3, 130
+EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command in this process, which goes on; see :func:`run`."""
+    with Interrupts() as interrupts:
+        interrupts.begin(lambda: EngineConfig().stop_timeout_s)
+        return run(sys.argv[1:] if arguments is None else arguments, interrupts)
+
+
+def run(arguments: list[str], interrupts: Interrupts) -> int:
     """Run a command.
 
     Returns:
         0 done, 1 done and something was found (doctor, verify), 2 refused input, 3 failure, 130
-        stopped.
+        stopped; of a server, which ends by being stopped, 0.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
-            signal.signal(number, _interrupt)
-    command, options = parsed(sys.argv[1:] if arguments is None else arguments)
+    command, options = parsed(arguments)
     if command == "version":
         print(longtake.__version__)
         return EXIT_DONE
@@ -35,9 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:
-            run = importlib.import_module(f"longtake.commands.{command}").run
-            return run(options, view) or EXIT_DONE
+            module = importlib.import_module(f"longtake.commands.{command}")
+            interrupts.begin(lambda: view.stop_timeout_s)
+            return module.run(options, view) or EXIT_DONE
     except (KeyboardInterrupt, Stopped):
+        if command == "serve":
+            view.note("stopped; what was begun goes on the next time")
+            return EXIT_DONE
         left = " ".join(map(str, view.written)) or "nothing"
         return view.failed(f"stopped; {left} was written", "stopped", EXIT_STOPPED)
     except RefusedInputError as error:
@@ -47,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         traceback.print_exc()
         return view.failed(one_line(error), type(error).__name__, EXIT_FAILED)
+    finally:
+        interrupts.over = True
 
 
 def _log_handler() -> logging.Handler:
@@ -60,16 +70,6 @@ def _log_handler() -> logging.Handler:
         )
     )
     return handler
-
-
-class _Terminated(KeyboardInterrupt):
-    """The command was told to end by a signal that is not Ctrl-C; see :class:`Stopped`."""
-
-    terminated = True
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.pipelines.progress import Progress
@@ -70,10 +71,12 @@ class View(Display, ABC):
 
     Attributes:
         written: the files that have their names already.
+        stop_timeout_s: seconds that what is shown has to stop once it is told to.
     """
 
     def __init__(self) -> None:
         self.written: list[Path] = []
+        self.stop_timeout_s = EngineConfig().stop_timeout_s
 
     @abstractmethod
     def progress(self, progress: Progress) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,6 @@ from longtake.serve.shots import BadRow, read_shots
 
 _LOOK_AGAIN_S = 0.2
 _LEFT_ALONE_S = 0.5
-_STOP_S = 60.0
-"""How long replicas may take to end once they are told to; after it, this process ends them."""
 
 
 class BatchWatcher(Watcher):
@@ -191,16 +190,13 @@ class Batch:
             )
             for config in self._configs
         ]
-        threads = [threading.Thread(target=each.run, daemon=True) for each in replicas]
-        for thread in threads:
-            thread.start()
-        try:
-            self._wait(store, threads, watcher)
-        finally:
-            stop.set()
-            deadline = time.monotonic() + _STOP_S
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        # Not threads that are joined: to Python 3.11 one whose join() a signal ends has ended, too.
+        with ThreadPoolExecutor(len(replicas)) as pool:
+            try:
+                running = [pool.submit(each.run) for each in replicas]
+                self._wait(store, running, watcher)
+            finally:
+                stop.set()
         failures = [each.failure for each in replicas if each.failure is not None]
         for failure in failures:
             watcher.note(str(failure).partition("\n")[0])
@@ -209,12 +205,11 @@ class Batch:
             raise cause if isinstance(cause, LongtakeError) else failures[0]
 
     def _wait(
-        self, store: JobStore, threads: Sequence[threading.Thread], watcher: BatchWatcher
+        self, store: JobStore, running: Sequence[Future[None]], watcher: BatchWatcher
     ) -> None:
-        """Until all threads have ended; meanwhile, queue the rows that are added to the file."""
+        """Until all have ended; meanwhile, queue the rows that are added to the file."""
         queue_watch = QueueWatch(store, watcher.note)
-        while running := [thread for thread in threads if thread.is_alive()]:
-            running[0].join(_LOOK_AGAIN_S)
+        while wait(running, _LOOK_AGAIN_S).not_done:
             queue_watch.look()
             if self._settings.watch and self._changed():
                 try:

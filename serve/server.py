@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -33,7 +34,9 @@ def serve(
     how_often: SnapshotConfig,
     listening: Callable[[str], None],
 ) -> None:
-    """Serve until this process is told to end; what was begun goes on the next time.
+    """Serve until SIGINT, SIGTERM or SIGHUP; what was begun goes on the next time.
+
+    Call it in the main thread. When it returns, the ranks have ended.
 
     Args:
         listening: told, once, at which address.
@@ -57,13 +60,14 @@ def serve(
 
         service = VideoService(config, settings, how_often, end)
         server = _Server(_configured(service, settings))
-        server.stop_following = service.live.stop
+        server.stopping = service.stop
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         listening(f"http://{host}:{listener.getsockname()[1]}")
-        try:
-            server.run([listener])
-        finally:
-            service.close()
+        with _signals_to(end):
+            try:
+                server.run([listener])
+            finally:
+                service.close()
     if service.failure is not None:
         raise service.failure
 
@@ -134,14 +138,37 @@ def _listener(settings: ServeConfig) -> socket.socket:
         ) from error
 
 
+@contextmanager
+def _signals_to(end: Callable[[], None]) -> Iterator[None]:
+    """Signals that end a process call ``end``, which takes no lock, and do nothing else: neither
+    the second one nor the fiftieth disturbs what the first one began."""
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks for
+    ]
+    before = {number: signal.signal(number, lambda *_: end()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Server(uvicorn.Server):
-    """One that tells those who follow a video to go, before it waits for their answers to end."""
+    """One that has its service stop before it waits for its last answers."""
 
-    stop_following: Callable[[], None]
+    stopping: Callable[[], None]
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.stop_following()
-        super().handle_exit(sig, frame)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them to :func:`serve`."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; those who follow a video are told to go."""
+        self.stopping()
+        await super().shutdown(sockets)
 
 
 class _Protocol(H11Protocol):

@@ -110,9 +110,11 @@ class Server:
         self._close()
 
     def stop(self) -> int:
-        """As a service manager does; returns the exit code."""
+        """As a service manager does, again and again; returns the exit code."""
         family = self.family() if self.process.poll() is None else []
-        self.process.send_signal(signal.SIGTERM)
+        for number in 10 * (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self.process.send_signal(number)
+            time.sleep(0.01)
         code = self.process.wait(timeout=60)
         assert not still_running(family, timeout=10)
         self._close()
@@ -141,6 +143,7 @@ def serving(
         code = 0 if killed else server.stop()
     assert code == 0
     said = server.log.read_text()
+    assert killed or said.count("stopped; ") == 1, said
     for fault in said.split("Traceback ")[
         1:
     ]:  # Gradio's, of values that no page sends, are its own

@@ -38,6 +38,7 @@ def run(options: dict[str, Any], view: View) -> int:
     if defaults:
         validated(VideoRequest, {"prompt": "any", **defaults})
     config: EngineConfig = engine_config(values)
+    view.stop_timeout_s = config.stop_timeout_s
     settings: BatchConfig = validated(BatchConfig, parts[BatchConfig])
     how_often = validated(SnapshotConfig, parts[SnapshotConfig])
     batch = Batch(source, folder, config, settings, how_often, defaults)

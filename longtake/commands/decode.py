@@ -30,6 +30,7 @@ def run(options: dict[str, Any], view: View) -> None:
         raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
     if not TorchrunPlace.writes():
         engine = VideoEngine(engine_config(values))
+        view.stop_timeout_s = engine.config.stop_timeout_s
         try:
             engine.render(None, Nowhere(), view.progress)
         finally:
@@ -44,6 +45,7 @@ def run(options: dict[str, Any], view: View) -> None:
     path = _place(template, source, file, values, options)
     request = validated(DecodeRequest, asked)
     engine = VideoEngine(engine_config(values))
+    view.stop_timeout_s = engine.config.stop_timeout_s
     try:
         resolved = engine.resolve_decode(request, file.latents.shape)
         origin = file.origin if file.origin is not None and file.origin.made(resolved) else None

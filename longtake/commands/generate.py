@@ -43,6 +43,7 @@ def run(options: dict[str, Any], view: View) -> None:
         seed=request.seed, name=name, model=config.model, num_videos=request.num_videos
     )
     path = Path(DEFAULT_OUTPUT)
+    view.stop_timeout_s = config.stop_timeout_s
     if TorchrunPlace.writes():  # the folder may be on another host
         path = place_of(template, known, request.num_videos, options)
     engine = VideoEngine(config)

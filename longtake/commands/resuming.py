@@ -21,6 +21,7 @@ from longtake.engine.snapshot import (
     SnapshotPlan,
     UnusableSnapshotError,
     drop_snapshot,
+    drop_unfinished,
     is_snapshot,
     plan_snapshots,
     read_snapshot,
@@ -156,6 +157,7 @@ def snapshot_left(kept: Path, resume: bool, view: View) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        drop_unfinished(kept)  # the ranks have ended, killed or not
         stopped = isinstance(error, KeyboardInterrupt | Stopped)
         if stopped and not resume and not getattr(error, "terminated", False):
             if _stamp(kept) != before:

@@ -31,6 +31,7 @@ def run(options: dict[str, Any], view: View) -> None:
         for kind in (ServeConfig, SnapshotConfig)
     }
     config: EngineConfig = engine_config(values)
+    view.stop_timeout_s = config.stop_timeout_s
     settings: ServeConfig = validated(ServeConfig, parts[ServeConfig])
     how_often: SnapshotConfig = validated(SnapshotConfig, parts[SnapshotConfig])
     logging.getLogger("longtake.serve").setLevel(logging.INFO)
@@ -40,7 +41,5 @@ def run(options: dict[str, Any], view: View) -> None:
         if not options["quiet"]:
             say(f"longtake: {config.model} at {address}, videos in {settings.data_dir}", sys.stderr)
 
-    try:
-        serve(config, settings, how_often, listening)
-    except KeyboardInterrupt:  # Ctrl-C, or a service manager: that is how a server ends
-        view.note("stopped; what was begun goes on the next time")
+    serve(config, settings, how_often, listening)
+    raise KeyboardInterrupt  # that is how a server ends

@@ -53,6 +53,7 @@ def run(options: dict[str, Any], view: View) -> int:
     asked = {name: values.pop(name) for name in list(values) if name in VideoRequest.model_fields}
     tolerance = validated(VerifyConfig, {"tolerance": values.pop("tolerance", None)}).tolerance
     config = VideoEngine(engine_config(values)).config
+    view.stop_timeout_s = config.stop_timeout_s
     spec = registry.inspect(Checkpoint.open(config.model, config.revision))
     if tolerance is None:
         tolerance = TOLERANCES[config.dtype]

@@ -450,7 +450,9 @@ def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Sign
                 break
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) == 2
-        process.send_signal(number)
+        for _ in range(30):  # a user who is in a hurry, or a service manager with a child
+            process.send_signal(number)
+            time.sleep(0.005)
         _, err = process.communicate(timeout=20)
     assert not still_running(ranks, timeout=5)
     wanted = number is not signal.SIGINT  # then the steps that are done are kept
@@ -458,7 +460,7 @@ def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Sign
         assert names(tmp_path) == (["out.snapshot.safetensors"] if wanted else [])
         assert process.returncode == 130
         left = str(tmp_path / "out.snapshot.safetensors") if wanted else "nothing"
-        assert err.splitlines()[-1] == f"longtake: stopped; {left} was written"
+        assert err.splitlines() == [f"longtake: stopped; {left} was written"]
     else:
         assert set(names(tmp_path)) <= {"out.snapshot.safetensors"}
 
