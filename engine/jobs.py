@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -66,7 +66,8 @@ class JobStore:
     ) -> None:
         path = folder / WORK_FOLDER / "jobs.sqlite"
         self.folder = folder
-        self.here = Owner.this_process()
+        self.here = Owner.new_queue()
+        self._held: set[tuple[str, int]] = set()
         if create:
             with writing(path):
                 path.parent.mkdir(exist_ok=True)
@@ -145,12 +146,34 @@ class JobStore:
     # What works on the jobs.
 
     def claim(self, engine: str, now: float) -> JobRecord | None:
-        """Take the next job, for this process alone: one that waits, or whose owner has ended.
+        """Take the next job, for one worker alone: one that waits, or whose worker has ended.
+
+        The claim holds until :meth:`release`, which the worker calls however it ends.
 
         Args:
             engine: digest of what is to render it.
         """
-        with self._database.transaction(waits_for=QueueError) as database:
+        with ExitStack() as unless_written:
+            with self._database.transaction(waits_for=QueueError) as database:
+                job = self._next(database, engine, now)
+                if job is None:
+                    return None
+                database.execute(
+                    "UPDATE jobs SET state='running', claims=claims+1, owner=?, lease_until=?, "
+                    "started_at=?, ended_at=NULL, phase='', error='' WHERE id=?",
+                    (self.here.model_dump_json(), now + LEASE_S, now, job.id),
+                )
+                self._note(database, job.id, "running", f"attempt {job.claims + 1}", now)
+                claimed = self._select(database, "id=?", job.id)[0]
+                held = claimed.id, claimed.claims
+                self._held.add(held)  # before another thread can see that it runs
+                unless_written.callback(self._held.discard, held)
+            unless_written.pop_all()
+            return claimed
+
+    def _next(self, database: sqlite3.Connection, engine: str, now: float) -> JobRecord | None:
+        """The first job that can be claimed; those before it that were cancelled end."""
+        while True:
             running = self._select(database, "state='running' AND engine=?", engine)
             ended = [each for each in running if self._is_free(each, now)]
             waiting = self._select(
@@ -164,17 +187,17 @@ class JobStore:
                 return None
             job = free[0]
             if job.state == "running":
-                self._note(database, job.id, "taken over", "its owner has ended", now)
-            if job.cancelling:
-                self._end(database, job.id, "cancelled", now, error="as was asked")
-                return self.claim(engine, now)
-            database.execute(
-                "UPDATE jobs SET state='running', claims=claims+1, owner=?, lease_until=?, "
-                "started_at=?, ended_at=NULL, phase='', error='' WHERE id=?",
-                (self.here.model_dump_json(), now + LEASE_S, now, job.id),
-            )
-            self._note(database, job.id, "running", f"attempt {job.claims + 1}", now)
-            return self._select(database, "id=?", job.id)[0]
+                self._note(database, job.id, "taken over", "its worker has ended", now)
+            if not job.cancelling:
+                return job
+            self._end(database, job.id, "cancelled", now, error="as was asked")
+
+    def release(self, job: JobRecord, now: float) -> None:
+        """The worker of a claim has ended. If its job still runs by that claim, it waits again; if
+        that cannot be written, the next claim through this queue takes it over."""
+        self._held.discard((job.id, job.claims))
+        with suppress(LongtakeError):
+            self.put_back(job, "its worker has ended", now)
 
     def unfinished(self, engine: str) -> int:
         """How many jobs of an engine wait or run, whoever works on them."""
@@ -319,9 +342,11 @@ class JobStore:
     # The database.
 
     def _is_free(self, job: JobRecord, now: float) -> bool:
-        """Whether the owner of a running job is no more, or has given no sign for too long."""
+        """Whether the worker of a running job is no more, or has given no sign for too long."""
         if job.owner is None:
             return True
+        if job.owner == self.here:
+            return (job.id, job.claims) not in self._held
         ended = job.owner.ended(self.here)
         return job.lease_until < now if ended is None else ended
 
@@ -384,7 +409,7 @@ class JobStore:
     def _claimed(
         self, job: JobRecord, *, waits_for: type[QueueError] | tuple[()] = ()
     ) -> Iterator[sqlite3.Connection]:
-        """A transaction in which a job is this process's own, by the claim that it was given."""
+        """A transaction in which a job is a worker's own, by the claim that it was given."""
         with self._database.transaction(waits_for) as database:
             row = database.execute(
                 "SELECT 1 FROM jobs WHERE id=? AND claims=? AND state='running' AND owner=?",

@@ -1,8 +1,10 @@
-"""Who holds a claim on a job: a process, told from all others on this host and elsewhere."""
+"""Who holds a claim on a job: a process, told from all others on this host and elsewhere, and a
+queue that it opened."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from pathlib import Path
 
@@ -18,6 +20,7 @@ class Owner(BaseModel):
         namespace: of process numbers, which differs between containers.
         pid: its number.
         started: clock ticks from the boot to its start: numbers are given again.
+        queue: tells the queues that one process opens from each other; empty: none.
     """
 
     host: str
@@ -25,6 +28,7 @@ class Owner(BaseModel):
     namespace: int
     pid: int
     started: int
+    queue: str = ""
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -39,16 +43,24 @@ class Owner(BaseModel):
             started=state_and_start[1],
         )
 
+    @classmethod
+    def new_queue(cls) -> Owner:
+        """A queue that this process opens."""
+        return cls.this_process().model_copy(update={"queue": secrets.token_hex(8)})
+
     def ended(self, here: Owner) -> bool | None:
         """Whether it has ended, as seen from a process of this host.
 
-        None: of another host's, and of another container's, nothing is certain.
+        None: nothing is certain of another host's, of another container's, and of another queue of
+        the same process, whose workers may have ended.
         """
         if self.host != here.host:
             return None
         if self.boot != here.boot:
             return True
         if self.namespace != here.namespace:
+            return None
+        if (self.pid, self.started) == (here.pid, here.started) and self.queue != here.queue:
             return None
         found = _state_and_start(self.pid)
         return found is None or found[0] == "Z" or found[1] != self.started

@@ -19,7 +19,7 @@ _EVERY_S = 1.0
 
 
 class Claim:
-    """Says, every second, that this process still works on a job; hears that it is to end.
+    """Says, every second, that its worker still works on a job; hears that it is to end.
 
     A context; its thread ends with it.
 
@@ -66,13 +66,17 @@ class Claim:
         """The job got on.
 
         Raises:
-            Stopped: it is to end; all ranks do, between two steps.
+            Stopped: it is to end.
         """
         self._progress = progress
         if progress.phase == "denoising":
             self._steps_done = progress.done
-        if self._stop.is_set() or self.cancelled or self.lost:
+        if self.stop_requested():
             raise Stopped("the job is to end")
+
+    def stop_requested(self) -> bool:
+        """Whether it is to end."""
+        return self._stop.is_set() or self.cancelled or self.lost
 
     def check(self) -> None:
         """Raises ClaimLostError if the job is another process's by now."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
@@ -46,11 +48,15 @@ from longtake.serve.outputs import (
 
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.3
+_QUEUE_S = 60.0
+"""For so long a queue that cannot be written is tried again, then said to be so."""
 _STOPPED = "it was told to stop"
 NOT_OF_ONE = ("loading", "snapshots")
 """Seconds that are no job's own, or part of another stage's."""
 _OF_THE_JOB = ("id", "fingerprint", "engine", "model", "claims", "queued_at", "started_at")
 """What is told of a job beside its videos, by which they are known if the queue is lost."""
+
+AnswerT = TypeVar("AnswerT")
 
 
 class Watcher:
@@ -114,27 +120,52 @@ class Replica:
     def run(self) -> None:
         """Work; what keeps it from going on is left in ``failure``."""
         try:
-            while not self._stop.is_set():
-                job = self._store.claim(self._engine_digest, time.time())
-                if job is not None:
-                    self._work_on(job)
-                elif self._settings.watch or self._store.unfinished(self._engine_digest):
-                    self._stop.wait(_LOOK_AGAIN_S)  # another may die, and a fault's wait may end
-                else:
-                    return
+            try:
+                self._work()
+            finally:
+                self._supervisor.close()
         except Exception as error:
             self.failure = error
-        finally:
-            self._supervisor.close()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            job = self._record(self._store.claim, self._engine_digest, time.time())
+            if job is not None:
+                self._work_on(job)
+            elif self._settings.watch or self._store.unfinished(self._engine_digest):
+                self._stop.wait(_LOOK_AGAIN_S)  # another may die, and a fault's wait may end
+            else:
+                return
 
     def _work_on(self, job: JobRecord) -> None:
-        """Bring one job to another state."""
-        self._watcher.state(job.id, "running", "")
+        """Bring one job to another state; however that ends, the claim on it does, too."""
         try:
+            self._watcher.state(job.id, "running", "")
             with Claim(self._store, job, time.time, self._stop) as claim:
                 self._attempt(claim)
         except ClaimLostError as error:
             self._watcher.note(str(error))
+        finally:
+            self._store.release(job, time.time())
+
+    def _record(self, write: Callable[..., AnswerT], *arguments: object) -> AnswerT:
+        """Write into the queue. Where that cannot be, a full disk may have room before long.
+
+        Raises:
+            _WorkerEndsError: it could not be for a minute, and nobody watches; or all is to end.
+        """
+        said_at = begun = time.monotonic()
+        while True:
+            try:
+                return write(*arguments)
+            except EngineError as error:
+                late = time.monotonic() - begun > _QUEUE_S and not self._settings.watch
+                if late or self._stop.is_set():
+                    raise _WorkerEndsError(str(error)) from error
+                if said_at == begun or time.monotonic() - said_at > _QUEUE_S:
+                    said_at = time.monotonic()
+                    self._watcher.note(str(error))
+            self._stop.wait(_LOOK_AGAIN_S)
 
     def _attempt(self, claim: Claim) -> None:
         job = claim.job
@@ -145,7 +176,7 @@ class Replica:
                 return
             self._start(claim)
             self._render(claim)
-        except (ClaimLostError, _NoRanksError):
+        except (ClaimLostError, _WorkerEndsError):
             raise
         except Stopped:
             self._stopped(claim)
@@ -155,15 +186,20 @@ class Replica:
             else:  # its picture may be back before long
                 self._fault(job, error)
         except Exception as error:
-            self._fault(job, error)
+            if claim.stop_requested():  # then it is no fault of the job
+                self._stopped(claim)
+            else:
+                self._fault(job, error)
 
     def _start(self, claim: Claim) -> None:
         """Have ranks; without any, the job waits and this replica ends."""
         try:
-            self._supervisor.start(lambda progress: self._progress(claim, progress))
+            self._supervisor.start(
+                lambda progress: self._progress(claim, progress), claim.stop_requested
+            )
         except (EngineError, RefusedInputError) as error:
-            self._store.put_back(claim.job, one_line(error), time.time())
-            raise _NoRanksError(str(error)) from error
+            self._record(self._store.put_back, claim.job, one_line(error), time.time())
+            raise _WorkerEndsError(str(error)) from error
 
     def _render(self, claim: Claim) -> None:
         job, folder = claim.job, self._store.folder
@@ -177,7 +213,8 @@ class Replica:
         identity = engine.identity_of(request)
         plan, note = plan_snapshots(kept, identity, self._how_often, resume=True)
         if note:
-            self._store.note(job, "snapshot", note, time.time())
+            with suppress(EngineError):  # it is told below, too
+                self._store.note(job, "snapshot", note, time.time())
             self._watcher.note(f"{job.id}: {note}")
         num_frames = engine.num_frames_of(request)
         files = VideoFiles(
@@ -202,20 +239,21 @@ class Replica:
                 lambda progress: self._progress(claim, progress),
                 snapshots=plan,
                 sparing=job.sparing or self._is_as_large(job),
+                stop_requested=claim.stop_requested,
             )
             self._watcher.progress(job.id, Progress("writing"))
             metadata.seconds["writing"] = files.seconds
             for warning in metadata.warnings():
                 self._watcher.note(f"{job.id}: {warning}")
-            claim.check()  # else the files are another process's to write
+            self._record(claim.check)  # else the files are another process's to write
             told = {name: getattr(job, name) for name in _OF_THE_JOB}
             files.publish({**metadata.as_json(), "batch": told})
         drop_earlier_metadata(path, job.id)
         if files.paths != output_paths(path, request.num_videos):
             there = " ".join(map(str, files.paths))
             raise OutputTakenError(f"{path} was put there meanwhile: this video is {there}")
-        picture = strip_of(folder, job)
-        with suppress(EngineError):  # the video is there, if its thumbnails are not
+        with suppress(EngineError, OSError):  # the video is there, if its thumbnails are not
+            picture = strip_of(folder, job)
             strip.save(picture, self._scratch / picture.name)
         stages = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in NOT_OF_ONE}
         self._done(job, stages)
@@ -239,23 +277,27 @@ class Replica:
         claim.progress(progress)
 
     def _done(self, job: JobRecord, seconds: dict[str, float], why: str = "") -> None:
-        self._store.finish(job, seconds, time.time(), why)
-        drop_snapshot(snapshot_of(self._store.folder, job))
+        self._record(self._store.finish, job, seconds, time.time(), why)
+        self._drop_snapshot(job)
         self._watcher.state(job.id, "done", why)
 
     def _stopped(self, claim: Claim) -> None:
         """It was cancelled, or taken over, or the batch is to end."""
         job = claim.job
         if claim.cancelled:
-            self._store.end_as_asked(job, time.time())
-            drop_snapshot(snapshot_of(self._store.folder, job))
+            self._record(self._store.end_as_asked, job, time.time())
+            self._drop_snapshot(job)
             self._watcher.state(job.id, "cancelled", "as was asked")
         else:
-            self._store.put_back(job, _STOPPED, time.time())
+            self._record(self._store.put_back, job, _STOPPED, time.time())
             self._watcher.state(job.id, "queued", _STOPPED)
 
+    def _drop_snapshot(self, job: JobRecord) -> None:
+        with suppress(OSError):  # one that is left goes when this folder is next opened
+            drop_snapshot(snapshot_of(self._store.folder, job))
+
     def _failed(self, job: JobRecord, error: str) -> None:
-        self._store.fail(job, error, time.time())
+        self._record(self._store.fail, job, error, time.time())
         self._watcher.state(job.id, "failed", error)
 
     def _fault(self, job: JobRecord, error: Exception) -> None:
@@ -270,7 +312,8 @@ class Replica:
         if sparing and not job.sparing:
             self._sparing_from_pixels = _pixels(job)
         wait_s = min(2.0 ** (faults - 1), _LONGEST_WAIT_S)
-        self._store.try_again(job, text, step, sparing, wait_s, time.time())
+        now = time.time()
+        self._record(self._store.try_again, job, text, step, sparing, wait_s, now)
         self._watcher.state(job.id, "queued", text.partition("\n")[0])
 
     def _is_as_large(self, job: JobRecord) -> bool:
@@ -279,8 +322,8 @@ class Replica:
         return least is not None and _pixels(job) >= least
 
 
-class _NoRanksError(EngineError):
-    """No ranks can be had, whatever they are to render."""
+class _WorkerEndsError(EngineError):
+    """No ranks can be had, or the queue cannot be written, whatever is to be rendered."""
 
 
 def _pixels(job: JobRecord) -> int:

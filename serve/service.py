@@ -28,8 +28,7 @@ from longtake.engine.snapshot import drop_snapshot
 from longtake.engine.submissions import DOOR, OtherRequestError, Submissions
 from longtake.engine.supervisor import Supervisor
 from longtake.engine.video import Metadata
-from longtake.errors import EngineError, RefusedInputError, RequestError
-from longtake.pipelines.progress import Progress
+from longtake.errors import RefusedInputError, RequestError, Stopped
 from longtake.serve.asked import Asked, FieldError, asked_of
 from longtake.serve.live import Live
 from longtake.serve.metrics import Metrics
@@ -53,7 +52,6 @@ VIDEOS, PICTURES = "videos", "pictures"
 _TIDY_EVERY_S = 2.0
 _FRAMES_SHOWN = 6
 _LONGEST_WAIT_S = 30.0
-_STOP_S = 60.0
 _BUSY_S = 3.0
 _POSITIONS_KEPT = 10_000
 """Of deleted jobs, for clients who delete while they go through pages."""
@@ -294,14 +292,19 @@ class VideoService:
         for thread in self._threads:
             thread.start()
 
-    def close(self) -> None:
-        """Stop between two steps; what was begun goes on the next time."""
+    def stop(self) -> None:
+        """Have the ranks stop, and those who follow videos go away. What was begun goes on the next
+        time. Not for signal handlers: it takes locks."""
         self._stop.set()
         self.live.stop()
-        deadline = time.monotonic() + _STOP_S
+
+    def close(self) -> None:
+        """Stop, and let go of the folder once the ranks have ended: they have ``stop_timeout_s``
+        to reach the end of a step."""
+        self.stop()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join()
         self._opened.close()
 
     def _work(self) -> None:
@@ -314,9 +317,11 @@ class VideoService:
                     self.engine.config, self.scratch, self.live.note, self._stop.wait
                 )
                 self.supervisor = supervisor
-                supervisor.start(self._loading)
+                supervisor.start(lambda progress: None, self._stop.is_set)
                 was_ready, wait_s = True, 1.0
                 failure = self._render_all(supervisor)
+            except Stopped:
+                return
             except RefusedInputError as error:
                 failure = error
                 if not was_ready:
@@ -346,10 +351,6 @@ class VideoService:
         )
         replica.run()
         return replica.failure
-
-    def _loading(self, progress: Progress) -> None:
-        if self._stop.is_set():
-            raise EngineError("it was told to stop")
 
     def _rendered(self, job: JobRecord, metadata: Metadata) -> None:
         if not metadata.ranks[0].steps_before:

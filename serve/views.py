@@ -140,7 +140,8 @@ class Views:
         if job.state == "cancelled":
             return "Cancelled"
         if job.cancelling:
-            return "Ends after this step"
+            limit_s = self._service.engine.config.stop_timeout_s
+            return f"Ends after this step, in {_words(limit_s)} at most"
         if job.state == "queued":
             ahead = len(self._before(job))
             return f"Waiting: {ahead} before it" if ahead else "Waiting for the ranks"
@@ -160,13 +161,13 @@ class Views:
         return "time left not known yet" if seconds is None else f"about {_words(seconds)} left"
 
     def _before(self, job: JobRecord) -> list[JobRecord]:
-        """Those that are done before a job that waits."""
+        """Those that are rendered before a job that waits."""
         if job.state != "queued":
             return []
         return [
             each
             for each in self._service.store.unfinished_jobs()
-            if each.state == "running" or each.position < job.position
+            if not each.cancelling and (each.state == "running" or each.position < job.position)
         ]
 
 

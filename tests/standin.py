@@ -30,27 +30,28 @@ class _Running(VideoEngine):
 
 
 class GrayRanks:
-    """Stands in for a supervisor: waits for as long as it is told to, then shows gray."""
+    """Stands in for a supervisor: waits for as long as it is told to, deaf or not; shows gray."""
 
-    hold = False
+    hold = deaf = False
     fails: Exception | None = None
 
     def __init__(self, config: EngineConfig, *rest: Any) -> None:
         self.engine = _Running(config, isolated=True)
         self.devices, self.starts = (0,), 1
 
-    def start(self, on_progress: Any) -> None:
+    def start(self, on_progress: Any, stop_requested: Any) -> None:
         """They run."""
 
     def render(
-        self, asked: Any, sink: Any, on_progress: Any, *, snapshots: Any, sparing: bool
+        self, asked: Any, sink: Any, on_progress: Any, *, stop_requested: Any, **rest: Any
     ) -> Metadata:
         """Show gray."""
         on_progress(Progress("text"))
         for step in range(min(asked.num_inference_steps, 100) + 1):
             on_progress(Progress("denoising", step, asked.num_inference_steps))
         while type(self).hold:
-            on_progress(Progress("denoising", 1, asked.num_inference_steps))
+            if not type(self).deaf:
+                on_progress(Progress("denoising", 1, asked.num_inference_steps))
             time.sleep(0.01)
         if (error := type(self).fails) is not None:
             raise error
@@ -74,7 +75,8 @@ def gray_server(
 ) -> Iterator[tuple[TestClient, VideoService]]:
     """A client of everything that answers requests, and the service behind it."""
     monkeypatch.setattr(service_module, "Supervisor", GrayRanks)
-    GrayRanks.hold, GrayRanks.fails = False, None
+    GrayRanks.hold = GrayRanks.deaf = False
+    GrayRanks.fails = None
     config = ServeConfig(**{"data_dir": folder, "page": False, **settings})
     service = VideoService(EngineConfig(model=model), config, SnapshotConfig())
     with TestClient(

@@ -52,7 +52,7 @@ class Ranks:
         self.began_at: list[int] = []
         self.engine = self
 
-    def start(self, on_progress: Any) -> None:
+    def start(self, on_progress: Any, stop_requested: Any) -> None:
         on_progress(Progress("loading"))
 
     def close(self) -> None:
@@ -65,7 +65,14 @@ class Ranks:
         return Identity.of(asked, self.config, "a model")
 
     def render(
-        self, asked: Any, sink: Any, on_progress: Any, *, snapshots: Any, sparing: bool
+        self,
+        asked: Any,
+        sink: Any,
+        on_progress: Any,
+        *,
+        snapshots: Any,
+        sparing: bool,
+        stop_requested: Any,
     ) -> Metadata:
         self.sparing.append(sparing)
         self.began_at.append(snapshots.steps_done)

@@ -17,6 +17,7 @@ import imageio.v3 as iio
 import pytest
 
 from longtake import VideoEngine, VideoRequest
+from tests.processes import still_running
 from tests.serving import Server, serving
 from tests.until import until
 
@@ -158,6 +159,23 @@ def test_a_running_video_ends_between_two_steps_when_it_is_deleted(server: Serve
     assert server.client.get(f"/v1/videos/{name}").status_code == 404
     assert server.wait(after)["status"] == "completed"
     assert time.monotonic() - begun < 15
+
+
+def test_a_step_without_end_does_not_hold_the_queue(server: Server) -> None:
+    """Its ranks are killed, which is nobody's fault, and others render what waits."""
+    restarts = [
+        line for line in server.client.get("/metrics").text.splitlines() if "restarts" in line
+    ]
+    name = server.create(num_inference_steps=2000)["id"]
+    after = server.create(num_inference_steps=1)["id"]
+    until(lambda: server.video(name)["steps_done"] > 2)
+    ranks = [each for each in server.family()[1:] if "LONGTAKE_DEVICE" in each.environ()]
+    ranks[1].suspend()
+    server.client.delete(f"/v1/videos/{name}")
+    assert not still_running(ranks, timeout=3 + 1 + 8)
+    assert server.wait(after)["status"] == "completed"
+    text = server.client.get("/metrics").text
+    assert [line for line in text.splitlines() if "restarts" in line] == restarts
 
 
 def test_two_invalid_requests_at_once_do_not_stop_the_next(server: Server) -> None:
