@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,17 @@ def _in_utf8(path: Path) -> Path:
 NamedPath = Annotated[Path, AfterValidator(_in_utf8)]
 
 
+def written_as(pattern: str, rule: str) -> AfterValidator:
+    """Text of a form that is said in words: "must be ..."."""
+
+    def checked(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"must be {rule}")
+        return text
+
+    return AfterValidator(checked)
+
+
 class Declared(BaseModel):
     """Fields that a user may set: frozen once they are, and no others are taken."""
 
@@ -28,9 +40,11 @@ class Declared(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """``yes`` and ``true`` in YAML are no numbers, though Python would count with them."""
-        field = cls.model_fields[str(info.field_name)]
-        values = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(each, bool) for each in values) and "bool" not in str(field.annotation):
-            raise ValueError("must not be true or false")
+        """``true`` in JSON is no number, though Python would count with it."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        if True in values or False in values:  # 1 and 0 are equal to them
+            field = cls.model_fields[str(info.field_name)]
+            switch = any(isinstance(each, bool) for each in values)
+            if switch and "bool" not in str(field.annotation):
+                raise ValueError("must not be true or false")
         return value

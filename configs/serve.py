@@ -7,12 +7,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import Declared, NamedPath
+from longtake.configs.base import Declared, NamedPath, written_as
 from longtake.configs.batch import Attempts
 from longtake.configs.engine import Seconds
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-ApiKey = Annotated[str, Field(min_length=8, max_length=512, pattern=r"^[\x21-\x7e]+$")]
+ApiKey = Annotated[
+    str,
+    Field(min_length=8, max_length=512),
+    written_as(r"[\x21-\x7e]+", "of ASCII letters, digits and signs, without blanks"),
+]
 
 
 class ServeConfig(Declared):

@@ -6,9 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.configs.base import Declared
+from longtake.configs.base import Declared, written_as
 
-Layout = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}(x[1-9]\d{0,4}){1,2}$")]
+Layout = Annotated[
+    str,
+    written_as(
+        r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}",
+        "RINGxULYSSES or CFGxRINGxULYSSES, 2x4 or 1x2x4 say",
+    ),
+]
 """``ring x ulysses`` or ``cfg x ring x ulysses``, e.g. 2x4 or 1x2x4."""
 
 

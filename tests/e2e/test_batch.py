@@ -160,7 +160,7 @@ def test_bad_rows_are_all_told_and_nothing_runs(
         ({"prompt": "a", "hight": 32}, "hight is not an option"),
         (
             {"prompt": "a", "seed": -1, "fps": "fast"},
-            "fps='fast' must be a valid number.*; seed=-1 must be",
+            "fps='fast' must be a number.*; seed=-1 must be",
         ),
         ({"prompt": "a", "id": "same"}, ""),
         ({"prompt": "b", "id": "same"}, "id='same' is that of line 7, too"),

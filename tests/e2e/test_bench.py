@@ -63,7 +63,7 @@ def test_a_step_beside_its_prediction(
         (["-o", "x.txt"], "output='x.txt' must end in .md"),
         (["--calibrate", "-o", "no/where/x.yaml"], "there is no folder no/where"),
         (["--suite", "everything"], "suite='everything' must be"),
-        (["--rounds", "0"], "rounds='0' must be greater than or equal to 1"),
+        (["--rounds", "0"], "rounds='0' must be at least 1"),
         (["--model", "nothing"], "there is no folder nothing"),
     ],
 )

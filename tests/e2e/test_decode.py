@@ -156,7 +156,7 @@ def test_a_truncated_file(longtake: Any, tmp_path: Path) -> None:
         (["--decode", "half"], "decode='half' must be 'tiled', 'framewise' or 'whole'"),
         (["--decode", "whole", *SMALL_TILES], "with decode=whole, which has no tiles"),
         (["--decode-tile-size", "4", "30", "32"], "decode_tile_size=4 30 32 must be multiples of"),
-        (["--decode-tile-size", "0", "32", "32"], "decode_tile_size.0='0' must be greater"),
+        (["--decode-tile-size", "0", "32", "32"], "decode_tile_size.0='0' must be at least"),
         (["--decode-tile-stride", "12", "264", "192"], "must be at most decode_tile_size=16 256"),
         (["--devices", "0"], "devices='0' must be greater"),
         (["--model", "/no/where"], "there is no folder /no/where"),

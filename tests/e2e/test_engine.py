@@ -207,7 +207,7 @@ def test_refused_without_starting_anything(model: str, tmp_path: Path) -> None:
         VideoEngine.from_pretrained(tmp_path / "none", devices=2)
     with pytest.raises(LayoutError, match="ulysses_degree=3 needs a multiple of 3 ranks"):
         VideoEngine.from_pretrained(model, devices=2, parallel=ParallelConfig(ulysses_degree=3))
-    with pytest.raises(RequestError, match="devices=0 must be greater than or equal to 1"):
+    with pytest.raises(RequestError, match="devices=0 must be at least 1"):
         VideoEngine.from_pretrained(model, devices=0)
     with pytest.raises(RequestError, match="colour is not an option"):
         VideoEngine.from_pretrained(model, colour="blue")

@@ -119,7 +119,7 @@ REFUSED = {
         ["--layout", "2x1x1", "--true-cfg-scale", "1"],
         "layout=2x1x1 without true CFG has no second branch",
     ),
-    "tolerance": (["--tolerance", "-1"], "tolerance='-1' must be greater than or equal to 0"),
+    "tolerance": (["--tolerance", "-1"], "tolerance='-1' must be at least 0"),
     "size": (["--height", "40"], "height=40 must be a multiple of 16: try 32 or 48"),
     "kernel": (["--attention-kernel", "magic"], "attention_kernel='magic' is unknown"),
     "blank": ([" "], "prompt=' ' must hold more than blanks"),
