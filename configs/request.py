@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from longtake.configs.base import Declared, NamedPath
+from longtake.configs.base import Declared, NamedPath, written_as
+from longtake.configs.sizes import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    SHORTHANDS,
+    AspectRatio,
+    Length,
+    Resolution,
+    Size,
+)
 
 MAX_SEED = 2**63 - 1
+MAX_PROMPT = 100_000
+"""Characters."""
 
-Pixels = Annotated[int, Field(ge=1, le=16384)]
-Frames = Annotated[int, Field(ge=1, le=16384)]
+Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 Steps = Annotated[int, Field(ge=1, le=10000)]
 Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Shift = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
@@ -21,6 +32,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Videos = Annotated[int, Field(ge=1, le=1024)]
 Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
 TextTokens = Annotated[int, Field(ge=1, le=100_000)]
+Digest = Annotated[str, written_as(r"[0-9a-f]{64}", "64 hexadecimal digits, as sha256sum prints")]
 OutputType = Literal["frames", "latents"]
 DecodeMode = Literal["tiled", "framewise", "whole"]
 I2vMode = Literal["stable", "dynamic"]
@@ -75,13 +87,13 @@ class DecodeRequest(Declared):
     )
 
 
-class VideoRequest(DecodeRequest):
-    """One video to render, or several of one prompt. What is left out is the model's default."""
+class Rendering(DecodeRequest):
+    """What a video follows from, its size and length in pixels and frames."""
 
-    prompt: str = Field(max_length=100_000, description="What to show")
+    prompt: str = Field(max_length=MAX_PROMPT, description="What to show")
     negative_prompt: str | None = Field(
         default=None,
-        max_length=100_000,
+        max_length=MAX_PROMPT,
         description="What not to show; used with a true CFG scale above 1 (then empty if left out)",
     )
     image: NamedPath | None = Field(
@@ -89,7 +101,7 @@ class VideoRequest(DecodeRequest):
         description="Picture that the video begins with, PNG, JPEG or WebP; for image-to-video "
         "models",
     )
-    image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+    image_sha256: Digest | None = Field(
         default=None, description="SHA-256 of the picture's file, which must then be this one"
     )
     i2v_mode: I2vMode | None = Field(
@@ -158,6 +170,50 @@ class VideoRequest(DecodeRequest):
         return self.true_cfg_scale > 1
 
 
+class VideoRequest(Rendering):
+    """One video to render, or several of one prompt. What is left out is the model's default."""
+
+    size: Size | None = Field(
+        default=None, description="Width and height in pixels, in the place of both: 1280x720"
+    )
+    resolution: Resolution | None = Field(
+        default=None,
+        description="The shorter side, 480p, 720p or 1080p say, in the place of height and width; "
+        "the nearest that the model can have",
+    )
+    aspect_ratio: AspectRatio | None = Field(
+        default=None,
+        description="Width to height, 16:9 or 2.39:1 say; by itself with as many pixels as the "
+        "model's default",
+    )
+    seconds: Length | None = Field(
+        default=None,
+        description="Length, in the place of num_frames; the nearest that the model can have",
+    )
+
+    @model_validator(mode="after")
+    def _said_once(self) -> VideoRequest:
+        """Nothing is said in two ways."""
+        others = ("height", "width", "resolution", "aspect_ratio")
+        pairs = [("size", each) for each in others]
+        pairs += [("resolution", "height"), ("resolution", "width"), ("seconds", "num_frames")]
+        if self.height and self.width:
+            pairs.append(("aspect_ratio", "width"))
+        for one, other in pairs:
+            values = getattr(self, one), getattr(self, other)
+            if None not in values:
+                raise ValueError(
+                    f"{one}={values[0]} with {other}={values[1]}: leave one of them out"
+                )
+        return self
+
+    @property
+    def unused_shorthands(self) -> set[str]:
+        """Fields that are no part of what was asked for: a request is told from others without
+        them."""
+        return {name for name in SHORTHANDS if getattr(self, name) is None}
+
+
 NOT_OF_THE_LATENTS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
 """What of a request changes no latents; a picture is known by its digest, wherever it lies."""
 
@@ -173,7 +229,7 @@ class ResolvedDecode(DecodeRequest):
     decode: DecodeMode
 
 
-class ResolvedRequest(ResolvedDecode, VideoRequest):
+class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with nothing left out: it renders the same video whatever the defaults become.
 
     A ``prompt_template`` that is still None is diffusers' own.

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from longtake.configs.request import (
     DecodeRequest,
+    Rendering,
     ResolvedDecode,
     ResolvedRequest,
     TileSize,
-    VideoRequest,
 )
+from longtake.configs.sizes import SHORTHANDS
+from longtake.engine.sizes import frames_of, size_of
 from longtake.errors import RequestError, one_line
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
@@ -26,13 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_SHAPE = 4
-"""Of a side that follows from a picture over the other: as in HunyuanVideo-I2V's own buckets."""
+_SHORTHANDS = set(SHORTHANDS)
 
 
-def resolve(
-    request: VideoRequest, spec: ModelSpec, picture: Picture | None = None
-) -> ResolvedRequest:
+def resolve(request: Rendering, spec: ModelSpec, picture: Picture | None = None) -> ResolvedRequest:
     """Fill in the model's defaults and a seed, and check the request against the model.
 
     A missing seed is drawn here, once for all ranks.
@@ -56,12 +55,12 @@ def resolve(
     shift = request.flow_shift or defaults.flow_shift or spec.flow_shift
     if of_image.get("i2v_mode") == "dynamic":
         shift = request.flow_shift or defaults.dynamic_flow_shift
-    height, width = _size(request, spec, picture)
+    height, width = size_of(request, spec, picture)
     filled: dict[str, Any] = {
         "height": height,
         "width": width,
         **of_image,
-        "num_frames": request.num_frames or defaults.num_frames,
+        "num_frames": frames_of(request, spec),
         "num_inference_steps": steps or defaults.num_inference_steps,
         "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
         "flow_shift": shift,
@@ -77,7 +76,7 @@ def resolve(
             "negative_prompt has no effect with true_cfg_scale=%g: try 6",
             request.true_cfg_scale,
         )
-    resolved = ResolvedRequest(**{**request.model_dump(), **filled})
+    resolved = ResolvedRequest(**{**request.model_dump(exclude=_SHORTHANDS), **filled})
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
     _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
@@ -85,9 +84,7 @@ def resolve(
     return resolved
 
 
-def _image_fields(
-    request: VideoRequest, spec: ModelSpec, picture: Picture | None
-) -> dict[str, Any]:
+def _image_fields(request: Rendering, spec: ModelSpec, picture: Picture | None) -> dict[str, Any]:
     """The fields that say how a picture is taken; of a text-to-video model there are none."""
     if spec.image is None:
         for name in ("image", "image_sha256", "i2v_mode", "resize_mode"):
@@ -106,42 +103,6 @@ def _image_fields(
         "i2v_mode": request.i2v_mode or spec.defaults.i2v_mode,
         "resize_mode": request.resize_mode or spec.defaults.resize_mode,
     }
-
-
-def _size(request: VideoRequest, spec: ModelSpec, picture: Picture | None) -> tuple[int, int]:
-    """Height and width: as they were asked for, else of the picture's shape, else the model's own.
-
-    With neither asked for, the resolution is the one whose number of pixels is nearest to the
-    picture's; and of its sizes, it is the one whose shape is nearest. A model that names no sizes
-    gets as many pixels as its default has. No side becomes more than four times the other.
-    """
-    height, width, defaults = request.height, request.width, spec.defaults
-    if picture is None or (height and width):
-        return height or defaults.height, width or defaults.width
-    high, wide = picture.size
-    shape = min(max(wide / high, 1 / _LONGEST_SHAPE), _LONGEST_SHAPE)
-    if height:
-        return height, _near_multiple(height * shape, spec.size_multiple)
-    if width:
-        return _near_multiple(width / shape, spec.size_multiple), width
-    if not defaults.sizes:
-        side = math.sqrt(defaults.height * defaults.width / shape)
-        return (
-            _near_multiple(side, spec.size_multiple),
-            _near_multiple(side * shape, spec.size_multiple),
-        )
-
-    def pixels_off(sizes: Sequence[tuple[int, int]]) -> float:
-        return min(abs(math.log(h * w / (high * wide))) for h, w in sizes)
-
-    sizes = min(defaults.sizes.values(), key=pixels_off)
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / (wide / high))))
-
-
-def _near_multiple(value: float, multiple: int) -> int:
-    """The multiple nearest to a value; one at least, and no more than a request may have."""
-    most = 16384 // multiple
-    return max(1, min(most, round(value / multiple))) * multiple
 
 
 def _check_some_left(num_frames: int, spec: ModelSpec) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from longtake.configs.request import VideoRequest
-from longtake.errors import RefusedInputError, RequestError, one_line
+from longtake.configs.sizes import SAID_BY
+from longtake.engine.sizes import in_pixels
+from longtake.errors import RefusedInputError, RequestError, field_named, nearly, one_line
 from longtake.pipelines.spec import ModelSpec
 
-OF_OPENAI = ("model", "seconds", "size", "input_reference")
+OF_OPENAI = ("model", "input_reference")
 NOT_OF_CLIENTS = ("image", "image_sha256")
 """Names of files of the server."""
 OWN_FIELDS = tuple(name for name in VideoRequest.model_fields if name not in NOT_OF_CLIENTS)
 
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 _DATA_URL = re.compile(r"data:image/[a-z.+-]{1,40};base64,", re.ASCII)
 _LONGEST_LIST = 10_000
 _MOST_FIELDS = 64
@@ -72,7 +72,8 @@ def asked_of(values: Mapping[str, Any], upload: bytes | None, model: str, spec: 
     given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in (*OWN_FIELDS, *OF_OPENAI):
-            raise FieldError(f"{name[:60]!r} is not an option: leave it out", name[:60])
+            meant = nearly(name[:60], (*OWN_FIELDS, *OF_OPENAI)) or ": leave it out"
+            raise FieldError(f"{name[:60]!r} is not an option{meant}", name[:60])
     named = given.pop("model", model)
     if named != model:
         shown = str(named)[:60]
@@ -82,15 +83,11 @@ def asked_of(values: Mapping[str, Any], upload: bytes | None, model: str, spec: 
             "model_not_found",
         )
     picture = _picture(given.pop("input_reference", None), upload)
-    own = {name: _unfolded(name, value) for name, value in given.items() if name in OWN_FIELDS}
-    own.update(_size(given))
-    request = _validated(own)
-    if "seconds" in given:
-        if request.num_frames is not None:
-            raise FieldError("seconds with num_frames: leave one of them out", "seconds")
-        frames = _frames(given["seconds"], request.fps or spec.defaults.fps, spec)
-        request = request.model_copy(update={"num_frames": frames})
-    return Asked(request, picture)
+    own = {name: _unfolded(name, value) for name, value in given.items()}
+    try:
+        return Asked(in_pixels(_validated(own), spec), picture)
+    except RequestError as error:
+        raise refused(error, values) from error
 
 
 def refused(error: RefusedInputError, values: Mapping[str, Any]) -> FieldError:
@@ -98,15 +95,13 @@ def refused(error: RefusedInputError, values: Mapping[str, Any]) -> FieldError:
     if isinstance(error, FieldError):
         return error
     message = str(error)
-    named = re.match(r"(\w+)=", message)
-    param = named[1] if named else None
+    param = field_named(message)
     if param == "image":
         message = re.sub(r"""^image=(?:'[^']*'|"[^"]*")""", "input_reference", message)
         param = "input_reference"
-    elif param in ("height", "width") and values.get("size") is not None:
-        param = "size"
-    elif param == "num_frames" and values.get("seconds") is not None:
-        param = "seconds"
+    else:  # as the client said it
+        said = (name for name in SAID_BY.get(param, ()) if values.get(name) is not None)
+        param = next(said, param)
     known = param in (*OWN_FIELDS, *OF_OPENAI)
     return FieldError(message, param if known else None)
 
@@ -115,8 +110,8 @@ def _validated(values: dict[str, Any]) -> VideoRequest:
     try:
         return VideoRequest(**values)
     except ValidationError as error:
-        first = error.errors()[0]["loc"]
-        raise FieldError(one_line(error), str(first[0]) if first else None) from error
+        message = one_line(error)
+        raise FieldError(message, field_named(message) or None) from error
 
 
 def _unfolded(name: str, value: Any) -> Any:
@@ -132,43 +127,6 @@ def _unfolded(name: str, value: Any) -> Any:
     if listed and isinstance(value, list) and len(value) > _LONGEST_LIST:
         raise FieldError(f"{name} has {len(value)} values: {_LONGEST_LIST} at most", name)
     return value
-
-
-def _size(given: Mapping[str, Any]) -> dict[str, int]:
-    if "size" not in given:
-        return {}
-    for name in ("height", "width"):
-        if name in given:
-            raise FieldError(f"size with {name}: leave one of them out", "size")
-    found = _SIZE.fullmatch(given["size"]) if isinstance(given["size"], str) else None
-    if found is None:
-        shown = repr(given["size"])[:60]
-        raise FieldError(f"size={shown} must be WIDTHxHEIGHT in pixels, 1280x720 say", "size")
-    width, height = map(int, found.groups())
-    for name, value in (("width", width), ("height", height)):
-        if not 1 <= value <= 16384:
-            raise FieldError(f"size={given['size']!r}: its {name} must be 1 to 16384", "size")
-    return {"width": width, "height": height}
-
-
-def _frames(seconds: Any, fps: float, spec: ModelSpec) -> int:
-    """The number of frames that a model can have which is nearest to a time."""
-    shown = repr(seconds)[:60]
-    try:
-        value = float(seconds) if isinstance(seconds, str | int | float) else math.nan
-    except (ValueError, OverflowError):
-        value = math.nan
-    if isinstance(seconds, bool) or not 0 < value < math.inf:
-        raise FieldError(f"seconds={shown} must be a number above 0", "seconds")
-    multiple, dropped = spec.frames_multiple, spec.dropped_frames
-    if value * fps > 16384:
-        raise FieldError(
-            f"seconds={shown} are more than 16384 frames at {fps:g} a second", "seconds"
-        )
-    frames = multiple * max(0, round((value * fps + dropped - 1) / multiple)) + 1
-    while frames <= dropped:
-        frames += multiple
-    return min(frames, 16384 - (16384 - 1) % multiple)
 
 
 def _picture(reference: Any, upload: bytes | None) -> bytes | None:

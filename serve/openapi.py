@@ -25,11 +25,6 @@ _ERROR = {
 }
 _OF_OPENAI: dict[str, Any] = {
     "model": {"type": "string", "description": "The model that is served, or left out"},
-    "seconds": {
-        "anyOf": [{"type": "string"}, {"type": "number"}],
-        "description": "Length; the nearest number of frames that the model can have is taken",
-    },
-    "size": {"type": "string", "pattern": r"^\d{1,5}x\d{1,5}$", "description": "WIDTHxHEIGHT"},
 }
 _REFERENCE = {
     "anyOf": [

@@ -151,7 +151,8 @@ class VideoService:
                 "input_reference",
             )
         picture = hashlib.sha256(asked.picture or b"").hexdigest()
-        fingerprint = _digest(asked.request.model_dump_json(), picture)
+        left_out = asked.request.unused_shorthands
+        fingerprint = _digest(asked.request.model_dump_json(exclude=left_out), picture)
         name = secrets.token_hex(16) if once is None else _digest(asker, once)[:32]
         name = f"video_{name}"
         try:
