@@ -9,37 +9,64 @@ import csv
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from longtake.errors import RequestError, one_line
+from longtake.configs.sizes import SAID_BY, over
+from longtake.configs.yaml_reader import (
+    Broken,
+    Mapping,
+    Sequence,
+    YamlError,
+    broken_in,
+    read_with_broken,
+)
+from longtake.errors import RequestError, is_utf8, one_line
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
 MAX_ROWS = 100_000
-_DEEPEST = 20
-_MOST_NODES = 1_000_000
 _LISTS = ("sigmas", "decode_tile_size", "decode_tile_stride")
 """Fields of several values, which a cell of text holds with blanks between."""
 
 _NO_UTF8 = "is not UTF-8: save the file in that encoding"
 
 
-@dataclass(frozen=True)
+_Place = tuple[str, int]
+"""A field, and the line on which its value stands."""
+
+_Choice = tuple[Any, _Place]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One shot as it stands in a file.
 
     Attributes:
         line: where it begins, counted from 1.
         values: by the name of the field.
+        sources: mappings of YAML that its values are from, the one that counts most first.
+        chosen: of a product.
     """
 
     line: int
     values: dict[str, Any]
+    sources: tuple[Mapping, ...] = ()
+    chosen: tuple[_Place, ...] = ()
+
+    def line_of(self, field: str) -> int:
+        """Where the value of a field stands, or what says it in other words."""
+        for name in (field, *SAID_BY.get(field, ())):
+            for chosen, line in self.chosen:
+                if chosen == name:
+                    return line
+            for source in self.sources:
+                if name in source:
+                    return source.line_of(name)
+        return self.line
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,7 @@ def read_shots(path: Path) -> Rows:
         raise RequestError(
             f"shots={str(path)!r} has {len(rows)} shots, {MAX_ROWS} at most: split it"
         )
-    return rows, sorted(bad, key=lambda each: each.line)
+    return rows, sorted(set(bad), key=lambda each: each.line)
 
 
 def _each_line(text: str, row_of: Callable[[int, str], Row]) -> Rows:
@@ -177,149 +204,112 @@ def _csv(text: str) -> Rows:
 def _yaml(text: str) -> Rows:
     """``defaults``, and a list of ``shots``; ``product`` in one, or beside them, gives every
     combination of its lists."""
-    broken = [n for n, line in enumerate(text.split("\n"), start=1) if _unwritable(line)]
-    if broken:
+    if not is_utf8(text):
+        broken = [n for n, line in enumerate(text.split("\n"), start=1) if not is_utf8(line)]
         return [], [BadRow(number, _NO_UTF8) for number in broken]
     try:
-        _check_nesting(text)
-        loader = _LOADER(text)
-        try:
-            return _yaml_shots(loader, loader.get_single_node())
-        finally:
-            loader.dispose()
+        return _yaml_shots(read_with_broken(text))
+    except YamlError as error:
+        return [], [BadRow(error.line, error.reason)]
     except _BadRowError as error:
         return [], [error.bad]
-    except _NOT_YAML as error:
-        return [], [_no_yaml(error, 1)]
 
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
-
-
-def _no_yaml(error: BaseException, line: int) -> BadRow:
-    mark = getattr(error, "problem_mark", None)
-    return BadRow(line if mark is None else mark.line + 1, f"is no YAML: {one_line(error)[:200]}")
-
-
-def _check_nesting(text: str) -> None:
-    """Refuse what is nested without end, or would be once its aliases are put in: the parser of C
-    ends the process then, and what is made of it fills the memory."""
-    sizes: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = []
-    total = 0
-
-    def close(anchor: str | None, size: int) -> None:
-        nonlocal total
-        if anchor is not None:
-            sizes[anchor] = size
-        if open_nodes:
-            name, so_far = open_nodes.pop()
-            open_nodes.append((name, so_far + size))
-        else:
-            total += size
-
-    for event in yaml.parse(text, Loader=_LOADER):
-        line = 1 if event.start_mark is None else event.start_mark.line + 1
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, 1))
-            if len(open_nodes) > _DEEPEST:
-                raise _BadRowError(line, f"is nested deeper than {_DEEPEST}")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            close(*open_nodes.pop())
-        elif isinstance(event, yaml.ScalarEvent):
-            close(event.anchor, 1)
-        elif isinstance(event, yaml.AliasEvent):
-            close(None, sizes.get(event.anchor or "", 1))
-        if open_nodes and open_nodes[-1][1] > _MOST_NODES:
-            raise _BadRowError(line, f"holds more than {_MOST_NODES} values, aliases put in")
-
-
-def _yaml_shots(loader: Any, node: Any) -> Rows:
-    if not isinstance(node, yaml.MappingNode):
-        return [], [BadRow(1, "must map shots to a list, and may have defaults and product")]
-    names = [str(key.value) for key, _ in node.value]
-    if twice := _first_twice(names):
-        return [], [BadRow(1, f"has {twice} twice")]
-    parts = dict(zip(names, (value for _, value in node.value), strict=True))
-    unknown = [name for name in names if name not in ("defaults", "shots", "product")]
-    if unknown:
-        at = parts[unknown[0]].start_mark.line + 1
-        return [], [BadRow(at, f"has {unknown[0]}: use defaults, shots and product")]
-    seen: set[int] = set()
-    defaults = _mapping(loader, parts.get("defaults"), "defaults", seen)
-    product = _mapping(loader, parts.get("product"), "product", seen)
+def _yaml_shots(document: Any) -> Rows:
+    parts = _mapping(document, 1, "the file", deep=False)
+    for name in parts:
+        if name not in _PARTS:
+            use = "use defaults, shots and product"
+            raise _BadRowError(parts.line_of(name), f"has {name[:60]}: {use}")
+    defaults, product = (
+        _mapping(parts.get(name), parts.line_of(name), name) for name in ("defaults", "product")
+    )
     shots = parts.get("shots")
-    if not isinstance(shots, yaml.SequenceNode):
-        return [], [BadRow(1, "must have shots, a list")]
+    if not isinstance(shots, Sequence):
+        raise _BadRowError(parts.line_of("shots"), "must have shots, a list")
+    axes = _axes(product, parts.line_of("product"))
     rows: list[Row] = []
     bad: list[BadRow] = []
-    for shot in shots.value:
-        line = shot.start_mark.line + 1
+    for shot, line in zip(shots, shots.lines, strict=True):
         try:
-            rows += _yaml_rows(loader, shot, defaults, product, seen)
+            rows += _yaml_rows(shot, line, defaults, axes)
         except _BadRowError as error:
             bad.append(error.bad)
-        except _NOT_YAML as error:
-            bad.append(_no_yaml(error, line))
         if len(rows) > MAX_ROWS:
             return [], [BadRow(line, f"makes more than {MAX_ROWS} shots")]
     return rows, bad
 
 
-def _yaml_rows(
-    loader: Any,
-    node: Any,
-    defaults: dict[str, Any],
-    product: dict[str, Any],
-    seen: set[int],
-) -> Iterator[Row]:
-    line = node.start_mark.line + 1
-    if isinstance(node, yaml.ScalarNode):
-        if loader.construct_object(node) is None:
-            raise _BadRowError(line, "is empty: write a prompt, or a mapping with one")
-        values = {"prompt": str(node.value)}
-    else:
-        values = _mapping(loader, node, "a shot", seen)
-    own = values.pop("product", None)
-    if own is not None and not isinstance(own, dict):
-        raise _BadRowError(line, "product must map fields to lists of values")
-    axes = {**product, **(own or {})}
-    for name, choices in axes.items():
-        if not isinstance(choices, list) or not choices:
-            raise _BadRowError(line, f"product of {name} must be a list of values")
-    total = 1
-    for choices in axes.values():
-        total *= len(choices)
-    if total > MAX_ROWS:
-        raise _BadRowError(line, f"makes {total} shots, {MAX_ROWS} at most")
-    for number, chosen in enumerate(itertools.product(*axes.values()), start=1):
-        row = {**defaults, **values, **dict(zip(axes, chosen, strict=True))}
-        if axes and values.get("id") is not None:
-            row["id"] = f"{values['id']}-{number}"
-        if axes and values.get("output"):
-            output = Path(str(values["output"]))
-            row["output"] = str(output.with_name(f"{output.stem}-{number}{output.suffix}"))
-        yield Row(line, row)
-
-
-def _mapping(loader: Any, node: Any, what: str, seen: set[int]) -> dict[str, Any]:
-    """A mapping whose keys stand there once.
+def _mapping(value: Any, line: int, what: str, *, deep: bool = True) -> Mapping:
+    """A mapping of fields, whose names are written as the fields' are; an empty one of nothing.
 
     Args:
-        seen: nodes that were looked at: an alias of one has other mappings merged into it by now.
+        deep: nothing in it may be broken.
     """
-    if node is None:
-        return {}
-    line = node.start_mark.line + 1
-    if not isinstance(node, yaml.MappingNode):
-        raise _BadRowError(line, f"{what} must map fields to values")
-    names = (str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-    if id(node) not in seen and (twice := _first_twice(names)):
-        raise _BadRowError(line, f"{what} has {twice} twice")
-    seen.add(id(node))
-    made: dict[Any, Any] = loader.construct_object(node, deep=True)
-    return {str(name): value for name, value in made.items()}
+    if isinstance(value, Broken) or deep:
+        for broken in broken_in(value):
+            raise _BadRowError(broken.error.line, broken.error.reason)
+    if value is None and deep:
+        return Mapping(line)
+    if not isinstance(value, Mapping):
+        raise _BadRowError(line, f"{what} must map {'fields to values' if deep else _MAPS}")
+    if any("-" in name for name in value):
+        named = Mapping(value.line)
+        named.lines = {name.replace("-", "_"): value.line_of(name) for name in value}
+        for name, each in value.items():
+            named[name.replace("-", "_")] = each
+        return named
+    return value
+
+
+_PARTS = ("defaults", "shots", "product")
+_MAPS = "shots to a list, and may have defaults and product"
+
+
+def _axes(product: Mapping, line: int) -> dict[str, list[_Choice]]:
+    axes = {}
+    for name, choices in product.items():
+        if not isinstance(choices, Sequence) or not choices:
+            at = product.line_of(name)
+            raise _BadRowError(at, f"product of {name} must be a list of values")
+        lines = choices.lines
+        axes[name] = [(value, (name, at)) for value, at in zip(choices, lines, strict=True)]
+    return axes
+
+
+def _yaml_rows(
+    shot: Any, line: int, defaults: Mapping, axes: dict[str, list[_Choice]]
+) -> Iterator[Row]:
+    if shot is None:
+        raise _BadRowError(line, "is empty: write a prompt, or a mapping with one")
+    if isinstance(shot, str):
+        values = Mapping(line)
+        values["prompt"] = shot
+    else:
+        values = _mapping(shot, line, "a shot")
+    named: dict[str, Any] = values
+    if "product" in values:
+        at = values.line_of("product")
+        own = values["product"]
+        if own is not None and not isinstance(own, Mapping):
+            raise _BadRowError(at, "product must map fields to lists of values")
+        axes = {**axes, **_axes(_mapping(own, at, "product"), at)}
+        named = {name: value for name, value in values.items() if name != "product"}
+    total = math.prod(len(choices) for choices in axes.values())
+    if total > MAX_ROWS:
+        raise _BadRowError(line, f"makes {total} shots, {MAX_ROWS} at most")
+    row = over(defaults, named) if defaults else named
+    if not axes:
+        yield Row(line, row, (values, defaults))
+        return
+    for number, chosen in enumerate(itertools.product(*axes.values()), start=1):
+        made = over(row, {name: value for value, (name, _) in chosen})
+        if named.get("id") is not None:
+            made["id"] = f"{named['id']}-{number}"
+        if named.get("output"):
+            output = Path(str(named["output"]))
+            made["output"] = str(output.with_name(f"{output.stem}-{number}{output.suffix}"))
+        yield Row(line, made, (values, defaults), tuple(place for _, place in chosen))
 
 
 _READERS: dict[str, Callable[[str], Rows]] = {

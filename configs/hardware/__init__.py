@@ -8,16 +8,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, field_validator
 
-from longtake.configs.base import Declared
+from longtake.configs.base import Declared, written_as
+from longtake.configs.yaml_reader import declared_in
 from longtake.errors import RequestError, one_line
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-Words = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Words = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    written_as(r"[^\x00-\x1f\x7f]+", "one line of text"),
+]
 """One line that a terminal can show."""
 
 
@@ -174,8 +178,8 @@ def load_hardware(name: str) -> Hardware:
             "longtake bench --calibrate writes it"
         )
     try:
-        return Hardware.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return declared_in(Hardware, path.read_bytes())
     except OSError as error:
         raise RequestError(f"gpu={name!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RequestError(f"gpu={name!r} holds no hardware profile: {one_line(error)}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field
 
 from longtake.configs.base import Declared
@@ -22,6 +21,7 @@ from longtake.configs.request import (
     Steps,
     TextTokens,
 )
+from longtake.configs.yaml_reader import declared_in
 from longtake.errors import ModelError, one_line
 
 DEFAULTS_FILE = "longtake.yaml"
@@ -104,6 +104,6 @@ def _folders() -> dict[str, Path]:
 
 def _read(content: bytes, name: str) -> ModelDefaults:
     try:
-        return ModelDefaults.model_validate(yaml.safe_load(content.decode()) or {})
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return declared_in(ModelDefaults, content)
+    except ValueError as error:
         raise ModelError(f"{name} holds no defaults of a model: {one_line(error)}") from error

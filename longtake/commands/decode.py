@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.commands.writing import DEFAULT_OUTPUT, output_of, place_of, write
+from longtake.config_file import over
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest
 from longtake.engine.engine import VideoEngine
@@ -16,7 +17,7 @@ from longtake.engine.output_names import values_for
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.worker import Nowhere
 from longtake.errors import RequestError
-from longtake.settings import engine_config, flags, over, validated
+from longtake.settings import engine_config, flags, validated
 from longtake.terminal import View
 
 

@@ -13,19 +13,24 @@ from longtake.commands.resuming import (
     snapshots_of,
 )
 from longtake.commands.writing import DEFAULT_OUTPUT, check, output_of, place_of, write
+from longtake.config_file import ConfigFile
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.output_files import output_type
 from longtake.engine.output_names import request_id, values_for
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.settings import engine_config, validated, values_of
+from longtake.settings import engine_config, flags, validated
 from longtake.terminal import View
 
 
 def run(options: dict[str, Any], view: View) -> None:
     """Render what the options ask for."""
-    values = values_of(options)
+    file = ConfigFile(options["config"])
+    given = flags(options)
+    if options["output"] is not None:
+        given["output"] = options["output"]
+    values = file.under(given)
     template = output_of(values.pop("output", None))
     resume, overwrite = (bool(values.pop(name, False)) for name in ("resume", "overwrite"))
     often, asked = (
@@ -34,8 +39,9 @@ def run(options: dict[str, Any], view: View) -> None:
     )
     name = request_id(asked)
     asked["output_type"] = output_type(Path(template or DEFAULT_OUTPUT))
-    request = validated(VideoRequest, asked)
-    config, how_often = engine_config(values), validated(SnapshotConfig, often)
+    with file.naming_lines():
+        request = validated(VideoRequest, asked)
+        config, how_often = engine_config(values), validated(SnapshotConfig, often)
     drawn = request.seed is None
     if drawn:  # the output may be named after it
         request = request.model_copy(update={"seed": secrets.randbits(32)})
@@ -46,9 +52,11 @@ def run(options: dict[str, Any], view: View) -> None:
     view.stop_timeout_s = config.stop_timeout_s
     if TorchrunPlace.writes():  # the folder may be on another host
         path = place_of(template, known, request.num_videos, options)
-    engine = VideoEngine(config)
+    with file.naming_lines():
+        engine = VideoEngine(config)
     try:
-        resolved = engine.resolve(request) if engine.knows(request) else None
+        with file.naming_lines():
+            resolved = engine.resolve(request) if engine.knows(request) else None
         if resolved is None or not engine.writes:
             write(engine, resolved, path, options, view)
             return

@@ -1,0 +1,311 @@
+"""YAML as people write it: a word stays a word, and each value knows its line.
+
+``off``, ``12:30``, ``007`` and ``1e3`` are texts here, as on the command line: the field that takes
+one says whether it is a number, a switch or a name. Only an empty value, ``null`` and ``~`` are
+none. Nothing is made of tags; keys stand once in a mapping; ``<<`` merges mappings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from longtake.errors import one_line
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DEEPEST = 20
+_MOST_ALIASED = 10_000_000
+"""Values that aliases stand for, all together."""
+
+_NONE = frozenset(("", "~", "null", "Null", "NULL"))
+_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
+_COLLECTION_TAGS = frozenset((None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"))
+_CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+
+
+class YamlError(ValueError):
+    """A text that is no YAML, or holds what is not taken from it.
+
+    Attributes:
+        line: counted from 1.
+        reason: in words that follow the line.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line, self.reason = line, reason
+
+
+class Mapping(dict[str, Any]):
+    """A mapping of YAML.
+
+    Attributes:
+        line: where it begins, counted from 1.
+        lines: of the keys that stand on other lines.
+    """
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[str, int] = _SAME_LINE
+
+    def line_of(self, key: str) -> int:
+        """Where a key stands."""
+        return self.lines.get(key, self.line)
+
+
+class Sequence(list[Any]):
+    """A list of YAML.
+
+    Attributes:
+        line: where it begins, counted from 1.
+        lines: of its values.
+    """
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: list[int] = []
+
+
+_SAME_LINE: dict[str, int] = {}
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What stands in the place of a value that is not taken."""
+
+    error: YamlError
+
+
+def read_yaml(content: bytes) -> Any:
+    """The document in a file: a Mapping, a Sequence, a text, or None.
+
+    Raises:
+        YamlError: the first thing that is wrong with it.
+    """
+    try:
+        value = read_with_broken(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise YamlError(line, "is not UTF-8: save the file in that encoding") from error
+    for broken in broken_in(value):
+        raise broken.error
+    return value
+
+
+def declared_in(kind: type[ModelT], content: bytes) -> ModelT:
+    """An object of a declared class, as a file has it.
+
+    Raises:
+        YamlError: what of it does not fit, with its line.
+    """
+    value = read_yaml(content)
+    if value is None:
+        value = Mapping(1)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        line, inner = 1, value
+        for part in error.errors()[0]["loc"]:
+            if isinstance(inner, Mapping) and part in inner:
+                line, inner = inner.line_of(str(part)), inner[str(part)]
+            elif isinstance(inner, Sequence) and isinstance(part, int) and part < len(inner):
+                line, inner = inner.lines[part], inner[part]
+        raise YamlError(line, one_line(error, kind.model_fields)) from error
+
+
+def read_with_broken(text: str) -> Any:
+    """As :func:`read_yaml`, with a :class:`Broken` where one value alone is not taken.
+
+    Raises:
+        YamlError: it is no YAML.
+    """
+    found = _CONTROL.search(text)
+    if found is not None:
+        line = text.count("\n", 0, found.start()) + 1
+        raise YamlError(line, f"holds {found[0]!r}, which no YAML may: save it as plain text")
+    try:
+        return _Builder().built(yaml.parse(text, Loader=_LOADER))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        line = 1 if mark is None else mark.line + 1
+        raise YamlError(line, f"is no YAML: {' '.join(why.split())[:200]}") from error
+
+
+def broken_in(value: Any, seen: set[int] | None = None) -> Iterator[Broken]:
+    """What of a value was not taken; of what stands in it several times, once."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Broken):
+        yield value
+    elif isinstance(value, Mapping | Sequence) and id(value) not in seen:
+        seen.add(id(value))
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from broken_in(each, seen)
+
+
+@dataclass
+class _Open:
+    """A collection that has not ended yet.
+
+    Attributes:
+        size: values in it so far, its keys and itself among them.
+        key: whose value comes next; None in a list, and where a key comes next.
+        merged: mappings by ``<<``.
+        broken: why it is not taken.
+    """
+
+    value: Mapping | Sequence
+    anchor: str | None
+    size: int = 1
+    key: str | None = None
+    merged: list[Mapping] = field(default_factory=list)
+    broken: Broken | None = None
+
+    @property
+    def wants_key(self) -> bool:
+        """Whether a key comes next."""
+        return self.key is None and isinstance(self.value, Mapping)
+
+
+class _Builder:
+    """Makes values of the parser's events, one after the other: no tree of nodes is kept, the
+    parser of C does not meet what is nested without end, and aliases cannot fill the memory."""
+
+    def __init__(self) -> None:
+        self._open: list[_Open] = []
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._root: Any = None
+        self._aliased = 0
+        self._keys: dict[str, str] = {}
+
+    def built(self, events: Iterator[Any]) -> Any:
+        """The value of all events."""
+        documents = 0
+        for event in events:
+            kind = type(event)
+            if kind is yaml.ScalarEvent:
+                self._add(self._scalar(event), 1, event.anchor, event.start_mark.line + 1)
+            elif kind is yaml.MappingStartEvent:
+                self._begin(Mapping(event.start_mark.line + 1), event)
+            elif kind is yaml.SequenceStartEvent:
+                self._begin(Sequence(event.start_mark.line + 1), event)
+            elif kind in (yaml.MappingEndEvent, yaml.SequenceEndEvent):
+                ended = self._open.pop()
+                _merge(ended)
+                self._add(ended.broken or ended.value, ended.size, ended.anchor, ended.value.line)
+            elif kind is yaml.AliasEvent:
+                self._alias(event.anchor, event.start_mark.line + 1)
+            elif kind is yaml.DocumentStartEvent:
+                documents += 1
+                if documents > 1:
+                    line = event.start_mark.line + 1
+                    raise YamlError(line, "begins another document: write one a file")
+        return self._root
+
+    def _scalar(self, event: Any) -> Any:
+        plain = event.implicit[0]
+        if event.tag not in (None, "!") and event.tag not in _TAGS:
+            return _tagged(event)
+        if plain and event.value == "<<" and self._open and self._open[-1].wants_key:
+            return _MERGE
+        return None if plain and event.value in _NONE else event.value
+
+    def _begin(self, value: Mapping | Sequence, event: Any) -> None:
+        self._open.append(_Open(value, event.anchor))
+        if event.tag not in _COLLECTION_TAGS:
+            self._open[-1].broken = _tagged(event)
+        if len(self._open) > _DEEPEST:
+            raise YamlError(value.line, f"is nested deeper than {_DEEPEST}")
+        if event.anchor is not None:
+            reason = f"has *{event.anchor} within &{event.anchor}: it would hold itself"
+            self._anchors[event.anchor] = Broken(YamlError(value.line, reason)), 1
+
+    def _alias(self, anchor: str, line: int) -> None:
+        value, size = self._anchors.get(anchor, (None, 0))
+        if size == 0:
+            value = Broken(YamlError(line, f"has *{anchor}, and there is no &{anchor} before it"))
+        self._aliased += size
+        if self._aliased > _MOST_ALIASED:
+            raise YamlError(line, f"holds more than {_MOST_ALIASED} values, aliases put in")
+        self._add(value, size, None, line)
+
+    def _add(self, value: Any, size: int, anchor: str | None, line: int) -> None:
+        """Put a value that has ended into the collection around it."""
+        if anchor is not None:
+            self._anchors[anchor] = value, size
+        if not self._open:
+            self._root = value
+            return
+        around = self._open[-1]
+        around.size += size
+        if isinstance(around.value, Sequence):
+            around.value.append(value)
+            around.value.lines.append(line)
+        elif around.wants_key:
+            self._set_key(around, value, line)
+        else:
+            _set(around, value, line)
+
+    def _set_key(self, around: _Open, key: Any, line: int) -> None:
+        around.key = _MERGE if key is _MERGE else self._keys.setdefault(str(key), str(key))
+        if not isinstance(key, str):
+            around.broken = Broken(YamlError(line, "has a key that is no word"))
+        elif key in around.value:
+            around.broken = Broken(YamlError(line, f"has {key[:60]} twice"))
+
+
+class _Merge(str):
+    """The key that merges: unlike the same letters in quotes."""
+
+
+_MERGE = _Merge("<<")
+
+
+def _tagged(event: Any) -> Broken:
+    line = event.start_mark.line + 1
+    return Broken(YamlError(line, f"has the tag {event.tag[:60]}, of which nothing is made here"))
+
+
+def _set(around: _Open, value: Any, line: int) -> None:
+    key, mapping = around.key, around.value
+    assert key is not None and isinstance(mapping, Mapping)
+    around.key = None
+    if key is _MERGE:
+        merged = value if isinstance(value, Sequence) else [value]
+        if not all(isinstance(each, Mapping) for each in merged):
+            around.broken = Broken(YamlError(line, "has <<, which merges mappings, and no others"))
+        else:
+            around.merged += merged
+        return
+    mapping[key] = value
+    if line != mapping.line:
+        if mapping.lines is _SAME_LINE:
+            mapping.lines = {}
+        mapping.lines[key] = line
+
+
+def _merge(ended: _Open) -> None:
+    """Put what was merged before a mapping's own keys, which count."""
+    if ended.merged:
+        mapping = ended.value
+        assert isinstance(mapping, Mapping)
+        own, lines = dict(mapping), dict(mapping.lines)
+        mapping.clear()
+        for each in reversed(ended.merged):
+            mapping.update(each)
+            lines = {**{key: each.line_of(key) for key in each}, **lines}
+        mapping.update(own)
+        mapping.lines = lines
