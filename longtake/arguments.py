@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -82,14 +82,29 @@ CONFIG: tuple[str, Any, Any] = (
 LATENTS: tuple[str, Any, Any] = (
     "latents",
     Annotated[
-        str,
+        str | None,
         tyro.conf.Positional,
         tyro.conf.arg(
             metavar="LATENTS.safetensors",
             help="What generate -o x.safetensors wrote, or kept when decoding failed",
+            help_behavior_hint="",
         ),
     ],
-    field(),
+    field(default=None),
+)
+
+PROMPT: tuple[str, Any, Any] = (
+    "prompt_option",
+    Annotated[
+        str | None,
+        tyro.conf.arg(
+            name="prompt",
+            metavar="TEXT",
+            help="The same by name",
+            help_behavior_hint="",
+        ),
+    ],
+    field(default=None),
 )
 
 RESUME: tuple[str, Any, Any] = (
@@ -109,15 +124,16 @@ SHOTS: list[tuple[str, Any, Any]] = [
     (
         "shots",
         Annotated[
-            str,
+            str | None,
             tyro.conf.Positional,
             tyro.conf.arg(
                 metavar="SHOTS",
                 help="A row a shot, .jsonl or .csv, with any option of generate by its name, and "
                 "id and output; .txt, a prompt a line; or .yaml, defaults, shots and product",
+                help_behavior_hint="",
             ),
         ],
-        field(),
+        field(default=None),
     ),
     (
         "outputs",
@@ -138,23 +154,26 @@ JOBS: list[tuple[str, Any, Any]] = [
     (
         "action",
         Annotated[
-            Literal["list", "show", "cancel", "retry"],
+            str | None,
             tyro.conf.Positional,
             tyro.conf.arg(
                 metavar="list|show|cancel|retry",
                 help="retry without ids: all that failed; cancel and show want some",
+                help_behavior_hint="",
             ),
         ],
-        field(),
+        field(default=None),
     ),
     (
         "folder",
         Annotated[
-            str,
+            str | None,
             tyro.conf.Positional,
-            tyro.conf.arg(metavar="FOLDER", help="That longtake batch writes to"),
+            tyro.conf.arg(
+                metavar="FOLDER", help="That longtake batch writes to", help_behavior_hint=""
+            ),
         ],
-        field(),
+        field(default=None),
     ),
     (
         "ids",

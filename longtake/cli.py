@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import sys
 import traceback
 
 import longtake
+from longtake.command_line import parsed
 from longtake.configs.engine import EngineConfig
 from longtake.errors import EngineError, RefusedInputError, Stopped, one_line
 from longtake.interrupts import EXIT_STOPPED, Interrupts
-from longtake.options import parsed
 from longtake.terminal import view_of
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
@@ -31,6 +32,9 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
         0 done, 1 done and something was found (doctor, verify), 2 refused input, 3 failure, 130
         stopped; of a server, which ends by being stopped, 0.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal need not have all letters
+            stream.reconfigure(errors="backslashreplace")
     command, options = parsed(arguments)
     if command == "version":
         print(longtake.__version__)

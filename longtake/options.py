@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-import sys
 from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from longtake.arguments import CONFIG, JOBS, LATENTS, OUTPUT, RESUME, SHOTS, TALK
+from longtake.arguments import CONFIG, JOBS, LATENTS, OUTPUT, PROMPT, RESUME, SHOTS, TALK
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
@@ -24,65 +20,6 @@ from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, Verify
 
 FILE_ONLY = ("prompt_template", "image_sha256")
 """What is too long for a flag, and can stand in a config file."""
-
-_DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
-
-
-def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The command, one of ``FIELDS`` or ``version``, and its options by name.
-
-    Raises:
-        SystemExit: help was asked for, or an option is unknown, which is said in one line.
-    """
-    if arguments[:1] == ["--version"]:
-        return "version", {}
-    before, after = arguments, None
-    if "--" in arguments:  # a prompt that begins with a dash
-        before, after = arguments[: (at := arguments.index("--"))], arguments[at + 1 :]
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            command = tyro.cli(_COMMANDS, args=before, prog="longtake", description=_DESCRIPTION)
-    except SystemExit as end:
-        if end.code:
-            of = before[0] if before and before[0] in FIELDS else "generate"
-            _refused(of, _one_line_of_box(said.getvalue()))
-        raise
-    if isinstance(command, Version):
-        return "version", {}
-    name = type(command).__name__.lower()
-    options: dict[str, Any] = vars(command)
-    if after is not None:
-        if "prompt" not in options:
-            _refused(name, f"Unrecognized options: {' '.join(after)}")
-        options["prompt"] = " ".join(after)
-    given = {argument.replace("_", "-") for argument in before}
-    for option, info in FIELDS[name].items():
-        word = option.replace("_", "-")
-        if info.annotation is bool and not given & {f"--{word}", f"--no-{word}"}:
-            options[option] = None  # a switch that is off because nobody touched it
-    return name, options
-
-
-def _refused(command: str, words: str) -> NoReturn:
-    print(f"longtake: {words}; see longtake {command} --help", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _one_line_of_box(box: str) -> str:
-    """What tyro says in a box of several lines: the error, and the option that may be meant."""
-    lines = [line.strip(" │") for line in box.splitlines() if line[:1] not in ("╭", "╰")]
-    inside = [line for line in lines if line]
-    if not box.startswith("╭"):  # in plain letters the title is a line, and a rule below it
-        inside = inside[2:]
-    rules = [at for at, line in enumerate(inside) if not line.strip("─-")]
-    words = " ".join(inside[: rules[0]] if rules else inside).rstrip(".")
-    if "or misplaced options" in words:  # another command's, which tyro then explains at length
-        named = re.findall(r"(\S+) \(applied to", words)
-        return f"Unrecognized options: {' '.join(named)}"
-    if "Perhaps you meant:" in inside:
-        words += f": perhaps you meant {inside[inside.index('Perhaps you meant:') + 1].split()[0]}"
-    return words
 
 
 def _declared(*configs: type[BaseModel], without: tuple[str, ...] = ()) -> dict[str, FieldInfo]:
@@ -204,16 +141,20 @@ FIELDS: dict[str, dict[str, FieldInfo]] = {
 the output's suffix."""
 
 
+_READ_FROM = "- reads it from standard input, @FILE from a file"
+
+
 def _option(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
     """One option of the command line. It stays a text: values are checked where it is declared."""
     given = "" if info.default is None or info.is_required() else f"(default: {info.default})"
     described: dict[str, Any] = {"help": info.description, "help_behavior_hint": given}
     if name == "prompt":
-        prompt = tyro.conf.arg(metavar="PROMPT", **described)
+        described |= {"metavar": "PROMPT", "help": f"{info.description}; {_READ_FROM}"}
+        prompt = tyro.conf.arg(**described)
         return name, Annotated[str | None, tyro.conf.Positional, prompt], field(default=None)
     if info.annotation is bool:
         return name, Annotated[bool, tyro.conf.arg(**described)], field(default=False)
-    described["metavar"] = _metavar(info.annotation)
+    described["metavar"] = metavar_of(info.annotation)
     if name == "output":
         described["aliases"] = ["-o"]
     kind = _kind(info.annotation)
@@ -232,7 +173,7 @@ def _kind(annotation: Any) -> Any:
     return tuple[str, ...] if "..." in words else tuple[str, str, str]
 
 
-def _metavar(annotation: Any) -> str:
+def metavar_of(annotation: Any) -> str:
     """What stands for an option's value in the help."""
     for each in (annotation, *get_args(annotation)):
         if get_origin(each) is Literal:
@@ -247,68 +188,52 @@ def _metavar(annotation: Any) -> str:
     return next((word for part, word in words if part in str(annotation)), "TEXT")
 
 
-Batch: Any = make_dataclass("Batch", [*SHOTS, *_options_of("batch"), *TALK])
-Jobs: Any = make_dataclass("Jobs", [*JOBS, *TALK])
-Serve: Any = make_dataclass("Serve", [*_options_of("serve"), *TALK])
-Generate: Any = make_dataclass(
-    "Generate", [*_options_of("generate"), *OUTPUT, RESUME, *TALK, CONFIG]
-)
-Decode: Any = make_dataclass("Decode", [LATENTS, *_options_of("decode"), *OUTPUT, *TALK])
-Plan: Any = make_dataclass("Plan", [*_options_of("plan"), *TALK])
-Doctor: Any = make_dataclass("Doctor", [*_options_of("doctor"), *TALK])
-Verify: Any = make_dataclass("Verify", [*_options_of("verify"), *TALK])
-Bench: Any = make_dataclass("Bench", [*_options_of("bench"), *TALK])
-
-
 @dataclass(frozen=True)
 class Version:
     """Print the version."""
 
 
-_COMMANDS: Any = (
-    Annotated[
-        Generate,
-        tyro.conf.subcommand("generate", description="Render a video from a prompt."),
-    ]
-    | Annotated[
-        Batch,
-        tyro.conf.subcommand(
-            "batch", description="Render a file of shots; the same command again goes on."
-        ),
-    ]
-    | Annotated[
-        Jobs,
-        tyro.conf.subcommand(
-            "jobs", description="See, cancel or retry what a batch renders in a folder."
-        ),
-    ]
-    | Annotated[
-        Serve,
-        tyro.conf.subcommand("serve", description="Serve videos over HTTP, and a page."),
-    ]
-    | Annotated[
-        Decode,
-        tyro.conf.subcommand("decode", description="Make a video of latents in a file."),
-    ]
-    | Annotated[
-        Plan,
-        tyro.conf.subcommand(
-            "plan", description="Say how long a video will take and whether it fits, by layout."
-        ),
-    ]
-    | Annotated[
-        Doctor,
-        tyro.conf.subcommand("doctor", description="Look at this machine, and say what is amiss."),
-    ]
-    | Annotated[
-        Verify,
-        tyro.conf.subcommand(
-            "verify", description="Compare what one rank renders with what each layout does."
-        ),
-    ]
-    | Annotated[
-        Bench,
-        tyro.conf.subcommand("bench", description="Measure this machine, or write its profile."),
-    ]
-    | Annotated[Version, tyro.conf.subcommand("version")]
-)
+def _command(name: str, *options: tuple[str, Any, Any]) -> Any:
+    return make_dataclass(name.capitalize(), options)
+
+
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "generate": (
+        _command("generate", PROMPT, *_options_of("generate"), *OUTPUT, RESUME, *TALK, CONFIG),
+        "Render a video from a prompt.",
+    ),
+    "batch": (
+        _command("batch", *SHOTS, *_options_of("batch"), *TALK),
+        "Render a file of shots; the same command again goes on.",
+    ),
+    "jobs": (
+        _command("jobs", *JOBS, *TALK),
+        "See, cancel or retry what a batch renders in a folder.",
+    ),
+    "serve": (
+        _command("serve", *_options_of("serve"), *TALK),
+        "Serve videos over HTTP, and a page.",
+    ),
+    "decode": (
+        _command("decode", LATENTS, *_options_of("decode"), *OUTPUT, *TALK),
+        "Make a video of latents in a file.",
+    ),
+    "plan": (
+        _command("plan", *_options_of("plan"), *TALK),
+        "Say how long a video will take and whether it fits, by layout.",
+    ),
+    "doctor": (
+        _command("doctor", *_options_of("doctor"), *TALK),
+        "Look at this machine, and say what is amiss.",
+    ),
+    "verify": (
+        _command("verify", PROMPT, *_options_of("verify"), *TALK),
+        "Compare what one rank renders with what each layout does.",
+    ),
+    "bench": (
+        _command("bench", *_options_of("bench"), *TALK),
+        "Measure this machine, or write its profile.",
+    ),
+    "version": (Version, "Print the version."),
+}
+"""What each command takes, and what it does."""

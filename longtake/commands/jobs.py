@@ -13,8 +13,17 @@ from typing import Any
 
 from longtake.engine.job_records import JobRecord
 from longtake.engine.jobs import JobStore
-from longtake.errors import RequestError
-from longtake.terminal import View, say, table_text
+from longtake.errors import RequestError, nearly
+from longtake.table import Table
+from longtake.terminal import View, say
+
+_TABLE = Table(
+    header=("id", "state", "at", "attempts", "output", "error"),
+    shortened=("id", "output"),
+    dropped=("output", "attempts", "at"),
+    wrapped="error",
+)
+_ACTIONS = ("list", "show", "cancel", "retry")
 
 _BUSY_S = 5.0
 
@@ -23,6 +32,10 @@ def run(options: dict[str, Any], view: View) -> None:
     """Do what the options ask for, and print it."""
     action, ids = options["action"], options["ids"]
     folder = Path(os.path.expanduser(options["folder"]))
+    if action not in _ACTIONS:
+        raise RequestError(
+            f"{action[:60]!r} is none of {', '.join(_ACTIONS)}{nearly(action, _ACTIONS)}"
+        )
     if action in ("show", "cancel") and not ids:
         raise RequestError(f"jobs {action} wants ids: see longtake jobs list {folder}")
     if action == "list" and ids:
@@ -62,7 +75,7 @@ def _listed(jobs: list[JobRecord], as_json: bool) -> list[str]:
         )
         for job in jobs
     ]
-    return [table_text(("id", "state", "at", "attempts", "output", "error"), rows)]
+    return list(_TABLE.lines(rows))
 
 
 def _shown(store: JobStore, name: str, as_json: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from longtake.command_line import parsed
 from longtake.commands import verify as command
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
@@ -19,7 +20,6 @@ from longtake.engine.job import Job, RankReport
 from longtake.engine.launcher import InProcess, Launcher
 from longtake.engine.verify import Comparison, Verification, cases_of
 from longtake.engine.worker import Array, Nowhere, Sink, TraceSink, Worker
-from longtake.options import parsed
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.trace import TracePoint, TraceRequest
