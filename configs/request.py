@@ -208,10 +208,11 @@ class VideoRequest(Rendering):
         return self
 
     @property
-    def unused_shorthands(self) -> set[str]:
-        """Fields that are no part of what was asked for: a request is told from others without
-        them."""
-        return {name for name in SHORTHANDS if getattr(self, name) is None}
+    def left_at_default(self) -> set[str]:
+        """Fields of later versions that say nothing here: a request is told from others without
+        them, so that it is still the one that an earlier version rendered."""
+        kept = {"embed_metadata"} if self.embed_metadata else set()
+        return kept | {name for name in SHORTHANDS if getattr(self, name) is None}
 
 
 NOT_OF_THE_LATENTS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,18 +16,15 @@ from pydantic import ValidationError
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
+from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
 from longtake.engine.job import Job, RankReport
 from longtake.engine.latents import checked_latents
-from longtake.engine.launcher import InProcess, JoinedGroup, Launcher, device_type_of
-from longtake.engine.layout_chooser import LayoutChooser
+from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
-from longtake.engine.picture import Picture, read_picture
-from longtake.engine.request import resolve, resolve_decode
-from longtake.engine.settled import settled
+from longtake.engine.outline import EngineOutline
+from longtake.engine.request import resolve_decode
 from longtake.engine.snapshot import Identity, SnapshotPlan
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.versions import versions
 from longtake.engine.video import Array, FramesInMemory, Metadata, Video
 from longtake.engine.worker import Beside, Sink
 from longtake.errors import (
@@ -37,8 +34,6 @@ from longtake.errors import (
     one_line,
 )
 from longtake.parallel import ParallelDims
-from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 
 logger = logging.getLogger(__name__)
@@ -46,7 +41,7 @@ logger = logging.getLogger(__name__)
 ResolvedT = TypeVar("ResolvedT")
 
 
-class VideoEngine:
+class VideoEngine(EngineOutline):
     """Renders videos on any number of ranks. Its model stays loaded between requests.
 
     Building one checks the model's files and the layout; nothing is loaded or started before
@@ -74,17 +69,11 @@ class VideoEngine:
         self, config: EngineConfig, *, isolated: bool = False, scratch: Path | None = None
     ) -> None:
         place = TorchrunPlace.from_environment() if TorchrunPlace.given() else None
-        if place is not None:
-            config = config.model_copy(update={"devices": place.world_size})
+        super().__init__(config, place)
         self.writes = TorchrunPlace.writes()
-        self._device_type = device_type_of(config, place)
-        self._checkpoint = Checkpoint.open(config.model, config.revision)
-        self.spec = registry.inspect(self._checkpoint)
-        config = settled(config, self._checkpoint, self.spec, self._device_type)
-        self.config = config
         self._seconds_loading = 0.0
         self._launcher: Launcher | None = None
-        alone = config.devices == 1 and not isolated
+        alone = self.config.devices == 1 and not isolated
         self._make: Callable[[EngineConfig, str], Launcher] = (
             JoinedGroup
             if place
@@ -94,8 +83,6 @@ class VideoEngine:
         )
         self._busy = threading.RLock()
         self._rendering = False
-        self.layouts = LayoutChooser(config, self.spec, self._device_type)
-        self._read: tuple[ResolvedRequest, Picture] | None = None
 
     @classmethod
     def from_pretrained(
@@ -138,36 +125,6 @@ class VideoEngine:
         """Whether its ranks were started, and none was seen to end."""
         return self._launcher is not None
 
-    def resolve(self, request: VideoRequest) -> ResolvedRequest:
-        """The request with nothing left out, checked against the model and the layout.
-
-        Raises:
-            RequestError, LayoutError: it cannot be rendered here.
-        """
-        if self.config.autoencoder_only:
-            raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
-        picture = None if self.spec.image is None else self._picture_of(request)
-        resolved = resolve(request, self.spec, picture)
-        self.layouts.choose(resolved)
-        if picture is not None:
-            self._read = resolved, picture
-        return resolved
-
-    def _picture_of(self, request: VideoRequest) -> Picture:
-        """The picture that a request of image-to-video begins with."""
-        if request.image is None:
-            raise RequestError(
-                f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
-            )
-        return read_picture(request.image, self.config.image_folder, request.image_sha256)
-
-    def _read_once(self, request: ResolvedRequest) -> Picture:
-        """The same of a request that was resolved: read again unless no other was meanwhile."""
-        if self._read is None or self._read[0] != request:
-            return self._picture_of(request)
-        (_, picture), self._read = self._read, None
-        return picture
-
     def resolve_decode(
         self, request: DecodeRequest, latents_shape: Sequence[int]
     ) -> ResolvedDecode:
@@ -205,7 +162,7 @@ class VideoEngine:
             self._seconds_loading = time.perf_counter() - begun
 
     def generate(
-        self, request: VideoRequest, on_progress: OnProgress = lambda progress: None
+        self, request: Rendering, on_progress: OnProgress = lambda progress: None
     ) -> Video:
         """Render a request, and keep its frames in memory.
 
@@ -246,7 +203,7 @@ class VideoEngine:
         resolved, array = self._of_rank_0(checked, on_progress) or (None, None)
         return self._kept(resolved, on_progress, array)
 
-    def knows(self, request: VideoRequest) -> bool:
+    def knows(self, request: Rendering) -> bool:
         """Whether this process resolves a request; under torchrun rank 0 alone may have its
         picture, and the others render what rank 0 does."""
         return self.writes or request.image is None
@@ -329,18 +286,9 @@ class VideoEngine:
                 logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
             return self._metadata(job, reports)
 
-    def identity_part(self) -> str:
-        """All that videos follow from but their requests: model, dtypes, versions, in one text."""
-        config, installed = self.config, versions()
-        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, installed["longtake"]))
-
     def identity_of(self, request: ResolvedRequest) -> Identity:
         """All that a request's latents follow from here."""
         return Identity.of(request, self.config, self._fingerprint)
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return self._checkpoint.fingerprint()
 
     def close(self) -> None:
         """End all ranks and let go of the model."""

@@ -11,7 +11,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -33,7 +32,6 @@ from longtake.engine.worker import (
 )
 from longtake.errors import (
     EngineError,
-    LayoutError,
     LongtakeError,
     PeerLostError,
     RankError,
@@ -44,36 +42,6 @@ from longtake.errors import (
 from longtake.parallel import World
 from longtake.parallel.exchange import highest
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
-
-
-def device_type_of(
-    config: EngineConfig, place: TorchrunPlace | None = None
-) -> Literal["cpu", "cuda"]:
-    """The kind of device, of which there are enough on this host.
-
-    Args:
-        place: under torchrun, which counts the ranks.
-
-    Raises:
-        LayoutError: there are not so many GPUs.
-    """
-    num_gpus = torch.cuda.device_count()
-    if config.device == "cpu" or (config.device == "auto" and num_gpus == 0):
-        return "cpu"
-    if place and config.device_ids is not None:
-        raise LayoutError("device_ids under torchrun, which numbers its ranks' GPUs: leave it out")
-    local = place.local_world_size if place else 1 + max(config.devices_by_rank)
-    if local > num_gpus:
-        if config.device_ids is not None:
-            raise LayoutError(
-                f"device_ids={' '.join(map(str, config.device_ids))} with {num_gpus} GPUs here: "
-                f"they are numbered from 0 to {num_gpus - 1}"
-            )
-        raise LayoutError(
-            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
-            "or device=cpu"
-        )
-    return "cuda"
 
 
 def refusal_of(kind: str, text: str) -> RefusedInputError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from longtake.configs.engine import EngineConfig
@@ -18,12 +20,16 @@ from longtake.pipelines.spec import ModelSpec
 _SHAPES_KEPT = 1000
 """Of requests, whose layouts are remembered."""
 
-_NOT_PLANNED: dict[str, Any] = {
-    **dict.fromkeys(("prompt", "negative_prompt"), ""),
-    **dict.fromkeys(("image", "image_sha256", "sigmas", "prompt_template")),
-    "seed": 0,
-}
+_NOT_PLANNED = frozenset(
+    "prompt negative_prompt image image_sha256 sigmas prompt_template seed".split()
+)
 """What of a request no plan depends on, and each of a batch's has for itself."""
+
+_Shape = tuple[Any, ...]
+_shape_of: Callable[[ResolvedRequest], _Shape] = attrgetter(
+    *(name for name in ResolvedRequest.model_fields if name not in _NOT_PLANNED)
+)
+"""What a plan depends on."""
 
 
 ValueT = TypeVar("ValueT")
@@ -42,8 +48,8 @@ class LayoutChooser:
         self._config = config
         self._spec = spec
         self._device_type = device_type
-        self._chosen: dict[ResolvedRequest, tuple[ParallelDims, str]] = {}
-        self._predicted: dict[ResolvedRequest, Prediction] = {}
+        self._chosen: dict[_Shape, tuple[ParallelDims, str]] = {}
+        self._predicted: dict[_Shape, Prediction] = {}
 
     def choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
         """The layout of a request, by the planner where degrees are left out, and why this one.
@@ -51,7 +57,7 @@ class LayoutChooser:
         Raises:
             LayoutError: the degrees fit no such number of devices, or there is no second branch.
         """
-        like = request.model_copy(update=_NOT_PLANNED)
+        like = _shape_of(request)
         found = self._chosen.get(like)
         if found is None:
             config = self._config
@@ -61,7 +67,7 @@ class LayoutChooser:
 
     def predicted(self, request: ResolvedRequest) -> Prediction:
         """How long a request takes in its layout."""
-        like = request.model_copy(update=_NOT_PLANNED)
+        like = _shape_of(request)
         found = self._predicted.get(like)
         if found is None:
             dims, _ = self.choose(request)
@@ -92,7 +98,7 @@ class LayoutChooser:
         return hardware_here(self._device_type)
 
 
-def _keep(values: dict[ResolvedRequest, ValueT], like: ResolvedRequest, value: ValueT) -> None:
+def _keep(values: dict[_Shape, ValueT], like: _Shape, value: ValueT) -> None:
     """Remember a value, and not ever more of them: clients think up any shape."""
     if len(values) >= _SHAPES_KEPT:
         values.clear()

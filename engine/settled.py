@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from longtake.configs.engine import EngineConfig
+from longtake.engine.planner import dtypes
 from longtake.engine.planning.layouts import check_degrees
-from longtake.engine.worker import dtype_of, vae_dtype_of
-from longtake.errors import KernelError
-from longtake.parallel.kernels import KERNELS
+from longtake.errors import KernelError, nearly
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -24,24 +21,27 @@ def settled(
         LayoutError: the degrees do not fit the devices.
         KernelError: an unknown attention kernel.
     """
-    device = torch.device(device_type)
+    dtype, vae_dtype = dtypes(config, spec, device_type)
     used: dict[str, Any] = {
         "revision": checkpoint.revision,
         "device": device_type,
-        "dtype": _name(dtype_of(config, device)),
-        "vae_dtype": _name(vae_dtype_of(config, spec, device)),
+        "dtype": dtype,
+        "vae_dtype": vae_dtype,
     }
     if config.image_folder is not None:
         used["image_folder"] = config.image_folder.expanduser().absolute()
     config = config.model_copy(update=used)
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
-    kernels = ["auto", *(kernel.name for kernel in KERNELS)]
-    if config.attention_kernel not in kernels:
-        raise KernelError(
-            f"attention_kernel={config.attention_kernel!r} is unknown: use {', '.join(kernels)}"
-        )
+    if config.attention_kernel != "auto":
+        _check_kernel(config.attention_kernel)
     return config
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _check_kernel(name: str) -> None:
+    from longtake.parallel.kernels import KERNELS  # imports torch
+
+    kernels = ["auto", *(kernel.name for kernel in KERNELS)]
+    if name not in kernels:
+        raise KernelError(
+            f"attention_kernel={name!r} is unknown: use {', '.join(kernels)}{nearly(name, kernels)}"
+        )

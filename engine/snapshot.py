@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import NOT_OF_THE_LATENTS, ResolvedRequest
@@ -21,9 +20,13 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.files import cause, partial_path, write_whole
 from longtake.engine.versions import versions
 from longtake.errors import EngineError, LongtakeError, one_line
-from longtake.parallel import World
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
+
+if TYPE_CHECKING:
+    import torch
+
+    from longtake.parallel import World
 
 _HEADER = "longtake-snapshot"
 _HEADER_BYTES = 4096
@@ -119,6 +122,8 @@ def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:
     Raises:
         EngineError: it cannot be written; the earlier one is still there.
     """
+    from safetensors.torch import save  # imports torch, without which files can be named
+
     tensors = {"latents": state.latents, **state.scheduler}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = _Header(identity=identity, steps_done=state.steps_done, sha256=_digest(tensors))

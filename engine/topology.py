@@ -71,6 +71,7 @@ class Topology:
         driver: its version, and the CUDA version that it can do; empty if there is none.
         reason: why there are no GPUs; empty if there are some.
         broken: a driver is there and does not answer.
+        without_driver: there is no driver, and so no GPU.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -79,6 +80,7 @@ class Topology:
     cuda: str = ""
     reason: str = ""
     broken: bool = False
+    without_driver: bool = False
 
     def link(self, one: int, other: int) -> Link:
         """Of two GPUs, in any order."""
@@ -101,7 +103,7 @@ def topology() -> Topology:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         if error.value in absent:
-            return Topology(reason=f"there is no NVIDIA driver ({error})")
+            return Topology(reason=f"there is no NVIDIA driver ({error})", without_driver=True)
         return Topology(reason=f"the NVIDIA driver does not answer ({error})", broken=True)
     try:
         return _asked(nvml)

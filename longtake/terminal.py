@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,7 +23,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as ProgressBars
-from rich.table import Table
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
@@ -38,6 +34,7 @@ if TYPE_CHECKING:
 
 _PHASES = {"text": "encoding"}
 _PARTS = {"denoising": "step", "decoding": "tile"}
+_DAY_S = 24 * 3600
 
 
 DisplayT = TypeVar("DisplayT", bound="Display")
@@ -254,18 +251,15 @@ def say(line: str, stream: TextIO) -> None:
             os.close(nowhere)
 
 
-def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a header, as wide as their contents; the last column is cut where the terminal
-    ends."""
-    out = io.StringIO()
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in header:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    width = max(80, Console(stderr=True).width if sys.stdout.isatty() else 1000)
-    Console(file=out, width=width, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+def duration(seconds: float) -> str:
+    """Seconds in words that are short: 42 s, 3:07, 2:04:11, 3 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds > 2 * _DAY_S:
+        return f"{int(seconds // _DAY_S)} d {int(seconds % _DAY_S // 3600)} h"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _summary(paths: list[Path], metadata: Metadata) -> str:

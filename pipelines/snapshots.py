@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_OF_THE_TIME = 0.01
 """What snapshots may cost of the denoising time, where nothing else was asked for."""

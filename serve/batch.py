@@ -19,13 +19,13 @@ from longtake.engine.job_records import JobRecord, NewJob
 from longtake.engine.jobs import JobStore
 from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LongtakeError, RequestError
-from longtake.serve.checked import Shot, ShotChecker
+from longtake.serve.checked import Shot
 from longtake.serve.outputs import as_rendered, is_still_there, network_file_system, sweep
 from longtake.serve.queue_watch import QueueWatch
 from longtake.serve.replica import Replica, Watcher
 from longtake.serve.report import check_reports, write_report
 from longtake.serve.scratch import prepare_folder, scratch_folder
-from longtake.serve.shots import BadRow, read_shots
+from longtake.serve.shot_file import ShotFile, of_replicas
 
 _LOOK_AGAIN_S = 0.2
 _LEFT_ALONE_S = 0.5
@@ -36,20 +36,6 @@ class BatchWatcher(Watcher):
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         """The batch is over, if not done, and reports on it."""
-
-
-class BadRowsError(RequestError):
-    """A file has rows that cannot be rendered; nothing of it was queued.
-
-    Attributes:
-        rows: all of them.
-    """
-
-    def __init__(self, source: Path, rows: Sequence[BadRow]) -> None:
-        lines = "".join(f"\n  {each}" for each in rows)
-        count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
-        super().__init__(f"{source} has {count} that cannot be rendered:{lines}")
-        self.rows = list(rows)
 
 
 class Batch:
@@ -82,12 +68,8 @@ class Batch:
         self._how_often = how_often
         self.engine = VideoEngine(config, isolated=True)
         # As they are settled here: a branch of a hub may move before the ranks load it.
-        self._configs = _of_replicas(self.engine.config, settings.replicas)
-        for other in self._configs[1:]:
-            VideoEngine(other, isolated=True)  # refuses devices that are not there
-        if folder.exists() and not folder.is_dir():
-            raise RequestError(f"output={str(folder)!r} is a file: name a folder")
-        self._checker = ShotChecker(self.engine, folder, source, defaults)
+        self._configs = of_replicas(self.engine.config, settings.replicas)
+        self._file = ShotFile(source, folder, self.engine, defaults)
         self._ids: list[str] = []
         self._changed = _change_of(source)
         self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
@@ -99,24 +81,10 @@ class Batch:
             BadRowsError: some cannot be rendered.
             RequestError: the file cannot be read, or has no rows.
         """
-        rows, bad = read_shots(self._source)
-        shots, refused = self._checker.check(rows, self._known_jobs())
-        if bad or refused:
-            raise BadRowsError(self._source, sorted([*bad, *refused], key=lambda row: row.line))
+        shots = list(self._file.shots())
         if not shots and (self._ids or not self._settings.watch):
             raise RequestError(f"{self._source} has no shots")
         return shots
-
-    def _known_jobs(self) -> dict[str, JobRecord]:
-        """What the folder's queue holds already; if it cannot be read, that is told once it is
-        needed."""
-        with suppress(LongtakeError), JobStore(self._folder, read_only=True) as store:
-            return {job.id: job for job in store.jobs()}
-        return {}
-
-    def estimates(self, shots: Sequence[Shot]) -> list[float]:
-        """Seconds that each shot will take by the plan, once the model is loaded."""
-        return [self.engine.layouts.predicted(shot.request).rendering_s for shot in shots]
 
     def run(self, shots: Sequence[Shot], watcher: BatchWatcher) -> list[JobRecord]:
         """Queue the shots and render what is not there yet, until nothing is left to do.
@@ -216,21 +184,6 @@ class Batch:
                     self._enqueue(store, self.check(), watcher)
                 except RequestError as error:
                     watcher.note(str(error))
-
-
-def _of_replicas(config: EngineConfig, replicas: int) -> list[EngineConfig]:
-    """The engine of each replica: on devices of its own."""
-    if replicas == 1:
-        return [config]
-    if config.device_ids is not None:
-        raise RequestError(
-            f"device_ids with replicas={replicas}, which take the devices in order: leave it out"
-        )
-    count = config.devices
-    return [
-        config.model_copy(update={"device_ids": tuple(range(count * number, count * (number + 1)))})
-        for number in range(replicas)
-    ]
 
 
 def _change_of(path: Path) -> Callable[[], bool]:

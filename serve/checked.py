@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -14,19 +15,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.engine.engine import VideoEngine
+from longtake.configs.sizes import over
 from longtake.engine.files import cause
 from longtake.engine.job_records import JobRecord
 from longtake.engine.jobs import WORK_FOLDER
+from longtake.engine.outline import EngineOutline
 from longtake.engine.output_files import output_type
 from longtake.engine.output_names import check_index, filled, request_id, values_for
-from longtake.errors import RefusedInputError, RequestError, one_line
+from longtake.errors import RefusedInputError, RequestError, field_named, one_line
 from longtake.serve.outputs import TAKEN, files_of, is_inside, taken_by_others
 from longtake.serve.report import REPORTS
 from longtake.serve.shots import BadRow, Row, as_fields
 
+_ENCODER = json.JSONEncoder(sort_keys=True)
 _LONGEST_NAME = 200
 _OF_A_ROW = ("id", "output")
+_FIELDS = (*VideoRequest.model_fields, *_OF_A_ROW)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ShotChecker:
     """
 
     def __init__(
-        self, engine: VideoEngine, folder: Path, source: Path, defaults: dict[str, Any]
+        self, engine: EngineOutline, folder: Path, source: Path, defaults: dict[str, Any]
     ) -> None:
         self._engine = engine
         self._folder = folder
@@ -69,30 +73,28 @@ class ShotChecker:
         self._engine_part = engine.identity_part()
         self._stays_inside = cache(partial(is_inside, folder))
         self._unwritable = cache(_unwritable)
+        self._known: Mapping[str, JobRecord] = {}
 
-    def check(
-        self, rows: Iterable[Row], known: Mapping[str, JobRecord]
-    ) -> tuple[list[Shot], list[BadRow]]:
-        """The shots of some rows, and those that are none, with the reason.
+    def check(self, rows: Iterable[Row], known: Mapping[str, JobRecord]) -> Iterator[Shot | BadRow]:
+        """The shot of each row, or why it is none.
 
         Args:
             known: jobs that the folder's queue holds already, by id.
         """
-        shots: list[Shot] = []
-        bad: list[BadRow] = []
         taken = _Taken(self._folder)
         self._known = known
         for row in rows:
+            found: Shot | BadRow
             try:
-                shot = self._checked(row, taken)
-                self._check_place(shot)
-                taken.add(shot)
-                shots.append(shot)
+                found = self._checked(row, taken)
+                self._check_place(found, taken)
+                taken.add(found)
             except RefusedInputError as error:
-                bad.append(BadRow(row.line, str(error)))
+                message = str(error)
+                found = BadRow(row.line_of(field_named(message)), message)
             except OSError as error:
-                bad.append(BadRow(row.line, f"cannot be looked into: {cause(error)}"))
-        return shots, bad
+                found = BadRow(row.line, f"cannot be looked into: {cause(error)}")
+            yield found
 
     def _checked(self, row: Row, taken: _Taken) -> Shot:
         values = as_fields(row.values)
@@ -103,14 +105,14 @@ class ShotChecker:
         output = str(own.get("output", f"{name}.mp4"))
         if "image" in values:  # as a folder would be by a shell's cd
             values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
-        asked = {**self._defaults, **values, "output_type": output_type(Path(output))}
+        asked = {**over(self._defaults, values), "output_type": output_type(Path(output))}
         try:
             request = VideoRequest(**asked)
         except (ValidationError, TypeError) as error:
-            raise RequestError(one_line(error)) from error
+            raise RequestError(one_line(error, _FIELDS)) from error
         resolved = self._engine.resolve(request)
         told = {
-            "request": request.model_dump(mode="json"),
+            "request": request.model_dump(mode="json", exclude=request.left_at_default),
             "image": resolved.image_sha256,
             "output": output,
             "engine": self._engine_part,
@@ -152,17 +154,18 @@ class ShotChecker:
             raise RequestError(f"output={output!r}: {WORK_FOLDER} is the batch's own")
         check_index(PurePosixPath(output))
 
-    def _check_place(self, shot: Shot) -> None:
+    def _check_place(self, shot: Shot, taken: _Taken) -> None:
         """Refuse a shot that cannot be written where it goes, or would replace another's file."""
         path, request = self._folder / shot.output, shot.request
-        for each in files_of(path, request.num_videos):
+        there = [each for each in files_of(path, request.num_videos) if taken.is_there(each)]
+        for each in there:
             if each.is_dir() if each.suffix else each.is_file():
                 kind = "folder" if each.suffix else "file"
                 raise RequestError(f"output={shot.output!r} writes {each}, and a {kind} is there")
         if reason := self._unwritable(path.parent):
             raise RequestError(f"output={shot.output!r}: {reason}")
-        if self._is_known(shot) and self._known[shot.id].state == "done":
-            return  # nothing is written
+        if not there or (self._is_known(shot) and self._known[shot.id].state == "done"):
+            return  # nothing is replaced
         other = taken_by_others(path, request.num_videos, shot.id, self._source, self._known.get)
         if other is not None:
             raise RequestError(f"output={shot.output!r}: {other} {TAKEN}")
@@ -178,6 +181,7 @@ class _Taken:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._there: dict[Path, frozenset[str]] = {}
         self.ids: dict[str, int] = {}
         self._files: dict[str, int] = {}
         self._folders: dict[str, int] = {}
@@ -190,17 +194,25 @@ class _Taken:
         """
         if shot.id in self.ids:
             raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
-        path = self._folder / shot.output
-        written = files_of(path, shot.request.num_videos)
-        names = [str(each.relative_to(self._folder)) for each in written]
-        parents = {str(up) for name in names for up in PurePosixPath(name).parents}
-        folders = sorted(parents - {"."})
+        path = Path(shot.output)
+        names = [str(each) for each in files_of(path, shot.request.num_videos)]
+        folders = _folders_of(path.parent)
         for name in names:
             if reason := self._taken_by(name, folders):
                 raise RequestError(f"output={shot.output!r} writes {name}, {reason}")
         self.ids[shot.id] = shot.line
         self._files.update(dict.fromkeys(names, shot.line))
         self._folders.update(dict.fromkeys(folders, shot.line))
+
+    def is_there(self, path: Path) -> bool:
+        """Whether something stands at a name already; by one look at all of its folder."""
+        found = self._there.get(path.parent)
+        if found is None:
+            found = frozenset()
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found = frozenset(os.listdir(path.parent))
+            self._there[path.parent] = found
+        return path.name in found
 
     def _taken_by(self, name: str, folders: Sequence[str]) -> str:
         if name in REPORTS:
@@ -211,6 +223,12 @@ class _Taken:
             return f"into which line {self._folders[name]} writes: name another"
         inside = next((up for up in folders if up in self._files), "")
         return f"inside of what line {self._files[inside]} writes: name another" if inside else ""
+
+
+@cache
+def _folders_of(parent: Path) -> list[str]:
+    """A folder of outputs, and those around it."""
+    return sorted(str(each) for each in (parent, *parent.parents) if each.parts)
 
 
 def _unwritable(folder: Path) -> str:
@@ -243,4 +261,4 @@ def _id_of(values: dict[str, Any], ids: dict[str, int]) -> str:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(content).encode()).hexdigest()

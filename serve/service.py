@@ -151,7 +151,7 @@ class VideoService:
                 "input_reference",
             )
         picture = hashlib.sha256(asked.picture or b"").hexdigest()
-        left_out = asked.request.unused_shorthands
+        left_out = asked.request.left_at_default
         fingerprint = _digest(asked.request.model_dump_json(exclude=left_out), picture)
         name = secrets.token_hex(16) if once is None else _digest(asker, once)[:32]
         name = f"video_{name}"

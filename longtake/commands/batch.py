@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from longtake.commands.batch_view import batch_view_of
+from longtake.commands.dry_run import planned, show
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
-from longtake.serve.batch import Batch
+from longtake.serve.shot_file import ShotFile, of_replicas
 from longtake.settings import engine_config, flags, validated
 from longtake.terminal import View
 
@@ -41,16 +42,28 @@ def run(options: dict[str, Any], view: View) -> int:
     view.stop_timeout_s = config.stop_timeout_s
     settings: BatchConfig = validated(BatchConfig, parts[BatchConfig])
     how_often = validated(SnapshotConfig, parts[SnapshotConfig])
+    if settings.dry_run:
+        outline = EngineOutline(config)
+        of_replicas(outline.config, settings.replicas)
+        file = ShotFile(source, folder, outline, defaults)
+        shots = planned(file.shots(), outline.layouts, as_json=options["json"])
+        if not shots:
+            raise RequestError(f"{source} has no shots")
+        view.close()
+        show(shots, settings.replicas, quiet=options["quiet"], as_json=options["json"])
+        return 0
+
+    # These import torch.
+    from longtake.commands.batch_view import batch_view_of
+    from longtake.serve.batch import Batch
+
     batch = Batch(source, folder, config, settings, how_often, defaults)
-    shots = batch.check()
+    found = batch.check()
     view.close()  # a batch has a view of its own
     with batch_view_of(quiet=options["quiet"], as_json=options["json"]) as table:
-        if settings.dry_run:
-            table.planned(shots, batch.estimates(shots), settings.replicas)
-            return 0
-        table.expect([shot.id for shot in shots])
+        table.expect([shot.id for shot in found])
         try:
-            jobs = batch.run(shots, table)
+            jobs = batch.run(found, table)
         finally:
             view.written += table.reports
     return 0 if all(job.state == "done" for job in jobs) else EXIT_SOME_LEFT

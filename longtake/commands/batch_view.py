@@ -14,19 +14,24 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Table as LiveTable
 from rich.text import Text
 
 from longtake.engine.job_records import JobRecord, State
 from longtake.pipelines.progress import Progress
 from longtake.serve.batch import BatchWatcher
-from longtake.serve.checked import Shot
-from longtake.terminal import Display, say, table_text
+from longtake.table import Table
+from longtake.terminal import Display, duration, say
 
+_TABLE = Table(
+    header=("id", "state", "took", "attempts", "output", "error"),
+    shortened=("id", "output"),
+    dropped=("output", "attempts", "took"),
+    wrapped="error",
+)
 _NOTES = 5
 _ROWS = 16
 _LISTED = 40
-_DAY_S = 24 * 3600
 
 
 @dataclass
@@ -71,9 +76,6 @@ class BatchView(Display, BatchWatcher):
     def note(self, text: str) -> None:
         """Something that is worth a line."""
 
-    def planned(self, shots: Sequence[Shot], seconds: Sequence[float], replicas: int) -> None:
-        """How long it will take; nothing is rendered."""
-
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         """It is over."""
         self.reports += reports
@@ -99,24 +101,21 @@ class _Lines(BatchView):
         said = f": {text}" if text else ""
         say(f"{job}: {state}{said.partition(chr(10))[0]} ({self._counted()})", sys.stderr)
 
-    def planned(self, shots: Sequence[Shot], seconds: Sequence[float], replicas: int) -> None:
-        rows = []
-        for shot, taken in zip(shots, seconds, strict=True):
-            request = shot.request
-            size = f"{request.width}x{request.height}"
-            rows.append((shot.id, shot.output, size, str(request.num_frames), _time(taken)))
-        say(table_text(("id", "output", "size", "frames", "about"), rows), sys.stdout)
-        total = sum(seconds) / min(replicas, max(1, len(shots)))
-        say(f"{len(shots)} shots, about {_time(total)} once the model is loaded", sys.stdout)
-
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         self.close()
         looked_at = sorted(jobs, key=lambda job: job.state == "done")  # what is not done first
         rows = [
-            (job.id, job.state, _time(sum(job.seconds.values())), str(job.claims), job.output)
+            (
+                job.id,
+                job.state,
+                duration(sum(job.seconds.values())),
+                str(job.claims),
+                job.output,
+                job.error.partition("\n")[0],
+            )
             for job in looked_at[:_LISTED]
         ]
-        say(table_text(("id", "state", "took", "attempts", "output"), rows), sys.stdout)
+        say("\n".join(_TABLE.lines(rows)), sys.stdout)
         if len(jobs) > _LISTED:
             say(f"... and {len(jobs) - _LISTED} more", sys.stdout)
         super().ended(jobs, reports)
@@ -136,12 +135,6 @@ class _Json(BatchView):
 
     def note(self, text: str) -> None:
         self._print({"event": "note", "text": text})
-
-    def planned(self, shots: Sequence[Shot], seconds: Sequence[float], replicas: int) -> None:
-        for shot, taken in zip(shots, seconds, strict=True):
-            told = {"id": shot.id, "output": shot.output, "seconds": taken}
-            request = shot.request.model_dump(mode="json")
-            self._print({"event": "planned", **told, "request": request})
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         counts = dict(Counter(job.state for job in jobs))
@@ -174,17 +167,13 @@ class _Table(_Lines):
         with self._lock:
             self._notes = [*self._notes, text.partition("\n")[0]][-_NOTES:]
 
-    def planned(self, shots: Sequence[Shot], seconds: Sequence[float], replicas: int) -> None:
-        self.close()
-        super().planned(shots, seconds, replicas)
-
     def _changed(self, job: str, state: State, text: str) -> None:
         if state in ("failed", "cancelled") or (state == "queued" and text):
             self.note(f"{job}: {state}: {text}")
 
     def _shown(self) -> Group:
         with self._lock:
-            table = Table(box=None, padding=(0, 2, 0, 0), expand=False)
+            table = LiveTable(box=None, padding=(0, 2, 0, 0), expand=False)
             for name in ("running", "", "", "for"):
                 table.add_column(name, style=None if name != "for" else "dim")
             for job, running in list(self._running.items())[:_ROWS]:
@@ -194,7 +183,7 @@ class _Table(_Lines):
                     Text(job, overflow="ellipsis", no_wrap=True),
                     f"{at.phase} {part}".strip(),
                     ProgressBar(total=at.total or 1, completed=at.done, width=24),
-                    _time(time.monotonic() - running.since),
+                    duration(time.monotonic() - running.since),
                 )
             notes = [
                 Text(each, style="dim", overflow="ellipsis", no_wrap=True) for each in self._notes
@@ -210,14 +199,3 @@ def batch_view_of(*, quiet: bool, as_json: bool) -> BatchView:
         return BatchView()
     console = Console(stderr=True)
     return _Table(console) if console.is_terminal else _Lines()
-
-
-def _time(seconds: float) -> str:
-    """Seconds in words that are short: 42 s, 3:07, 2:04:11, 3 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    if seconds > 2 * _DAY_S:
-        return f"{int(seconds // _DAY_S)} d {int(seconds % _DAY_S // 3600)} h"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -17,7 +17,7 @@ from longtake.engine.bench.calibrate import calibrate
 from longtake.engine.bench.suites import Suites, environment
 from longtake.engine.files import cause, probe, write_new, write_whole
 from longtake.engine.hardware import hardware_here
-from longtake.engine.launcher import device_type_of
+from longtake.engine.outline import device_type_of
 from longtake.errors import RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint

@@ -9,6 +9,7 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.configs.sizes import over
 from longtake.configs.tools import VerifyConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.request import resolve
@@ -78,7 +79,7 @@ def _requests(
     if asked.get("negative_prompt"):
         asked = {"true_cfg_scale": _GUIDED["true_cfg_scale"], **asked}
     steps = {} if "sigmas" in asked else {"num_inference_steps": _STEPS}
-    values = {**_WORDS, **steps, **uneven_size(spec, devices), **asked}
+    values = over({**_WORDS, **steps, **uneven_size(spec, devices)}, asked)
     plain = resolve(validated(VideoRequest, values), spec)
     if "true_cfg_scale" in asked:
         return plain, plain if plain.uses_true_cfg else None

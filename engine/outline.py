@@ -1,0 +1,130 @@
+"""What can be said of an engine before any rank is started: its model, its layouts, and whether a
+request can be rendered. Imports no torch where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import Rendering, ResolvedRequest
+from longtake.engine.layout_chooser import LayoutChooser
+from longtake.engine.picture import Picture, read_picture
+from longtake.engine.request import resolve
+from longtake.engine.settled import settled
+from longtake.engine.topology import topology
+from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.versions import versions
+from longtake.errors import LayoutError, RequestError
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+
+
+class EngineOutline:
+    """A model and the layouts that it runs in. Building one checks both; nothing is loaded.
+
+    Args:
+        config: the model, the ranks, their deadlines.
+        place: among the ranks of torchrun, whose number then counts.
+
+    Attributes:
+        config: with nothing left to be chosen but degrees and attention kernel.
+        spec: what can be said of the model before it is loaded.
+        layouts: that requests run in, and how long they take there by the plan.
+
+    Raises:
+        ModelError: the model is missing, damaged or of an unknown kind.
+        LayoutError: the degrees do not fit the devices, or there are not so many.
+        KernelError: an unknown attention kernel.
+    """
+
+    def __init__(self, config: EngineConfig, place: TorchrunPlace | None = None) -> None:
+        if place is not None:
+            config = config.model_copy(update={"devices": place.world_size})
+        self._device_type = device_type_of(config, place)
+        self._checkpoint = Checkpoint.open(config.model, config.revision)
+        self.spec = registry.inspect(self._checkpoint)
+        self.config = settled(config, self._checkpoint, self.spec, self._device_type)
+        self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+        self._read: tuple[ResolvedRequest, Picture] | None = None
+
+    def resolve(self, request: Rendering) -> ResolvedRequest:
+        """The request with nothing left out, checked against the model and the layout.
+
+        Raises:
+            RequestError, LayoutError: it cannot be rendered here.
+        """
+        if self.config.autoencoder_only:
+            raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
+        picture = None if self.spec.image is None else self._picture_of(request)
+        resolved = resolve(request, self.spec, picture)
+        self.layouts.choose(resolved)
+        if picture is not None:
+            self._read = resolved, picture
+        return resolved
+
+    def _picture_of(self, request: Rendering) -> Picture:
+        """The picture that a request of image-to-video begins with."""
+        if request.image is None:
+            raise RequestError(
+                f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
+            )
+        return read_picture(request.image, self.config.image_folder, request.image_sha256)
+
+    def _read_once(self, request: ResolvedRequest) -> Picture:
+        """The same of a request that was resolved: read again unless no other was meanwhile."""
+        if self._read is None or self._read[0] != request:
+            return self._picture_of(request)
+        (_, picture), self._read = self._read, None
+        return picture
+
+    def identity_part(self) -> str:
+        """All that videos follow from but their requests: model, dtypes, versions, in one text."""
+        config, installed = self.config, versions()
+        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, installed["longtake"]))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self._checkpoint.fingerprint()
+
+
+def device_type_of(
+    config: EngineConfig, place: TorchrunPlace | None = None
+) -> Literal["cpu", "cuda"]:
+    """The kind of device, of which there are enough on this host.
+
+    Args:
+        place: under torchrun, which counts the ranks.
+
+    Raises:
+        LayoutError: there are not so many GPUs.
+    """
+    if config.device == "cpu":
+        return "cpu"
+    num_gpus = _num_gpus()
+    if config.device == "auto" and num_gpus == 0:
+        return "cpu"
+    if place and config.device_ids is not None:
+        raise LayoutError("device_ids under torchrun, which numbers its ranks' GPUs: leave it out")
+    local = place.local_world_size if place else 1 + max(config.devices_by_rank)
+    if local > num_gpus:
+        if config.device_ids is not None:
+            raise LayoutError(
+                f"device_ids={' '.join(map(str, config.device_ids))} with {num_gpus} GPUs here: "
+                f"they are numbered from 0 to {num_gpus - 1}"
+            )
+        raise LayoutError(
+            f"devices={config.devices} with {num_gpus} GPUs here: try devices={max(1, num_gpus)}, "
+            "or device=cpu"
+        )
+    return "cuda"
+
+
+def _num_gpus() -> int:
+    """GPUs that torch can use."""
+    if topology().without_driver:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
