@@ -7,6 +7,7 @@ import json
 import time
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
 from longtake.serve.problems import Problem
@@ -33,6 +34,9 @@ class Body:
         most_bytes: that it may have.
         timeout_s: within which it is whole.
         budget: that all share.
+
+    Attributes:
+        gone: whether the client was seen to have hung up.
     """
 
     def __init__(self, receive: Receive, most_bytes: int, timeout_s: float, budget: Budget) -> None:
@@ -44,6 +48,7 @@ class Body:
         self._taken = 0
         self._whole = False
         self._again: Message | None = None
+        self.gone = False
 
     async def __call__(self) -> Message:
         """The next message.
@@ -55,7 +60,13 @@ class Body:
             message, self._again = self._again, None
             return message
         if self._whole:  # then what comes is that the client has gone
-            return await self._receive()
+            message = await self._receive()
+        else:
+            message = await self._next_part()
+        self.gone = self.gone or message["type"] == "http.disconnect"
+        return message
+
+    async def _next_part(self) -> Message:
         try:
             wait_s = self._deadline - time.monotonic()
             message = await asyncio.wait_for(self._receive(), max(0.0, wait_s))
@@ -86,13 +97,17 @@ class Body:
         self._taken = 0
 
     async def read(self, most_bytes: int) -> bytes:
-        """All of it; what is received then is what :meth:`send_on` says."""
+        """All of it; what is received then is what :meth:`send_on` says.
+
+        Raises:
+            Problem: it is too large, or too slow.
+            ClientDisconnect: the client hung up before it was whole.
+        """
         parts: list[bytes] = []
         while not self._whole:
             message = await self()
             if message["type"] != "http.request":
-                self._again = message
-                return b""
+                raise ClientDisconnect
             parts.append(message.get("body", b""))
             if self._taken > most_bytes:
                 raise too_large(most_bytes)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -93,14 +94,16 @@ class Guard:
         if scope["type"] != "http":  # no page of ours opens a socket
             await send({"type": "websocket.close", "code": 1008})
             return
-        answer = _Answer(send, of_call=scope["path"].startswith(_CALLS))
         body = Body(receive, self._most_bytes, self._timeout_s, self._in_flight)
+        answer = _Answer(send, body, of_call=scope["path"].startswith(_CALLS))
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
                 await refusal(scope, receive, answer)
             else:
                 await self._hand_on(scope, body, answer)
+        except ClientDisconnect:
+            logger.debug("a client hung up: %s %s", _method(scope), _route(scope))
         except asyncio.CancelledError:
             if not self._stopping():
                 raise
@@ -118,6 +121,8 @@ class Guard:
             await self._page(scope, body, answer)
         except Problem as problem:
             await problem.answer()(scope, body, answer)
+        except ClientDisconnect:
+            raise
         except Exception as error:
             if not answer.of_call:
                 raise
@@ -156,14 +161,17 @@ class Guard:
 class _Answer:
     """What is sent to a client, with headers that keep a browser from doing more than it should."""
 
-    def __init__(self, send: Send, *, of_call: bool) -> None:
+    def __init__(self, send: Send, body: Body, *, of_call: bool) -> None:
         self._send = send
+        self._body = body
         self.of_call = of_call
         self.begun = False
         self.status = 499
         """Until there is an answer: the client has gone before."""
 
     async def __call__(self, message: Message) -> None:
+        if self._body.gone and not self.begun:  # nobody is there to be answered
+            return
         if message["type"] == "http.response.start":
             if self.of_call and message["status"] == 500:
                 message["status"] = 400
