@@ -22,6 +22,7 @@ from longtake.engine.latents import checked_latents
 from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
 from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.outline import EngineOutline
+from longtake.engine.picture import read_picture
 from longtake.engine.request import resolve_decode
 from longtake.engine.snapshot import Identity, SnapshotPlan
 from longtake.engine.torchrun import TorchrunPlace
@@ -334,7 +335,7 @@ class VideoEngine(EngineOutline):
             own = own and own.model_copy(update=extras)
             if own is not None and own.from_picture:
                 assert isinstance(request, ResolvedRequest)
-                beside = self._read_once(request).pixels
+                beside = read_picture(*self._picture_of(request)).pixels
         except RefusedInputError as error:
             refusal = error
         return launcher.agree(own, refusal), beside

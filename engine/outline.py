@@ -5,12 +5,13 @@ request can be rendered. Imports no torch where there is no GPU.
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.engine.layout_chooser import LayoutChooser
-from longtake.engine.picture import Picture, read_picture
+from longtake.engine.picture import check_picture
 from longtake.engine.request import resolve
 from longtake.engine.settled import settled
 from longtake.engine.topology import topology
@@ -47,7 +48,6 @@ class EngineOutline:
         self.spec = registry.inspect(self._checkpoint)
         self.config = settled(config, self._checkpoint, self.spec, self._device_type)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
-        self._read: tuple[ResolvedRequest, Picture] | None = None
 
     def resolve(self, request: Rendering) -> ResolvedRequest:
         """The request with nothing left out, checked against the model and the layout.
@@ -57,27 +57,18 @@ class EngineOutline:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
-        picture = None if self.spec.image is None else self._picture_of(request)
+        picture = None if self.spec.image is None else check_picture(*self._picture_of(request))
         resolved = resolve(request, self.spec, picture)
         self.layouts.choose(resolved)
-        if picture is not None:
-            self._read = resolved, picture
         return resolved
 
-    def _picture_of(self, request: Rendering) -> Picture:
-        """The picture that a request of image-to-video begins with."""
+    def _picture_of(self, request: Rendering) -> tuple[Path, Path | None, str | None]:
+        """The picture that a request of image-to-video begins with, as those who read it ask."""
         if request.image is None:
             raise RequestError(
                 f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
             )
-        return read_picture(request.image, self.config.image_folder, request.image_sha256)
-
-    def _read_once(self, request: ResolvedRequest) -> Picture:
-        """The same of a request that was resolved: read again unless no other was meanwhile."""
-        if self._read is None or self._read[0] != request:
-            return self._picture_of(request)
-        (_, picture), self._read = self._read, None
-        return picture
+        return request.image, self.config.image_folder, request.image_sha256
 
     def identity_part(self) -> str:
         """All that videos follow from but their requests: model, dtypes, versions, in one text."""

@@ -7,27 +7,30 @@ import hashlib
 import io
 import os
 import stat
-import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from longtake.configs.request import ResolvedRequest
 from longtake.engine.color_profiles import in_srgb
 from longtake.engine.files import cause
+from longtake.engine.picture_process import MAX_CPU_S, MAX_PIXELS, decoded_apart
 from longtake.errors import RequestError, one_line
-from longtake.pipelines.picture import Pixels
+
+if TYPE_CHECKING:  # what decodes is started for each picture, and imports no more than it needs
+    from longtake.configs.request import ResolvedRequest
+    from longtake.pipelines.picture import Pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 64 * 2**20
 """Of a file."""
-MAX_PIXELS = 40_000_000
-"""Of a picture; 8K has 33 million. Reading one takes 1 GiB of memory at most."""
+_MOST_REMEMBERED = 4096
 
 _WHITE = (255, 255, 255)
 _UPRIGHT = {
@@ -41,8 +44,21 @@ _UPRIGHT = {
 }
 """What turns a picture upright, by EXIF's orientation."""
 
-_one_at_a_time = threading.Lock()
-"""So that threads together take no more memory than one."""
+_sizes: OrderedDict[str, tuple[int, int]] = OrderedDict()
+"""Of pictures that were decoded before, by SHA-256; see :func:`check_picture`."""
+
+
+@dataclass(frozen=True)
+class CheckedPicture:
+    """What is known of a picture that can be decoded.
+
+    Attributes:
+        size: height and width, upright.
+        sha256: of the file, in hexadecimal.
+    """
+
+    size: tuple[int, int]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -70,24 +86,67 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
     It is turned as its EXIF data say, brought to 8 bits and to sRGB, and put on white where it is
     transparent.
 
+    It is decoded in a process of its own, which has ``MAX_CPU_S`` of CPU time and
+    ``MAX_MEMORY_BYTES``, and ends with all that it took.
+
     Args:
         folder: the file must lie in it, whatever links lead there; None: anywhere.
-        sha256: the file must be this one; None: any.
+        sha256: the file must be this one, which was decoded before, and has twice the time now;
+            None: any.
 
     Raises:
-        RequestError: it may not or cannot be read, is no such picture, too large, or another.
+        RequestError: it may not or cannot be read, is no such picture, too large, takes too long,
+            or is another.
+        EngineError: this machine cannot decode it now.
     """
     said = f"image={str(path)!r}"
-    with _one_at_a_time:
-        content = _content(path, folder, said)
-        image = in_srgb(_in_bytes(_upright(content, said)), content, said)
-        picture = Picture(_pixels(image), hashlib.sha256(content).hexdigest())
-    if sha256 is not None and picture.sha256 != sha256:
+    content = _content(path, folder, said)
+    _check_bytes(content, said)
+    digest = hashlib.sha256(content).hexdigest()
+    cpu_s = 2 * MAX_CPU_S if digest == sha256 else MAX_CPU_S
+    pixels = decoded_apart(content, said, cpu_s)
+    _check_meant(digest, sha256, said)
+    return Picture(pixels, digest)
+
+
+def check_picture(
+    path: Path, folder: Path | None = None, sha256: str | None = None
+) -> CheckedPicture:
+    """What :func:`read_picture` would read; it is decoded only if it was not before.
+
+    Raises:
+        As :func:`read_picture`.
+    """
+    said = f"image={str(path)!r}"
+    picture = check_content(_content(path, folder, said), said)
+    _check_meant(picture.sha256, sha256, said)
+    return picture
+
+
+def check_content(content: bytes, said: str) -> CheckedPicture:
+    """The same of a file's content.
+
+    Args:
+        said: what it is called in messages.
+    """
+    _check_bytes(content, said)
+    digest = hashlib.sha256(content).hexdigest()
+    size = _sizes.get(digest)
+    if size is None:
+        size = Picture(decoded_apart(content, said, MAX_CPU_S), digest).size
+        _sizes[digest] = size
+        while len(_sizes) > _MOST_REMEMBERED:
+            _sizes.popitem(last=False)
+    return CheckedPicture(size, digest)
+
+
+def _check_meant(found: str, meant: str | None, said: str) -> None:
+    """That a picture, which was decoded, so that nothing is said of other files, is the one."""
+    if meant is not None and found != meant:
         raise RequestError(
-            f"{said} is another picture than was meant: its SHA-256 is not {sha256}; leave "
+            f"{said} is another picture than was meant: its SHA-256 is not {meant}; leave "
             "image_sha256 out to take it"
         )
-    return picture
 
 
 def _content(path: Path, folder: Path | None, said: str) -> bytes:
@@ -114,12 +173,30 @@ def _content(path: Path, folder: Path | None, said: str) -> bytes:
         raise RequestError(f"{said} cannot be read: {cause(error)}") from error
     finally:
         os.close(descriptor)
+    return content
+
+
+def _check_bytes(content: bytes, said: str) -> None:
     if len(content) > MAX_BYTES:
         raise RequestError(
             f"{said} has more than {MAX_BYTES // 2**20} MiB, which are the most that are read: "
             "make it smaller"
         )
-    return content
+
+
+def decoded(content: bytes, said: str) -> Pixels:
+    """The pixels of a file's content, ``[H, W, 3]``.
+
+    It runs in a process of its own: nothing bounds its time and memory here.
+
+    Args:
+        said: what the picture is called in messages.
+
+    Raises:
+        RequestError: it is no picture that is read, or damaged.
+        MemoryError: there is not enough.
+    """
+    return _pixels(in_srgb(_in_bytes(_upright(content, said)), content, said))
 
 
 def _upright(content: bytes, said: str) -> Image.Image:

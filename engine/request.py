@@ -24,14 +24,16 @@ from longtake.errors import RequestError, one_line
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from longtake.engine.picture import Picture
+    from longtake.engine.picture import CheckedPicture
 
 logger = logging.getLogger(__name__)
 
 _SHORTHANDS = set(SHORTHANDS)
 
 
-def resolve(request: Rendering, spec: ModelSpec, picture: Picture | None = None) -> ResolvedRequest:
+def resolve(
+    request: Rendering, spec: ModelSpec, picture: CheckedPicture | None = None
+) -> ResolvedRequest:
     """Fill in the model's defaults and a seed, and check the request against the model.
 
     A missing seed is drawn here, once for all ranks.
@@ -84,7 +86,9 @@ def resolve(request: Rendering, spec: ModelSpec, picture: Picture | None = None)
     return resolved
 
 
-def _image_fields(request: Rendering, spec: ModelSpec, picture: Picture | None) -> dict[str, Any]:
+def _image_fields(
+    request: Rendering, spec: ModelSpec, picture: CheckedPicture | None
+) -> dict[str, Any]:
     """The fields that say how a picture is taken; of a text-to-video model there are none."""
     if spec.image is None:
         for name in ("image", "image_sha256", "i2v_mode", "resize_mode"):

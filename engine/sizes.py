@@ -14,7 +14,7 @@ from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from longtake.engine.picture import Picture
+    from longtake.engine.picture import CheckedPicture
 
 _LONGEST_SHAPE = 4
 """Of a side that follows from a picture over the other: as in HunyuanVideo-I2V's own buckets."""
@@ -23,7 +23,7 @@ _SAME_SHAPE = 0.05
 """By how much, of a shape, a size of the model's own may miss the one that was asked for."""
 
 
-def size_of(request: Rendering, spec: ModelSpec, picture: Picture | None) -> tuple[int, int]:
+def size_of(request: Rendering, spec: ModelSpec, picture: CheckedPicture | None) -> tuple[int, int]:
     """Height and width: as they were asked for, else in the shape that was asked for, else in the
     picture's, else the model's own.
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -134,9 +135,12 @@ def _add_videos(app: FastAPI, service: VideoService) -> None:
         once = request.headers.get("idempotency-key")
         if once is not None and not 1 <= len(once) <= _LONGEST_KEY:
             raise Problem(400, f"Idempotency-Key must have 1 to {_LONGEST_KEY} letters")
+        asker = request.scope.get("asker") or ""
         async with _sent(request) as (values, upload):
-            asker = request.scope.get("asker") or ""
-            return await writing(_created, service, values, upload, asker, once)
+            create = partial(_created, service, values, upload, asker, once)
+            if upload is None and values.get("input_reference") is None:
+                return await writing(create)
+            return await service.pictures.turns.take(request, create)
 
     @app.get("/v1/videos", response_model=None)
     def listed(after: str | None = None, limit: int = 20, order: str = "desc") -> Response:

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longtake.engine.files import write_whole
-from longtake.engine.picture import read_picture
+from longtake.engine.picture import check_content
 from longtake.errors import RequestError
+from longtake.serve.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,14 @@ class Pictures:
 
     Args:
         folder: that is there.
+
+    Attributes:
+        turns: of those who send one.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.turns = Turns()
 
     def write(self, job: str, content: bytes) -> Path:
         """Keep a job's picture, beside any other that came with the same job."""
@@ -44,15 +49,12 @@ class Pictures:
         """Keep one for which a video will be asked before long; returns its name.
 
         Raises:
-            RequestError: it is no picture, or too large.
+            RequestError: it is no picture, too large, or takes too long to decode.
+            EngineError: it cannot be written or decoded now.
         """
+        check_content(content, "the picture")
         path = self._folder / f"sent-{secrets.token_hex(16)}"
         write_whole(path, content)
-        try:
-            read_picture(path, self._folder)
-        except RequestError as error:
-            path.unlink(missing_ok=True)
-            raise RequestError(str(error).replace(f"image={str(path)!r}", "the picture")) from error
         self.drop_old()
         return path.name
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from longtake.configs.request import MAX_SEED
 from longtake.engine.job_database import QueueError
@@ -50,7 +50,10 @@ def page_of(service: VideoService) -> FastAPI:
     async def picture(request: Request) -> Response:
         """Keep a picture for which the page will ask for a video; Gradio never sees it."""
         try:
-            name = await run_in_threadpool(service.pictures.send, await request.body())
+            send = partial(service.pictures.send, await request.body())
+            name = await service.pictures.turns.take(request, send)
+        except Problem as problem:
+            return problem.answer()
         except RefusedInputError as error:
             return Problem(400, str(error), param="input_reference").answer()
         except EngineError as error:

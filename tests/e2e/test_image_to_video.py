@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from PIL import Image
 
 from longtake import VideoEngine, VideoRequest, cli
 from longtake.engine.latents import read_latents
-from longtake.engine.picture import read_picture
+from longtake.engine.picture_process import decoded_apart
 from longtake.engine.worker import Nowhere
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
@@ -278,25 +280,27 @@ def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
         assert run("generate", *again)[0] == 0
 
 
-def test_a_picture_is_read_once(
+def test_a_picture_is_decoded_once_to_be_looked_at(
     animators: dict[str, str], picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And again for a request that was resolved before another."""
-    read: list[Path] = []
+    """And once for each video."""
+    digests: list[str] = []
 
-    def counted(path: Path, *more: Any) -> Any:
-        read.append(path)
-        return read_picture(path, *more)
+    def counted(content: bytes, said: str, cpu_s: float) -> Any:
+        digests.append(hashlib.sha256(content).hexdigest())
+        return decoded_apart(content, said, cpu_s)
 
-    monkeypatch.setattr("longtake.engine.engine.read_picture", counted)
+    monkeypatch.setattr("longtake.engine.picture.decoded_apart", counted)
+    monkeypatch.setattr("longtake.engine.picture._sizes", OrderedDict())
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         request = VideoRequest(prompt="a", image=picture, seed=0, num_inference_steps=1)
         engine.generate(request)
-        assert read == [picture]
+        assert len(digests) == 2
         first, second = (engine.resolve(request.model_copy(update={"seed": at})) for at in (1, 2))
+        assert len(digests) == 2
         for resolved in (first, second):
             engine.render(resolved, Nowhere())
-        assert read == [picture] * 4
+        assert digests == [first.image_sha256] * 4
 
 
 def test_latents_of_a_picture_that_are_no_numbers(

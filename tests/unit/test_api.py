@@ -21,6 +21,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.picture import decoded
 from longtake.errors import RankError, RequestError
 from longtake.serve.objects import video_object
 from longtake.serve.service import VideoService
@@ -258,10 +259,14 @@ def test_files_that_are_no_pictures(animating: Gray) -> None:
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_files_that_were_tampered_with(animating: Gray) -> None:
+def test_files_that_were_tampered_with(animating: Gray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever becomes of a picture's bytes, the answer is one or a refusal, and the server goes
     on."""
     client, service = animating
+    monkeypatch.setattr(  # here: a process for each would take long
+        "longtake.engine.picture.decoded_apart",
+        lambda content, said, cpu_s: decoded(content, said),
+    )
     whole = picture((64, 64), "JPEG") + picture((32, 32))
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

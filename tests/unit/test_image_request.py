@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.engine.picture import Picture
+from longtake.engine.picture import CheckedPicture
 from longtake.engine.request import resolve, resolve_decode
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines import registry
@@ -32,7 +31,7 @@ SHA256 = "0" * 64
 
 def resolved(spec: Any = RELEASED, size: tuple[int, int] = (720, 1280), **changes: Any) -> Any:
     """Of a picture of so many pixels."""
-    picture = Picture(np.zeros((*size, 3), dtype=np.uint8), SHA256)
+    picture = CheckedPicture(size, SHA256)
     return resolve(VideoRequest(prompt="a", image=Path("a.png"), **changes), spec, picture)
 
 

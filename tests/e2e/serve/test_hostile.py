@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 import socket
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,11 +14,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
+from PIL import Image
 
+from tests.hostile_pictures import many_scans
 from tests.serving import Server
 from tests.until import until
+
+TEXTS = "application/x-www-form-urlencoded"
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +56,15 @@ def said(server: Server, content: bytes) -> bytes:
 def head(server: Server, first: str, *lines: str) -> bytes:
     host = urlsplit(server.url).netloc
     return "\r\n".join([first, f"Host: {host}", *lines, "", ""]).encode("latin-1")
+
+
+def counted(server: Server) -> dict[str, float]:
+    """Requests that were answered so far, by status."""
+    counts: dict[str, float] = {}
+    pattern = r'longtake_http_requests_total{.*status="(\d+)"} (\S+)'
+    for status, count in re.findall(pattern, server.client.get("/metrics").text):
+        counts[status] = counts.get(status, 0) + float(count)
+    return counts
 
 
 def test_heads_that_are_none(server: Server) -> None:
@@ -111,6 +128,75 @@ def test_slow_clients_are_let_go(server: Server) -> None:
     assert all(2 < seconds < 12 for seconds, _ in ended), ended
     assert b" 408 " in ended[2][1], ended
     assert b" 408 " in ended[3][1], ended
+
+
+def test_clients_who_hang_up(server: Server) -> None:
+    """Before, in and after what they send, and while they are answered: no fault of the server, and
+    nothing for its log."""
+    json, kind = "Content-Type: application/json", "Content-Type: multipart/form-data; boundary=x"
+    post, chunks = "POST /v1/videos HTTP/1.1", "Transfer-Encoding: chunked"
+    sized = "Content-Length: 5000"
+    part = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na'
+    name = server.create(num_inference_steps=200)["id"]
+    watched = ("GET", f"/v1/videos/{name}/events"), ("GET", "/gradio_api/queue/data?session_hash=a")
+    contents = {
+        "head": [post.encode(), head(server, post, json, sized)[:-2]],
+        "body": [
+            head(server, post, json, sized),
+            head(server, post, json, sized) + b'{"prompt": "a"',
+            head(server, post, json, sized, "Expect: 100-continue"),
+            head(server, post, json, chunks) + b"5\r\n{",
+            head(server, post, json, chunks) + b"1\r\n{\r\nno size\r\n",
+            head(server, post, kind, sized) + part,
+            head(server, "POST /login HTTP/1.1", "Content-Type: " + TEXTS, sized) + b"key",
+            head(server, "POST /picture HTTP/1.1", "Content-Type: image/png", sized) + b"PNG",
+            head(server, "POST /gradio_api/queue/join HTTP/1.1", json, sized) + b"{",
+        ],
+        "answer": [head(server, f"{method} {path} HTTP/1.1") for method, path in watched],
+    }
+    before = counted(server)
+    for content in [each for several in contents.values() for each in several]:
+        for abruptly in (False, True):
+            with connected(server) as connection:
+                connection.sendall(content)
+                time.sleep(0.05)
+                if abruptly:  # with a reset in the place of an end
+                    connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
+    expected = 2 * len(contents["body"])
+    until(lambda: counted(server).get("499", 0) - before.get("499", 0) >= expected)
+    server.client.delete(f"/v1/videos/{name}")
+    after = counted(server)
+    assert after.get("499", 0) - before.get("499", 0) == expected
+    assert {status for status in after if status[0] == "5"} <= before.keys() | {"503"}
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_picture_that_takes_too_long_to_decode(server: Server) -> None:
+    """It is refused, others' pictures go on beside it, and the memory is given back."""
+    content, plain = io.BytesIO(), many_scans()
+    Image.new("RGB", (64, 64)).save(content, "PNG")
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+
+    def sent(picture: bytes) -> tuple[float, httpx.Response]:
+        begun = time.monotonic()
+        answer = httpx.post(server.url + "/picture", content=picture, timeout=120)
+        return time.monotonic() - begun, answer
+
+    with ThreadPoolExecutor(1) as pool:
+        hostile = pool.submit(sent, plain)
+        until(lambda: any("decoder" in " ".join(each.cmdline()) for each in process.children()))
+        seconds, answer = sent(content.getvalue())
+        assert answer.status_code == 200, answer.text
+        assert not hostile.done(), seconds
+        _, refused = hostile.result()
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == (
+        "the picture takes more than 5 s to decode: save it as a baseline JPEG or PNG"
+    )
+    assert process.memory_info().rss - before < 2**26
 
 
 def test_clients_who_do_not_take_what_they_asked_for(server: Server) -> None:
