@@ -28,14 +28,14 @@ _OF_PAGE = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
         r"|/(static|assets|svelte)/[\w./@+-]+"
-        r"|/gradio_api/(startup-events|theme\.css|info/?|queue/data|heartbeat/\w+)"
     ),
-    "POST": re.compile(r"/picture|/gradio_api/(queue/join/?|reset/?|cancel)"),
+    "POST": re.compile(r"/picture|/gradio_api/(run/predict|queue/join)"),
 }
-"""All that the page needs, of Gradio, too. There is no way to Gradio's files, uploads and proxy."""
+"""All that the page needs, of Gradio, too. There is no way to Gradio's files, uploads and proxy.
+Nothing waits in its queue: it refuses calls that name no session, and none does."""
 
 _CALLS = "/gradio_api/"
-"""What is amiss there is the client's fault: faults of the page itself are told in its queue."""
+"""What is amiss there is the client's fault."""
 _MOST_OF_CALL = 256 * 1024
 
 _MOST_HEADER_BYTES = 32 * 1024
@@ -150,6 +150,9 @@ class Guard:
             ).answer()
         allowed = _OF_PAGE.get("GET" if method == "HEAD" else method)
         of_page = self._page is not None and allowed is not None and allowed.fullmatch(path)
+        kind = headers.get("content-type", "")
+        if path.startswith(_CALLS) and not kind.startswith("application/json"):
+            of_page = False  # what a form of another site would send
         if not (_OF_API.fullmatch(path) or of_page) or ".." in path.split("/"):
             return Problem(404, "there is nothing here").answer()
         length = headers.get("content-length", "0")

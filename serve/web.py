@@ -19,6 +19,7 @@ from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.serve.api import told_of
 from longtake.serve.asked import refused
 from longtake.serve.form import FIELDS, Form
+from longtake.serve.page_calls import PageCalls
 from longtake.serve.problems import Problem
 from longtake.serve.service import VideoService
 from longtake.serve.views import Views
@@ -36,9 +37,6 @@ _PICTURE = """
 _SEND_PICTURE = """
 async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
 """
-_MOST_CALLS = 64
-_AT_ONCE = 4
-_SESSIONS = 200
 _MOST_SHOWN = 480
 
 
@@ -60,9 +58,12 @@ def page_of(service: VideoService) -> FastAPI:
             return Problem(503, told_of(error)).answer()
         return JSONResponse({"picture": name})
 
+    blocks = Page(service).blocks()
+    functions = blocks.config["dependencies"]
+    app.add_middleware(PageCalls, inputs={each["id"]: len(each["inputs"]) for each in functions})
     gr.mount_gradio_app(
         app,
-        Page(service).blocks(),
+        blocks,
         "/",
         footer_links=[],
         run_history=False,
@@ -101,7 +102,7 @@ class Page:
             gr.HTML(f"<h1>longtake</h1><p>{self._service.model}</p>", elem_id="title")
             video = gr.Textbox(visible=False)
             picture = gr.Textbox(visible=False)
-            told, count = gr.State(""), gr.State(_MORE)
+            told, count = gr.Textbox("", visible=False), gr.Textbox(str(_MORE), visible=False)
             with gr.Row():
                 with gr.Column(scale=5, min_width=320):
                     fields, estimate, generate, cancel, dice = self._inputs()
@@ -115,13 +116,15 @@ class Page:
                 engine = gr.HTML()
             shown = [status, gallery, engine, cancel, again, more, told]
             form = list(fields.values())
+            # At once: what waits in Gradio's queue stays there until it is fetched.
+            ask: dict[str, Any] = {"show_progress": "hidden", "queue": False}
             load = blocks.load(
                 self._opened,
                 [video, picture],
                 [video, picture, *form],
                 js="() => [longtake.asked(), longtake.draft()]",
+                **ask,
             )
-            ask: dict[str, Any] = {"show_progress": "hidden", "queue": True}
             see: list[Any] = [self._seen, [video, told, count], shown]
             load.then(*see, **ask).then(self._estimate, form, estimate, **ask)
             gr.Timer(_TICK_S).tick(*see, **ask)
@@ -144,8 +147,6 @@ class Page:
             dice.click(self._form.drawn, None, fields["seed"], **ask)
             for name in ("size", "length", "num_inference_steps"):
                 fields[name].change(self._estimate, form, estimate, **ask)
-        blocks.queue(max_size=_MOST_CALLS, default_concurrency_limit=_AT_ONCE)
-        blocks.state_session_capacity = _SESSIONS
         return blocks
 
     def _inputs(self) -> tuple[dict[str, Any], Any, Any, Any, Any]:
@@ -202,8 +203,8 @@ class Page:
         return [job.id, *self._settings_of(video)]
 
     @staticmethod
-    def _more(count: int) -> int:
-        return min(_MOST_SHOWN, int(count) + _MORE)
+    def _more(count: Any) -> str:
+        return str(min(_MOST_SHOWN, _counted(count) + _MORE))
 
     def _settings_of(self, video: str) -> list[Any]:
         """The video that the picture is of, and the fields; nothing of one that is gone."""
@@ -213,11 +214,11 @@ class Page:
         of_picture = job.id if job.request.image is not None else ""
         return [of_picture, *self._form.values(job.request)]
 
-    def _seen(self, video: str, told: str, count: int) -> list[Any]:
+    def _seen(self, video: str, told: str, count: str) -> list[Any]:
         """All that changes by itself; nothing where nothing did."""
         try:
             job = self._service.store.found(str(video)) if video else None
-            jobs, more = self._service.store.page(None, int(count), newest_first=True)
+            jobs, more = self._service.store.page(None, _counted(count), newest_first=True)
             views = [
                 self._views.status(job, gone=bool(video) and job is None),
                 self._views.gallery(jobs, video),
@@ -272,3 +273,9 @@ class Page:
         with suppress(QueueError):
             return self._service.store.found(str(video)) if video else None
         return None
+
+
+def _counted(count: Any) -> int:
+    """How many videos a page shows, whatever it says."""
+    text = str(count)
+    return int(text) if text.isdecimal() and len(text) < 4 else _MORE

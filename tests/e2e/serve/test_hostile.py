@@ -250,6 +250,10 @@ def test_gradios_own_routes_are_shut(server: Server) -> None:
         "/gradio_api/upload_progress?upload_id=x",
         "/gradio_api/openapi.json",
         "/gradio_api/call/x/y",
+        "/gradio_api/queue/data?session_hash=x",
+        "/gradio_api/queue/status",
+        "/gradio_api/heartbeat/x",
+        "/gradio_api/info?page=x",
         "/monitoring",
         "/monitoring/summary",
         "/pwa_icon",
@@ -268,6 +272,8 @@ def test_gradios_own_routes_are_shut(server: Server) -> None:
         "/gradio_api/upload",
         "/gradio_api/run/predict",
         "/gradio_api/api/predict",
+        "/gradio_api/cancel",
+        "/gradio_api/reset",
         "/gradio_api/call/predict",
         "/gradio_api/call/v2/predict",
         "/gradio_api/component_server",
@@ -278,6 +284,31 @@ def test_gradios_own_routes_are_shut(server: Server) -> None:
         "/gradio_api/reload",
     ):
         assert client.post(path, files={"files": b"x"}).status_code == 404, path
+
+
+def test_nothing_is_kept_of_the_pages_calls(server: Server) -> None:
+    """Whatever session they name, however many there are; and none is turned away for another."""
+    client = server.client
+    functions = client.get("/config").json()["dependencies"]
+    seen = next(each for each in functions if each["targets"][0][1] == "tick")
+    assert not any(each["queue"] for each in functions)
+    data = [""] * len(seen["inputs"])
+
+    def send(count: int) -> None:
+        for number in range(count):
+            call = {"data": data, "fn_index": seen["id"], "session_hash": f"{number}" * 30_000}
+            answer = client.post("/gradio_api/run/predict", json=call)
+            assert answer.status_code == 200, answer.text
+            for path in ("/gradio_api/queue/join", "/gradio_api/call/predict"):
+                assert client.post(path, json=call).status_code in (400, 404)
+            if number % 10 == 0:
+                assert client.get(f"/?page={number}").status_code == 200
+
+    process = psutil.Process(server.process.pid)
+    send(150)
+    before = process.memory_info().rss
+    send(300)
+    assert process.memory_info().rss - before < 10 * 2**20
 
 
 def test_what_the_page_may_be_sent(server: Server) -> None:
