@@ -27,6 +27,8 @@ from longtake.errors import ModelError, one_line
 DEFAULTS_FILE = "longtake.yaml"
 """A file of this name in a model's folder holds its own defaults."""
 
+Prompt = Annotated[str, Field(min_length=1, max_length=400)]
+
 
 class ModelDefaults(Declared):
     """What a request leaves out. Unless a model says otherwise: HunyuanVideo's, as in diffusers."""
@@ -53,6 +55,12 @@ class ModelDefaults(Declared):
     )
     prompt_template: PromptTemplate | None = Field(default=None, description="None: diffusers'")
     max_sequence_length: TextTokens = 256
+    examples: Annotated[tuple[Prompt, ...], Field(max_length=8)] = Field(
+        default=(), description="Prompts that the page offers"
+    )
+    note: Annotated[str, Field(max_length=400)] = Field(
+        default="", description="What a user should know of the model before all; on the page"
+    )
 
 
 def bundled() -> dict[str, Path]:

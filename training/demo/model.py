@@ -42,6 +42,13 @@ TEMPLATE = "video : {}"
 CROP_START = 3  # <|begin|> video :
 MAX_TEXT_TOKENS = 32
 FLOW_SHIFT = 3.0
+EXAMPLES = [
+    "a green triangle moving up on a navy background",
+    "a red circle moving right on a black background",
+    "a yellow ring moving left on a brown background",
+]
+IMAGE_EXAMPLES = ["moving left", "the ring moves up", "sliding to the right"]
+NOTE = "This demo model draws colored shapes; start with --model {} for real videos."
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 _SPECIAL = (PAD, UNKNOWN, BEGIN, END)
@@ -226,7 +233,8 @@ def save(
         text_encoder_2=clip,
         tokenizer_2=tokenizer(77),
     ).to(torch.float16).save_pretrained(folder)
-    _save_defaults(folder, guidance_scale, TEMPLATE, CROP_START)
+    shown = {"examples": EXAMPLES, "note": NOTE.format("hunyuan-video")}
+    _save_defaults(folder, guidance_scale, TEMPLATE, CROP_START, **shown)
 
 
 def save_image_to_video(
@@ -248,7 +256,8 @@ def save_image_to_video(
         image_processor=image_processor(),
     ).to(torch.float16).save_pretrained(folder)
     only = {"sizes": {"64p": [[HEIGHT_PX, WIDTH_PX]]}, "dynamic_flow_shift": FLOW_SHIFT}
-    _save_defaults(folder, 1.0, IMAGE_TEMPLATE, IMAGE_CROP_START, **only)
+    shown = {"examples": IMAGE_EXAMPLES, "note": NOTE.format("hunyuan-video-i2v")}
+    _save_defaults(folder, 1.0, IMAGE_TEMPLATE, IMAGE_CROP_START, **only, **shown)
 
 
 def _save_defaults(
