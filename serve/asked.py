@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from longtake.configs.request import VideoRequest
 from longtake.configs.sizes import SAID_BY
+from longtake.engine.job_records import JobRecord
 from longtake.engine.sizes import in_pixels
 from longtake.errors import RefusedInputError, RequestError, field_named, nearly, one_line
 from longtake.pipelines.spec import ModelSpec
@@ -88,6 +89,12 @@ def asked_of(values: Mapping[str, Any], upload: bytes | None, model: str, spec: 
         return Asked(in_pixels(_validated(own), spec), picture)
     except RequestError as error:
         raise refused(error, values) from error
+
+
+def request_of(job: JobRecord) -> dict[str, Any]:
+    """A job's settings, as a client would send them for the same video again."""
+    settings = job.request.model_dump(mode="json", include=set(OWN_FIELDS))
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def refused(error: RefusedInputError, values: Mapping[str, Any]) -> FieldError:

@@ -7,18 +7,29 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.engine.engine import VideoEngine
 
-FIELDS = (
-    "prompt",
-    "size",
-    "length",
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-    "flow_shift",
-)
+SETTINGS = {
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "flow_shift": "Flow shift",
+    "true_cfg_scale": "True CFG scale",
+    "fps": "Frame rate (fps)",
+    "num_videos": "Number of videos",
+    "negative_prompt": "Negative prompt",
+}
+"""What the page calls those options that it shows when asked for more."""
+
+FIELDS = ("prompt", "size", "length", "seed", *SETTINGS)
+
+_SHOWN_AS = {
+    "width": "size",
+    "height": "size",
+    "seconds": "length",
+    "num_frames": "length",
+    "input_reference": "picture",
+}
 _FRAMES = "frames"
 """What tells a number of them from seconds."""
 AS_THE_PICTURE = "as the picture"
@@ -60,9 +71,18 @@ class Form:
         """The model's own."""
         return f"{self._spec.defaults.num_frames} {_FRAMES}"
 
+    def default(self, name: str) -> str:
+        """What a setting is if it is left out, in words."""
+        spec = self._spec
+        known = {"flow_shift": spec.flow_shift, "negative_prompt": "what not to show"}
+        own = getattr(spec.defaults, name, VideoRequest.model_fields[name].default)
+        value = known.get(name, own)
+        return value if isinstance(value, str) else f"{value:g}"
+
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The fields of a form, in its order, as a client of the API would send them."""
-        form = dict(zip(FIELDS, values, strict=True))
+        """The fields of a form, in its order, as a client of the API would send them; those at its
+        end may be left out."""
+        form = {**dict.fromkeys(FIELDS), **dict(zip(FIELDS, values, strict=False))}
         asked: dict[str, Any] = {"prompt": form["prompt"] or ""}
         if form["size"] and form["size"] != AS_THE_PICTURE:
             asked["size"] = str(form["size"]).replace(" ", "").replace("×", "x")
@@ -73,9 +93,16 @@ class Form:
             else:
                 asked["seconds"] = number.removesuffix("s")
         for name in FIELDS[3:]:
-            if form[name] not in (None, ""):
-                asked[name] = form[name].strip() if isinstance(form[name], str) else form[name]
+            value = form[name].strip() if isinstance(form[name], str) else form[name]
+            if value not in (None, ""):
+                asked[name] = value
         return asked
+
+    @staticmethod
+    def field_of(param: str | None) -> str:
+        """The field that shows an option of a request; empty if none does."""
+        shown = _SHOWN_AS.get(param or "", param or "")
+        return shown if shown in (*FIELDS, "picture") else ""
 
     @staticmethod
     def values(request: ResolvedRequest) -> list[Any]:
@@ -85,9 +112,7 @@ class Form:
             f"{request.width}x{request.height}",
             f"{request.num_frames} {_FRAMES}",
             str(request.seed),
-            request.num_inference_steps,
-            request.guidance_scale,
-            f"{request.flow_shift:g}",
+            *(_shown(getattr(request, name)) for name in SETTINGS),
         ]
 
     @staticmethod
@@ -108,3 +133,10 @@ def _shape(width: int, height: int) -> str:
     if width == height:
         return ", square"
     return ", wide" if width > height else ", tall"
+
+
+def _shown(value: str | float | None) -> str:
+    """A setting as it is written in a field; a number as exactly as it is known."""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return "" if value is None else str(value)

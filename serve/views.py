@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longtake.engine.job_records import JobRecord
-from longtake.errors import RefusedInputError
 from longtake.serve.asked import asked_of
-from longtake.serve.form import Form
 from longtake.serve.objects import error_of, progress_of
 from longtake.serve.pages import PAGES
 from longtake.serve.service import VideoService
@@ -20,6 +18,13 @@ _PHASES = {
     "text": "reading the prompt",
     "waiting": "waiting for other ranks",
     "writing": "writing the video",
+}
+_ANNOUNCED = {
+    "queued": "The video waits.",
+    "running": "The video is being rendered.",
+    "done": "The video is done.",
+    "failed": "The video failed.",
+    "cancelled": "The video was cancelled.",
 }
 
 
@@ -33,12 +38,27 @@ class Views:
     def __init__(self, service: VideoService) -> None:
         self._service = service
 
+    def header(self) -> str:
+        """What is served, and what a user should know of it."""
+        note = self._service.engine.spec.defaults.note
+        return PAGES.get_template("header.html").render(model=self._service.model, note=note)
+
+    def examples(self) -> str:
+        """Prompts that the model knows."""
+        examples = self._service.engine.spec.defaults.examples
+        return PAGES.get_template("examples.html").render(examples=examples)
+
     def status(self, job: JobRecord | None, problem: str = "", *, gone: bool = False) -> str:
         """One job: its video, or how far it is."""
         if gone:
             problem = "This video is no longer there: it was deleted, or has expired."
         shown = None if job is None else self._shown(job)
         return PAGES.get_template("status.html").render(job=shown, problem=problem)
+
+    def details(self, job: JobRecord | None) -> str:
+        """What was asked for."""
+        settings = [] if job is None else self._settings(job)
+        return PAGES.get_template("details.html").render(job=job, settings=settings)
 
     def gallery(self, jobs: Sequence[JobRecord], shown: str) -> str:
         """Several jobs in small."""
@@ -85,60 +105,74 @@ class Views:
             ranks=ranks,
         )
 
-    def estimate(self, form: Form, values: Sequence[Any]) -> str:
-        """How long a form's request takes, or nothing where it cannot be told yet."""
+    def estimate(self, values: Mapping[str, Any]) -> str:
+        """How long a form's request takes, once it is begun.
+
+        Raises:
+            RefusedInputError: it cannot be rendered here.
+        """
         service = self._service
-        asked = {**form.request(values), "prompt": "any", "seed": 0}
+        asked = {"seed": 0, **values, "prompt": "any"}
         spec = service.engine.spec
-        try:
-            request = asked_of(asked, None, service.model, spec).request
-            if spec.image is None:
-                resolved = service.resolved(request)
-            else:
-                resolved = service.resolved_without_picture(request)
-        except RefusedInputError as error:
-            return PAGES.get_template("status.html").render(job=None, problem=str(error))
-        words = "Not known yet how long it takes"
+        request = asked_of(asked, None, service.model, spec).request
+        if spec.image is None:
+            resolved = service.resolved(request)
+        else:
+            resolved = service.resolved_without_picture(request)
+        size = f"{resolved.width} × {resolved.height}, {resolved.num_frames} frames"
+        words = "Time not known yet"
         if service.pace.known:
             words = f"About {_words(service.pace.seconds_of(resolved))}"
-        size = f"{resolved.width} × {resolved.height}, {resolved.num_frames} frames"
-        return f'<p class="meta" role="status">{words} for {size}</p>'
+        return PAGES.get_template("estimate.html").render(words=f"{words} for {size}", problem="")
+
+    def problem(self, message: str) -> str:
+        """What is amiss with a request as a whole, in the estimate's place."""
+        return PAGES.get_template("estimate.html").render(words="", problem=message)
 
     def _shown(self, job: JobRecord) -> dict[str, Any]:
         service, request = self._service, job.request
         course = service.live.course(job.id) if job.state == "running" else None
         error = error_of(service, job)
+        words, percent = self._state(job), progress_of(service, job)
         return {
             "id": job.id,
             "state": job.state,
             "active": not job.ended,
+            "title": f"{percent} %" if job.state == "running" else words,
+            "announcement": _ANNOUNCED[job.state],
             "prompt": request.prompt,
-            "videos": request.num_videos,
+            "width": request.width,
+            "height": request.height,
             "latents": request.output_type == "latents",
-            "file": f"{job.id}{'.safetensors' if request.output_type == 'latents' else '.mp4'}",
-            "percent": progress_of(service, job),
-            "words": self._state(job),
+            "files": [path.name for path in service.outputs(job)],
+            "percent": percent,
+            "words": words,
             "left": self._left(job),
             "frames": zlib.crc32(course.picture) if course and course.picture else "",
             "error": "" if error is None or job.state == "cancelled" else error["message"],
             "summary": f"{request.width} × {request.height}, {request.num_frames} frames, "
             f"{_words(sum(job.seconds.values()))}",
-            "settings": [
-                ("seed", request.seed),
-                ("size", f"{request.width}x{request.height}"),
-                ("frames", f"{service.engine.num_frames_of(request)} at {request.fps:g} a second"),
-                ("steps", request.num_inference_steps),
-                ("guidance", f"{request.guidance_scale:g}"),
-                ("flow shift", f"{request.flow_shift:g}"),
-                ("id", job.id),
-            ],
         }
 
+    def _settings(self, job: JobRecord) -> list[tuple[str, object]]:
+        request = job.request
+        frames = self._service.engine.num_frames_of(request)
+        return [
+            ("seed", request.seed),
+            ("size", f"{request.width}x{request.height}"),
+            ("frames", f"{frames} at {request.fps:g} a second"),
+            ("steps", request.num_inference_steps),
+            ("guidance", f"{request.guidance_scale:g}"),
+            ("flow shift", f"{request.flow_shift:g}"),
+            ("true CFG scale", f"{request.true_cfg_scale:g}"),
+            ("negative prompt", request.negative_prompt or "none"),
+            ("videos", request.num_videos),
+            ("id", job.id),
+        ]
+
     def _state(self, job: JobRecord) -> str:
-        if job.state == "failed":
-            return "Failed"
-        if job.state == "cancelled":
-            return "Cancelled"
+        if job.ended:
+            return job.state.capitalize()
         if job.cancelling:
             limit_s = self._service.engine.config.stop_timeout_s
             return f"Ends after this step, in {_words(limit_s)} at most"
@@ -152,10 +186,8 @@ class Views:
         return _PHASES.get(now.phase, now.phase).capitalize()
 
     def _left(self, job: JobRecord) -> str:
-        """Until it is there, with all before it."""
-        if job.ended:
-            return ""
-        if job.cancelling:
+        """Until it is there, with all before it; nothing once it has ended, or is to end."""
+        if job.ended or job.cancelling:
             return ""
         seconds = self._service.pace.seconds_left().get(job.id)
         return "time left not known yet" if seconds is None else f"about {_words(seconds)} left"

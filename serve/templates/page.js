@@ -1,6 +1,7 @@
-// The picture that is to be animated goes to the server by itself; the form has its name there.
+// What the page does by itself. The server keeps nothing of a page: what is open, what is being
+// written and which video is shown is kept here.
 window.longtake = {
-  input() { return document.getElementById("picture-file"); },
+  // The picture goes to the server by itself; the form has its name there.
   async picture() {
     const file = this.input()?.files[0];
     if (!file) return "";
@@ -12,24 +13,200 @@ window.longtake = {
       return "!the picture could not be sent: try again";
     }
   },
+  input() { return document.getElementById("picture-file"); },
+  take(files) {
+    const picture = [...files].find((file) => file.type.startsWith("image/"));
+    if (!picture || !this.input()) return false;
+    const one = new DataTransfer();
+    one.items.add(picture);
+    this.input().files = one.files;
+    this.chosen();
+    return true;
+  },
   chosen() {
     const shown = document.getElementById("picture-shown");
     if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
     const file = this.input().files[0];
-    shown.hidden = !file;
-    if (file) shown.src = URL.createObjectURL(file);
+    shown.hidden = document.getElementById("picture-clear").hidden = !file;
+    if (file) {
+      shown.src = URL.createObjectURL(file);
+      this.keeps("");
+    }
+    this.settle(document.getElementById("picture"));
   },
   clear() {
     if (!this.input()) return;
     this.input().value = "";
     this.chosen();
   },
+  keeps(picture) {  // that of an earlier video
+    const line = document.getElementById("picture-kept");
+    if (line) line.hidden = !picture;
+  },
+
+  // Which video is shown.
   draft() { return sessionStorage.getItem("prompt") || ""; },
   asked() { return new URLSearchParams(location.search).get("video") || ""; },
   shows(video) {
-    if (video !== this.asked()) history.replaceState(null, "", video ? "?video=" + video : "/");
+    if (video !== this.asked()) history.pushState(null, "", video ? "?video=" + video : "/");
+  },
+  show(video) {
+    this.write(document.querySelector("#video textarea, #video input"), video);
+    this.shows(video);
+  },
+  write(field, text) {
+    field.value = text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  },
+
+  // What is amiss, below the field that it is of.
+  async problem(told) {
+    document.querySelectorAll(".lt.problem").forEach((each) => this.settle(each.parentElement));
+    if (!told) return;
+    const { field, message } = JSON.parse(told);
+    const panel = document.getElementById("more-settings");
+    if (!document.getElementById(field)?.offsetParent) this.open(panel, true);
+    const place = await this.appears(field);
+    if (!place) return;
+    const line = document.createElement("p");
+    line.className = "lt error problem";
+    line.setAttribute("role", "alert");
+    line.textContent = message;
+    place.append(line);
+    const input = place.querySelector("input, textarea");
+    input?.setAttribute("aria-invalid", "true");
+    line.scrollIntoView({ block: "nearest" });
+  },
+  async appears(name) {  // what a panel holds comes once it is open
+    for (let frame = 0; frame < 60 && !document.getElementById(name); frame++)
+      await new Promise(requestAnimationFrame);
+    return document.getElementById(name);
+  },
+  settle(place) {
+    place?.querySelectorAll(".problem").forEach((each) => each.remove());
+    place?.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
+  },
+  submitted(video, problem) {
+    this.problem(problem);
+    if (video === this.asked()) return;
+    this.shows(video);
+    document.getElementById("status").scrollIntoView({ block: "nearest" });
+  },
+
+  // What was opened stays open, over a reload, too.
+  panels: JSON.parse(localStorage.getItem("panels") || "{}"),
+  remember(name, open) {
+    this.panels[name] = open;
+    localStorage.setItem("panels", JSON.stringify(this.panels));
+  },
+  open(panel, open) {
+    const head = panel.querySelector("button.label-wrap");
+    if (head && head.classList.contains("open") !== open) head.click();
+  },
+
+  // A video goes a while after it was asked for, so that it can be called back.
+  leaving: new Map(),
+  remove(video) {
+    if (!video || this.leaving.has(video)) return;
+    this.leaving.set(video, setTimeout(() => this.delete(video), 5000));
+    this.fade();
+  },
+  restore() {
+    this.leaving.forEach(clearTimeout);
+    this.leaving.clear();
+    this.fade();
+  },
+  async delete(video) {
+    const answer = await fetch("/v1/videos/" + video, { method: "DELETE", keepalive: true })
+      .catch(() => null);
+    if (answer && (answer.ok || answer.status === 404)) {
+      if (video === this.asked()) this.show("");
+    } else this.announce("The video could not be deleted.");
+    setTimeout(() => { this.leaving.delete(video); this.fade(); }, 2000);
+  },
+  fade() {
+    const rules = [...this.leaving.keys()].map((video) => `[data-video="${video}"]`);
+    this.sheet ||= document.head.appendChild(document.createElement("style"));
+    this.sheet.textContent = rules.length
+      ? `.gallery :is(${rules}) { display: none } #result :is(${rules}) { opacity: .35 }` : "";
+    const bar = document.getElementById("undo");
+    bar.hidden = !rules.length;
+    bar.querySelector("span").textContent =
+      rules.length > 1 ? `${rules.length} videos are deleted.` : "The video is deleted.";
+  },
+
+  // What is told of the video that is shown.
+  announce(text) { document.getElementById("announcement").textContent = text; },
+  told() {
+    const shown = document.querySelector("#status [data-title]");
+    if (!shown) return;
+    const { title, announcement } = shown.dataset;
+    document.title = title ? `${title} – longtake` : "longtake";
+    if (announcement !== this.announced) this.announce(this.announced = announcement);
+    document.querySelectorAll("details[data-panel]").forEach((each) => {
+      const open = !!this.panels[each.dataset.panel];
+      if (each.open !== open) each.open = open;
+    });
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches)
+      shown.querySelectorAll("video[autoplay]").forEach((video) => {
+        video.autoplay = false;
+        video.pause();
+      });
+  },
+  ready() {
+    new MutationObserver(() => this.told()).observe(
+      document.getElementById("result"),
+      { subtree: true, childList: true, attributes: true, attributeFilter: ["open", "data-title"] },
+    );
+    this.told();
+    for (const name of ["more-settings", "engine"])
+      if (this.panels[name]) this.open(document.getElementById(name), true);
   },
 };
 document.addEventListener("input", (event) => {
-  if (event.target.closest("#prompt")) sessionStorage.setItem("prompt", event.target.value);
+  const field = event.target;
+  if (field.closest("#prompt")) sessionStorage.setItem("prompt", field.value);
+  if (field.id === "picture-file") longtake.chosen();
+  else longtake.settle(field.closest(".field"));
+});
+document.addEventListener("focusin", (event) => {
+  if (event.target.closest(".number")) event.target.inputMode = "decimal";
+});
+document.addEventListener("keydown", (event) => {
+  const generates = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+  if (!generates || !event.target.closest("#form")) return;
+  event.preventDefault();
+  document.getElementById("generate").click();
+});
+document.addEventListener("click", (event) => {
+  const target = event.target;
+  const head = target.closest("button.label-wrap"), panel = head?.closest("#more-settings, #engine");
+  if (panel) longtake.remember(panel.id, !head.classList.contains("open"));
+  const details = target.closest("summary")?.parentElement;
+  if (details?.dataset.panel) longtake.remember(details.dataset.panel, !details.open);
+  const example = target.closest("[data-example]");
+  if (example) longtake.write(document.querySelector("#prompt textarea"), example.textContent);
+  const removed = target.closest("[data-remove]");
+  if (removed) longtake.remove(removed.dataset.remove);
+  if (target.closest("#undo button")) longtake.restore();
+  if (target.closest("#picture-clear")) longtake.clear();
+  const link = target.closest(".gallery a");
+  if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+    event.preventDefault();
+    longtake.show(link.closest("[data-video]").dataset.video);
+    document.getElementById("status").scrollIntoView({ block: "nearest" });
+  }
+}, true);  // before what is clicked changes
+document.addEventListener("paste", (event) => {
+  if (longtake.take(event.clipboardData.files)) event.preventDefault();
+});
+document.addEventListener("dragover", (event) => {
+  if (longtake.input() && event.dataTransfer.types.includes("Files")) event.preventDefault();
+});
+document.addEventListener("drop", (event) => {
+  if (longtake.input() && longtake.take(event.dataTransfer.files)) event.preventDefault();
+});
+window.addEventListener("popstate", () => longtake.show(longtake.asked()));
+window.addEventListener("pagehide", () => {
+  longtake.leaving.forEach((timer, video) => { clearTimeout(timer); longtake.delete(video); });
 });

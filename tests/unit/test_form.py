@@ -11,7 +11,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.models import ModelDefaults
 from longtake.engine.engine import VideoEngine
 from longtake.serve.asked import asked_of
-from longtake.serve.form import AS_THE_PICTURE, FIELDS, Form
+from longtake.serve.form import AS_THE_PICTURE, FIELDS, SETTINGS, Form
 
 
 @pytest.fixture(params=["demo", "demo-i2v", "HunyuanVideo's presets"])
@@ -44,7 +44,8 @@ def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
     if engine.spec.image is not None:
         pytest.skip("wants a picture")
     form = Form(engine)
-    values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", 5, 2.0, "4"]
+    settings = ["5", 2.0, "4", "1.5", "12.5", "2", "blurred"]
+    values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", *settings]
     asked = form.request(values)
     resolved = engine.resolve(asked_of(asked, None, "demo", engine.spec).request)
     frames = resolved.num_frames
@@ -53,6 +54,23 @@ def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
     assert same == resolved
     assert (resolved.seed, resolved.width, resolved.height, resolved.flow_shift) == (7, 64, 96, 4)
     assert abs(frames / resolved.fps - 3.1) <= 2 / resolved.fps
+    found = [getattr(resolved, name) for name in SETTINGS]
+    assert found == [5, 2.0, 4.0, 1.5, 12.5, 2, "blurred"]
+
+
+def test_what_a_setting_is_when_it_is_left_out(engine: VideoEngine) -> None:
+    form, spec = Form(engine), engine.spec
+    shown = [form.default(name) for name in SETTINGS]
+    defaults = spec.defaults
+    numbers = [defaults.num_inference_steps, defaults.guidance_scale, spec.flow_shift, 1]
+    assert shown == [*(f"{each:g}" for each in (*numbers, defaults.fps, 1)), "what not to show"]
+
+
+def test_where_an_option_is_shown() -> None:
+    shown = {"width": "size", "num_frames": "length", "input_reference": "picture", "fps": "fps"}
+    for option, field in shown.items():
+        assert Form.field_of(option) == field
+    assert Form.field_of("sigmas") == Form.field_of(None) == ""
 
 
 def test_odd_values_are_left_to_be_refused_where_all_are() -> None:

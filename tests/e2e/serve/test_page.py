@@ -21,6 +21,35 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARTIFACTS = Path(os.environ.get("LONGTAKE_TEST_ARTIFACTS", "test-artifacts"))
 KEY = "a-key-of-some-length"
 
+CONTRAST = """
+(element) => {
+  const channels = (color) => color.match(/[\\d.]+/g).slice(0, 3).map((each) => {
+    const part = each / 255;
+    return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  });
+  const luminance = (color) => {
+    const [red, green, blue] = channels(color);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const style = getComputedStyle(element);
+  const [one, other] = [luminance(style.color), luminance(style.backgroundColor)];
+  return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+}
+"""
+"""Of a text and what is behind it, by WCAG 2."""
+GIVE = """
+([kind, content]) => {
+  const given = new DataTransfer();
+  const bytes = Uint8Array.from(content);
+  given.items.add(new File([bytes], "a.png", { type: "image/png" }));
+  const how = { bubbles: true, cancelable: true };
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", { ...how, clipboardData: given })
+    : new DragEvent("drop", { ...how, dataTransfer: given });
+  document.querySelector("#prompt textarea").dispatchEvent(event);
+}
+"""
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
 
@@ -192,6 +221,82 @@ def test_use_these_settings(tab: Any, server: Server) -> None:
     assert tab.get_by_label("Seed").input_value() == "77"
 
 
+def test_the_look(browser: Any, server: Server) -> None:
+    server.wait(server.create(num_frames=1, num_inference_steps=1, size="64x128")["id"])
+    with TabOf(browser, server) as page:
+        page.get_by_role("note").get_by_text("draws colored shapes; start with --model").wait_for()
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.reload()
+            button = page.get_by_role("button", name="Generate")
+            button.wait_for()
+            page.mouse.move(0, 0)
+            assert button.evaluate(CONTRAST) >= 4.5
+            button.hover()
+            page.wait_for_timeout(300)
+            assert button.evaluate(CONTRAST) >= 4.5
+        shown = page.locator(".gallery img").first
+        shown.wait_for()
+        assert shown.evaluate("(image) => getComputedStyle(image).objectFit") == "contain"
+        width = "document.querySelector('.gradio-container').getBoundingClientRect().width"
+        assert page.evaluate(width) == 1180
+        page.locator(".gallery a").first.click()
+        page.locator("video").wait_for()
+        assert page.evaluate(width) == 1180
+        assert page.title() == "Done – longtake"
+        page.set_viewport_size({"width": 390, "height": 900})
+        columns = "getComputedStyle(document.querySelector('.gallery')).gridTemplateColumns"
+        assert len(page.evaluate(columns).split()) == 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_settings(tab: Any, server: Server) -> None:
+    """They stay open; what is amiss is said below its field; Ctrl+Enter begins."""
+    tab.get_by_text("More settings").click()
+    tab.get_by_label("Frame rate (fps)").fill("no")
+    tab.get_by_label("Seed").focus()
+    told = tab.locator("#fps").get_by_role("alert")
+    told.get_by_text("must be a valid number").wait_for()
+    assert "\n" not in told.inner_text()
+    tab.reload()
+    tab.get_by_label("Frame rate (fps)").fill("4")
+    tab.get_by_label("Steps").fill("2")
+    tab.get_by_label("Negative prompt").fill("a ring")
+    tab.get_by_label("True CFG").fill("2")
+    tab.get_by_label("Number of videos").fill("2")
+    tab.get_by_role("button", name="a green triangle moving up on a navy background").click()
+    tab.get_by_label("Prompt", exact=True).press("Control+Enter")
+    name = video_of(tab)
+    tab.get_by_text("Settings", exact=True).click()
+    tab.locator("video").nth(1).wait_for(timeout=60_000)
+    tab.get_by_role("row", name="id").get_by_text(name).wait_for()  # open all the time
+    video = server.video(name)
+    assert video["prompt"] == "a green triangle moving up on a navy background"
+    asked = ("fps", "num_inference_steps", "negative_prompt", "true_cfg_scale", "num_videos")
+    assert [video[each] for each in asked] == [4, 2, "a ring", 2, 2]
+
+
+def test_retry_and_delete(tab: Any, server: Server) -> None:
+    name = server.create(prompt="a ring", num_inference_steps=100, seed=5)["id"]
+    tab.goto(f"{server.url}/?video={name}")
+    tab.get_by_role("button", name="Cancel").click()
+    tab.get_by_role("button", name="Retry").click()
+    tab.wait_for_url(lambda url: name not in url)
+    again = video_of(tab)
+    assert (server.video(again)["seed"], server.video(again)["num_inference_steps"]) == (5, 100)
+    delete = tab.get_by_role("button", name="Delete")
+    delete.click()
+    tab.get_by_role("button", name="Undo").click()
+    tab.get_by_role("button", name="Remove: a ring").last.click()
+    tab.get_by_text("The video is deleted.").wait_for()
+    assert server.client.get(f"/v1/videos/{again}").status_code == 200  # it was called back
+    delete.click()
+    tab.get_by_text("2 videos are deleted.").wait_for()
+    tab.get_by_text("What you generate appears here.").wait_for()
+    for each in (name, again):
+        assert server.client.get(f"/v1/videos/{each}").status_code == 404
+
+
 @pytest.fixture(scope="module")
 def animating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("animating")
@@ -219,8 +324,12 @@ def test_a_key_and_a_picture_on_a_phone(browser: Any, animating: Server, width: 
         page.get_by_role("button", name="Generate").click()
         page.get_by_text("is no picture in PNG, JPEG or WebP").wait_for()
         content = picture.getvalue()
-        chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
-        page.get_by_role("img", name="the picture").wait_for()
+        for kind in ("paste", "drop"):
+            page.evaluate(GIVE, [kind, list(content)])
+            page.get_by_role("img", name="the picture").wait_for()
+            page.get_by_role("button", name="Remove the picture").click()
+            assert chooser.input_value() == ""
+        page.evaluate(GIVE, ["paste", list(content)])
         page.get_by_role("button", name="Generate").click()
         name = video_of(page)
         page.locator("video").wait_for(timeout=60_000)
