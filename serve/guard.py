@@ -27,7 +27,7 @@ _OF_API = re.compile(r"/(v1/.*|health|ready|metrics|login|logout|openapi\.json)"
 _OF_PAGE = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
-        r"|/(static|assets|svelte)/[\w./@+-]+"
+        r"|/(static|assets|svelte)/[\w./@+-]+|/gradio_api/app_id"
     ),
     "POST": re.compile(r"/picture|/gradio_api/(run/predict|queue/join)"),
 }
@@ -150,8 +150,8 @@ class Guard:
             ).answer()
         allowed = _OF_PAGE.get("GET" if method == "HEAD" else method)
         of_page = self._page is not None and allowed is not None and allowed.fullmatch(path)
-        kind = headers.get("content-type", "")
-        if path.startswith(_CALLS) and not kind.startswith("application/json"):
+        is_json = headers.get("content-type", "").startswith("application/json")
+        if method == "POST" and path.startswith(_CALLS) and not is_json:
             of_page = False  # what a form of another site would send
         if not (_OF_API.fullmatch(path) or of_page) or ".." in path.split("/"):
             return Problem(404, "there is nothing here").answer()

@@ -38,7 +38,7 @@ async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
 """
 _SUBMITTED = "(video, problem) => longtake.submitted(video, problem)"
 _PROBLEM = "(problem) => longtake.problem(problem)"
-_CLEAR_PICTURE = "(...given) => { longtake.clear(); return given; }"
+_FILL = "(...given) => { longtake.clear(); longtake.written(''); return given; }"
 _ASK: dict[str, Any] = {"show_progress": "hidden", "queue": False}
 """Every call is answered at once: what waits in Gradio's queue stays there until it is fetched."""
 
@@ -164,7 +164,7 @@ class Page:
             retry.click(self._retried, [video], queued, **_ASK).then(
                 None, [video, problem], js=_SUBMITTED
             ).then(*see, **_ASK)
-            again.click(self._settings_of, [video], filled, js=_CLEAR_PICTURE, **_ASK).then(
+            again.click(self._settings_of, [video], filled, js=_FILL, **_ASK).then(
                 *guess, **_ASK
             ).then(None, [problem], js=_PROBLEM)
             delete.click(None, [video], js="(video) => longtake.remove(video)")
@@ -233,13 +233,13 @@ class Page:
     # What the elements do.
 
     def _opened(self, video: str, draft: str) -> list[Any]:
-        """The form as it was for the video that the address names; else with the prompt that was
+        """The form as it was for the video that the address names, but with the prompt that was
         being written when the page was left."""
         job = self._found(video)
         if job is None:  # whoever is quick has begun to fill it in
-            prompt = draft if draft else gr.skip()
-            return [video, "", prompt, *[gr.skip()] * (len(FIELDS) - 1)]
-        return [job.id, *self._settings_of(video)]
+            return [video, "", draft or gr.skip(), *[gr.skip()] * (len(FIELDS) - 1)]
+        picture, prompt, *settings = self._settings_of(video)
+        return [job.id, picture, draft or prompt, *settings]
 
     @staticmethod
     def _more(count: Any) -> str:

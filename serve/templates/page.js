@@ -46,6 +46,7 @@ window.longtake = {
 
   // Which video is shown.
   draft() { return sessionStorage.getItem("prompt") || ""; },
+  written(prompt) { sessionStorage.setItem("prompt", prompt); },
   asked() { return new URLSearchParams(location.search).get("video") || ""; },
   shows(video) {
     if (video !== this.asked()) history.pushState(null, "", video ? "?video=" + video : "/");
@@ -89,6 +90,7 @@ window.longtake = {
   submitted(video, problem) {
     this.problem(problem);
     if (video === this.asked()) return;
+    this.written("");
     this.shows(video);
     document.getElementById("status").scrollIntoView({ block: "nearest" });
   },
@@ -165,7 +167,7 @@ window.longtake = {
 };
 document.addEventListener("input", (event) => {
   const field = event.target;
-  if (field.closest("#prompt")) sessionStorage.setItem("prompt", field.value);
+  if (field.closest("#prompt")) longtake.written(field.value);
   if (field.id === "picture-file") longtake.chosen();
   else longtake.settle(field.closest(".field"));
 });

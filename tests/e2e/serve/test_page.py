@@ -205,9 +205,13 @@ def test_what_was_being_written_is_still_there_after_a_reload(tab: Any) -> None:
     tab.get_by_text("About").wait_for()
     tab.get_by_label("Prompt").fill("a prompt of many words")
     tab.reload()
-    tab.wait_for_function(
-        "document.querySelector('#prompt textarea')?.value.startsWith('a prompt')"
-    )
+    written = "document.querySelector('#prompt textarea')?.value.startsWith('a prompt')"
+    tab.wait_for_function(written)
+    tab.route("**/run/predict", lambda route: route.abort())
+    tab.get_by_text("Connection to the server was lost").wait_for()
+    with tab.expect_navigation():  # by itself, once the server answers
+        tab.unroute("**/run/predict")
+    tab.wait_for_function(written)
 
 
 def test_use_these_settings(tab: Any, server: Server) -> None:
