@@ -14,7 +14,7 @@ from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.job_records import JobRecord
-from longtake.engine.video_writer import metadata_path
+from longtake.engine.output_files import metadata_path
 from longtake.errors import EngineError, RequestError
 from longtake.serve import batch as batch_module
 from longtake.serve import queue_watch

@@ -14,12 +14,12 @@ import pytest
 from longtake.engine.job_records import NewJob
 from longtake.engine.jobs import JobStore
 from longtake.errors import EngineError, RequestError
-from longtake.serve.checked import ShotChecker
+from longtake.serve.checked import Shot, ShotChecker
 from longtake.serve.outputs import key_of, sweep, sweep_partials
 from longtake.serve.pictures import Pictures
 from longtake.serve.report import check_reports, write_report
 from longtake.serve.scratch import prepare_folder
-from longtake.serve.shots import Row
+from longtake.serve.shots import BadRow, Row
 from tests.rendering import request
 
 HEX = "0123456789abcdef"
@@ -163,6 +163,15 @@ class Engine:
         return request(seed=seed, num_videos=asked.num_videos)
 
 
+def told_apart(
+    checker: ShotChecker, rows: list[Row], known: dict[str, Any]
+) -> tuple[list[Shot], list[BadRow]]:
+    """The shots of some rows, and those that are none."""
+    found = list(checker.check(rows, known))
+    shots = [each for each in found if isinstance(each, Shot)]
+    return shots, [each for each in found if isinstance(each, BadRow)]
+
+
 def test_rows_name_their_outputs_by_placeholders(tmp_path: Path) -> None:
     """What was drawn or today's date then is kept: the same shot is not rendered again."""
     checker = ShotChecker(Engine(), tmp_path, tmp_path / "x.jsonl", {})  # type: ignore[arg-type]
@@ -178,7 +187,7 @@ def test_rows_name_their_outputs_by_placeholders(tmp_path: Path) -> None:
 
     def check(known: dict[str, Any]) -> tuple[list[Any], list[str]]:
         numbered = [Row(line, dict(row)) for line, row in enumerate(rows, start=1)]
-        shots, bad = checker.check(numbered, known)
+        shots, bad = told_apart(checker, numbered, known)
         return shots, [f"{each.line}: {each.reason[:60]}" for each in bad]
 
     shots, bad = check({})
@@ -210,7 +219,7 @@ def test_rows_that_would_replace_a_file_are_refused(tmp_path: Path) -> None:
     rows = [
         Row(at, {"prompt": "a", "id": Path(o).stem, "output": o}) for at, o in enumerate(outputs)
     ]
-    shots, bad = checker.check(rows, {})
+    shots, bad = told_apart(checker, rows, {})
     assert [shot.output for shot in shots] == ["ours.mp4", "new.mp4"]
     did_not = "is there already, and this batch did not make it: move it, or name another output"
     for row, words in zip(

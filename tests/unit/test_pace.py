@@ -16,7 +16,6 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.job_records import JobRecord
 from longtake.errors import RequestError
 from longtake.pipelines.progress import Progress
-from longtake.serve.form import Form
 from longtake.serve.objects import video_object
 from longtake.serve.service import VideoService
 from longtake.serve.views import Views
@@ -58,15 +57,13 @@ def test_nothing_is_known_before_something_was_timed(service: VideoService) -> N
     assert service.pace.seconds_until_room() == 60
     claimed(service)
     assert estimates(service, *jobs) == [None, None]
-    assert "Not known yet how long" in words(service)
+    assert "Time not known yet for" in words(service)
     views = Views(service)
     assert "time left not known yet" in views.status(service.store.found(jobs[1].id))
 
 
 def words(service: VideoService) -> str:
-    form = Form(service.engine)
-    values = ["a", form.sizes()[0][1], form.default_length, "", 10, 1.0, ""]
-    return Views(service).estimate(form, values)
+    return Views(service).estimate({"num_inference_steps": 10})
 
 
 def test_a_video_that_waits_counts_all_before_it(service: VideoService) -> None:

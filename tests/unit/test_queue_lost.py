@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from longtake.engine.job_database import QueueBusyError, QueueError, QueueLostError
 from longtake.engine.jobs import JobStore
+from longtake.engine.output_files import metadata_path
 from longtake.engine.submissions import Submissions
-from longtake.engine.video_writer import metadata_path
 from longtake.errors import RequestError
 from longtake.serve import queue_watch
 from longtake.serve import service as service_module
