@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,28 @@ def test_by_itself_it_costs_a_hundredth_of_the_time(cost_s: float, step_s: float
     assert loop.kept.taken == len(loop.at)
     affordable = 0.01 * 400 * step_s / cost_s
     assert len(loop.at) >= min(400, affordable) // 2 - 2
+
+
+@pytest.mark.parametrize("latents_bytes", [0, 10**9])
+def test_the_first_is_taken_once_its_guessed_cost_is_a_hundredth(latents_bytes: int) -> None:
+    """20 ms, and a second for each 200 MB."""
+    guess_s = 0.02 + latents_bytes / 200e6
+    times = iter((0, 99 * guess_s, 101 * guess_s))
+    kept = Snapshots(SnapshotConfig(), latents_bytes, lambda state: None, lambda: next(times))
+    kept.begin(0)
+    assert [kept.due(1), kept.due(2)] == [False, True]
+    kept.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_next_is_taken_once_what_the_last_one_cost_can_be_spent_again(fails: bool) -> None:
+    """Steps of a second and snapshots of 0.1 s: one every 10 s of the loop's time, no fewer."""
+    loop = Loop(SnapshotConfig(), 0.1, fails)
+    loop.run(400, 1.0)
+    assert loop.at[0] == 3  # of the guess, 20 ms
+    every = [after - before for before, after in itertools.pairwise(loop.at[1:])]
+    assert 9.8 <= sum(every) / len(every) <= 10.2
+    assert max(every) <= 11
 
 
 def test_every_so_many_steps_or_seconds() -> None:
