@@ -161,7 +161,7 @@ def steps_kept(folder: Path, job: JobRecord) -> int:
     """Finished steps that a job can go on from."""
     try:
         found = read_snapshot(snapshot_of(folder, job))
-    except UnusableSnapshotError:
+    except (UnusableSnapshotError, OSError):  # the folder may have been moved
         return 0
     return 0 if found is None else found.state.steps_done
 

@@ -119,7 +119,7 @@ class Views:
             resolved = service.resolved(request)
         else:
             resolved = service.resolved_without_picture(request)
-        size = f"{resolved.width} × {resolved.height}, {resolved.num_frames} frames"
+        size = f"{resolved.width} × {resolved.height}, {_frames(resolved.num_frames)}"
         words = "Time not known yet"
         if service.pace.known:
             words = f"About {_words(service.pace.seconds_of(resolved))}"
@@ -150,7 +150,7 @@ class Views:
             "left": self._left(job),
             "frames": zlib.crc32(course.picture) if course and course.picture else "",
             "error": "" if error is None or job.state == "cancelled" else error["message"],
-            "summary": f"{request.width} × {request.height}, {request.num_frames} frames, "
+            "summary": f"{request.width} × {request.height}, {_frames(request.num_frames)}, "
             f"{_words(sum(job.seconds.values()))}",
         }
 
@@ -201,6 +201,10 @@ class Views:
             for each in self._service.store.unfinished_jobs()
             if not each.cancelling and (each.state == "running" or each.position < job.position)
         ]
+
+
+def _frames(count: int) -> str:
+    return "1 frame" if count == 1 else f"{count} frames"
 
 
 def _words(seconds: float) -> str:

@@ -96,10 +96,16 @@ window.longtake = {
   },
 
   // What was opened stays open, over a reload, too.
-  panels: JSON.parse(localStorage.getItem("panels") || "{}"),
+  panels: (() => {
+    try {
+      return JSON.parse(localStorage.getItem("longtake.panels")) || {};
+    } catch (error) {  // written by another program of this address, say
+      return {};
+    }
+  })(),
   remember(name, open) {
     this.panels[name] = open;
-    localStorage.setItem("panels", JSON.stringify(this.panels));
+    localStorage.setItem("longtake.panels", JSON.stringify(this.panels));
   },
   open(panel, open) {
     const head = panel.querySelector("button.label-wrap");
