@@ -6,7 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from longtake.errors import RequestError, one_line
 
 
 def _in_utf8(path: Path) -> Path:
@@ -37,14 +46,28 @@ class Declared(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init__(self, /, **values: Any) -> None:
+        """Check the values.
+
+        Raises:
+            RequestError: a value that cannot be, or a field that there is not.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RequestError(one_line(error, type(self).model_fields)) from error
+
+    # As pydantic marks its own: what it parses or finds in another object does not go through here,
+    # so that each field's error is still told with the place where it stands.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """``true`` in JSON is no number, though Python would count with it."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        if True in values or False in values:  # 1 and 0 are equal to them
+        listed = isinstance(value, list | tuple)
+        if any(isinstance(each, bool) for each in value) if listed else isinstance(value, bool):
             field = cls.model_fields[str(info.field_name)]
-            switch = any(isinstance(each, bool) for each in values)
-            if switch and "bool" not in str(field.annotation):
+            if "bool" not in str(field.annotation):
                 raise ValueError("must not be true or false")
         return value

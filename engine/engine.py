@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
@@ -24,6 +23,7 @@ from longtake.engine.local_processes import LocalProcesses
 from longtake.engine.outline import EngineOutline
 from longtake.engine.picture import read_picture
 from longtake.engine.request import resolve_decode
+from longtake.engine.request_arguments import request_of
 from longtake.engine.snapshot import Identity, SnapshotPlan
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, FramesInMemory, Metadata, Video
@@ -32,7 +32,6 @@ from longtake.errors import (
     EngineError,
     RefusedInputError,
     RequestError,
-    one_line,
 )
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
@@ -108,15 +107,12 @@ class VideoEngine(EngineOutline):
             RefusedInputError: the model or a setting cannot be used.
             RankError: a rank died or hung while loading.
         """
-        try:
-            config = EngineConfig(
-                model=os.fspath(model),
-                parallel=parallel or ParallelConfig(),
-                devices=devices,
-                **settings,
-            )
-        except ValidationError as error:
-            raise RequestError(one_line(error)) from error
+        config = EngineConfig(
+            model=os.fspath(model) if isinstance(model, os.PathLike) else model,
+            parallel=parallel or ParallelConfig(),
+            devices=devices,
+            **settings,
+        )
         engine = cls(config)
         engine.start(on_progress)
         return engine
@@ -163,22 +159,35 @@ class VideoEngine(EngineOutline):
             self._seconds_loading = time.perf_counter() - begun
 
     def generate(
-        self, request: Rendering, on_progress: OnProgress = lambda progress: None
+        self,
+        request: Rendering | str | None = None,
+        on_progress: OnProgress = lambda progress: None,
+        **fields: Any,
     ) -> Video:
         """Render a request, and keep its frames in memory.
 
+            video = engine.generate(prompt="a red cat", num_frames=33, seed=7)
+
         Args:
+            request: a :class:`longtake.VideoRequest`, or a prompt.
             on_progress: called as ranks finish steps; what it raises stops all ranks between steps.
+            fields: of a request, by name, in the place of one. ``image`` may be a path or a picture
+                of PIL, which the metadata then know by its digest alone.
 
         Raises:
             RefusedInputError: the request cannot be rendered here; the engine can go on.
             RankError: a rank died or hung. The next call starts the ranks again, except
                 under torchrun. If denoising was done, its ``latents`` can be decoded.
         """
-        if self.spec.image is None:  # then all ranks of torchrun look at the same
-            return self._kept(self.resolve(request), on_progress)
-        resolved = self._of_rank_0(lambda: self.resolve(request), on_progress)
-        return self._kept(resolved, on_progress)
+        with request_of(request, fields) as asked:
+            if self.spec.image is None:  # then all ranks of torchrun look at the same
+                return self._kept(self.resolve(asked), on_progress)
+            resolved = self._of_rank_0(lambda: self.resolve(asked), on_progress)
+            video = self._kept(resolved, on_progress)
+        if not isinstance(fields.get("image", ""), str | os.PathLike):  # it had a file meanwhile
+            made = video.metadata.request.model_copy(update={"image": None})
+            video.metadata.request = made
+        return video
 
     def decode(
         self,

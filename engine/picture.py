@@ -205,12 +205,31 @@ def _upright(content: bytes, said: str) -> Image.Image:
     with _opened(content, said) as image:
         _check_pixels(image.size, said)
         image.load()
-        orientation = 1
-        with contextlib.suppress(Exception):  # damaged EXIF data say nothing
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation in _UPRIGHT:
-            return image.transpose(_UPRIGHT[orientation])
-        return image.copy()
+        return _turned(image)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF data say."""
+    orientation = 1
+    with contextlib.suppress(Exception):  # damaged EXIF data say nothing
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in _UPRIGHT:
+        return image.transpose(_UPRIGHT[orientation])
+    return image.copy()
+
+
+def png_of(image: Image.Image) -> bytes:
+    """A PNG file of a picture in memory, with the pixels that reading the picture's own file gives.
+
+    Raises:
+        RequestError: it is too large, or in a color space that cannot be used.
+    """
+    said = f"image={image.mode} picture"
+    _check_pixels(image.size, said)
+    pixels = _pixels(in_srgb(_in_bytes(_turned(image)), b"", said))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def _check_pixels(size: tuple[int, int], said: str) -> None:

@@ -9,8 +9,6 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from longtake.configs.request import (
     DecodeRequest,
     Rendering,
@@ -20,7 +18,7 @@ from longtake.configs.request import (
 )
 from longtake.configs.sizes import SHORTHANDS
 from longtake.engine.sizes import frames_of, size_of
-from longtake.errors import RequestError, one_line
+from longtake.errors import RequestError
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -139,13 +137,13 @@ def resolve_decode(
         )
     num_frames, height, width = autoencoder.video_size(*size)
     filled = _decoding(request, spec)
+    _check_some_left(num_frames, spec)
     try:
-        _check_some_left(num_frames, spec)
         return ResolvedDecode(
             **filled, num_videos=num_videos, num_frames=num_frames, height=height, width=width
         )
-    except ValidationError as error:
-        raise RequestError(f"latents of no video: {one_line(error)}") from error
+    except RequestError as error:
+        raise RequestError(f"latents of no video: {error}") from error
 
 
 def _decoding(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.errors import RequestError, one_line
 from longtake.prompts import with_prompts
 
 _COMMAND_LINE_ONLY = ("config", "output", "metadata", "quiet", "json", "latents")
@@ -26,15 +23,4 @@ def flags(options: dict[str, Any]) -> dict[str, Any]:
 def engine_config(values: dict[str, Any]) -> EngineConfig:
     """The engine that options ask for."""
     degrees = {n: values.pop(n) for n in list(values) if n in ParallelConfig.model_fields}
-    config: EngineConfig = validated(
-        EngineConfig, {**values, "parallel": validated(ParallelConfig, degrees)}
-    )
-    return config
-
-
-def validated(kind: type[Any], values: dict[str, Any]) -> Any:
-    """An object of a declared class; a RequestError says what does not fit."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise RequestError(one_line(error, kind.model_fields)) from error
+    return EngineConfig(**{**values, "parallel": ParallelConfig(**degrees)})

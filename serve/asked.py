@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from longtake.configs.request import VideoRequest
 from longtake.configs.sizes import SAID_BY
 from longtake.engine.job_records import JobRecord
 from longtake.engine.sizes import in_pixels
-from longtake.errors import RefusedInputError, RequestError, field_named, nearly, one_line
+from longtake.errors import RefusedInputError, RequestError, field_named, nearly
 from longtake.pipelines.spec import ModelSpec
 
 OF_OPENAI = ("model", "input_reference")
@@ -116,9 +114,8 @@ def refused(error: RefusedInputError, values: Mapping[str, Any]) -> FieldError:
 def _validated(values: dict[str, Any]) -> VideoRequest:
     try:
         return VideoRequest(**values)
-    except ValidationError as error:
-        message = one_line(error)
-        raise FieldError(message, field_named(message) or None) from error
+    except RequestError as error:
+        raise FieldError(str(error), field_named(str(error)) or None) from error
 
 
 def _unfolded(name: str, value: Any) -> Any:

@@ -107,8 +107,8 @@ class ShotChecker:
             values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
         asked = {**over(self._defaults, values), "output_type": output_type(Path(output))}
         try:
-            request = VideoRequest(**asked)
-        except (ValidationError, TypeError) as error:
+            request = VideoRequest.model_validate(asked)
+        except ValidationError as error:
             raise RequestError(one_line(error, _FIELDS)) from error
         resolved = self._engine.resolve(request)
         told = {

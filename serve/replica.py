@@ -12,6 +12,7 @@ from typing import TypeVar
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.files import writing
+from longtake.engine.job_database import QueueLostError
 from longtake.engine.job_records import JobRecord, State
 from longtake.engine.jobs import ClaimLostError, JobStore
 from longtake.engine.output_files import output_paths
@@ -152,15 +153,16 @@ class Replica:
         """Write into the queue. Where that cannot be, a full disk may have room before long.
 
         Raises:
-            _WorkerEndsError: it could not be for a minute, and nobody watches; or all is to end.
+            _WorkerEndsError: nobody watches, and the queue is lost, or could not be written for a
+                minute; or all is to end.
         """
         said_at = begun = time.monotonic()
         while True:
             try:
                 return write(*arguments)
             except EngineError as error:
-                late = time.monotonic() - begun > _QUEUE_S and not self._settings.watch
-                if late or self._stop.is_set():
+                late = isinstance(error, QueueLostError) or time.monotonic() - begun > _QUEUE_S
+                if (late and not self._settings.watch) or self._stop.is_set():
                     raise _WorkerEndsError(str(error)) from error
                 if said_at == begun or time.monotonic() - said_at > _QUEUE_S:
                     said_at = time.monotonic()

@@ -15,7 +15,7 @@ from longtake.engine.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.serve.shot_file import ShotFile, of_replicas
-from longtake.settings import engine_config, flags, validated
+from longtake.settings import engine_config, flags
 from longtake.terminal import View
 
 EXIT_SOME_LEFT = 1
@@ -37,11 +37,11 @@ def run(options: dict[str, Any], view: View) -> int:
     }
     defaults = parts[VideoRequest]
     if defaults:
-        validated(VideoRequest, {"prompt": "any", **defaults})
+        VideoRequest(**{"prompt": "any", **defaults})
     config: EngineConfig = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
-    settings: BatchConfig = validated(BatchConfig, parts[BatchConfig])
-    how_often = validated(SnapshotConfig, parts[SnapshotConfig])
+    settings = BatchConfig(**parts[BatchConfig])
+    how_often = SnapshotConfig(**parts[SnapshotConfig])
     if settings.dry_run:
         outline = EngineOutline(config)
         of_replicas(outline.config, settings.replicas)

@@ -22,7 +22,7 @@ from longtake.errors import RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import Progress
-from longtake.settings import flags, validated
+from longtake.settings import flags
 from longtake.terminal import View, say
 
 _SUITES = ("kernels", "links", "step", "decode")
@@ -32,11 +32,11 @@ def run(options: dict[str, Any], view: View) -> None:
     """Measure what the options ask for, and write it to a file."""
     values = flags(options)
     output = options["output"]
-    asked: BenchConfig = validated(
-        BenchConfig, {name: values[name] for name in BenchConfig.model_fields if name in values}
+    asked = BenchConfig(
+        **{name: values[name] for name in BenchConfig.model_fields if name in values}
     )
-    config: EngineConfig = validated(
-        EngineConfig, {name: values[name] for name in EngineConfig.model_fields if name in values}
+    config = EngineConfig(
+        **{name: values[name] for name in EngineConfig.model_fields if name in values}
     )
     device_type = device_type_of(config)
     begun = datetime.now()

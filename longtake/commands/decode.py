@@ -17,7 +17,7 @@ from longtake.engine.output_names import values_for
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.worker import Nowhere
 from longtake.errors import RequestError
-from longtake.settings import engine_config, flags, validated
+from longtake.settings import engine_config, flags
 from longtake.terminal import View
 
 
@@ -44,7 +44,7 @@ def run(options: dict[str, Any], view: View) -> None:
     if file.origin is not None:
         asked, values = _over_origin(file.origin, asked, values)
     path = _place(template, source, file, values, options)
-    request = validated(DecodeRequest, asked)
+    request = DecodeRequest(**asked)
     engine = VideoEngine(engine_config(values))
     view.stop_timeout_s = engine.config.stop_timeout_s
     try:

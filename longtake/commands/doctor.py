@@ -15,7 +15,7 @@ from rich.text import Text
 from longtake.configs.tools import DoctorConfig
 from longtake.engine.doctor import Asked, Finding, Status, examine, worst
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.settings import engine_config, flags, validated
+from longtake.settings import engine_config, flags
 from longtake.terminal import View, say
 
 EXIT_CODES: dict[Status, int] = {"ok": 0, "warning": 1, "failure": 3}
@@ -28,7 +28,7 @@ def run(options: dict[str, Any], view: View) -> int:
     will fail."""
     values = flags(options)
     own = {name: values.pop(name) for name in list(values) if name in DoctorConfig.model_fields}
-    asked = Asked(validated(DoctorConfig, own), engine_config(values))
+    asked = Asked(DoctorConfig(**own), engine_config(values))
     if not TorchrunPlace.writes():
         return EXIT_CODES["ok"]
     view.close()  # a bar would take what is printed for itself

@@ -20,7 +20,7 @@ from longtake.engine.engine import VideoEngine
 from longtake.engine.output_files import output_type
 from longtake.engine.output_names import request_id, values_for
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.settings import engine_config, flags, validated
+from longtake.settings import engine_config, flags
 from longtake.terminal import View
 
 
@@ -40,8 +40,8 @@ def run(options: dict[str, Any], view: View) -> None:
     name = request_id(asked)
     asked["output_type"] = output_type(Path(template or DEFAULT_OUTPUT))
     with file.naming_lines():
-        request = validated(VideoRequest, asked)
-        config, how_often = engine_config(values), validated(SnapshotConfig, often)
+        request = VideoRequest(**asked)
+        config, how_often = engine_config(values), SnapshotConfig(**often)
     drawn = request.seed is None
     if drawn:  # the output may be named after it
         request = request.model_copy(update={"seed": secrets.randbits(32)})

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,7 @@ from longtake.engine.request import resolve
 from longtake.errors import RefusedInputError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.settings import flags, validated
+from longtake.settings import flags
 from longtake.terminal import View, say
 
 _ANY_PROMPT = "any"
@@ -42,15 +43,19 @@ def run(options: dict[str, Any], view: View) -> int:
     return 0
 
 
+def _own(kind: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a class's own fields."""
+    return {name: values[name] for name in kind.model_fields if name in values}
+
+
 def _plan(values: dict[str, Any]) -> Plan:
-    parts = [
-        validated(kind, {name: values[name] for name in kind.model_fields if name in values})
-        for kind in (PlanConfig, EngineConfig, ParallelConfig)
-    ]
-    asked: PlanConfig = parts[0]
-    engine: EngineConfig = parts[1]
+    asked, engine, parallel = (
+        PlanConfig(**_own(PlanConfig, values)),
+        EngineConfig(**_own(EngineConfig, values)),
+        ParallelConfig(**_own(ParallelConfig, values)),
+    )
     wanted = {name: values[name] for name in VideoRequest.model_fields if name in values}
-    request = validated(VideoRequest, {"prompt": _ANY_PROMPT, **wanted})
+    request = VideoRequest(**{"prompt": _ANY_PROMPT, **wanted})
     hardware = hardware_here() if asked.gpu == "here" else load_hardware(asked.gpu)
     if asked.gpus_per_node is not None:
         hardware = hardware.with_node_of(asked.gpus_per_node)
@@ -67,7 +72,7 @@ def _plan(values: dict[str, Any]) -> Plan:
         text_tokens=asked.text_tokens or spec.text_tokens(resolved),
         decode_ranks=asked.decode_ranks,
     )
-    return make_plan(setting, parts[2], engine.devices, shard_weights=values.get("shard_weights"))
+    return make_plan(setting, parallel, engine.devices, shard_weights=values.get("shard_weights"))
 
 
 def _print_json(plan: Plan) -> int:

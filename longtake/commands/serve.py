@@ -13,7 +13,7 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.serve.server import serve
-from longtake.settings import engine_config, flags, validated
+from longtake.settings import engine_config, flags
 from longtake.terminal import View, say
 
 KEYS = "LONGTAKE_API_KEY"
@@ -32,8 +32,8 @@ def run(options: dict[str, Any], view: View) -> None:
     }
     config: EngineConfig = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
-    settings: ServeConfig = validated(ServeConfig, parts[ServeConfig])
-    how_often: SnapshotConfig = validated(SnapshotConfig, parts[SnapshotConfig])
+    settings = ServeConfig(**parts[ServeConfig])
+    how_often: SnapshotConfig = SnapshotConfig(**parts[SnapshotConfig])
     logging.getLogger("longtake.serve").setLevel(logging.INFO)
     view.close()  # what happens is in the log
 

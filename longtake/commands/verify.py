@@ -27,7 +27,7 @@ from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
-from longtake.settings import engine_config, flags, validated
+from longtake.settings import engine_config, flags
 from longtake.terminal import View, say
 
 EXIT_WITHIN, EXIT_PARTED = 0, 1
@@ -52,7 +52,7 @@ def run(options: dict[str, Any], view: View) -> int:
     values = flags(options)
     layouts = [ParallelDims.parse(text) for text in values.pop("layout", ())]
     asked = {name: values.pop(name) for name in list(values) if name in VideoRequest.model_fields}
-    tolerance = validated(VerifyConfig, {"tolerance": values.pop("tolerance", None)}).tolerance
+    tolerance = VerifyConfig(**{"tolerance": values.pop("tolerance", None)}).tolerance
     config = VideoEngine(engine_config(values)).config
     view.stop_timeout_s = config.stop_timeout_s
     spec = registry.inspect(Checkpoint.open(config.model, config.revision))
@@ -80,10 +80,10 @@ def _requests(
         asked = {"true_cfg_scale": _GUIDED["true_cfg_scale"], **asked}
     steps = {} if "sigmas" in asked else {"num_inference_steps": _STEPS}
     values = over({**_WORDS, **steps, **uneven_size(spec, devices)}, asked)
-    plain = resolve(validated(VideoRequest, values), spec)
+    plain = resolve(VideoRequest(**values), spec)
     if "true_cfg_scale" in asked:
         return plain, plain if plain.uses_true_cfg else None
-    return plain, resolve(validated(VideoRequest, {**_GUIDED, **values}), spec)
+    return plain, resolve(VideoRequest(**{**_GUIDED, **values}), spec)
 
 
 def _lines(found: list[Comparison], config: EngineConfig, tolerance: float) -> list[str]:

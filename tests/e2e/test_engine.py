@@ -58,6 +58,28 @@ def test_frames_and_latents_are_those_of_one_process(alone: VideoEngine, pair: V
         np.testing.assert_allclose(video.latents, expected.latents, rtol=0, atol=1e-4)
 
 
+def test_fields_and_a_prompt_stand_for_a_request(alone: VideoEngine) -> None:
+    expected = alone.generate(request(num_frames=5)).latents
+    prompt = request().prompt
+    for video in (
+        alone.generate(prompt=prompt, seed=5, num_frames=5),
+        alone.generate(prompt, seed=5, size="48x32", num_frames=5),
+    ):
+        np.testing.assert_array_equal(video.latents, expected)
+    for arguments, fields, words in (
+        ((request(),), {"seed": 3}, "seed beside a request"),
+        ((3,), {}, "request='3' is no VideoRequest"),
+        ((), {"prompt": "a", "heigth": 3}, "heigth is not an option: perhaps you meant height"),
+        ((), {"prompt": "a", "num_frames": "many"}, "num_frames='many' must be a whole number"),
+        ((), {"prompt": "a", "image": np.zeros((2, 2))}, "image=array"),
+    ):
+        with pytest.raises(RequestError, match=words) as caught:
+            alone.generate(*arguments, **fields)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RequestError, match="model=3 must be text"):
+        VideoEngine.from_pretrained(3)  # type: ignore[arg-type]
+
+
 def test_a_video_shows_itself_in_a_line_and_in_a_notebook(alone: VideoEngine) -> None:
     video = alone.generate(request(num_videos=2, num_frames=5))
     assert repr(video) == "<Video: 2 x 5 frames of 48x32 at 8 fps, seed 5>"
@@ -101,10 +123,15 @@ def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path)
     drawn = resolved.seed
     again = pair.generate(VideoRequest(prompt=resolved.prompt, seed=drawn))
     np.testing.assert_array_equal(video.frames, again.frames)
-    files = [video.save(tmp_path / "a.mp4"), again.save(tmp_path / "b.mp4", metadata=False)]
+    files = [video.save(tmp_path / "a.mp4"), again.save(tmp_path / "b.mp4")]
     assert files == [[tmp_path / "a.mp4"], [tmp_path / "b.mp4"]]
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4", "b.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.mp4",
+        "a.mp4.json",
+        "b.mp4",
+        "b.mp4.json",
+    ]
 
     described = video.metadata.as_json()
     assert described["request"]["seed"] == drawn

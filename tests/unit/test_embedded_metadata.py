@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from longtake.configs.engine import EngineConfig
 from longtake.engine.embedded_metadata import embedded_metadata, model_name
 from longtake.engine.latents import read_latents
+from longtake.engine.output_files import metadata_path
 from longtake.engine.video_writer import VideoFiles
 from tests.rendering import request
 from tests.standin import gray_server
@@ -63,7 +64,7 @@ def test_turned_off_nothing_is_in_the_file(
         for index, frame in enumerate(FRAMES):
             files.frame(0, index, frame)
         files.publish({})
-    assert (tmp_path / "out.json").exists() == metadata
+    assert metadata_path(path).exists() == metadata
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         content = file.read_bytes()
         assert not any(word in content for word in (b"secret", b"seed", b"mine"))

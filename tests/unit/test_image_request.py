@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import ResolvedRequest, VideoRequest
@@ -140,7 +139,7 @@ def test_text_to_video_takes_no_picture(changes: dict[str, Any]) -> None:
     ],
 )
 def test_out_of_range(field: str, value: Any, rule: str) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(RequestError) as caught:
         VideoRequest(**{"prompt": "a", field: value})
     assert rule in one_line(caught.value)
 

@@ -68,12 +68,12 @@ class Queue:
         monkeypatch.setattr(self.store._database, "transaction", self._transaction)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self, waits_for: Any = ()) -> Iterator[Any]:
         self.transactions += 1
         number = self.transactions
         if self.fails(number) and number % 2:
             raise FULL
-        with self._begin() as database:
+        with self._begin(waits_for) as database:
             yield database
             if self.fails(number):
                 raise FULL
@@ -139,7 +139,7 @@ def test_one_write_that_fails_is_made_again(
         if state == "done":
             assert np.load(tmp_path / "shot.npy").shape == (9, 32, 48, 3)
             (tmp_path / "shot.npy").unlink()
-            (tmp_path / "shot.json").unlink()
+            (tmp_path / "shot.npy.json").unlink()
         job = NewJob("shot", "x", 0, "shot.npy", "engine", request(), f"{first}")
         queue.store.enqueue([job], lambda job: True, 0.0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import VideoRequest
@@ -81,7 +80,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("field", "value", "rule"), OUT_OF_RANGE)
 def test_out_of_range(field: str, value: Any, rule: str) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(RequestError) as caught:
         VideoRequest(**{"prompt": "a cat", field: value})
     text = one_line(caught.value)
     assert text.startswith(field)

@@ -165,9 +165,8 @@ def test_the_models_own_sizes_come_first() -> None:
     ],
 )
 def test_sizes_that_are_none(asked: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(RequestError, match=words):
         VideoRequest(**{"prompt": "a", **asked})
-    assert re.search(words, one_line(caught.value, VideoRequest.model_fields))
 
 
 def test_too_long_a_side_is_refused() -> None:
