@@ -54,7 +54,7 @@ class PageCalls:
         call: Any = json.loads(content)  # an object of words and numbers, as the guard saw to
         number, values = call.get("fn_index"), call.get("data", [])
         try:
-            if isinstance(number, int) and self._inputs.get(number) == len(values):
+            if type(number) is int and self._inputs.get(number) == len(values):
                 handed_on = {"fn_index": number, "data": values}
                 return json.dumps(handed_on, ensure_ascii=False).encode()
         except UnicodeEncodeError:  # half a character

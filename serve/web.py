@@ -62,7 +62,8 @@ def page_of(service: VideoService) -> FastAPI:
         return JSONResponse({"picture": name})
 
     blocks = Page(service).blocks()
-    functions = blocks.config["dependencies"]
+    # Others run in the browser alone.
+    functions = [each for each in blocks.config["dependencies"] if each["backend_fn"]]
     app.add_middleware(PageCalls, inputs={each["id"]: len(each["inputs"]) for each in functions})
     gr.mount_gradio_app(
         app,

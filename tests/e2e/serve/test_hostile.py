@@ -326,19 +326,23 @@ def test_what_the_page_may_be_sent(server: Server) -> None:
         for value in [*odd, *plain]:
             data = [value] * len(handler["inputs"])
             body = {"data": data, "fn_index": handler["id"], "session_hash": f"s{number}"}
-            answer = client.post("/gradio_api/queue/join", json=body)
+            answer = client.post("/gradio_api/run/predict", json=body)
             expected = (400,) if value in odd and data else (200, 400, 429, 503)
             assert answer.status_code in expected, (value, answer.text)
+    for other in (each for each in config["dependencies"] if not each["backend_fn"]):
+        body = {"data": [""] * len(other["inputs"]), "fn_index": other["id"]}
+        assert client.post("/gradio_api/run/predict", json=body).status_code == 400
     call = {"data": [], "fn_index": 0, "session_hash": "a"}
     for extra in ({"event_data": file}, {"event_data": {"a": file}}, {"request": url}):
-        assert client.post("/gradio_api/queue/join", json={**call, **extra}).status_code == 400
+        assert client.post("/gradio_api/run/predict", json={**call, **extra}).status_code == 400
     big = {**call, "data": ["x" * 300_000]}
-    assert client.post("/gradio_api/queue/join", json=big).status_code == 413
+    assert client.post("/gradio_api/run/predict", json=big).status_code == 413
     none: list[Any] = [[], {}, {"data": 5}, {"data": [], "fn_index": 10**9, "session_hash": "a"}]
     for each in none:
-        answer = client.post("/gradio_api/queue/join", json=each)
+        answer = client.post("/gradio_api/run/predict", json=each)
         assert answer.status_code < 500
     until(lambda: client.get("/health").status_code == 200)
+    assert "Traceback" not in server.log.read_text()
     listed = client.get("/v1/videos?limit=100").json()["data"]
     assert "root:" not in str(listed)
     for folder in (server.folder, Path(tempfile.gettempdir()) / "gradio"):
