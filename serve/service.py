@@ -287,7 +287,8 @@ class VideoService:
         found = finished_jobs(self.folder / VIDEOS, self.folder / PICTURES, known)
         if found:
             self.store.restore(found)
-            self.live.note(f"{len(found)} finished videos were not in the queue, and are now")
+            videos = "1 finished video" if len(found) == 1 else f"{len(found)} finished videos"
+            self.live.note(f"{videos} found that the queue did not know: in it again")
         sweep(self.store)
         self.pictures.sweep(job.request.image for job in self.store.jobs())
         for thread in self._threads:
