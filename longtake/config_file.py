@@ -11,6 +11,7 @@ from typing import Any
 from longtake.configs import sizes, yaml_reader
 from longtake.errors import RefusedInputError, RequestError, field_named, nearly
 from longtake.options import FIELDS, FILE_ONLY
+from longtake.reading import open_regular
 
 MAX_FILE_BYTES = 16 * 2**20
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
@@ -86,11 +87,10 @@ class ConfigFile:
 
     def _content(self, path: Path) -> Mapping[str, Any]:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 data = file.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise RequestError(f"config={self._name!r} cannot be read: {why}") from error
+        except OSError as error:
+            raise RequestError(f"config={self._name!r} cannot be read: {error.strerror}") from error
         if len(data) > MAX_FILE_BYTES:
             raise RequestError(
                 f"config={self._name!r} is larger than {MAX_FILE_BYTES >> 20} MiB: name a file of "

@@ -21,6 +21,7 @@ from longtake.engine.jobs import WORK_FOLDER, JobStore
 from longtake.engine.output_files import is_empty_folder, metadata_path, output_paths
 from longtake.engine.snapshot import UnusableSnapshotError, drop_snapshot, read_snapshot
 from longtake.errors import RequestError
+from longtake.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ def _metadata_of(output: Path) -> dict[str, Any]:
 
 def _content(metadata: Path) -> dict[str, Any]:
     try:
-        content = json.loads(metadata.read_text(encoding="utf-8")) if metadata.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        content = read_json(metadata)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

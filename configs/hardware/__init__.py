@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from longtake.configs.base import Declared, written_as
 from longtake.configs.yaml_reader import declared_in
 from longtake.errors import RequestError, one_line
+from longtake.reading import MAX_YAML_BYTES, read_regular
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -178,7 +179,7 @@ def load_hardware(name: str) -> Hardware:
             "longtake bench --calibrate writes it"
         )
     try:
-        return declared_in(Hardware, path.read_bytes())
+        return declared_in(Hardware, read_regular(path, MAX_YAML_BYTES))
     except OSError as error:
         raise RequestError(f"gpu={name!r} cannot be read: {error.strerror}") from error
     except ValueError as error:

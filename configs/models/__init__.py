@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from longtake.configs.request import (
 )
 from longtake.configs.yaml_reader import declared_in
 from longtake.errors import ModelError, one_line
+from longtake.reading import MAX_YAML_BYTES, read_regular
 
 DEFAULTS_FILE = "longtake.yaml"
 """A file of this name in a model's folder holds its own defaults."""
@@ -83,7 +85,7 @@ def preset_of(model: str) -> tuple[Path, str] | None:
         A folder of its configuration files, and the hub id; None if there is no such preset.
     """
     for name, folder in _folders().items():
-        repository = _read((folder / DEFAULTS_FILE).read_bytes(), name).repository
+        repository = _read(folder / DEFAULTS_FILE).repository
         if repository is not None and model in (name, repository):
             return folder, repository
     return None
@@ -100,9 +102,11 @@ def defaults_of(model: str, folder: Path) -> ModelDefaults:
         ModelError: the folder's own file is not what it should be.
     """
     own, preset = folder / DEFAULTS_FILE, preset_of(model)
-    if not own.is_file() and preset is not None:
+    if not os.path.lexists(own):
+        if preset is None:
+            return ModelDefaults()
         own = preset[0] / DEFAULTS_FILE
-    return _read(own.read_bytes(), str(own)) if own.is_file() else ModelDefaults()
+    return _read(own)
 
 
 def _folders() -> dict[str, Path]:
@@ -110,8 +114,10 @@ def _folders() -> dict[str, Path]:
     return {index.parent.name: index.parent for index in indexes}
 
 
-def _read(content: bytes, name: str) -> ModelDefaults:
+def _read(path: Path) -> ModelDefaults:
     try:
-        return declared_in(ModelDefaults, content)
+        return declared_in(ModelDefaults, read_regular(path, MAX_YAML_BYTES))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ModelError(f"{name} holds no defaults of a model: {one_line(error)}") from error
+        raise ModelError(f"{path} holds no defaults of a model: {one_line(error)}") from error

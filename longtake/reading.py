@@ -1,0 +1,103 @@
+"""Reading files that a user or a model names: regular files only, up to a stated size.
+
+A pipe would be waited for and a device never ends, so neither is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_JSON_BYTES = 8 * 2**20
+"""Of a file that Python parses: its objects take 30 times as much memory."""
+
+MAX_YAML_BYTES = 2**18
+"""Of a short file that is parsed value by value."""
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class RefusedFileError(OSError):
+    """A file that is there and is not read. ``strerror`` says why."""
+
+    def __init__(self, reason: str, path: Path) -> None:
+        super().__init__(None, reason, os.fspath(path))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path leads to a regular file.
+
+    Raises:
+        OSError: it does not; see ``strerror``.
+    """
+    _check_kind(os.stat(path), path)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, without ever waiting.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe, a device or a folder; see ``strerror``.
+    """
+    try:
+        check_regular(path)  # opening some devices has effects of its own
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except ValueError as error:
+        raise RefusedFileError("no file can have that name", path) from error
+    try:
+        _check_kind(os.fstat(descriptor), path)  # the name may lead elsewhere by now
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger; see ``strerror``.
+    """
+    with open_regular(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        content = b"" if size_bytes > max_bytes else file.read(max_bytes + 1)
+    if content is None:  # some files of /proc wait for what they are to hold
+        raise RefusedFileError("it holds nothing yet", path)
+    if max(size_bytes, len(content)) > max_bytes:
+        most = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
+        raise RefusedFileError(f"it is larger than {most}", path)
+    return content
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: as :func:`read_regular`.
+        ValueError: it is no JSON in UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(read_regular(path, max_bytes).decode())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _check_kind(status: os.stat_result, path: Path) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if kind != stat.S_IFREG:
+        what = _KINDS.get(kind, "something else")
+        raise RefusedFileError(f"it is {what}, not a regular file", path)
