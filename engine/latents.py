@@ -6,6 +6,7 @@ import itertools
 import logging
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
@@ -22,6 +22,12 @@ from longtake.engine.files import cause, partial_path, place_new
 from longtake.engine.snapshot import Identity
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
+from longtake.pipelines.tensor_files import (
+    FLOAT_DTYPES,
+    MAX_LATENTS_BYTES,
+    TensorFileError,
+    open_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +36,6 @@ Array = npt.NDArray[np.float32]
 LATENTS_SUFFIX = ".safetensors"
 _TENSOR = "latents"
 _HEADER = "longtake"
-_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Origin(BaseModel):
@@ -163,22 +168,23 @@ def read_latents(path: Path) -> LatentsFile:
         RequestError: it cannot be read, or holds something else.
     """
     try:
-        with path.open("rb"):
-            pass
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt", MAX_LATENTS_BYTES) as file:
             names = list(file.keys())
             if _TENSOR not in names and len(names) != 1:
                 raise RequestError(f"{path} holds {len(names)} tensors, none of them {_TENSOR!r}")
             name = _TENSOR if _TENSOR in names else names[0]
-            dtype = file.get_slice(name).get_dtype()
-            if dtype not in _DTYPES:
-                raise RequestError(f"{path} holds {dtype}: latents are {', '.join(_DTYPES)}")
+            held = file.get_slice(name)
+            if held.get_dtype() not in FLOAT_DTYPES:
+                raise RequestError(
+                    f"{path} holds {held.get_dtype()}: latents are {', '.join(FLOAT_DTYPES)}"
+                )
+            _check_shape(held.get_shape())
             latents = file.get_tensor(name).float().numpy()
             header = (file.metadata() or {}).get(_HEADER)
     except OSError as error:
         why = error.strerror or one_line(error)
         raise RequestError(f"latents={str(path)!r} cannot be read: {why}") from error
-    except SafetensorError as error:
+    except TensorFileError as error:
         raise RequestError(
             f"latents={str(path)!r} is no whole safetensors file ({one_line(error)}): "
             "longtake generate -o x.safetensors writes one"
@@ -201,14 +207,18 @@ def checked_latents(latents: npt.ArrayLike | None) -> Array:
         raise RequestError(
             f"latents must be an array of numbers in the host's memory: {one_line(error)}"
         ) from error
-    if array.ndim not in (4, 5) or 0 in array.shape:
-        raise RequestError(
-            f"latents of shape {list(array.shape)} must have channels, frames, rows and columns, "
-            "and before them may have videos; none may be 0"
-        )
+    _check_shape(array.shape)
     if not np.isfinite(array).all():
         raise RequestError("latents must be finite, and some of these are not: render them again")
     return array if array.ndim == 5 else array[None]
+
+
+def _check_shape(shape: Sequence[int]) -> None:
+    if len(shape) not in (4, 5) or 0 in shape:
+        raise RequestError(
+            f"latents of shape {list(shape)} must have channels, frames, rows and columns, and "
+            "before them may have videos; none may be 0"
+        )
 
 
 def _read_origin(header: str | None) -> Origin | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError, safe_open
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import NOT_OF_THE_LATENTS, ResolvedRequest
@@ -22,6 +21,7 @@ from longtake.engine.versions import versions
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.tensor_files import MAX_LATENTS_BYTES, TensorFileError, open_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -154,14 +154,14 @@ def read_snapshot(path: Path) -> Snapshot | None:
         UnusableSnapshotError: it is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt", MAX_LATENTS_BYTES) as file:
             header = _Header.model_validate_json((file.metadata() or {}).get(_HEADER, ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UnusableSnapshotError(f"{path} cannot be read: {cause(error)}") from error
-    except (SafetensorError, ValidationError) as error:
+    except (TensorFileError, ValidationError) as error:
         raise UnusableSnapshotError(
             f"{path} is damaged, or no snapshot: {one_line(error)[:100]}"
         ) from error

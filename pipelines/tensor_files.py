@@ -1,0 +1,123 @@
+"""safetensors files, checked before anything of them is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from longtake.errors import one_line
+from longtake.reading import open_regular
+
+MAX_HEADER_BYTES = 4 * 2**20
+"""A model of 10,000 tensors has a header of about 1 MB."""
+
+MAX_LATENTS_BYTES = 4 * 2**30
+"""HunyuanVideo's of 16384 frames at 720p, the most that can be asked for, have 3.8 GB."""
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+_SAMPLE_BYTES = 4096
+
+
+class TensorFileError(ValueError):
+    """A file that is no whole safetensors file."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file.
+
+    Attributes:
+        offsets: of its first byte and the one behind its last, from the end of the header.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What the header of a safetensors file says.
+
+    Attributes:
+        header: as it stands in the file.
+        tensors: by name.
+    """
+
+    path: Path
+    header: bytes
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path) -> TensorFile:
+        """Read a header, and check that the file is whole.
+
+        Raises:
+            OSError: it cannot be read, or is no regular file.
+            TensorFileError: it is no whole safetensors file.
+        """
+        with open_tensors(path, "np"):
+            pass
+        with open_regular(path) as file:
+            header = file.read(_header_bytes(file.read(8)))
+        entries = json.loads(header)
+        tensors = {
+            name: Tensor(entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"]))
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+        return cls(path, header, tensors)
+
+    def samples(self) -> Iterator[bytes]:
+        """The header, and of each tensor the first and the last 4 KiB.
+
+        Raises:
+            OSError: the file cannot be read any more.
+        """
+        yield self.header
+        with open_regular(self.path) as file:
+            for tensor in self.tensors.values():
+                begin, end = tensor.offsets
+                for at in sorted({begin, max(begin, end - _SAMPLE_BYTES)}):
+                    file.seek(8 + len(self.header) + at)
+                    yield file.read(min(_SAMPLE_BYTES, end - at))
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str, max_bytes: int | None = None) -> Iterator[Any]:
+    """Open a safetensors file; its tensors are read on demand.
+
+    Args:
+        framework: whose tensors they become: "pt" or "np".
+        max_bytes: the largest file that is opened; None is any.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        TensorFileError: it is no whole safetensors file.
+    """
+    with open_regular(path) as file:
+        header_bytes, size_bytes = _header_bytes(file.read(8)), os.fstat(file.fileno()).st_size
+    if header_bytes > max(0, size_bytes - 8):
+        raise TensorFileError("its header is longer than the file")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise TensorFileError(f"its header is longer than {MAX_HEADER_BYTES >> 20} MiB")
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise TensorFileError(f"it is larger than {max_bytes >> 30} GiB")
+    try:
+        with safe_open(path, framework=framework) as tensors:
+            yield tensors
+    except SafetensorError as error:
+        words = "".join(each if each.isprintable() else "?" for each in one_line(error)[:150])
+        raise TensorFileError(words) from error
+
+
+def _header_bytes(length: bytes) -> int:
+    return int.from_bytes(length, "little")
