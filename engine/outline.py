@@ -45,7 +45,7 @@ class EngineOutline:
             config = config.model_copy(update={"devices": place.world_size})
         self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
-        self.spec = registry.inspect(self._checkpoint)
+        self.spec = registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
         self.config = settled(config, self._checkpoint, self.spec, self._device_type)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 

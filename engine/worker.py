@@ -91,7 +91,7 @@ class Worker:
         self._kernel = config.attention_kernel
         self._dtype = dtype_of(config, world.device)
         checkpoint = Checkpoint.open(config.model, config.revision)
-        self._spec = registry.inspect(checkpoint)
+        self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         vae_dtype = vae_dtype_of(config, self._spec, world.device)
         own = [checkpoint.revision, str(self._dtype), str(vae_dtype)]
         (commit, dtype, first_vae_dtype), *others = world.gather_json(own)

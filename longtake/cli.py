@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import os
 import sys
 import traceback
+from typing import Any
 
 import longtake
 from longtake.command_line import parsed
@@ -16,6 +18,9 @@ from longtake.interrupts import EXIT_STOPPED, Interrupts
 from longtake.terminal import view_of
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
+
+_LOADING = ("generate", "batch", "serve", "decode", "verify")
+"""Commands that load a model."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +48,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:
+            _check_model(command, options)
             module = importlib.import_module(f"longtake.commands.{command}")
             interrupts.begin(lambda: view.stop_timeout_s)
             return module.run(options, view) or EXIT_DONE
@@ -61,6 +67,16 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
         return view.failed(one_line(error), type(error).__name__, EXIT_FAILED)
     finally:
         interrupts.over = True
+
+
+def _check_model(command: str, options: dict[str, Any]) -> None:
+    """Refuse a folder that holds no whole model before torch is imported, which takes seconds."""
+    model = options.get("model")
+    if command in _LOADING and model is not None and os.path.exists(os.path.expanduser(model)):
+        from longtake.pipelines import registry
+        from longtake.pipelines.checkpoint import Checkpoint
+
+        registry.inspect(Checkpoint.open(model), autoencoder_only=command == "decode")
 
 
 def _log_handler() -> logging.Handler:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from longtake.configs.models import bundled, preset_of, presets
+from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
+from longtake.pipelines import hub, model_files
+from longtake.pipelines.tensor_files import Tensor
+from longtake.reading import read_json, read_regular
 
-_WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SAMPLE_BYTES = 4096
-_HUB_CONFIGS = ["model_index.json", "*/*config.json", "longtake.yaml"]
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "longtake.yaml"]
+_INDEX = "model_index.json"
+_MAX_COMPONENTS, _MAX_SHARDS = 32, 1000
+_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Checkpoint:
         folder: where its files are.
         index: its ``model_index.json``: pipeline class, and the class of each component.
         revision: the commit, of one from the hub.
+        repository: the hub id, of one from the hub.
     """
 
     model: str
     folder: Path
     index: dict[str, Any]
     revision: str | None = None
+    repository: str | None = None
 
     @classmethod
     def open(
@@ -47,33 +50,57 @@ class Checkpoint:
         Args:
             model: the name of one that comes with the package ("demo"; a folder of that name is
                 "./demo") or of a preset, a folder, or the id of a repository on the Hugging Face
-                hub, which is downloaded once (``owner/name``; only data: safetensors, JSON and
-                vocabularies).
+                hub (``owner/name``), of which the configuration files are downloaded;
+                :meth:`fetch` downloads the rest.
             revision: branch, tag or commit of a hub id; None is the newest.
-            configs_only: its configuration files are enough: a preset's own, or those of a hub id.
+            configs_only: a preset's own configuration files are enough.
 
         Raises:
             ModelError: there is no such folder or repository, or it is no pipeline.
         """
-        folder, commit = bundled().get(model, Path(os.path.expanduser(model))), None
+        folder = bundled().get(model, Path(os.path.expanduser(model)))
+        commit = repository = None
         if not os.path.exists(folder):  # Path's own raises for a name that no file can have
             preset = preset_of(model)
             if preset is not None and configs_only and revision is None:
                 folder = preset[0]
             else:
-                folder = _download(preset[1] if preset else model, revision, configs_only)
+                repository = preset[1] if preset else model
+                folder = hub.fetch(repository, revision, (_INDEX, DEFAULTS_FILE))
                 commit = folder.name  # of the cache's snapshots/COMMIT
-        if not (folder / "model_index.json").is_file():
+        elif model not in bundled() and folder.is_dir():
+            model_files.check_folder(folder)
+        if not (folder / _INDEX).is_file():
             raise ModelError(
                 f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
                 "layout (transformer/, vae/, text_encoder/, ...)"
             )
-        return cls(model, folder, _read_json(folder / "model_index.json"), commit)
+        checkpoint = cls(model, folder, _read_json(folder / _INDEX), commit, repository)
+        if repository is not None:
+            names = itertools.product(checkpoint.components, model_files.CONFIGS)
+            hub.fetch(repository, commit, ["/".join(each) for each in names])
+        return checkpoint
+
+    @property
+    def components(self) -> list[str]:
+        """The names of the components that the index names, but for those that are null.
+
+        Raises:
+            ModelError: there are far too many.
+        """
+        names = [name for name, class_ in self.index.items() if isinstance(class_, list)]
+        named = [name for name in names if name.isidentifier()]
+        if len(named) > _MAX_COMPONENTS:
+            raise ModelError(
+                f"{self.model} has {len(named)} components in its model_index.json: "
+                f"{_MAX_COMPONENTS} are the most that are read"
+            )
+        return named
 
     @property
     def pipeline_class(self) -> str:
         """The name of the pipeline's class in diffusers."""
-        return str(self.index.get("_class_name"))
+        return model_files.shown(self.index.get("_class_name"))
 
     def component_class(self, component: str) -> str:
         """The name of a component's class.
@@ -87,7 +114,7 @@ class Checkpoint:
                 f"{self.folder / 'model_index.json'} names no {component}: the pipeline is not "
                 "complete, download or save it again"
             )
-        return named[1]
+        return model_files.shown(named[1])
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
         """A component's configuration.
@@ -97,34 +124,76 @@ class Checkpoint:
         """
         return _read_json(self.folder / component / name)
 
+    def weights_name(self, component: str) -> str:
+        """The name of the file that holds a component's weights, or of the index of several.
+
+        Raises:
+            ModelError: there is none.
+        """
+        return model_files.weights_file(self._names(component), self.folder / component)
+
+    def fetch(self, weighted: Sequence[str], others: Sequence[str] = ()) -> None:
+        """Download what is read of some components, of a model from the hub.
+
+        Args:
+            weighted: components that have weights.
+            others: components that have none.
+
+        Raises:
+            ModelError: something cannot be had.
+        """
+        if self.repository is None or self._listed is None:
+            return
+        wanted = [
+            f"{component}/{name}"
+            for component in (*weighted, *others)
+            for name in model_files.text_files(self._names(component))
+        ]
+        wanted += [f"{component}/{self.weights_name(component)}" for component in weighted]
+        indexes = [name for name in wanted if name.endswith(".json") and ".index." in name]
+        if indexes:
+            hub.fetch(self.repository, self.revision, indexes)
+        for index in indexes:
+            folder = index.partition("/")[0]
+            wanted += [f"{folder}/{shard}" for shard in _shards(self.folder / index)]
+        hub.fetch(self.repository, self.revision, wanted)
+
     def weights(self, component: str) -> tuple[Path, ...]:
         """The safetensors files of a component, each complete as its header says.
 
         Raises:
             ModelError: one is missing, damaged, or a pickle.
         """
-        folder = self.folder / component
-        for name in _WEIGHTS_NAMES:
-            index = folder / f"{name}.index.json"
-            if index.is_file():
-                shards = _read_json(index).get("weight_map")
-                if not (isinstance(shards, dict) and shards) or any(
-                    not isinstance(shard, str) for shard in shards.values()
-                ):
-                    raise ModelError(f"{index} maps no weights: download or save the model again")
-                files = [folder / Path(shard).name for shard in sorted(set(shards.values()))]
-                break
-            if (folder / name).is_file():
-                files = [folder / name]
-                break
-        else:
-            raise ModelError(_no_weights(folder))
+        files = self._weights(component)
         for file in files:
-            _check_weights(file)
-        return tuple(files)
+            model_files.read_header(file)
+        return files
+
+    def tensors(self, component: str) -> dict[str, Tensor]:
+        """What the headers of a component's weights say of its tensors, by name.
+
+        Raises:
+            ModelError: as :meth:`weights`, or two files hold the same tensor.
+        """
+        return model_files.read_tensors(self._weights(component))
+
+    def check_vocabulary(self, component: str) -> None:
+        """Check that a tokenizer's files are there, and no larger than any that is known.
+
+        Raises:
+            ModelError: one is missing, too large, or damaged.
+        """
+        folder, names = self.folder / component, self._names(component)
+        model_files.check_vocabulary(names, folder)
+        self.config(component, model_files.TOKENIZER_CONFIG)
+        for name in model_files.text_files(names):
+            _read(folder / name)
+        if "tokenizer.json" in names:
+            model_files.check_tokenizer(folder / "tokenizer.json")
 
     def fingerprint(self) -> str:
-        """A digest of the model's files, alike wherever they lie and whenever they were written.
+        """A digest of the files that are read, alike wherever they lie and whenever they were
+        written.
 
         Of each tensor of the weights its name, type, place, and first and last 4 KiB count:
         training changes them all, and a model of many GB is not read whole.
@@ -133,93 +202,88 @@ class Checkpoint:
             ModelError: a file cannot be read.
         """
         digest = hashlib.sha256()
-        kinds = {".json", ".safetensors", ".txt", ".model", ".jinja", ".yaml"}
-        walked = os.walk(self.folder, followlinks=True)  # a component's folder may be a link
-        files = (Path(folder, name) for folder, _, names in walked for name in names)
-        for path in sorted(path for path in files if path.suffix in kinds):
+        for path in self._files_read():
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
+            pieces: Iterator[bytes]
+            if path.suffix == ".safetensors":
+                pieces = model_files.read_header(path).samples()
+            else:
+                pieces = iter([_read(path)])
             try:
-                for piece in _samples(path) if path.suffix == ".safetensors" else _whole(path):
+                for piece in pieces:
                     digest.update(piece)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+            except OSError as error:
+                raise ModelError(f"{path} cannot be read: {error.strerror}") from error
         return digest.hexdigest()
 
+    def _files_read(self) -> list[Path]:
+        files = [self.folder / name for name in (_INDEX, DEFAULTS_FILE)]
+        for component in self.components:
+            folder, names = self.folder / component, self._names(component)
+            files += [folder / name for name in model_files.text_files(names)]
+            if any(".safetensors" in name for name in names):
+                index = folder / self.weights_name(component)
+                files += {index, *self._weights(component)}
+        return sorted(file for file in files if file.is_file())
 
-def _download(model: str, revision: str | None, configs_only: bool) -> Path:
-    """A repository of the hub, by its id."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    def _weights(self, component: str) -> tuple[Path, ...]:
+        folder, name = self.folder / component, self.weights_name(component)
+        files = _shards(folder / name) if name.endswith(".json") else [name]
+        return tuple(folder / file for file in files)
 
-    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
+    def _names(self, component: str) -> set[str]:
+        """The names of the files in a component's folder, downloaded or not."""
+        if self._listed is not None:
+            start = f"{component}/"
+            return {name[len(start) :] for name in self._listed if name.startswith(start)}
+        try:
+            return set(os.listdir(self.folder / component))
+        except OSError:  # what is missing is said of the file that is needed
+            return set()
+
+    @cached_property
+    def _listed(self) -> list[str] | None:
+        """All files of a repository of the hub."""
+        if self.repository is None or self.revision is None:
+            return None
+        return hub.listed_files(self.repository, self.revision)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names, all in its own folder."""
+    mapped = _read_json(index).get("weight_map")
+    shards = list(mapped.values()) if isinstance(mapped, dict) else []
+    if not shards or any(not isinstance(each, str) for each in shards):
+        raise ModelError(f"{index} maps no weights: download or save the model again")
+    for shard in shards:
+        if not _SHARD.fullmatch(shard):
+            raise ModelError(
+                f"{index} names {model_files.shown(shard)}, which is no safetensors file beside "
+                "it: download or save the model again"
+            )
+    names = sorted(set(shards))
+    if len(names) > _MAX_SHARDS:
         raise ModelError(
-            f"there is no folder {model}: pass a model's folder in diffusers layout, a hub id such "
-            f"as hunyuanvideo-community/HunyuanVideo, or {' or '.join([*bundled(), *presets()])}"
+            f"{index} names {len(names)} files: {_MAX_SHARDS} are the most that are read"
         )
-    try:
-        patterns = _HUB_CONFIGS if configs_only else _HUB_FILES
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"there is no folder {model}, and that cannot be had from the hub at revision "
-            f"{revision or 'main'}: check the name, the network and your access "
-            f"({type(error).__name__})"
-        ) from error
+    return names
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: download or save the model again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ModelError(f"{path} cannot be read as JSON: {reason}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object: download or save the model again")
     return content
 
 
-def _whole(path: Path) -> Iterator[bytes]:
-    yield path.read_bytes()
-
-
-def _samples(path: Path) -> Iterator[bytes]:
-    """The header of a safetensors file (its length in 8 bytes, then JSON), and each tensor's
-    beginning and end."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("it is no safetensors file")
-        yield (header := file.read(length))
-        for tensor in json.loads(header).values():
-            if "data_offsets" in tensor:
-                begin, end = tensor["data_offsets"]
-                for at in sorted({begin, max(begin, end - _SAMPLE_BYTES)}):
-                    file.seek(8 + length + at)
-                    yield file.read(min(_SAMPLE_BYTES, end - at))
-
-
-def _check_weights(file: Path) -> None:
+def _read(path: Path) -> bytes:
     try:
-        with safe_open(file, framework="np"):
-            pass
-    except FileNotFoundError as error:
-        raise ModelError(f"{file} is missing: download or save the model again") from error
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file} is no whole safetensors file ({one_line(error)}): download it again; other "
-            "formats are not read, since they can run code"
-        ) from error
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder} holds its weights as a pickle, {pickles[0]}, which can run code and is not "
-            "read: save the model again with safe_serialization=True"
-        )
-    return (
-        f"{folder} has no weights: expected {' or '.join(_WEIGHTS_NAMES)}, or their .index.json; "
-        "download or save the model again"
-    )
+        return read_regular(path, model_files.MAX_VOCABULARY_BYTES)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error

@@ -45,16 +45,22 @@ _FAMILIES = {
 }
 
 
-def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
+def inspect(
+    checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
+) -> ModelSpec:
     """Check a model's files and say what requests it can serve; nothing is loaded.
 
     Args:
-        weights: whether it must have weights, too, not configuration files alone.
+        weights: whether it must have weights, too, not configuration files alone. Those of a
+            model from the hub are downloaded.
+        autoencoder_only: of its weights, those of what decodes are enough.
 
     Raises:
         ModelError: no family can serve it, or it is damaged.
     """
-    return _family(checkpoint).inspect(checkpoint, weights=weights)
+    return _family(checkpoint).inspect(
+        checkpoint, weights=weights, autoencoder_only=autoencoder_only
+    )
 
 
 def load(

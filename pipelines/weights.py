@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from longtake.errors import ModelError, one_line
 from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
-
-_DTYPES = ("F64", "F32", "F16", "BF16")
+from longtake.pipelines.model_files import check_tensors, read_tensors
+from longtake.pipelines.tensor_files import open_tensors
 
 
 def load_weights(
@@ -39,11 +39,12 @@ def load_weights(
     Raises:
         ModelError: a tensor is missing, is too many, or has another shape.
     """
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_tensors(read_tensors(files), shapes, files[0].parent)
     nn.Module.to(module, dtype)  # diffusers' own `to` warns of weights that are not there yet
     module.to_empty(device=world.device)
+    state = module.state_dict()
     with _open_all(files) as tensors:
-        state = module.state_dict()
-        _check_names(state, tensors, files)
         group = world.host_group
         reads = group is None or dist.get_rank(group) == 0
         for name in sorted(state):
@@ -75,6 +76,19 @@ def split_weights(module: nn.Module, blocks: Sequence[nn.Module], world: World) 
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for block, following in zip(blocks, blocks[1:], strict=False):
         block.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+
+
+def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of some files, by name; those of a large file stay on the disk until used.
+
+    Args:
+        files: safetensors, checked before.
+
+    Raises:
+        ModelError: a tensor cannot be read.
+    """
+    with _open_all(files) as tensors:
+        return {name: _read(file, name, files) for name, file in tensors.items()}
 
 
 def held_bytes(module: nn.Module) -> int:
@@ -116,31 +130,8 @@ def _fill(target: torch.Tensor, whole: torch.Tensor) -> None:
 def _open_all(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The file that holds each tensor, by the tensor's name."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        opened = [stack.enter_context(open_tensors(file, "pt")) for file in files]
         yield {name: file for file in opened for name in file.keys()}
-
-
-def _check_names(state: dict[str, torch.Tensor], tensors: dict[str, Any], files: Any) -> None:
-    missing, unknown = sorted(state.keys() - tensors), sorted(tensors.keys() - state)
-    if missing or unknown:
-        wrong = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}, which the model has not"
-        raise ModelError(
-            f"{files[0].parent} {wrong} ({len(missing)} missing, {len(unknown)} too many): its "
-            "weights and its config.json are not of the same model"
-        )
-    for name, target in state.items():
-        stored = tensors[name].get_slice(name)
-        shape = tuple(stored.get_shape())
-        if shape != tuple(target.shape):
-            raise ModelError(
-                f"{files[0].parent} holds {name} of shape {shape}, its config.json says "
-                f"{tuple(target.shape)}: they are not of the same model"
-            )
-        if stored.get_dtype() not in _DTYPES:
-            raise ModelError(
-                f"{files[0].parent} holds {name} as {stored.get_dtype()}, not one of "
-                f"{', '.join(_DTYPES)}: quantized weights are not supported"
-            )
 
 
 def _read(file: Any, name: str, files: Sequence[Path]) -> torch.Tensor:

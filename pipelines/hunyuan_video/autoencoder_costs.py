@@ -33,33 +33,9 @@ class _Layer:
 
 @dataclass(frozen=True)
 class AutoencoderCosts:
-    """The decoder of one autoencoder; its parameters with those of the encoder."""
+    """The decoder of one autoencoder."""
 
     config: VaeConfig
-
-    @property
-    def parameters(self) -> int:
-        """Of both directions."""
-        config, latents = self.config, self.config.latent_channels
-        first, last = config.block_out_channels[0], config.block_out_channels[-1]
-        total = (2 * latents) ** 2 + 2 * latents + latents**2 + latents
-        total += _convolution(latents, last) + self._middle_parameters + 2 * first
-        total += _convolution(first, config.out_channels)
-        before = last
-        for place, channels in enumerate(reversed(config.block_out_channels)):
-            total += _residual(before, channels)
-            total += config.layers_per_block * _residual(channels, channels)
-            total += _convolution(channels, channels) if self._scales(place) != (1, 1) else 0
-            before = channels
-        total += _convolution(config.in_channels, first) + self._middle_parameters + 2 * last
-        total += _convolution(last, 2 * latents)
-        before = first
-        for place, channels in enumerate(config.block_out_channels):
-            total += _residual(before, channels)
-            total += (config.layers_per_block - 1) * _residual(channels, channels)
-            total += _convolution(channels, channels) if self._scales(place) != (1, 1) else 0
-            before = channels
-        return total
 
     def decoding(self, cells: Sequence[int], element_size: int) -> Work:
         """Decoding one tile of ``(f, h, w)`` latents."""
@@ -81,20 +57,6 @@ class AutoencoderCosts:
             peak = max(peak, 3.0 * math.prod(cells) ** 2)
         return int(peak * element_size)
 
-    @property
-    def _middle_parameters(self) -> int:
-        last = self.config.block_out_channels[-1]
-        attention = 2 * last + 4 * (last * last + last)
-        return 2 * _residual(last, last) + attention * self.config.mid_block_add_attention
-
-    def _scales(self, place: int) -> tuple[int, int]:
-        """By how much a block grows time and space (in the encoder: shrinks them)."""
-        blocks, config = len(self.config.block_out_channels), self.config
-        in_space = place < int(math.log2(config.spatial_compression_ratio))
-        times = int(math.log2(config.temporal_compression_ratio))
-        in_time = blocks - 1 - times <= place < blocks - 1
-        return (2 if in_time else 1), (2 if in_space else 1)
-
     def _layers(self, frames: int, height: int, width: int) -> Iterator[_Layer]:
         config, cells = self.config, (frames, height, width)
         last = config.block_out_channels[-1]
@@ -109,7 +71,7 @@ class AutoencoderCosts:
             yield from _residual_layers(before, channels, cells)
             for _ in range(config.layers_per_block):
                 yield from _residual_layers(channels, channels, cells)
-            in_time, in_space = self._scales(place)
+            in_time, in_space = config.scales(place)
             if (in_time, in_space) != (1, 1):
                 frames, height, width = cells
                 cells = (in_time * (frames - 1) + 1, in_space * height, in_space * width)
@@ -143,14 +105,3 @@ def _work_of(layer: _Layer, element_size: int) -> Work:
         memory_bytes=values * size * element_size,
         launches=5,
     )
-
-
-def _convolution(before: int, channels: int) -> int:
-    return _KERNEL * before * channels + channels
-
-
-def _residual(before: int, channels: int) -> int:
-    """A residual block: two norms, two convolutions, and a third where channels change."""
-    parameters = 2 * before + _convolution(before, channels)
-    parameters += 2 * channels + _convolution(channels, channels)
-    return parameters + (before * channels + channels if before != channels else 0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+Layers = Annotated[int, Field(strict=True, ge=0, le=1000)]
+Positive = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]
+Switch = Annotated[bool, Field(strict=True)]
 
 
 class Component(BaseModel):
@@ -24,14 +28,14 @@ class TransformerConfig(Component):
     out_channels: Count | None = 16
     num_attention_heads: Count = 24
     attention_head_dim: Count = 128
-    num_layers: Annotated[int, Field(strict=True, ge=0)] = 20
-    num_single_layers: Annotated[int, Field(strict=True, ge=0)] = 40
-    num_refiner_layers: Annotated[int, Field(strict=True, ge=0)] = 2
-    mlp_ratio: Positive = 4.0
+    num_layers: Layers = 20
+    num_single_layers: Layers = 40
+    num_refiner_layers: Layers = 2
+    mlp_ratio: Annotated[Positive, Field(le=64)] = 4.0
     patch_size: Count = 2
     patch_size_t: Count = 1
-    qk_norm: str | None = "rms_norm"
-    guidance_embeds: bool = True
+    qk_norm: Literal["rms_norm"] | None = "rms_norm"
+    guidance_embeds: Switch = True
     text_embed_dim: Count = 4096
     pooled_projection_dim: Count = 768
     rope_theta: Positive = 256.0
@@ -86,33 +90,88 @@ class VaeConfig(Component):
     in_channels: Count = 3
     out_channels: Count = 3
     latent_channels: Count = 16
-    block_out_channels: tuple[Count, ...] = (128, 256, 512, 512)
-    layers_per_block: Count = 2
-    mid_block_add_attention: bool = True
+    block_out_channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)] = (
+        128,
+        256,
+        512,
+        512,
+    )
+    down_block_types: tuple[Literal["HunyuanVideoDownBlock3D"], ...] = (
+        "HunyuanVideoDownBlock3D",
+    ) * 4
+    up_block_types: tuple[Literal["HunyuanVideoUpBlock3D"], ...] = ("HunyuanVideoUpBlock3D",) * 4
+    norm_num_groups: Count = 32
+    layers_per_block: Annotated[Layers, Field(ge=1)] = 2
+    mid_block_add_attention: Switch = True
     spatial_compression_ratio: Count = 8
-    temporal_compression_ratio: Count = 4
+    temporal_compression_ratio: Literal[4] = 4
     scaling_factor: Positive = 0.476986
 
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> VaeConfig:
+        count = len(self.block_out_channels)
+        if {len(self.down_block_types), len(self.up_block_types)} != {count}:
+            raise ValueError(
+                "down_block_types and up_block_types must be as many as block_out_channels"
+            )
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError("block_out_channels must be multiples of norm_num_groups")
+        return self
 
-class LlamaConfig(Component):
+    def scales(self, place: int) -> tuple[int, int]:
+        """By how much a block grows time and space (in the encoder: shrinks them)."""
+        blocks = len(self.block_out_channels)
+        in_space = place < int(math.log2(self.spatial_compression_ratio))
+        times = int(math.log2(self.temporal_compression_ratio))
+        in_time = blocks - 1 - times <= place < blocks - 1
+        return (2 if in_time else 1), (2 if in_space else 1)
+
+
+class Encoder(Component):
+    """What the configurations of all encoders have."""
+
+    hidden_size: Count
+    num_attention_heads: Count
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Encoder:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size must be a multiple of num_attention_heads")
+        return self
+
+
+class LlamaConfig(Encoder):
     """LlamaModel's; defaults: transformers'."""
 
     vocab_size: Count = 32000
     hidden_size: Count = 4096
     intermediate_size: Count = 11008
-    num_hidden_layers: Count = 32
+    num_hidden_layers: Annotated[Layers, Field(ge=1)] = 32
     num_attention_heads: Count = 32
     num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    attention_bias: Switch = False
+    mlp_bias: Switch = False
+    model_type: Literal["llama"] = "llama"
+
+    @model_validator(mode="after")
+    def _kv_heads_divide(self) -> LlamaConfig:
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+        return self
 
 
-class ClipVisionConfig(BaseModel):
+class ClipVisionConfig(Encoder):
     """CLIPVisionModel's; defaults: transformers'."""
 
     hidden_size: Count = 768
     intermediate_size: Count = 3072
-    num_hidden_layers: Count = 12
-    image_size: Count = 224
-    patch_size: Count = 32
+    num_hidden_layers: Annotated[Layers, Field(ge=1)] = 12
+    num_attention_heads: Count = 12
+    num_channels: Literal[3] = 3
+    image_size: Pixels = 224
+    patch_size: Pixels = 32
+    model_type: Literal["clip_vision_model"] = "clip_vision_model"
 
 
 class LlavaConfig(Component):
@@ -121,7 +180,9 @@ class LlavaConfig(Component):
     text_config: LlamaConfig = LlamaConfig()
     vision_config: ClipVisionConfig = ClipVisionConfig()
     vision_feature_select_strategy: Literal["default", "full"] = "default"
-    tied: bool = Field(default=False, alias="tie_word_embeddings")
+    vision_feature_layer: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = -2
+    multimodal_projector_bias: Switch = True
+    tied: Switch = Field(default=False, alias="tie_word_embeddings")
 
     @property
     def num_patches(self) -> int:
@@ -130,14 +191,22 @@ class LlavaConfig(Component):
         return patches + (self.vision_feature_select_strategy == "full")
 
 
-class ClipTextConfig(Component):
+class ClipTextConfig(Encoder):
     """CLIPTextModel's; defaults: transformers'."""
 
     vocab_size: Count = 49408
     hidden_size: Count = 512
     intermediate_size: Count = 2048
-    num_hidden_layers: Count = 12
+    num_hidden_layers: Annotated[Layers, Field(ge=1)] = 12
+    num_attention_heads: Count = 8
     max_position_embeddings: Count = 77
+
+
+class ImageProcessorConfig(BaseModel):
+    """CLIPImageProcessor's."""
+
+    size: Pixels | dict[str, Pixels] = {"shortest_edge": 224}
+    crop_size: Pixels | dict[str, Pixels] = {"height": 224, "width": 224}
 
 
 class SchedulerConfig(BaseModel):

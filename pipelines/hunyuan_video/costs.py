@@ -21,19 +21,23 @@ from longtake.pipelines.hunyuan_video.configs import (
     TransformerConfig,
     VaeConfig,
 )
+from longtake.pipelines.hunyuan_video.tensors import (
+    REFINER_RATIO,
+    NamedShapes,
+    Shape,
+    clip_tensors,
+    double_block_tensors,
+    llama_tensors,
+    single_block_tensors,
+    transformer_tensors,
+    vae_tensors,
+    vision_tensors,
+)
 from longtake.pipelines.hunyuan_video.tiling import Tiling
 from longtake.pipelines.tiles import Spans
 
-Shape = tuple[int, ...]
-
 _TEMPLATE_TOKENS = 95
 """Of diffusers' prompt template, in front of the prompt: encoded, then cropped."""
-
-_REFINER_RATIO = 4
-"""Width of a refiner block's feed-forward, over its own: diffusers does not configure it."""
-
-_FREQUENCIES = 256
-"""Values that a timestep or a guidance scale is spelled out in."""
 
 
 @dataclass(frozen=True)
@@ -69,55 +73,34 @@ class HunyuanVideoCosts(ModelCosts):
 
     @cached_property
     def transformer_shapes(self) -> Sequence[Shape]:
-        """In the order: embedders, refiner, double-stream blocks, single-stream blocks, output."""
-        config, width = self.transformer, self.transformer.width
-        patch: Shape = (
-            width,
-            config.in_channels,
-            config.patch_size_t,
-            config.patch_size,
-            config.patch_size,
-        )
-        shapes: list[Shape] = [patch, (width,)]
-        shapes += _two_layers(_FREQUENCIES, width) + _two_layers(config.text_embed_dim, width)
-        shapes += _linear(config.text_embed_dim, width)
-        shapes += self._refiner_block * config.num_refiner_layers
-        embedded = [_FREQUENCIES, config.pooled_projection_dim]
-        embedded += [_FREQUENCIES] if config.guidance_embeds else []
-        for size in embedded:
-            shapes += _two_layers(size, width)
-        shapes += self._double_block * config.num_layers
-        shapes += self._single_block * config.num_single_layers
-        out = (
-            config.patch_size_t * config.patch_size**2 * (config.out_channels or config.in_channels)
-        )
-        return shapes + _linear(width, 2 * width) + _linear(width, out)
+        """As :func:`transformer_tensors` has them."""
+        return _shapes(transformer_tensors(self.transformer))
 
     @property
     def block_parameters(self) -> int:
         """Of a double-stream block, or a single-stream one where there is no other."""
         blocks = []
         if self.transformer.num_layers:
-            blocks.append(count(self._double_block))
+            blocks.append(self._double_block)
         if self.transformer.num_single_layers:
-            blocks.append(count(self._single_block))
+            blocks.append(self._single_block)
         return max(blocks, default=0)
 
     @property
     def parameters_outside(self) -> int:
         """Of embedders, refiner and output."""
         config = self.transformer
-        blocks = config.num_layers * count(self._double_block)
-        blocks += config.num_single_layers * count(self._single_block)
+        blocks = config.num_layers * self._double_block
+        blocks += config.num_single_layers * self._single_block
         return self.transformer_parameters - blocks
 
     @property
     def other_parameters(self) -> Mapping[str, int]:
         """The autoencoder, both directions; LLaMA and CLIP."""
         return {
-            "autoencoder": AutoencoderCosts(self.vae).parameters,
-            "text_encoders": _llama_parameters(self.llama)
-            + _clip_parameters(self.clip)
+            "autoencoder": _count(vae_tensors(self.vae)),
+            "text_encoders": self._llama_parameters
+            + self._clip_parameters
             + self._vision_parameters
             + self._head_parameters,
         }
@@ -130,7 +113,7 @@ class HunyuanVideoCosts(ModelCosts):
         of_a_token = 2 * num_blocks * (4 * width * width + 2 * width * mlp)
         of_a_token += 2 * width * (config.values_in + config.token_values)  # in, and out
         once = self.transformer_parameters - self._streamed_parameters  # embeddings, modulation
-        refined = config.num_refiner_layers * (4 + 2 * _REFINER_RATIO) * width * width
+        refined = config.num_refiner_layers * (4 + 2 * REFINER_RATIO) * width * width
         of_a_text_token = 2 * (config.text_embed_dim * width + refined)
         attention = 4 * config.num_refiner_layers * num_text_tokens**2 * width
         unit = num_tokens * width * element_size
@@ -169,8 +152,8 @@ class HunyuanVideoCosts(ModelCosts):
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
         """LLaMA over template and prompt of their largest length; CLIP over its own. LLaVA over the
         picture's patches besides, after its tower."""
-        llama = _llama_parameters(self.llama) - self.llama.vocab_size * self.llama.hidden_size
-        clip = _clip_parameters(self.clip) - self.clip.vocab_size * self.clip.hidden_size
+        llama = self._llama_parameters - self.llama.vocab_size * self.llama.hidden_size
+        clip = self._clip_parameters - self.clip.vocab_size * self.clip.hidden_size
         patches = self._num_patches
         num_tokens = max_tokens + _TEMPLATE_TOKENS + patches
         flops = 2 * (llama * num_tokens + clip * self.clip.max_position_embeddings)
@@ -200,18 +183,20 @@ class HunyuanVideoCosts(ModelCosts):
         encoder = self.text_encoder
         return encoder.num_patches if isinstance(encoder, LlavaConfig) else 0
 
-    @property
+    @cached_property
+    def _llama_parameters(self) -> int:
+        return _count(llama_tensors(self.llama))
+
+    @cached_property
+    def _clip_parameters(self) -> int:
+        return _count(clip_tensors(self.clip))
+
+    @cached_property
     def _vision_parameters(self) -> int:
         """LLaVA's tower and the two layers behind it."""
         if not isinstance(self.text_encoder, LlavaConfig):
             return 0
-        vision, words = self.text_encoder.vision_config, self.llama.hidden_size
-        width, patch = vision.hidden_size, 3 * vision.patch_size**2
-        positions = (vision.image_size // vision.patch_size) ** 2 + 1
-        embedded = width * (patch + 1 + positions)
-        layers = vision.num_hidden_layers * _clip_layer(width, vision.intermediate_size)
-        behind = count(_linear(width, words) + _linear(words, words))
-        return embedded + layers + 4 * width + behind
+        return _count(vision_tensors(self.text_encoder))
 
     @property
     def _head_parameters(self) -> int:
@@ -220,46 +205,15 @@ class HunyuanVideoCosts(ModelCosts):
             return self.llama.vocab_size * self.llama.hidden_size
         return 0
 
-    @property
-    def _double_block(self) -> list[Shape]:
-        width, mlp = (
-            self.transformer.width,
-            int(self.transformer.width * self.transformer.mlp_ratio),
-        )
-        stream = _linear(width, 6 * width) + self._norms + _linear(width, width) * 4
-        return 2 * (stream + _linear(width, mlp) + _linear(mlp, width))
+    @cached_property
+    def _double_block(self) -> int:
+        """Parameters of a double-stream block."""
+        return _count(double_block_tensors("", self.transformer))
 
-    @property
-    def _single_block(self) -> list[Shape]:
-        width, mlp = (
-            self.transformer.width,
-            int(self.transformer.width * self.transformer.mlp_ratio),
-        )
-        attention = self._norms + _linear(width, width) * 3
-        return (
-            attention
-            + _linear(width, 3 * width)
-            + _linear(width, mlp)
-            + _linear(width + mlp, width)
-        )
-
-    @property
-    def _refiner_block(self) -> list[Shape]:
-        width = self.transformer.width
-        wide = _REFINER_RATIO * width
-        norms: list[Shape] = [(width,)] * 4
-        return (
-            norms
-            + _linear(width, width) * 4
-            + _linear(width, wide)
-            + _linear(wide, width)
-            + _linear(width, 2 * width)
-        )
-
-    @property
-    def _norms(self) -> list[Shape]:
-        """Of queries and keys."""
-        return [(self.transformer.attention_head_dim,)] * (2 if self.transformer.qk_norm else 0)
+    @cached_property
+    def _single_block(self) -> int:
+        """Parameters of a single-stream block."""
+        return _count(single_block_tensors("", self.transformer))
 
     @property
     def _streamed_parameters(self) -> int:
@@ -267,7 +221,7 @@ class HunyuanVideoCosts(ModelCosts):
         config, width = self.transformer, self.transformer.width
         mlp = config.mlp_width
         block = 4 * width * width + 2 * width * mlp
-        refiner = (4 + 2 * _REFINER_RATIO) * width * width * config.num_refiner_layers
+        refiner = (4 + 2 * REFINER_RATIO) * width * width * config.num_refiner_layers
         streams = 2 * config.num_layers + config.num_single_layers
         return (
             streams * block
@@ -277,30 +231,9 @@ class HunyuanVideoCosts(ModelCosts):
         )
 
 
-def _linear(size_in: int, size_out: int) -> list[Shape]:
-    """A layer's weight and bias."""
-    return [(size_out, size_in), (size_out,)]
+def _shapes(tensors: NamedShapes) -> list[Shape]:
+    return [shape for _, shape in tensors]
 
 
-def _two_layers(size_in: int, width: int) -> list[Shape]:
-    return _linear(size_in, width) + _linear(width, width)
-
-
-def _llama_parameters(config: LlamaConfig) -> int:
-    width, wide = config.hidden_size, config.intermediate_size
-    head_size = width // config.num_attention_heads
-    kv_width = head_size * (config.num_key_value_heads or config.num_attention_heads)
-    layer = 2 * width * (width + kv_width) + 3 * width * wide + 2 * width
-    return config.vocab_size * width + config.num_hidden_layers * layer + width
-
-
-def _clip_parameters(config: ClipTextConfig) -> int:
-    width = config.hidden_size
-    embedded = config.vocab_size + config.max_position_embeddings
-    layers = config.num_hidden_layers * _clip_layer(width, config.intermediate_size)
-    return embedded * width + layers + 2 * width
-
-
-def _clip_layer(width: int, wide: int) -> int:
-    """Parameters of one layer of CLIP, of words or of patches."""
-    return 4 * (width * width + width) + 2 * width * wide + wide + width + 4 * width
+def _count(tensors: NamedShapes) -> int:
+    return count(_shapes(tensors))

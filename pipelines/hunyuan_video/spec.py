@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +13,7 @@ from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.configs import (
     ClipTextConfig,
+    ImageProcessorConfig,
     LlamaConfig,
     LlavaConfig,
     SchedulerConfig,
@@ -18,6 +21,15 @@ from longtake.pipelines.hunyuan_video.configs import (
     VaeConfig,
 )
 from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.hunyuan_video.tensors import (
+    NamedShapes,
+    clip_tensors,
+    llama_tensors,
+    llava_tensors,
+    transformer_tensors,
+    vae_tensors,
+)
+from longtake.pipelines.model_files import check_tensors
 from longtake.pipelines.spec import AutoencoderSpec, ImageSpec, ModelSpec
 
 CLASSES = {
@@ -27,6 +39,18 @@ CLASSES = {
     "text_encoder_2": "CLIPTextModel",
     "scheduler": "FlowMatchEulerDiscreteScheduler",
 }
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_UNUSED = re.compile(
+    r"(lm_head|text_projection|vision_model|visual_projection)\..*|logit_scale"
+    r"|.*(inv_freq|position_ids)"
+)
+"""Tensors that some files hold besides, and that text encoders do without."""
+
+_RENAMED = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "language_model."),
+    ("vision_tower.vision_model.", "vision_tower."),
+)
 _IMAGE_CLASSES = {**CLASSES, "text_encoder": "LlavaForConditionalGeneration"}
 
 IMAGE_STRIDES = {"token_replace": 4, "latent_concat": 2}
@@ -47,16 +71,21 @@ TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
+def inspect(
+    checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
+) -> ModelSpec:
     """Check that a folder is a whole HunyuanVideo, and say what requests it can serve.
 
     Args:
         weights: whether it must have weights and vocabularies, too, not configuration files alone.
+            Those of a model from the hub are downloaded.
+        autoencoder_only: of its weights, the autoencoder's are enough.
 
     Raises:
         ModelError: something is missing, damaged, not supported, or another model's.
     """
-    _check_files(checkpoint, CLASSES, weights)
+    needed = _weighted(weights, autoencoder_only)
+    _check_index(checkpoint, CLASSES, needed)
     transformer = _read(TransformerConfig, checkpoint, "transformer")
     if transformer.image_condition_type is not None:
         raise ModelError(
@@ -64,13 +93,19 @@ def inspect(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
             f"{transformer.image_condition_type!r}), and its model_index.json names the pipeline "
             "of text-to-video: it must name HunyuanVideoImageToVideoPipeline"
         )
-    return _spec(checkpoint, transformer, _read(LlamaConfig, checkpoint, "text_encoder"))
+    costs = _costs(checkpoint, transformer, _read(LlamaConfig, checkpoint, "text_encoder"))
+    spec = _spec(checkpoint, costs)
+    _check_files(checkpoint, costs, needed)
+    return spec
 
 
-def inspect_image_to_video(checkpoint: Checkpoint, *, weights: bool = True) -> ModelSpec:
+def inspect_image_to_video(
+    checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
+) -> ModelSpec:
     """The same of a HunyuanVideo-I2V, with either way of taking a picture."""
-    _check_files(checkpoint, _IMAGE_CLASSES, weights)
-    checkpoint.config("image_processor", "preprocessor_config.json")
+    needed = _weighted(weights, autoencoder_only)
+    _check_index(checkpoint, _IMAGE_CLASSES, needed)
+    _read(ImageProcessorConfig, checkpoint, "image_processor", "preprocessor_config.json")
     transformer = _read(TransformerConfig, checkpoint, "transformer")
     conditioning = transformer.image_condition_type
     if conditioning is None:
@@ -84,10 +119,20 @@ def inspect_image_to_video(checkpoint: Checkpoint, *, weights: bool = True) -> M
         num_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]) - HEADER_TOKENS,
         dropped_frames=_CONCAT_DROPS_FRAMES if conditioning == "latent_concat" else 0,
     )
-    return _spec(checkpoint, transformer, llava, image)
+    costs = _costs(checkpoint, transformer, llava)
+    spec = _spec(checkpoint, costs, image)
+    _check_files(checkpoint, costs, needed)
+    return spec
 
 
-def _check_files(checkpoint: Checkpoint, classes: dict[str, str], weights: bool) -> None:
+def _weighted(weights: bool, autoencoder_only: bool) -> Sequence[str]:
+    """The components whose weights are needed."""
+    if not weights:
+        return ()
+    return ("vae",) if autoencoder_only else ("transformer", "vae", *_TEXT_ENCODERS)
+
+
+def _check_index(checkpoint: Checkpoint, classes: dict[str, str], weighted: Sequence[str]) -> None:
     for component, expected in classes.items():
         found = checkpoint.component_class(component)
         if found != expected:
@@ -95,21 +140,65 @@ def _check_files(checkpoint: Checkpoint, classes: dict[str, str], weights: bool)
                 f"{checkpoint.model} has a {component} of class {found}: HunyuanVideo needs "
                 f"{expected}"
             )
-    if weights:
-        for component in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-            checkpoint.weights(component)
-        for component in ("tokenizer", "tokenizer_2"):
-            checkpoint.config(component, "tokenizer_config.json")
+    for component in weighted:
+        checkpoint.weights_name(component)
+
+
+def _check_files(checkpoint: Checkpoint, costs: HunyuanVideoCosts, weighted: Sequence[str]) -> None:
+    """Check that weights and vocabularies are there, whole, and as the configurations say."""
+    if not weighted:
+        return
+    encodes = "text_encoder" in weighted
+    tokenizers = ("tokenizer", "tokenizer_2") if encodes else ()
+    checkpoint.fetch(weighted, tokenizers)
+    for component in weighted:
+        tensors = checkpoint.tensors(component)
+        if component in _TEXT_ENCODERS:
+            renamed = {_new_name(name): tensor for name, tensor in tensors.items()}
+            tensors = {name: renamed[name] for name in renamed if not _UNUSED.fullmatch(name)}
+        expected = dict(_described(costs, component))
+        check_tensors(tensors, expected, checkpoint.folder / component)
+    for component in tokenizers:
+        checkpoint.check_vocabulary(component)
+
+
+def _described(costs: HunyuanVideoCosts, component: str) -> NamedShapes:
+    """The tensors that a component's configuration describes."""
+    if component == "transformer":
+        return transformer_tensors(costs.transformer)
+    if component == "vae":
+        return vae_tensors(costs.vae)
+    if component == "text_encoder_2":
+        return clip_tensors(costs.clip)
+    encoder = costs.text_encoder
+    return llava_tensors(encoder) if isinstance(encoder, LlavaConfig) else llama_tensors(encoder)
+
+
+def _new_name(name: str) -> str:
+    """The name of a text encoder's tensor in transformers' newest naming, which renames the others
+    as it loads them."""
+    name = name.removeprefix("model.").removeprefix("text_model.")
+    for old, new in _RENAMED:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _costs(
+    checkpoint: Checkpoint, transformer: TransformerConfig, encoder: LlamaConfig | LlavaConfig
+) -> HunyuanVideoCosts:
+    return HunyuanVideoCosts(
+        transformer,
+        _read(VaeConfig, checkpoint, "vae"),
+        encoder,
+        _read(ClipTextConfig, checkpoint, "text_encoder_2"),
+    )
 
 
 def _spec(
-    checkpoint: Checkpoint,
-    transformer: TransformerConfig,
-    text_encoder: LlamaConfig | LlavaConfig,
-    image: ImageSpec | None = None,
+    checkpoint: Checkpoint, costs: HunyuanVideoCosts, image: ImageSpec | None = None
 ) -> ModelSpec:
-    clip = _read(ClipTextConfig, checkpoint, "text_encoder_2")
-    vae = _read(VaeConfig, checkpoint, "vae")
+    transformer, vae = costs.transformer, costs.vae
     scheduler = _read(SchedulerConfig, checkpoint, "scheduler", "scheduler_config.json")
     channels = {transformer.latent_channels, transformer.out_channels or transformer.in_channels}
     if channels != {vae.latent_channels}:
@@ -140,7 +229,7 @@ def _spec(
         defaults=defaults,
         flow_shift=scheduler.shift,
         patch=(transformer.patch_size_t, transformer.patch_size, transformer.patch_size),
-        costs=HunyuanVideoCosts(transformer, vae, text_encoder, clip),
+        costs=costs,
         image=image,
     )
 

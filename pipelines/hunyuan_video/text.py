@@ -16,6 +16,7 @@ from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
 from longtake.pipelines.quiet import quiet_libraries
+from longtake.pipelines.weights import read_weights
 
 
 class TextEncoders:
@@ -58,11 +59,13 @@ class TextEncoders:
     def _load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
         encoders = []
         for component, encoder in self._CLASSES.items():
+            # Nothing but these tensors and this configuration is looked for in the folder.
             loaded, info = encoder.from_pretrained(
-                checkpoint.folder / component,
+                None,
+                config=encoder.config_class.from_dict(checkpoint.config(component)),
+                state_dict=read_weights(checkpoint.weights(component)),
                 dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
+                attn_implementation="sdpa",  # a configuration could name code of the hub
                 output_loading_info=True,
             )
             if info["missing_keys"]:  # transformers would draw them at random
@@ -72,7 +75,9 @@ class TextEncoders:
                 )
             encoders.append(loaded.eval())
         tokenizers = [
-            AutoTokenizer.from_pretrained(checkpoint.folder / component, local_files_only=True)
+            AutoTokenizer.from_pretrained(
+                checkpoint.folder / component, local_files_only=True, trust_remote_code=False
+            )
             for component in ("tokenizer", "tokenizer_2")
         ]
         if any(tokenizer.pad_token is None for tokenizer in tokenizers):

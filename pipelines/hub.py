@@ -1,0 +1,88 @@
+"""Downloads from the Hugging Face hub: named files of a repository, each once."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from longtake.configs.models import bundled, presets
+from longtake.errors import ModelError, one_line
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
+
+
+def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
+    """Download some files of a repository, of those that it has.
+
+    Without a network, what was downloaded before is used.
+
+    Args:
+        repository: ``owner/name``.
+        revision: branch, tag or commit; None is the newest.
+
+    Returns:
+        The folder that they are in, named after the commit.
+
+    Raises:
+        ModelError: it is no hub id, or cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    if (
+        repository.count("/") != 1
+        or repository.startswith((".", "/", "~"))
+        or repository[-1] == "/"
+    ):
+        raise ModelError(
+            f"there is no folder {repository}: pass a model's folder in diffusers layout, a hub "
+            "id such as hunyuanvideo-community/HunyuanVideo, or "
+            f"{' or '.join([*bundled(), *presets()])}"
+        )
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
+    except Exception as error:  # the errors of its HTTP library, which differ by version, too
+        raise ModelError(
+            f"there is no folder {repository}, and that cannot be had from the hub at revision "
+            f"{revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
+        ) from error
+
+
+def listed_files(repository: str, commit: str) -> list[str] | None:
+    """The names of all files of a repository; None if the hub cannot be asked."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        files = HfApi().model_info(repository, revision=commit, timeout=10).siblings
+        return [file.rfilename for file in files or []]
+    except Exception as error:  # as above
+        if not constants.HF_HUB_OFFLINE:
+            logger.warning(
+                "the hub does not say what files %s has: those that were downloaded before are "
+                "used (%s)",
+                repository,
+                one_line(error)[:200],
+            )
+        return None
+
+
+def _way_out(repository: str, error: Exception) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room, or name another folder in HF_HOME"
+    if isinstance(error, GatedRepoError):
+        return f"accept its terms at https://huggingface.co/{repository}, and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return "check the name; if it is private, set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return "check the revision"
+    return "check the name, the network and your access"

@@ -1,0 +1,235 @@
+"""Names and shapes of the tensors that HunyuanVideo's weights hold, from its configuration alone.
+
+They are made one after another, so that a configuration may name any number of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from longtake.pipelines.hunyuan_video.configs import (
+    ClipTextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    TransformerConfig,
+    VaeConfig,
+)
+
+Shape = tuple[int, ...]
+NamedShapes = Iterator[tuple[str, Shape]]
+
+REFINER_RATIO = 4
+"""Width of a refiner block's feed-forward, over its own: diffusers does not configure it."""
+
+_FREQUENCIES = 256
+"""Values that a timestep or a guidance scale is spelled out in."""
+
+_PROJECTIONS = ("to_q", "to_k", "to_v")
+
+
+def transformer_tensors(config: TransformerConfig) -> NamedShapes:
+    """HunyuanVideoTransformer3DModel's."""
+    width, text, patch = config.width, config.text_embed_dim, config.patch_size
+    yield (
+        "x_embedder.proj.weight",
+        (width, config.in_channels, config.patch_size_t, patch, patch),
+    )
+    yield "x_embedder.proj.bias", (width,)
+    refined = {"timestep": _FREQUENCIES, "text": text}
+    yield from _embedders("context_embedder.time_text_embed.", width, refined)
+    yield from _linear("context_embedder.proj_in", text, width)
+    for place in range(config.num_refiner_layers):
+        yield from _refiner_block(f"context_embedder.token_refiner.refiner_blocks.{place}.", width)
+    embedded = {"timestep": _FREQUENCIES, "text": config.pooled_projection_dim}
+    if config.guidance_embeds:
+        embedded["guidance"] = _FREQUENCIES
+    yield from _embedders("time_text_embed.", width, embedded)
+    for place in range(config.num_layers):
+        yield from double_block_tensors(f"transformer_blocks.{place}.", config)
+    for place in range(config.num_single_layers):
+        yield from single_block_tensors(f"single_transformer_blocks.{place}.", config)
+    yield from _linear("norm_out.linear", width, 2 * width)
+    out = config.out_channels or config.in_channels
+    yield from _linear("proj_out", width, config.patch_size_t * patch**2 * out)
+
+
+def vae_tensors(config: VaeConfig) -> NamedShapes:
+    """AutoencoderKLHunyuanVideo's."""
+    latents, channels = config.latent_channels, config.block_out_channels
+    yield from _convolution("quant_conv", 2 * latents, 2 * latents, 1)
+    yield from _convolution("post_quant_conv", latents, latents, 1)
+    for part, first, order, out in (
+        ("encoder", config.in_channels, channels, 2 * latents),
+        ("decoder", latents, channels[::-1], config.out_channels),
+    ):
+        encodes = part == "encoder"
+        before = order[0]
+        yield from _convolution(f"{part}.conv_in.conv", first, before, 3)
+        yield from _middle(f"{part}.mid_block.", channels[-1], config.mid_block_add_attention)
+        for place, width in enumerate(order):
+            block = f"{part}.{'down' if encodes else 'up'}_blocks.{place}."
+            for layer in range(config.layers_per_block + (not encodes)):
+                yield from _residual(f"{block}resnets.{layer}.", before, width)
+                before = width
+            if config.scales(place) != (1, 1):
+                scaling = "downsamplers" if encodes else "upsamplers"
+                yield from _convolution(f"{block}{scaling}.0.conv.conv", width, width, 3)
+        yield from _norm(f"{part}.conv_norm_out", before)
+        yield from _convolution(f"{part}.conv_out.conv", before, out, 3)
+
+
+def llama_tensors(config: LlamaConfig) -> NamedShapes:
+    """LlamaModel's."""
+    width, wide = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    size = config.head_dim or width // heads
+    kv_width = size * (config.num_key_value_heads or heads)
+    yield "embed_tokens.weight", (config.vocab_size, width)
+    for place in range(config.num_hidden_layers):
+        layer = f"layers.{place}."
+        for name, size_in, size_out in (
+            ("q_proj", width, size * heads),
+            ("k_proj", width, kv_width),
+            ("v_proj", width, kv_width),
+            ("o_proj", size * heads, width),
+        ):
+            yield from _linear(f"{layer}self_attn.{name}", size_in, size_out, config.attention_bias)
+        yield from _linear(f"{layer}mlp.gate_proj", width, wide, config.mlp_bias)
+        yield from _linear(f"{layer}mlp.up_proj", width, wide, config.mlp_bias)
+        yield from _linear(f"{layer}mlp.down_proj", wide, width, config.mlp_bias)
+        yield f"{layer}input_layernorm.weight", (width,)
+        yield f"{layer}post_attention_layernorm.weight", (width,)
+    yield "norm.weight", (width,)
+
+
+def clip_tensors(config: ClipTextConfig) -> NamedShapes:
+    """CLIPTextModel's."""
+    width = config.hidden_size
+    yield "embeddings.token_embedding.weight", (config.vocab_size, width)
+    yield "embeddings.position_embedding.weight", (config.max_position_embeddings, width)
+    yield from _clip_layers("", width, config.intermediate_size, config.num_hidden_layers)
+    yield from _norm("final_layer_norm", width)
+
+
+def llava_tensors(config: LlavaConfig) -> NamedShapes:
+    """LlavaForConditionalGeneration's, but for its head, which may be tied."""
+    for name, shape in llama_tensors(config.text_config):
+        yield f"language_model.{name}", shape
+    yield from vision_tensors(config)
+
+
+def vision_tensors(config: LlavaConfig) -> NamedShapes:
+    """LLaVA's tower and the two layers behind it."""
+    vision, tower = config.vision_config, "vision_tower."
+    width, patch = vision.hidden_size, vision.patch_size
+    positions = (vision.image_size // patch) ** 2 + 1
+    yield f"{tower}embeddings.class_embedding", (width,)
+    yield (
+        f"{tower}embeddings.patch_embedding.weight",
+        (width, vision.num_channels, patch, patch),
+    )
+    yield f"{tower}embeddings.position_embedding.weight", (positions, width)
+    yield from _norm(f"{tower}pre_layrnorm", width)
+    yield from _clip_layers(tower, width, vision.intermediate_size, vision.num_hidden_layers)
+    yield from _norm(f"{tower}post_layernorm", width)
+    words, bias = config.text_config.hidden_size, config.multimodal_projector_bias
+    yield from _linear("multi_modal_projector.linear_1", width, words, bias)
+    yield from _linear("multi_modal_projector.linear_2", words, words, bias)
+
+
+def _embedders(start: str, width: int, sizes: dict[str, int]) -> NamedShapes:
+    for name, size in sizes.items():
+        yield from _linear(f"{start}{name}_embedder.linear_1", size, width)
+        yield from _linear(f"{start}{name}_embedder.linear_2", width, width)
+
+
+def _refiner_block(start: str, width: int) -> NamedShapes:
+    wide = REFINER_RATIO * width
+    yield from _norm(f"{start}norm1", width)
+    yield from _norm(f"{start}norm2", width)
+    for name in ("to_q", "to_k", "to_v", "to_out.0"):
+        yield from _linear(f"{start}attn.{name}", width, width)
+    yield from _linear(f"{start}ff.net.0.proj", width, wide)
+    yield from _linear(f"{start}ff.net.2", wide, width)
+    yield from _linear(f"{start}norm_out.linear", width, 2 * width)
+
+
+def double_block_tensors(start: str, config: TransformerConfig) -> NamedShapes:
+    """Those of a double-stream block.
+
+    Args:
+        start: of their names.
+    """
+    width = config.width
+    for norm in ("norm1", "norm1_context"):
+        yield from _linear(f"{start}{norm}.linear", width, 6 * width)
+    for name in (*_PROJECTIONS, "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+        yield from _linear(f"{start}attn.{name}", width, width)
+    yield from _head_norms(
+        f"{start}attn.", config, ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+    )
+    for name in ("ff", "ff_context"):
+        yield from _linear(f"{start}{name}.net.0.proj", width, config.mlp_width)
+        yield from _linear(f"{start}{name}.net.2", config.mlp_width, width)
+
+
+def single_block_tensors(start: str, config: TransformerConfig) -> NamedShapes:
+    """Those of a single-stream block."""
+    width, wide = config.width, config.mlp_width
+    for name in _PROJECTIONS:
+        yield from _linear(f"{start}attn.{name}", width, width)
+    yield from _head_norms(f"{start}attn.", config, ("norm_q", "norm_k"))
+    yield from _linear(f"{start}norm.linear", width, 3 * width)
+    yield from _linear(f"{start}proj_mlp", width, wide)
+    yield from _linear(f"{start}proj_out", width + wide, width)
+
+
+def _head_norms(start: str, config: TransformerConfig, names: tuple[str, ...]) -> NamedShapes:
+    if config.qk_norm is not None:
+        for name in names:
+            yield f"{start}{name}.weight", (config.attention_head_dim,)
+
+
+def _clip_layers(start: str, width: int, wide: int, num_layers: int) -> NamedShapes:
+    for place in range(num_layers):
+        layer = f"{start}encoder.layers.{place}."
+        yield from _norm(f"{layer}layer_norm1", width)
+        yield from _norm(f"{layer}layer_norm2", width)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _linear(f"{layer}self_attn.{name}", width, width)
+        yield from _linear(f"{layer}mlp.fc1", width, wide)
+        yield from _linear(f"{layer}mlp.fc2", wide, width)
+
+
+def _middle(start: str, width: int, attends: bool) -> NamedShapes:
+    for place in (0, 1):
+        yield from _residual(f"{start}resnets.{place}.", width, width)
+    if attends:
+        yield from _norm(f"{start}attentions.0.group_norm", width)
+        for name in (*_PROJECTIONS, "to_out.0"):
+            yield from _linear(f"{start}attentions.0.{name}", width, width)
+
+
+def _residual(start: str, before: int, width: int) -> NamedShapes:
+    yield from _norm(f"{start}norm1", before)
+    yield from _convolution(f"{start}conv1.conv", before, width, 3)
+    yield from _norm(f"{start}norm2", width)
+    yield from _convolution(f"{start}conv2.conv", width, width, 3)
+    if before != width:
+        yield from _convolution(f"{start}conv_shortcut.conv", before, width, 1)
+
+
+def _convolution(name: str, before: int, width: int, size: int) -> NamedShapes:
+    yield f"{name}.weight", (width, before, size, size, size)
+    yield f"{name}.bias", (width,)
+
+
+def _linear(name: str, size_in: int, size_out: int, bias: bool = True) -> NamedShapes:
+    yield f"{name}.weight", (size_out, size_in)
+    if bias:
+        yield f"{name}.bias", (size_out,)
+
+
+def _norm(name: str, width: int) -> NamedShapes:
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
