@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import av
+import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 
 Array = npt.NDArray[np.float32]
 
@@ -181,14 +182,16 @@ class _Gif(FrameWriter):
         self._settings: dict[str, Any] = {"duration": 10 * max(2, round(100 / fps)), "loop": 0}
         if tags:
             self._settings["comment"] = "\n".join(tags.values()).encode()
-        self._frames: list[Image.Image] = []
+        self._frames: list[npt.NDArray[np.uint8]] = []
 
     def write(self, index: int, frame: Array) -> None:
-        self._frames.append(Image.fromarray(_bytes(frame)))
+        self._frames.append(_bytes(frame))
 
     def close(self) -> None:
-        first, *rest = self._frames
-        first.save(self._target, "GIF", save_all=True, append_images=rest, **self._settings)
+        content = iio.imwrite(
+            "<bytes>", np.stack(self._frames), plugin="pillow", extension=".gif", **self._settings
+        )
+        self._target.write(content)
         self._target.close()
 
     def discard(self) -> None:
@@ -214,8 +217,7 @@ class _Folder(FrameWriter):
         path.mkdir()
 
     def write(self, index: int, frame: Array) -> None:
-        with frame_path(self._path, index).open("wb") as file:
-            Image.fromarray(_bytes(frame)).save(file, "PNG", pnginfo=self._chunks)
+        iio.imwrite(frame_path(self._path, index), _bytes(frame), pnginfo=self._chunks)
 
     def close(self) -> None:
         pass

@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         raw = FilledUp(path, mode)
         return raw if buffering == 0 else io.BufferedWriter(raw)
 
-    def write_nothing(path: Path, frame: Array) -> None:
+    def write_nothing(path: Path, frame: Array, **settings: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "open", open_filled_up)

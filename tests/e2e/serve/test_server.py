@@ -105,12 +105,14 @@ def test_every_finished_step_is_told_to_whoever_follows(server: Server) -> None:
 
 
 def test_a_picture_is_refused_by_a_model_that_takes_none(server: Server) -> None:
+    pictures = server.folder / "pictures"
+    before = set(pictures.iterdir())
     answer = server.client.post(
         "/v1/videos", data={"prompt": "a"}, files={"input_reference": ("a.png", b"no picture")}
     )
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "input_reference"
-    assert not list((server.folder / "pictures").iterdir())
+    assert set(pictures.iterdir()) == before
 
 
 def test_parts_of_a_file(server: Server) -> None:
