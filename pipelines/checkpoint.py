@@ -181,11 +181,15 @@ class Checkpoint:
         """Check that a tokenizer's files are there, and no larger than any that is known.
 
         Raises:
-            ModelError: one is missing, too large, or damaged.
+            ModelError: one is missing, too large, damaged, or names code to run.
         """
         folder, names = self.folder / component, self._names(component)
         model_files.check_vocabulary(names, folder)
-        self.config(component, model_files.TOKENIZER_CONFIG)
+        if "auto_map" in self.config(component, model_files.TOKENIZER_CONFIG):
+            raise ModelError(
+                f"{folder / model_files.TOKENIZER_CONFIG} names code of its own (auto_map), which "
+                "is not run: take it out, if the tokenizer does without"
+            )
         for name in model_files.text_files(names):
             _read(folder / name)
         if "tokenizer.json" in names:

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -272,6 +274,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "tokenizer/tokenizer.json").write_text("{"),
         "tokenizer/tokenizer.json holds no tokenizer",
     ),
+    "a tokenizer with code": (
+        lambda f: edit(f, "tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B"]}),
+        r"tokenizer_config.json names code of its own \(auto_map\), which is not run",
+    ),
     "a pipeline with line breaks": (
         lambda f: edit(f, "model_index.json", _class_name="a\nb\x1b[0m"),
         r"is a 'a\\nb",
@@ -356,6 +362,20 @@ def test_refused_while_loading(copy: Path, name: str) -> None:
     with pytest.raises(ModelError, match=text) as caught:
         registry.load(Checkpoint.open(str(copy)), ALONE, dtype=torch.float32)
     check_text(str(caught.value))
+
+
+@pytest.mark.parametrize("option", ["--model", "--config"])
+def test_refused_without_waiting_for_torch(copy: Path, option: str) -> None:
+    path = {"--model": copy, "--config": copy / "pipe"}[option]
+    os.mkfifo(copy / "pipe")
+    program = (
+        f"import sys; from longtake import cli\n"
+        f"code = cli.main(['generate', 'a cat', {option!r}, {str(path)!r}])\n"
+        f"sys.exit(100 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "it is a pipe, not a regular file" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nope", "nope", "a/b/c", "trailing/"])
