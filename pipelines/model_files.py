@@ -66,8 +66,8 @@ def weights_file(names: Collection[str], folder: Path) -> str:
             variants.setdefault(found["file"] or found["index"], name)
     if len(variants) > 1:
         raise ModelError(
-            f"{folder} has its weights as {' and '.join(sorted(variants))} and without a variant "
-            "not: keep the files of one variant alone"
+            f"{folder} has weights of the variants {' and '.join(sorted(variants))}, and none "
+            "without a variant: keep the files of one"
         )
     if not variants:
         raise ModelError(_no_weights(names, folder))

@@ -264,7 +264,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "two variants": (
         lambda f: in_variants(f, "fp16", "bf16"),
-        "has its weights as bf16 and fp16 and without a variant not: keep the files of one",
+        "has weights of the variants bf16 and fp16, and none without a variant: keep the files",
     ),
     "no vocabulary": (
         lambda f: (f / "tokenizer_2/tokenizer.json").unlink(),
