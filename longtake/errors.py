@@ -225,7 +225,7 @@ def _field_error(detail: dict[str, typing.Any], known: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """A value in an error: short, and its bytes where it is not UTF-8."""
-    words = " ".join(repr(value).split())
+    words = re.sub(r"\s*\n\s*", " ", repr(value))
     if isinstance(value, str) and not is_utf8(value):
         words = repr(in_bytes(value))[1:]
     return words if len(words) <= 60 else words[:57] + "..."

@@ -23,6 +23,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from longtake import cli
+from longtake.engine import files
 from tests import tiny
 from tests.processes import still_running
 
@@ -411,8 +412,11 @@ def test_ranks_end_with_a_parent_that_dies_before_they_have_begun(model: str) ->
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".npy", ".safetensors", ""])
-def test_a_disk_that_fills_up(generate: Any, tmp_path: Path, suffix: str) -> None:
+def test_a_disk_that_fills_up(
+    generate: Any, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Here a limit on the size of a file, which the video's or its metadata's runs into."""
+    monkeypatch.setattr(files, "_PROBE_BYTES", 1)  # there was room when it began
     size = ["--height", "64", "--width", "64", "--num-inference-steps", "1"]
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, unlimited[1]))
