@@ -8,13 +8,15 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import longtake
 from longtake.command_line import parsed
 from longtake.configs.engine import EngineConfig
-from longtake.errors import EngineError, RefusedInputError, Stopped, one_line
+from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
 from longtake.interrupts import EXIT_STOPPED, Interrupts
+from longtake.reading import check_regular
 from longtake.terminal import view_of
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
@@ -48,7 +50,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:
-            _check_model(command, options)
+            _check_files(command, options)
             module = importlib.import_module(f"longtake.commands.{command}")
             interrupts.begin(lambda: view.stop_timeout_s)
             return module.run(options, view) or EXIT_DONE
@@ -69,8 +71,16 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
         interrupts.over = True
 
 
-def _check_model(command: str, options: dict[str, Any]) -> None:
-    """Refuse a folder that holds no whole model before torch is imported, which takes seconds."""
+def _check_files(command: str, options: dict[str, Any]) -> None:
+    """Refuse what is no file, and a folder that holds no whole model, before torch is imported,
+    which takes seconds."""
+    for name in ("config", "latents"):
+        path = os.path.expanduser(options.get(name) or "")
+        if path and os.path.exists(path):
+            try:
+                check_regular(Path(path))
+            except OSError as error:
+                raise RequestError(f"{name}={path!r} cannot be read: {error.strerror}") from error
     model = options.get("model")
     if command in _LOADING and model is not None and os.path.exists(os.path.expanduser(model)):
         from longtake.pipelines import registry
