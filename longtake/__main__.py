@@ -42,7 +42,9 @@ def main() -> NoReturn:
         code = cli.run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         code = interrupts.exit_code
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    from longtake.engine.torchrun import TorchrunPlace
+
+    if TorchrunPlace.given():
         sys.exit(code)  # of torchrun: gloo aborts a rank that leaves while another is gone already
     # At the interpreter's own end a thread in a library's C++ code would abort the process.
     for stream in (sys.stdout, sys.stderr):
