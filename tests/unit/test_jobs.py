@@ -7,6 +7,7 @@ import json
 import multiprocessing as mp
 import os
 import sqlite3
+import statistics
 import subprocess
 import sys
 import threading
@@ -231,13 +232,15 @@ def test_it_costs_little(store: JobStore) -> None:
     begun = time.perf_counter()
     queued(store, *map(job, range(1000)))
     assert time.perf_counter() - begun < 1
-    begun = time.perf_counter()
+    took = []
     for _ in range(100):
+        begun = time.perf_counter()
         taken = claimed(store)
         store.renew(taken, "denoising", 5, NOW)
         store.check(taken)
         store.finish(taken, {"denoising": 1.0}, NOW)
-    assert (time.perf_counter() - begun) / 100 < 0.02
+        took.append(time.perf_counter() - begun)
+    assert statistics.median(took) < 0.02
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(store: JobStore, tmp_path: Path) -> None:
