@@ -22,9 +22,9 @@ from benchmarks.steps import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare, run_o
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import VideoRequest
-from longtake.engine.bench.calibrate import calibrate
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
+from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.parallel import ParallelDims
 from longtake.pipelines.hunyuan_video.configs import (
     ClipTextConfig,

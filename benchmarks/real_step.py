@@ -29,7 +29,7 @@ from benchmarks.measuring import peak_memory
 from benchmarks.steps import Inputs, Step, longtake_step
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.request import VideoRequest
-from longtake.engine.hardware import hardware_here
+from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
 from longtake.parallel import ParallelDims

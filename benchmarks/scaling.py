@@ -19,9 +19,9 @@ import matplotlib
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.engine.planner import best_first
 from longtake.engine.planning.fits import misfit
 from longtake.engine.planning.layouts import candidates
+from longtake.engine.planning.planner import best_first
 from longtake.engine.planning.prediction import Prediction, Setting, predict
 from longtake.engine.request import resolve
 from longtake.pipelines import registry

@@ -134,7 +134,7 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
         timestep = next(timesteps)
         velocity: torch.Tensor = denoiser(tokens, timestep, branch)
         stepper.step(velocity, timestep, tokens)
-        world.any(False)
+        world.any_rank(False)
         return velocity
 
     return step

@@ -41,7 +41,7 @@ def written_as(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
-class Declared(BaseModel):
+class StrictModel(BaseModel):
     """Fields that a user may set: frozen once they are, and no others are taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import Declared
+from longtake.configs.base import StrictModel
 
 Attempts = Annotated[int, Field(ge=1, le=1000)]
 
 
-class BatchConfig(Declared):
+class BatchConfig(StrictModel):
     """What a batch takes beside what a rendering takes."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = Field(

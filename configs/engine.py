@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longtake.configs.base import Declared, NamedPath
+from longtake.configs.base import NamedPath, StrictModel
 from longtake.configs.parallel import ParallelConfig
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
-class EngineConfig(Declared):
+class EngineConfig(StrictModel):
     """Everything that is fixed while an engine runs."""
 
     model: str = Field(

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import Declared
+from longtake.configs.base import StrictModel
 
 Degree = Annotated[int, Field(ge=1, le=65536)]
 
 
-class ParallelConfig(Declared):
+class ParallelConfig(StrictModel):
     """The degrees that are asked for; what is left out follows from the devices and the request."""
 
     ulysses_degree: Degree | None = Field(

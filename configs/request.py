@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longtake.configs.base import Declared, NamedPath, written_as
+from longtake.configs.base import NamedPath, StrictModel, written_as
 from longtake.configs.sizes import (
     MAX_FRAMES,
     MAX_PIXELS,
@@ -41,7 +41,7 @@ TileSize = tuple[Frames, Pixels, Pixels]
 """Frames, height and width."""
 
 
-class PromptTemplate(Declared):
+class PromptTemplate(StrictModel):
     """The words that a prompt is put between before it is encoded.
 
     Attributes:
@@ -61,7 +61,7 @@ class PromptTemplate(Declared):
         return template
 
 
-class DecodeRequest(Declared):
+class DecodeRequest(StrictModel):
     """How latents become a video. What is left out is the model's default.
 
     Tiles change pixels, if little: neighbours are mixed where they overlap.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import Declared, NamedPath, written_as
+from longtake.configs.base import NamedPath, StrictModel, written_as
 from longtake.configs.batch import Attempts
 from longtake.configs.engine import Seconds
 
@@ -19,7 +19,7 @@ ApiKey = Annotated[
 ]
 
 
-class ServeConfig(Declared):
+class ServeConfig(StrictModel):
     """What a server takes beside what a rendering takes."""
 
     host: str = Field(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from longtake.configs.base import Declared
+from longtake.configs.base import StrictModel
 from longtake.configs.engine import Seconds
 from longtake.configs.request import Steps
 
 
-class SnapshotConfig(Declared):
+class SnapshotConfig(StrictModel):
     """Snapshots of the latents on their way. With neither, as often as costs 1 % of the time."""
 
     snapshot_steps: Steps | None = Field(

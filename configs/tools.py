@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.configs.base import Declared, written_as
+from longtake.configs.base import StrictModel, written_as
 
 Layout = Annotated[
     str,
@@ -18,7 +18,7 @@ Layout = Annotated[
 """``ring x ulysses`` or ``cfg x ring x ulysses``, e.g. 2x4 or 1x2x4."""
 
 
-class PlanConfig(Declared):
+class PlanConfig(StrictModel):
     """What a plan is made for."""
 
     gpu: str = Field(
@@ -38,7 +38,7 @@ class PlanConfig(Declared):
     )
 
 
-class DoctorConfig(Declared):
+class DoctorConfig(StrictModel):
     """What is looked at."""
 
     folder: str = Field(
@@ -49,7 +49,7 @@ class DoctorConfig(Declared):
     )
 
 
-class VerifyConfig(Declared):
+class VerifyConfig(StrictModel):
     """What is compared with what."""
 
     layout: tuple[Layout, ...] | None = Field(
@@ -62,7 +62,7 @@ class VerifyConfig(Declared):
     )
 
 
-class BenchConfig(Declared):
+class BenchConfig(StrictModel):
     """What is measured."""
 
     calibrate: bool = Field(

@@ -17,15 +17,15 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
 from longtake.engine.job import Job, RankReport
-from longtake.engine.latents import checked_latents
-from longtake.engine.launcher import InProcess, JoinedGroup, Launcher
-from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.launch.launcher import InProcess, JoinedGroup, Launcher
+from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.media.latents import checked_latents
+from longtake.engine.media.picture import read_picture
+from longtake.engine.media.snapshot import Identity, SnapshotPlan
 from longtake.engine.outline import EngineOutline
-from longtake.engine.picture import read_picture
 from longtake.engine.request import resolve_decode
 from longtake.engine.request_arguments import request_of
-from longtake.engine.snapshot import Identity, SnapshotPlan
-from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Array, FramesInMemory, Metadata, Video
 from longtake.engine.worker import Beside, Sink
 from longtake.errors import (
@@ -256,7 +256,7 @@ class VideoEngine(EngineOutline):
         latents: Array | None = None,
         *,
         snapshots: SnapshotPlan | None = None,
-        sparing: bool = False,
+        low_memory: bool = False,
         stop_requested: StopRequested = never,
     ) -> Metadata:
         """Render a resolved request into a sink, frame by frame as they are decoded.
@@ -265,9 +265,9 @@ class VideoEngine(EngineOutline):
             request: None on ranks of torchrun that do not know it, or may not have its picture:
                 rank 0's counts.
             latents: ``[B, C, F, H, W]``, to decode these and render nothing.
-            snapshots: see :func:`longtake.engine.snapshot.plan_snapshots`; the file is left to
-                the caller.
-            sparing: decode with as little of the devices' memory as can be.
+            snapshots: from :func:`longtake.engine.media.snapshot.plan_snapshots`; the caller keeps
+                or removes the file.
+            low_memory: decode with as little of the devices' memory as can be.
             stop_requested: asked again and again; ranks in processes of their own that do not
                 stop within ``stop_timeout_s`` are killed, and the next rendering starts others.
 
@@ -282,7 +282,7 @@ class VideoEngine(EngineOutline):
             assert launcher is not None
             self._rendering = True
             try:
-                extras = {"snapshots": snapshots, "sparing": sparing}
+                extras = {"snapshots": snapshots, "low_memory": low_memory}
                 job, beside = self._agreed(launcher, request, latents, extras)
                 reports = launcher.render(job, sink, on_progress, beside, stop_requested)
             except BaseException:

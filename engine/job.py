@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
-from longtake.engine.snapshot import SnapshotPlan
+from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.parallel import ParallelDims
 from longtake.pipelines.trace import TraceRequest
 
@@ -19,7 +19,7 @@ class Job(BaseModel):
         from_latents: its latents are there already, and come beside it; it is only decoded.
         trace: what is recorded on the way, for a sink that takes it.
         snapshots: how it is kept on its way, so that it can go on from there.
-        sparing: decode with as little memory as can be: one tile at once, the other weights off
+        low_memory: decode with as little memory as can be: one tile at once, the other weights off
             the device.
     """
 
@@ -27,7 +27,7 @@ class Job(BaseModel):
     from_latents: bool = False
     trace: TraceRequest | None = None
     snapshots: SnapshotPlan | None = None
-    sparing: bool = False
+    low_memory: bool = False
     cfg_degree: int
     ring_degree: int
     ulysses_degree: int

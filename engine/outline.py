@@ -10,12 +10,12 @@ from typing import Literal
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import Rendering, ResolvedRequest
-from longtake.engine.layout_chooser import LayoutChooser
-from longtake.engine.picture import check_picture
+from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.media.picture import check_picture
+from longtake.engine.planning.layout_chooser import LayoutChooser
+from longtake.engine.planning.topology import topology
 from longtake.engine.request import resolve
-from longtake.engine.settled import settled
-from longtake.engine.topology import topology
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.resolve_config import settled
 from longtake.engine.versions import versions
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry

@@ -17,12 +17,12 @@ from longtake.configs.request import (
     TileSize,
 )
 from longtake.configs.sizes import SHORTHANDS
-from longtake.engine.sizes import frames_of, size_of
+from longtake.engine.request_size import frames_of, size_of
 from longtake.errors import RequestError
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from longtake.engine.picture import CheckedPicture
+    from longtake.engine.media.picture import CheckedPicture
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from longtake.configs.request import Rendering, VideoRequest
-from longtake.engine.picture import png_of
+from longtake.engine.media.picture import png_of
 from longtake.errors import RequestError
 
 

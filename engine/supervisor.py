@@ -13,7 +13,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.engine import VideoEngine
-from longtake.engine.snapshot import SnapshotPlan
+from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.video import Metadata
 from longtake.engine.worker import Sink
 from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError, Stopped
@@ -119,7 +119,7 @@ class Supervisor:
         on_progress: OnProgress,
         *,
         snapshots: SnapshotPlan | None = None,
-        sparing: bool = False,
+        low_memory: bool = False,
         stop_requested: StopRequested = never,
     ) -> Metadata:
         """Render a request once; see :meth:`VideoEngine.render`.
@@ -135,7 +135,7 @@ class Supervisor:
                 sink,
                 on_progress,
                 snapshots=snapshots,
-                sparing=sparing,
+                low_memory=low_memory,
                 stop_requested=stop_requested,
             )
         except Stopped:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.job import RankReport
-from longtake.engine.latents import Origin
-from longtake.engine.output_files import check_output, output_type
+from longtake.engine.media.latents import Origin
+from longtake.engine.media.output_files import check_output, output_type
+from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.versions import versions
-from longtake.engine.video_writer import VideoFiles
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.job import Job, RankReport
-from longtake.engine.snapshot import kept_on_the_way, state_to_go_on_from
+from longtake.engine.media.snapshot import kept_on_the_way, state_to_go_on_from
 from longtake.errors import (
     EngineError,
     KernelError,
@@ -67,7 +67,7 @@ class TraceSink(Sink, Protocol):
         """Take what was recorded at one point, in the order in which it came to be."""
 
 
-class Nowhere:
+class NullSink:
     """A sink that drops everything."""
 
     def latents(self, latents: Array) -> None:
@@ -170,7 +170,7 @@ class Worker:
             if world.rank == 0:
                 sink.latents(finished.cpu().numpy())
         if job.decodes:
-            with self._pipeline.denoiser_on_host() if job.sparing else nullcontext():
+            with self._pipeline.denoiser_on_host() if job.low_memory else nullcontext():
                 decode_videos(
                     decoder,
                     finished,
@@ -180,7 +180,7 @@ class Worker:
                     dropped_frames=self._spec.dropped_frames,
                     on_progress=on_progress,
                     stop_requested=stop_requested,
-                    at_once=1 if job.sparing else None,
+                    at_once=1 if job.low_memory else None,
                 )
         own = RankReport(
             world.rank,

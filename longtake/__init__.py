@@ -23,13 +23,7 @@ TYPE_CHECKING = False  # without importing typing: signals are not taken yet
 if TYPE_CHECKING:
     from typing import Any
 
-    from longtake.engine import (
-        DecodeRequest,
-        ParallelConfig,
-        Video,
-        VideoEngine,
-        VideoRequest,
-    )
+    from longtake.engine import DecodeRequest, ParallelConfig, Video, VideoEngine, VideoRequest
 
 __version__ = "0.1.0"
 

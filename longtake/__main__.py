@@ -25,10 +25,10 @@ _QUIET = {
 
 
 def main() -> NoReturn:
-    """Run the command, and end with its exit code (see :func:`longtake.cli.run`)."""
+    """Run the command, and end with its exit code (see :func:`longtake.cli.main.run`)."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from longtake.interrupts import EXIT_STOPPED, Interrupts
+    from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
 
     serves = sys.argv[1:2] == ["serve"]
     interrupts = Interrupts(exit_code=0 if serves else EXIT_STOPPED).__enter__()
@@ -37,12 +37,12 @@ def main() -> NoReturn:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        from longtake import cli
+        from longtake.cli import main as cli
 
         code = cli.run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         code = interrupts.exit_code
-    from longtake.engine.torchrun import TorchrunPlace
+    from longtake.engine.launch.torchrun import TorchrunPlace
 
     if TorchrunPlace.given():
         sys.exit(code)  # of torchrun: gloo aborts a rank that leaves while another is gone already

@@ -74,7 +74,7 @@ class World:
         assert self.group is not None
         return DeviceMesh.from_group(self.group, self.device.type)
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether any rank says so; the same answer on all ranks."""
         return bool(self.highest(int(flag)))
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
+from longtake.files.reading import read_json, read_regular
 from longtake.pipelines import hub, model_files
 from longtake.pipelines.tensor_files import Tensor
-from longtake.reading import read_json, read_regular
 
 _INDEX = "model_index.json"
 _MAX_COMPONENTS, _MAX_SHARDS = 32, 1000

@@ -18,9 +18,9 @@ from longtake.errors import RequestError, Stopped
 from longtake.parallel import GatherStream, World
 from longtake.pipelines.base import check_frames
 from longtake.pipelines.memory import free_bytes, peak_bytes
-from longtake.pipelines.mosaic import Mosaic
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.stages import StageReport, stage
+from longtake.pipelines.tile_blender import TileBlender
 from longtake.pipelines.tiles import Spans, Tile, TileCoder, TilePlan
 
 TakeFrame = Callable[[int, int, torch.Tensor], None]
@@ -227,7 +227,7 @@ def _put_together(
         if values is None:
             return True
         if tile.place == (0, 0, 0):
-            mosaic = Mosaic(plan.spans)
+            mosaic = TileBlender(plan.spans)
         final = mosaic.add(tile, values)
         if final is not None and not take(tile.video, coder.finish(final)):
             return True

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from longtake.errors import ModelError, one_line
+from longtake.files.reading import check_regular
 from longtake.pipelines.tensor_files import FLOAT_DTYPES, Tensor, TensorFile, TensorFileError
-from longtake.reading import check_regular
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from longtake.errors import one_line
-from longtake.reading import open_regular
+from longtake.files.reading import open_regular
 
 MAX_HEADER_BYTES = 4 * 2**20
 """A model of 10,000 tensors has a header of about 1 MB."""

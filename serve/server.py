@@ -17,11 +17,11 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.errors import RequestError
-from longtake.serve.access import Access, is_local
-from longtake.serve.api import api_of
-from longtake.serve.guard import Guard
-from longtake.serve.login import add_login
-from longtake.serve.service import VideoService
+from longtake.serve.http.access import Access, is_local
+from longtake.serve.http.api import api_of
+from longtake.serve.http.login import add_login
+from longtake.serve.http.middleware import Guard
+from longtake.serve.service.service import VideoService
 
 _MOST_HEADER_BYTES = 32 * 1024
 _MOST_CONNECTIONS = 512
@@ -79,7 +79,7 @@ def application_of(service: VideoService, settings: ServeConfig) -> Guard:
     if settings.page:  # what is in the environment is read while it is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = str(service.scratch)
-        from longtake.serve.web import page_of
+        from longtake.serve.page.web import page_of
 
         page = page_of(service)
     app = api_of(service, page)

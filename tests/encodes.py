@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from longtake.engine.frame_writers import WRITERS
+from longtake.engine.media.frame_writers import WRITERS
 
 SUFFIXES = (".mp4", ".webm")
 SIZES = [

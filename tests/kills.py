@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import numpy as np
 import psutil
 
-from longtake.engine.jobs import JobStore
+from longtake.serve.queue.job_store import JobStore
 from tests import tiny
 from tests.processes import still_running
 

@@ -20,9 +20,9 @@ from longtake.engine.job import RankReport
 from longtake.engine.video import Metadata
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
-from longtake.serve import service as service_module
 from longtake.serve.server import application_of
-from longtake.serve.service import VideoService
+from longtake.serve.service import service as service_module
+from longtake.serve.service.service import VideoService
 
 
 class _Running(VideoEngine):

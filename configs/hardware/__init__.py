@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from longtake.configs.base import Declared, written_as
+from longtake.configs.base import StrictModel, written_as
 from longtake.configs.yaml_reader import declared_in
 from longtake.errors import RequestError, one_line
-from longtake.reading import MAX_YAML_BYTES, read_regular
+from longtake.files.reading import MAX_YAML_BYTES, read_regular
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -26,7 +26,7 @@ Words = Annotated[
 """One line that a terminal can show."""
 
 
-class Figure(Declared):
+class Figure(StrictModel):
     """A number and its source: a datasheet, a publication, a measurement, or an assumption."""
 
     value: Annotated[float, Field(ge=0, le=1e21, allow_inf_nan=False)]
@@ -45,7 +45,7 @@ class PartOfOne(Figure):
     value: Annotated[float, Field(ge=0, le=1)]
 
 
-class Link(Declared):
+class Link(StrictModel):
     """One level of the links between devices.
 
     Devices are numbered so that those that are close stand together. ``spans`` of them in a row
@@ -72,7 +72,7 @@ class Link(Declared):
         return _checked_rate(rate)
 
 
-class Hardware(Declared):
+class Hardware(StrictModel):
     """What ranks run on: one kind of device, and the links between them.
 
     Attributes:

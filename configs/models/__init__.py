@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.configs.base import Declared
+from longtake.configs.base import StrictModel
 from longtake.configs.request import (
     DecodeMode,
     Frames,
@@ -24,7 +24,7 @@ from longtake.configs.request import (
 )
 from longtake.configs.yaml_reader import declared_in
 from longtake.errors import ModelError, one_line
-from longtake.reading import MAX_YAML_BYTES, read_regular
+from longtake.files.reading import MAX_YAML_BYTES, read_regular
 
 DEFAULTS_FILE = "longtake.yaml"
 """A file of this name in a model's folder holds its own defaults."""
@@ -32,7 +32,7 @@ DEFAULTS_FILE = "longtake.yaml"
 Prompt = Annotated[str, Field(min_length=1, max_length=400)]
 
 
-class ModelDefaults(Declared):
+class ModelDefaults(StrictModel):
     """What a request leaves out. Unless a model says otherwise: HunyuanVideo's, as in diffusers."""
 
     repository: str | None = Field(

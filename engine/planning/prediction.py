@@ -190,7 +190,7 @@ def memory_in(setting: Setting, dims: ParallelDims, *, shard_weights: bool) -> M
 
 
 def predict(setting: Setting, dims: ParallelDims, *, shard_weights: bool = False) -> Prediction:
-    """What one layout takes. Called for layouts that can run (see longtake.engine.planner)."""
+    """What one layout takes, for a layout that can run."""
     layout = _Layout(setting, dims, shard_weights and dims.world_size > 1)
     step = layout.step()
     stages = {

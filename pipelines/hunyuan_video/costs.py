@@ -2,7 +2,7 @@
 
 Floating-point operations and parameters are exact; bytes through memory and bytes held at one time
 are counted in units of one activation, s x D x e bytes, as torch's dispatcher counts them in the
-blocks' forwards (tests/unit/test_costs.py holds both to the code).
+blocks' forwards (tests/unit/pipelines/test_costs.py holds both to the code).
 """
 
 from __future__ import annotations

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from longtake.command_line import parsed
-from longtake.commands import verify as command
+from longtake.cli.command_line import parsed
+from longtake.cli.commands import verify as command
+from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.engine import verify as engine
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launcher import InProcess, Launcher
-from longtake.engine.verify import Comparison, Verification, cases_of
-from longtake.engine.worker import Array, Nowhere, Sink, TraceSink, Worker
+from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.tools import verify as engine
+from longtake.engine.tools.verify import Comparison, Verification, cases_of
+from longtake.engine.worker import Array, NullSink, Sink, TraceSink, Worker
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.trace import TracePoint, TraceRequest
-from longtake.terminal import view_of
 from tests.ranks import RankGroups
 from tests.rendering import request, world
 
@@ -70,7 +70,7 @@ class OnGroup(Launcher):
         return list(reports)
 
 
-class Taken(Nowhere):
+class Taken(NullSink):
     """A sink that keeps what is recorded."""
 
     def __init__(self) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from longtake import cli
-from longtake.engine.jobs import JobStore
+from longtake.cli import main as cli
+from longtake.serve.queue.job_store import JobStore
 from tests.kills import COMMAND, Running
 
 Batch = Callable[..., tuple[int, str, str]]

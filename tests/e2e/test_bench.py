@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from longtake import cli
+from longtake.cli import main as cli
 from longtake.configs.hardware import load_hardware
 
 

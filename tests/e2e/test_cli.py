@@ -22,8 +22,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from longtake import cli
-from longtake.engine import files
+from longtake.cli import main as cli
+from longtake.files import atomic as files
 from tests import tiny
 from tests.processes import still_running
 
@@ -268,7 +268,7 @@ def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> 
     assert generate("a cat", "-o", str(expected), "--seed", "1")[0] == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     ran = subprocess.run(
-        [*torchrun, "-m", "longtake.cli", "generate", "a cat", "--model", model, "--seed", "1"]
+        [*torchrun, "-m", "longtake", "generate", "a cat", "--model", model, "--seed", "1"]
         + ["-o", str(joined)],
         capture_output=True,
         text=True,
@@ -339,7 +339,7 @@ def test_ctrl_c_stops_the_ranks_of_torchrun(
 def test_a_rank_of_torchrun_that_dies_ends_the_others(
     model: str, tmp_path: Path, torchrun: Any
 ) -> None:
-    arguments = ["-m", "longtake.cli", "generate", "a", "--model", model, "--json"]
+    arguments = ["-m", "longtake", "generate", "a", "--model", model, "--json"]
     process = torchrun(
         *arguments, "-o", str(tmp_path / "out.mp4"), "--num-inference-steps", "10000"
     )

@@ -20,10 +20,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from longtake import DecodeRequest, VideoEngine, VideoRequest, cli
+from longtake import DecodeRequest, VideoEngine, VideoRequest
+from longtake.cli import main as cli
 from longtake.engine import Progress
-from longtake.engine.latents import read_latents
-from longtake.engine.video_writer import VideoFiles
+from longtake.engine.media.latents import read_latents
+from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import COMMAND, names
 from tests.e2e.test_engine import ranks_of
@@ -397,7 +398,16 @@ def test_torchrun_decodes(longtake: Any, model: str, tmp_path: Path) -> None:
     assert longtake("generate", *asked, "-o", latents)[0] == 0
     assert longtake("decode", latents, "-o", expected)[0] == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    decode = ["-m", "longtake.cli", "decode", str(latents), "--model", model, "-o", str(joined)]
+    decode = [
+        "-m",
+        "longtake",
+        "decode",
+        str(latents),
+        "--model",
+        model,
+        "-o",
+        str(joined),
+    ]
     ran = subprocess.run([*torchrun, *decode], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("on 3 ranks") == 1

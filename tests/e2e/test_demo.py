@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 
 from longtake import VideoEngine, VideoRequest
 from longtake.configs.models import bundled
-from longtake.engine.differences import psnr_db
+from longtake.engine.tools.differences import psnr_db
 from longtake.parallel import ParallelDims
 from tests.layouts import layout_name
 from tests.quality.demo import REQUIRED, render_and_judge, shares

@@ -13,7 +13,7 @@ from PIL import Image
 
 from longtake import VideoEngine, VideoRequest
 from longtake.configs.models import bundled
-from longtake.engine.differences import psnr_db
+from longtake.engine.tools.differences import psnr_db
 from tests.quality.demo import REQUIRED_OF_PICTURES, animate_and_judge, shares
 from tests.quality.judge import judge
 from tests.quality.pictures import pictures

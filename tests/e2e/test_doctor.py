@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from longtake import cli
-from longtake.engine import doctor
-from longtake.engine import trial as on_ranks
-from longtake.engine.doctor import CHECKS, trial
+from longtake.cli import main as cli
+from longtake.engine.tools import doctor
+from longtake.engine.tools import trial as on_ranks
+from longtake.engine.tools.doctor import CHECKS, trial
 from longtake.errors import RankError
 from longtake.parallel import KERNELS
 from tests.processes import still_running
@@ -39,7 +39,7 @@ def ranks_of(pid: int) -> list[psutil.Process]:
 def running_ranks(pid: int) -> list[psutil.Process]:
     """The ranks that are children of a process."""
     children = psutil.Process(pid).children()
-    return [child for child in children if "longtake.engine.trial_rank" in child.cmdline()]
+    return [child for child in children if "longtake.engine.tools.trial_rank" in child.cmdline()]
 
 
 def test_what_is_amiss_is_found_and_the_rest_tried(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def ranks_of(engine: VideoEngine) -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "longtake.engine.local_rank" in process.cmdline()
+        if "longtake.engine.launch.local_rank" in process.cmdline()
     ]
 
 

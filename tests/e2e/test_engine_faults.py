@@ -12,7 +12,7 @@ import pytest
 
 from longtake import VideoEngine, VideoRequest
 from longtake.engine import EngineConfig, Progress
-from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.errors import RankError
 from tests.e2e.test_engine import ranks_of
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from longtake import VideoEngine, VideoRequest, cli
-from longtake.engine.latents import read_latents
-from longtake.engine.picture_process import decoded_apart
-from longtake.engine.worker import Nowhere
+from longtake import VideoEngine, VideoRequest
+from longtake.cli import main as cli
+from longtake.engine.media.latents import read_latents
+from longtake.engine.media.picture_process import decoded_apart
+from longtake.engine.worker import NullSink
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
 
@@ -172,7 +173,7 @@ def test_under_torchrun_rank_0_alone_reads_the_picture(
     program.write_text(
         "import os, sys\n"
         f"os.chdir({str(there)!r} if os.environ['RANK'] == '0' else '/')\n"
-        "from longtake.cli import main\n"
+        "from longtake.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -308,8 +309,8 @@ def test_a_picture_is_decoded_once_to_be_looked_at(
         digests.append(hashlib.sha256(content).hexdigest())
         return decoded_apart(content, said, cpu_s)
 
-    monkeypatch.setattr("longtake.engine.picture.decoded_apart", counted)
-    monkeypatch.setattr("longtake.engine.picture._sizes", OrderedDict())
+    monkeypatch.setattr("longtake.engine.media.picture.decoded_apart", counted)
+    monkeypatch.setattr("longtake.engine.media.picture._sizes", OrderedDict())
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         request = VideoRequest(prompt="a", image=picture, seed=0, num_inference_steps=1)
         engine.generate(request)
@@ -317,7 +318,7 @@ def test_a_picture_is_decoded_once_to_be_looked_at(
         first, second = (engine.resolve(request.model_copy(update={"seed": at})) for at in (1, 2))
         assert len(digests) == 2
         for resolved in (first, second):
-            engine.render(resolved, Nowhere())
+            engine.render(resolved, NullSink())
         assert digests == [first.image_sha256] * 4
 
 
@@ -345,9 +346,9 @@ def test_a_request_that_was_resolved_for_another_kind_of_model(
         with VideoEngine.from_pretrained(model) as other:
             plain = other.resolve(VideoRequest(prompt="a"))
             with pytest.raises(RequestError, match="resolve it for this model"):
-                other.render(animated, Nowhere())
+                other.render(animated, NullSink())
         with pytest.raises(RequestError, match="resolve it for this model"):
-            engine.render(plain, Nowhere())
+            engine.render(plain, NullSink())
 
 
 def test_text_to_video_takes_no_picture(

@@ -113,7 +113,7 @@ def test_the_installed_wheel_imports(site: Path, tmp_path: Path) -> None:
 
 def test_the_installed_wheel_renders_without_an_option(site: Path, tmp_path: Path) -> None:
     program = (
-        "from longtake import cli\n"
+        "from longtake.cli import main as cli\n"
         f"sys.exit(cli.main(['generate', {GREEN_TRIANGLE!r}, '--seed', '1']))"
     )
     printed = run_installed(site, program, tmp_path)

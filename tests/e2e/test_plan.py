@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from longtake import cli
+from longtake.cli import main as cli
 from longtake.configs.hardware import profiles
 
 RELEASED = ["--model", "hunyuan-video", "--gpu", "h100", "--devices", "8"]
@@ -72,7 +72,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_within_three_seconds_and_without_torch() -> None:
     script = (
-        "import sys; from longtake import cli\n"
+        "import sys; from longtake.cli import main as cli\n"
         f"code = cli.main(['plan', '--json', *{RELEASED + SIZE}])\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'av', 'imageio', 'huggingface_hub'}\n"
         "sys.exit(code or ', '.join(heavy & sys.modules.keys()) or 0)"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from longtake import ParallelConfig, VideoEngine, VideoRequest, cli
+from longtake import ParallelConfig, VideoEngine, VideoRequest
+from longtake.cli import main as cli
 from longtake.configs.hardware import Figure, load_hardware
-from longtake.engine.bench import measures
-from longtake.engine.trial import on_ranks
+from longtake.engine.tools.bench import measures
+from longtake.engine.tools.trial import on_ranks
 
 
 @pytest.fixture(scope="module")

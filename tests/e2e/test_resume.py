@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longtake import cli
+from longtake.cli import main as cli
 from tests.e2e.test_cli import COMMAND, names
 
 STEPS = 24

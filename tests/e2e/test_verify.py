@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from longtake import cli
+from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
-from longtake.engine import verify as engine
 from longtake.engine.job import RankReport
-from longtake.engine.launcher import Launcher
-from longtake.engine.local_processes import LocalProcesses
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.tools import verify as engine
 from longtake.pipelines.progress import OnProgress
 
 Verify = Callable[..., tuple[int, str, str]]

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtake import VideoEngine, VideoRequest, cli
+from longtake import VideoEngine, VideoRequest
+from longtake.cli import main as cli
 from longtake.configs.hardware import load_hardware
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.hardware import hardware_here
-from longtake.engine.snapshot import plan_snapshots
+from longtake.engine.media.snapshot import plan_snapshots
+from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.video import FramesInMemory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -50,7 +51,7 @@ def test_every_layout_renders_the_same(model: str) -> None:
     assert cli.main([*arguments, "--tolerance", "1e-3"]) == 0
 
 
-def test_a_rendering_goes_on_from_its_snapshots_and_decodes_sparingly(tmp_path: Path) -> None:
+def test_a_rendering_goes_on_from_its_snapshots_and_decodes_in_low_memory(tmp_path: Path) -> None:
     """In one process; with the denoiser in the host's memory while the second one decodes."""
     request = VideoRequest(prompt="a red circle moving right", seed=1)
     with VideoEngine.from_pretrained("demo", dtype="float32") as engine:
@@ -61,7 +62,7 @@ def test_a_rendering_goes_on_from_its_snapshots_and_decodes_sparingly(tmp_path: 
             sink = FramesInMemory(engine.num_frames_of(resolved))
             plan, _ = plan_snapshots(path, engine.identity_of(resolved), often, resume=resume)
             assert plan.steps_done == (resolved.num_inference_steps if resume else 0)
-            engine.render(resolved, sink, snapshots=plan, sparing=resume)
+            engine.render(resolved, sink, snapshots=plan, low_memory=resume)
             frames.append(sink.batch[0])
         assert abs(frames[0] - frames[1]).max() < 1e-3
         assert engine.generate(request).frames.shape == frames[0].shape  # the denoiser is back

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from longtake import VideoEngine, VideoRequest
-from longtake.engine.differences import psnr_db
+from longtake.engine.tools.differences import psnr_db
 from tests.quality.judge import Verdict, judge
 from tests.quality.pictures import pictures
 from tests.quality.prompts import prompts

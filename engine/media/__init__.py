@@ -1,0 +1,1 @@
+"""Pictures, frames, latents and snapshots, and the files that hold them."""

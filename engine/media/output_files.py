@@ -1,0 +1,258 @@
+"""The files of an output: their names, what may stand there already, and how they get their names.
+
+Beside ``out.mp4`` stand ``out.mp4.json``, its metadata, and, while it is rendered,
+``out.snapshot.safetensors`` or ``out.latents.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from longtake.configs.request import OutputType
+from longtake.engine.media.frame_writers import WRITERS, kind_of
+from longtake.engine.media.latents import LATENTS_SUFFIX, kept_latents_path
+from longtake.engine.media.snapshot import snapshot_path
+from longtake.errors import RefusedInputError, RequestError
+from longtake.files.atomic import cause, is_partial, numbered, place_new, probe
+
+INDEX = "{index}"
+"""In the name of an output, where the number of each of several videos goes."""
+
+_LARGEST_METADATA_BYTES = 2**26
+_WAY_OUT = "name another output, or pass --overwrite (overwrite=True in Python)"
+
+
+def output_type(path: Path) -> OutputType:
+    """What a file of this name holds.
+
+    Raises:
+        RequestError: no known suffix.
+    """
+    if kind_of(path) == LATENTS_SUFFIX:
+        return "latents"
+    if kind_of(path) not in WRITERS:
+        raise RequestError(
+            f"output={str(path)!r} has the suffix {path.suffix!r}: use "
+            f"{', '.join(filter(None, WRITERS))}, {LATENTS_SUFFIX}, or none for a folder of PNG "
+            "files"
+        )
+    return "frames"
+
+
+def output_paths(path: Path, num_videos: int) -> list[Path]:
+    """The files of several videos: ``out-0.mp4``, ``out-1.mp4``; of one, its own name.
+
+    Where the name has ``{index}``, the number goes there, that of a single video as well.
+    """
+    if INDEX in path.name:
+        return [_with_index(path, video) for video in range(num_videos)]
+    if num_videos == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{video}{path.suffix}") for video in range(num_videos)]
+
+
+def _with_index(path: Path, video: int) -> Path:
+    return path.with_name(path.name.replace(INDEX, str(video)))
+
+
+def metadata_path(path: Path) -> Path:
+    """Where the metadata of an output stands: ``out.mp4.json`` beside ``out.mp4``."""
+    first = _with_index(path, 0)
+    return first.with_name(f"{first.name}.json")
+
+
+def is_metadata(path: Path) -> bool:
+    """Whether a file is the metadata of a video, as longtake writes it."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_METADATA_BYTES:
+            return False
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    parts = ("request", "engine")
+    return isinstance(content, dict) and all(isinstance(content.get(n), dict) for n in parts)
+
+
+def free_output(path: Path, num_videos: int, *, metadata: bool) -> Path:
+    """The first of ``out.mp4``, ``out-2.mp4``, ``out-3.mp4``... of which no file is there, and
+    none that an unfinished rendering left."""
+
+    def is_free(each: Path) -> bool:
+        names = [each, *output_paths(each, num_videos)]
+        names += [snapshot_path(each), kept_latents_path(each)]
+        names += [metadata_path(each)] if metadata else []
+        return not any(map(os.path.lexists, names))
+
+    return next(filter(is_free, numbered(path)))
+
+
+def check_output(
+    path: Path,
+    num_videos: int,
+    *,
+    metadata: bool,
+    overwrite: bool = False,
+    keeps: bool = True,
+) -> None:
+    """Refuse, before anything is rendered, an output that is there or that cannot be written.
+
+    Args:
+        metadata: whether a .json will stand beside it.
+        overwrite: whether an earlier video and its .json may be replaced.
+        keeps: whether latents will stand beside it while it is rendered.
+
+    Raises:
+        RequestError: an unknown suffix, no such folder, no permission, a full disk, a name that is
+            too long, or something in the way.
+    """
+    if path.name in ("", ".."):
+        raise RequestError(f"output={str(path)!r} has no name: name a file, or a folder for PNGs")
+    output_type(path)
+    outputs = output_paths(path, num_videos)
+    try:
+        if not path.parent.is_dir():
+            raise RequestError(
+                f"output={str(path)!r}: there is no folder {path.parent}; make it first"
+            )
+        for each in outputs:
+            if kind_of(path) == "":
+                _check_folder(each, metadata_path(path), overwrite)
+            else:
+                _check_file(each, overwrite)
+        if metadata:
+            _check_metadata(metadata_path(path), overwrite)
+        if keeps:
+            _check_length(path, [snapshot_path(path, 9), kept_latents_path(path, 9)])
+        for folder in {path.parent, *(each for each in outputs if each.is_dir())}:
+            _check_writable(path, folder)
+    except RefusedInputError:
+        raise
+    except (OSError, ValueError) as error:  # too long a name, say
+        raise RequestError(f"output={str(path)!r} cannot be a file: {cause(error)}") from error
+
+
+def _check_folder(path: Path, metadata: Path, overwrite: bool) -> None:
+    """A folder for PNG files may be there if it is empty, or if longtake filled it."""
+    if not os.path.lexists(path) or is_empty_folder(path):
+        return
+    if not overwrite or not path.is_dir():
+        raise RequestError(
+            f"output={str(path)!r} is there and is not an empty folder: name another one, or "
+            "end the name in .mp4, .webm, .gif, .npy or .safetensors for a file"
+        )
+    if not is_metadata(metadata):
+        raise RequestError(
+            f"output={str(path)!r} is a folder that holds files, and no {metadata.name} beside it "
+            "says that longtake wrote them: name another folder"
+        )
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise RequestError(f"output={str(path)!r} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise RequestError(
+            f"output={str(path)!r} is a pipe or a device, and a video is renamed into its "
+            "place once it is whole: name a file"
+        )
+    try:
+        found = path.lstat()  # raises for a name that no file can have, too
+    except FileNotFoundError:
+        return
+    if not overwrite:
+        raise RequestError(f"output={str(path)!r} is there already: {_WAY_OUT}")
+    _check_replaceable(path, found)
+
+
+def _check_replaceable(path: Path, found: os.stat_result) -> None:
+    """Refuse to replace what is write-protected, or another user's in a folder like /tmp."""
+    if not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o222:
+        raise RequestError(f"output={str(path)!r} is read-only: name another output")
+    folder, user = path.parent.stat(), os.geteuid()
+    if folder.st_mode & stat.S_ISVTX and user not in (0, found.st_uid, folder.st_uid):
+        raise RequestError(f"output={str(path)!r} is another user's: name another output")
+
+
+def _check_metadata(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder: move it, or pass --no-metadata")
+    if not os.path.lexists(path):
+        _check_length(path, [path])
+        return
+    if not overwrite:
+        raise RequestError(f"{path} is there already: {_WAY_OUT}")
+    if not is_metadata(path):
+        raise RequestError(
+            f"{path} is there, and is no video's metadata: move it, or pass --no-metadata"
+        )
+    _check_replaceable(path, path.lstat())
+
+
+def _check_length(output: Path, beside: Iterable[Path]) -> None:
+    """Refuse an output whose name is short enough, where one that is made of it is not."""
+    for path in beside:
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RequestError(
+                f"output={str(output)!r}: {path.name!r} stands beside it, and cannot be a file: "
+                f"{cause(error)}"
+            ) from error
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    try:
+        probe(folder)
+    except OSError as error:
+        raise RequestError(
+            f"output={str(path)!r}: {folder} cannot be written to: {cause(error)}"
+        ) from error
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether a folder holds nothing but what a rendering that was killed left there."""
+    return path.is_dir() and all(is_partial(each) for each in path.iterdir())
+
+
+def place_all(moves: Sequence[tuple[Path, Path]]) -> bool:
+    """Give whole files and folders their names. If one of the names is taken, none gets its.
+
+    Args:
+        moves: from, to. A folder that is there and empty is filled: it may be a link or a mount.
+
+    Returns:
+        Whether they have their names.
+
+    Raises:
+        OSError: they cannot be moved.
+    """
+    done: list[tuple[Path, Path]] = []
+    try:
+        for partial, path in moves:
+            for source, target in _single_moves(partial, path):
+                place_new(source, target)
+                done.append((source, target))
+    except BaseException as error:
+        for source, target in reversed(done):
+            with suppress(OSError):
+                os.rename(target, source)
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
+
+
+def _single_moves(partial: Path, path: Path) -> list[tuple[Path, Path]]:
+    if not (partial.is_dir() and path.is_dir()):
+        return [(partial, path)]
+    if not is_empty_folder(path):
+        raise FileExistsError(path)
+    return [(frame, path / frame.name) for frame in sorted(partial.iterdir())]

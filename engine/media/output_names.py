@@ -1,0 +1,126 @@
+"""Names of outputs that are made of what is rendered: ``-o {model}-{seed}.mp4``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import string
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+from longtake.engine.media.output_files import INDEX
+from longtake.errors import RequestError
+
+PLACEHOLDERS = ("seed", "id", "date", "model", "index")
+_LONGEST_WORDS = 40
+PathT = TypeVar("PathT", bound=PurePath)
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """A name with values in place of its placeholders; ``{{`` and ``}}`` are braces.
+
+    Args:
+        values: by the name of the placeholder.
+
+    Raises:
+        RequestError: a placeholder is unknown or has no value, or a brace has no other.
+    """
+
+    def value_of(name: str) -> str:
+        if name not in values:
+            raise RequestError(f"output={template!r}: {{{name}}} is not known here: leave it out")
+        return values[name]
+
+    return _replaced(template, value_of)
+
+
+def check_placeholders(template: str) -> None:
+    """Refuse a name with an unknown placeholder, or with a brace that has no other.
+
+    Raises:
+        RequestError: it has one.
+    """
+    _replaced(template, lambda name: "")
+
+
+def pattern_of(template: str, values: Mapping[str, str]) -> str:
+    """A regular expression for all names that a template makes, whatever the values that are not
+    given."""
+    text = _replaced(template, lambda name: values.get(name, "\0"))
+    return ".*".join(map(re.escape, text.split("\0")))
+
+
+def _replaced(template: str, value_of: Callable[[str], str]) -> str:
+    known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+    text = ""
+    try:
+        for literal, name, spec, conversion in string.Formatter().parse(template):
+            text += literal
+            if name is None:
+                continue
+            if name not in PLACEHOLDERS or spec or conversion:
+                said = (
+                    name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+                )
+                raise RequestError(
+                    f"output={template!r} has {{{said}}}: use {known}, or {{{{ and }}}} for braces"
+                )
+            text += value_of(name)
+    except ValueError as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"output={template!r} has a brace without its other: use {known}, or {{{{ and }}}} for "
+            "braces"
+        ) from error
+    return text
+
+
+def values_for(*, seed: int | None, name: str, model: str, num_videos: int) -> dict[str, str]:
+    """The values of the placeholders, each of which can stand in a file's name.
+
+    Args:
+        seed: left out if None.
+        name: of the request.
+        model: a folder or hub id.
+        num_videos: of one, the index is 0; of several, it stays to be filled in.
+    """
+    values = {
+        "id": name,
+        "date": date.today().isoformat(),
+        "model": _model_name(model),
+        "index": "0" if num_videos == 1 else INDEX,
+    }
+    return values if seed is None else {"seed": str(seed), **values}
+
+
+def _model_name(model: str) -> str:
+    """The last part of a model's folder or hub id, as a file's name."""
+    last = os.path.basename(os.path.abspath(os.path.expanduser(model)))
+    return re.sub(r"[^\w.-]+", "-", last).strip("-.")[:100] or "model"
+
+
+def request_id(values: Mapping[str, Any]) -> str:
+    """A name of a request: some words of its prompt, and a digest of all that it says."""
+    words = re.sub(r"[^a-z0-9]+", "-", str(values.get("prompt", "")).lower()).strip("-")
+    content = json.dumps({name: str(value) for name, value in values.items()}, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{words[:_LONGEST_WORDS].strip('-')}-{digest}".strip("-")
+
+
+def check_index(path: PathT) -> PathT:
+    """The path, if the number of each video is in its name and not in that of a folder.
+
+    Raises:
+        RequestError: it is in a folder's.
+    """
+    if INDEX in str(path.parent):
+        raise RequestError(
+            f"output={str(path)!r}: the videos of one request are in one folder: put {INDEX} into "
+            "the file's name"
+        )
+    return path

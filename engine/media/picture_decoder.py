@@ -1,0 +1,35 @@
+"""Decodes one picture in a process of its own: see :mod:`longtake.engine.media.picture_process`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from longtake.engine.media.limited_process import limit_this_process
+from longtake.engine.media.picture import decoded
+from longtake.engine.media.picture_process import MAX_PIXELS
+from longtake.errors import RequestError
+
+
+def main() -> None:
+    """Decode what is sent to stdin; write its pixels to a file, and what it is to stdout."""
+    parent, result, cpu_s, memory_bytes = sys.argv[1:]
+    content = sys.stdin.buffer.read()
+    limit_this_process(int(parent), float(cpu_s), int(memory_bytes), 3 * MAX_PIXELS)
+    answer: dict[str, Any]
+    try:
+        pixels = decoded(content, said="")
+        with open(int(result), "wb") as file:
+            file.write(pixels.data)
+        answer = {"shape": pixels.shape}
+    except RequestError as error:
+        answer = {"refused": str(error).strip()}
+    except MemoryError:
+        mib = int(memory_bytes) // 2**20
+        answer = {"refused": f"takes more than {mib} MiB of memory to decode: make it smaller"}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

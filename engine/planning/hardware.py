@@ -1,0 +1,81 @@
+"""What this machine is, as a plan reckons with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import psutil
+
+from longtake.configs.hardware import Figure, Hardware, Link, load_hardware, profiles
+from longtake.engine.planning.topology import LinkKind, Topology, topology
+
+logger = logging.getLogger(__name__)
+
+_PCIE_LEVELS: tuple[LinkKind, ...] = ("pcie-switch", "host-bridge", "socket")
+_PCIE_SHARE = 0.8
+"""Of a port's bandwidth, what transfers reach."""
+
+_STAND_IN = "h100"
+
+
+def hardware_here(device_type: str = "auto") -> Hardware:
+    """The profile of this machine: its GPUs' own, with their memory and links; else a CPU's.
+
+    Args:
+        device_type: "cpu", "cuda" or "auto": a GPU where there is one.
+    """
+    found = Topology() if device_type == "cpu" else topology()
+    if not found.gpus:
+        memory = Figure(value=psutil.virtual_memory().total, source="of this host")
+        return load_hardware("cpu").model_copy(update={"memory_bytes": memory})
+    first = found.gpus[0]
+    known = [profile for name in profiles() if (profile := load_hardware(name)).matches(first.name)]
+    if not known:
+        logger.warning(
+            "there is no profile of %s: plans take it for %s; measure it with longtake bench "
+            "--calibrate",
+            first.name,
+            _STAND_IN,
+        )
+    profile = known[0] if known else load_hardware(_STAND_IN)
+    update: dict[str, object] = {"links": _links(profile, found)}
+    update["devices_per_node"] = len(found.gpus)
+    if first.memory_bytes:
+        smallest = min(gpu.memory_bytes for gpu in found.gpus)
+        update["memory_bytes"] = Figure(value=smallest, source="the driver of this machine")
+    return profile.model_copy(update=update)
+
+
+def _links(profile: Hardware, found: Topology) -> tuple[Link, ...]:
+    """The links of this machine: the profile's, or those of PCIe as the driver tells them."""
+    count = len(found.gpus)
+    kinds = {link.kind for link in found.links.values()}
+    if kinds <= {"nvlink", "unknown"}:
+        return profile.with_node_of(count).links
+    base = load_hardware("l20").links
+    links, shared_by = [], 1
+    for level, link in zip(_PCIE_LEVELS, base, strict=False):
+        spans = _spanned(found, _PCIE_LEVELS[: _PCIE_LEVELS.index(level) + 1])
+        if spans <= shared_by:
+            continue
+        update: dict[str, object] = {"spans": spans, "shared_by": shared_by}
+        port = found.gpus[0].pcie_bytes_per_s
+        if shared_by == 1 and port:
+            update["bytes_per_s"] = Figure(
+                value=port * _PCIE_SHARE, source="the lanes that the driver of this machine tells"
+            )
+        links.append(link.model_copy(update=update))
+        shared_by = spans
+    return (*links, base[-1].model_copy(update={"shared_by": count}))
+
+
+def _spanned(found: Topology, kinds: Sequence[LinkKind]) -> int:
+    """The GPUs from the first on that reach each other by such links or better ones."""
+    able = {"nvlink", *kinds}
+    count = 1
+    while count < len(found.gpus) and all(
+        found.link(other, count).kind in able for other in range(count)
+    ):
+        count += 1
+    return count

@@ -1,0 +1,47 @@
+"""What an engine is made of, with nothing left to be chosen, and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longtake.configs.engine import EngineConfig
+from longtake.engine.planning.layouts import check_degrees
+from longtake.engine.planning.planner import dtypes
+from longtake.errors import KernelError, nearly
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.spec import ModelSpec
+
+
+def settled(
+    config: EngineConfig, checkpoint: Checkpoint, spec: ModelSpec, device_type: str
+) -> EngineConfig:
+    """An engine's configuration with nothing left to be chosen but degrees and attention kernel.
+
+    Raises:
+        LayoutError: the degrees do not fit the devices.
+        KernelError: an unknown attention kernel.
+    """
+    dtype, vae_dtype = dtypes(config, spec, device_type)
+    used: dict[str, Any] = {
+        "revision": checkpoint.revision,
+        "device": device_type,
+        "dtype": dtype,
+        "vae_dtype": vae_dtype,
+    }
+    if config.image_folder is not None:
+        used["image_folder"] = config.image_folder.expanduser().absolute()
+    config = config.model_copy(update=used)
+    check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
+    if config.attention_kernel != "auto":
+        _check_kernel(config.attention_kernel)
+    return config
+
+
+def _check_kernel(name: str) -> None:
+    from longtake.parallel.kernels import KERNELS  # imports torch
+
+    kernels = ["auto", *(kernel.name for kernel in KERNELS)]
+    if name not in kernels:
+        raise KernelError(
+            f"attention_kernel={name!r} is unknown: use {', '.join(kernels)}{nearly(name, kernels)}"
+        )

@@ -1,0 +1,1 @@
+"""What measures and checks: ``bench``, ``doctor``, ``verify``."""

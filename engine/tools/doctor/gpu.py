@@ -1,0 +1,233 @@
+"""Checks of what computes and of what ranks talk over: torch, GPUs, links, kernels."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from longtake.engine.planning.topology import topology
+from longtake.engine.tools.doctor.finding import Asked, Finding, gib
+from longtake.errors import one_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from longtake.parallel import Kernel, KernelNeeds
+
+SLOW_PCIE_BYTES_PER_S = 12e9
+"""Less than 16 lanes of the third generation, or 8 of the fourth."""
+TOLERANCES = {"cpu": 1e-5, "cuda": 2e-2}
+"""Of attention in float32 and in half precision."""
+
+
+def torch_build(asked: Asked) -> Iterator[Finding]:
+    """What torch was made for."""
+    import torch
+    import torch.distributed as dist
+
+    made_for = "the CPU"
+    if torch.version.cuda or torch.version.hip:
+        hip = torch.version.hip
+        made_for = f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}"
+    has = {
+        "gloo": dist.is_available() and dist.is_gloo_available(),
+        "nccl": dist.is_available() and dist.is_nccl_available(),
+    }
+    backends = " and ".join(name for name, there in has.items() if there) or "no backend"
+    message = f"{torch.__version__}, made for {made_for}; torch.distributed has {backends}"
+    wanted = ["gloo", "nccl"] if asked.num_gpus > 1 else ["gloo"]
+    lacking = " and ".join(name for name in wanted if not has[name])
+    if lacking:
+        message += f"; several ranks need {lacking}"
+        yield Finding("torch", "failure", message, "install a torch from pytorch.org, which has it")
+    else:
+        yield Finding("torch", "ok", message)
+
+
+def driver(asked: Asked) -> Iterator[Finding]:
+    """The driver of NVIDIA's GPUs, and whether torch can use it."""
+    import torch
+
+    found = topology()
+    if asked.engine.device == "cpu":
+        yield Finding("cuda", "ok", "not looked at with device=cpu")
+    elif found.broken:
+        way_out = "reboot, or load the driver that was installed last: nvidia-smi must work"
+        yield Finding("cuda", "failure", found.reason, way_out)
+    elif torch.version.hip and asked.num_gpus:
+        yield Finding("cuda", "ok", f"ROCm {torch.version.hip}")
+    elif not found.gpus and asked.engine.device == "cuda":
+        way_out = "install the driver, give the container its GPUs, or pass --device cpu"
+        yield Finding("cuda", "failure", f"device=cuda, and {found.reason}", way_out)
+    elif not found.gpus:
+        yield Finding("cuda", "ok", f"{found.reason}: renders on the CPU")
+    elif torch.version.cuda is None:
+        message = f"driver {found.driver} is there, but torch {torch.__version__} has no CUDA"
+        way_out = "install torch for CUDA, as pytorch.org says, or pass --device cpu"
+        yield Finding("cuda", "failure", message, way_out)
+    else:
+        torch.cuda.init()  # raises what is amiss, which is_available() keeps to itself
+        can = f"driver {found.driver} can do CUDA {found.cuda}"
+        yield Finding("cuda", "ok", f"{can}, torch is made for {torch.version.cuda}")
+
+
+def devices(asked: Asked) -> Iterator[Finding]:
+    """Each GPU, and whether there are as many devices as were asked for."""
+    wanted, num_gpus = asked.engine.devices, asked.num_gpus
+    for index in range(num_gpus):
+        yield _gpu(index)
+    if asked.engine.device == "cuda" or num_gpus:
+        message = f"devices={wanted} with {num_gpus} GPUs here"
+        if wanted > num_gpus:
+            way_out = f"--devices {num_gpus}, or --device cpu" if num_gpus else "--device cpu"
+            yield Finding("devices", "failure", message, way_out)
+        else:
+            yield Finding("devices", "ok", message)
+        return
+    cores = len(os.sched_getaffinity(0))
+    message = f"devices={wanted} with {cores} CPU cores here, and no GPU"
+    if wanted > cores:
+        way_out = f"--devices {cores}: ranks on the same core wait for each other"
+        yield Finding("devices", "warning", message, way_out)
+    else:
+        yield Finding("devices", "ok", message)
+
+
+def _gpu(index: int) -> Finding:
+    """One GPU, on which something is computed."""
+    import torch
+
+    name, properties = f"gpu {index}", torch.cuda.get_device_properties(index)
+    total = properties.total_memory
+    message = f"{properties.name}, {gib(total)}, capability {properties.major}.{properties.minor}"
+    try:
+        free, _ = torch.cuda.mem_get_info(index)
+        ones = torch.ones(64, 64, device=f"cuda:{index}")
+        right = float((ones @ ones).sum()) == 64**3
+    except RuntimeError as error:
+        way_out = "install torch for this GPU and its driver; see whether nvidia-smi lists it"
+        return Finding(name, "failure", f"{message}, cannot compute: {one_line(error)}", way_out)
+    message = f"{message}, {gib(free)} free"
+    if not right:
+        way_out = "leave it out: CUDA_VISIBLE_DEVICES"
+        return Finding(name, "failure", f"{message}, computes wrongly", way_out)
+    if free < total / 2:
+        return Finding(name, "warning", message, "end what else runs there: see nvidia-smi")
+    return Finding(name, "ok", message)
+
+
+def links(asked: Asked) -> Iterator[Finding]:
+    """How the GPUs are linked, two by two."""
+    found = topology()
+    if asked.num_gpus < 2 or len(found.gpus) < 2:
+        return
+    kinds = Counter(
+        f"NVLink ({link.num_nvlinks})" if link.kind == "nvlink" else link.kind
+        for link in found.links.values()
+    )
+    message = ", ".join(f"{number} over {kind}" for kind, number in kinds.items())
+    yield Finding("links", "ok", f"of {len(found.links)} pairs of GPUs {message}")
+    apart = [pair for pair, link in found.links.items() if link.peer_access is False]
+    if apart:
+        pairs = ", ".join(f"{one}-{other}" for one, other in apart)
+        message = f"GPUs {pairs} cannot reach each other's memory, and send through the host's"
+        way_out = "nvidia-smi topo -p2p w says why; with GPUs that can, PCIe ACS must be off"
+        yield Finding("links", "warning", message, way_out)
+    over_pcie = {at for pair, link in found.links.items() if link.kind != "nvlink" for at in pair}
+    slow = [
+        f"GPU {gpu.index} {gpu.pcie_bytes_per_s / 1e9:.1f}"
+        for gpu in found.gpus
+        if gpu.index in over_pcie
+        and gpu.pcie_bytes_per_s is not None
+        and gpu.pcie_bytes_per_s < SLOW_PCIE_BYTES_PER_S
+    ]
+    if slow:
+        message = f"PCIe gives few GB a second, {SLOW_PCIE_BYTES_PER_S / 1e9:g} at least are wanted"
+        way_out = "put them into slots that have all lanes: nvidia-smi topo -m, lspci -vv"
+        yield Finding("links", "warning", f"{message}: {', '.join(slow)}", way_out)
+
+
+def nccl(asked: Asked) -> Iterator[Finding]:
+    """What GPUs talk over."""
+    import torch
+    import torch.distributed as dist
+
+    if asked.num_gpus > 1 and dist.is_available() and dist.is_nccl_available():
+        yield Finding("nccl", "ok", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def kernels(asked: Asked) -> Iterator[Finding]:
+    """Each attention kernel: why it cannot run here, or what came of running it."""
+    import torch
+
+    from longtake.parallel import KERNELS, KernelNeeds
+
+    device = torch.device(asked.device_type)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    needs = KernelNeeds(device, dtype, head_size=128, log_sum_exp=False)
+    refusals = {kernel.name: kernel.refusal(needs) for kernel in KERNELS}
+    faults = {kernel.name: _fault(kernel, needs) for kernel in KERNELS if not refusals[kernel.name]}
+    able = [name for name, fault in faults.items() if not fault]
+    for kernel in KERNELS:
+        name = f"kernel {kernel.name}"
+        if refusals[kernel.name]:
+            yield Finding(name, "ok", f"cannot: {refusals[kernel.name]}")
+        elif faults[kernel.name]:
+            way_out = f"--attention-kernel {able[0]}" if able else "install its library again"
+            yield Finding(name, "warning", f"should, but {faults[kernel.name]}", way_out)
+        else:
+            ring = "" if kernel.has_log_sum_exp else ", but not in a ring"
+            yield Finding(name, "ok", f"can{ring}")
+    if not able:
+        message = f"none of {len(KERNELS)} can compute attention on {device}"
+        yield Finding("kernels", "failure", message, "install torch again, as pytorch.org says")
+
+
+def _fault(kernel: Kernel, needs: KernelNeeds) -> str:
+    """What is wrong with what a kernel computes; empty if it is right."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 1, 32, 4, needs.head_size, generator=generator)
+    q, k, v = qkv.to(needs.device, needs.dtype)
+    try:
+        out, lse = kernel.run(q, k, v, 0.1, "none")
+        expected, expected_lse = _by_definition(q.float(), k.float(), v.float(), 0.1)
+        difference = float((out.float() - expected).abs().max())
+        if lse is not None:
+            difference = max(difference, float((lse.float() - expected_lse).abs().max()))
+    except Exception as error:  # of whatever kind: it comes from another library
+        return f"fails: {one_line(error)}"
+    tolerance = TOLERANCES[needs.device.type]
+    return "" if difference <= tolerance else f"is wrong by {difference:.0e}, not {tolerance:.0e}"
+
+
+def _by_definition(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention and the log-sum-exp of its scores."""
+    import torch
+
+    scores = torch.einsum("bsnh,btnh->bsnt", q, k) * scale
+    return torch.einsum("bsnt,btnh->bsnh", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+def exchange(backend: Literal["gloo", "nccl"], asked: Asked) -> Iterator[Finding]:
+    """Attention across two ranks, in processes of their own; over NCCL where there are two GPUs."""
+    if backend == "nccl" and asked.num_gpus < 2:
+        return
+    from longtake.engine.tools.doctor import trial
+
+    device_type: Literal["cpu", "cuda"] = "cuda" if backend == "nccl" else "cpu"
+    begun = time.monotonic()
+    difference = trial.exchange(device_type, asked.trial_s)
+    taken, name = time.monotonic() - begun, f"exchange {backend}"
+    message = f"attention on 2 ranks in {taken:.1f} s, {difference:.0e} from that on one"
+    if difference <= TOLERANCES[device_type]:
+        yield Finding(name, "ok", message)
+    else:
+        message += f", more than {TOLERANCES[device_type]:.0e}"
+        yield Finding(name, "failure", message, "install torch again, as pytorch.org says")

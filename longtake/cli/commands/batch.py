@@ -1,0 +1,69 @@
+"""longtake batch: a file of shots, rendered into a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from longtake.cli.commands.dry_run import planned, show
+from longtake.cli.settings import engine_config, flags
+from longtake.cli.terminal import View
+from longtake.configs.batch import BatchConfig
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import VideoRequest
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.outline import EngineOutline
+from longtake.errors import RequestError
+from longtake.serve.batch.shot_file import ShotFile, of_replicas
+
+EXIT_SOME_LEFT = 1
+
+
+def run(options: dict[str, Any], view: View) -> int:
+    """Render what the file asks for; returns 1 where some of it failed or was cancelled."""
+    if TorchrunPlace.given():
+        raise RequestError("batch under torchrun: it starts its ranks itself; pass --devices")
+    values = flags(options)
+    source, folder = (
+        Path(os.path.expanduser(values.pop(name, None) or "")) for name in ("shots", "outputs")
+    )
+    if not source.name or not folder.parts:
+        raise RequestError("name a file of shots, and the folder of outputs by -o")
+    parts = {
+        kind: {name: values.pop(name) for name in list(values) if name in kind.model_fields}
+        for kind in (BatchConfig, SnapshotConfig, VideoRequest)
+    }
+    defaults = parts[VideoRequest]
+    if defaults:
+        VideoRequest(**{"prompt": "any", **defaults})
+    config: EngineConfig = engine_config(values)
+    view.stop_timeout_s = config.stop_timeout_s
+    settings = BatchConfig(**parts[BatchConfig])
+    how_often = SnapshotConfig(**parts[SnapshotConfig])
+    if settings.dry_run:
+        outline = EngineOutline(config)
+        of_replicas(outline.config, settings.replicas)
+        file = ShotFile(source, folder, outline, defaults)
+        shots = planned(file.shots(), outline.layouts, as_json=options["json"])
+        if not shots:
+            raise RequestError(f"{source} has no shots")
+        view.close()
+        show(shots, settings.replicas, quiet=options["quiet"], as_json=options["json"])
+        return 0
+
+    # These import torch.
+    from longtake.cli.commands.batch_view import batch_view_of
+    from longtake.serve.batch.batch import Batch
+
+    batch = Batch(source, folder, config, settings, how_often, defaults)
+    found = batch.check()
+    view.close()  # a batch has a view of its own
+    with batch_view_of(quiet=options["quiet"], as_json=options["json"]) as table:
+        table.expect([shot.id for shot in found])
+        try:
+            jobs = batch.run(found, table)
+        finally:
+            view.written += table.reports
+    return 0 if all(job.state == "done" for job in jobs) else EXIT_SOME_LEFT

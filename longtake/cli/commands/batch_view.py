@@ -1,0 +1,201 @@
+"""What longtake batch shows: a table that changes, plain lines, JSON, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table as LiveTable
+from rich.text import Text
+
+from longtake.cli.table import Table
+from longtake.cli.terminal import Display, duration, say
+from longtake.pipelines.progress import Progress
+from longtake.serve.batch.batch import BatchWatcher
+from longtake.serve.queue.job_records import JobRecord, State
+
+_TABLE = Table(
+    header=("id", "state", "took", "attempts", "output", "error"),
+    shortened=("id", "output"),
+    dropped=("output", "attempts", "took"),
+    wrapped="error",
+)
+_NOTES = 5
+_ROWS = 16
+_LISTED = 40
+
+
+@dataclass
+class _Running:
+    since: float
+    progress: Progress = Progress("starting")
+
+
+class BatchView(Display, BatchWatcher):
+    """Shows nothing but what went wrong; the others show more. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._states: dict[str, State] = {}
+        self._running: dict[str, _Running] = {}
+        self.reports: list[Path] = []
+
+    def expect(self, jobs: Sequence[str]) -> None:
+        """These are the jobs, as far as they are known."""
+        with self._lock:
+            for job in jobs:
+                self._states.setdefault(job, "queued")
+
+    def progress(self, job: str, progress: Progress) -> None:
+        """A job got on."""
+        with self._lock:
+            self._running.setdefault(job, _Running(time.monotonic())).progress = progress
+
+    def state(self, job: str, state: State, text: str) -> None:
+        """A job is in another state."""
+        with self._lock:
+            self._states[job] = state
+            if state == "running":
+                self._running[job] = _Running(time.monotonic())
+            else:
+                self._running.pop(job, None)
+            self._changed(job, state, text)
+
+    def _changed(self, job: str, state: State, text: str) -> None:
+        """Show that; under the lock."""
+
+    def note(self, text: str) -> None:
+        """Something that is worth a line."""
+
+    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
+        """It is over."""
+        self.reports += reports
+        for job in jobs:
+            if job.state == "failed":
+                say(f"longtake: {job.id} failed: {job.error}", sys.stderr)
+
+    def _counted(self) -> str:
+        counts = Counter(self._states.values())
+        total = len(self._states)
+        others = [f"{counts[s]} {s}" for s in ("running", "failed", "cancelled") if counts[s]]
+        return ", ".join([f"{counts['done']} of {total} done", *others])
+
+
+class _Lines(BatchView):
+    """A line a change, for logs."""
+
+    def note(self, text: str) -> None:
+        with self._lock:
+            say(text, sys.stderr)
+
+    def _changed(self, job: str, state: State, text: str) -> None:
+        said = f": {text}" if text else ""
+        say(f"{job}: {state}{said.partition(chr(10))[0]} ({self._counted()})", sys.stderr)
+
+    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
+        self.close()
+        looked_at = sorted(jobs, key=lambda job: job.state == "done")  # what is not done first
+        rows = [
+            (
+                job.id,
+                job.state,
+                duration(sum(job.seconds.values())),
+                str(job.claims),
+                job.output,
+                job.error.partition("\n")[0],
+            )
+            for job in looked_at[:_LISTED]
+        ]
+        say("\n".join(_TABLE.lines(rows)), sys.stdout)
+        if len(jobs) > _LISTED:
+            say(f"... and {len(jobs) - _LISTED} more", sys.stdout)
+        super().ended(jobs, reports)
+        counts = Counter(job.state for job in jobs)
+        states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no shots"
+        say(f"{states}; see {' and '.join(map(str, reports))}", sys.stdout)
+
+
+class _Json(BatchView):
+    """An event a line on stdout, for scripts."""
+
+    def progress(self, job: str, progress: Progress) -> None:
+        self._print({"event": "progress", "id": job, **asdict(progress)})
+
+    def _changed(self, job: str, state: State, text: str) -> None:
+        self._print({"event": "state", "id": job, "state": state, "text": text})
+
+    def note(self, text: str) -> None:
+        self._print({"event": "note", "text": text})
+
+    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
+        counts = dict(Counter(job.state for job in jobs))
+        self.reports += reports
+        files = [str(path) for path in reports]
+        self._print({"event": "ended", "counts": counts, "reports": files})
+
+    def _print(self, event: dict[str, object]) -> None:
+        with self._lock:
+            say(json.dumps(event), sys.stdout)
+
+
+class _Table(_Lines):
+    """A table on a terminal: what runs, how far it is, and the last things that were said."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._notes: list[str] = []
+        self._live = Live(
+            console=console, get_renderable=self._shown, refresh_per_second=4, transient=True
+        )
+
+    def open(self) -> None:
+        self._live.start()
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        with self._lock:
+            self._notes = [*self._notes, text.partition("\n")[0]][-_NOTES:]
+
+    def _changed(self, job: str, state: State, text: str) -> None:
+        if state in ("failed", "cancelled") or (state == "queued" and text):
+            self.note(f"{job}: {state}: {text}")
+
+    def _shown(self) -> Group:
+        with self._lock:
+            table = LiveTable(box=None, padding=(0, 2, 0, 0), expand=False)
+            for name in ("running", "", "", "for"):
+                table.add_column(name, style=None if name != "for" else "dim")
+            for job, running in list(self._running.items())[:_ROWS]:
+                at = running.progress
+                part = f"{at.done}/{at.total}" if at.total else at.detail
+                table.add_row(
+                    Text(job, overflow="ellipsis", no_wrap=True),
+                    f"{at.phase} {part}".strip(),
+                    ProgressBar(total=at.total or 1, completed=at.done, width=24),
+                    duration(time.monotonic() - running.since),
+                )
+            notes = [
+                Text(each, style="dim", overflow="ellipsis", no_wrap=True) for each in self._notes
+            ]
+            return Group(Text(self._counted(), style="bold"), table, *notes)
+
+
+def batch_view_of(*, quiet: bool, as_json: bool) -> BatchView:
+    """The view that was asked for, or that suits where the output goes."""
+    if as_json:
+        return _Json()
+    if quiet:
+        return BatchView()
+    console = Console(stderr=True)
+    return _Table(console) if console.is_terminal else _Lines()

@@ -1,0 +1,228 @@
+"""longtake plan: how long a video will take and whether it fits, by layout, before it runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any
+
+from pydantic import BaseModel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from longtake.cli.settings import flags
+from longtake.cli.terminal import View, say
+from longtake.configs.engine import EngineConfig
+from longtake.configs.hardware import load_hardware
+from longtake.configs.parallel import ParallelConfig
+from longtake.configs.request import VideoRequest
+from longtake.configs.tools import PlanConfig
+from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.planning.planner import Plan, dtypes, make_plan
+from longtake.engine.planning.prediction import Prediction, Setting
+from longtake.engine.request import resolve
+from longtake.errors import RefusedInputError
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+
+_ANY_PROMPT = "any"
+_WIDE = 140
+"""Columns of a table, at least."""
+
+
+def run(options: dict[str, Any], view: View) -> int:
+    """Print a plan; refused where no layout can run, and then says what would."""
+    plan = _plan(flags(options))
+    if options["json"]:
+        return _print_json(plan)
+    if not options["quiet"]:
+        _print_tables(plan)
+    _ = plan.best  # raises where there is none
+    return 0
+
+
+def _own(kind: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a class's own fields."""
+    return {name: values[name] for name in kind.model_fields if name in values}
+
+
+def _plan(values: dict[str, Any]) -> Plan:
+    asked, engine, parallel = (
+        PlanConfig(**_own(PlanConfig, values)),
+        EngineConfig(**_own(EngineConfig, values)),
+        ParallelConfig(**_own(ParallelConfig, values)),
+    )
+    wanted = {name: values[name] for name in VideoRequest.model_fields if name in values}
+    request = VideoRequest(**{"prompt": _ANY_PROMPT, **wanted})
+    hardware = hardware_here() if asked.gpu == "here" else load_hardware(asked.gpu)
+    if asked.gpus_per_node is not None:
+        hardware = hardware.with_node_of(asked.gpus_per_node)
+    checkpoint = Checkpoint.open(engine.model, engine.revision, configs_only=True)
+    spec = registry.inspect(checkpoint, weights=False)
+    resolved = resolve(request, spec)
+    dtype, vae_dtype = dtypes(engine, spec, hardware.device)
+    setting = Setting(
+        spec=spec,
+        hardware=hardware,
+        request=resolved,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        text_tokens=asked.text_tokens or spec.text_tokens(resolved),
+        decode_ranks=asked.decode_ranks,
+    )
+    return make_plan(setting, parallel, engine.devices, shard_weights=values.get("shard_weights"))
+
+
+def _print_json(plan: Plan) -> int:
+    """One object on stdout, the reason on stderr where nothing can run."""
+    layouts = [_as_json(plan, each) for each in plan.layouts]
+    request = plan.setting.request
+    described: dict[str, Any] = {
+        "hardware": plan.setting.hardware.description,
+        "devices_per_node": plan.setting.hardware.devices_per_node,
+        "devices": plan.devices,
+        "request": {
+            "height": request.height,
+            "width": request.width,
+            "num_frames": request.num_frames,
+            "num_inference_steps": request.num_inference_steps,
+            "num_videos": request.num_videos,
+            "dtype": plan.setting.dtype,
+            "vae_dtype": plan.setting.vae_dtype,
+            "text_tokens": plan.setting.text_tokens,
+        },
+        "best": layouts[0] if layouts else None,
+        "layouts": layouts,
+        "refused": [{"layout": each.name, "reason": each.reason} for each in plan.refused],
+    }
+    code = 0
+    try:
+        _ = plan.best
+    except RefusedInputError as error:
+        code = 2
+        described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
+        say(f"longtake: {error}", sys.stderr)
+    say(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
+    return code
+
+
+def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:
+    step = each.step
+    return {
+        "layout": {
+            "cfg_degree": each.dims.cfg_degree,
+            "ring_degree": each.dims.ring_degree,
+            "ulysses_degree": each.dims.ulysses_degree,
+            "shard_weights": each.shard_weights,
+        },
+        "name": each.name,
+        "end_to_end_s": each.end_to_end_s,
+        "seconds_per_step": step.seconds,
+        "stages_s": dict(each.stages),
+        "step_s": {
+            "compute": step.compute_s,
+            "copies": step.copies_s,
+            "communication_exposed": step.exposed_s,
+            "communication_hidden": step.hidden_s,
+        },
+        "bytes_per_step": sum(each.step_bytes),
+        "bytes_per_step_by_rank": list(each.step_bytes),
+        "memory_bytes_per_rank": each.memory.total,
+        "memory_bytes": each.memory.as_json(),
+        "efficiency": plan.efficiency(each),
+    }
+
+
+def _print_tables(plan: Plan) -> None:
+    terminal, text = Console(), io.StringIO()
+    width = max(terminal.width, _WIDE)  # a narrow terminal wraps lines, and loses nothing
+    console = Console(file=text, width=width, markup=False, highlight=False)
+    request, setting = plan.setting.request, plan.setting
+    branches = ", true CFG" if request.uses_true_cfg else ""
+    console.print(
+        f"{request.num_frames} frames of {request.width}x{request.height}, "
+        f"{setting.grid.num_tokens} video tokens, {request.num_inference_steps} steps{branches}, "
+        f"{setting.dtype}, on {plan.devices} x {setting.hardware.description}, "
+        f"{setting.hardware.devices_per_node} to a node"
+    )
+    if plan.layouts:
+        best = plan.layouts[0]
+        console.print(
+            f"best: {best.name} (cfg x ring x ulysses), {_time(best.step.seconds)} a step, "
+            f"{_time(best.end_to_end_s)} end to end"
+        )
+        console.print(_times(plan))
+        console.print(_memory(plan))
+    if plan.refused:
+        table = _table("refused", "why")
+        for refused in plan.refused:
+            table.add_row(refused.name, refused.reason)
+        console.print(table)
+    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()), sys.stdout)
+
+
+def _times(plan: Plan) -> Table:
+    """Of each layout: a step, what it is made of, and the stages."""
+    table = _table(
+        "layout",
+        "a step",
+        "compute",
+        "exposed",
+        "hidden",
+        "GB/step",
+        "load",
+        "text",
+        "denoise",
+        "decode",
+        "in all",
+        "eff.",
+    )
+    for each in plan.layouts:
+        step, whole = each.step, each.step.seconds
+        table.add_row(
+            each.name,
+            _time(whole),
+            _percent((step.compute_s + step.copies_s) / whole),
+            _percent(step.exposed_s / whole),
+            _percent(step.hidden_s / whole),
+            f"{sum(each.step_bytes) / 1e9:.3g}",
+            *(_time(each.stages[stage]) for stage in ("load", "text", "denoise", "decode")),
+            _time(each.end_to_end_s),
+            _percent(plan.efficiency(each)),
+        )
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    """Of each layout: what a rank holds, by part."""
+    parts = ("runtime", "weights", "text", "activations", "buffers", "decode")
+    table = _table("GiB a rank", *parts, "at most")
+    for each in plan.layouts:
+        held = each.memory.as_json()
+        sizes = [*(held[part] for part in parts), each.memory.total]
+        table.add_row(each.name, *(f"{size / 2**30:.2f}" for size in sizes))
+    return table
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        words = column == "why"
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
+    return table
+
+
+def _time(seconds: float) -> str:
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 600:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 600 else f"{minutes / 60:.1f} h"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1f} %"

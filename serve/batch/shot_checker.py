@@ -1,0 +1,264 @@
+"""Rows of a file of shots, checked: what each renders, and where it goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.configs.sizes import over
+from longtake.engine.media.output_files import output_type
+from longtake.engine.media.output_names import check_index, filled, request_id, values_for
+from longtake.engine.outline import EngineOutline
+from longtake.errors import RefusedInputError, RequestError, field_named, one_line
+from longtake.files.atomic import cause
+from longtake.serve.batch.report import REPORTS
+from longtake.serve.batch.shots import BadRow, Row, as_fields
+from longtake.serve.queue.job_records import JobRecord
+from longtake.serve.queue.job_store import WORK_FOLDER
+from longtake.serve.runner.outputs import TAKEN, files_of, is_inside, taken_by_others
+
+_ENCODER = json.JSONEncoder(sort_keys=True)
+_LONGEST_NAME = 200
+_OF_A_ROW = ("id", "output")
+_FIELDS = (*VideoRequest.model_fields, *_OF_A_ROW)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A row that can be rendered.
+
+    Attributes:
+        line: of the file.
+        id: its own, or of its content.
+        output: path in the folder of outputs.
+        request: with nothing left out.
+        fingerprint: of the row and of all else that its output follows from.
+    """
+
+    line: int
+    id: str
+    output: str
+    request: ResolvedRequest
+    fingerprint: str
+
+
+class ShotChecker:
+    """Checks rows against a model, a folder, and each other.
+
+    Args:
+        engine: that will render them; nothing is loaded.
+        folder: of the outputs.
+        source: the file; pictures are named from its folder.
+        defaults: fields of a request that a row need not name.
+    """
+
+    def __init__(
+        self, engine: EngineOutline, folder: Path, source: Path, defaults: dict[str, Any]
+    ) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._source = str(source.absolute())
+        self._pictures = source.absolute().parent
+        self._defaults = defaults
+        self._engine_part = engine.identity_part()
+        self._stays_inside = cache(partial(is_inside, folder))
+        self._unwritable = cache(_unwritable)
+        self._known: Mapping[str, JobRecord] = {}
+
+    def check(self, rows: Iterable[Row], known: Mapping[str, JobRecord]) -> Iterator[Shot | BadRow]:
+        """The shot of each row, or why it is none.
+
+        Args:
+            known: jobs that the folder's queue holds already, by id.
+        """
+        taken = _Taken(self._folder)
+        self._known = known
+        for row in rows:
+            found: Shot | BadRow
+            try:
+                found = self._checked(row, taken)
+                self._check_place(found, taken)
+                taken.add(found)
+            except RefusedInputError as error:
+                message = str(error)
+                found = BadRow(row.line_of(field_named(message)), message)
+            except OSError as error:
+                found = BadRow(row.line, f"cannot be looked into: {cause(error)}")
+            yield found
+
+    def _checked(self, row: Row, taken: _Taken) -> Shot:
+        values = as_fields(row.values)
+        own = {name: values.pop(name) for name in _OF_A_ROW if name in values}
+        if not {"prompt"} <= values.keys() | self._defaults.keys():
+            raise RequestError("has no prompt")
+        name = _checked_id(own["id"]) if "id" in own else _id_of(values, taken.ids)
+        output = str(own.get("output", f"{name}.mp4"))
+        if "image" in values:  # as a folder would be by a shell's cd
+            values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
+        asked = {**over(self._defaults, values), "output_type": output_type(Path(output))}
+        try:
+            request = VideoRequest.model_validate(asked)
+        except ValidationError as error:
+            raise RequestError(one_line(error, _FIELDS)) from error
+        resolved = self._engine.resolve(request)
+        told = {
+            "request": request.model_dump(mode="json", exclude=request.left_at_default),
+            "image": resolved.image_sha256,
+            "output": output,
+            "engine": self._engine_part,
+        }
+        shot = Shot(row.line, name, output, resolved, _digest(told))
+        if self._is_known(shot):  # what was drawn for it, or the date then, may be in its name
+            output = self._known[name].output
+        elif "output" in own:
+            output = filled(output, self._values_of(shot))
+        self._place(output)
+        return replace(shot, output=str(PurePosixPath(output)))
+
+    def _values_of(self, shot: Shot) -> dict[str, str]:
+        """What can be filled into the name of its output."""
+        request = shot.request
+        return values_for(
+            seed=request.seed,
+            name=shot.id,
+            model=self._engine.config.model,
+            num_videos=request.num_videos,
+        )
+
+    def _is_known(self, shot: Shot) -> bool:
+        """Whether the queue holds this very shot."""
+        known = self._known.get(shot.id)
+        return known is not None and known.fingerprint == shot.fingerprint
+
+    def _place(self, output: str) -> None:
+        """Refuse an output that goes elsewhere than into the folder."""
+        pure = PurePosixPath(output)
+        path = self._folder / pure
+        if not output or "\0" in output or pure.name in ("", ".."):
+            raise RequestError(f"output={output!r} is no name of a file")
+        if pure.is_absolute() or ".." in pure.parts or not self._stays_inside(path.parent):
+            raise RequestError(f"output={output!r} leaves {self._folder}: name a path inside of it")
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in pure.parts):
+            raise RequestError(f"output={output[:60]!r}...: {_LONGEST_NAME} bytes a name at most")
+        if pure.parts[0] == WORK_FOLDER:
+            raise RequestError(f"output={output!r}: {WORK_FOLDER} is the batch's own")
+        check_index(PurePosixPath(output))
+
+    def _check_place(self, shot: Shot, taken: _Taken) -> None:
+        """Refuse a shot that cannot be written where it goes, or would replace another's file."""
+        path, request = self._folder / shot.output, shot.request
+        there = [each for each in files_of(path, request.num_videos) if taken.is_there(each)]
+        for each in there:
+            if each.is_dir() if each.suffix else each.is_file():
+                kind = "folder" if each.suffix else "file"
+                raise RequestError(f"output={shot.output!r} writes {each}, and a {kind} is there")
+        if reason := self._unwritable(path.parent):
+            raise RequestError(f"output={shot.output!r}: {reason}")
+        if not there or (self._is_known(shot) and self._known[shot.id].state == "done"):
+            return  # nothing is replaced
+        other = taken_by_others(path, request.num_videos, shot.id, self._source, self._known.get)
+        if other is not None:
+            raise RequestError(f"output={shot.output!r}: {other} {TAKEN}")
+
+
+class _Taken:
+    """The names that rows have taken so far, with the line of each: of shots, of files, and of
+    folders that files are in.
+
+    Args:
+        folder: of the outputs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._there: dict[Path, frozenset[str]] = {}
+        self.ids: dict[str, int] = {}
+        self._files: dict[str, int] = {}
+        self._folders: dict[str, int] = {}
+
+    def add(self, shot: Shot) -> None:
+        """Take a shot's names.
+
+        Raises:
+            RequestError: one is taken: by another row, or by what is no output.
+        """
+        if shot.id in self.ids:
+            raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
+        path = Path(shot.output)
+        names = [str(each) for each in files_of(path, shot.request.num_videos)]
+        folders = _folders_of(path.parent)
+        for name in names:
+            if reason := self._taken_by(name, folders):
+                raise RequestError(f"output={shot.output!r} writes {name}, {reason}")
+        self.ids[shot.id] = shot.line
+        self._files.update(dict.fromkeys(names, shot.line))
+        self._folders.update(dict.fromkeys(folders, shot.line))
+
+    def is_there(self, path: Path) -> bool:
+        """Whether something stands at a name already; by one look at all of its folder."""
+        found = self._there.get(path.parent)
+        if found is None:
+            found = frozenset()
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found = frozenset(os.listdir(path.parent))
+            self._there[path.parent] = found
+        return path.name in found
+
+    def _taken_by(self, name: str, folders: Sequence[str]) -> str:
+        if name in REPORTS:
+            return "which is the batch's own: name another"
+        if name in self._files:
+            return f"as line {self._files[name]}"
+        if name in self._folders:
+            return f"into which line {self._folders[name]} writes: name another"
+        inside = next((up for up in folders if up in self._files), "")
+        return f"inside of what line {self._files[inside]} writes: name another" if inside else ""
+
+
+@cache
+def _folders_of(parent: Path) -> list[str]:
+    """A folder of outputs, and those around it."""
+    return sorted(str(each) for each in (parent, *parent.parents) if each.parts)
+
+
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which is made if it is not there; else empty."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is a file: name a folder"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
+
+
+def _checked_id(name: object) -> str:
+    text = str(name) if isinstance(name, str | int | float) else ""
+    if not text.strip() or text.startswith(".") or "/" in text or not text.isprintable():
+        raise RequestError(f"id={name!r} must be a word that can be a file's name")
+    if len(text.encode()) > _LONGEST_NAME // 2:
+        raise RequestError(f"id={text[:60]!r}...: {_LONGEST_NAME // 2} bytes at most")
+    return text
+
+
+def _id_of(values: dict[str, Any], ids: dict[str, int]) -> str:
+    """Of a row without one: some words of its prompt, and a digest of it, so that it stays the same
+    when other rows come before it. Rows that are alike are counted."""
+    name = request_id(values)
+    number, counted = 1, name
+    while counted in ids:
+        number += 1
+        counted = f"{name}-{number}"
+    return counted
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_ENCODER.encode(content).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""What the API's document says of a request's body, read off what is declared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longtake.configs.request import VideoRequest
+from longtake.serve.http.openai_request import NOT_OF_CLIENTS
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_OF_OPENAI: dict[str, Any] = {
+    "model": {"type": "string", "description": "The model that is served, or left out"},
+}
+_REFERENCE = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "required": ["image_url"],
+            "properties": {"image_url": {"type": "string"}},
+        },
+    ],
+    "description": "A picture as a data URL",
+}
+_VIDEO = {
+    "type": "object",
+    "required": ["id", "object", "model", "status", "progress", "created_at", "size", "seconds"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "video"},
+        "model": {"type": "string"},
+        "status": {"enum": ["queued", "in_progress", "completed", "failed"]},
+        "progress": {"type": "integer", "minimum": 0, "maximum": 100},
+        "created_at": {"type": "integer"},
+        "size": {"type": "string"},
+        "seconds": {"type": "string"},
+        "estimated_seconds": {
+            "type": ["number", "null"],
+            "description": "Until it is done, with all videos before it; null: not known yet",
+        },
+    },
+}
+
+
+def _body(reference: dict[str, Any]) -> dict[str, Any]:
+    declared = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    fields = {
+        name: schema
+        for name, schema in declared["properties"].items()
+        if name not in NOT_OF_CLIENTS
+    }
+    template = declared["$defs"]["PromptTemplate"]
+    fields["prompt_template"] = {"anyOf": [template, {"type": "null"}]}
+    return {
+        "type": "object",
+        "required": ["prompt"],
+        "additionalProperties": False,
+        "properties": {**fields, **_OF_OPENAI, "input_reference": reference},
+    }
+
+
+def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+CREATE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _body(_REFERENCE)},
+            "multipart/form-data": {"schema": _body({"type": "string", "format": "binary"})},
+        },
+    },
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "description": "The same request with the same key is one video",
+        }
+    ],
+}
+
+
+def _files(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": description, "content": dict.fromkeys(kinds, schema)}}
+
+
+CONTENT = _files("The file", "video/mp4", "application/octet-stream", "image/jpeg")
+EVENTS = _files("Server-sent events", "text/event-stream")
+METRICS = _files("Prometheus' text format", "text/plain")
+VIDEO: dict[int | str, dict[str, Any]] = {200: _answer("The video", _VIDEO)}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": _answer("What is amiss, in OpenAI's shape", _ERROR),
+    "5XX": _answer("A fault of the server", _ERROR),
+}

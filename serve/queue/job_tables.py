@@ -1,0 +1,86 @@
+"""The tables of a queue's file, and how such a file is made."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+from longtake.files.atomic import flush_to_disk, partial_path, writing
+
+VERSION = 2
+BESIDE = ("-wal", "-shm")
+"""Suffixes of what SQLite keeps beside the file that is in use: its log, and the log's index."""
+_SCHEMA = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    source TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    output TEXT NOT NULL,
+    engine TEXT NOT NULL,
+    request TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'queued',
+    claims INTEGER NOT NULL DEFAULT 0,
+    faults INTEGER NOT NULL DEFAULT 0,
+    fault_step INTEGER NOT NULL DEFAULT -1,
+    not_before REAL NOT NULL DEFAULT 0,
+    cancelling INTEGER NOT NULL DEFAULT 0,
+    sparing INTEGER NOT NULL DEFAULT 0,
+    owner TEXT,
+    lease_until REAL NOT NULL DEFAULT 0,
+    phase TEXT NOT NULL DEFAULT '',
+    steps_done INTEGER NOT NULL DEFAULT 0,
+    queued_at REAL NOT NULL,
+    started_at REAL,
+    ended_at REAL,
+    seconds TEXT NOT NULL DEFAULT '{}',
+    error TEXT NOT NULL DEFAULT '',
+    model TEXT NOT NULL DEFAULT '',
+    deleted INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX by_state ON jobs (state, position);
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY,
+    job TEXT NOT NULL,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    text TEXT NOT NULL
+) STRICT;
+CREATE INDEX by_job ON events (job, number);
+"""
+FROM_VERSION = {
+    1: """
+ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0
+""",
+}
+"""What brings a file of an earlier version to the next one."""
+
+
+def create_file(path: Path) -> None:
+    """Make the file if there is none; it appears under its name once it is whole.
+
+    What SQLite left beside an earlier file of that name is renamed: it would take it for the new
+    one's log.
+    """
+    with writing(path):
+        folder, partial = os.open(path.parent, os.O_RDONLY), partial_path(path)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            if path.exists():
+                return
+            with closing(sqlite3.connect(partial)) as connection:
+                connection.executescript(
+                    f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+                )
+            for suffix in (*BESIDE, "-journal"):
+                with suppress(FileNotFoundError):
+                    os.replace(f"{path}{suffix}", f"{path}.left{suffix}")
+            os.replace(partial, path)
+            flush_to_disk(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+            os.close(folder)

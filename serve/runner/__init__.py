@@ -1,0 +1,1 @@
+"""Renders queued jobs, and writes their files."""

@@ -1,0 +1,395 @@
+"""Pictures of every kind come out as they look; what is no picture is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longtake.engine.media import picture
+from longtake.engine.media.picture import MAX_BYTES, decoded, read_picture
+from longtake.engine.media.picture_process import MAX_PIXELS
+from longtake.errors import RequestError
+from longtake.pipelines.picture import Pixels, as_video, fitted
+
+RED, GREEN, BLUE, WHITE, BLACK = (
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+)
+
+
+def quarters(height: int = 16, width: int = 32) -> Image.Image:
+    """Red and green above blue and white."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[: height // 2, : width // 2], pixels[: height // 2, width // 2 :] = RED, GREEN
+    pixels[height // 2 :, : width // 2], pixels[height // 2 :, width // 2 :] = BLUE, WHITE
+    return Image.fromarray(pixels)
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {}),
+        ("a.jpg", dict(quality=95, subsampling=0)),
+        ("progressive.jpeg", dict(quality=95, subsampling=0, progressive=True)),
+        ("a.webp", dict(lossless=True)),
+        ("a name that says nothing", dict(format="PNG")),
+        ("wrong.jpg", dict(format="PNG")),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    read = read_picture(saved(tmp_path / name, quarters(), **options))
+    assert read.size == (16, 32) and read.pixels.dtype == np.uint8
+    assert np.abs(read.pixels.astype(int) - np.asarray(quarters())).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("L", (76, 150, 29, 255)), ("1", None), ("P", None), ("CMYK", None), ("I;16", None)],
+)
+def test_modes(tmp_path: Path, mode: str, expected: Any) -> None:
+    image = quarters().convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":  # 65535 is white
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        expected = (76, 150, 29, 255)
+    suffix = ".jpg" if mode == "CMYK" else ".png"
+    pixels = read_picture(saved(tmp_path / f"a{suffix}", image)).pixels
+    assert pixels.shape == (16, 32, 3)
+    corners = [tuple(pixels[y, x].tolist()) for y, x in ((2, 2), (2, -3), (-3, 2), (-3, -3))]
+    if expected is not None:
+        assert corners == [(gray, gray, gray) for gray in expected]
+    if mode in ("P", "CMYK"):
+        assert np.abs(np.array(corners) - [RED, GREEN, BLUE, WHITE]).max() < 8
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_what_is_transparent_is_white(tmp_path: Path, name: str) -> None:
+    image = quarters().convert("RGBA")
+    image.putalpha(Image.fromarray(np.tile(np.array([0, 255], np.uint8).repeat(16), (16, 1))))
+    pixels = read_picture(saved(tmp_path / name, image, lossless=True)).pixels
+    assert (pixels[:, :16] == 255).all()
+    np.testing.assert_allclose(pixels[:8, 16:], np.broadcast_to(GREEN, (8, 16, 3)), atol=3)
+
+
+def test_sixteen_bits_with_a_transparent_gray(tmp_path: Path) -> None:
+    gray = Image.fromarray(np.array([[1000, 30_000]], dtype=np.uint16))
+    path = saved(tmp_path / "a.png", gray, transparency=1000)
+    assert read_picture(path).pixels[0, :, 0].tolist() == [255, 117]
+
+
+def test_a_palette_with_a_transparent_color(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    pixels = read_picture(saved(tmp_path / "a.png", image, transparency=0)).pixels
+    assert pixels.tolist() == [[list(WHITE), list(BLUE)]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_exif_turns_it_upright(tmp_path: Path, name: str, orientation: int) -> None:
+    """Stored as a camera would store it, it is read as it was seen."""
+    stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = quarters()
+    if orientation in stored:
+        image = image.transpose(stored[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, Any] = dict(quality=95, subsampling=0) if name == "a.jpg" else {}
+    options |= dict(lossless=True) if name == "a.webp" else {}
+    read = read_picture(saved(tmp_path / name, image, exif=exif, **options))
+    assert read.size == (16, 32)
+    assert np.abs(read.pixels.astype(int) - np.asarray(quarters())).max() <= 3
+
+
+def test_damaged_exif_data_say_nothing(tmp_path: Path) -> None:
+    exif = b"Exif\x00\x00II*\x00" + bytes([8, 0, 0, 0, 255, 255]) + b"\xff" * 40
+    path = saved(tmp_path / "a.jpg", quarters(), exif=exif, quality=95, subsampling=0)
+    assert read_picture(path).size == (16, 32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (40, 6000)], ids=str)
+def test_one_pixel_and_panoramas(tmp_path: Path, size: tuple[int, int]) -> None:
+    height, width = size
+    path = saved(tmp_path / "a.png", Image.new("RGB", (width, height), RED))
+    assert read_picture(path).size == size
+
+
+def test_of_an_animation_the_first_picture(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
+    for name in ("a.webp", "a.png"):
+        path = tmp_path / name
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+        assert (read_picture(path).pixels == RED).all()
+
+
+# What is refused.
+
+
+def refused(path: Path, folder: Path | None = None) -> str:
+    with pytest.raises(RequestError) as caught:
+        read_picture(path, folder)
+    said = str(caught.value)
+    assert "\n" not in said and said.startswith(f"image={str(path)!r} ")
+    assert said.count("image=") == 1
+    return said
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG file that says so of its size, and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def webp(width: int, height: int) -> bytes:
+    """The same of a WebP file."""
+    canvas = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + canvas
+    small = io.BytesIO()
+    quarters().save(small, "WEBP")
+    body += small.getvalue()[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    contents = {
+        "text.png": b"not a picture",
+        "empty.png": b"",
+        "page.html": b"<html>",
+        "code.jpg": b"\x7fELF" + bytes(100),
+        "vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert "is no picture in PNG, JPEG or WebP" in refused(tmp_path / name)
+    quarters().save(tmp_path / "other.bmp")
+    quarters().save(tmp_path / "other.gif")
+    quarters().save(tmp_path / "other.tiff")
+    for name in ("other.bmp", "other.gif", "other.tiff"):
+        assert "convert it" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_what_is_not_whole(tmp_path: Path, name: str) -> None:
+    """Wherever it ends: refused, or read where nothing of the picture is missing."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    whole = saved(tmp_path / name, Image.fromarray(noise)).read_bytes()
+    for length in range(0, len(whole) - 64, max(1, len(whole) // 60)):
+        with pytest.raises(RequestError, match="^It (is damaged or not whole|is no picture)"):
+            decoded(whole[:length], "It")
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    assert "is damaged or not whole" in refused(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(1)
+    whole = bytearray(saved(tmp_path / name, quarters()).read_bytes())
+    for _ in range(200):
+        changed = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            changed[at] = int(rng.integers(256))
+        try:
+            assert decoded(bytes(changed), "It").shape[2] == 3
+        except RequestError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("large.png", png(6400, 6400)),
+        ("bomb.png", png(30_000, 30_000)),
+        ("huge.png", png(2**31 - 1, 2**31 - 1)),
+        ("large.webp", webp(16_000, 16_000)),
+    ],
+)
+def test_too_many_pixels(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert re.search("40 million (pixels, which )?are the most", refused(tmp_path / name))
+
+
+def test_too_many_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    assert "has more than 64 MiB" in refused(path)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    assert "No such file or directory" in refused(tmp_path / "nothing.png")
+    assert "is no file" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "is no file" in refused(tmp_path / "pipe.png")
+    assert "is no file" in refused(Path("/dev/zero"))
+    assert "cannot be read" in refused(Path("a\0b"))
+    assert "cannot be read" in refused(tmp_path / ("x" * 5000))
+
+
+def test_only_a_folder(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "in side"  # one name begins with the other
+    for folder in (inside, outside):
+        folder.mkdir()
+        saved(folder / "a.png", quarters())
+    (inside / "deep").mkdir()
+    saved(inside / "deep" / "a.png", quarters())
+    os.symlink(outside / "a.png", inside / "link.png")
+    os.symlink(outside, inside / "way")
+    os.symlink(inside / "a.png", outside / "back.png")
+    for path in (inside / "a.png", inside / "deep" / "a.png", outside / "back.png"):
+        assert read_picture(path, inside).size == (16, 32)
+    for path in (
+        outside / "a.png",
+        inside / "link.png",
+        inside / "way" / "a.png",
+        inside / ".." / "in side" / "a.png",
+        Path("/etc/passwd"),
+    ):
+        assert "is outside" in refused(path, inside)
+
+
+def test_another_picture_than_was_meant(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", quarters())
+    meant = read_picture(path).sha256
+    assert read_picture(path, sha256=meant).sha256 == meant
+    saved(path, quarters(32, 32))
+    with pytest.raises(RequestError, match="is another picture than was meant"):
+        read_picture(path, sha256=meant)
+    with pytest.raises(RequestError, match="is no picture"):  # of other files nothing is said
+        read_picture(Path(__file__), sha256=meant)
+
+
+_READING = """
+import resource, sys
+from pathlib import Path
+from longtake.engine.media.picture import read_picture
+from longtake.engine.worker import process_bytes
+from longtake.errors import RequestError
+
+for path in map(Path, sys.argv[1:]):
+    before = process_bytes("VmRSS")
+    try:
+        said = str(read_picture(path).size)
+    except RequestError as error:
+        said = str(error)
+    most = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(path.name, most, process_bytes("VmRSS") - before, said, sep="|")
+"""
+
+
+def test_reading_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
+    """Of the largest, turned by EXIF, progressive or transparent; of bombs little. All of it is
+    given back."""
+    height, width = 5000, 8000
+    assert height * width == MAX_PIXELS
+    slope = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
+    image = Image.fromarray(np.broadcast_to(slope, (height, width, 3)).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved(tmp_path / "a.jpg", image, exif=exif, progressive=True)
+    gray = Image.fromarray(np.full((height, width), 30_000, dtype=np.uint16))
+    saved(tmp_path / "gray.png", gray, compress_level=1)
+    image.putalpha(128)
+    saved(tmp_path / "a.png", image, exif=exif, compress_level=1)
+    flat = Image.new("RGBA", (width, height), (255, 0, 0, 128))
+    saved(tmp_path / "flat.webp", flat, lossless=True, quality=0, method=0)
+    saved(tmp_path / "turned.webp", flat, exif=exif, lossless=True, quality=0, method=0)
+    others = sorted(tmp_path.iterdir())
+    bombs = [tmp_path / "bomb.png", tmp_path / "bomb.webp"]
+    for path, content in zip(bombs, (png(20_000, 20_000), webp(16_000, 16_000)), strict=True):
+        path.write_bytes(content)
+    command = [sys.executable, "-c", _READING, *map(str, [*bombs, *others])]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line.split("|") for line in ran.stdout.splitlines()]
+    assert len(lines) == 7
+    for name, most, kept, said in lines:
+        print(name, said, f"{int(most) / 2**20:.0f} MiB")
+        assert said.startswith("(") != name.startswith("bomb")
+        # of all so far, and at least as much as the process that started them
+        assert int(most) < (2**29 if name.startswith("bomb") else 2**30)
+        assert int(kept) < 2**25
+
+
+# Brought to a size.
+
+
+def test_crop_pad_and_stretch() -> None:
+    """A wide one, 2 to 1, whose outer quarters are black, into a square."""
+    wide = np.full((40, 80, 3), 255, dtype=np.uint8)
+    wide[:, :20] = wide[:, 60:] = 0
+    assert (fitted(wide, 40, 40, "crop") == 255).all()
+    assert (fitted(wide, 20, 20, "crop") > 230).all()
+    padded = fitted(wide, 80, 80, "pad")
+    assert (padded[:19] == 0).all() and (padded[61:] == 0).all()
+    assert (padded[22:58, 22:58] == 255).all() and (padded[22:58, :18] == 0).all()
+    stretched = fitted(wide, 40, 40, "stretch")
+    assert stretched[:, :8].max() <= 2 and stretched[:, 13:27].min() >= 250
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (33, 47)], ids=str)
+def test_any_shape_into_any_size(mode: Any, size: tuple[int, int]) -> None:
+    pixels: Pixels = np.full((*size, 3), 200, dtype=np.uint8)
+    out = fitted(pixels, 48, 80, mode)
+    assert out.shape == (48, 80, 3)
+    assert out.max() == 200
+    assert (out == 200).all() or mode == "pad"
+
+
+@pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
+def test_the_size_that_it_has(mode: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(fitted(pixels, 32, 48, mode), pixels)
+
+
+def test_as_a_video() -> None:
+    import torch
+
+    pixels = torch.tensor([[[0, 51, 255], [255, 0, 0]]], dtype=torch.uint8)
+    video = as_video(pixels)
+    assert video.shape == (1, 3, 1, 1, 2)
+    torch.testing.assert_close(video[0, :, 0, 0, 0], torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_any_picture_is_for_those_that_need_one() -> None:
+    from tests.rendering import image_request, request
+
+    assert picture.any_picture(request()) is None
+    found = picture.any_picture(image_request())
+    assert found is not None and found.shape == (32, 48, 3) and found.std() > 60

@@ -1,0 +1,159 @@
+"""Pictures that take too long, too much memory, or end their decoder."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from longtake.engine.media import limited_process, picture, picture_process
+from longtake.engine.media.picture import check_picture, read_picture
+from longtake.errors import EngineError, RequestError
+from tests.hostile_pictures import many_scans
+from tests.processes import still_running
+from tests.until import until
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    path = tmp_path / "hostile.jpg"
+    path.write_bytes(many_scans())
+    return path
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of which a test can wait for the end."""
+    assert (picture_process.MAX_CPU_S, picture_process._QUICK_CPU_S) == (5, 0.5)
+    monkeypatch.setattr(picture, "MAX_CPU_S", 0.3)
+    monkeypatch.setattr(picture_process, "_QUICK_CPU_S", 0.2)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    path = tmp_path / "plain.png"
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(path)
+    return path
+
+
+def test_one_that_takes_too_long(hostile: Path, short: None) -> None:
+    """Refused, by those who render it and by those who only look; and nothing of it is left."""
+    said = f"image={str(hostile)!r} takes more than 0.3 s to decode: save it as a baseline JPEG"
+    for read in (read_picture, check_picture):
+        with pytest.raises(RequestError) as caught:
+            read(hostile)
+        assert str(caught.value) == f"{said} or PNG"
+    assert psutil.Process().children() == []
+
+
+def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, short: None) -> None:
+    refused = []
+
+    def read() -> None:
+        with pytest.raises(RequestError, match="takes more than"):
+            read_picture(hostile)
+        refused.append(hostile)
+
+    slow = [threading.Thread(target=read) for _ in range(3)]
+    with picture_process._slow, picture_process._slow:  # as if two were being decoded
+        for thread in slow:
+            thread.start()
+        assert read_picture(plain).size == (6, 8)
+        assert refused == []
+    for thread in slow:
+        thread.join()
+    assert len(refused) == 3
+
+
+def test_one_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_process, "MAX_MEMORY_BYTES", 2**23)
+    path = tmp_path / "large.png"
+    Image.new("RGB", (3000, 3000)).save(path)
+    with pytest.raises(RequestError, match="takes more than 8 MiB of memory to decode"):
+        read_picture(path)
+
+
+def test_what_ends_its_decoder(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal: the picture's fault. One that cannot start is the machine's."""
+    said = f"image={str(plain)!r}"
+    for code, error, words in (
+        (-signal.SIGSEGV, RequestError, "ends its decoder (Segmentation fault): save it again"),
+        (-signal.SIGKILL, RequestError, "ends its decoder (Killed): save it again"),
+        (1, EngineError, "cannot be decoded here: ImportError: no PIL"),
+    ):
+        ended = subprocess.CompletedProcess([], code, b"", b"Traceback\nImportError: no PIL\n")
+        monkeypatch.setattr(picture_process, "run_limited", lambda *given, ended=ended: ended)
+        with pytest.raises(error) as caught:
+            read_picture(plain)
+        assert str(caught.value) == f"{said} {words}"
+
+
+def test_a_machine_that_is_too_busy(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_process, "_TIMEOUT_S", 0.01)
+    with pytest.raises(EngineError, match=r"was not decoded within 0\.01 s, since .*: try again"):
+        read_picture(hostile)
+    assert psutil.Process().children() == []
+
+
+def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not decoded again to be looked at, and has more time when it is rendered."""
+    allowed_s = []
+
+    def decoded(content: bytes, said: str, cpu_s: float) -> Any:
+        allowed_s.append(cpu_s)
+        return picture.decoded(content, said)
+
+    monkeypatch.setattr(picture, "decoded_apart", decoded)
+    picture._sizes.clear()
+    first = check_picture(plain)
+    again = plain.with_name("again")
+    again.write_bytes(plain.read_bytes())
+    assert check_picture(again) == first
+    assert allowed_s == [5]
+    assert read_picture(plain, sha256=first.sha256).size == first.size
+    assert allowed_s == [5, 10]
+
+
+def test_a_decoder_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAKE_API_KEY", "secret")
+    assert "secret" not in limited_process._environment().values()
+
+
+def test_a_decoder_ends_with_those_who_wait_for_it(hostile: Path) -> None:
+    reading = (
+        "from pathlib import Path; from longtake.engine.media import picture, picture_process;"
+        "picture_process._QUICK_CPU_S = 300;"
+        f"picture.read_picture(Path({str(hostile)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", reading])
+    family: list[psutil.Process] = []
+
+    def decoding() -> bool:
+        family[:] = psutil.Process(process.pid).children()
+        return any("picture_decoder" in " ".join(each.cmdline()) for each in family)
+
+    until(decoding)
+    process.kill()
+    process.wait()
+    assert not still_running(family, timeout=10)
+
+
+def test_only_three_decoders_ever_run(tmp_path: Path) -> None:
+    """Whatever a file is called; and what follows a picture does no harm."""
+    path, content = tmp_path / "a.png", io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "PNG")
+    path.write_bytes(content.getvalue() + b"<script>" * 1000)
+    assert read_picture(path).size == (4, 4)
+    for kind in ("GIF", "BMP", "TIFF", "PPM", "PCX", "ICO", "EPS", "PDF"):
+        content = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(content, kind)
+        with pytest.raises(RequestError, match="^It is no picture in PNG, JPEG or WebP"):
+            picture.decoded(content.getvalue(), "It")

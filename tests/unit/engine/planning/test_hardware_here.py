@@ -1,0 +1,90 @@
+"""The profile of this machine, of what its driver tells."""
+
+from __future__ import annotations
+
+import logging
+from itertools import combinations
+
+import pytest
+
+from longtake.engine.planning import hardware
+from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.planning.network import Network
+from longtake.engine.planning.topology import Gpu, Link, LinkKind, Topology
+
+
+def machine(name: str, kinds: dict[tuple[int, int], LinkKind], count: int) -> Topology:
+    """So many GPUs of a name, linked as told."""
+    gpus = tuple(
+        Gpu(index, name, f"GPU-{index}", 80 * 2**30 - index, 2**30, (9, 0), 32e9)
+        for index in range(count)
+    )
+    return Topology(gpus=gpus, links={pair: Link(kind) for pair, kind in kinds.items()})
+
+
+def two_sockets(count: int) -> dict[tuple[int, int], LinkKind]:
+    """Pairs on a switch, four GPUs to a socket."""
+
+    def kind(one: int, other: int) -> LinkKind:
+        if one // 2 == other // 2:
+            return "pcie-switch"
+        return "host-bridge" if one // 4 == other // 4 else "socket"
+
+    return {pair: kind(*pair) for pair in combinations(range(count), 2)}
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, found: Topology) -> None:
+    monkeypatch.setattr(hardware, "topology", lambda: found)
+
+
+def test_no_gpu_is_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(monkeypatch, Topology(reason="there is no NVIDIA driver"))
+    found = hardware_here()
+    assert found.device == "cpu"
+    assert found.memory_bytes is not None and found.memory_bytes.value > 2**30
+
+
+def test_a_cpu_though_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(monkeypatch, machine("NVIDIA H100 80GB HBM3", {}, 1))
+    assert hardware_here("cpu").device == "cpu"
+
+
+def test_gpus_on_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    every: dict[tuple[int, int], LinkKind] = dict.fromkeys(combinations(range(4), 2), "nvlink")
+    seen(monkeypatch, machine("NVIDIA H100 80GB HBM3", every, 4))
+    found = hardware_here()
+    assert found.description.startswith("NVIDIA H100")
+    assert found.devices_per_node == 4
+    assert [link.spans for link in found.links] == [4, None]
+    assert found.memory_bytes is not None and found.memory_bytes.value == 80 * 2**30 - 3
+
+
+def test_gpus_on_pcie(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen(monkeypatch, machine("NVIDIA L40", two_sockets(8), 8))
+    found = hardware_here()
+    assert [(link.spans, link.shared_by) for link in found.links] == [
+        (2, 1),
+        (4, 2),
+        (8, 4),
+        (None, 8),
+    ]
+    assert found.links[0].bytes_per_s.value == pytest.approx(0.8 * 32e9)
+    near, far = (Network(found).seconds([(0, other, 1e9)]) for other in (1, 7))
+    assert near < far
+
+
+def test_one_socket_has_fewer_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: dict[tuple[int, int], LinkKind] = dict.fromkeys(combinations(range(4), 2), "host-bridge")
+    seen(monkeypatch, machine("NVIDIA GeForce RTX 4090", kinds, 4))
+    found = hardware_here()
+    assert [(link.spans, link.shared_by) for link in found.links] == [(4, 1), (None, 4)]
+
+
+def test_a_gpu_that_no_profile_knows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen(monkeypatch, machine("NVIDIA GB999", {}, 1))
+    with caplog.at_level(logging.WARNING):
+        found = hardware_here()
+    assert found.description.startswith("NVIDIA H100")
+    assert "there is no profile of NVIDIA GB999: plans take it for h100" in caplog.text

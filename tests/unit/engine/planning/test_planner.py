@@ -1,0 +1,273 @@
+"""Which layouts a request can run in, which is best, and what is said where none can."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from longtake.configs.hardware import Figure, load_hardware
+from longtake.configs.parallel import ParallelConfig
+from longtake.configs.request import VideoRequest
+from longtake.engine.planning.layouts import candidates, check_degrees
+from longtake.engine.planning.planner import MAX_RANKS, choose_dims, make_plan
+from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.request import resolve
+from longtake.errors import LayoutError, RequestError
+from longtake.parallel import ParallelDims
+from longtake.pipelines import registry
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.spec import ModelSpec
+
+ANY = ParallelConfig()
+
+
+@cache
+def spec_of(model: str) -> ModelSpec:
+    return registry.inspect(Checkpoint.open(model, configs_only=True), weights=False)
+
+
+def setting(
+    gpu: str = "h100", *, model: str = "hunyuan-video", heads: int | None = None, **changes: Any
+) -> Setting:
+    """A request of the model's own size, but for the changes; of a model with other heads."""
+    spec = spec_of(model)
+    if heads is not None:
+        costs = spec.costs
+        assert isinstance(costs, HunyuanVideoCosts)
+        update = {"num_attention_heads": heads, "attention_head_dim": 3072 // heads}
+        costs = replace(costs, transformer=costs.transformer.model_copy(update=update))
+        spec = replace(spec, num_heads=heads, head_size=3072 // heads, costs=costs)
+    request = resolve(VideoRequest(prompt="a cat", seed=0, **changes), spec)
+    return Setting(
+        spec=spec,
+        hardware=load_hardware(gpu),
+        request=request,
+        dtype="bfloat16",
+        vae_dtype="float16",
+        text_tokens=256,
+    )
+
+
+def degrees(**asked: int) -> ParallelConfig:
+    return ParallelConfig.model_validate(asked)
+
+
+@pytest.mark.parametrize(
+    ("devices", "changes", "chosen"),
+    [
+        (1, {}, "1x1x1"),
+        (8, {}, "1x1x8"),
+        (5, {}, "1x5x1"),  # 25 places for 24 heads, and a ring hides what it sends
+        (7, {}, "1x7x1"),
+        (16, {}, "1x2x8"),  # a ring between the nodes, Ulysses within
+        (32, {}, "1x4x8"),
+        (4, dict(heads=3), "1x4x1"),
+        (2, dict(true_cfg_scale=6.0), "2x1x1"),
+        (8, dict(true_cfg_scale=6.0), "2x1x4"),
+    ],
+    ids=str,
+)
+def test_the_fastest(devices: int, changes: dict[str, Any], chosen: str) -> None:
+    dims, why = choose_dims(setting(**changes), ANY, devices)
+    assert dims.name == chosen
+    if devices > 1:
+        assert why.startswith("the best of ") and "a step predicted" in why
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "true_cfg", "found"),
+    [
+        (dict(ulysses_degree=2), 6, False, {"1x3x2"}),
+        (dict(ring_degree=2), 6, False, {"1x2x3"}),
+        (dict(ring_degree=2), 6, True, {"1x2x3"}),  # 2 x ring 2 is no part of 6
+        (dict(ring_degree=3), 6, True, {"1x3x2", "2x3x1"}),
+        (dict(cfg_degree=1), 4, True, {"1x1x4", "1x2x2", "1x4x1"}),
+        (dict(cfg_degree=2), 4, True, {"2x1x2", "2x2x1"}),
+        (dict(cfg_degree=2, ring_degree=2, ulysses_degree=2), 8, True, {"2x2x2"}),
+        (dict(ring_degree=2, ulysses_degree=2), 8, True, {"2x2x2"}),
+    ],
+)
+def test_degrees_that_are_given_stay(
+    asked: dict[str, int], devices: int, true_cfg: bool, found: set[str]
+) -> None:
+    config = degrees(**asked)
+    check_degrees(config, devices, num_heads=24)
+    layouts = candidates(config, devices, num_heads=24, true_cfg=true_cfg)
+    assert {dims.name for dims in layouts} == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "text"),
+    [
+        (
+            dict(ulysses_degree=3, ring_degree=2),
+            4,
+            "ring_degree=2 x ulysses_degree=3 needs 6 ranks, got devices=4: try devices=6, or "
+            "ring_degree=1 x ulysses_degree=4",
+        ),
+        (
+            dict(ulysses_degree=3),
+            4,
+            "ulysses_degree=3 needs a multiple of 3 ranks, got devices=4: try devices=3, or "
+            "ring_degree=1 x ulysses_degree=4",
+        ),
+        (
+            dict(cfg_degree=2),
+            3,
+            "cfg_degree=2 needs a multiple of 2 ranks, got devices=3: try devices=2, or "
+            "cfg_degree=1 x ring_degree=1 x ulysses_degree=3",
+        ),
+        (
+            dict(ulysses_degree=8),
+            2,
+            "ulysses_degree=8 needs a multiple of 8 ranks, got devices=2: try devices=8, or "
+            "ring_degree=1 x ulysses_degree=2",
+        ),
+    ],
+)
+def test_degrees_that_fit_nothing(asked: dict[str, int], devices: int, text: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        check_degrees(degrees(**asked), devices, num_heads=24)
+    assert str(caught.value) == text
+
+
+def test_branches_side_by_side_need_true_cfg() -> None:
+    with pytest.raises(LayoutError, match="cfg_degree=2 without true CFG: there is no second"):
+        choose_dims(setting(), degrees(cfg_degree=2), 2)
+
+
+def test_ranks_without_heads_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        choose_dims(setting(heads=6), degrees(ulysses_degree=8), 8)
+    assert "ranks without a head idle in attention (2); raise ring_degree instead" in caplog.text
+
+
+def test_what_may_not_fit_is_warned_of_and_comes_last(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        dims, _ = choose_dims(setting("rtx4090"), ANY, 4)
+    assert dims.world_size == 4
+    assert "may run out of memory: needs 39.9 GiB a rank and there are 23.3" in caplog.text
+
+
+def test_a_plan_has_every_layout_once() -> None:
+    plan = make_plan(setting(), ANY, 8)
+    names = [each.name for each in plan.layouts]
+    assert sorted(names) == sorted(
+        f"1x{8 // u}x{u}{shard}" for u in (1, 2, 4, 8) for shard in ("", " +shard")
+    )
+    seconds = [each.end_to_end_s for each in plan.layouts]
+    assert seconds == sorted(seconds)
+    assert plan.best is plan.layouts[0]
+    assert {each.name for each in plan.refused} == {"2x1x4", "2x2x2", "2x4x1"}
+    assert all("no second branch" in each.reason for each in plan.refused)
+    assert 0.9 < plan.efficiency(plan.best) <= 1.0
+
+
+def test_stages_add_up() -> None:
+    each = make_plan(setting(), ANY, 4).best
+    assert set(each.stages) == {"load", "text", "denoise", "decode"}
+    assert each.stages["denoise"] == pytest.approx(50 * each.step.seconds)
+    assert each.end_to_end_s == pytest.approx(sum(each.stages.values()))
+    assert len(each.step_bytes) == 4
+    assert json.dumps(each.memory.as_json())
+
+
+def test_all_ranks_decode_unless_fewer_are_asked_for() -> None:
+    whole = setting()
+    all_ranks = predict(whole, ParallelDims(ulysses_degree=8)).stages["decode"]
+    one = predict(replace(whole, decode_ranks=1), ParallelDims(ulysses_degree=8)).stages["decode"]
+    alone = predict(whole, ParallelDims()).stages["decode"]
+    assert one == alone
+    assert 6 < one / all_ranks <= 8
+
+
+def test_more_of_anything_takes_longer() -> None:
+    def step_s(**changes: Any) -> float:
+        return predict(setting(**changes), ParallelDims(ulysses_degree=4)).step.seconds
+
+    assert step_s(num_frames=65) < step_s() < step_s(num_frames=257)
+    assert step_s(height=544, width=960) < step_s()
+    assert step_s(true_cfg_scale=6.0) == pytest.approx(2 * step_s(), rel=0.01)
+    assert step_s(num_videos=2) == pytest.approx(2 * step_s(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "devices", "shard", "changes", "way_out"),
+    [
+        ("rtx4090", 1, None, {}, "try devices=4 with --shard-weights"),
+        ("rtx4090", 8, False, {}, "try --shard-weights"),
+        ("h100", 8, None, dict(decode="whole"), "try --decode tiled"),
+        ("h100", 8, None, dict(num_videos=1024), "try --num-videos 32"),
+        ("h100", 1, None, dict(num_frames=16381), "try devices=32"),
+    ],
+)
+def test_the_way_out_works(
+    gpu: str, devices: int, shard: bool | None, changes: dict[str, Any], way_out: str
+) -> None:
+    plan = make_plan(setting(gpu, **changes), ANY, devices, shard_weights=shard)
+    assert not plan.layouts
+    with pytest.raises(RequestError) as caught:
+        _ = plan.best
+    text = str(caught.value)
+    assert "GiB a rank and there are" in text and "too much" in text
+    assert text.endswith(f"; {way_out}")
+
+    words = way_out.split()[1:]
+    if words[0].startswith("devices="):
+        devices = int(words.pop(0).removeprefix("devices="))
+    if "--shard-weights" in words:
+        shard = True
+    if "--num-videos" in words:
+        changes = {**changes, "num_videos": int(words[-1])}
+    if "--decode" in words:
+        changes = {**changes, "decode": words[-1]}
+    assert make_plan(setting(gpu, **changes), ANY, devices, shard_weights=shard).layouts
+
+
+def test_a_size_that_would_fit_is_named() -> None:
+    """Where no number of devices helps, since one rank cannot encode the text beside a tile."""
+    small = load_hardware("cpu").model_copy(
+        update={"memory_bytes": Figure(value=62 * 2**30, source="of a test")}
+    )
+    long = replace(setting(num_frames=257), hardware=small)
+    plan = make_plan(long, ANY, 1)
+    with pytest.raises(RequestError, match=r"GiB a host and there are 62.0: .*; try --num-frames"):
+        _ = plan.best
+
+
+def test_ranks_of_a_host_share_its_memory() -> None:
+    small = load_hardware("cpu").model_copy(
+        update={"memory_bytes": Figure(value=2**33, source="of a test")}
+    )
+    demo = replace(setting("cpu", model="demo"), hardware=small, dtype="float32")
+    assert make_plan(demo, ANY, 4).layouts
+    with pytest.raises(RequestError, match=r"GiB a host and there are 8.0: .*; try devices=8"):
+        _ = make_plan(demo, ANY, 64).best
+
+
+def test_split_weights_hold_less_and_send_more() -> None:
+    whole, split = (
+        predict(setting(), ParallelDims(ulysses_degree=8), shard_weights=shard)
+        for shard in (False, True)
+    )
+    assert split.memory.weights < whole.memory.weights / 4
+    assert sum(split.step_bytes) > sum(whole.step_bytes)
+    assert split.step.seconds >= whole.step.seconds
+
+
+def test_too_many_ranks() -> None:
+    with pytest.raises(LayoutError, match=f"devices={MAX_RANKS + 1}: plans are made for"):
+        make_plan(setting(), ANY, MAX_RANKS + 1)
+
+
+def test_a_dtype_without_a_rate() -> None:
+    rates = {"float32": Figure(value=1e12, source="of a test")}
+    hardware = load_hardware("h100").model_copy(update={"flops_per_s": rates})
+    with pytest.raises(RequestError, match="dtype=bfloat16: the profile of .* use float32"):
+        replace(setting(), hardware=hardware)

@@ -1,0 +1,188 @@
+"""When a rendering is kept on its way, and what its file holds, and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.media.snapshot import (
+    Identity,
+    UnusableSnapshotError,
+    read_snapshot,
+    usable_snapshot,
+    write_snapshot,
+)
+from longtake.errors import EngineError
+from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.snapshots import LoopState, Snapshots
+from tests import tiny
+from tests.rendering import request
+
+ENGINE = EngineConfig(model="tiny", dtype="float32")
+
+
+def identity(**changes: Any) -> Identity:
+    return Identity.of(request(**changes), ENGINE, "a model")
+
+
+def state(done: int = 2) -> LoopState:
+    scheduler = {"sigmas": torch.linspace(1, 0, 4), "timesteps": torch.linspace(1000, 1, 3)}
+    return LoopState(done, torch.randn(1, 4, 3, 4, 6), scheduler)
+
+
+class Loop:
+    """A loop whose clock is the test's: steps and snapshots take as long as it says."""
+
+    def __init__(self, config: SnapshotConfig, cost_s: float, fails: bool = False) -> None:
+        self.now, self._cost_s, self._fails = 0.0, cost_s, fails
+        self.kept = Snapshots(config, 1000, self._write, lambda: self.now)
+        self.kept.begin(0)
+        self.at: list[int] = []
+
+    def _write(self, state: LoopState) -> None:
+        self.now += self._cost_s
+        if self._fails:
+            raise EngineError("the disk is full")
+
+    def run(self, steps: int, step_s: float) -> None:
+        for done in range(1, steps + 1):
+            self.now += step_s
+            self.kept.settle()
+            if self.kept.due(done):
+                self.kept.take(lambda done=done: state(done))  # type: ignore[misc]
+                self.kept.settle()  # at once: the thread shares the clock
+                self.at.append(done)
+        self.kept.close()
+
+
+@pytest.mark.parametrize("cost_s", [0.001, 0.05, 2.0])
+@pytest.mark.parametrize("step_s", [0.05, 1.0, 60.0])
+def test_by_itself_it_costs_a_hundredth_of_the_time(cost_s: float, step_s: float) -> None:
+    loop = Loop(SnapshotConfig(), cost_s)
+    loop.run(400, step_s)
+    assert loop.kept.seconds <= 0.01 * loop.now + cost_s  # the first one's cost is a guess
+    assert loop.kept.taken == len(loop.at)
+    affordable = 0.01 * 400 * step_s / cost_s
+    assert len(loop.at) >= min(400, affordable) // 2 - 2
+
+
+@pytest.mark.parametrize("latents_bytes", [0, 10**9])
+def test_the_first_is_taken_once_its_guessed_cost_is_a_hundredth(latents_bytes: int) -> None:
+    """20 ms, and a second for each 200 MB."""
+    guess_s = 0.02 + latents_bytes / 200e6
+    times = iter((0, 99 * guess_s, 101 * guess_s))
+    kept = Snapshots(SnapshotConfig(), latents_bytes, lambda state: None, lambda: next(times))
+    kept.begin(0)
+    assert [kept.due(1), kept.due(2)] == [False, True]
+    kept.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_next_is_taken_once_what_the_last_one_cost_can_be_spent_again(fails: bool) -> None:
+    """Steps of a second and snapshots of 0.1 s: the second after 20 s, then one every 10 s."""
+    loop = Loop(SnapshotConfig(), 0.1, fails)
+    loop.run(50, 1.0)
+    assert loop.at == [3, 20, 30, 40, 50]  # the first by the guess, 20 ms
+
+
+def test_every_so_many_steps_or_seconds() -> None:
+    loop = Loop(SnapshotConfig(snapshot_steps=7), 0.5)
+    loop.run(30, 1.0)
+    assert loop.at == [7, 14, 21, 28]
+    loop = Loop(SnapshotConfig(snapshot_s=3.5), 0.0)
+    loop.run(12, 1.0)
+    assert loop.at == [4, 8, 12]
+    loop = Loop(SnapshotConfig(snapshot_steps=5, snapshot_s=2.5), 0.0)
+    loop.run(9, 1.0)
+    assert loop.at == [3, 6, 9]
+
+
+def test_one_that_cannot_be_written_stops_nothing() -> None:
+    loop = Loop(SnapshotConfig(snapshot_steps=1), 0.0, fails=True)
+    loop.run(3, 1.0)
+    assert loop.kept.taken == 0
+    assert loop.kept.failure == "the disk is full"
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path, kept = tmp_path / "x.snapshot.safetensors", state()
+    assert read_snapshot(path) is None
+    write_snapshot(path, identity(), kept)
+    found = usable_snapshot(path, identity(fps=30.0, decode="whole", output_type="latents"))
+    assert found is not None
+    assert found.steps_done == 2
+    assert torch.equal(found.latents, kept.latents)
+    assert found.scheduler.keys() == {"sigmas", "timesteps"}
+    assert all(torch.equal(found.scheduler[name], kept.scheduler[name]) for name in found.scheduler)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 4}, "another request: seed=4, not 3"),
+        ({"prompt": "a dog"}, "another request: prompt='a dog', not "),
+        ({"num_inference_steps": 9}, "another request: num_inference_steps=9, not 3"),
+    ],
+)
+def test_another_requests_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    path = tmp_path / "x"
+    write_snapshot(path, identity(**changes), state())
+    with pytest.raises(UnusableSnapshotError, match=words):
+        usable_snapshot(path, identity())
+
+
+def test_another_models_or_versions_is_refused(tmp_path: Path) -> None:
+    path, mine = tmp_path / "x", identity()
+    for other, words in (
+        (mine.model_copy(update={"model": "b"}), "another model, or other weights"),
+        (mine.model_copy(update={"dtype": "bfloat16"}), "another dtype: bfloat16, not float32"),
+        (
+            mine.model_copy(update={"versions": {**mine.versions, "torch": "1.0"}}),
+            "another version: torch 1.0, not ",
+        ),
+    ):
+        write_snapshot(path, other, state())
+        with pytest.raises(UnusableSnapshotError, match=words):
+            usable_snapshot(path, mine)
+
+
+def test_a_damaged_one_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_snapshot(path, identity(), state())
+    whole = path.read_bytes()
+    for at in [0, 3, 8, 9, 40, *range(100, len(whole), 97), len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x21
+        path.write_bytes(damaged)
+        with pytest.raises(UnusableSnapshotError):
+            usable_snapshot(path, identity())
+    for length in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UnusableSnapshotError):
+            read_snapshot(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UnusableSnapshotError):
+        read_snapshot(path)
+
+
+def test_the_fingerprint_is_of_the_content(model: str, tmp_path: Path) -> None:
+    own = tiny.changed(Path(model), tmp_path / "own", "model_index.json", {})
+    expected = Checkpoint.open(str(own)).fingerprint()
+    copy = tiny.changed(Path(model), tmp_path / "copy", "model_index.json", {})
+    assert Checkpoint.open(str(copy)).fingerprint() == expected
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # of the last tensor, which is small
+    weights.unlink()
+    weights.write_bytes(content)
+    assert Checkpoint.open(str(copy)).fingerprint() != expected
+    weights.write_bytes(b"nonsense")
+    with pytest.raises(Exception, match="cannot be read"):
+        Checkpoint.open(str(copy)).fingerprint()

@@ -1,0 +1,676 @@
+"""The HTTP API, before ranks that are none: what it takes, what it refuses, and how."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from starlette.testclient import TestClient
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
+from longtake.configs.serve import ServeConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.media.picture import decoded
+from longtake.errors import RankError, RequestError
+from longtake.serve.http.objects import video_object
+from longtake.serve.service.service import VideoService
+from tests.standin import GrayRanks, gray_server
+from tests.until import until
+
+Gray = tuple[TestClient, VideoService]
+KEY = "a-key-of-some-length"
+
+
+@pytest.fixture
+def gray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gray]:
+    with gray_server(monkeypatch, tmp_path) as both:
+        yield both
+
+
+@pytest.fixture
+def animating(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gray]:
+    with gray_server(monkeypatch, tmp_path, "demo-i2v") as both:
+        yield both
+
+
+def picture(size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 30)).save(content, kind)
+    return content.getvalue()
+
+
+def ended(client: TestClient, name: str) -> dict[str, Any]:
+    def video() -> dict[str, Any]:
+        return dict(client.get(f"/v1/videos/{name}").json())
+
+    until(lambda: video()["status"] in ("completed", "failed"))
+    return video()
+
+
+def refused(answer: Any, status: int = 400) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return dict(error)
+
+
+def test_json_and_forms_ask_for_the_same(gray: Gray) -> None:
+    client, _ = gray
+    fields = {"prompt": "a", "seconds": "1", "size": "96x64", "seed": 7, "guidance_scale": 2.5}
+    as_json = client.post("/v1/videos", json={**fields, "sigmas": [1.0, 0.5]}).json()
+    texts = {name: str(value) for name, value in fields.items()}
+    as_form = client.post("/v1/videos", data={**texts, "sigmas": "[1.0, 0.5]"}).json()
+    listed = client.post("/v1/videos", files=[(n, (None, v)) for n, v in texts.items()]).json()
+    parts = client.post("/v1/videos", data={**texts, "sigmas[]": ["1.0", "0.5"]}).json()
+    for one in (as_json, as_form, listed, parts):
+        assert (one["size"], one["num_frames"], one["seed"]) == ("96x64", 9, 7)
+        assert one["guidance_scale"] == 2.5
+    steps = [one["num_inference_steps"] for one in (as_json, as_form, listed, parts)]
+    assert steps == [2, 2, 24, 2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"),
+    [("2", 17), (2.0, 17), ("0.001", 1), ("0.6", 5), ("1.2", 9), (1, 9), ("2.2", 17), (4, 33)],
+)
+def test_seconds_are_the_nearest_frames(gray: Gray, seconds: Any, frames: int) -> None:
+    client, _ = gray
+    video = client.post("/v1/videos", json={"prompt": "a", "seconds": seconds}).json()
+    assert video["num_frames"] == frames
+    assert video["seconds"] == f"{frames / 8:g}"
+
+
+BAD: list[tuple[dict[str, Any], str | None]] = [
+    ({}, "prompt"),
+    ({"prompt": "  "}, "prompt"),
+    ({"prompt": 5}, "prompt"),
+    ({"prompt": "a" * 100_001}, "prompt"),
+    ({"prompt": "a", "unknown": 1}, "unknown"),
+    ({"prompt": "a", "image": "/etc/passwd"}, "image"),
+    ({"prompt": "a", "image_sha256": "0" * 64}, "image_sha256"),
+    ({"prompt": "a", "model": "../../etc/passwd"}, "model"),
+    ({"prompt": "a", "model": 5}, "model"),
+    ({"prompt": "a", "size": "64"}, "size"),
+    ({"prompt": "a", "size": "64x65"}, "size"),
+    ({"prompt": "a", "size": "0x64"}, "size"),
+    ({"prompt": "a", "size": "99999x64"}, "size"),
+    ({"prompt": "a", "size": "６４x64"}, "size"),
+    ({"prompt": "a", "size": ["64x64"]}, "size"),
+    ({"prompt": "a", "size": "64x64", "height": 64}, "size"),
+    ({"prompt": "a", "height": 63}, "height"),
+    ({"prompt": "a", "height": True}, "height"),
+    ({"prompt": "a", "seconds": "soon"}, "seconds"),
+    ({"prompt": "a", "seconds": "nan"}, "seconds"),
+    ({"prompt": "a", "seconds": "-1"}, "seconds"),
+    ({"prompt": "a", "seconds": 1e300}, "seconds"),
+    ({"prompt": "a", "seconds": 10**400}, "seconds"),
+    ({"prompt": "a", "seconds": False}, "seconds"),
+    ({"prompt": "a", "seconds": 1, "num_frames": 5}, "seconds"),
+    ({"prompt": "a", "num_frames": 4}, "num_frames"),
+    ({"prompt": "a", "seed": -1}, "seed"),
+    ({"prompt": "a", "seed": 2**63}, "seed"),
+    ({"prompt": "a", "sigmas": [1.0] * 20_000}, "sigmas"),
+    ({"prompt": "a", "sigmas": "[1"}, "sigmas"),
+    ({"prompt": "a", "prompt_template": "{"}, "prompt_template"),
+    ({"prompt": "a", "guidance_scale": "Infinity"}, "guidance_scale"),
+    ({"prompt": "a", "i2v_mode": "stable"}, "i2v_mode"),
+    ({"prompt": "a", "input_reference": "https://example.org/a.png"}, "input_reference"),
+    ({"prompt": "a", "input_reference": "file:///etc/passwd"}, "input_reference"),
+    ({"prompt": "a", "input_reference": {"image_url": "http://127.0.0.1:1/"}}, "input_reference"),
+    ({"prompt": "a", "input_reference": {"file_id": "../x"}}, "input_reference"),
+    ({"prompt": "a", "input_reference": "data:image/png;base64,???"}, "input_reference"),
+    ({"prompt": "a", "input_reference": 5}, "input_reference"),
+    ({"prompt": "a", "num_frames": 16381, "size": "8192x8192"}, None),
+    ({"prompt": "a", "num_inference_steps": 10000, "size": "1024x1024"}, None),
+]  # fmt: skip
+
+
+def test_what_cannot_be_rendered_is_refused_with_its_field(gray: Gray) -> None:
+    """And nothing of it is queued or left behind."""
+    client, service = gray
+    for body, param in BAD:
+        error = refused(client.post("/v1/videos", content=json.dumps(body)))
+        assert error["param"] == param, (body, error)
+        assert error["type"] == "invalid_request_error"
+        assert str(service.folder) not in error["message"]
+    assert client.get("/v1/videos").json()["data"] == []
+    assert not list((service.folder / "pictures").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b"[" * 200_000, "application/json", 400),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "application/json", 400),
+        (b'{"prompt": "\\ud800"}', "application/json", 400),
+        (b"", "", 400),
+        (b"a: 1", "application/yaml", 415),
+        (b"prompt=a", "text/plain", 415),
+        (b"x", "multipart/form-data", 400),
+        (b"x", "multipart/form-data; boundary=x", 400),
+        (b"prompt=a&prompt[]=b", "application/x-www-form-urlencoded", 400),
+        (b"--x\r\n\r\n", "multipart/form-data; boundary=x", 400),
+        (b"&".join(b"a%d=1" % n for n in range(100)), "application/x-www-form-urlencoded", 400),
+        (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400),
+    ],
+)
+def test_bodies_that_are_none(gray: Gray, content: bytes, kind: str, status: int) -> None:
+    client, _ = gray
+    headers = {"content-type": kind} if kind else {}
+    refused(client.post("/v1/videos", content=content, headers=headers), status)
+
+
+def test_bodies_of_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with gray_server(monkeypatch, tmp_path, most_upload_mib=1) as (client, _):
+        big = b"a" * (2**20 + 1)
+        refused(client.post("/v1/videos", content=big), 413)
+        refused(client.post("/v1/videos", content=(big[:1000] for _ in range(1100))), 413)
+        refused(client.post("/v1/videos", files={"input_reference": big}), 413)
+        refused(client.post("/v1/videos", content=b"", headers={"content-length": "-1"}), 413)
+        refused(client.post("/v1/videos", content=b"", headers={"content-length": "1" * 30}), 413)
+
+
+def test_pictures_in_every_way(animating: Gray) -> None:
+    client, service = animating
+    for kind in ("PNG", "JPEG", "WEBP"):
+        content = picture((80, 64), kind)
+        data = f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
+        fields = {"prompt": "a", "size": "64x64"}
+        answers = [
+            client.post("/v1/videos", data=fields, files={"input_reference": ("../../x", content)}),
+            *(
+                client.post("/v1/videos", json={**fields, "input_reference": reference})
+                for reference in (data, {"image_url": data})
+            ),
+        ]
+        for answer in answers:
+            assert answer.status_code == 200, answer.text
+            video = ended(client, answer.json()["id"])
+            assert video["status"] == "completed"
+            job = service.store.found(video["id"])
+            assert job is not None
+            assert job.request.image is not None
+            assert job.request.image.parent == service.folder / "pictures"
+            assert job.request.image.read_bytes() == content
+            client.delete(f"/v1/videos/{video['id']}")
+    service.tidy(0)
+    assert not list((service.folder / "pictures").iterdir())
+    assert not list((service.folder / "videos").iterdir())
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of few bytes and many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 2**20)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
+NO_PICTURES = {
+    "nothing": b"",
+    "text": b"hello",
+    "cut short": picture()[:60],
+    "a header alone": picture()[:8],
+    "of many pixels": bomb(60_000, 60_000),
+    "of more than there are": bomb(2**31 - 1, 2**31 - 1),
+    "SVG": SVG,
+    "GIF and JavaScript": b"GIF89a/*" + b"\0" * 40 + b"*/=1;alert(1)",
+    "PDF": b"%PDF-1.7\n" + picture(),
+    "zip": b"PK\x03\x04" + picture(),
+    "BMP": picture(kind="BMP"),
+    "TIFF": picture(kind="TIFF"),
+    "a pickle": b"\x80\x04\x95\x1f\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94.",
+}
+
+
+def test_files_that_are_no_pictures(animating: Gray) -> None:
+    client, service = animating
+    for name, content in NO_PICTURES.items():
+        answer = client.post(
+            "/v1/videos", data={"prompt": "a"}, files={"input_reference": ("a.png", content)}
+        )
+        error = refused(answer)
+        assert error["param"] == "input_reference", (name, error)
+        assert error["message"].startswith("input_reference")
+    assert refused(client.post("/v1/videos", json={"prompt": "a"}))["param"] == "input_reference"
+    assert not list((service.folder / "pictures").iterdir())
+    assert client.get("/v1/videos").json()["data"] == []
+
+
+def test_files_that_were_tampered_with(animating: Gray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of a picture's bytes, the answer is one or a refusal, and the server goes
+    on."""
+    client, service = animating
+    monkeypatch.setattr(  # here: a process for each would take long
+        "longtake.engine.media.picture.decoded_apart",
+        lambda content, said, cpu_s: decoded(content, said),
+    )
+    whole = picture((64, 64), "JPEG") + picture((32, 32))
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.binary(max_size=60),
+        st.integers(0, len(whole)),
+        st.integers(0, 40),
+        st.sampled_from("PJW"),
+    )
+    def tampered(noise: bytes, at: int, gap: int, kind: str) -> None:
+        base = picture((48, 48), {"P": "PNG", "J": "JPEG", "W": "WEBP"}[kind])
+        at = min(at, len(base))
+        content = base[:at] + noise + base[at + gap :]
+        files = {"input_reference": ("a", content)}
+        answer = client.post("/v1/videos", data={"prompt": "a", "num_frames": "1"}, files=files)
+        assert answer.status_code in (200, 400, 429), answer.text
+
+    tampered()
+    assert client.get("/health").status_code == 200
+
+
+def test_one_file_and_only_where_it_belongs(animating: Gray) -> None:
+    client, _ = animating
+    files = [("input_reference", picture()), ("input_reference", picture())]
+    refused(client.post("/v1/videos", data={"prompt": "a"}, files=files))
+    error = refused(client.post("/v1/videos", data={"prompt": "a"}, files={"image": picture()}))
+    assert error["param"] == "image"
+
+
+def test_a_full_queue_says_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with gray_server(monkeypatch, tmp_path, most_waiting=2) as (client, service):
+        GrayRanks.hold = True
+        first = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+        until(lambda: client.get(f"/v1/videos/{first}").json()["status"] == "in_progress")
+        keyed = {"Idempotency-Key": "x"}
+        for _ in range(2):
+            waiting = client.post("/v1/videos", json={"prompt": "b"}, headers=keyed)
+            assert waiting.status_code == 200
+        client.post("/v1/videos", json={"prompt": "c"})
+        answer = client.post("/v1/videos", json={"prompt": "d"})
+        error = refused(answer, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert int(answer.headers["retry-after"]) >= 1
+        # The same again needs no room.
+        again = client.post("/v1/videos", json={"prompt": "b"}, headers=keyed)
+        assert again.json()["id"] == waiting.json()["id"]
+        assert not client.get(f"/v1/videos/{first}").json()["completed_at"]
+        GrayRanks.hold = False
+        assert ended(client, first)["status"] == "completed"
+
+
+def test_one_of_several_keys_cannot_fill_the_queue(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = (KEY, "another-key-of-it")
+    limits: dict[str, Any] = {"api_key": keys, "most_waiting": 4, "most_waiting_per_key": 2}
+    with gray_server(monkeypatch, tmp_path, **limits) as (client, service):
+        GrayRanks.hold = True
+        headers = [{"authorization": f"Bearer {key}"} for key in keys]
+        first = client.post("/v1/videos", json={"prompt": "a"}, headers=headers[0]).json()["id"]
+        url = f"/v1/videos/{first}"
+        until(lambda: client.get(url, headers=headers[0]).json()["status"] == "in_progress")
+        codes = [
+            client.post("/v1/videos", json={"prompt": "a"}, headers=headers[who]).status_code
+            for who in (0, 0, 0, 1, 1, 1)
+        ]
+        assert codes == [200, 200, 429, 200, 200, 429]
+        # The same word of two keys is two videos.
+        sent = [
+            client.post(
+                "/v1/videos", json={"prompt": "z"}, headers={**each, "Idempotency-Key": "1"}
+            )
+            for each in headers
+        ]
+        assert [each.status_code for each in sent] == [429, 429]
+
+
+def test_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with gray_server(monkeypatch, tmp_path, api_key=(KEY,), host="0.0.0.0") as (client, _):
+        until(lambda: client.get("/ready").status_code == 200)
+        for path in ("/health", "/ready", "/login"):
+            assert client.get(path).status_code in (200, 303)
+        for path in (
+            "/v1/videos",
+            "/v1/models",
+            "/metrics",
+            "/openapi.json",
+            "/v1/videos/x/content",
+        ):
+            error = refused(client.get(path), 401)
+            assert error["code"] == "invalid_api_key"
+            for wrong in (
+                "Bearer x",
+                f"Bearer {KEY}x",
+                f"Basic {KEY}",
+                KEY,
+                "Bearer",
+                "Bearer \xff",
+            ):
+                headers = {b"authorization": wrong.encode("latin-1")}
+                refused(client.get(path, headers=headers), 401)
+        good = {"authorization": f"Bearer {KEY}"}
+        assert client.get("/v1/videos", headers=good).status_code == 200
+        assert client.get("/", headers={"accept": "text/html"}).headers["location"] == "/login"
+
+
+def test_the_page_asks_for_the_key_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with gray_server(monkeypatch, tmp_path, api_key=(KEY,)) as (client, _):
+        assert "API key" in client.get("/login").text
+        wrong = client.post("/login", data={"key": "nonsense"})
+        assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
+        right = client.post("/login", data={"key": KEY})
+        assert (right.status_code, right.headers["location"]) == (303, "/")
+        said = right.headers["set-cookie"].lower()
+        assert "httponly" in said
+        assert "samesite=strict" in said
+        assert KEY not in said
+        assert client.get("/v1/videos").status_code == 200  # by the cookie
+        cookie = client.cookies["longtake_session"]
+        for other in (cookie[:-1] + "x", cookie[1:], "..", "a.b.c", f"{cookie}.x", "x"):
+            client.cookies.clear()
+            client.cookies.set("longtake_session", other)
+            refused(client.get("/v1/videos"), 401)
+        label, until_when, signature = cookie.split(".")
+        client.cookies.clear()
+        client.cookies.set("longtake_session", f"{label}.{int(until_when) + 9}.{signature}")
+        refused(client.get("/v1/videos"), 401)
+
+
+def test_other_sites_and_other_names_are_refused(gray: Gray) -> None:
+    client, _ = gray
+    body = {"prompt": "a", "num_frames": 1}
+    for headers in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"host": "evil.example"},
+        {"host": "evil.example:8000"},
+        {"host": ""},
+        {"origin": "http://[x"},
+        {"host": "127.0.0.1.evil.example"},
+    ):
+        refused(client.post("/v1/videos", json=body, headers=headers), 403)
+        if "host" in headers:
+            refused(client.get("/v1/videos", headers=headers), 403)
+    for host in ("LOCALHOST:8000", "localhost.", "[::1]:8000"):
+        assert client.get("/health", headers={"host": host}).status_code == 200
+    same = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
+    answer = client.post("/v1/videos", json=body, headers=same)
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+    preflight = client.options("/v1/videos", headers={"origin": "https://evil.example"})
+    assert preflight.status_code == 405
+    assert "access-control-allow-origin" not in preflight.headers
+
+
+def test_errors_of_ranks_are_told_without_the_servers_paths(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with gray_server(monkeypatch, tmp_path, attempts=1) as (client, service):
+        GrayRanks.fails = RankError(f"{service.folder}/videos/x.mp4 cannot be written: it is full")
+        name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+        assert ended(client, name)["error"] == {
+            "code": "generation_failed",
+            "message": "videos/x.mp4 cannot be written: it is full",
+        }
+        refused(client.get(f"/v1/videos/{name}/content"), 404)
+
+
+def test_paths_that_lead_nowhere(gray: Gray) -> None:
+    client, _ = gray
+    for path in (
+        "/v1/videos/..%2f..%2fetc%2fpasswd",
+        "/v1/videos/..%2f..%2fetc%2fpasswd/content",
+        "/v1/videos/%2e%2e/%2e%2e/etc/passwd",
+        "/v1/videos/video_%00/content",
+        "/v1/videos/%ff/events",
+        "/v1/videos/'%20OR%201=1--",
+        "/v1/models/..%2f",
+        "/static/..%2f..%2fetc%2fpasswd",
+        "/assets/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file/etc/passwd",
+        "/gradio_api/proxy=http://127.0.0.1:8000/health",
+        "/file=/etc/passwd",
+        "/docs",
+        "/.longtake/jobs.sqlite",
+        "/videos/",
+    ):
+        refused(client.get(path), 404)
+    for path in ("/gradio_api/upload", "/gradio_api/run/predict", "/gradio_api/component_server"):
+        refused(client.post(path, files={"files": b"x"}), 404)
+
+
+def test_several_videos_and_latents(gray: Gray) -> None:
+    client, _ = gray
+    body = {"prompt": "a", "num_videos": 2, "num_frames": 1}
+    name = client.post("/v1/videos", json=body).json()["id"]
+    ended(client, name)
+    assert client.get(f"/v1/videos/{name}/content?index=1").status_code == 200
+    assert refused(client.get(f"/v1/videos/{name}/content?index=2"))["param"] == "index"
+    assert refused(client.get(f"/v1/videos/{name}/content?variant=x"))["param"] == "variant"
+    body = {"prompt": "a", "output_type": "latents"}
+    name = client.post("/v1/videos", json=body).json()["id"]
+    assert ended(client, name)["status"] == "completed"
+    latents = client.get(f"/v1/videos/{name}/content")
+    assert latents.headers["content-type"] == "application/octet-stream"
+
+
+def test_lists_that_cannot_be(gray: Gray) -> None:
+    client, _ = gray
+    for query, param in (
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=many", "limit"),
+        ("limit=" + "9" * 5000, "limit"),
+        ("order=up", "order"),
+        ("after=video_none", "after"),
+    ):
+        assert refused(client.get(f"/v1/videos?{query}"))["param"] == param
+
+
+def test_videos_expire(gray: Gray) -> None:
+    client, service = gray
+    name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+    video = ended(client, name)
+    service.tidy(video["completed_at"] - 10)
+    assert client.get(f"/v1/videos/{name}/content").status_code == 200
+    service.tidy(video["completed_at"] + 10)
+    refused(client.get(f"/v1/videos/{name}"), 404)
+    assert not list((service.folder / "videos").iterdir())
+
+
+def test_models(gray: Gray) -> None:
+    client, _ = gray
+    (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"]) == ("demo", "model")
+    assert client.get("/v1/models/demo").json() == model
+    refused(client.get("/v1/models/sora-2"), 404)
+
+
+def test_what_waited_for_another_model_fails_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with gray_server(monkeypatch, tmp_path) as (client, _):
+        GrayRanks.hold = True
+        name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+        until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "in_progress")
+        with pytest.raises(RequestError, match="is served by another process"):
+            VideoService(EngineConfig(), ServeConfig(data_dir=tmp_path), SnapshotConfig())
+    with gray_server(monkeypatch, tmp_path, "demo-i2v") as (client, _):
+        video = client.get(f"/v1/videos/{name}").json()
+        assert (video["status"], video["model"]) == ("failed", "demo")
+        assert video["error"]["message"] == (
+            "it waited for the model demo, and demo-i2v is served: send it again"
+        )
+
+
+def test_any_headers(gray: Gray) -> None:
+    client, _ = gray
+    name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+    ended(client, name)
+    for headers in (
+        {"range": "bytes=9-1"},
+        {"range": "bytes=a-b"},
+        {"range": "lines=1-2"},
+        {"range": "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 2000, 2))},
+        {"range": "bytes=-" + "9" * 400},
+        {"if-range": "x", "range": "bytes=0-1"},
+        {"last-event-id": "9" * 4000},
+        {"last-event-id": "-1"},
+        {"x-forwarded-for": "1.2.3.4, é".encode("latin-1").decode("latin-1")},
+        {"x-forwarded-host": "evil.example", "x-forwarded-proto": "javascript"},
+        {"x-http-method-override": "DELETE"},
+        {"accept-encoding": "gzip, " * 500},
+    ):
+        sent = {key.encode(): value.encode("latin-1") for key, value in headers.items()}
+        for path in (f"/v1/videos/{name}/content", f"/v1/videos/{name}/events", "/health"):
+            assert client.get(path, headers=sent).status_code < 500, (path, headers)
+    assert client.get(f"/v1/videos/{name}").json()["status"] == "completed"
+    assert refused(client.put(f"/v1/videos/{name}"), 405)
+
+
+def test_keys_of_idempotency(gray: Gray) -> None:
+    client, _ = gray
+    body = {"prompt": "a", "num_frames": 1}
+    for key in ("../../x", "a" * 255, "\xe9"):
+        headers = {b"Idempotency-Key": key.encode("latin-1")}
+        names = {client.post("/v1/videos", json=body, headers=headers).json()["id"] for _ in "12"}
+        assert len(names) == 1
+    for key in ("", "a" * 256):
+        refused(client.post("/v1/videos", json=body, headers={"Idempotency-Key": key}))
+
+
+def test_what_a_client_thinks_up_cannot_fill_the_memory_or_the_answer(gray: Gray) -> None:
+    client, _ = gray
+    keys, long = {f"k{n}": 1 for n in range(5000)}, "x" * 20_000
+    for body, param in (
+        ({"prompt": "a", **keys}, None),
+        ({"prompt": "a", "prompt_template": keys}, "prompt_template"),
+        ({"prompt": "a", "prompt_template": {"template": "{}" + long}}, "prompt_template"),
+        ({"prompt": "a", "sigmas": ["x"] * 5000}, "sigmas"),
+        ({"prompt": "a", "\ud800": 1}, "?"),
+    ):  # fmt: skip
+        answer = client.post("/v1/videos", content=json.dumps(body))
+        assert refused(answer)["param"] == param
+        assert len(answer.content) < 2000
+
+
+def test_deleting_while_going_through_pages(gray: Gray) -> None:
+    client, _ = gray
+    names = []
+    for _ in range(5):
+        answer = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1})
+        names.append(answer.json()["id"])
+        ended(client, names[-1])
+    seen: list[str] = []
+    query = "limit=2&order=asc"
+    while page := client.get(f"/v1/videos?{query}").json()["data"]:
+        for video in page:
+            assert client.delete(f"/v1/videos/{video['id']}").status_code == 200
+            seen.append(video["id"])
+        query = f"limit=2&order=asc&after={seen[-1]}"
+    assert seen == names
+
+
+def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray) -> None:
+    client, service = animating
+
+    def send() -> Any:
+        return client.post(
+            "/v1/videos",
+            data={"prompt": "a", "num_frames": "1"},
+            files={"input_reference": picture()},
+            headers={"Idempotency-Key": "once"},
+        )
+
+    first = send().json()["id"]
+    assert ended(client, first)["status"] == "completed"
+    client.delete(f"/v1/videos/{first}")
+    error = refused(send(), 409)
+    assert error["message"].endswith("was deleted a moment ago: try again")
+    service.tidy(0)
+    again = send()
+    assert again.status_code == 200
+    assert send().json()["id"] == first
+    assert ended(client, first)["status"] == "completed"
+    assert len(list((service.folder / "pictures").iterdir())) == 1
+
+
+def test_pictures_that_nobody_asked_a_video_of_go(animating: Gray) -> None:
+    _, service = animating
+    name = service.pictures.send(picture())
+    assert service.pictures.read(name) == picture()
+    for other in ("../../etc/passwd", "sent-", name + "x", "/etc/passwd", ""):
+        with pytest.raises(RequestError, match="no longer there"):
+            service.picture_of(other)
+    with pytest.raises(RequestError, match="^the picture is no picture"):
+        service.pictures.send(b"none")
+    for _ in range(70):
+        service.pictures.send(picture())
+    assert len(list((service.folder / "pictures").iterdir())) == 64
+
+
+def test_another_layout_than_jobs_were_made_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with gray_server(monkeypatch, tmp_path) as (client, _):
+        done = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+        ended(client, done)
+        GrayRanks.hold = True
+        name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
+    other = EngineConfig(model="demo", devices=2, parallel=ParallelConfig(cfg_degree=2))
+    service = VideoService(other, ServeConfig(data_dir=tmp_path), SnapshotConfig())
+    try:
+        job = service.store.found(name)
+        assert job is not None
+        assert video_object(service, job)["estimated_seconds"] is None
+        assert service.store.found(done) is not None
+    finally:
+        service.close()
+
+
+def test_routes_that_are_none_say_so_as_all_others(gray: Gray) -> None:
+    client, _ = gray
+    for method, path, status in (
+        ("GET", "/v1/anything", 404),
+        ("POST", "/v1/chat/completions", 404),
+        ("PUT", "/v1/videos", 405),
+        ("GET", "/v1/videos/", 404),
+        ("POST", "/health", 405),
+    ):
+        refused(client.request(method, path), status)
+    assert client.head("/health").status_code == 200
+
+
+def test_ranges_that_are_none(gray: Gray) -> None:
+    client, _ = gray
+    name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
+    ended(client, name)
+    for odd in ("bytes=a-b", "bytes=5-2", "lines=0-1", "bytes=", "bytes=--1"):
+        answer = client.get(f"/v1/videos/{name}/content", headers={"range": odd})
+        assert answer.status_code == 200, odd

@@ -1,0 +1,80 @@
+"""The page's form, as a request and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.models import ModelDefaults
+from longtake.engine.engine import VideoEngine
+from longtake.serve.http.openai_request import asked_of
+from longtake.serve.page.form import AS_THE_PICTURE, FIELDS, SETTINGS, Form
+
+
+@pytest.fixture(params=["demo", "demo-i2v", "HunyuanVideo's presets"])
+def engine(request: pytest.FixtureRequest) -> VideoEngine:
+    if request.param in ("demo", "demo-i2v"):
+        return VideoEngine(EngineConfig(model=request.param), isolated=True)
+    engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
+    defaults = ModelDefaults(flow_shift=7.0)
+    engine.spec = replace(engine.spec, defaults=defaults, size_multiple=16)
+    return engine
+
+
+def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
+    form = Form(engine)
+    untouched = dict.fromkeys(FIELDS, "")
+    sizes, lengths = form.sizes(), form.lengths()
+    assert form.default_length in [frames for _, frames in lengths]
+    for _, size in sizes:
+        for _, frames in lengths:
+            values = {**untouched, "prompt": "a", "size": size, "length": frames}
+            asked = form.request([values[name] for name in FIELDS])
+            request = asked_of(asked, None, "demo", engine.spec).request
+            assert (request.num_frames or 0) % engine.spec.frames_multiple == 1
+            if size != AS_THE_PICTURE:
+                assert f"{request.width}x{request.height}" == size
+                assert (request.width or 0) % engine.spec.size_multiple == 0
+
+
+def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
+    if engine.spec.image is not None:
+        pytest.skip("wants a picture")
+    form = Form(engine)
+    settings = ["5", 2.0, "4", "1.5", "12.5", "2", "blurred"]
+    values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", *settings]
+    asked = form.request(values)
+    resolved = engine.resolve(asked_of(asked, None, "demo", engine.spec).request)
+    frames = resolved.num_frames
+    again = form.request(form.values(resolved))
+    same = engine.resolve(asked_of(again, None, "demo", engine.spec).request)
+    assert same == resolved
+    assert (resolved.seed, resolved.width, resolved.height, resolved.flow_shift) == (7, 64, 96, 4)
+    assert abs(frames / resolved.fps - 3.1) <= 2 / resolved.fps
+    found = [getattr(resolved, name) for name in SETTINGS]
+    assert found == [5, 2.0, 4.0, 1.5, 12.5, 2, "blurred"]
+
+
+def test_what_a_setting_is_when_it_is_left_out(engine: VideoEngine) -> None:
+    form, spec = Form(engine), engine.spec
+    shown = [form.default(name) for name in SETTINGS]
+    defaults = spec.defaults
+    numbers = [defaults.num_inference_steps, defaults.guidance_scale, spec.flow_shift, 1]
+    assert shown == [*(f"{each:g}" for each in (*numbers, defaults.fps, 1)), "what not to show"]
+
+
+def test_where_an_option_is_shown() -> None:
+    shown = {"width": "size", "num_frames": "length", "input_reference": "picture", "fps": "fps"}
+    for option, field in shown.items():
+        assert Form.field_of(option) == field
+    assert Form.field_of("sigmas") == Form.field_of(None) == ""
+
+
+def test_odd_values_are_left_to_be_refused_where_all_are() -> None:
+    engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
+    values: list[Any] = [{}, [], 5, "x", None]
+    for odd in values:
+        Form(engine).request([odd] * len(FIELDS))

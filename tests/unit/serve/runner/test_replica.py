@@ -1,0 +1,346 @@
+"""What a replica does with a job that has faults, without any ranks."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from longtake.configs.batch import BatchConfig
+from longtake.configs.engine import EngineConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.job import RankReport
+from longtake.engine.media.snapshot import Identity, SnapshotPlan, write_snapshot
+from longtake.engine.video import Metadata
+from longtake.errors import EngineError, RankError, RequestError, Stopped
+from longtake.parallel import ParallelDims
+from longtake.pipelines.progress import Progress
+from longtake.pipelines.snapshots import LoopState
+from longtake.serve.queue.job_records import JobRecord, NewJob
+from longtake.serve.queue.job_store import JobStore
+from longtake.serve.queue.process_identity import Owner
+from longtake.serve.runner import claim, replica
+from longtake.serve.runner.outputs import (
+    is_inside,
+    is_still_there,
+    network_file_system,
+    rendered_as,
+    snapshot_of,
+    sweep,
+)
+from longtake.serve.runner.replica import Replica, Watcher
+from longtake.serve.runner.scratch import scratch_folder
+from tests.rendering import request
+
+Act = Callable[["Ranks", Any, SnapshotPlan, Callable[[Progress], None]], None]
+
+
+class Ranks:
+    """Stands in for a supervisor and its engine: each rendering goes as a test says."""
+
+    config = EngineConfig(model="tiny", dtype="float32")
+
+    def __init__(self, *acts: Act | Exception | None) -> None:
+        self._acts = list(acts)
+        self.low_memory: list[bool] = []
+        self.began_at: list[int] = []
+        self.engine = self
+
+    def start(self, on_progress: Any, stop_requested: Any) -> None:
+        on_progress(Progress("loading"))
+
+    def close(self) -> None:
+        pass
+
+    def num_frames_of(self, asked: Any) -> int:
+        return int(asked.num_frames)
+
+    def identity_of(self, asked: Any) -> Identity:
+        return Identity.of(asked, self.config, "a model")
+
+    def render(
+        self,
+        asked: Any,
+        sink: Any,
+        on_progress: Any,
+        *,
+        snapshots: Any,
+        low_memory: bool,
+        stop_requested: Any,
+    ) -> Metadata:
+        self.low_memory.append(low_memory)
+        self.began_at.append(snapshots.steps_done)
+        act = self._acts.pop(0) if self._acts else None
+        if isinstance(act, Exception):
+            raise act
+        if act is not None:
+            act(self, asked, snapshots, on_progress)
+        for index in range(asked.num_frames):
+            sink.frame(0, index, np.full((32, 48, 3), 0.5, np.float32))
+        report = RankReport(0, "cpu", "none", {}, {}, 1, 0)
+        metadata = Metadata(asked, self.config, ParallelDims(), {"denoising": 1.0}, [report], 1)
+        metadata.as_json = lambda: {"request": {}}  # type: ignore[method-assign]
+        return metadata
+
+
+class Silent(Watcher):
+    """Is told, and says nothing."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def progress(self, job: str, progress: Progress) -> None:
+        pass
+
+    def state(self, job: str, state: str, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def out_of_memory(phase: str = "decoding") -> RankError:
+    error = RankError("rank 0 failed: OutOfMemoryError: CUDA out of memory")
+    error.out_of_memory, error.phase, error.rank = True, phase, 0
+    return error
+
+
+def died_after(step: int) -> Act:
+    """A rank dies once so many steps are kept."""
+
+    def act(ranks: Ranks, asked: Any, plan: SnapshotPlan, on_progress: Any) -> None:
+        state = LoopState(step, torch.zeros(1, 4, 3, 4, 6), {"sigmas": torch.ones(4)})
+        write_snapshot(plan.path, plan.identity, state)
+        raise RankError("rank 1 was killed by SIGKILL")
+
+    return act
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have jobs worked on; returns how they stand, and what the replica was told."""
+    monkeypatch.setattr(replica, "_LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr(replica, "_LONGEST_WAIT_S", 0.001)
+
+    def run(
+        ranks: Ranks, *requests: Any, attempts: int = 3, stop: threading.Event | None = None
+    ) -> tuple[list[JobRecord], Silent]:
+        watcher = Silent()
+        with JobStore(tmp_path, create=True) as store:
+            jobs = [
+                NewJob(f"shot-{at}", "x", at, f"shot-{at}.npy", "engine", asked, str(at))
+                for at, asked in enumerate(requests)
+            ]
+            store.enqueue(jobs, lambda job: True, 0.0)
+            one = Replica(
+                store,
+                ranks,  # type: ignore[arg-type]
+                "engine",
+                BatchConfig(attempts=attempts),
+                SnapshotConfig(),
+                watcher,
+                stop or threading.Event(),
+                tmp_path,
+            )
+            one.run()
+            assert one.failure is None
+            return store.jobs(), watcher
+
+    return run
+
+
+def test_out_of_memory_in_decode_is_tried_again_in_low_memory(work: Any) -> None:
+    """And so are shots that are as large, from the start; smaller ones are not."""
+    small, large = request(num_frames=5), request(num_frames=9, seed=8)
+    ranks = Ranks(None, out_of_memory(), None, None)
+    jobs, _ = work(ranks, small, request(num_frames=9), large)
+    assert [job.state for job in jobs] == ["done"] * 3
+    # small, the one that fails, then the next (it waits), then itself again
+    assert ranks.low_memory[0] is False
+    assert ranks.low_memory[1:].count(False) == 1
+    assert [job.low_memory for job in jobs] == [False, True, False]
+
+
+def test_out_of_memory_elsewhere_is_tried_again_as_it_was(work: Any) -> None:
+    ranks = Ranks(out_of_memory("denoising"), None)
+    jobs, _ = work(ranks, request())
+    assert (jobs[0].state, ranks.low_memory) == ("done", [False, False])
+
+
+def test_a_request_that_kills_again_and_again_is_set_aside(work: Any) -> None:
+    died = RankError("rank 0 was killed by SIGSEGV\n  its last line")
+    ranks = Ranks(died, died, died)
+    jobs, _ = work(ranks, request())
+    assert (jobs[0].state, jobs[0].claims) == ("failed", 3)
+    assert jobs[0].error.endswith("its last line\n(after 3 faults in a row)")
+
+
+def test_faults_with_steps_gained_are_not_counted(work: Any) -> None:
+    """More of them than attempts; each goes on where the last one was."""
+    ranks = Ranks(*(died_after(step) for step in (1, 1, 2, 2)), None)
+    jobs, watcher = work(ranks, request())
+    assert jobs[0].state == "done"
+    assert ranks.began_at == [0, 1, 1, 2, 2]
+    assert watcher.notes[0] == "shot-0: goes on after step 1 of 3"
+
+
+def test_what_is_refused_fails_at_once_but_for_pictures(work: Any) -> None:
+    picture = request(image="/a.png", image_sha256="0" * 64, i2v_mode="stable", resize_mode="crop")
+    ranks = Ranks(RequestError("no"), RequestError("cannot be read"), None)
+    jobs, _ = work(ranks, request(), picture)
+    assert [(job.state, job.claims) for job in jobs] == [("failed", 1), ("done", 2)]
+
+
+def test_a_job_that_was_taken_over_is_left_alone(work: Any, tmp_path: Path) -> None:
+    """Nothing of it gets its name, and the next job is worked on."""
+
+    def taken_over(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
+        with JobStore(tmp_path) as other:
+            database = other._database._connection
+            database.execute("UPDATE jobs SET claims=9, state='done' WHERE id='shot-0'")
+
+    ranks = Ranks(taken_over, None)
+    jobs, watcher = work(ranks, request(), request(seed=2))
+    assert [job.state for job in jobs] == ["done", "done"]
+    assert watcher.notes == ["shot-0 was taken over by another process"]
+    assert not (tmp_path / "shot-0.npy").exists()
+    assert (tmp_path / "shot-1.npy").is_file()
+    assert not [path for path in tmp_path.iterdir() if ".partial" in path.name]
+
+
+def test_stopping_puts_it_back(work: Any) -> None:
+    stop = threading.Event()
+
+    def stopped(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
+        stop.set()
+        on_progress(Progress("denoising", 1, 3))
+
+    jobs, _ = work(Ranks(stopped), request(), stop=stop)
+    assert (jobs[0].state, jobs[0].faults) == ("queued", 0)
+
+
+def test_cancelling_ends_it_between_steps(
+    work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "_EVERY_S", 0.005)
+
+    def cancelled(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
+        with JobStore(tmp_path) as other:
+            other.cancel(["shot-0"], 0.0)
+        for _ in range(1000):
+            threading.Event().wait(0.005)
+            on_progress(Progress("denoising", 1, 3))
+
+    jobs, _ = work(Ranks(cancelled), request())
+    assert (jobs[0].state, jobs[0].error) == ("cancelled", "as was asked")
+
+
+def test_a_name_that_was_given_before_the_process_died(work: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "shot-0.npy", np.zeros(3))
+    (tmp_path / "shot-0.json").write_text(json.dumps({"batch": {"fingerprint": "0"}}))
+    ranks = Ranks()
+    jobs, _ = work(ranks, request())
+    assert (jobs[0].state, ranks.began_at) == ("done", [])
+
+
+def test_what_an_earlier_version_rendered_is_not_rendered_again(work: Any, tmp_path: Path) -> None:
+    """Its metadata stood at another name, and goes once the shot is rendered again."""
+    told = {"request": {}, "engine": {}, "batch": {"id": "shot-1", "fingerprint": "of before"}}
+    (tmp_path / "shot-1.npy").write_bytes(b"of before")
+    (tmp_path / "shot-1.json").write_text(json.dumps(told))
+    ranks = Ranks()
+    jobs, _ = work(ranks, request(), request(seed=2))
+    assert ([job.state for job in jobs], ranks.began_at) == (["done", "done"], [0, 0])
+    files = sorted(each.name for each in tmp_path.iterdir() if each.is_file())
+    assert files == ["shot-0.npy", "shot-0.npy.json", "shot-1.npy", "shot-1.npy.json"]
+    assert json.loads((tmp_path / "shot-1.npy.json").read_text())["batch"]["fingerprint"] == "1"
+
+
+def test_a_shot_that_is_done_is_there_without_its_metadata(work: Any, tmp_path: Path) -> None:
+    """The queue knows it; with another job's metadata, it was replaced."""
+    (job,), _ = work(Ranks(), request())
+    assert is_still_there(tmp_path, job)
+    (tmp_path / "shot-0.npy.json").write_text('{"batch": {"id": "b", "fingerprint": "b"}}')
+    assert not is_still_there(tmp_path, job)
+    (tmp_path / "shot-0.npy.json").unlink()
+    assert is_still_there(tmp_path, job) and not rendered_as(tmp_path, job)
+    (tmp_path / "shot-0.npy").unlink()
+    assert not is_still_there(tmp_path, job)
+
+
+@pytest.mark.parametrize("taken", ["shot-0.npy", "shot-0.npy.json"])
+def test_a_file_that_is_none_of_the_batchs_stays(work: Any, tmp_path: Path, taken: str) -> None:
+    """One that was there before, and one that is put there while the shot is rendered."""
+
+    def put_there(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
+        (tmp_path / taken.replace("0", "1")).write_text("mine")
+
+    (tmp_path / taken).write_text("mine")
+    ranks = Ranks(put_there)
+    jobs, _ = work(ranks, request(), request(seed=2))
+    assert [(job.state, job.claims) for job in jobs] == [("failed", 1), ("failed", 1)]
+    assert f"{taken} is there already, and this batch did not make it" in jobs[0].error
+    assert jobs[1].error.endswith(f"put there meanwhile: this video is {tmp_path}/shot-1-2.npy")
+    for name in (taken, taken.replace("0", "1")):
+        assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / "shot-1-2.npy.json").is_file()
+    assert len(ranks.began_at) == 1
+
+
+def test_a_link_that_was_put_there_meanwhile(work: Any, tmp_path: Path) -> None:
+    with JobStore(tmp_path, create=True) as store:
+        job = NewJob("a", "x", 0, "out/a.npy", "engine", request(), "f")
+        store.enqueue([job], lambda job: True, 0.0)
+        assert not rendered_as(tmp_path, store.job("a"))
+    (tmp_path / "out").symlink_to("/")
+    jobs, _ = work(Ranks())
+    assert jobs[0].state == "failed"
+    assert "leaves" in jobs[0].error
+    assert is_inside(tmp_path, tmp_path / "x" / "y")
+
+
+def test_snapshots_that_nobody_goes_on_from_are_removed(work: Any, tmp_path: Path) -> None:
+    jobs, _ = work(Ranks(EngineError("once"), None), request(), request(seed=2), attempts=1)
+    assert [job.state for job in jobs] == ["failed", "done"]
+    kept = [snapshot_of(tmp_path, job) for job in jobs]
+    for path in [*kept, kept[0].with_name("ffffffffffff.safetensors")]:
+        path.write_bytes(b"x")
+    with JobStore(tmp_path) as store:
+        sweep(store)
+    assert [path.name for path in kept[0].parent.iterdir()] == [kept[0].name]
+
+
+def test_scratch_folders_of_processes_that_ended_are_removed(tmp_path: Path) -> None:
+    """And no folder that has another name, whatever is in it."""
+    here = Owner.this_process()
+    (tmp_path / ".longtake").mkdir()
+    parent = tmp_path / ".longtake" / "ranks"
+    others = {
+        "1-1": here.model_copy(update={"started": 1}).model_dump_json(),
+        "1-2": here.model_copy(update={"namespace": 1}).model_dump_json(),
+        "1-3": "",
+        "mine": "",
+    }
+    for name, content in others.items():
+        (parent / name).mkdir(parents=True)
+        (parent / name / "owner.json").write_text(content)
+    (parent / "1-4").mkdir()
+    with scratch_folder(tmp_path) as own:
+        left = sorted(path.name for path in parent.iterdir())
+        assert left == sorted(["1-4", "1-2", "mine", own.name])
+    assert not own.exists()
+
+
+def test_this_machines_disk_is_its_own(tmp_path: Path) -> None:
+    assert network_file_system(tmp_path) == ""
+
+
+def test_stopped_is_no_fault(work: Any) -> None:
+    jobs, _ = work(Ranks(Stopped("by itself"), None), request())
+    assert (jobs[0].state, jobs[0].faults) == ("done", 0)
