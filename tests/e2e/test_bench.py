@@ -11,6 +11,8 @@ import yaml
 from longtake.cli import main as cli
 from longtake.configs.hardware import load_hardware
 
+pytestmark = pytest.mark.usefixtures("new_ranks")
+
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:

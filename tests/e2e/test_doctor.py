@@ -24,6 +24,8 @@ from longtake.errors import RankError
 from longtake.parallel import KERNELS
 from tests.processes import still_running
 
+pytestmark = pytest.mark.usefixtures("new_ranks")
+
 COMMAND = [sys.executable, "-m", "longtake", "doctor"]
 
 

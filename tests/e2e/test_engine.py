@@ -16,17 +16,17 @@ import pytest
 
 from longtake import ParallelConfig, VideoEngine, VideoRequest
 from longtake.engine import Progress, ResolvedRequest
+from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.errors import EngineError, KernelError, LayoutError, ModelError, RequestError, Stopped
 from tests import tiny
 
 
 def ranks_of(engine: VideoEngine) -> list[psutil.Process]:
     """The processes that an engine started."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "longtake.engine.launch.local_rank" in process.cmdline()
-    ]
+    assert isinstance(engine._launcher, LocalProcesses)
+    assert engine._launcher._processes is not None
+    pids = engine._launcher._processes._started.pids()
+    return [psutil.Process(pid) for pid in pids.values()]
 
 
 def request(**changes: Any) -> VideoRequest:

@@ -16,6 +16,8 @@ from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.errors import RankError
 from tests.e2e.test_engine import ranks_of
 
+pytestmark = pytest.mark.usefixtures("new_ranks")
+
 ENDLESS = VideoRequest(prompt="a cat", num_inference_steps=10_000)
 
 

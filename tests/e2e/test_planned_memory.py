@@ -15,6 +15,8 @@ from longtake.configs.hardware import Figure, load_hardware
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 
+pytestmark = pytest.mark.usefixtures("new_ranks")
+
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
