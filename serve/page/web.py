@@ -7,7 +7,6 @@ import logging
 import zlib
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,11 +24,10 @@ from longtake.serve.page.views import Views
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
-from longtake.serve.templates import TEMPLATES
+from longtake.serve.templates import TEMPLATES, source_of
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _TICK_S = 1.0
 _MORE = 24
 _MOST_SHOWN = 480
@@ -78,8 +76,8 @@ def page_of(service: VideoService) -> FastAPI:
         max_file_size="1kb",
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         theme=_theme(),
-        css=(_TEMPLATES / "page.css").read_text(),
-        head=f"<script>{(_TEMPLATES / 'page.js').read_text()}</script>",
+        css=source_of("page.css"),
+        head=f"<script>{source_of('page.js')}</script>",
     )
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -40,8 +41,12 @@ def ranks_of(pid: int) -> list[psutil.Process]:
 
 def running_ranks(pid: int) -> list[psutil.Process]:
     """The ranks that are children of a process."""
-    children = psutil.Process(pid).children()
-    return [child for child in children if "longtake.engine.tools.trial_rank" in child.cmdline()]
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.ZombieProcess):  # it has just ended
+            if "longtake.engine.tools.trial_rank" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def test_what_is_amiss_is_found_and_the_rest_tried(tmp_path: Path) -> None:
