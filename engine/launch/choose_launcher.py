@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.launch.launcher import InProcess, JoinedGroup, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.joined_group import JoinedGroup
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.launch.torchrun import TorchrunPlace
 
@@ -31,7 +33,7 @@ def launcher_factory(
         scratch: Folder for the ranks' logs; the system's temporary folder if None.
     """
     if place is not None:
-        return JoinedGroup
+        return partial(JoinedGroup, place=place)
     if config.devices == 1 and not isolated:
         return InProcess
     return partial(LocalProcesses, scratch=scratch)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+from longtake.engine.arrays import Array
 
 _PIECE = 2**20
 """Values that are compared at once."""

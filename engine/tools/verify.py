@@ -18,12 +18,14 @@ import numpy as np
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job
-from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.media.picture import any_picture
+from longtake.engine.sinks import NullSink
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
-from longtake.engine.worker import Array, NullSink
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import OnProgress, Progress

@@ -16,11 +16,14 @@ from longtake.cli.commands import verify as command
 from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.sinks import NullSink, Sink, TraceSink
 from longtake.engine.tools import verify as engine
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
-from longtake.engine.worker import Array, NullSink, Sink, TraceSink, Worker
+from longtake.engine.worker import Worker
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.trace import TracePoint, TraceRequest

@@ -12,7 +12,7 @@ import pytest
 
 from longtake import VideoEngine, VideoRequest
 from longtake.engine import EngineConfig, Progress
-from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.launch.rank_protocol import RankState, check_idle
 from longtake.errors import RankError
 from tests.e2e.test_engine import ranks_of
 
@@ -63,9 +63,10 @@ def test_suspended_ranks_end_all_within_the_time_for_a_lost_one(model: str, firs
 def test_ranks_that_neither_move_nor_end_are_given_up(model: str) -> None:
     """In a driver that does not return, say: no deadline of their own can end them."""
     config = EngineConfig(model=model, devices=2, load_timeout_s=7, rank_loss_timeout_s=4)
-    launcher = LocalProcesses(config, "cpu")
-    launcher._check_progress({}, 10.9)
-    launcher._check_progress({0: {"timeout_s": 5}, 1: {"timeout_s": 60}}, 63.9)
-    for states, idle_s in (({}, 11.1), ({0: {"timeout_s": 5}, 1: {"timeout_s": 60}}, 64.1)):
+    step = Progress("denoising", 1, 2)
+    working = {rank: RankState(step, timeout_s, 0.0) for rank, timeout_s in enumerate((5, 60))}
+    check_idle(config, {}, 10.9)
+    check_idle(config, working, 63.9)
+    for states, idle_s in (({}, 11.1), (working, 64.1)):
         with pytest.raises(RankError, match=f"no rank made progress for {idle_s:.0f} s"):
-            launcher._check_progress(states, idle_s)
+            check_idle(config, states, idle_s)

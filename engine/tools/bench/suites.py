@@ -18,16 +18,17 @@ from longtake.configs.hardware import Dtype, Hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.media.picture import any_picture
 from longtake.engine.planning.layouts import candidates
 from longtake.engine.planning.planner import dtypes
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
+from longtake.engine.sinks import NullSink
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
-from longtake.engine.worker import NullSink
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec

@@ -10,8 +10,8 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine import supervisor
+from longtake.engine.sinks import NullSink
 from longtake.engine.supervisor import Supervisor
-from longtake.engine.worker import NullSink
 from longtake.errors import EngineError, LayoutError, RankError, Stopped
 from tests.rendering import request
 

@@ -15,9 +15,10 @@ from longtake.cli.interrupts import Interrupted
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import Job
 from longtake.engine.launch import local_processes
-from longtake.engine.launch.channel import Mailbox, listen_locally
 from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.worker import NullSink
+from longtake.engine.launch.local_rendezvous import listen_locally
+from longtake.engine.launch.rank_protocol import EngineSide
+from longtake.engine.sinks import NullSink
 from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.serve.page.views import Views
@@ -45,9 +46,7 @@ class Deaf:
 def deaf_ranks(stop_timeout_s: float) -> tuple[LocalProcesses, Deaf]:
     config, processes = EngineConfig(stop_timeout_s=stop_timeout_s), Deaf()
     launcher = LocalProcesses(config, "cpu")
-    launcher._store = listen_locally()
-    launcher._mailbox = Mailbox(launcher._store, "mail")
-    launcher._jobs = Mailbox(launcher._store, "jobs", keep=True)
+    launcher._ranks = EngineSide(listen_locally(), config, "cpu")
     launcher._processes = processes  # type: ignore[assignment]
     return launcher, processes
 
@@ -60,7 +59,7 @@ def test_ranks_that_do_not_stop_in_time_are_killed(caplog: pytest.LogCaptureFixt
     begun = time.monotonic()
     with pytest.raises(Stopped, match="it was told to stop"):
         launcher.render(JOB, NullSink(), lambda progress: None, stop_requested=lambda: True)
-    assert launcher._store.check(["stop/1"])  # they were asked before
+    assert launcher._ranks._store.check(["stop/1"])  # they were asked before
     assert 0.5 < processes.killed_at - begun < 5
     assert not launcher.alive
     (said,) = caplog.messages
@@ -74,11 +73,11 @@ def test_a_second_ctrl_c_does_not_wait(
     first = Interrupted(signal.SIGINT)
 
     def read(timeout_s: float) -> None:
-        first.again = launcher._store.check(["stop/1"])
+        first.again = launcher._ranks._store.check(["stop/1"])
         if not first.again:
             raise first
 
-    monkeypatch.setattr(launcher._mailbox, "read", read)
+    monkeypatch.setattr(launcher._ranks._output, "read", read)
     with pytest.raises(Interrupted):
         launcher.render(JOB, NullSink(), lambda progress: None)
     assert processes.killed_at
