@@ -9,10 +9,10 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.job import Job, JobInput, RankReport
 from longtake.engine.media.snapshot import kept_on_the_way, state_to_go_on_from
 from longtake.engine.memory_use import peak_memory_bytes
-from longtake.engine.planning.planner import dtypes
 from longtake.engine.sinks import Sink, TraceSink
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
@@ -78,7 +78,8 @@ class Worker:
         self._kernel = config.attention_kernel
         checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
-        dtype, vae_dtype = dtypes(config, self._spec, world.device.type)
+        dtype = compute_dtype_name(config, world.device.type)
+        vae_dtype = vae_dtype_name(config, self._spec, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._pipeline = registry.load(
