@@ -40,6 +40,7 @@ LOADING = 0
 
 _CONFIG, _DEVICE_TYPE = "config", "device"
 _OUTPUT, _JOBS, _JOB_INPUTS = "output", "jobs", "job_inputs"
+_RESULTS = ("done", "stopped", "refused")
 _MAX_UNREAD = 32
 _MAX_UNREAD_TRACED = 2
 """Fewer than frames: a block's output has the size of the whole video in the model's width."""
@@ -168,18 +169,14 @@ class EngineSide:
             message, payload = received
             if message.pop("number") != number:
                 continue  # left over from a job that was given up
-            match message.pop("kind"):
-                case "progress":
-                    self._moved_at = time.monotonic()
-                    on_progress(Progress(**message))
-                case "done":
-                    return [RankReport(**report) for report in message["reports"]]
-                case "stopped":
-                    return Stopped(message["text"])
-                case "refused":
-                    return refusal_of(message["type"], message["text"])
-                case kind:
-                    _deliver(sink, kind, message, payload)
+            kind = message.pop("kind")
+            if kind == "progress":
+                self._moved_at = time.monotonic()
+                on_progress(Progress(**message))
+            elif kind in _RESULTS:
+                return _result(kind, message)
+            else:
+                _deliver(sink, kind, message, payload)
 
     def states(self) -> dict[int, RankState]:
         """The last state by rank, of the ranks that have reported one."""
@@ -358,6 +355,15 @@ class RankSink:
     def _send(self, message: dict[str, Any], array: Array, max_unread: int) -> None:
         payload = np.ascontiguousarray(array, dtype=np.float32).tobytes()
         self._rank_side.post({**message, "shape": array.shape}, payload, max_unread)
+
+
+def _result(kind: str, message: dict[str, Any]) -> list[RankReport] | LongtakeError:
+    """The result that :meth:`RankSide.report_done` or :meth:`RankSide.report_error` posted."""
+    if kind == "done":
+        return [RankReport(**report) for report in message["reports"]]
+    if kind == "stopped":
+        return Stopped(message["text"])
+    return refusal_of(message["type"], message["text"])
 
 
 def _deliver(sink: Sink, kind: str, message: dict[str, Any], payload: bytes) -> None:
