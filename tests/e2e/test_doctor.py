@@ -59,12 +59,12 @@ def test_what_is_amiss_is_found_and_the_rest_tried(tmp_path: Path) -> None:
     assert failures == ["folder", "port"]
     assert findings["folder"]["message"] == f"there is no folder {tmp_path}/nothing"
     assert findings["port"]["message"] == (
-        f"port {port} cannot be had on localhost: Address already in use"
+        f"port {port} cannot be used on localhost: Address already in use"
     )
     assert findings["port"]["way_out"].startswith("name another with --port")
     assert findings["exchange gloo"]["status"] == "ok"
     assert findings["exchange gloo"]["message"].startswith("attention on 2 ranks in ")
-    assert findings["encoder .mp4"]["message"] == "8 frames written, 8 read again"
+    assert findings["encoder .mp4"]["message"] == "8 frames written, 8 read back"
 
 
 def test_the_exit_code_is_the_worst(
