@@ -1,4 +1,4 @@
-"""What is compared by default, what is refused, and how far two arrays are apart."""
+"""Default cases, refusals, differences between arrays, and the command's output."""
 
 from __future__ import annotations
 
