@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +15,9 @@ import numpy.typing as npt
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
-from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, JoinedGroup, Launcher
-from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.launch.choose_launcher import launcher_factory
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.latents import checked_latents
 from longtake.engine.media.picture import read_picture
@@ -26,8 +25,8 @@ from longtake.engine.media.snapshot import Identity, SnapshotPlan
 from longtake.engine.outline import EngineOutline
 from longtake.engine.request import resolve_decode
 from longtake.engine.request_arguments import request_of
+from longtake.engine.sinks import Sink
 from longtake.engine.video import Array, FramesInMemory, Metadata, Video
-from longtake.engine.worker import Beside, Sink
 from longtake.errors import (
     EngineError,
     RefusedInputError,
@@ -73,14 +72,7 @@ class VideoEngine(EngineOutline):
         self.writes = TorchrunPlace.writes()
         self._seconds_loading = 0.0
         self._launcher: Launcher | None = None
-        alone = self.config.devices == 1 and not isolated
-        self._make: Callable[[EngineConfig, str], Launcher] = (
-            JoinedGroup
-            if place
-            else InProcess
-            if alone
-            else partial(LocalProcesses, scratch=scratch)
-        )
+        self._make = launcher_factory(self.config, place, isolated=isolated, scratch=scratch)
         self._busy = threading.RLock()
         self._rendering = False
 
@@ -334,10 +326,10 @@ class VideoEngine(EngineOutline):
         request: ResolvedDecode | None,
         latents: Array | None,
         extras: dict[str, Any],
-    ) -> tuple[Job, Beside]:
+    ) -> tuple[Job, JobInput]:
         """The job of all ranks, and what comes with it on rank 0."""
         own: Job | None = None
-        beside: Beside = latents
+        beside: JobInput = latents
         refusal: RefusedInputError | None = None
         try:
             own = self._job(request, latents is not None)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from longtake.engine.media.frame_writers import Array
-from longtake.engine.worker import Sink
+from longtake.engine.sinks import Sink
 from longtake.files.atomic import write_whole
 
 _HEIGHT_PX = 120

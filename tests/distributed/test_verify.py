@@ -1,4 +1,4 @@
-"""What longtake verify finds on ranks where something is wrong, and that it finds nothing else."""
+"""longtake verify finds the rank, step and block of a fault, and nothing on sound ranks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from longtake.cli.commands import verify as command
 from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.sinks import NullSink, Sink, TraceSink
 from longtake.engine.tools import verify as engine
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
-from longtake.engine.worker import Array, NullSink, Sink, TraceSink, Worker
+from longtake.engine.worker import Worker
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.trace import TracePoint, TraceRequest
@@ -34,12 +37,13 @@ GUIDED = request(**SIZE, true_cfg_scale=3.0, negative_prompt="red dog")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong on one rank.
+    """Wrong weights on one rank.
 
     Attributes:
-        module: of the denoiser, by name, whose weights are not the other ranks'.
-        step: the first for which they are.
-        factor: of all its weights.
+        rank: The rank.
+        module: Name of the denoiser's module with the wrong weights.
+        step: The first step in which they are wrong.
+        factor: Factor on all weights of the module.
     """
 
     rank: int
@@ -49,7 +53,7 @@ class Fault:
 
 
 class OnGroup(Launcher):
-    """Stands for the processes of an engine: the tests' ranks, one of which may be at fault."""
+    """The ranks of the tests as a launcher; one of them may be at fault."""
 
     def __init__(self, ranks: RankGroups, config: EngineConfig, fault: Fault | None = None) -> None:
         self._ranks, self._config, self._fault = ranks, config, fault
@@ -70,8 +74,8 @@ class OnGroup(Launcher):
         return list(reports)
 
 
-class Taken(NullSink):
-    """A sink that keeps what is recorded."""
+class Recorder(NullSink):
+    """A sink that keeps traced values."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[TracePoint, Array]] = []
@@ -88,14 +92,14 @@ def worker_of(config: EngineConfig) -> Worker:
 def rendered(
     config: EngineConfig, job: Job, fault: Fault | None
 ) -> tuple[list[tuple[TracePoint, Array]], list[RankReport]]:
-    """On a rank: what is recorded of a job in which one of them may be at fault."""
-    worker, sink = worker_of(config), Taken()
+    """On a rank: the traced values of a job, in which one rank may be at fault."""
+    worker, sink = worker_of(config), Recorder()
     module = None
     if fault is not None and fault.rank == world().rank:
         module = worker._pipeline.denoiser.get_submodule(fault.module)
     held = [parameter.clone() for parameter in module.parameters()] if module else []
 
-    def spoil(progress: Progress) -> None:
+    def break_weights(progress: Progress) -> None:
         assert fault is not None
         if module and (progress.phase, progress.done) == ("denoising", fault.step - 1):
             with torch.no_grad():
@@ -103,7 +107,9 @@ def rendered(
                     parameter.mul_(fault.factor)
 
     try:
-        reports = worker.render(job, sink, spoil if fault else lambda progress: None, lambda: False)
+        reports = worker.render(
+            job, sink, break_weights if fault else lambda progress: None, lambda: False
+        )
     finally:
         if module:
             with torch.no_grad():
@@ -175,7 +181,7 @@ FAULTS = {
     ),
     "what goes into the first block": ("1x1x2", Fault(1, "transformer.x_embedder"), 0, "positive"),
     "what comes after the last": ("1x1x2", Fault(1, "transformer.proj_out", step=2), None, ""),
-    "no number": (
+    "not a number": (
         "1x2x1",
         Fault(1, "transformer.transformer_blocks.1.attn.to_q", step=2, factor=math.nan),
         2,
@@ -204,7 +210,7 @@ def test_a_rank_at_fault_is_found_in_its_step_and_block(
         assert math.isnan(found.max_error) and math.isnan(parting.error)
 
 
-def test_only_the_layouts_that_part_are_looked_at_again(ranks: RankGroups, model: str) -> None:
+def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str) -> None:
     jobs: list[Job] = []
     fault = Fault(1, "transformer.transformer_blocks.0", step=3)
 
@@ -227,7 +233,7 @@ def test_only_the_layouts_that_part_are_looked_at_again(ranks: RankGroups, model
     assert [job.trace for job in jobs] == [TraceRequest()] * 3 + [TraceRequest(3)]
 
 
-def test_split_weights_are_looked_into(ranks: RankGroups, model: str) -> None:
+def test_split_weights_are_traced(ranks: RankGroups, model: str) -> None:
     fault = Fault(1, "transformer.single_transformer_blocks.0", step=2)
     (found,) = compared(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
     assert found.parting is not None

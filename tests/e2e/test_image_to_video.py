@@ -20,7 +20,7 @@ from longtake import VideoEngine, VideoRequest
 from longtake.cli import main as cli
 from longtake.engine.media.latents import read_latents
 from longtake.engine.media.picture_process import decoded_apart
-from longtake.engine.worker import NullSink
+from longtake.engine.sinks import NullSink
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
 

@@ -17,7 +17,7 @@ from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.latents import LatentsFile, Origin, output_name_of, read_latents
 from longtake.engine.media.output_files import output_type
 from longtake.engine.media.output_names import values_for
-from longtake.engine.worker import NullSink
+from longtake.engine.sinks import NullSink
 from longtake.errors import RequestError
 
 

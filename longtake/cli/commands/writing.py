@@ -15,7 +15,7 @@ from longtake.engine.media.output_files import check_output, free_output
 from longtake.engine.media.output_names import check_index, check_placeholders, filled
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.media.video_writer import VideoFiles
-from longtake.engine.worker import NullSink
+from longtake.engine.sinks import NullSink
 from longtake.errors import RequestError
 
 DEFAULT_OUTPUT = "out.mp4"

@@ -299,17 +299,17 @@ _READING = """
 import resource, sys
 from pathlib import Path
 from longtake.engine.media.picture import read_picture
-from longtake.engine.worker import process_bytes
+from longtake.engine.memory_use import resident_bytes
 from longtake.errors import RequestError
 
 for path in map(Path, sys.argv[1:]):
-    before = process_bytes("VmRSS")
+    before = resident_bytes()
     try:
         said = str(read_picture(path).size)
     except RequestError as error:
         said = str(error)
     most = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(path.name, most, process_bytes("VmRSS") - before, said, sep="|")
+    print(path.name, most, resident_bytes() - before, said, sep="|")
 """
 
 

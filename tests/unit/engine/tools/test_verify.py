@@ -1,4 +1,4 @@
-"""What is compared by default, what is refused, and how far two arrays are apart."""
+"""Default cases, refusals, differences between arrays, and the command's output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import nn
 
 from longtake.cli.commands.verify import _as_json, _lines, _requests
 from longtake.configs.engine import EngineConfig
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess
-from longtake.engine.tools.differences import Array, max_error, psnr_db, relative_error
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.sinks import NullSink
+from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.engine.tools.verify import (
     Case,
     Comparison,
@@ -26,7 +28,7 @@ from longtake.engine.tools.verify import (
     layouts_of,
     uneven_size,
 )
-from longtake.engine.worker import NullSink, Worker
+from longtake.engine.worker import Worker
 from longtake.errors import KernelError, LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
