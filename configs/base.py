@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,9 @@ def _in_utf8(path: Path) -> Path:
         raise ValueError("must be a name in UTF-8: rename the file") from error
     return path
 
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""A floating-point type, by torch's name."""
 
 NamedPath = Annotated[Path, AfterValidator(_in_utf8)]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longtake.configs.base import NamedPath, StrictModel
+from longtake.configs.base import Dtype, NamedPath, StrictModel
 from longtake.configs.parallel import ParallelConfig
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
@@ -34,10 +34,10 @@ class EngineConfig(StrictModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Kind of device; a GPU where there is one"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", Dtype] = Field(
         default="auto", description="Of weights and activations; bfloat16 on a GPU, float32 on CPU"
     )
-    vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    vae_dtype: Literal["auto", Dtype] = Field(
         default="auto", description="Of the decoder; the model's own, else dtype"
     )
     attention_kernel: str = Field(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from longtake.configs.engine import EngineConfig
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.layouts import check_degrees
-from longtake.engine.planning.planner import dtypes
 from longtake.errors import KernelError, nearly
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
@@ -21,12 +21,11 @@ def settled(
         LayoutError: the degrees do not fit the devices.
         KernelError: an unknown attention kernel.
     """
-    dtype, vae_dtype = dtypes(config, spec, device_type)
     used: dict[str, Any] = {
         "revision": checkpoint.revision,
         "device": device_type,
-        "dtype": dtype,
-        "vae_dtype": vae_dtype,
+        "dtype": compute_dtype_name(config, device_type),
+        "vae_dtype": vae_dtype_name(config, spec, device_type),
     }
     if config.image_folder is not None:
         used["image_folder"] = config.image_folder.expanduser().absolute()

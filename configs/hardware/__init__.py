@@ -10,13 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from longtake.configs.base import StrictModel, written_as
+from longtake.configs.base import Dtype, StrictModel, written_as
 from longtake.configs.yaml_reader import declared_in
 from longtake.errors import RequestError, one_line
 from longtake.files.reading import MAX_YAML_BYTES, read_regular
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 
 Words = Annotated[
     str,

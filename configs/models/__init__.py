@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import StrictModel
+from longtake.configs.base import Dtype, StrictModel
 from longtake.configs.request import (
     DecodeMode,
     Frames,
@@ -52,9 +52,7 @@ class ModelDefaults(StrictModel):
     )
     fps: Rate = 24.0
     decode: DecodeMode = "tiled"
-    vae_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="None: that of the engine"
-    )
+    vae_dtype: Dtype | None = Field(default=None, description="None: that of the engine")
     prompt_template: PromptTemplate | None = Field(default=None, description="None: diffusers'")
     max_sequence_length: TextTokens = 256
     examples: Annotated[tuple[Prompt, ...], Field(max_length=8)] = Field(

@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from longtake.configs.hardware import Dtype, Hardware
+from longtake.configs.base import Dtype
+from longtake.configs.hardware import Hardware
+from longtake.engine.dtypes import ELEMENT_BYTES
 from longtake.engine.planning.network import Network
 from longtake.parallel.traffic import AttentionTraffic
 
@@ -21,8 +23,6 @@ Causal = Literal["no", "contiguous", "zigzag"]
 has most to do), or two stretches each, one from either end (all have the same).
 
 Video attention sees all. The others are for tables that were published of text models."""
-
-ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _ALL_TO_ALL_LAUNCHES, _RING_LAUNCHES = 6, 10
 

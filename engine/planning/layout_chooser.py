@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.fits import misfit
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.planner import choose_dims, dtypes
+from longtake.engine.planning.planner import choose_dims
 from longtake.engine.planning.prediction import Prediction, Setting, predict
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
@@ -83,13 +84,12 @@ class LayoutChooser:
         return misfit(self._setting(request), dims, shard_weights=split)
 
     def _setting(self, request: ResolvedRequest) -> Setting:
-        dtype, vae_dtype = dtypes(self._config, self._spec, self._device_type)
         return Setting(
             spec=self._spec,
             hardware=self._hardware,
             request=request,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
+            dtype=compute_dtype_name(self._config, self._device_type),
+            vae_dtype=vae_dtype_name(self._config, self._spec, self._device_type),
             text_tokens=self._spec.text_tokens(request),
         )
 

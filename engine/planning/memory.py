@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from longtake.engine.planning.attention import ELEMENT_BYTES
+from longtake.engine.dtypes import ELEMENT_BYTES
 from longtake.parallel import ParallelDims
 
 if TYPE_CHECKING:

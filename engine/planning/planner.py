@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from longtake.configs.engine import EngineConfig
-from longtake.configs.hardware import Dtype
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.planning.fits import misfit, way_out
 from longtake.engine.planning.layouts import as_asked, candidates, factored
 from longtake.engine.planning.prediction import Prediction, Setting, layout_name, predict
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -146,21 +143,6 @@ def choose_dims(setting: Setting, asked: ParallelConfig, devices: int) -> tuple[
     else:
         why = "one rank" if devices == 1 else "the only one that devices and degrees allow"
     return _warned(best.dims, asked, num_heads), why
-
-
-def dtypes(config: EngineConfig, spec: ModelSpec, device: str) -> tuple[Dtype, Dtype]:
-    """The dtypes of weights and activations, and of the decoder, that an engine will have.
-
-    Args:
-        device: "cuda" or "cpu".
-    """
-    if config.dtype != "auto":
-        dtype: Dtype = config.dtype
-    else:
-        dtype = "bfloat16" if device == "cuda" else "float32"
-    if config.vae_dtype != "auto":
-        return dtype, config.vae_dtype
-    return dtype, spec.defaults.vae_dtype or dtype
 
 
 def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from longtake.configs.hardware import Dtype, Hardware
+from longtake.configs.base import Dtype
+from longtake.configs.hardware import Hardware
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.planning.attention import ELEMENT_BYTES, AttentionModel
+from longtake.engine.dtypes import ELEMENT_BYTES
+from longtake.engine.planning.attention import AttentionModel
 from longtake.engine.planning.memory import MemoryPlan, memory_of
 from longtake.engine.planning.network import Network, ring_of
 from longtake.errors import RequestError

@@ -13,16 +13,17 @@ import psutil
 import torch
 
 import longtake
+from longtake.configs.base import Dtype
 from longtake.configs.engine import EngineConfig
-from longtake.configs.hardware import Dtype, Hardware
+from longtake.configs.hardware import Hardware
 from longtake.configs.request import VideoRequest
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, RankReport
 from longtake.engine.launch.launcher import InProcess, Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.media.picture import any_picture
 from longtake.engine.planning.layouts import candidates
-from longtake.engine.planning.planner import dtypes
 from longtake.engine.planning.prediction import Setting, predict
 from longtake.engine.request import resolve
 from longtake.engine.tools.bench import measures
@@ -168,7 +169,10 @@ class Suites:
         return registry.inspect(Checkpoint.open(self.config.model, self.config.revision))
 
     def _dtypes(self) -> tuple[Dtype, Dtype]:
-        return dtypes(self.config, self._spec(), self.device_type)
+        return (
+            compute_dtype_name(self.config, self.device_type),
+            vae_dtype_name(self.config, self._spec(), self.device_type),
+        )
 
 
 def environment(device_type: str) -> str:

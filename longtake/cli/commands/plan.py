@@ -19,8 +19,9 @@ from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.planner import Plan, dtypes, make_plan
+from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction, Setting
 from longtake.engine.request import resolve
 from longtake.errors import RefusedInputError
@@ -62,13 +63,12 @@ def _plan(values: dict[str, Any]) -> Plan:
     checkpoint = Checkpoint.open(engine.model, engine.revision, configs_only=True)
     spec = registry.inspect(checkpoint, weights=False)
     resolved = resolve(request, spec)
-    dtype, vae_dtype = dtypes(engine, spec, hardware.device)
     setting = Setting(
         spec=spec,
         hardware=hardware,
         request=resolved,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
+        dtype=compute_dtype_name(engine, hardware.device),
+        vae_dtype=vae_dtype_name(engine, spec, hardware.device),
         text_tokens=asked.text_tokens or spec.text_tokens(resolved),
         decode_ranks=asked.decode_ranks,
     )
