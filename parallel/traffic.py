@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.parallel.dims import ParallelDims
-from longtake.parallel.shards import HeadShards, TokenShards
+from longtake.parallel.heads import HeadShards
+from longtake.parallel.shards import TokenShards
 
 
 @dataclass(frozen=True)
