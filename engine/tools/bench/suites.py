@@ -13,18 +13,18 @@ import psutil
 import torch
 
 import longtake
-from longtake.configs.base import Dtype
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import VideoRequest
-from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
+from longtake.engine.dtypes import compute_dtype_name
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, RankReport
 from longtake.engine.launch.launcher import InProcess, Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.media.picture import any_picture
-from longtake.engine.planning.layouts import candidates
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.layouts import candidate_layouts
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
@@ -57,7 +57,8 @@ class Suites:
     def kernels(self) -> str:
         """Each local attention kernel."""
         self.say("kernels")
-        spec, dtype = self._spec(), self._dtypes()[0]
+        spec = self._spec()
+        dtype = compute_dtype_name(self.config, self.device_type)
         answer = on_ranks(
             measures.kernels,
             1,
@@ -98,15 +99,7 @@ class Suites:
         request = resolve(
             VideoRequest(prompt="a red circle", seed=0, num_inference_steps=_STEPS), spec
         ).model_copy(update={"output_type": "latents"})
-        dtype, vae_dtype = self._dtypes()
-        setting = Setting(
-            spec=spec,
-            hardware=self.hardware,
-            request=request,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
-            text_tokens=spec.text_tokens(request),
-        )
+        plan_input = PlanInput.for_engine(self.config, spec, self.hardware, request)
         lines = [
             "| layout | measured s a step | predicted | predicted / it | MB sent | peak GiB |",
             "|---|---|---|---|---|---|",
@@ -119,7 +112,7 @@ class Suites:
         self.say("loading")
         launcher.start(lambda progress: None)
         try:
-            for dims in candidates(
+            for dims in candidate_layouts(
                 self.config.parallel,
                 self.config.devices,
                 num_heads=spec.num_heads,
@@ -134,7 +127,7 @@ class Suites:
                     )
                 measured = max(each.seconds["denoising"] for each in reports) / _STEPS
                 predicted = predict(
-                    setting, dims, shard_weights=self.config.parallel.shard_weights
+                    plan_input, dims, shard_weights=self.config.parallel.shard_weights
                 ).step.seconds
                 sent = sum(each.bytes_sent["denoising"] for each in reports) / _STEPS
                 peak = max(each.peak_memory_bytes for each in reports)
@@ -167,12 +160,6 @@ class Suites:
 
     def _spec(self) -> ModelSpec:
         return registry.inspect(Checkpoint.open(self.config.model, self.config.revision))
-
-    def _dtypes(self) -> tuple[Dtype, Dtype]:
-        return (
-            compute_dtype_name(self.config, self.device_type),
-            vae_dtype_name(self.config, self._spec(), self.device_type),
-        )
 
 
 def environment(device_type: str) -> str:

@@ -163,7 +163,7 @@ def kernels(asked: Asked) -> Iterator[Finding]:
     """Each attention kernel: why it cannot run here, or what came of running it."""
     import torch
 
-    from longtake.parallel import KERNELS, KernelNeeds
+    from longtake.parallel.kernels import KERNELS, KernelNeeds
 
     device = torch.device(asked.device_type)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
