@@ -30,6 +30,8 @@ def _in_utf8(path: Path) -> Path:
 Dtype = Literal["float32", "bfloat16", "float16"]
 """A floating-point type, by torch's name."""
 
+ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
 NamedPath = Annotated[Path, AfterValidator(_in_utf8)]
 
 

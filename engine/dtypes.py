@@ -6,8 +6,6 @@ from longtake.configs.base import Dtype
 from longtake.configs.engine import EngineConfig
 from longtake.pipelines.spec import ModelSpec
 
-ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-
 
 def compute_dtype_name(config: EngineConfig, device_type: str) -> Dtype:
     """The dtype of weights and activations: the configured one, else the device's default.

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from longtake.parallel.exchange import all_to_all
-from longtake.parallel.shards import HeadShards
+from longtake.parallel.heads import HeadShards
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from longtake.parallel.all_to_all import (
     pack_kv,
     tokens_to_heads,
 )
-from longtake.parallel.dims import RING_AXIS, ULYSSES_AXIS
 from longtake.parallel.exchange import refuse_gradient
+from longtake.parallel.heads import HeadShards
 from longtake.parallel.kernels import KernelNeeds, attend, select_kernel
-from longtake.parallel.mesh import axis_degree, axis_rank, sequence_rank
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
 from longtake.parallel.ring import RingGroup, ring_attention
-from longtake.parallel.shards import HeadShards, TokenShards
-from longtake.parallel.split import check_mesh, ring_counts, ulysses_counts
+from longtake.parallel.shards import TokenShards
 
 
 def usp_attention(
@@ -65,8 +64,8 @@ def usp_attention(
     for the output in the Ulysses group; K and V in one buffer, ``ring - 1`` times, in the ring.
     """
     kv_shards = shards if kv_shards is None else kv_shards
-    check_mesh(shards, mesh)
-    check_mesh(kv_shards, mesh)
+    shards.check_mesh(mesh)
+    kv_shards.check_mesh(mesh)
     _check_tensors(q, k, v, mesh)
     _check_tokens(q, k, mesh, shards, kv_shards)
     heads = HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS))
@@ -82,13 +81,13 @@ def usp_attention(
     if mesh is None or shards.num_ranks == 1:
         return local(q, k, v)[0]
     ring = RingGroup(
-        mesh.get_group(RING_AXIS), axis_rank(mesh, RING_AXIS), ring_counts(kv_shards, mesh)
+        mesh.get_group(RING_AXIS), axis_rank(mesh, RING_AXIS), kv_shards.ring_counts(mesh)
     )
     ulysses = UlyssesGroup(
         mesh.get_group(ULYSSES_AXIS),
         axis_rank(mesh, ULYSSES_AXIS),
-        ulysses_counts(shards, mesh),
-        ulysses_counts(kv_shards, mesh),
+        shards.ulysses_counts(mesh),
+        kv_shards.ulysses_counts(mesh),
         heads,
     )
     if ulysses.degree == 1:

@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longtake.errors import LayoutError
+from longtake.parallel.mesh import AXES, CFG_AXIS
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-CFG_AXIS = "cfg"
-RING_AXIS = "ring"
-ULYSSES_AXIS = "ulysses"
-
-AXES = (CFG_AXIS, RING_AXIS, ULYSSES_AXIS)
 
 _NOTATION = re.compile(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}")
 
@@ -110,9 +105,13 @@ class ParallelDims:
             LayoutError: no process group, or not as many ranks as the degrees multiply to.
             PeerLostError: another rank of the grid did not call this in time.
         """
-        from longtake.parallel.mesh import build_mesh
+        from longtake.parallel.build_mesh import build_mesh, world_ranks  # imports torch
 
-        return build_mesh(self, device_type, ranks, timeout_s)
+        world = world_ranks()
+        members = world if ranks is None else list(ranks)
+        if len(members) != self.world_size:
+            raise LayoutError(self.misfit(len(members)))
+        return build_mesh(self.degrees, device_type, members, timeout_s)
 
     def misfit(self, num_ranks: int) -> str:
         """What to say where there are not so many ranks."""

@@ -115,6 +115,28 @@ def swap_point_to_point(
     return wait
 
 
+def gather_tokens(
+    tokens: torch.Tensor, counts: Sequence[int], group: dist.ProcessGroup
+) -> torch.Tensor:
+    """Concatenate the tensors of all ranks of a group in dimension 0, on every rank.
+
+    Args:
+        tokens: This rank's tensor, ``counts[rank]`` long.
+        counts: Length of each rank's tensor, in the order of their ranks.
+    """
+    rank = dist.get_rank(group)
+    whole = tokens.new_empty((sum(counts), *tokens.shape[1:]))
+    parts = list(torch.split(whole, list(counts)))
+    parts[rank].copy_(tokens)
+    peers = [peer for peer in range(len(counts)) if peer != rank]
+    swap_point_to_point(
+        sends=[(parts[rank], peer) for peer in peers],
+        receives=[(parts[peer], peer) for peer in peers],
+        group=group,
+    )()
+    return whole
+
+
 def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> None:
     """Fill a contiguous tensor on every rank of the group with that of ``source``.
 

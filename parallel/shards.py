@@ -1,37 +1,24 @@
-"""Who owns which tokens and which heads.
+"""Which tokens of a sequence each rank owns; splitting and gathering tensors accordingly.
 
-Every rank can work out every other rank's share, so that sizes are never exchanged. Arithmetic
-alone, without torch; :mod:`longtake.parallel.split` moves the tensors.
+Every rank can compute every other rank's share, so sizes are never exchanged. The arithmetic
+imports no torch; ``split`` and ``gather`` import it when they are called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import groupby
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from longtake.errors import LayoutError
+from longtake.errors import LayoutError, TensorError
 from longtake.parallel.dims import ParallelDims
+from longtake.parallel.heads import even_ranges
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
-
-
-def even_ranges(total: int, parts: int, *, start: int = 0, first: int = 0) -> list[range]:
-    """Cut ``range(start, start + total)`` in ``parts`` whose lengths differ by one at most.
-
-    The odd ones go to the parts from ``first`` on, round the end.
-    """
-    base, odd = divmod(total, parts)
-    ranges = []
-    for part in range(parts):
-        stop = start + base + ((part - first) % parts < odd)
-        ranges.append(range(start, stop))
-        start = stop
-    return ranges
 
 
 @dataclass(frozen=True)
@@ -114,9 +101,15 @@ class TokenShards:
             LayoutError: the mesh has another number of ranks than the shards.
             TensorError: the tensor has no such dimension, or another number of tokens in it.
         """
-        from longtake.parallel.split import split
+        import torch
 
-        return split(self, tensor, mesh, dim)
+        self.check_mesh(mesh)
+        dim = _token_dim(tensor, dim, self.num_tokens, "the whole sequence has")
+        own = self.ranges[sequence_rank(mesh)]
+        pieces = [tensor.narrow(dim, span.start, len(span)) for span in own]
+        if not pieces:
+            return tensor.narrow(dim, 0, 0)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
     def gather(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
         """Bring all ranks' tokens together on every rank: the inverse of :meth:`split`.
@@ -140,9 +133,21 @@ class TokenShards:
                 needs a gradient.
             PeerLostError: another rank died or did not answer in time.
         """
-        from longtake.parallel.split import gather
+        from longtake.parallel.exchange import gather_tokens, refuse_gradient
 
-        return gather(self, tensor, mesh, dim)
+        self.check_mesh(mesh)
+        refuse_gradient(tensor)
+        rank = sequence_rank(mesh)
+        dim = _token_dim(tensor, dim, self.counts[rank], f"sequence rank {rank} owns")
+        tokens = tensor.movedim(dim, 0)
+        if mesh is not None:
+            for axis, counts in (
+                (ULYSSES_AXIS, self.ulysses_counts(mesh)),
+                (RING_AXIS, self.ring_counts(mesh)),
+            ):
+                if len(counts) > 1:
+                    tokens = gather_tokens(tokens, counts, mesh.get_group(axis))
+        return self._in_sequence_order(tokens).movedim(0, dim).contiguous()
 
     def segment(self, tokens: range) -> TokenShards:
         """Who owns what of one stretch of the sequence, whose tokens then count from 0.
@@ -177,57 +182,53 @@ class TokenShards:
             for start in range(0, self.num_ranks, ulysses_degree)
         ]
 
+    def ulysses_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
+        """Tokens of each rank of this rank's Ulysses group."""
+        return self.stations(axis_degree(mesh, ULYSSES_AXIS))[axis_rank(mesh, RING_AXIS)]
 
-@dataclass(frozen=True)
-class HeadShards:
-    """The heads that each Ulysses rank computes once it holds all tokens of its group.
+    def ring_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
+        """Tokens of each station of the ring: the sum over one Ulysses group."""
+        return tuple(sum(station) for station in self.stations(axis_degree(mesh, ULYSSES_AXIS)))
 
-    Args:
-        query: for each Ulysses rank, its query heads.
-        kv: for each Ulysses rank, the KV heads that those query heads read. A KV head whose query
-            heads stand on several ranks is held by each of them.
-        group_size: query heads that read one KV head.
-    """
+    def check_mesh(self, mesh: DeviceMesh | None) -> None:
+        """Refuse a mesh whose sequence is split over another number of ranks."""
+        if mesh is None and self.num_ranks > 1:
+            raise LayoutError(
+                f"mesh=None, and shards of {self.num_ranks} ranks: build the mesh with "
+                "ParallelDims.build_mesh, or the shards for one rank"
+            )
+        ring_degree, ulysses_degree = axis_degree(mesh, RING_AXIS), axis_degree(mesh, ULYSSES_AXIS)
+        if ring_degree * ulysses_degree != self.num_ranks:
+            raise LayoutError(
+                f"shards of {self.num_ranks} ranks on a mesh of ring_degree={ring_degree} x "
+                f"ulysses_degree={ulysses_degree}: build both from the same ParallelDims"
+            )
 
-    query: tuple[range, ...]
-    kv: tuple[range, ...]
-    group_size: int
+    def _in_sequence_order(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Put tokens (dimension 0) that stand in the order of the ranks in the sequence's order."""
+        import torch
 
-    @classmethod
-    @lru_cache(maxsize=256)
-    def even(cls, num_heads: int, num_kv_heads: int, ulysses_degree: int) -> HeadShards:
-        """Split the query heads so that counts differ by one at most; zero allowed.
+        spans = [span for own in self.ranges for span in own]
+        pieces = torch.split(tokens, [len(span) for span in spans])
+        order = sorted(range(len(spans)), key=lambda piece: spans[piece].start)
+        if order == list(range(len(spans))):
+            return tokens
+        return torch.cat([pieces[piece] for piece in order])
 
-        Args:
-            num_heads: query heads, a multiple of ``num_kv_heads``.
-            num_kv_heads: KV heads; 1 is multi-query attention.
-            ulysses_degree: ranks that share them.
-        """
-        size = num_heads // num_kv_heads
-        query = even_ranges(num_heads, ulysses_degree)
-        kv = [range(own.start // size, -(-own.stop // size)) if own else range(0) for own in query]
-        return cls(tuple(query), tuple(kv), size)
 
-    def runs(self, rank: int) -> list[tuple[slice, slice]]:
-        """Cut one rank's heads where the number of query heads a KV head changes.
-
-        Returns:
-            Pairs of (query heads, KV heads), as slices of that rank's own heads. Inside a pair
-            every KV head serves as many query heads, as grouped attention kernels want it; three
-            pairs at most, one where the split follows the groups.
-        """
-        own, size = self.query[rank], self.group_size
-        readers = [
-            min(own.stop, (kv + 1) * size) - max(own.start, kv * size) for kv in self.kv[rank]
-        ]
-        runs = []
-        query_start = kv_start = 0
-        for readers_each, same in groupby(readers):
-            num_kv = len(list(same))
-            query_stop, kv_stop = query_start + readers_each * num_kv, kv_start + num_kv
-            runs.append((slice(query_start, query_stop), slice(kv_start, kv_stop)))
-            query_start, kv_start = query_stop, kv_stop
-        return runs
+def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> int:
+    """Check the dimension of the tokens and count it from the front."""
+    if not -tensor.ndim <= dim < tensor.ndim:
+        raise TensorError(
+            f"dim={dim} is not a dimension of a tensor of shape {tuple(tensor.shape)}: "
+            f"pass {-tensor.ndim}..{tensor.ndim - 1}"
+        )
+    if tensor.shape[dim] != num_tokens:
+        raise TensorError(
+            f"shape {tuple(tensor.shape)} has {tensor.shape[dim]} tokens in dim={dim}, "
+            f"{owner} {num_tokens}: check dim, or build the shards for this length"
+        )
+    return dim % tensor.ndim
 
 
 def _deal(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], ...]:

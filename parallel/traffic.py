@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.parallel.dims import ParallelDims
-from longtake.parallel.shards import HeadShards, TokenShards
+from longtake.parallel.heads import HeadShards
+from longtake.parallel.shards import TokenShards
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class AttentionTraffic:
         """One block of K and V as it travels: a station's tokens, a Ulysses rank's heads."""
         return sum(self.stations[station]) * self.value_bytes * 2 * self._kv(ulysses_rank)
 
-    def sent_by(self, sequence_rank: int) -> int:
+    def bytes_sent_by(self, sequence_rank: int) -> int:
         """Everything that one rank sends to others in one attention."""
         ring_rank, own = divmod(sequence_rank, self.dims.ulysses_degree)
         group = self.stations[ring_rank]

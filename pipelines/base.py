@@ -20,9 +20,8 @@ from torch.distributed.tensor import DTensor
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import EngineError
 from longtake.parallel import ParallelDims, World
-from longtake.parallel.dims import CFG_AXIS
 from longtake.parallel.exchange import swap_point_to_point
-from longtake.parallel.mesh import axis_degree, axis_rank
+from longtake.parallel.mesh import CFG_AXIS, axis_degree, axis_rank
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.spec import LatentGrid

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from longtake.parallel import ParallelDims, World
-from longtake.parallel.dims import CFG_AXIS
-from longtake.parallel.mesh import axis_rank
+from longtake.parallel.mesh import CFG_AXIS, axis_rank
 from longtake.pipelines.spec import LatentGrid, shards_of
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from longtake.configs.base import Dtype
+from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.hardware import Hardware
-from longtake.engine.dtypes import ELEMENT_BYTES
 from longtake.engine.planning.network import Network
 from longtake.parallel.traffic import AttentionTraffic
 
@@ -81,11 +80,6 @@ class AttentionModel:
             ring.exposed_s + exchanges,
             ring.hidden_s,
         )
-
-    @property
-    def head_share(self) -> float:
-        """Query heads of the rank that has most, over an even share of them."""
-        return self._most_heads * self.traffic.dims.ulysses_degree / self.traffic.num_heads
 
     @property
     def _most_heads(self) -> int:

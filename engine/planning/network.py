@@ -43,9 +43,9 @@ class Network:
         return longest + latency
 
 
-def ring_of(ranks: int, size: float) -> Transfers:
+def ring_transfers(ranks: int, num_bytes: float) -> Transfers:
     """Each rank sends so many bytes to the next, the last to the first."""
-    return [(rank, (rank + 1) % ranks, size) for rank in range(ranks)]
+    return [(rank, (rank + 1) % ranks, num_bytes) for rank in range(ranks)]
 
 
 def _busiest(rows: npt.NDArray[np.float64], side: int, shared_by: int) -> float:

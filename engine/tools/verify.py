@@ -25,7 +25,7 @@ from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.media.picture import any_picture
-from longtake.engine.planning.layouts import candidates
+from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.sinks import NullSink
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.errors import EngineError, LayoutError, RefusedInputError
@@ -96,7 +96,7 @@ class Comparison:
 
 def layouts_of(devices: int, *, true_cfg: bool) -> list[ParallelDims]:
     """Every layout of this many ranks; with ``true_cfg``, those with parallel branches, too."""
-    return candidates(ParallelConfig(), devices, num_heads=1, true_cfg=true_cfg)
+    return candidate_layouts(ParallelConfig(), devices, num_heads=1, true_cfg=true_cfg)
 
 
 def cases_of(

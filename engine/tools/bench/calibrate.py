@@ -16,9 +16,8 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from longtake.configs.base import Dtype
+from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.hardware import Figure, Hardware, Link, PartOfOne, Share
-from longtake.engine.dtypes import ELEMENT_BYTES
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 

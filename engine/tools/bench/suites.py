@@ -16,15 +16,16 @@ import torch
 import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
-from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
+from longtake.configs.request import VideoRequest
+from longtake.engine.dtypes import compute_dtype_name
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, RankReport
 from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.picture import any_picture
-from longtake.engine.planning.layouts import candidates
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.layouts import candidate_layouts
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
 from longtake.engine.sinks import NullSink
 from longtake.engine.tools.bench import measures
@@ -99,21 +100,23 @@ class Suites:
         request = resolve(
             VideoRequest(prompt="a red circle", seed=0, num_inference_steps=_STEPS), spec
         ).model_copy(update={"output_type": "latents"})
-        setting = self._setting(spec, request)
+        plan_input = PlanInput.for_engine(self.config, spec, self.hardware, request)
         lines = [
             "| layout | measured s a step | predicted | predicted / it | MB sent | peak GiB |",
             "|---|---|---|---|---|---|",
         ]
         parallel, devices = self.config.parallel, self.config.devices
         with self._started() as launcher:
-            for dims in candidates(parallel, devices, num_heads=spec.num_heads, true_cfg=False):
+            for dims in candidate_layouts(
+                parallel, devices, num_heads=spec.num_heads, true_cfg=False
+            ):
                 self.say(f"a step on {dims.name}")
                 job = Job.of(request, dims)
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
                     reports = launcher.render(
                         job, NullSink(), lambda progress: None, any_picture(request)
                     )
-                predicted = predict(setting, dims, shard_weights=parallel.shard_weights)
+                predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)
                 lines.append(_step_row(dims.name, reports, predicted.step.seconds))
         return "\n".join(lines)
 
@@ -150,17 +153,6 @@ class Suites:
 
     def _spec(self) -> ModelSpec:
         return registry.inspect(Checkpoint.open(self.config.model, self.config.revision))
-
-    def _setting(self, spec: ModelSpec, request: ResolvedRequest) -> Setting:
-        """What predictions of a request depend on, apart from the layout."""
-        return Setting(
-            spec=spec,
-            hardware=self.hardware,
-            request=request,
-            dtype=compute_dtype_name(self.config, self.device_type),
-            vae_dtype=vae_dtype_name(self.config, spec, self.device_type),
-            text_tokens=spec.text_tokens(request),
-        )
 
 
 def _step_row(layout: str, reports: Sequence[RankReport], predicted_s: float) -> str:

@@ -167,7 +167,7 @@ def kernels(context: Asked) -> Iterator[Finding]:
     """Each attention kernel: why it cannot run here, or the result of running it."""
     import torch
 
-    from longtake.parallel import KERNELS, KernelNeeds
+    from longtake.parallel.kernels import KERNELS, KernelNeeds
 
     device = torch.device(context.device_type)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

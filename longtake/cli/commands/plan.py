@@ -19,10 +19,10 @@ from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
-from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
-from longtake.engine.planning.prediction import Prediction, Setting
+from longtake.engine.planning.prediction import Prediction
 from longtake.engine.request import resolve
 from longtake.errors import RefusedInputError
 from longtake.pipelines import registry
@@ -62,26 +62,25 @@ def _plan(values: dict[str, Any]) -> Plan:
         hardware = hardware.with_node_of(asked.gpus_per_node)
     checkpoint = Checkpoint.open(engine.model, engine.revision, configs_only=True)
     spec = registry.inspect(checkpoint, weights=False)
-    resolved = resolve(request, spec)
-    setting = Setting(
-        spec=spec,
-        hardware=hardware,
-        request=resolved,
-        dtype=compute_dtype_name(engine, hardware.device),
-        vae_dtype=vae_dtype_name(engine, spec, hardware.device),
-        text_tokens=asked.text_tokens or spec.text_tokens(resolved),
+    plan_input = PlanInput.for_engine(
+        engine,
+        spec,
+        hardware,
+        resolve(request, spec),
+        text_tokens=asked.text_tokens,
         decode_ranks=asked.decode_ranks,
     )
-    return make_plan(setting, parallel, engine.devices, shard_weights=values.get("shard_weights"))
+    shard_weights = values.get("shard_weights")
+    return make_plan(plan_input, parallel, engine.devices, shard_weights=shard_weights)
 
 
 def _print_json(plan: Plan) -> int:
     """One object on stdout, the reason on stderr where nothing can run."""
     layouts = [_as_json(plan, each) for each in plan.layouts]
-    request = plan.setting.request
+    request = plan.plan_input.request
     described: dict[str, Any] = {
-        "hardware": plan.setting.hardware.description,
-        "devices_per_node": plan.setting.hardware.devices_per_node,
+        "hardware": plan.plan_input.hardware.description,
+        "devices_per_node": plan.plan_input.hardware.devices_per_node,
         "devices": plan.devices,
         "request": {
             "height": request.height,
@@ -89,9 +88,9 @@ def _print_json(plan: Plan) -> int:
             "num_frames": request.num_frames,
             "num_inference_steps": request.num_inference_steps,
             "num_videos": request.num_videos,
-            "dtype": plan.setting.dtype,
-            "vae_dtype": plan.setting.vae_dtype,
-            "text_tokens": plan.setting.text_tokens,
+            "dtype": plan.plan_input.dtype,
+            "vae_dtype": plan.plan_input.vae_dtype,
+            "text_tokens": plan.plan_input.text_tokens,
         },
         "best": layouts[0] if layouts else None,
         "layouts": layouts,
@@ -139,13 +138,14 @@ def _print_tables(plan: Plan) -> None:
     terminal, text = Console(), io.StringIO()
     width = max(terminal.width, _WIDE)  # a narrow terminal wraps lines, and loses nothing
     console = Console(file=text, width=width, markup=False, highlight=False)
-    request, setting = plan.setting.request, plan.setting
+    request, plan_input = plan.plan_input.request, plan.plan_input
     branches = ", true CFG" if request.uses_true_cfg else ""
     console.print(
         f"{request.num_frames} frames of {request.width}x{request.height}, "
-        f"{setting.grid.num_tokens} video tokens, {request.num_inference_steps} steps{branches}, "
-        f"{setting.dtype}, on {plan.devices} x {setting.hardware.description}, "
-        f"{setting.hardware.devices_per_node} to a node"
+        f"{plan_input.grid.num_tokens} video tokens, "
+        f"{request.num_inference_steps} steps{branches}, "
+        f"{plan_input.dtype}, on {plan.devices} x {plan_input.hardware.description}, "
+        f"{plan_input.hardware.devices_per_node} to a node"
     )
     if plan.layouts:
         best = plan.layouts[0]
