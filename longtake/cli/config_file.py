@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longtake.cli.options import FIELDS, FILE_ONLY
+from longtake.cli.options import COMMANDS, FILE_ONLY
 from longtake.configs import sizes, yaml_reader
 from longtake.errors import RefusedInputError, RequestError, field_named, nearly
 from longtake.files.reading import open_regular
@@ -75,7 +75,7 @@ class ConfigFile:
         values = {str(name).replace("-", "_"): value for name, value in content.items()}
         if isinstance(content, yaml_reader.Mapping):
             self._lines = {name.replace("-", "_"): content.line_of(name) for name in content}
-        known = (*FIELDS["generate"], *FILE_ONLY, "output")
+        known = (*COMMANDS["generate"].fields, *FILE_ONLY, "output")
         for name in values:
             if name not in known:
                 at = f" line {self._lines[name]}" if name in self._lines else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import longtake
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
 from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
 from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
@@ -42,7 +42,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal need not have all letters
             stream.reconfigure(errors="backslashreplace")
-    command, options = parsed(arguments)
+    command, options = parse(arguments)
     if command == "version":
         print(longtake.__version__)
         return EXIT_DONE

@@ -27,7 +27,7 @@ def with_prompts(options: dict[str, Any]) -> dict[str, Any]:
         RequestError: standard input or a file has none.
     """
     read = dict(options)
-    as_it_is = read.pop("prompt_as_it_is", None)
+    as_it_is = read.pop("literal_prompt", None)
     named = read.pop("prompt_option", None)
     if None not in (named, read.get("prompt")) and named != read["prompt"]:
         raise RequestError("a prompt and --prompt: leave one of them out")

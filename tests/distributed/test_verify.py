@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
 from longtake.cli.commands import verify as command
 from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
@@ -265,7 +265,7 @@ def test_the_command_says_which_block(
 
 
 def run_command(arguments: list[str], capsys: Any) -> tuple[int, str]:
-    _, options = parsed(arguments)
+    _, options = parse(arguments)
     with view_of(quiet=options["quiet"], as_json=options["json"]) as view:
         code = command.run(options, view)
     out: str = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -16,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import _pydantic_core
 
 from longtake.cli import main as cli
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
+from longtake.cli.options import COMMANDS
 from longtake.cli.prompts import with_prompts
 from longtake.cli.table import Table
 from longtake.configs.batch import BatchConfig
@@ -229,7 +231,7 @@ def test_prompts_of_files_and_of_standard_input(
     assert with_prompts({"prompt": "@@home"}) == {"prompt": "@home"}
     assert with_prompts({"prompt": None, "prompt_option": "a"}) == {"prompt": "a"}
     assert with_prompts({"prompt": "a", "prompt_option": "a"}) == {"prompt": "a"}
-    assert with_prompts({"prompt": None, "prompt_as_it_is": "-"}) == {"prompt": "-"}
+    assert with_prompts({"prompt": None, "literal_prompt": "-"}) == {"prompt": "-"}
 
 
 @pytest.mark.parametrize(
@@ -267,10 +269,14 @@ def test_prompts_that_are_none(tmp_path: Path, content: bytes | None, words: str
         (["generate", "a", "--no-json"], "--no-json is not an option of generate"),
         (["generate", "a", "cat"], "more words than one prompt (cat): put it in quotes"),
         (["generate", "-a cat"], "'-a cat' begins with a dash: put it behind --"),
-        (["generate", "a", "--seed"], "--seed wants a value"),
-        (["generate", "--decode-tile-size", "3"], "--decode-tile-size wants FRAMES HEIGHT WIDTH"),
-        (["jobs"], "jobs wants list, show, cancel or retry and FOLDER"),
-        (["decode"], "decode wants LATENTS.safetensors"),
+        (["generate", "a", "--seed"], "--seed needs a value"),
+        (["generate", "--decode-tile-size", "3"], "--decode-tile-size needs FRAMES HEIGHT WIDTH"),
+        (["generate", "a", "--seed", "--json"], "--seed needs a value"),
+        (["generate", "--quiet=yes"], "--quiet takes no value"),
+        (["generate", "-é"], "-é is not an option of generate"),
+        (["doctor", "x"], "x: more than doctor takes"),
+        (["jobs"], "jobs needs list|show|cancel|retry and FOLDER"),
+        (["decode"], "decode needs LATENTS.safetensors"),
         (["generate", "a caf\udce9"], r"the argument 'a caf\xe9' is not UTF-8: "),
         (["generate", "a", "-o", "\udce9.mp4"], r"the argument '\xe9.mp4' is not UTF-8: "),
     ],
@@ -279,7 +285,7 @@ def test_what_is_no_command_is_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        parsed(arguments)
+        parse(arguments)
     out, err = capsys.readouterr()
     assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("longtake: ")
@@ -291,16 +297,38 @@ def test_what_is_no_command_is_one_line(
 )
 def test_help_helps(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parsed(arguments)
+        parse(arguments)
     assert caught.value.code in (None, 0)
     assert "usage: longtake jobs" in capsys.readouterr().out
 
 
 def test_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parsed([])
+        parse([])
     assert caught.value.code == 2
     assert "usage: longtake" in capsys.readouterr().err
+
+
+def test_every_word_is_checked_before_tyro_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever words follow a command: a command, help, or an error of one line."""
+    odd = ["a", "-1", "-", "-é", "---x", "--seed=", "--seed", "-o", "-oa", "--no-metadata=1", "="]
+    for command in COMMANDS:
+        for words in itertools.product(odd, repeat=2):
+            try:
+                parse([command, *words])
+            except SystemExit as end:
+                assert end.code == 2
+            assert capsys.readouterr().err.count("\n") <= 1, words
+
+
+def test_options_that_are_not_given_have_no_value() -> None:
+    command, options = parse(["generate", "a", "--no-shard-weights", "--sigmas", "1", "0.5", "-ox"])
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    assert command == "generate"
+    assert given == {"prompt": "a", "sigmas": ("1", "0.5"), "output": "x", "metadata": True}
+    assert options["shard_weights"] is False
+    assert options["embed_metadata"] is None
+    assert {*options} == {option.name for option in COMMANDS["generate"].options}
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
