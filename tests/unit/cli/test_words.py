@@ -19,7 +19,7 @@ from pydantic_core import _pydantic_core
 from longtake.cli import main as cli
 from longtake.cli.command_line import parse
 from longtake.cli.options import COMMANDS
-from longtake.cli.prompts import with_prompts
+from longtake.cli.prompts import read_prompts
 from longtake.cli.table import Table
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
@@ -227,11 +227,11 @@ def test_prompts_of_files_and_of_standard_input(
     file.write_bytes("\ufeffa dög\r\n".encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a cät\n".encode())))
     options = {"prompt": "-", "negative_prompt": f"@{file}"}
-    assert with_prompts(options) == {"prompt": "a cät", "negative_prompt": "a dög"}
-    assert with_prompts({"prompt": "@@home"}) == {"prompt": "@home"}
-    assert with_prompts({"prompt": None, "prompt_option": "a"}) == {"prompt": "a"}
-    assert with_prompts({"prompt": "a", "prompt_option": "a"}) == {"prompt": "a"}
-    assert with_prompts({"prompt": None, "literal_prompt": "-"}) == {"prompt": "-"}
+    assert read_prompts(options) == {"prompt": "a cät", "negative_prompt": "a dög"}
+    assert read_prompts({"prompt": "@@home"}) == {"prompt": "@home"}
+    assert read_prompts({"prompt": None, "prompt_option": "a"}) == {"prompt": "a"}
+    assert read_prompts({"prompt": "a", "prompt_option": "a"}) == {"prompt": "a"}
+    assert read_prompts({"prompt": None, "literal_prompt": "-"}) == {"prompt": "-"}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_prompts_of_files_and_of_standard_input(
         (b"a caf\xe9", "line 1 is not UTF-8"),
         (b" \n", "is empty"),
         (b"a" * 500_000, "more than 100000 characters"),
-        (b"a\0", "zero bytes"),
+        (b"a\0", "contains NUL bytes"),
         (None, "No such file.*; write @@"),
     ],
 )
@@ -249,9 +249,9 @@ def test_prompts_that_are_none(tmp_path: Path, content: bytes | None, words: str
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(RequestError, match=words):
-        with_prompts({"prompt": f"@{file}"})
-    with pytest.raises(RequestError, match="no regular file"):
-        with_prompts({"prompt": f"@{tmp_path}"})
+        read_prompts({"prompt": f"@{file}"})
+    with pytest.raises(RequestError, match="Is a directory; write @@"):
+        read_prompts({"prompt": f"@{tmp_path}"})
 
 
 @pytest.mark.parametrize(
