@@ -253,7 +253,7 @@ def test_the_command_says_which_block(
     code, out = run_command(arguments, capsys)
     assert code == 1
     assert f"step {step}, block 3 of 4 ({module})" in out
-    assert out.splitlines()[-1] == "1 of 1 part by more than 0.0001: 1x1x2"
+    assert out.splitlines()[-1] == "1 of 1 differ by more than 0.0001: 1x1x2"
 
     code, out = run_command([*arguments, "--json"], capsys)
     (layout,) = json.loads(out, parse_constant=refuse)["layouts"]
