@@ -150,9 +150,13 @@ _JOBS = (
 )
 
 
+_PATHS = ("output", "folder")
+"""Declared fields that hold a path as text."""
+
+
 def _from_field(name: str, info: FieldInfo) -> Option:
     """The option of a declared field. Its value stays text, which the declaring class validates."""
-    hint = "" if info.default is None or info.is_required() else f"(default: {info.default})"
+    hint = "" if info.is_required() or info.default in (None, ()) else f"(default: {info.default})"
     help = info.description or ""
     if name == "prompt":
         help += "; - reads it from standard input, @FILE from a file"
@@ -162,7 +166,7 @@ def _from_field(name: str, info: FieldInfo) -> Option:
     return Option(
         name,
         help,
-        _metavar(info.annotation),
+        "PATH" if name in _PATHS else _metavar(info.annotation),
         hint,
         short="-o" if name == "output" else "",
         num_values=_num_values(info.annotation),
