@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import operator
-import os
 import shlex
 import sys
 from dataclasses import field, make_dataclass
@@ -19,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from longtake.cli.options import COMMANDS, Option
-from longtake.errors import is_utf8, nearly
+from longtake.errors import in_bytes, is_utf8, nearly, shown
 
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 _HELP = ("help", "--help", "-h")
@@ -72,18 +71,12 @@ def _refuse(message: str, command: str = "") -> NoReturn:
 def _refuse_encoding(word: str) -> NoReturn:
     """Refuse an argument that is not UTF-8, or that the locale's encoding cannot decode."""
     try:
-        content = os.fsencode(word)
-        content.decode()
-        way_out = f"set LC_ALL=C.UTF-8, since {sys.getfilesystemencoding()} cannot hold it"
+        in_bytes(word).decode()
         rule = "cannot be read in this locale"
+        way_out = f"set LC_ALL=C.UTF-8, since {sys.getfilesystemencoding()} cannot hold it"
     except UnicodeError:
-        content = word.encode("utf-8", "backslashreplace")
-        with contextlib.suppress(UnicodeError):
-            content = os.fsencode(word)
         rule, way_out = "is not UTF-8", "write it in that encoding, or rename the file"
-    shown = repr(content)[1:]
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    print(f"longtake: the argument {shown} {rule}: {way_out}", file=sys.stderr)
+    print(f"longtake: the argument {shown(word)} {rule}: {way_out}", file=sys.stderr)
     raise SystemExit(2)
 
 
