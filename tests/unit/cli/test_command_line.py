@@ -55,7 +55,7 @@ def test_an_invalid_command_line_is_one_line(
 @pytest.mark.parametrize(
     "arguments", [["help", "jobs"], ["jobs", "help"], ["--help", "jobs"], ["jobs", "-h"]]
 )
-def test_help_helps(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_spelling_of_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(arguments)
     assert caught.value.code in (None, 0)

@@ -53,15 +53,15 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
-def test_no_error_has_pydantics_words(kind: type[BaseModel]) -> None:
-    """Of any wrong value of any field; and it is one line."""
-    told = 0
+def test_errors_are_not_worded_by_pydantic(kind: type[BaseModel]) -> None:
+    """Any wrong value of any field gives one line in our own words."""
+    refused = 0
     for name in [*kind.model_fields, "heigth"]:
         for value in WRONG:
             try:
                 kind.model_validate({name: value})
             except ValidationError as error:
-                told += 1
+                refused += 1
                 text = one_line(error, kind.model_fields)
                 assert not PYDANTICS.search(re.sub(r"='.*?' |=\".*?\" |<object.*?>", " ", text)), (
                     text
@@ -69,11 +69,11 @@ def test_no_error_has_pydantics_words(kind: type[BaseModel]) -> None:
                 assert "\n" not in text
                 assert text.isprintable()
                 assert len(text) < 900
-    assert told > len(WRONG)
+    assert refused > len(WRONG)
 
 
-def test_every_rule_that_is_declared_has_words() -> None:
-    """The kinds of errors are pydantic's own list; those that values can meet are not left out."""
+def test_every_declared_rule_has_a_message() -> None:
+    """Every type of pydantic error that the fields can raise has a message."""
     kinds = {each["type"] for each in _pydantic_core.list_all_errors()}
     met: set[str] = set()
     for kind in DECLARED:
@@ -155,17 +155,17 @@ def test_the_models_own_sizes_come_first() -> None:
         (dict(prompt="a caf\udce9"), r"prompt='a caf\\xe9' is not UTF-8"),
     ],
 )
-def test_sizes_that_are_none(asked: dict[str, Any], words: str) -> None:
+def test_invalid_sizes(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         VideoRequest(**{"prompt": "a", **asked})
 
 
-def test_too_long_a_side_is_refused() -> None:
+def test_a_side_beyond_the_limit_is_refused() -> None:
     with pytest.raises(RequestError, match="longer side would have 262144 pixels, 16384 at most"):
         size(resolution="16384p", aspect_ratio="16:1")
 
 
-def test_a_later_source_counts_more() -> None:
+def test_a_later_source_overrides_an_earlier_one() -> None:
     file = {"height": 720, "width": 1280, "num_frames": 129}
     assert over(file, {"size": "64x64"}) == {"num_frames": 129, "size": "64x64"}
     assert over(file, {"resolution": "480p", "seconds": 2}) == {"resolution": "480p", "seconds": 2}
@@ -176,7 +176,7 @@ def test_a_later_source_counts_more() -> None:
     }
 
 
-def test_words_of_yaml_stay_words() -> None:
+def test_yaml_words_stay_text() -> None:
     content = (
         "a: off\nb: 12:30\nc: 007\nd: 1.10\ne: 2026-01-01\nf: ~\ng: 'null'\nh: [yes, =, 1e3]\n"
     )
@@ -204,6 +204,6 @@ def test_words_of_yaml_stay_words() -> None:
         (b"? [1]\n: 2", "line 1: has a key that is no word"),
     ],
 )
-def test_yaml_that_is_none_names_its_line(content: bytes, words: str) -> None:
+def test_invalid_yaml_names_its_line(content: bytes, words: str) -> None:
     with pytest.raises(YamlError, match=words):
         read_yaml(content)
