@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
 from longtake.cli.commands import verify as command
 from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
@@ -259,7 +259,7 @@ def test_the_command_says_which_block(
     code, out = run_command(arguments, capsys)
     assert code == 1
     assert f"step {step}, block 3 of 4 ({module})" in out
-    assert out.splitlines()[-1] == "1 of 1 part by more than 0.0001: 1x1x2"
+    assert out.splitlines()[-1] == "1 of 1 differ by more than 0.0001: 1x1x2"
 
     code, out = run_command([*arguments, "--json"], capsys)
     (layout,) = json.loads(out, parse_constant=refuse)["layouts"]
@@ -271,7 +271,7 @@ def test_the_command_says_which_block(
 
 
 def run_command(arguments: list[str], capsys: Any) -> tuple[int, str]:
-    _, options = parsed(arguments)
+    _, options = parse(arguments)
     with view_of(quiet=options["quiet"], as_json=options["json"]) as view:
         code = command.run(options, view)
     out: str = capsys.readouterr().out

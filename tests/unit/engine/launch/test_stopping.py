@@ -159,7 +159,7 @@ except KeyboardInterrupt:
     try:
         time.sleep(60 if sys.argv[1] == "closing" else 0.1)
     finally:
-        taken.over = True
+        taken.finished = True
         print("longtake: stopped; by itself", file=sys.stderr)
         time.sleep(0.1)
         os._exit(130)

@@ -209,19 +209,19 @@ FOUND = [
 
 def test_the_table() -> None:
     config = EngineConfig(devices=2, device="cpu", dtype="float32")
-    parted = "3 of 4 part by more than 0.0001: 1x1x2 1x1x2 2x1x1"
+    diverged = "3 of 4 differ by more than 0.0001: 1x1x2 1x1x2 2x1x1"
     assert _lines(FOUND, config, 1e-4) == [
         "demo on one rank and on 2 cpu ranks, float32: 9 frames of 48x32 in 3 steps, seed 3",
-        "layout  true CFG      max error  PSNR     parts at",
+        "layout  true CFG      max error  PSNR     diverges at",
         "1x1x2   no            0.0e+00    exact    -",
         "1x1x2   no            2.5e-03    60.0 dB  "
-        "step 2, block 3 of 6 (blocks.2), of the negative branch",
+        "step 2, block 3 of 6 (blocks.2), negative branch",
         "1x1x2   no            nan        nan dB   step 1, before the first block",
-        "2x1x1   side by side  1.0e+00    1.0 dB   step 1, in no block by itself",
-        parted,
+        "2x1x1   side by side  1.0e+00    1.0 dB   step 1, in no single block",
+        diverged,
     ]
     config = EngineConfig(dtype="float16")
-    assert _lines(FOUND, config, 1e-4)[-1].startswith(f"{parted}; float16 may do so by rounding")
+    assert _lines(FOUND, config, 1e-4)[-1].startswith(f"{diverged}; float16 may do so by rounding")
     assert _lines(FOUND[:1], config, 1e-4)[-1].startswith("all within 0.0001 after every step (")
 
 
