@@ -16,10 +16,10 @@ from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
 from longtake.engine.request import resolve
 from longtake.engine.resolve_config import settled
-from longtake.engine.versions import versions
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.version import library_versions
 
 
 class EngineOutline:
@@ -72,7 +72,7 @@ class EngineOutline:
 
     def identity_part(self) -> str:
         """All that videos follow from but their requests: model, dtypes, versions, in one text."""
-        config, installed = self.config, versions()
+        config, installed = self.config, library_versions()
         return " ".join((self._fingerprint, config.dtype, config.vae_dtype, installed["longtake"]))
 
     @cached_property
