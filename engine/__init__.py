@@ -1,4 +1,8 @@
-"""From a request to a plan, to ranks, to a video. What is named here is imported on demand."""
+"""From a request to a plan, to ranks, to a video. Names are imported on first use.
+
+Not by lazy_loader, which finds names in submodules of the package alone: some of these come from
+``longtake.configs`` and ``longtake.pipelines``.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +50,14 @@ _MODULES = {
 
 
 def __dir__() -> list[str]:
-    """What there is, for ``help`` and completion."""
+    """Names for ``help`` and completion."""
     return sorted({*globals(), *__all__})
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+if not TYPE_CHECKING:  # a type checker would accept any name from a module's __getattr__
 
     def __getattr__(name: str) -> Any:
-        """Import what is asked for from the module that holds it."""
+        """Import a name from the module that defines it."""
         if name in _MODULES:
             return getattr(importlib.import_module(_MODULES[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

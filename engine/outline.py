@@ -4,22 +4,24 @@ request can be rendered. Imports no torch where there is no GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import Rendering, ResolvedRequest
+from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
 from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.picture import check_picture
+from longtake.engine.media.snapshot import Identity
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
-from longtake.engine.request import resolve
+from longtake.engine.request import resolve, resolve_decode
 from longtake.engine.resolve_config import settled
-from longtake.engine.versions import versions
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.version import __version__
 
 
 class EngineOutline:
@@ -70,10 +72,33 @@ class EngineOutline:
             )
         return request.image, self.config.image_folder, request.image_sha256
 
+    def resolve_decode(
+        self, request: DecodeRequest, latents_shape: Sequence[int]
+    ) -> ResolvedDecode:
+        """How latents become a video: the model's defaults filled in, and checked against it.
+
+        Args:
+            request: The decoding options.
+            latents_shape: B, C, F, H, W.
+
+        Raises:
+            RequestError: The latents cannot be decoded by this model.
+        """
+        return resolve_decode(request, latents_shape, self.spec)
+
+    def num_frames_of(self, request: ResolvedDecode) -> int:
+        """Frames of each resulting video; some models drop the first ones."""
+        return request.num_frames - self.spec.dropped_frames
+
+    def identity_of(self, request: ResolvedRequest) -> Identity:
+        """Everything that a request's latents depend on in this installation."""
+        return Identity.of(request, self.config, self._fingerprint)
+
     def identity_part(self) -> str:
-        """All that videos follow from but their requests: model, dtypes, versions, in one text."""
-        config, installed = self.config, versions()
-        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, installed["longtake"]))
+        """Everything but the request that a video depends on: model, dtypes, version of longtake,
+        separated by spaces."""
+        config = self.config
+        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, __version__))
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -19,9 +19,9 @@ from longtake.engine.job import RankReport
 from longtake.engine.media.latents import Origin
 from longtake.engine.media.output_files import check_output, output_type
 from longtake.engine.media.video_writer import VideoFiles
-from longtake.engine.versions import versions
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
+from longtake.version import library_versions
 
 Array = npt.NDArray[np.float32]
 
@@ -92,7 +92,7 @@ class Metadata:
             },
             "peak_memory_bytes": {str(rank.rank): rank.peak_memory_bytes for rank in self.ranks},
             "ranks": [_measured(rank) for rank in self.ranks],
-            "versions": versions(),
+            "versions": library_versions(),
         }
 
     def _snapshots(self) -> dict[str, Any]:

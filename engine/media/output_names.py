@@ -8,16 +8,63 @@ import os
 import re
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from longtake.engine.media.output_files import INDEX
+from longtake.configs.request import OutputType
+from longtake.engine.media.output_files import INDEX, check_output, free_output, output_type
 from longtake.errors import RequestError
 
+DEFAULT_OUTPUT = "out.mp4"
 PLACEHOLDERS = ("seed", "id", "date", "model", "index")
 _LONGEST_WORDS = 40
 PathT = TypeVar("PathT", bound=PurePath)
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Where the videos of one request are to be written.
+
+    Attributes:
+        template: Path whose name may have placeholders; None: ``out.mp4``, or the first of
+            ``out-2.mp4``, ``out-3.mp4``, ... that is free.
+        request_id: Value of the placeholder ``{id}``.
+        metadata: Whether a .json is written beside the videos.
+        overwrite: Whether earlier videos and their .json are replaced.
+    """
+
+    template: str | None = None
+    request_id: str = ""
+    metadata: bool = True
+    overwrite: bool = False
+
+    @property
+    def output_type(self) -> OutputType:
+        """What the suffix asks for: frames, or latents alone."""
+        return output_type(Path(self.template or DEFAULT_OUTPUT))
+
+    def values(self, seed: int | None, model: str, num_videos: int) -> dict[str, str]:
+        """The values of all placeholders; see :func:`values_for`."""
+        return values_for(seed=seed, name=self.request_id, model=model, num_videos=num_videos)
+
+    def place(self, values: Mapping[str, str], num_videos: int) -> Path:
+        """The path, after a check that all files can be written there.
+
+        Raises:
+            RequestError: Something is there already, or it cannot be written to.
+        """
+        if self.template is None:
+            path = free_output(Path(DEFAULT_OUTPUT), num_videos, metadata=self.metadata)
+        else:
+            path = check_index(Path(filled(self.template, values)))
+        self.check(path, num_videos)
+        return path
+
+    def check(self, path: Path, num_videos: int) -> None:
+        """Check that all files can be written at a path; see :func:`check_output`."""
+        check_output(path, num_videos, metadata=self.metadata, overwrite=self.overwrite)
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:

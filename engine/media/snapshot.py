@@ -16,12 +16,12 @@ from pydantic import BaseModel, Field, ValidationError
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import NOT_OF_THE_LATENTS, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.versions import versions
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.files.atomic import cause, partial_path, write_whole
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tensor_files import MAX_LATENTS_BYTES, TensorFileError, open_tensors
+from longtake.version import library_versions
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class Identity(BaseModel):
             engine: with its dtype chosen.
             model: the fingerprint.
         """
-        installed = versions()
+        installed = library_versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
         dtype: str = engine.dtype
         if request.i2v_mode is not None:

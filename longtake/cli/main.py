@@ -11,13 +11,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import longtake
 from longtake.cli.command_line import parse
 from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
 from longtake.cli.terminal import view_of
 from longtake.configs.engine import EngineConfig
 from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
 from longtake.files.reading import check_regular
+from longtake.version import __version__
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
 
@@ -55,7 +55,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
             stream.reconfigure(errors="backslashreplace")
     command, options = parse(arguments)
     if command == "version":
-        print(longtake.__version__)
+        print(__version__)
         return EXIT_DONE
     view = view_of(quiet=options["quiet"], as_json=options["json"])
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])

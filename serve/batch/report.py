@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from longtake.engine.media.output_files import output_paths
-from longtake.engine.versions import versions
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import write_whole
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.runner.outputs import strip_of
 from longtake.serve.templates import TEMPLATES
+from longtake.version import library_versions
 
 REPORTS = ("report.json", "report.html")
 _IN_A_REPORT = re.compile(rb"longtake \S+ .{1,9}\d+ s of rendering</p>")
@@ -74,7 +74,7 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "counts": dict(counts),
         "seconds": round(sum(sum(job.seconds.values()) for job in jobs), 3),
-        "versions": versions(),
+        "versions": library_versions(),
         "shots": rows,
     }
     as_json, as_html = (folder / name for name in REPORTS)

@@ -19,7 +19,6 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
-import longtake
 from longtake.errors import EngineError, RefusedInputError
 from longtake.serve.http.events import events_of
 from longtake.serve.http.objects import video_object
@@ -32,6 +31,7 @@ from longtake.serve.queue.submissions import BeingDeletedError, QueueFullError
 from longtake.serve.runner.filmstrip import middle_of
 from longtake.serve.service.metrics import CONTENT_TYPE
 from longtake.serve.service.service import VideoService
+from longtake.version import __version__
 
 _MOST_FIELDS = 64
 _MOST_TEXT = 512 * 1024
@@ -62,7 +62,7 @@ def api_of(service: VideoService, page: FastAPI | None = None) -> FastAPI:
     app = FastAPI(
         redirect_slashes=False,
         title="longtake",
-        version=longtake.__version__,
+        version=__version__,
         summary="Videos from diffusion transformers, as OpenAI's videos API has them",
         lifespan=lifespan,
         docs_url=None,  # a page that loads scripts from elsewhere

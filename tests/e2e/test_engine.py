@@ -23,9 +23,10 @@ from tests import tiny
 
 def ranks_of(engine: VideoEngine) -> list[psutil.Process]:
     """The processes that an engine started."""
-    assert isinstance(engine._launcher, LocalProcesses)
-    assert engine._launcher._processes is not None
-    pids = engine._launcher._processes._started.pids()
+    launcher = engine._ranks._launcher
+    assert isinstance(launcher, LocalProcesses)
+    assert launcher._processes is not None
+    pids = launcher._processes._started.pids()
     return [psutil.Process(pid) for pid in pids.values()]
 
 

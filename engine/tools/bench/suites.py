@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import torch
 
-import longtake
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import VideoRequest
@@ -33,6 +32,7 @@ from longtake.engine.tools.trial import on_ranks
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
+from longtake.version import __version__
 
 _DEADLINE_S = 1200.0
 _STEPS = 6
@@ -173,7 +173,7 @@ def environment(device_type: str) -> str:
     else:
         gib = psutil.virtual_memory().total / 2**30
         device = f"{platform.machine()} CPU, {psutil.cpu_count()} logical cores, {gib:.0f} GiB"
-    versions = [f"longtake {longtake.__version__}", f"Python {platform.python_version()}"]
+    versions = [f"longtake {__version__}", f"Python {platform.python_version()}"]
     for library in ("torch", "diffusers", "flash-attn", "xformers"):
         try:
             versions.append(f"{library} {version(library)}")
