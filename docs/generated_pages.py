@@ -82,11 +82,7 @@ def _rows(options: Any) -> Iterator[str]:
             value = f"`{argument.metavar}`"
         default = argument.help_behavior_hint
         meaning = f"{argument.help or ''} {default if isinstance(default, str) else ''}".strip()
-        yield f"| {_escaped(spelling)} | {_escaped(value)} | {_escaped(meaning)} |"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("<", "&lt;")
+        yield f"| {spelling} | {value} | {meaning.replace('|', '&#124;').replace('<', '&lt;')} |"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from longtake.cli.command_line import parsed
 from longtake.cli.main import main
 
 ROOT = Path(__file__).parents[2]
+THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(ROOT)}
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     + list((ROOT / "docs").rglob("*.md"))
@@ -221,7 +222,7 @@ def test_attention_examples_equal_one_process(script: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**THIS_CHECKOUT, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stdout.split()[-1]) < 1e-5
@@ -259,3 +260,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_readme_fits_on_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_reference_has_every_option_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    script = [sys.executable, str(ROOT / "docs/generated_pages.py")]
+    ended = subprocess.run(script, env=THIS_CHECKOUT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    sections = re.split(r"^## longtake (\w+)$", ended.stdout, flags=re.M)[1:]
+    assert len(sections) == 2 * 10
+    for command, section in zip(sections[::2], sections[1::2], strict=True):
+        if command == "version":
+            continue
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = set(re.findall(r"^. (--[a-z0-9-]+)", capsys.readouterr().out, re.M))
+        documented = set(re.findall(r"`(--[a-z0-9-]+)`", section))
+        assert shown and shown <= documented, command
