@@ -7,14 +7,10 @@ it. CONTRIBUTING.md and CHANGELOG.md come from the root of the repository.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from longtake.cli.options import COMMANDS
+from longtake.cli.options import COMMANDS, Option
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -47,12 +43,11 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
 def commands_page() -> str:
     """The reference in Markdown: a section and a table of options for each command."""
     sections = [_INTRODUCTION]
-    for command, (options, description) in COMMANDS.items():
-        rows = list(_rows(options))
-        lines = [f"## longtake {command}", description]
-        if rows:
-            lines.append("\n".join(["| option | value | meaning |", "|---|---|---|", *rows]))
-        sections.append("\n\n".join(lines))
+    for name, command in COMMANDS.items():
+        sections.append(f"## longtake {name}\n\n{command.summary}")
+        if command.options:
+            rows = map(_row, command.options)
+            sections.append("\n".join(["| option | value | meaning |", "|---|---|---|", *rows]))
     return "\n\n".join(sections) + "\n"
 
 
@@ -65,24 +60,15 @@ none is given here, the model's own value.
 """
 
 
-def _rows(options: Any) -> Iterator[str]:
-    """A table row for each option of a command."""
-    for option in fields(options):
-        kind, *marks = get_args(option.type)
-        argument = next(mark for mark in marks if hasattr(mark, "aliases"))
-        name = (argument.name or option.name).replace("_", "-")
-        if tyro.conf.Positional in marks:
-            spelling, value = f"`{argument.metavar}`", "positional"
-        elif kind is bool:
-            negative = tyro.conf.FlagCreatePairsOff not in marks
-            spelling = f"`--{name}`" + (f", `--no-{name}`" if negative else "")
-            value = "flag"
-        else:
-            spelling = ", ".join(f"`{each}`" for each in [f"--{name}", *(argument.aliases or ())])
-            value = f"`{argument.metavar}`"
-        default = argument.help_behavior_hint
-        meaning = f"{argument.help or ''} {default if isinstance(default, str) else ''}".strip()
-        yield f"| {spelling} | {value} | {meaning.replace('|', '&#124;').replace('<', '&lt;')} |"
+def _row(option: Option) -> str:
+    """A row of a command's table."""
+    spelling = ", ".join(f"`{each}`" for each in option.flags or (option.metavar,))
+    if option.positional:
+        value = "positional"
+    else:
+        value = "flag" if option.num_values == 0 else f"`{option.metavar}`"
+    meaning = f"{option.help} {option.hint}".strip()
+    return f"| {spelling} | {value} | {meaning.replace('|', '&#124;').replace('<', '&lt;')} |"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
 from longtake.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_shell_example_is_valid(example: Example, capsys: pytest.CaptureFixture[
     for words in example.commands:
         arguments = longtake_arguments(words)
         if arguments is not None:
-            parsed(arguments)
+            parse(arguments)
             if arguments[0] == "plan":
                 assert main(arguments) == 0, capsys.readouterr().err
         elif words[0] == "make":
