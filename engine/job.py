@@ -1,4 +1,4 @@
-"""What an engine and its ranks exchange: a job, its input, and what each rank measured."""
+"""What an engine and its ranks exchange: a job and its input, reports and refusals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy.typing as npt
 from pydantic import BaseModel
 
+from longtake import errors
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.media.snapshot import SnapshotPlan
+from longtake.errors import RefusedInputError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.trace import TraceRequest
 
@@ -123,3 +125,9 @@ class RankReport:
     snapshots: int = 0
     snapshot_failure: str = ""
     truncated: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def refusal_of(type_name: str, message: str) -> RefusedInputError:
+    """The refusal of another process, with its type restored."""
+    refusal: RefusedInputError = getattr(errors, type_name, RefusedInputError)(message)
+    return refusal

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.arrays import Array
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput, RankReport, refusal_of
 from longtake.engine.launch.deadlines import Deadlines
-from longtake.engine.launch.launcher import Launcher, refusal_of
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.process_group import Rendezvous, control_group, join_group
 from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.sinks import Sink

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from longtake import errors
 from longtake.engine.job import Job, JobInput, RankReport
 from longtake.engine.sinks import Sink
 from longtake.errors import RefusedInputError
@@ -75,9 +74,3 @@ class Launcher(ABC):
     @abstractmethod
     def close(self) -> None:
         """End all ranks."""
-
-
-def refusal_of(type_name: str, message: str) -> RefusedInputError:
-    """The refusal of another process, with its type restored."""
-    refusal: RefusedInputError = getattr(errors, type_name, RefusedInputError)(message)
-    return refusal

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput, RankReport, refusal_of
 from longtake.engine.launch.deadlines import TIMED_OUT
-from longtake.engine.launch.launcher import Launcher, refusal_of
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
 from longtake.engine.launch.rank_processes import RankProcesses
 from longtake.engine.launch.rank_protocol import LOADING, EngineSide, RankFailure, RankState

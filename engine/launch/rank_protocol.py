@@ -18,10 +18,9 @@ import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.arrays import Array
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput, RankReport, refusal_of
 from longtake.engine.launch.channel import Mailbox
 from longtake.engine.launch.heartbeat import HeartbeatMonitor, read_heartbeats
-from longtake.engine.launch.launcher import refusal_of
 from longtake.engine.memory_use import is_out_of_memory
 from longtake.engine.sinks import Sink, TraceSink
 from longtake.errors import (
