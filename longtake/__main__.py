@@ -30,7 +30,7 @@ _QUIET = {
 def main() -> NoReturn:
     """Run the command and exit with its code; see :func:`longtake.cli.main.run`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while importing
     from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
 
     is_server = sys.argv[1:2] == ["serve"]

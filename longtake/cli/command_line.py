@@ -47,17 +47,13 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     options = _parse_values(command, words)
     for option in COMMANDS[command].options:
         if option.name not in given and not option.positional:
-            options[option.name] = option.default
+            options[option.name] = option.default  # tyro's switches are never None
     if literal_prompt is not None:
         if "prompt" not in options:
             _refuse(f"{literal_prompt!r} behind -- is a prompt, and {command} takes none", command)
         options["literal_prompt"] = literal_prompt
-    missing = [
-        option.metavar
-        for option in COMMANDS[command].options
-        if option.required and options[option.name] is None
-    ]
-    if missing:
+    required = (option for option in COMMANDS[command].options if option.required)
+    if missing := [option.metavar for option in required if options[option.name] is None]:
         _refuse(f"{command} needs {' and '.join(missing)}", command)
     return command, options
 
@@ -113,7 +109,7 @@ def _is_option(word: str) -> bool:
 
 def _check_words(command: str, words: list[str]) -> set[str]:
     """Refuse unknown options and missing values; returns the names of the options given."""
-    own = {flag: option for option in COMMANDS[command].options for flag in option.flags}
+    own = COMMANDS[command].flags
     given = set()
     for at, word in enumerate(words):
         if not _is_option(word) or word in _HELP:
@@ -143,13 +139,9 @@ def _refuse_option(command: str, word: str, own: list[str]) -> NoReturn:
     flag = word.partition("=")[0]
     suggestion = nearly(flag, own)
     if not suggestion:
-        spelled = "--" + flag.lstrip("-").replace("_", "-")
-        others = [
-            name
-            for name, each in COMMANDS.items()
-            if any(spelled in option.flags for option in each.options)
-        ]
-        suggestion = f", but of {', '.join(others)}" if others else ""
+        spellings = {flag, "--" + flag.lstrip("-").replace("_", "-")}
+        takes = (name for name, each in COMMANDS.items() if spellings & each.flags.keys())
+        suggestion = f", but of {others}" if (others := ", ".join(takes)) else ""
     _refuse(f"{flag} is not an option of {command}{suggestion}", command)
 
 

@@ -74,11 +74,17 @@ class Command:
     options: tuple[Option, ...] = ()
     fields: frozenset[str] = frozenset()
 
+    @property
+    def flags(self) -> dict[str, Option]:
+        """The named options by each of their spellings."""
+        return {flag: option for option in self.options for flag in option.flags}
+
 
 def _switch(name: str, help: str) -> Option:
     return Option(name, help, default=False, num_values=0)
 
 
+# tyro has no argument that can be given both by position and by name.
 _PROMPT = Option("prompt_option", "Same as PROMPT", "TEXT", long="prompt")
 _OUTPUT = (
     Option(

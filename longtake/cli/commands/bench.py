@@ -119,4 +119,6 @@ def _check_output(path: Path, suffix: str, *, may_exist: bool) -> None:
     except OSError as error:
         raise RequestError(f"output={str(path)!r} cannot be written: {cause(error)}") from error
     if not may_exist:
-        raise RequestError(f"output={str(path)!r} exists: name another file, or pass --overwrite")
+        raise RequestError(
+            f"output={str(path)!r} is there already: name another one, or pass --overwrite"
+        )

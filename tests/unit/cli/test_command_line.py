@@ -32,6 +32,7 @@ from longtake.cli.options import COMMANDS
         (["generate", "a", "--seed"], "--seed needs a value"),
         (["generate", "--decode-tile-size", "3"], "--decode-tile-size needs FRAMES HEIGHT WIDTH"),
         (["generate", "a", "--seed", "--json"], "--seed needs a value"),
+        (["jobs", "list", ".", "-o", "x"], "-o is not an option of jobs, but of generate, batch,"),
         (["generate", "--quiet=yes"], "--quiet takes no value"),
         (["generate", "-é"], "-é is not an option of generate"),
         (["doctor", "x"], "x: more than doctor takes"),
