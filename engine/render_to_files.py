@@ -147,8 +147,8 @@ def decode_to_files(
     path = output.place(output.values(seed, config.model, num_videos), num_videos)
     with VideoEngine(config) as engine:
         resolved = engine.resolve_decode(request, file.latents.shape)
-        if origin is not None and origin.made(resolved):
-            resolved = origin.decoded(resolved)
+        if origin is not None and origin.describes(resolved):
+            resolved = origin.request_decoded_as(resolved)
         else:  # of another size: its request does not describe these videos
             origin = None
         return _FileRendering(engine, output, listener, path).decode(resolved, file.latents, origin)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from longtake.configs.request import Rendering, VideoRequest
-from longtake.engine.media.picture import png_of
+from longtake.engine.media.picture import encode_png
 from longtake.errors import RequestError
 
 
@@ -44,7 +44,7 @@ def request_from_arguments(
     elif isinstance(image := fields.get("image"), Image.Image):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "image.png"
-            path.write_bytes(png_of(image))
+            path.write_bytes(encode_png(image))
             yield VideoRequest(**{**fields, "image": path})
     else:
         yield VideoRequest(**fields)

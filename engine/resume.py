@@ -20,8 +20,8 @@ from longtake.engine.media.snapshot import (
     Identity,
     SnapshotPlan,
     UnusableSnapshotError,
+    drop_partial_snapshot,
     drop_snapshot,
-    drop_unfinished,
     is_snapshot,
     plan_snapshots,
     read_snapshot,
@@ -67,7 +67,7 @@ def find_interrupted(
         seeded = request
         if seed_drawn:
             seeded = request.model_copy(update={"seed": identity.request.seed})
-        if not identity.model_copy(update={"request": seeded}).unlike(identity):
+        if not identity.model_copy(update={"request": seeded}).difference_from(identity):
             return output, seeded
     return None
 
@@ -110,7 +110,7 @@ def find_kept_latents(output: Path, identity: Identity) -> InterruptedDecode | N
         with suppress(RequestError):
             file = read_latents(path)
             found = None if file.origin is None else file.origin.identity
-            if found is not None and not identity.unlike(found):
+            if found is not None and not identity.difference_from(found):
                 return InterruptedDecode(path, file.latents)
     return None
 
@@ -185,7 +185,7 @@ def snapshot_kept_on_failure(
     try:
         yield
     except BaseException as error:
-        drop_unfinished(path)  # no rank is writing it: all have ended
+        drop_partial_snapshot(path)  # no rank is writing it: all have ended
         interrupted = isinstance(error, KeyboardInterrupt | Stopped)
         if interrupted and not resume and not getattr(error, "terminated", False):
             if _stamp(path) != before:

@@ -1,4 +1,4 @@
-"""Names of outputs that are made of what is rendered: ``-o {model}-{seed}.mp4``."""
+"""Where an output goes, and the placeholders in its name: ``-o {model}-{seed}.mp4``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longtake.errors import RequestError
 
 DEFAULT_OUTPUT = "out.mp4"
 PLACEHOLDERS = ("seed", "id", "date", "model", "index")
-_LONGEST_WORDS = 40
+_MAX_ID_WORDS_CHARS = 40
 PathT = TypeVar("PathT", bound=PurePath)
 
 
@@ -68,13 +68,14 @@ class OutputSpec:
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
-    """A name with values in place of its placeholders; ``{{`` and ``}}`` are braces.
+    """Replace the placeholders in a name; ``{{`` and ``}}`` stand for braces.
 
     Args:
-        values: by the name of the placeholder.
+        template: The name.
+        values: Values by placeholder.
 
     Raises:
-        RequestError: a placeholder is unknown or has no value, or a brace has no other.
+        RequestError: A placeholder is unknown or has no value, or a brace is unmatched.
     """
 
     def value_of(name: str) -> str:
@@ -86,17 +87,17 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def check_placeholders(template: str) -> None:
-    """Refuse a name with an unknown placeholder, or with a brace that has no other.
+    """Check the placeholders in a name.
 
     Raises:
-        RequestError: it has one.
+        RequestError: A placeholder is unknown, or a brace is unmatched.
     """
     _replaced(template, lambda name: "")
 
 
 def pattern_of(template: str, values: Mapping[str, str]) -> str:
-    """A regular expression for all names that a template makes, whatever the values that are not
-    given."""
+    """A regular expression for the names that a template gives; placeholders without a value match
+    anything."""
     text = _replaced(template, lambda name: values.get(name, "\0"))
     return ".*".join(map(re.escape, text.split("\0")))
 
@@ -110,11 +111,11 @@ def _replaced(template: str, value_of: Callable[[str], str]) -> str:
             if name is None:
                 continue
             if name not in PLACEHOLDERS or spec or conversion:
-                said = (
+                field = (
                     name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
                 )
                 raise RequestError(
-                    f"output={template!r} has {{{said}}}: use {known}, or {{{{ and }}}} for braces"
+                    f"output={template!r} has {{{field}}}: use {known}, or {{{{ and }}}} for braces"
                 )
             text += value_of(name)
     except ValueError as error:
@@ -128,13 +129,14 @@ def _replaced(template: str, value_of: Callable[[str], str]) -> str:
 
 
 def values_for(*, seed: int | None, name: str, model: str, num_videos: int) -> dict[str, str]:
-    """The values of the placeholders, each of which can stand in a file's name.
+    """Values of the placeholders, each valid in a file name.
 
     Args:
-        seed: left out if None.
-        name: of the request.
-        model: a folder or hub id.
-        num_videos: of one, the index is 0; of several, it stays to be filled in.
+        seed: The seed; None: ``{seed}`` has no value.
+        name: The request's id.
+        model: A model's folder or hub id.
+        num_videos: Number of videos. The index of a single one is 0; with several, ``{index}``
+            stays for :func:`output_paths`.
     """
     values = {
         "id": name,
@@ -146,24 +148,24 @@ def values_for(*, seed: int | None, name: str, model: str, num_videos: int) -> d
 
 
 def _model_name(model: str) -> str:
-    """The last part of a model's folder or hub id, as a file's name."""
+    """The last component of a model's folder or hub id, valid in a file name."""
     last = os.path.basename(os.path.abspath(os.path.expanduser(model)))
     return re.sub(r"[^\w.-]+", "-", last).strip("-.")[:100] or "model"
 
 
 def request_id(values: Mapping[str, Any]) -> str:
-    """A name of a request: some words of its prompt, and a digest of all that it says."""
+    """An id of a request: some words of its prompt, and a digest of all its fields."""
     words = re.sub(r"[^a-z0-9]+", "-", str(values.get("prompt", "")).lower()).strip("-")
     content = json.dumps({name: str(value) for name, value in values.items()}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{words[:_LONGEST_WORDS].strip('-')}-{digest}".strip("-")
+    return f"{words[:_MAX_ID_WORDS_CHARS].strip('-')}-{digest}".strip("-")
 
 
 def check_index(path: PathT) -> PathT:
-    """The path, if the number of each video is in its name and not in that of a folder.
+    """Return a path whose ``{index}``, if any, is in the file's name.
 
     Raises:
-        RequestError: it is in a folder's.
+        RequestError: It is in a folder's name.
     """
     if INDEX in str(path.parent):
         raise RequestError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longtake.engine.media.frame_writers import Array
+from longtake.engine.arrays import Array
 from longtake.engine.sinks import Sink
 from longtake.files.atomic import write_whole
 

@@ -240,6 +240,6 @@ def test_the_command_refuses_before_it_looks_at_the_model(
     for arguments in (["--calibrate", "-o", "mine.yaml"], ["-o", "mine.md"]):
         (tmp_path / arguments[-1]).write_text("mine")
         assert cli.main(["bench", "--model", "/no/where", *arguments]) == 2
-        assert "exists: name another file, or pass" in capsys.readouterr().err
+        assert "is there already: name another one, or pass" in capsys.readouterr().err
         assert cli.main(["bench", "--model", "/no/where", *arguments, "--overwrite"]) == 2
         assert "there is no folder /no/where" in capsys.readouterr().err

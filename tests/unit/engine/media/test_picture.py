@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from longtake.engine.media import picture
-from longtake.engine.media.picture import MAX_BYTES, decoded, read_picture
+from longtake.engine.media.picture import MAX_BYTES, decode_picture, read_picture
 from longtake.engine.media.picture_process import MAX_PIXELS
 from longtake.errors import RequestError
 from longtake.pipelines.picture import Pixels, as_video, fitted
@@ -212,7 +212,7 @@ def test_what_is_not_whole(tmp_path: Path, name: str) -> None:
     whole = saved(tmp_path / name, Image.fromarray(noise)).read_bytes()
     for length in range(0, len(whole) - 64, max(1, len(whole) // 60)):
         with pytest.raises(RequestError, match="^It (is damaged or not whole|is no picture)"):
-            decoded(whole[:length], "It")
+            decode_picture(whole[:length], "It")
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     assert "is damaged or not whole" in refused(tmp_path / "cut")
 
@@ -226,7 +226,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> N
         for at in rng.integers(0, len(whole), 3):
             changed[at] = int(rng.integers(256))
         try:
-            assert decoded(bytes(changed), "It").shape[2] == 3
+            assert decode_picture(bytes(changed), "It").shape[2] == 3
         except RequestError as error:
             assert "\n" not in str(error)
 
