@@ -244,18 +244,18 @@ def _field_error(detail: dict[str, typing.Any], known: Iterable[str]) -> str:
         return rule  # a rule of several fields names them
     if "key" in name:
         return f"{name} {rule}"  # never print a secret
-    return f"{name}={_shorten(detail['input'])} {rule}"
+    return f"{name}={shorten(detail['input'])} {rule}"
 
 
-def _shorten(value: object) -> str:
+def shorten(value: object) -> str:
     """A value for an error message: shortened, and as bytes if it is not UTF-8."""
     text = re.sub(r"\s*\n\s*", " ", repr(value))
     if isinstance(value, str) and not is_utf8(value):
-        text = repr(_original_bytes(value))[1:]
+        text = repr(original_bytes(value))[1:]
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _original_bytes(text: str) -> bytes:
+def original_bytes(text: str) -> bytes:
     """The undecodable bytes behind a text that Python decoded with surrogateescape."""
     try:
         return text.encode("utf-8", "surrogateescape")

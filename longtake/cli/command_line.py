@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from longtake.cli.options import COMMANDS, Option
-from longtake.errors import in_bytes, is_utf8, nearly, shown
+from longtake.errors import is_utf8, nearly, original_bytes, shorten
 
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 _HELP = ("help", "--help", "-h")
@@ -67,12 +67,12 @@ def _refuse(message: str, command: str = "") -> NoReturn:
 def _refuse_encoding(word: str) -> NoReturn:
     """Refuse an argument that is not UTF-8, or that the locale's encoding cannot decode."""
     try:
-        in_bytes(word).decode()
+        original_bytes(word).decode()
         rule = "cannot be read in this locale"
         way_out = f"set LC_ALL=C.UTF-8, since {sys.getfilesystemencoding()} cannot hold it"
     except UnicodeError:
         rule, way_out = "is not UTF-8", "write it in that encoding, or rename the file"
-    print(f"longtake: the argument {shown(word)} {rule}: {way_out}", file=sys.stderr)
+    print(f"longtake: the argument {shorten(word)} {rule}: {way_out}", file=sys.stderr)
     raise SystemExit(2)
 
 
