@@ -21,7 +21,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.picture import decoded
+from longtake.engine.media.picture import decode_picture
 from longtake.errors import RankError, RequestError
 from longtake.serve.http.objects import video_object
 from longtake.serve.service.service import VideoService
@@ -265,7 +265,7 @@ def test_files_that_were_tampered_with(animating: Gray, monkeypatch: pytest.Monk
     client, service = animating
     monkeypatch.setattr(  # here: a process for each would take long
         "longtake.engine.media.picture.decoded_apart",
-        lambda content, said, cpu_s: decoded(content, said),
+        lambda content, label, cpu_s: decode_picture(content, label),
     )
     whole = picture((64, 64), "JPEG") + picture((32, 32))
 
