@@ -17,7 +17,6 @@ from longtake.engine.arrays import Array
 from longtake.engine.job import Job, JobInput, RankReport
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
-from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.latents import checked_latents
 from longtake.engine.media.picture import read_picture
@@ -228,11 +227,10 @@ class VideoEngine(EngineOutline):
             if request is None:
                 return None, None
             job, picture = self._job_of(request)
-            return job.model_copy(
-                update={"snapshots": snapshots, "low_memory": low_memory}
-            ), picture
+            options = {"snapshots": snapshots, "low_memory": low_memory}
+            return job.model_copy(update=options), picture
 
-        return self._run(prepare, sink, on_progress, stop_requested)
+        return self._metadata(*self._ranks.run(prepare, sink, on_progress, stop_requested))
 
     def decode_into(
         self,
@@ -259,7 +257,7 @@ class VideoEngine(EngineOutline):
             dims = ParallelDims(ulysses_degree=self.config.devices)
             return Job.of(request, dims, from_latents=True), latents
 
-        return self._run(prepare, sink, on_progress)
+        return self._metadata(*self._ranks.run(prepare, sink, on_progress))
 
     def close(self) -> None:
         """End all ranks, which releases the model."""
@@ -275,21 +273,6 @@ class VideoEngine(EngineOutline):
         """Whether this process can resolve a request: under torchrun, its picture may be on rank
         0's host alone, and other ranks pass None to :meth:`render`."""
         return self.writes or request.image is None
-
-    def _run(
-        self,
-        prepare: Callable[[], tuple[Job | None, JobInput]],
-        sink: Sink,
-        on_progress: OnProgress,
-        stop_requested: StopRequested = never,
-    ) -> Metadata:
-        """Prepare a job, agree on it with all ranks, and run it."""
-        with self._ranks.exclusive(on_progress, stop_requested) as launcher:
-            job, array = _agree(launcher, prepare)
-            reports = launcher.render(job, sink, on_progress, array, stop_requested)
-        if reports[0].snapshot_failure:
-            logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
-        return self._metadata(job, reports)
 
     def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInput]:
         """The job that renders a request, and the pixels of its picture."""
@@ -312,8 +295,7 @@ class VideoEngine(EngineOutline):
             return resolve() if self.writes else None
         except RefusedInputError as error:
             if self._under_torchrun:
-                with self._ranks.exclusive(on_progress) as launcher:
-                    launcher.agree(None, error)
+                self._ranks.refuse(error, on_progress)
             raise
 
     def _in_memory(
@@ -334,6 +316,8 @@ class VideoEngine(EngineOutline):
         return Video(sink.batch, sink.all_latents, metadata, self.writes)
 
     def _metadata(self, job: Job, reports: list[RankReport]) -> Metadata:
+        if reports[0].snapshot_failure:
+            logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
         kernel = reports[0].attention_kernel or self.config.attention_kernel
         why = ""
         if not job.from_latents:
@@ -348,21 +332,3 @@ class VideoEngine(EngineOutline):
             self.num_frames_of(job.request),
             why=why,
         )
-
-
-def _agree(
-    launcher: Launcher, prepare: Callable[[], tuple[Job | None, JobInput]]
-) -> tuple[Job, JobInput]:
-    """The job that all ranks run, and the array that comes with it on rank 0.
-
-    Raises:
-        RefusedInputError: It cannot be prepared on rank 0; raised on all ranks.
-    """
-    job: Job | None = None
-    array: JobInput = None
-    refusal: RefusedInputError | None = None
-    try:
-        job, array = prepare()
-    except RefusedInputError as error:
-        refusal = error
-    return launcher.agree(job, refusal), array

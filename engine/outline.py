@@ -1,5 +1,6 @@
-"""What can be said of an engine before any rank is started: its model, its layouts, and whether a
-request can be rendered. Imports no torch where there is no GPU.
+"""An engine without ranks: its model, its layouts, and whether it can render a request.
+
+Imports no torch where there is no GPU.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from longtake.version import __version__
 
 
 class EngineOutline:
-    """A model and the layouts that it runs in. Building one checks both; nothing is loaded.
+    """A model and the layouts that it may run in. The constructor checks both and loads nothing.
 
     Args:
-        config: the model, the ranks, their deadlines.
-        place: among the ranks of torchrun, whose number then counts.
+        config: The model, its ranks and their deadlines.
+        place: This process's place under torchrun, whose number of ranks then counts; or None.
 
     Attributes:
-        config: with nothing left to be chosen but degrees and attention kernel.
-        spec: what can be said of the model before it is loaded.
-        layouts: that requests run in, and how long they take there by the plan.
+        config: The configuration, resolved but for the degrees and the attention kernel.
+        spec: Facts about the model that are known before it is loaded.
+        layouts: The layouts that requests may run in, with their predicted durations.
 
     Raises:
-        ModelError: the model is missing, damaged or of an unknown kind.
-        LayoutError: the degrees do not fit the devices, or there are not so many.
-        KernelError: an unknown attention kernel.
+        ModelError: The model is missing, damaged or of an unknown kind.
+        LayoutError: The degrees do not fit the devices, or there are too few devices.
+        KernelError: The attention kernel is unknown.
     """
 
     def __init__(self, config: EngineConfig, place: TorchrunPlace | None = None) -> None:
@@ -52,10 +53,10 @@ class EngineOutline:
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 
     def resolve(self, request: Rendering) -> ResolvedRequest:
-        """The request with nothing left out, checked against the model and the layout.
+        """Fill in the model's defaults, and check the request against the model and the layouts.
 
         Raises:
-            RequestError, LayoutError: it cannot be rendered here.
+            RequestError, LayoutError: It cannot be rendered here.
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
@@ -65,7 +66,7 @@ class EngineOutline:
         return resolved
 
     def _picture_of(self, request: Rendering) -> tuple[Path, Path | None, str | None]:
-        """The picture that a request of image-to-video begins with, as those who read it ask."""
+        """Arguments of :func:`read_picture` for an image-to-video request."""
         if request.image is None:
             raise RequestError(
                 f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
@@ -108,13 +109,14 @@ class EngineOutline:
 def device_type_of(
     config: EngineConfig, place: TorchrunPlace | None = None
 ) -> Literal["cpu", "cuda"]:
-    """The kind of device, of which there are enough on this host.
+    """The type of device that ranks run on.
 
     Args:
-        place: under torchrun, which counts the ranks.
+        config: The engine's configuration.
+        place: This process's place under torchrun, or None.
 
     Raises:
-        LayoutError: there are not so many GPUs.
+        LayoutError: This host has too few GPUs.
     """
     if config.device == "cpu":
         return "cpu"
@@ -138,7 +140,7 @@ def device_type_of(
 
 
 def _num_gpus() -> int:
-    """GPUs that torch can use."""
+    """Number of GPUs that torch can use."""
     if topology().without_driver:
         return 0
     import torch

@@ -1,4 +1,4 @@
-"""One request, or some latents, to finished files: what ``generate`` and ``decode`` run."""
+"""Renders one request, or decodes latents, into finished files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from longtake.pipelines.progress import Progress
 
 
 class RenderListener(Protocol):
-    """Hears how a rendering gets on.
+    """Receives the events of a rendering.
 
     Attributes:
-        written: Receives the path of each file that is published, or kept after a failure.
+        written: Paths of files that were published, or kept after a failure; appended to.
     """
 
     written: list[Path]
@@ -70,23 +70,23 @@ def render_to_files(
     """Start an engine, render one request into files, and end the engine.
 
     The files appear once all are whole. A failed or terminated rendering leaves a snapshot, or the
-    latents if denoising was finished; a later one with ``resume`` goes on from there, and removes
+    latents if denoising was finished; a later one with ``resume`` continues from there, and removes
     them once its files are whole.
 
     Args:
         config: The model and its ranks.
         request: The request; a seed is drawn if it has none.
         output: Where the files go.
-        listener: Hears of progress and of files.
+        listener: Receives progress, notes and paths of files.
         snapshots: How often snapshots are written.
-        resume: Go on from what an interrupted rendering of this request left.
+        resume: Continue an interrupted rendering of this request, if there is one.
 
     Returns:
         The files; None on ranks of torchrun other than 0.
 
     Raises:
-        RefusedInputError: It cannot be rendered or written here; nothing was begun.
-        EngineError: A rank or a file failed. The message says how to go on.
+        RefusedInputError: It cannot be rendered or written here; no file is left.
+        EngineError: A rank or a file failed. The message says how to resume.
     """
     seed_drawn = request.seed is None
     if seed_drawn:  # here, since the output may be named after it
@@ -129,13 +129,13 @@ def decode_to_files(
         request: How to decode.
         file: The latents; None on ranks of torchrun other than 0.
         output: Where the files go.
-        listener: Hears of progress and of files.
+        listener: Receives progress, notes and paths of files.
 
     Returns:
         The files, which are whole; None on ranks of torchrun other than 0.
 
     Raises:
-        RefusedInputError: They cannot be decoded or written here; nothing was begun.
+        RefusedInputError: They cannot be decoded or written here; no file is left.
         EngineError: A rank or a file failed.
     """
     if file is None:
@@ -186,7 +186,13 @@ class _FileRendering:
     def decode(
         self, request: ResolvedDecode, latents: Array, origin: Origin | None = None
     ) -> RenderedFiles:
-        """Decode latents, which came to be as ``origin`` says."""
+        """Decode latents.
+
+        Args:
+            request: How to decode, or the whole request that rendered them.
+            latents: ``[B, C, F, H, W]``.
+            origin: Their provenance, for the metadata.
+        """
 
         def render(files: VideoFiles) -> Metadata:
             metadata = self.engine.decode_into(files, request, latents, self.listener.progress)
@@ -207,7 +213,7 @@ class _FileRendering:
         )
 
     def _write(self, files: VideoFiles, render: Callable[[VideoFiles], Metadata]) -> RenderedFiles:
-        """Publish the files once they are filled; report those that are there, whatever happens."""
+        """Fill the files, publish them, and report which exist, even after a failure."""
         try:
             with files:
                 metadata = render(files)

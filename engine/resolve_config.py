@@ -1,4 +1,4 @@
-"""What an engine is made of, with nothing left to be chosen, and checked."""
+"""Resolves an engine's configuration: fills in what "auto" stands for, and checks it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from longtake.pipelines.spec import ModelSpec
 def settled(
     config: EngineConfig, checkpoint: Checkpoint, spec: ModelSpec, device_type: str
 ) -> EngineConfig:
-    """An engine's configuration with nothing left to be chosen but degrees and attention kernel.
+    """Set everything but the degrees and the attention kernel, which depend on requests.
 
     Raises:
-        LayoutError: the degrees do not fit the devices.
-        KernelError: an unknown attention kernel.
+        LayoutError: The degrees do not fit the devices.
+        KernelError: The attention kernel is unknown.
     """
     used: dict[str, Any] = {
         "revision": checkpoint.revision,

@@ -1,4 +1,4 @@
-"""What interrupted renderings left beside their outputs, and how another goes on from there."""
+"""Finds what interrupted renderings left next to their outputs, and resumes from it."""
 
 from __future__ import annotations
 

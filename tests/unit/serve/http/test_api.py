@@ -265,7 +265,7 @@ def test_files_that_were_tampered_with(animating: Gray, monkeypatch: pytest.Monk
     client, service = animating
     monkeypatch.setattr(  # here: a process for each would take long
         "longtake.engine.media.picture.decoded_apart",
-        lambda content, said, cpu_s: decode_picture(content, said),
+        lambda content, label, cpu_s: decode_picture(content, label),
     )
     whole = picture((64, 64), "JPEG") + picture((32, 32))
 
