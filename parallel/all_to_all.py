@@ -142,8 +142,7 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
         PeerLostError: A rank of the group died or did not answer in time.
     """
     rows = out_BSnH.transpose(0, 1).contiguous()
-    tokens, (_, batch, num_heads, head_size) = ulysses.query_tokens, rows.shape
-    own_tokens = tokens[ulysses.rank]
+    own_tokens, (_, batch, num_heads, head_size) = ulysses.query_tokens[ulysses.rank], rows.shape
     recv_shapes = [
         (own_tokens, batch, len(ulysses.heads.query[peer]), head_size) for peer in ulysses.peers
     ]
