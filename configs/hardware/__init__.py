@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from longtake.configs.base import Dtype, StrictModel, written_as
+from longtake.configs.base import Dtype, StrictModel, matches
 from longtake.configs.yaml_reader import declared_in
 from longtake.errors import RequestError, one_line
 from longtake.files.reading import MAX_YAML_BYTES, read_regular
@@ -18,7 +18,7 @@ from longtake.files.reading import MAX_YAML_BYTES, read_regular
 Words = Annotated[
     str,
     Field(min_length=1, max_length=200),
-    written_as(r"[^\x00-\x1f\x7f]+", "one line of text"),
+    matches(r"[^\x00-\x1f\x7f]+", "one line of text"),
 ]
 """One line that a terminal can show."""
 
