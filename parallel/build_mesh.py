@@ -1,4 +1,4 @@
-"""Builds the process groups of a layout, and the DeviceMesh over them."""
+"""Creates the process groups of a layout and the DeviceMesh over them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.errors import LayoutError
-from longtake.parallel.exchange import peers_answer
+from longtake.parallel.exchange import peer_loss_as_error
 from longtake.parallel.mesh import AXES
 
 
@@ -20,8 +20,10 @@ def build_mesh(
     """See :meth:`ParallelDims.build_mesh`.
 
     Args:
-        degrees: The sizes of the axes ``cfg``, ``ring`` and ``ulysses``.
-        ranks: As many global ranks as the degrees multiply to.
+        degrees: Sizes of the axes ``cfg``, ``ring`` and ``ulysses``.
+        device_type: "cpu" or "cuda".
+        ranks: Global ranks of the mesh, as many as the degrees multiply to.
+        timeout_s: Timeout of the groups, in seconds.
     """
     if not timeout_s > 0:
         raise LayoutError(f"timeout_s={timeout_s!r} must be more than 0 seconds: try 600")
@@ -31,15 +33,15 @@ def build_mesh(
             f"ranks={members} must be ascending, without repeats, and in 0..{world[-1]}: "
             f"try ranks={world[: len(members)]}"
         )
-    grid = torch.tensor(members, dtype=torch.int).view(degrees)
+    rank_grid = torch.tensor(members, dtype=torch.int).view(degrees)
     timeout = timedelta(seconds=timeout_s)
-    made = [_own_group(grid, dim, timeout) for dim in range(grid.ndim)]
-    groups = [group for group in made if group is not None]
+    own = [_new_groups(rank_grid, dim, timeout) for dim in range(rank_grid.ndim)]
+    groups = [group for group in own if group is not None]
     if dist.get_rank() not in members:
-        return DeviceMesh(device_type, grid, mesh_dim_names=AXES, _init_backend=False)
+        return DeviceMesh(device_type, rank_grid, mesh_dim_names=AXES, _init_backend=False)
     if device_type == "cuda":
         _connect(groups)
-    return DeviceMesh.from_group(groups, device_type, grid, mesh_dim_names=AXES)
+    return DeviceMesh.from_group(groups, device_type, rank_grid, mesh_dim_names=AXES)
 
 
 def world_ranks() -> list[int]:
@@ -59,19 +61,19 @@ def world_ranks() -> list[int]:
 def _connect(groups: Sequence[dist.ProcessGroup]) -> None:
     """Make NCCL connect the ranks of each group.
 
-    It does so at a group's first operation, in which all ranks must then take part: in a ring where
-    some have nothing to send, they would not.
+    NCCL connects a group in its first operation, which all ranks must join. Ranks that have nothing
+    to send in a ring would not join it.
     """
     for group in groups:
-        with peers_answer(dist.get_process_group_ranks(group)):
+        with peer_loss_as_error(dist.get_process_group_ranks(group)):
             dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 
 
-def _own_group(grid: torch.Tensor, dim: int, timeout: timedelta) -> dist.ProcessGroup | None:
-    """Make all groups along one dimension of the grid; return the one that this rank is in."""
+def _new_groups(rank_grid: torch.Tensor, dim: int, timeout: timedelta) -> dist.ProcessGroup | None:
+    """Create all groups along one dimension of the grid; return the one that holds this rank."""
     own = None
-    for members in grid.movedim(dim, -1).reshape(-1, grid.shape[dim]).tolist():
-        with peers_answer(members):
+    for members in rank_grid.movedim(dim, -1).reshape(-1, rank_grid.shape[dim]).tolist():
+        with peer_loss_as_error(members):
             group = dist.new_group(members, timeout=timeout, group_desc=f"longtake:{AXES[dim]}")
         if dist.get_rank() in members:
             own = group

@@ -1,4 +1,7 @@
-"""Which heads each Ulysses rank computes. Imports no torch."""
+"""Which heads each Ulysses rank computes. Imports no torch.
+
+Legend: N query heads, M KV heads.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from itertools import groupby
 
 
 def even_ranges(total: int, parts: int, *, start: int = 0, first: int = 0) -> list[range]:
-    """Cut ``range(start, start + total)`` in ``parts`` whose lengths differ by one at most.
+    """Split ``range(start, start + total)`` into parts whose lengths differ by at most one.
 
-    The odd ones go to the parts from ``first`` on, round the end.
+    Args:
+        total: Length of the range.
+        parts: Number of parts.
+        start: First element of the range.
+        first: Index of the first of the longer parts; they continue cyclically from there.
     """
     base, odd = divmod(total, parts)
     ranges = []
@@ -23,13 +30,13 @@ def even_ranges(total: int, parts: int, *, start: int = 0, first: int = 0) -> li
 
 @dataclass(frozen=True)
 class HeadShards:
-    """The heads that each Ulysses rank computes once it holds all tokens of its group.
+    """The heads that each Ulysses rank computes, over all tokens of its group.
 
     Args:
-        query: for each Ulysses rank, its query heads.
-        kv: for each Ulysses rank, the KV heads that those query heads read. A KV head whose query
-            heads stand on several ranks is held by each of them.
-        group_size: query heads that read one KV head.
+        query: Query heads of each Ulysses rank.
+        kv: KV heads that those query heads read, by Ulysses rank. A KV head whose query heads are
+            on several ranks is held by each of them.
+        group_size: Query heads per KV head.
     """
 
     query: tuple[range, ...]
@@ -39,12 +46,12 @@ class HeadShards:
     @classmethod
     @lru_cache(maxsize=256)
     def even(cls, num_heads: int, num_kv_heads: int, ulysses_degree: int) -> HeadShards:
-        """Split the query heads so that counts differ by one at most; zero allowed.
+        """Split the query heads evenly: counts differ by at most one, and may be zero.
 
         Args:
-            num_heads: query heads, a multiple of ``num_kv_heads``.
-            num_kv_heads: KV heads; 1 is multi-query attention.
-            ulysses_degree: ranks that share them.
+            num_heads: Number of query heads (N), a multiple of ``num_kv_heads``.
+            num_kv_heads: Number of KV heads (M); 1 is multi-query attention.
+            ulysses_degree: Number of ranks.
         """
         size = num_heads // num_kv_heads
         query = even_ranges(num_heads, ulysses_degree)
@@ -52,22 +59,23 @@ class HeadShards:
         return cls(tuple(query), tuple(kv), size)
 
     def runs(self, rank: int) -> list[tuple[slice, slice]]:
-        """Cut one rank's heads where the number of query heads a KV head changes.
+        """Split one rank's heads into runs with a constant number of query heads per KV head.
+
+        Grouped-query attention kernels require this.
 
         Returns:
-            Pairs of (query heads, KV heads), as slices of that rank's own heads. Inside a pair
-            every KV head serves as many query heads, as grouped attention kernels want it; three
-            pairs at most, one where the split follows the groups.
+            Pairs of (query heads, KV heads), as slices of that rank's heads: at most three, and one
+            if the split follows the groups.
         """
         own, size = self.query[rank], self.group_size
-        readers = [
+        queries_per_kv = [
             min(own.stop, (kv + 1) * size) - max(own.start, kv * size) for kv in self.kv[rank]
         ]
         runs = []
         query_start = kv_start = 0
-        for readers_each, same in groupby(readers):
-            num_kv = len(list(same))
-            query_stop, kv_stop = query_start + readers_each * num_kv, kv_start + num_kv
+        for num_queries, run in groupby(queries_per_kv):
+            num_kv = len(list(run))
+            query_stop, kv_stop = query_start + num_queries * num_kv, kv_start + num_kv
             runs.append((slice(query_start, query_stop), slice(kv_start, kv_stop)))
             query_start, kv_start = query_stop, kv_stop
         return runs

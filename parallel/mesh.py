@@ -1,4 +1,7 @@
-"""The axes of the rank mesh, and a rank's place along them. Imports no torch."""
+"""The axes of the rank mesh, and a rank's position along them. Imports no torch.
+
+Throughout, ``mesh=None`` means one process that holds the whole sequence.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,34 @@ RING_AXIS = "ring"
 ULYSSES_AXIS = "ulysses"
 
 AXES = (CFG_AXIS, RING_AXIS, ULYSSES_AXIS)
+"""Outermost first: neighboring ranks share a Ulysses group."""
 
 
 def sequence_rank(mesh: DeviceMesh | None) -> int:
-    """This rank's place among the ranks that share its sequence: ``ring_rank * U + ulysses_rank``.
-
-    Without a mesh (None, here and below) one process holds the whole sequence.
+    """This rank's index in its sequence: ``ring_rank * ulysses_degree + ulysses_rank``.
 
     Raises:
-        LayoutError: the mesh has no ring or ulysses axis, or this rank is not in it.
+        LayoutError: The mesh has no ring or ulysses axis, or this rank is not in it.
     """
     ring_rank, ulysses_rank = axis_rank(mesh, RING_AXIS), axis_rank(mesh, ULYSSES_AXIS)
     return ring_rank * axis_degree(mesh, ULYSSES_AXIS) + ulysses_rank
 
 
 def axis_degree(mesh: DeviceMesh | None, axis: str) -> int:
-    """How many ranks stand along one axis of the mesh."""
-    if mesh is None:
-        return 1
-    dim = _axis_dim(mesh, axis)
-    return mesh.size(dim)
+    """Number of ranks along an axis.
+
+    Raises:
+        LayoutError: The mesh has no such axis.
+    """
+    return 1 if mesh is None else mesh.size(_axis_dim(mesh, axis))
 
 
 def axis_rank(mesh: DeviceMesh | None, axis: str) -> int:
-    """This rank's place along one axis of the mesh."""
+    """This rank's coordinate along an axis.
+
+    Raises:
+        LayoutError: The mesh has no such axis, or this rank is not in it.
+    """
     if mesh is None:
         return 0
     dim = _axis_dim(mesh, axis)

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenShards:
-    """The token ranges of one sequence that each of its ranks owns, in its own order.
+    """The token ranges of one sequence that each of its ranks owns.
 
     Args:
-        ranges: for each sequence rank (``ring_rank * ulysses_degree + ulysses_rank``), its ranges
-            of the whole sequence. Together they hold every token once. A rank may own several
-            ranges, or none.
+        ranges: Ranges of the whole sequence by sequence rank
+            (``ring_rank * ulysses_degree + ulysses_rank``), in the order in which the rank holds
+            them. A rank may own several ranges, or none; together they hold every token once.
 
     Raises:
-        LayoutError: a token is missing, or owned twice.
+        LayoutError: A token is missing, or owned twice.
     """
 
     ranges: tuple[tuple[range, ...], ...]
@@ -50,17 +50,18 @@ class TokenShards:
     def even(cls, num_tokens: int | Sequence[int], dims: ParallelDims) -> TokenShards:
         """Split a sequence evenly over ``dims.ring_degree * dims.ulysses_degree`` ranks.
 
-        Args:
-            num_tokens: tokens of the whole sequence; or those of its segments in order (video,
-                text), each of which is then split over all ranks. Any number, 0 included.
-            dims: the layout.
+        Counts differ by at most one, both within each segment and within consecutive segments
+        together: surplus tokens are dealt cyclically, and each segment continues where the previous
+        one stopped.
 
-        The ranks' counts differ by one at most, of every segment and of consecutive segments
-        together: odd tokens are dealt round the ranks, each segment going on where the one before
-        it stopped.
+        Args:
+            num_tokens: Length of the sequence, any number including 0; or the lengths of its
+                consecutive segments (video, text), each of which is split over all ranks.
+            dims: The layout.
 
         Raises:
-            LayoutError: ``num_tokens`` is not a whole number of at least 0, or several of them.
+            LayoutError: ``num_tokens`` is neither a whole number of at least 0 nor a sequence of
+                them.
         """
         segments = tuple(num_tokens) if isinstance(num_tokens, Sequence) else (num_tokens,)
         for count in segments:
@@ -69,37 +70,37 @@ class TokenShards:
                     f"num_tokens={num_tokens!r} must be a whole number of at least 0, or one for "
                     "each segment of the sequence: pass e.g. 1024 or (1024, 77)"
                 )
-        return cls(_deal(segments, dims.sequence_degree))
+        return cls(_split_segments(segments, dims.sequence_degree))
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that share the sequence."""
+        """Number of ranks that share the sequence."""
         return len(self.ranges)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole sequence."""
+        """Length of the whole sequence."""
         return sum(self.counts)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Tokens of each sequence rank."""
+        """Number of tokens of each sequence rank."""
         return tuple(sum(len(span) for span in own) for own in self.ranges)
 
     def split(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
-        """Take this rank's tokens out of a tensor that holds all of them. Nothing is sent.
+        """Select this rank's tokens from a tensor that holds all of them. Sends nothing.
 
         Args:
-            tensor: ``num_tokens`` long in dimension ``dim``, any shape and dtype otherwise.
-            mesh: the grid of ranks; axes ``ring`` and ``ulysses``. None: one process holds all.
-            dim: the dimension of the tokens; negative counts from the end.
+            tensor: Any tensor of size ``num_tokens`` in dimension ``dim``: ``[..., S, ...]``.
+            mesh: Mesh with axes ``ring`` and ``ulysses``; None for a single process.
+            dim: Dimension of the tokens; negative values count from the end.
 
         Returns:
-            The same tensor with this rank's tokens alone: a view where they are one range.
+            ``[..., s, ...]``, a view if this rank owns at most one range.
 
         Raises:
-            LayoutError: the mesh has another number of ranks than the shards.
-            TensorError: the tensor has no such dimension, or another number of tokens in it.
+            LayoutError: The mesh and the shards have different numbers of ranks.
+            TensorError: The tensor has no such dimension, or another size in it.
         """
         import torch
 
@@ -112,31 +113,31 @@ class TokenShards:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
     def gather(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
-        """Bring all ranks' tokens together on every rank: the inverse of :meth:`split`.
+        """Gather all ranks' tokens on every rank: the inverse of :meth:`split`.
 
-        Each rank sends its tokens to its Ulysses group, then what that group holds round its ring
-        group: every token reaches every rank once, in exact counts.
+        Collective over the ranks of the sequence. An all-gather in the Ulysses group is followed by
+        one in the ring group, without padding: every rank receives every token once.
 
         Args:
-            tensor: this rank's tokens in dimension ``dim``; other dimensions and the dtype are
-                the same on all ranks.
-            mesh: the grid of ranks; axes ``ring`` and ``ulysses``. None: one process holds all.
-            dim: the dimension of the tokens; negative counts from the end.
+            tensor: This rank's tokens, ``[..., s, ...]``; the other sizes and the dtype are the
+                same on all ranks.
+            mesh: Mesh with axes ``ring`` and ``ulysses``; None for a single process.
+            dim: Dimension of the tokens; negative values count from the end.
 
         Returns:
-            The tensor with ``num_tokens`` in dimension ``dim``, in the sequence's order and
-            contiguous; on a single rank this may be ``tensor`` itself.
+            ``[..., S, ...]`` in sequence order, contiguous; on a single rank possibly ``tensor``
+            itself.
 
         Raises:
-            LayoutError: the mesh has another number of ranks than the shards.
-            TensorError: the tensor has no such dimension, has another number of tokens in it, or
-                needs a gradient.
-            PeerLostError: another rank died or did not answer in time.
+            LayoutError: The mesh and the shards have different numbers of ranks.
+            TensorError: The tensor has no such dimension, another size in it, or requires a
+                gradient.
+            PeerLostError: Another rank died or did not answer in time.
         """
-        from longtake.parallel.exchange import gather_tokens, refuse_gradient
+        from longtake.parallel.exchange import all_gather_tokens, check_no_gradient
 
         self.check_mesh(mesh)
-        refuse_gradient(tensor)
+        check_no_gradient(tensor)
         rank = sequence_rank(mesh)
         dim = _token_dim(tensor, dim, self.counts[rank], f"sequence rank {rank} owns")
         tokens = tensor.movedim(dim, 0)
@@ -146,18 +147,18 @@ class TokenShards:
                 (RING_AXIS, self.ring_counts(mesh)),
             ):
                 if len(counts) > 1:
-                    tokens = gather_tokens(tokens, counts, mesh.get_group(axis))
+                    tokens = all_gather_tokens(tokens, counts, mesh.get_group(axis))
         return self._in_sequence_order(tokens).movedim(0, dim).contiguous()
 
     def segment(self, tokens: range) -> TokenShards:
-        """Who owns what of one stretch of the sequence, whose tokens then count from 0.
+        """The shards of one segment of the sequence, with its tokens renumbered from 0.
 
         Raises:
-            LayoutError: the stretch is not inside the sequence.
+            LayoutError: The range is not inside the sequence.
         """
         if tokens.step != 1 or not 0 <= tokens.start <= tokens.stop <= self.num_tokens:
             raise LayoutError(
-                f"{tokens} is not a stretch of {self.num_tokens} tokens: pass a range inside "
+                f"{tokens} is not a segment of {self.num_tokens} tokens: pass a range inside "
                 f"range(0, {self.num_tokens})"
             )
         cut = (
@@ -175,23 +176,27 @@ class TokenShards:
             )
         )
 
-    def stations(self, ulysses_degree: int) -> list[tuple[int, ...]]:
-        """Tokens of each rank of each Ulysses group, in the order of the ring."""
+    def group_counts(self, ulysses_degree: int) -> list[tuple[int, ...]]:
+        """Number of tokens of each rank of each Ulysses group, by ring rank."""
         return [
             self.counts[start : start + ulysses_degree]
             for start in range(0, self.num_ranks, ulysses_degree)
         ]
 
     def ulysses_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
-        """Tokens of each rank of this rank's Ulysses group."""
-        return self.stations(axis_degree(mesh, ULYSSES_AXIS))[axis_rank(mesh, RING_AXIS)]
+        """Number of tokens of each rank of this rank's Ulysses group."""
+        return self.group_counts(axis_degree(mesh, ULYSSES_AXIS))[axis_rank(mesh, RING_AXIS)]
 
     def ring_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
-        """Tokens of each station of the ring: the sum over one Ulysses group."""
-        return tuple(sum(station) for station in self.stations(axis_degree(mesh, ULYSSES_AXIS)))
+        """Number of tokens of each Ulysses group of this rank's sequence, by ring rank."""
+        return tuple(sum(group) for group in self.group_counts(axis_degree(mesh, ULYSSES_AXIS)))
 
     def check_mesh(self, mesh: DeviceMesh | None) -> None:
-        """Refuse a mesh whose sequence is split over another number of ranks."""
+        """Check that a mesh splits the sequence over as many ranks as these shards do.
+
+        Raises:
+            LayoutError: It does not.
+        """
         if mesh is None and self.num_ranks > 1:
             raise LayoutError(
                 f"mesh=None, and shards of {self.num_ranks} ranks: build the mesh with "
@@ -205,7 +210,7 @@ class TokenShards:
             )
 
     def _in_sequence_order(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Put tokens (dimension 0) that stand in the order of the ranks in the sequence's order."""
+        """Reorder tokens (dimension 0) from rank order to sequence order."""
         import torch
 
         spans = [span for own in self.ranges for span in own]
@@ -217,7 +222,7 @@ class TokenShards:
 
 
 def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> int:
-    """Check the dimension of the tokens and count it from the front."""
+    """The dimension of the tokens, checked and counted from the front."""
     if not -tensor.ndim <= dim < tensor.ndim:
         raise TensorError(
             f"dim={dim} is not a dimension of a tensor of shape {tuple(tensor.shape)}: "
@@ -231,8 +236,8 @@ def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> i
     return dim % tensor.ndim
 
 
-def _deal(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], ...]:
-    """Cut each segment evenly; its odd tokens go to the ranks after those that had the last."""
+def _split_segments(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], ...]:
+    """Split each segment evenly; its surplus tokens go to the ranks after the last that got one."""
     owned: list[list[range]] = [[] for _ in range(num_ranks)]
     start = 0
     for count in segments:
