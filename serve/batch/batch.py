@@ -23,9 +23,16 @@ from longtake.serve.batch.shot_file import ShotFile, of_replicas
 from longtake.serve.queue.job_records import JobRecord, NewJob
 from longtake.serve.queue.job_store import JobStore
 from longtake.serve.queue.queue_watch import QueueWatch
-from longtake.serve.runner.outputs import as_rendered, is_still_there, network_file_system, sweep
-from longtake.serve.runner.replica import Replica, Watcher
+from longtake.serve.runner.job_renderer import ReplicaSettings
+from longtake.serve.runner.outputs import (
+    is_still_rendered,
+    network_file_system,
+    sweep,
+    with_rendered_request,
+)
+from longtake.serve.runner.replica import Replica
 from longtake.serve.runner.scratch import prepare_folder, scratch_folder
+from longtake.serve.runner.watcher import Watcher
 
 _LOOK_AGAIN_S = 0.2
 _LEFT_ALONE_S = 0.5
@@ -135,8 +142,10 @@ class Batch:
         ]
         self._ids = [each.id for each in jobs]
         known = {each.id for each in store.jobs()}
-        jobs = [job if job.id in known else as_rendered(self._folder, job) for job in jobs]
-        counts = store.enqueue(jobs, lambda job: is_still_there(self._folder, job), now)
+        jobs = [
+            job if job.id in known else with_rendered_request(self._folder, job) for job in jobs
+        ]
+        counts = store.enqueue(jobs, lambda job: is_still_rendered(self._folder, job), now)
         gone = store.withdraw(source, self._ids, now)
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         watcher.note(
@@ -145,16 +154,14 @@ class Batch:
 
     def _work(self, store: JobStore, watcher: BatchWatcher, scratch: Path) -> None:
         stop = threading.Event()
+        settings = ReplicaSettings(self._digest, self._settings, self._how_often, scratch)
         replicas = [
             Replica(
                 store,
                 Supervisor(config, scratch, watcher.note, stop.wait),
-                self._digest,
-                self._settings,
-                self._how_often,
+                settings,
                 watcher,
                 stop,
-                scratch,
             )
             for config in self._configs
         ]

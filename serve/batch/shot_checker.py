@@ -25,7 +25,12 @@ from longtake.serve.batch.report import REPORTS
 from longtake.serve.batch.shots import BadRow, Row, as_fields
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import WORK_FOLDER
-from longtake.serve.runner.outputs import TAKEN, files_of, is_inside, taken_by_others
+from longtake.serve.runner.outputs import (
+    FOREIGN_FILE,
+    find_foreign_file,
+    is_inside,
+    written_paths,
+)
 
 _ENCODER = json.JSONEncoder(sort_keys=True)
 _LONGEST_NAME = 200
@@ -157,7 +162,7 @@ class ShotChecker:
     def _check_place(self, shot: Shot, taken: _Taken) -> None:
         """Refuse a shot that cannot be written where it goes, or would replace another's file."""
         path, request = self._folder / shot.output, shot.request
-        there = [each for each in files_of(path, request.num_videos) if taken.is_there(each)]
+        there = [each for each in written_paths(path, request.num_videos) if taken.is_there(each)]
         for each in there:
             if each.is_dir() if each.suffix else each.is_file():
                 kind = "folder" if each.suffix else "file"
@@ -166,9 +171,9 @@ class ShotChecker:
             raise RequestError(f"output={shot.output!r}: {reason}")
         if not there or (self._is_known(shot) and self._known[shot.id].state == "done"):
             return  # nothing is replaced
-        other = taken_by_others(path, request.num_videos, shot.id, self._source, self._known.get)
+        other = find_foreign_file(path, request.num_videos, shot.id, self._source, self._known.get)
         if other is not None:
-            raise RequestError(f"output={shot.output!r}: {other} {TAKEN}")
+            raise RequestError(f"output={shot.output!r}: {other} {FOREIGN_FILE}")
 
 
 class _Taken:
@@ -195,7 +200,7 @@ class _Taken:
         if shot.id in self.ids:
             raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
         path = Path(shot.output)
-        names = [str(each) for each in files_of(path, shot.request.num_videos)]
+        names = [str(each) for each in written_paths(path, shot.request.num_videos)]
         folders = _folders_of(path.parent)
         for name in names:
             if reason := self._taken_by(name, folders):

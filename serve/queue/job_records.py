@@ -1,11 +1,9 @@
-"""What a queue of jobs holds of each: as it is added, and as it stands."""
+"""The records of the queue: new jobs, stored jobs, and their events."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from longtake.configs.request import ResolvedRequest
 from longtake.serve.queue.process_identity import Owner
@@ -15,18 +13,18 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job that is to be queued.
+    """A job to add to the queue.
 
     Attributes:
-        id: by which it is known.
-        source: file that it comes from.
-        position: in the order of the queue.
-        output: path in the folder.
-        engine: digest of what renders it; no other engine may take it.
-        request: that is rendered.
-        fingerprint: of all that its output follows from; another one means that it is rendered
-            again.
-        model: as whoever asked for it knows it.
+        id: Unique ID.
+        source: Where the job comes from: the path of a shots file, or the name of the server.
+        position: Place in the queue; jobs are rendered in ascending order.
+        output: Output path, relative to the output folder.
+        engine: Digest of the engine that renders the job; other engines do not claim it.
+        request: The request to render.
+        fingerprint: Digest of everything that determines the output. A job whose fingerprint
+            changes is rendered again.
+        model: Model name as clients know it.
     """
 
     id: str
@@ -41,21 +39,25 @@ class NewJob:
 
 @dataclass(frozen=True)
 class JobRecord(NewJob):
-    """A job as the queue holds it.
+    """A job as stored in the queue. Times are in seconds since 1970.
 
     Attributes:
-        claims: how often it was begun.
-        faults: that ended it since it last got further.
-        fault_step: finished steps that it could go on from at the last fault.
-        not_before: seconds since 1970.
-        cancelling: it was asked to end.
-        low_memory: it is decoded with as little memory as can be.
-        owner: that works on it.
-        phase, steps_done: where it stands.
-        queued_at, started_at, ended_at: seconds since 1970.
-        seconds: that each stage took.
-        error: of the last fault, or why it was cancelled.
-        deleted: nobody asks for it any more; it goes once it has ended.
+        claims: Number of attempts so far.
+        faults: Consecutive faults without progress.
+        fault_step: Denoising step from which the job could resume after its last fault.
+        not_before: Earliest time of the next attempt.
+        cancelling: Whether cancellation was requested.
+        low_memory: Whether the job is decoded with minimal memory.
+        owner: The worker that has claimed the job.
+        lease_until: End of the claim's lease.
+        phase: Current phase of rendering.
+        steps_done: Finished denoising steps.
+        queued_at: Time of queueing.
+        started_at: Start of the last attempt.
+        ended_at: End of the last attempt.
+        seconds: Duration of each stage.
+        error: Message of the last fault, or the reason for cancellation.
+        deleted: Whether the job was deleted; its record is removed after it has ended.
     """
 
     state: State
@@ -78,18 +80,20 @@ class JobRecord(NewJob):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether the job is in a final state."""
         return self.state not in ("queued", "running")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoneJob(NewJob):
-    """A job that was done before it came into a queue.
+    """A finished job to add to the queue. Times are in seconds since 1970.
 
     Attributes:
-        claims: how often it was begun; 0: that is not known.
-        queued_at, started_at, ended_at: seconds since 1970.
-        seconds: that each stage took.
+        claims: Number of attempts; 0 if unknown.
+        queued_at: Time of queueing.
+        started_at: Start of the last attempt.
+        ended_at: End of the last attempt.
+        seconds: Duration of each stage.
     """
 
     claims: int
@@ -101,36 +105,14 @@ class DoneJob(NewJob):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job."""
+    """An entry in the history of a job.
+
+    Attributes:
+        at: Time, in seconds since 1970.
+        kind: What happened.
+        text: Details.
+    """
 
     at: float
     kind: str
     text: str
-
-
-def record_of(row: dict[str, Any]) -> JobRecord:
-    """A job from its row of the database, whose column ``sparing`` is :attr:`low_memory`."""
-    fields = dict(row)
-    low_memory = bool(fields.pop("sparing"))
-    return JobRecord(
-        **{
-            **fields,
-            "request": ResolvedRequest.model_validate_json(row["request"]),
-            "owner": row["owner"] and Owner.model_validate_json(row["owner"]),
-            "seconds": json.loads(row["seconds"]),
-            "cancelling": bool(row["cancelling"]),
-            "low_memory": low_memory,
-            "deleted": bool(row.get("deleted")),
-        }
-    )
-
-
-def kind_of(job: NewJob, known: JobRecord | None, is_there: Callable[[JobRecord], bool]) -> str:
-    """What a job that is to be queued is to the queue; see :meth:`JobStore.enqueue`."""
-    if known is None:
-        return "new"
-    if known.fingerprint != job.fingerprint or known.output != job.output:
-        return "changed"
-    gone = known.state == "done" and not is_there(known)
-    withdrawn = known.state == "cancelled" and known.error.startswith("no longer in ")
-    return "again" if gone or withdrawn else "unchanged"

@@ -1,5 +1,4 @@
-"""Who holds a claim on a job: a process, told from all others on this host and elsewhere, and a
-queue that it opened."""
+"""Identifies the process that holds a claim, across restarts, containers and hosts."""
 
 from __future__ import annotations
 
@@ -8,19 +7,24 @@ import secrets
 import socket
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel
 
 
 class Owner(BaseModel):
-    """A process.
+    """Identity of a process and, optionally, of one queue that it opened.
+
+    psutil identifies a process by PID and start time on one running system. Boot, namespace and
+    host tell apart what it cannot see: processes of an earlier boot, of another container, and of
+    another host.
 
     Attributes:
-        host: its name.
-        boot: of the system's kernel, which a restart changes.
-        namespace: of process numbers, which differs between containers.
-        pid: its number.
-        started: clock ticks from the boot to its start: numbers are given again.
-        queue: tells the queues that one process opens from each other; empty: none.
+        host: Host name.
+        boot: Boot ID of the kernel.
+        namespace: Inode of the PID namespace; differs between containers.
+        pid: Process ID.
+        started: Start of the process in clock ticks since boot; PIDs are reused.
+        queue: Random ID of one open queue of the process; empty for the process as a whole.
     """
 
     host: str
@@ -32,27 +36,27 @@ class Owner(BaseModel):
 
     @classmethod
     def this_process(cls) -> Owner:
-        """The one that calls."""
-        state_and_start = _state_and_start(os.getpid())
-        assert state_and_start is not None
+        """The identity of the calling process."""
+        process = psutil.Process()
         return cls(
             host=socket.gethostname(),
             boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             namespace=os.stat("/proc/self/ns/pid").st_ino,
-            pid=os.getpid(),
-            started=state_and_start[1],
+            pid=process.pid,
+            started=_start_ticks(process),
         )
 
     @classmethod
     def new_queue(cls) -> Owner:
-        """A queue that this process opens."""
+        """The identity of a queue that the calling process opens."""
         return cls.this_process().model_copy(update={"queue": secrets.token_hex(8)})
 
     def ended(self, here: Owner) -> bool | None:
-        """Whether it has ended, as seen from a process of this host.
+        """Whether this process has ended, as seen from ``here``.
 
-        None: nothing is certain of another host's, of another container's, and of another queue of
-        the same process, whose workers may have ended.
+        Returns:
+            None if that cannot be known: on another host, in another container, or for another
+            queue of the same process, whose workers may have ended.
         """
         if self.host != here.host:
             return None
@@ -62,15 +66,19 @@ class Owner(BaseModel):
             return None
         if (self.pid, self.started) == (here.pid, here.started) and self.queue != here.queue:
             return None
-        found = _state_and_start(self.pid)
-        return found is None or found[0] == "Z" or found[1] != self.started
+        try:
+            process = psutil.Process(self.pid)
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            return zombie or _start_ticks(process) != self.started
+        except psutil.NoSuchProcess:
+            return True
 
 
-def _state_and_start(pid: int) -> tuple[str, int] | None:
-    """The state of a process and its start, from Linux's /proc; None if there is no such one."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return fields[0], int(fields[19])
+def _start_ticks(process: psutil.Process) -> int:
+    """Start of a process in clock ticks since boot.
+
+    ``create_time()`` is wall-clock time and moves whenever the system clock is set; its distance
+    from the boot time does not.
+    """
+    boot_time_s = psutil.boot_time()  # first: psutil 6 caches it for create_time()
+    return round((process.create_time() - boot_time_s) * os.sysconf("SC_CLK_TCK"))

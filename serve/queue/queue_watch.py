@@ -1,4 +1,4 @@
-"""Notices that a queue's file was deleted, replaced, cut short or damaged while it is in use."""
+"""Monitors a queue's file for deletion, replacement, truncation and damage while it is in use."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 from longtake.serve.queue.job_database import QueueBusyError, QueueError
 from longtake.serve.queue.job_store import JobStore
 
-_EVERY_S = 1.0
+_PERIOD_S = 1.0
 
 
 class QueueWatch:
-    """Looks at a queue's file from time to time, and says once what is wrong with it.
+    """Checks a queue's file periodically and reports each problem once.
 
     Args:
-        store: of the file.
-        note: is told when the queue cannot be used, and when it can be used again.
+        store: The queue.
+        note: Called with a message when the queue becomes unusable, and when it recovers.
 
     Attributes:
-        problem: why the queue cannot be used; None if it can.
+        problem: Why the queue is unusable; None if it is usable.
     """
 
     def __init__(self, store: JobStore, note: Callable[[str], None]) -> None:
@@ -29,19 +29,19 @@ class QueueWatch:
         self.problem: QueueError | None = None
 
     def look(self) -> None:
-        """Look at the file, unless that was done a moment ago."""
+        """Check the file, unless that was done less than a second ago."""
         if time.monotonic() < self._next_at:
             return
-        before, now = self.problem, self._problem()
-        self._next_at = time.monotonic() + _EVERY_S
-        self.problem = now
-        if str(before) != str(now):
-            self._note("the queue can be used again" if now is None else str(now))
+        previous, current = self.problem, self._check()
+        self._next_at = time.monotonic() + _PERIOD_S
+        self.problem = current
+        if str(previous) != str(current):
+            self._note("the queue can be used again" if current is None else str(current))
 
-    def _problem(self) -> QueueError | None:
+    def _check(self) -> QueueError | None:
         try:
             self._store.check_usable()
-        except QueueBusyError:  # it passes, and says nothing of the file
+        except QueueBusyError:  # says nothing about the file
             return self.problem
         except QueueError as error:
             return error

@@ -1,4 +1,4 @@
-"""A queue that clients add to one by one, read in pages, and take things out of."""
+"""The server's queue: clients add jobs one by one, page through them, and delete them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from dataclasses import replace
 
 from longtake.errors import RequestError
 from longtake.serve.queue.job_records import DoneJob, JobRecord, NewJob
+from longtake.serve.queue.job_rows import end_job, insert_job, select_jobs
 from longtake.serve.queue.job_store import JobStore
 
 DOOR = "serve"
-_OF_DOOR = f"(source='{DOOR}' OR source LIKE '{DOOR} %')"
+"""Source of the server's jobs; the label of the API key follows it, if there is one."""
+
+_OF_SERVER = f"(source='{DOOR}' OR source LIKE '{DOOR} %')"
 _ENDED = "state NOT IN ('queued', 'running')"
 
 
 class QueueFullError(RequestError):
-    """As many jobs wait as may; one more has to come back later."""
+    """The queue accepts no further job at the moment."""
 
 
 class OtherRequestError(RequestError):
-    """An id that names another request already."""
+    """The ID belongs to another request."""
 
 
 class BeingDeletedError(RequestError):
-    """An id whose job was deleted, and whose files are still there."""
+    """The ID belongs to a deleted job whose files still exist."""
 
 
 class Submissions(JobStore):
-    """The jobs that came through one door, whose sources begin with its name.
+    """A queue that a server shares with its clients.
+
+    Queries return the server's jobs only: a batch may have added others to the same folder.
 
     Args:
         As :class:`JobStore`.
@@ -37,134 +42,152 @@ class Submissions(JobStore):
     def add(
         self, job: NewJob, now: float, *, most_waiting: int, most_of_source: int
     ) -> tuple[JobRecord, bool]:
-        """Put a job behind all others. One of the same id and fingerprint is there only once.
+        """Append a job, unless the same job is there already.
 
         Args:
-            job: its position is found here; its source is the door's name, and who asks.
-            most_waiting: jobs that may wait, whoever asked for them.
-            most_of_source: of them, those of one who asks.
+            job: The job; its position is ignored.
+            now: Seconds since 1970.
+            most_waiting: Maximum number of queued jobs.
+            most_of_source: Maximum number of queued jobs of one source.
 
         Returns:
-            The job as it stands, and whether it is new.
+            The job in the queue, and whether it is new.
 
         Raises:
-            QueueFullError: no more may wait.
-            OtherRequestError: the id is that of another job.
-            BeingDeletedError: it was that of one which is not gone yet.
+            QueueFullError: A maximum is reached.
+            OtherRequestError: The ID belongs to a job of another fingerprint.
+            BeingDeletedError: The ID belongs to a deleted job that is not removed yet.
         """
-        with self._database.transaction() as database:
-            known = self._select(database, "id=?", job.id)
+        with self._database.transaction() as connection:
+            known = select_jobs(connection, "id=?", job.id)
             if known and known[0].fingerprint == job.fingerprint and not known[0].deleted:
                 return known[0], False
             if known and known[0].deleted:
                 raise BeingDeletedError(f"{job.id} was deleted a moment ago: try again")
             if known:
                 raise OtherRequestError(f"{job.id} is that of another request: choose another")
-            waiting = database.execute(
+            waiting = connection.execute(
                 "SELECT count(*), coalesce(sum(source=?), 0) FROM jobs WHERE state='queued'",
                 (job.source,),
             )
             count, of_source = waiting.fetchone()
             if count >= most_waiting:
-                raise QueueFullError(f"{count} videos wait, which is all that may: try again later")
+                raise QueueFullError(f"{count} videos wait, which is the most: try again later")
             if of_source >= most_of_source:
                 raise QueueFullError(
-                    f"{of_source} of your videos wait, which is all that may: try again later"
+                    f"{of_source} of your videos wait, which is the most: try again later"
                 )
-            self._insert(database, replace(job, position=self._last(database) + 1), "new", now)
-            return self._select(database, "id=?", job.id)[0], True
+            job = replace(job, position=_last_position(connection) + 1)
+            insert_job(connection, job, "new", now)
+            return select_jobs(connection, "id=?", job.id)[0], True
 
     def restore(self, jobs: Iterable[DoneJob]) -> None:
-        """Put jobs that are done behind all others."""
-        with self._database.transaction() as database:
-            for position, job in enumerate(jobs, self._last(database) + 1):
+        """Append finished jobs whose records were lost."""
+        with self._database.transaction() as connection:
+            for position, job in enumerate(jobs, _last_position(connection) + 1):
                 placed = replace(job, position=position)
-                self._insert(database, placed, "found", job.queued_at, claims=job.claims)
-                database.execute(
+                insert_job(connection, placed, "found", job.queued_at, claims=job.claims)
+                connection.execute(
                     "UPDATE jobs SET started_at=? WHERE id=?", (job.started_at, job.id)
                 )
-                self._end(database, job.id, "done", job.ended_at, seconds=job.seconds)
+                end_job(connection, job.id, "done", job.ended_at, seconds=job.seconds)
 
     def adopt(self, engine: str, model: str, now: float) -> int:
-        """Have an engine take on what waits for an earlier one of the same model; what waits for
-        another model fails.
+        """Assign unfinished jobs of earlier engines to an engine of the same model.
+
+        Unfinished jobs of other models fail.
 
         Args:
-            model: as jobs have it: a name, @, and what tells it from others of its name.
+            engine: Digest of the engine.
+            model: The model as jobs record it: ``name@digest of its weights``.
+            now: Seconds since 1970.
 
         Returns:
-            How many failed.
+            The number of jobs that failed.
         """
-        with self._database.transaction() as database:
-            left = self._select(
-                database,
-                f"{_OF_DOOR} AND engine<>? AND NOT {_ENDED}",
-                engine,
+        with self._database.transaction() as connection:
+            unfinished = select_jobs(
+                connection, f"{_OF_SERVER} AND engine<>? AND NOT {_ENDED}", engine
             )
-            others = [job for job in left if job.model != model]
-            for job in left:
-                database.execute("UPDATE jobs SET engine=? WHERE id=?", (engine, job.id))
+            others = [job for job in unfinished if job.model != model]
+            for job in unfinished:
+                connection.execute("UPDATE jobs SET engine=? WHERE id=?", (engine, job.id))
             for job in others:
-                asked, served = (each.partition("@")[0] for each in (job.model, model))
-                other = f"{served} is served" if asked != served else "its weights are others now"
-                error = f"it waited for the model {asked}, and {other}: send it again"
-                self._end(database, job.id, "failed", now, error=error)
+                requested, served = (each.partition("@")[0] for each in (job.model, model))
+                reason = f"{served} is served"
+                if requested == served:
+                    reason = "its weights have changed"
+                error = f"it waited for the model {requested}, and {reason}: send it again"
+                end_job(connection, job.id, "failed", now, error=error)
             return len(others)
 
-    def found(self, name: str) -> JobRecord | None:
-        """One job of this door; None if there is none, or if it was deleted."""
-        with self._database.reading() as database:
-            jobs = self._select(database, f"id=? AND deleted=0 AND {_OF_DOOR}", name)
+    def found(self, job_id: str) -> JobRecord | None:
+        """The job of an ID; None if there is none or it was deleted."""
+        with self._database.reading() as connection:
+            jobs = select_jobs(connection, f"id=? AND deleted=0 AND {_OF_SERVER}", job_id)
             return jobs[0] if jobs else None
 
     def page(
         self, after: int | None, limit: int, *, newest_first: bool
     ) -> tuple[list[JobRecord], bool]:
-        """So many jobs of this door, behind a position, and whether there are more."""
+        """A page of jobs.
+
+        Args:
+            after: Position of the last job of the previous page; None for the first page.
+            limit: Maximum number of jobs.
+            newest_first: Whether to go from the newest job to the oldest.
+
+        Returns:
+            The jobs, and whether more follow.
+        """
         order, sign = ("DESC", "<") if newest_first else ("ASC", ">")
         behind = "" if after is None else f"AND position {sign} {int(after)} "
-        with self._database.reading() as database:
-            jobs = self._select(
-                database,
-                f"deleted=0 AND {_OF_DOOR} {behind}ORDER BY position {order} LIMIT ?",
+        with self._database.reading() as connection:
+            jobs = select_jobs(
+                connection,
+                f"deleted=0 AND {_OF_SERVER} {behind}ORDER BY position {order} LIMIT ?",
                 limit + 1,
             )
         return jobs[:limit], len(jobs) > limit
 
     def unfinished_jobs(self) -> list[JobRecord]:
-        """Those that run, and those that wait, in the order in which they will be done."""
-        with self._database.reading() as database:
-            return self._select(
-                database, f"NOT {_ENDED} ORDER BY state='queued', position, not_before"
+        """Running jobs, then queued ones, in the order in which they will be rendered."""
+        with self._database.reading() as connection:
+            return select_jobs(
+                connection, f"NOT {_ENDED} ORDER BY state='queued', position, not_before"
             )
 
-    def delete(self, name: str, now: float) -> None:
-        """Nobody asks for a job any more; if it has not ended it is cancelled. See :meth:`gone`."""
-        with self._database.transaction() as database:
-            if not self._select(database, "id=?", name):
+    def delete(self, job_id: str, now: float) -> None:
+        """Mark a job as deleted, and cancel it if it has not ended. See :meth:`gone`."""
+        with self._database.transaction() as connection:
+            if not select_jobs(connection, "id=?", job_id):
                 return
-            self.cancel([name], now)
-            database.execute("UPDATE jobs SET deleted=1 WHERE id=?", (name,))
+            self.cancel([job_id], now)
+            connection.execute("UPDATE jobs SET deleted=1 WHERE id=?", (job_id,))
 
     def gone(self, ended_before: float) -> list[JobRecord]:
-        """Ended jobs of this door that were deleted, or ended before a time, in seconds since
-        1970: their files can go, and then they can be forgotten."""
-        with self._database.reading() as database:
-            return self._select(
-                database,
-                f"{_OF_DOOR} AND {_ENDED} AND (deleted=1 OR ended_at<?)",
+        """Jobs to remove: those that have ended and were deleted, or ended before a time.
+
+        The caller removes their files, then calls :meth:`forget`.
+
+        Args:
+            ended_before: Seconds since 1970.
+        """
+        with self._database.reading() as connection:
+            return select_jobs(
+                connection,
+                f"{_OF_SERVER} AND {_ENDED} AND (deleted=1 OR ended_at<?)",
                 ended_before,
             )
 
     def forget(self, jobs: Sequence[JobRecord]) -> None:
-        """Take ended jobs out of the queue, with all that happened to them."""
-        with self._database.transaction() as database:
+        """Remove the records of jobs and their histories."""
+        with self._database.transaction() as connection:
             for job in jobs:
-                database.execute("DELETE FROM events WHERE job=?", (job.id,))
-                database.execute("DELETE FROM jobs WHERE id=?", (job.id,))
+                connection.execute("DELETE FROM events WHERE job=?", (job.id,))
+                connection.execute("DELETE FROM jobs WHERE id=?", (job.id,))
 
-    @staticmethod
-    def _last(database: sqlite3.Connection) -> int:
-        """The position of the last job."""
-        (last,) = database.execute("SELECT coalesce(max(position), 0) FROM jobs").fetchone()
-        return int(last)
+
+def _last_position(connection: sqlite3.Connection) -> int:
+    (last,) = connection.execute("SELECT coalesce(max(position), 0) FROM jobs").fetchone()
+    return int(last)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from longtake.engine.video import Metadata
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
-from longtake.serve.runner.replica import Watcher
+from longtake.serve.runner.watcher import Watcher
 
 logger = logging.getLogger(__name__)
 

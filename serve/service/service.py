@@ -31,6 +31,7 @@ from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord, NewJob
 from longtake.serve.queue.queue_watch import QueueWatch
 from longtake.serve.queue.submissions import DOOR, OtherRequestError, Submissions
+from longtake.serve.runner.job_renderer import ReplicaSettings
 from longtake.serve.runner.outputs import (
     earlier_metadata_path,
     snapshot_of,
@@ -340,17 +341,14 @@ class VideoService:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _render_all(self, supervisor: Supervisor) -> Exception | None:
-        replica = Replica(
-            self.store,
-            supervisor,
+        settings = ReplicaSettings(
             self._digest,
             BatchConfig(watch=True, attempts=self.settings.attempts),
             self._how_often,
-            self.live,
-            self._stop,
             self.scratch,
             _FRAMES_SHOWN,
         )
+        replica = Replica(self.store, supervisor, settings, self.live, self._stop)
         replica.run()
         return replica.failure
 

@@ -43,7 +43,7 @@ def test_a_queue_that_is_lost_while_a_batch_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
     monkeypatch.setattr(batch_module, "Supervisor", GrayRanks)
-    monkeypatch.setattr(queue_watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(queue_watch, "_PERIOD_S", 0.05)
     shots, folder = tmp_path / "shots.jsonl", tmp_path / "out"
     rows = [{"id": name, "prompt": "a", "num_frames": 1} for name in "abc"]  # seeds are drawn
     shots.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from longtake.errors import EngineError, RequestError
+from longtake.errors import EngineError, RankError, RequestError
+from longtake.serve.queue.claims import LEASE_S, ClaimLostError
 from longtake.serve.queue.job_records import JobRecord, NewJob
-from longtake.serve.queue.job_store import LEASE_S, ClaimLostError, JobStore
+from longtake.serve.queue.job_store import JobStore
 from longtake.serve.queue.process_identity import Owner
+from longtake.serve.queue.retry_policy import judge_fault
 from tests.rendering import request
 
 NOW = 1_000_000.0
@@ -51,7 +53,7 @@ def queued(store: JobStore, *jobs: NewJob, there: bool = True) -> dict[str, int]
 
 
 def claimed(store: JobStore, now: float = NOW) -> JobRecord:
-    taken = store.claim("engine", now)
+    taken = store.claims.take("engine", now)
     assert taken is not None
     return taken
 
@@ -60,10 +62,10 @@ def test_jobs_are_taken_in_order_and_once(store: JobStore) -> None:
     assert queued(store, job(2), job(1), job(3, engine="another")) == {"new": 3}
     first, second = claimed(store), claimed(store)
     assert (first.id, second.id) == ("shot-1", "shot-2")
-    assert store.claim("engine", NOW) is None
+    assert store.claims.take("engine", NOW) is None
     assert store.unfinished("engine") == 2
     assert first.request == request(seed=1)
-    store.finish(first, {"denoising": 2.0}, NOW + 5)
+    store.claims.finish(first, {"denoising": 2.0}, NOW + 5)
     done = store.job("shot-1")
     assert (done.state, done.seconds, done.ended_at) == ("done", {"denoising": 2.0}, NOW + 5)
     assert [event.kind for event in store.events("shot-1")] == ["queued", "running", "done"]
@@ -72,7 +74,7 @@ def test_jobs_are_taken_in_order_and_once(store: JobStore) -> None:
 
 def test_the_same_again_changed_and_gone(store: JobStore) -> None:
     queued(store, job(1), job(2))
-    store.finish(claimed(store), {}, NOW)
+    store.claims.finish(claimed(store), {}, NOW)
     assert queued(store, job(1), job(2)) == {"unchanged": 2}
     assert queued(store, job(1), job(2), there=False) == {"again": 1, "unchanged": 1}
     assert queued(store, job(1, fingerprint="other")) == {"changed": 1}
@@ -87,24 +89,24 @@ def test_the_same_again_changed_and_gone(store: JobStore) -> None:
 def test_a_claim_that_was_taken_over_changes_nothing(store: JobStore) -> None:
     queued(store, job(1))
     first = claimed(store)
-    assert store.claim("engine", NOW + 10 * LEASE_S) is None  # its owner lives
-    store.here = store.here.model_copy(update={"host": "another"})
-    assert store.claim("engine", NOW + LEASE_S - 1) is None
+    assert store.claims.take("engine", NOW + 10 * LEASE_S) is None  # its owner lives
+    store.claims.owner = store.claims.owner.model_copy(update={"host": "another"})
+    assert store.claims.take("engine", NOW + LEASE_S - 1) is None
     second = claimed(store, NOW + LEASE_S + 1)
     assert second.claims == 2
     for act in (
-        lambda: store.finish(first, {}, NOW),
-        lambda: store.fail(first, "x", NOW),
-        lambda: store.put_back(first, "x", NOW),
-        lambda: store.renew(first, "denoising", 1, NOW),
-        lambda: store.check(first),
+        lambda: store.claims.finish(first, {}, NOW),
+        lambda: store.claims.fail(first, "x", NOW),
+        lambda: store.claims.requeue(first, "x", NOW),
+        lambda: store.claims.renew(first, "denoising", 1, NOW),
+        lambda: store.claims.check(first),
     ):
         with pytest.raises(ClaimLostError, match="shot-1 was taken over"):
             act()
-    assert store.renew(second, "denoising", 3, NOW + 100) is False
+    assert store.claims.renew(second, "denoising", 3, NOW + 100) is False
     assert store.job("shot-1").steps_done == 3
-    store.here = store.here.model_copy(update={"host": "a third"})
-    assert store.claim("engine", NOW + 100 + LEASE_S - 1) is None
+    store.claims.owner = store.claims.owner.model_copy(update={"host": "a third"})
+    assert store.claims.take("engine", NOW + 100 + LEASE_S - 1) is None
 
 
 def test_a_job_that_changed_while_it_ran_is_taken_from_it(store: JobStore) -> None:
@@ -112,7 +114,7 @@ def test_a_job_that_changed_while_it_ran_is_taken_from_it(store: JobStore) -> No
     first = claimed(store)
     queued(store, job(1, fingerprint="other"))
     with pytest.raises(ClaimLostError):
-        store.finish(first, {}, NOW)
+        store.claims.finish(first, {}, NOW)
     assert claimed(store).claims == 2
 
 
@@ -145,7 +147,7 @@ def test_what_a_dead_process_had_is_taken_over_at_once(store: JobStore, tmp_path
     queued(store, job(1), job(2))
     code = (
         "import sys; from pathlib import Path; from longtake.serve.queue.job_store import JobStore;"
-        f"JobStore(Path(sys.argv[1])).claim('engine', {NOW})"
+        f"JobStore(Path(sys.argv[1])).claims.take('engine', {NOW})"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert store.job("shot-1").state == "running"
@@ -159,20 +161,23 @@ def test_faults_are_counted_until_a_step_is_gained(store: JobStore) -> None:
     now = NOW
     for step, faults in ((0, 1), (0, 2), (0, 3), (4, 1), (4, 2), (2, 3), (5, 1)):
         taken = claimed(store, now)
-        store.try_again(taken, "rank 0 died", step, False, 8.0, now)
-        assert (store.job("shot-1").faults, store.job("shot-1").state) == (faults, "queued")
-        assert store.claim("engine", now + 7.9) is None  # it waits
-        now += 8.1
+        fault = judge_fault(taken, RankError("rank 0 died"), step, max_faults=9)
+        assert fault.retry_delay_s is not None
+        store.claims.retry_later(taken, fault, now)
+        again = store.job("shot-1")
+        assert (again.faults, again.fault_step, again.state) == (faults, step, "queued")
+        now += fault.retry_delay_s
+        assert store.claims.take("engine", now - 0.1) is None  # it waits
 
 
 def test_cancelling(store: JobStore) -> None:
     queued(store, job(1), job(2), job(3))
     running = claimed(store)
-    store.finish(claimed(store), {}, NOW)
+    store.claims.finish(claimed(store), {}, NOW)
     assert store.cancel(["shot-1", "shot-2", "shot-3"], NOW) == ["shot-2"]
     assert [each.state for each in store.jobs()] == ["running", "done", "cancelled"]
-    assert store.renew(running, "denoising", 1, NOW) is True
-    store.end_as_asked(running, NOW)
+    assert store.claims.renew(running, "denoising", 1, NOW) is True
+    store.claims.finish_cancelled(running, NOW)
     assert store.job("shot-1").state == "cancelled"
     assert store.retry(["shot-1", "shot-2"], NOW) == ["shot-1"]
     assert store.job("shot-1").cancelling is False
@@ -185,16 +190,16 @@ def test_one_that_is_to_end_is_not_taken_over(store: JobStore) -> None:
     queued(store, job(1), job(2))
     claimed(store)
     store.cancel(["shot-1"], NOW)
-    store.here = store.here.model_copy(update={"boot": "another"})
+    store.claims.owner = store.claims.owner.model_copy(update={"boot": "another"})
     assert claimed(store).id == "shot-2"
     assert store.job("shot-1").state == "cancelled"
 
 
 def test_retrying_what_failed(store: JobStore) -> None:
     queued(store, job(1), job(2))
-    store.fail(claimed(store), "out of memory", NOW)
+    store.claims.fail(claimed(store), "out of memory", NOW)
     assert store.job("shot-1").error == "out of memory"
-    assert store.claim("engine", NOW + 10 * LEASE_S).id == "shot-2"  # type: ignore[union-attr]
+    assert store.claims.take("engine", NOW + 10 * LEASE_S).id == "shot-2"  # type: ignore[union-attr]
     assert store.retry([], NOW) == ["shot-1"]
     assert claimed(store).id == "shot-1"
 
@@ -202,9 +207,9 @@ def test_retrying_what_failed(store: JobStore) -> None:
 def take_all(folder: str, barrier: Any) -> None:
     with JobStore(Path(folder)) as store:
         barrier.wait()
-        while (taken := store.claim("engine", NOW)) is not None:
+        while (taken := store.claims.take("engine", NOW)) is not None:
             store.note(taken, "taken by", str(os.getpid()), NOW)
-            store.finish(taken, {}, NOW)
+            store.claims.finish(taken, {}, NOW)
 
 
 def test_processes_and_threads_take_each_job_once(store: JobStore, tmp_path: Path) -> None:
@@ -236,9 +241,9 @@ def test_it_costs_little(store: JobStore) -> None:
     for _ in range(100):
         begun = time.perf_counter()
         taken = claimed(store)
-        store.renew(taken, "denoising", 5, NOW)
-        store.check(taken)
-        store.finish(taken, {"denoising": 1.0}, NOW)
+        store.claims.renew(taken, "denoising", 5, NOW)
+        store.claims.check(taken)
+        store.claims.finish(taken, {"denoising": 1.0}, NOW)
         took.append(time.perf_counter() - begun)
     assert statistics.median(took) < 0.02
 

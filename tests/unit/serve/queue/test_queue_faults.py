@@ -17,10 +17,13 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import EngineError, RankError, RequestError
 from longtake.pipelines.progress import Progress
+from longtake.serve.queue import lease, retry_policy
+from longtake.serve.queue.claims import ClaimLostError
 from longtake.serve.queue.job_records import NewJob
-from longtake.serve.queue.job_store import ClaimLostError, JobStore
-from longtake.serve.runner import claim, replica
+from longtake.serve.queue.job_store import JobStore
+from longtake.serve.runner import job_renderer, queue_writer, replica
 from longtake.serve.runner.filmstrip import Filmstrip
+from longtake.serve.runner.job_renderer import ReplicaSettings
 from longtake.serve.runner.replica import Replica
 from tests.rendering import request
 from tests.unit.serve.runner.test_replica import Act, Ranks, Silent
@@ -80,9 +83,9 @@ class Queue:
 
     def work(self, ranks: Any, *, watch: bool = False) -> Exception | None:
         """Have a worker live; returns what ended it."""
-        settings = BatchConfig(attempts=3, watch=watch)
-        rest = (SnapshotConfig(), self.told, self.stop, self.store.folder)
-        worker = Replica(self.store, ranks, "engine", settings, *rest)
+        batch = BatchConfig(attempts=3, watch=watch)
+        settings = ReplicaSettings("engine", batch, SnapshotConfig(), self.store.folder)
+        worker = Replica(self.store, ranks, settings, self.told, self.stop)
         worker.run()
         return worker.failure
 
@@ -93,8 +96,9 @@ class Queue:
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    monkeypatch.setattr(replica, "_LOOK_AGAIN_S", 0.001)
-    monkeypatch.setattr(replica, "_LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr(replica, "_POLL_S", 0.001)
+    monkeypatch.setattr(queue_writer, "_RETRY_S", 0.001)
+    monkeypatch.setattr(retry_policy, "_MAX_DELAY_S", 0.001)
     made = Queue(tmp_path, monkeypatch)
     yield made
     made.store.close()
@@ -125,7 +129,7 @@ def test_one_write_that_fails_is_made_again(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, life: str
 ) -> None:
     """Each of them in its turn, and the next one with it."""
-    monkeypatch.setattr(claim, "_EVERY_S", 0.005)
+    monkeypatch.setattr(lease, "_RENEWAL_PERIOD_S", 0.005)
     acts, state, renderings = LIVES[life]
     for first in range(1, MOST_WRITES):
         begun = queue.transactions
@@ -150,7 +154,7 @@ def test_whatever_ends_a_worker_frees_its_claim(
 ) -> None:
     """The queue cannot be written from some moment on, and the worker gives up; then there is room,
     and the next worker of the same process goes on: what is rendered is not rendered again."""
-    monkeypatch.setattr(replica, "_QUEUE_S", 0.0)
+    monkeypatch.setattr(queue_writer, "_GIVE_UP_S", 0.0)
     begun = queue.transactions
     queue.fails = lambda number: number >= begun + last
     first, second = Ranks(None), Ranks(None)
@@ -169,7 +173,7 @@ def test_whatever_ends_a_worker_frees_its_claim(
 def test_a_job_whose_worker_has_ended_is_cancelled_at_once(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica, "_QUEUE_S", 0.0)
+    monkeypatch.setattr(queue_writer, "_GIVE_UP_S", 0.0)
 
     def fill_the_disk(*rest: Any) -> None:
         queue.fails = lambda number: True
@@ -185,7 +189,7 @@ def test_a_server_keeps_its_ranks_while_the_disk_is_full(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that is, and says so now and then."""
-    monkeypatch.setattr(replica, "_QUEUE_S", 0.0)
+    monkeypatch.setattr(queue_writer, "_GIVE_UP_S", 0.0)
     tries = 0
 
     def full(number: int) -> bool:
@@ -213,7 +217,7 @@ def test_an_error_that_nobody_thought_of_frees_the_claim(
     def unheard_of(self: Any, *rest: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(claim.Claim, "__enter__", unheard_of)
+    monkeypatch.setattr(lease.Lease, "__enter__", unheard_of)
     assert isinstance(queue.work(Ranks()), MemoryError)
     assert queue.state == "queued"
 
@@ -222,17 +226,17 @@ def test_another_queue_of_the_same_process_leaves_living_workers_alone(
     queue: Queue, tmp_path: Path
 ) -> None:
     """It cannot know whether they live, but for the lease that they renew."""
-    job = queue.store.claim("engine", NOW)
+    job = queue.store.claims.take("engine", NOW)
     assert job is not None
     with JobStore(tmp_path) as other:
-        assert other.claim("engine", NOW + 59) is None
-        queue.store.renew(job, "denoising", 1, NOW + 30)
-        assert other.claim("engine", NOW + 89) is None
-        taken = other.claim("engine", NOW + 91)
+        assert other.claims.take("engine", NOW + 59) is None
+        queue.store.claims.renew(job, "denoising", 1, NOW + 30)
+        assert other.claims.take("engine", NOW + 89) is None
+        taken = other.claims.take("engine", NOW + 91)
         assert taken is not None
         assert taken.claims == 2
         with pytest.raises(ClaimLostError):
-            queue.store.finish(job, {}, NOW)
+            queue.store.claims.finish(job, {}, NOW)
 
 
 def once(act: Callable[..., Any], error: Exception, *, before: bool) -> Callable[..., Any]:
@@ -261,8 +265,8 @@ NO_SPACE = EngineError("shot.npy cannot be written: No space left on device")
         (VideoFiles, "publish", NO_SPACE, True, 2),
         (VideoFiles, "publish", NO_SPACE, False, 1),  # it is there, and is found to be
         (Filmstrip, "save", NO_SPACE, True, 1),
-        (replica, "strip_of", OSError(28, "No space left on device"), True, 1),
-        (replica, "snapshot_of", OSError(28, "No space left on device"), True, 1),
+        (job_renderer, "strip_of", OSError(28, "No space left on device"), True, 1),
+        (job_renderer, "snapshot_of", OSError(28, "No space left on device"), True, 1),
         (replica, "drop_snapshot", OSError(5, "Input/output error"), True, 1),
     ],
 )

@@ -75,7 +75,7 @@ def test_nothing_is_written_into_what_is_no_queue_any_more(tmp_path: Path, way: 
             store.check_usable,
             store.jobs,
             lambda: store.found("a"),
-            lambda: store.claim("engine", NOW),
+            lambda: store.claims.take("engine", NOW),
         ):
             with pytest.raises(QueueLostError) as error:
                 act()
@@ -201,7 +201,7 @@ def created(client: TestClient, key: str) -> Any:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(service_module, "_TIDY_EVERY_S", 0.1)
-    monkeypatch.setattr(queue_watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(queue_watch, "_PERIOD_S", 0.05)
     monkeypatch.setattr(service_module, "_BUSY_S", 1.0)
     return lambda: gray_server(monkeypatch, tmp_path)
 

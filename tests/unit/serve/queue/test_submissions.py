@@ -53,7 +53,7 @@ def test_first_come_first_served_and_once(store: Submissions) -> None:
         assert not added(store, name)[1]
     with pytest.raises(OtherRequestError):
         added(store, "a", fingerprint="another")
-    taken = [store.claim("engine", NOW) for _ in names]
+    taken = [store.claims.take("engine", NOW) for _ in names]
     assert [each.id for each in taken if each] == names
 
 
@@ -65,7 +65,7 @@ def test_who_may_wait(store: Submissions) -> None:
     added(store, "d", source="serve other")
     with pytest.raises(QueueFullError, match="4 videos wait"):
         added(store, "e", source="serve third")
-    assert store.claim("engine", NOW)  # what runs does not wait
+    assert store.claims.take("engine", NOW)  # what runs does not wait
     added(store, "e", source="serve third")
 
 
@@ -85,7 +85,7 @@ def test_pages(store: Submissions) -> None:
 def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
     added(store, "a")
     added(store, "b")
-    running = store.claim("engine", NOW)
+    running = store.claims.take("engine", NOW)
     assert running is not None
     for name in "ab":
         store.delete(name, NOW)
@@ -93,8 +93,8 @@ def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
     assert [each.id for each in store.gone(0)] == ["b"]
     with pytest.raises(BeingDeletedError):  # its files are still being written
         added(store, "a")
-    assert store.renew(running, "denoising", 1, NOW)
-    store.end_as_asked(running, NOW)
+    assert store.claims.renew(running, "denoising", 1, NOW)
+    store.claims.finish_cancelled(running, NOW)
     store.forget(store.gone(0))
     assert store.jobs() == []
     assert store.events("a") == []
@@ -103,9 +103,9 @@ def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
 
 def test_old_ones_are_gone_too(store: Submissions) -> None:
     added(store, "a")
-    done = store.claim("engine", NOW)
+    done = store.claims.take("engine", NOW)
     assert done is not None
-    store.finish(done, {}, NOW)
+    store.claims.finish(done, {}, NOW)
     added(store, "b")
     assert store.gone(NOW) == []
     assert [each.id for each in store.gone(NOW + 1)] == ["a"]
@@ -116,7 +116,7 @@ def test_another_engine_takes_on_what_waits(store: Submissions) -> None:
     added(store, "b", model="another")
     added(store, "c", source="a batch's file")
     assert store.adopt("newer", "demo", NOW) == 1
-    taken = store.claim("newer", NOW)
+    taken = store.claims.take("newer", NOW)
     assert taken is not None
     assert taken.id == "a"
     other = store.job("b")

@@ -22,20 +22,23 @@ from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.pipelines.snapshots import LoopState
+from longtake.serve.queue import lease, retry_policy
 from longtake.serve.queue.job_records import JobRecord, NewJob
 from longtake.serve.queue.job_store import JobStore
 from longtake.serve.queue.process_identity import Owner
-from longtake.serve.runner import claim, replica
+from longtake.serve.runner import queue_writer, replica
+from longtake.serve.runner.job_renderer import ReplicaSettings
 from longtake.serve.runner.outputs import (
     is_inside,
-    is_still_there,
+    is_rendered,
+    is_still_rendered,
     network_file_system,
-    rendered_as,
     snapshot_of,
     sweep,
 )
-from longtake.serve.runner.replica import Replica, Watcher
+from longtake.serve.runner.replica import Replica
 from longtake.serve.runner.scratch import scratch_folder
+from longtake.serve.runner.watcher import Watcher
 from tests.rendering import request
 
 Act = Callable[["Ranks", Any, SnapshotPlan, Callable[[Progress], None]], None]
@@ -125,8 +128,9 @@ def died_after(step: int) -> Act:
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have jobs worked on; returns how they stand, and what the replica was told."""
-    monkeypatch.setattr(replica, "_LOOK_AGAIN_S", 0.001)
-    monkeypatch.setattr(replica, "_LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr(replica, "_POLL_S", 0.001)
+    monkeypatch.setattr(queue_writer, "_RETRY_S", 0.001)
+    monkeypatch.setattr(retry_policy, "_MAX_DELAY_S", 0.001)
 
     def run(
         ranks: Ranks, *requests: Any, attempts: int = 3, stop: threading.Event | None = None
@@ -141,12 +145,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             one = Replica(
                 store,
                 ranks,  # type: ignore[arg-type]
-                "engine",
-                BatchConfig(attempts=attempts),
-                SnapshotConfig(),
+                ReplicaSettings(
+                    "engine", BatchConfig(attempts=attempts), SnapshotConfig(), tmp_path
+                ),
                 watcher,
                 stop or threading.Event(),
-                tmp_path,
             )
             one.run()
             assert one.failure is None
@@ -228,7 +231,7 @@ def test_stopping_puts_it_back(work: Any) -> None:
 def test_cancelling_ends_it_between_steps(
     work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim, "_EVERY_S", 0.005)
+    monkeypatch.setattr(lease, "_RENEWAL_PERIOD_S", 0.005)
 
     def cancelled(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
         with JobStore(tmp_path) as other:
@@ -238,7 +241,7 @@ def test_cancelling_ends_it_between_steps(
             on_progress(Progress("denoising", 1, 3))
 
     jobs, _ = work(Ranks(cancelled), request())
-    assert (jobs[0].state, jobs[0].error) == ("cancelled", "as was asked")
+    assert (jobs[0].state, jobs[0].error) == ("cancelled", "by request")
 
 
 def test_a_name_that_was_given_before_the_process_died(work: Any, tmp_path: Path) -> None:
@@ -265,13 +268,13 @@ def test_what_an_earlier_version_rendered_is_not_rendered_again(work: Any, tmp_p
 def test_a_shot_that_is_done_is_there_without_its_metadata(work: Any, tmp_path: Path) -> None:
     """The queue knows it; with another job's metadata, it was replaced."""
     (job,), _ = work(Ranks(), request())
-    assert is_still_there(tmp_path, job)
+    assert is_still_rendered(tmp_path, job)
     (tmp_path / "shot-0.npy.json").write_text('{"batch": {"id": "b", "fingerprint": "b"}}')
-    assert not is_still_there(tmp_path, job)
+    assert not is_still_rendered(tmp_path, job)
     (tmp_path / "shot-0.npy.json").unlink()
-    assert is_still_there(tmp_path, job) and not rendered_as(tmp_path, job)
+    assert is_still_rendered(tmp_path, job) and not is_rendered(tmp_path, job)
     (tmp_path / "shot-0.npy").unlink()
-    assert not is_still_there(tmp_path, job)
+    assert not is_still_rendered(tmp_path, job)
 
 
 @pytest.mark.parametrize("taken", ["shot-0.npy", "shot-0.npy.json"])
@@ -297,7 +300,7 @@ def test_a_link_that_was_put_there_meanwhile(work: Any, tmp_path: Path) -> None:
     with JobStore(tmp_path, create=True) as store:
         job = NewJob("a", "x", 0, "out/a.npy", "engine", request(), "f")
         store.enqueue([job], lambda job: True, 0.0)
-        assert not rendered_as(tmp_path, store.job("a"))
+        assert not is_rendered(tmp_path, store.job("a"))
     (tmp_path / "out").symlink_to("/")
     jobs, _ = work(Ranks())
     assert jobs[0].state == "failed"

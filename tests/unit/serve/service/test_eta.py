@@ -45,7 +45,7 @@ def estimates(service: VideoService, *jobs: JobRecord) -> list[float | None]:
 
 
 def claimed(service: VideoService) -> JobRecord:
-    job = service.store.claim(service._digest, time.time())
+    job = service.store.claims.take(service._digest, time.time())
     assert job is not None
     service.live.state(job.id, "running", "")
     return job

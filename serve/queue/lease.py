@@ -1,4 +1,4 @@
-"""One claim on a job, kept up while it is worked on."""
+"""Keeps the claim on a job alive while a worker renders it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from types import TracebackType
 
 from longtake.errors import LongtakeError, Stopped
 from longtake.pipelines.progress import Progress
+from longtake.serve.queue.claims import LEASE_S, ClaimLostError, Claims
 from longtake.serve.queue.job_database import QueueLostError
 from longtake.serve.queue.job_records import JobRecord
-from longtake.serve.queue.job_store import LEASE_S, ClaimLostError, JobStore
 
 logger = logging.getLogger(__name__)
 
-_EVERY_S = 1.0
+_RENEWAL_PERIOD_S = 1.0
 
 
-class Claim:
-    """Says, every second, that its worker still works on a job; hears that it is to end.
+class Lease:
+    """Renews a claim every second in a thread, and notices requests to stop.
 
-    A context; its thread ends with it.
+    A context manager; the thread runs inside it.
 
     Args:
-        store: of the job.
-        job: as it was claimed.
-        clock: seconds since 1970.
-        stop: set where the whole batch is to end.
+        claims: The claims of the job's queue.
+        job: The claimed job.
+        clock: Returns the time in seconds since 1970.
+        stop: Set when the whole batch is to stop.
+
+    Attributes:
+        job: The claimed job.
+        cancelled: Whether cancellation of the job was requested.
+        lost: Whether another process has taken over the job.
     """
 
     def __init__(
         self,
-        store: JobStore,
+        claims: Claims,
         job: JobRecord,
         clock: Callable[[], float],
         stop: threading.Event,
@@ -40,16 +45,16 @@ class Claim:
         self.job = job
         self.cancelled = False
         self.lost = False
-        self._store = store
+        self._claims = claims
         self._clock = clock
         self._stop = stop
         self._progress = Progress("")
         self._steps_done = job.steps_done
         self._renewed_at = clock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep_up, daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_ended, daemon=True)
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> Lease:
         self._thread.start()
         return self
 
@@ -63,38 +68,42 @@ class Claim:
         self._thread.join()
 
     def progress(self, progress: Progress) -> None:
-        """The job got on.
+        """Report the job's progress, to be recorded at the next renewal.
 
         Raises:
-            Stopped: it is to end.
+            Stopped: The worker must stop.
         """
         self._progress = progress
         if progress.phase == "denoising":
             self._steps_done = progress.done
         if self.stop_requested():
-            raise Stopped("the job is to end")
+            raise Stopped("the job was stopped")
 
     def stop_requested(self) -> bool:
-        """Whether it is to end."""
+        """Whether the worker must stop."""
         return self._stop.is_set() or self.cancelled or self.lost
 
     def check(self) -> None:
-        """Raises ClaimLostError if the job is another process's by now."""
-        self._store.check(self.job)
+        """Check that the claim is still valid.
 
-    def _keep_up(self) -> None:
-        while not self._ended.wait(_EVERY_S):
+        Raises:
+            ClaimLostError: Another process has taken over the job.
+        """
+        self._claims.check(self.job)
+
+    def _renew_until_ended(self) -> None:
+        while not self._ended.wait(_RENEWAL_PERIOD_S):
             try:
-                self.cancelled = self._store.renew(
+                self.cancelled = self._claims.renew(
                     self.job, self._progress.phase, self._steps_done, self._clock()
                 )
                 self._renewed_at = self._clock()
             except ClaimLostError:
                 self.lost = True
                 return
-            except QueueLostError:  # it goes on: nobody else can have it
+            except QueueLostError:  # nobody else can claim the job
                 continue
-            except LongtakeError as error:  # a full disk, say: there may be room before long
+            except LongtakeError as error:  # probably a full disk, which may have room again soon
                 if self._clock() - self._renewed_at > LEASE_S / 2:
                     logger.warning("%s: %s", self.job.id, error)
                     self._renewed_at = self._clock()
