@@ -20,9 +20,15 @@ from longtake.engine.job import RankReport
 from longtake.engine.video import Metadata
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
-from longtake.serve.server import application_of
-from longtake.serve.service import service as service_module
+from longtake.serve.http.video_object import VideoObjects
+from longtake.serve.server import build_application, build_service
+from longtake.serve.service import render_loop
 from longtake.serve.service.service import VideoService
+
+
+def objects(service: VideoService) -> VideoObjects:
+    """What describes a service's jobs to clients."""
+    return VideoObjects(service.engine.spec, service.eta, service.folder, service.settings.keep_s)
 
 
 class _Running(VideoEngine):
@@ -74,13 +80,13 @@ def gray_server(
     monkeypatch: pytest.MonkeyPatch, folder: Path, model: str = "demo", **settings: Any
 ) -> Iterator[tuple[TestClient, VideoService]]:
     """A client of everything that answers requests, and the service behind it."""
-    monkeypatch.setattr(service_module, "Supervisor", GrayRanks)
+    monkeypatch.setattr(render_loop, "Supervisor", GrayRanks)
     GrayRanks.hold = GrayRanks.deaf = False
     GrayRanks.fails = None
     config = ServeConfig(**{"data_dir": folder, "page": False, **settings})
-    service = VideoService(EngineConfig(model=model), config, SnapshotConfig())
+    service = build_service(EngineConfig(model=model), config, SnapshotConfig())
     with TestClient(
-        application_of(service, config),
+        build_application(service, config),
         base_url="http://127.0.0.1:8000",
         raise_server_exceptions=False,
         follow_redirects=False,

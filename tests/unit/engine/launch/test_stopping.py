@@ -22,7 +22,7 @@ from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.serve.page.views import Views
 from tests.rendering import request
-from tests.standin import GrayRanks, gray_server
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 
@@ -108,7 +108,7 @@ def test_no_time_left_is_shown_of_a_video_that_is_being_cancelled(
         service.cancel(service.store.job(first))
         shown = client.get(f"/v1/videos/{first}").json()["estimated_seconds"]
         cancelling, waiting = (service.store.job(name) for name in (first, second))
-        views = Views(service)
+        views = Views(service, objects(service))
         words = views.status(cancelling), views.status(waiting)
         GrayRanks.deaf = False  # else they would not even end with the server
         assert shown is None
@@ -133,7 +133,7 @@ def test_a_video_whose_end_cannot_be_written_at_first(
 
         monkeypatch.setattr(service.store, "finish", finish)
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
-        until(lambda: "disk is full" in service.live.said)
+        until(lambda: "disk is full" in service.progress.last_note)
         assert client.get(f"/v1/videos/{name}").json()["status"] == "in_progress"
         assert "longtake_videos_running 1.0" in client.get("/metrics").text
         full = False

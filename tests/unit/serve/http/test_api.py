@@ -20,12 +20,10 @@ from starlette.testclient import TestClient
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
-from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.picture import decoded
 from longtake.errors import RankError, RequestError
-from longtake.serve.http.objects import video_object
 from longtake.serve.service.service import VideoService
-from tests.standin import GrayRanks, gray_server
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 Gray = tuple[TestClient, VideoService]
@@ -208,7 +206,7 @@ def test_pictures_in_every_way(animating: Gray) -> None:
             assert job.request.image.parent == service.folder / "pictures"
             assert job.request.image.read_bytes() == content
             client.delete(f"/v1/videos/{video['id']}")
-    service.tidy(0)
+    service.retention.clean_up(0)
     assert not list((service.folder / "pictures").iterdir())
     assert not list((service.folder / "videos").iterdir())
 
@@ -392,9 +390,9 @@ def test_the_page_asks_for_the_key_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
             client.cookies.clear()
             client.cookies.set("longtake_session", other)
             refused(client.get("/v1/videos"), 401)
-        label, until_when, signature = cookie.split(".")
+        label, signed_at, signature = cookie.split(".")
         client.cookies.clear()
-        client.cookies.set("longtake_session", f"{label}.{int(until_when) + 9}.{signature}")
+        client.cookies.set("longtake_session", f"{label}.{signed_at[:-1]}A.{signature}")
         refused(client.get("/v1/videos"), 401)
 
 
@@ -497,9 +495,9 @@ def test_videos_expire(gray: Gray) -> None:
     client, service = gray
     name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
     video = ended(client, name)
-    service.tidy(video["completed_at"] - 10)
+    service.retention.clean_up(video["completed_at"] - 10)
     assert client.get(f"/v1/videos/{name}/content").status_code == 200
-    service.tidy(video["completed_at"] + 10)
+    service.retention.clean_up(video["completed_at"] + 10)
     refused(client.get(f"/v1/videos/{name}"), 404)
     assert not list((service.folder / "videos").iterdir())
 
@@ -520,7 +518,7 @@ def test_what_waited_for_another_model_fails_and_says_why(
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
         until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "in_progress")
         with pytest.raises(RequestError, match="is served by another process"):
-            VideoService(EngineConfig(), ServeConfig(data_dir=tmp_path), SnapshotConfig())
+            VideoService(EngineConfig(), ServeConfig(data_dir=tmp_path))
     with gray_server(monkeypatch, tmp_path, "demo-i2v") as (client, _):
         video = client.get(f"/v1/videos/{name}").json()
         assert (video["status"], video["model"]) == ("failed", "demo")
@@ -613,7 +611,7 @@ def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray)
     client.delete(f"/v1/videos/{first}")
     error = refused(send(), 409)
     assert error["message"].endswith("was deleted a moment ago: try again")
-    service.tidy(0)
+    service.retention.clean_up(0)
     again = send()
     assert again.status_code == 200
     assert send().json()["id"] == first
@@ -623,15 +621,15 @@ def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray)
 
 def test_pictures_that_nobody_asked_a_video_of_go(animating: Gray) -> None:
     _, service = animating
-    name = service.pictures.send(picture())
+    name = service.pictures.upload(picture())
     assert service.pictures.read(name) == picture()
     for other in ("../../etc/passwd", "sent-", name + "x", "/etc/passwd", ""):
         with pytest.raises(RequestError, match="no longer there"):
-            service.picture_of(other)
+            service.picture(other)
     with pytest.raises(RequestError, match="^the picture is no picture"):
-        service.pictures.send(b"none")
+        service.pictures.upload(b"none")
     for _ in range(70):
-        service.pictures.send(picture())
+        service.pictures.upload(picture())
     assert len(list((service.folder / "pictures").iterdir())) == 64
 
 
@@ -644,11 +642,11 @@ def test_another_layout_than_jobs_were_made_for(
         GrayRanks.hold = True
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
     other = EngineConfig(model="demo", devices=2, parallel=ParallelConfig(cfg_degree=2))
-    service = VideoService(other, ServeConfig(data_dir=tmp_path), SnapshotConfig())
+    service = VideoService(other, ServeConfig(data_dir=tmp_path))
     try:
         job = service.store.found(name)
         assert job is not None
-        assert video_object(service, job)["estimated_seconds"] is None
+        assert objects(service).video(job)["estimated_seconds"] is None
         assert service.store.found(done) is not None
     finally:
         service.close()
