@@ -53,7 +53,7 @@ def serve(
     """
     if not settings.api_key and not is_local(settings.host):
         raise RequestError(
-            f"host={settings.host!r} lets others in, and there is no API key: set "
+            f"host={settings.host!r} accepts other hosts, and there is no API key: set "
             "LONGTAKE_API_KEY, or listen on 127.0.0.1"
         )
     with _listen(settings) as listener:

@@ -69,7 +69,7 @@ class LimitedBody:
         except asyncio.TimeoutError as error:
             raise Problem(
                 408,
-                f"the request did not come within {self._timeout_s:g} s: send it again",
+                f"the request did not arrive within {self._timeout_s:g} s: send it again",
                 headers={"connection": "close"},
             ) from error
         if message["type"] == "http.request":
@@ -84,7 +84,9 @@ class LimitedBody:
             raise too_large(self._max_bytes)
         if self._budget.left < 0:
             raise Problem(
-                503, "too much is being sent at a time: try again", headers={"retry-after": "5"}
+                503,
+                "too many bytes are being received at once: try again",
+                headers={"retry-after": "5"},
             )
 
     def release(self) -> None:
@@ -97,7 +99,6 @@ def too_large(max_bytes: int) -> Problem:
     """The response to a body that is too large."""
     return Problem(
         413,
-        f"the request has more than {max_bytes / 2**20:g} MiB, which are the most: make the "
-        "picture smaller",
+        f"the request has more than {max_bytes / 2**20:g} MiB, the limit: make the picture smaller",
         headers={"connection": "close"},
     )

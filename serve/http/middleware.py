@@ -138,14 +138,16 @@ class RequestFilter:
         if sum(len(name) + len(value) for name, value in headers.raw) > _MAX_HEADER_BYTES:
             return Problem(431, f"more than {_MAX_HEADER_BYTES} bytes of headers").response()
         if not self._access.is_trusted(method, connection):
-            return Problem(403, "sent by another site, or to another name of this host").response()
+            return Problem(
+                403, "sent by another site, or to an unknown name of this host"
+            ).response()
         label = self._access.label_of(connection)
         scope["client_label"] = label or ""
         if label is None and path not in PUBLIC_PATHS:
             return _key_required(method, path)
         of_page = self._page is not None and self._page.serves(method, path)
         if not (_API_PATHS.fullmatch(path) or of_page) or ".." in path.split("/"):
-            return Problem(404, "there is nothing here").response()
+            return Problem(404, "not found: GET /openapi.json lists the API").response()
         length = headers.get("content-length", "0")
         max_bytes = self._limits.max_bytes
         if not length.isdecimal() or len(length) > 15 or int(length) > max_bytes:
@@ -185,7 +187,7 @@ def _key_required(method: str, path: str) -> Response:
         return RedirectResponse("/login", 303)
     return Problem(
         401,
-        "no API key that is known here: send Authorization: Bearer KEY",
+        "no valid API key: send Authorization: Bearer KEY",
         code="invalid_api_key",
         headers={"www-authenticate": "Bearer"},
     ).response()

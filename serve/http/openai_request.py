@@ -136,5 +136,5 @@ def _picture(reference: Any, upload: bytes | None) -> bytes | None:
         return base64.b64decode(reference[prefix.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise FieldError(
-            "input_reference is no base64: encode it again", "input_reference"
+            "input_reference is not valid base64: encode it again", "input_reference"
         ) from error

@@ -42,7 +42,7 @@ class PictureLimit:
             await asyncio.wait_for(self._free.acquire(), _TIMEOUT_S)
         except asyncio.TimeoutError as error:
             raise Problem(
-                503, "too many pictures are being read: try again", headers={"retry-after": "10"}
+                503, "too many pictures are being decoded: try again", headers={"retry-after": "10"}
             ) from error
         try:
             if await request.is_disconnected():

@@ -99,7 +99,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:
-        return Problem(500, "a fault of the server, which is in its log").response()
+        return Problem(500, "internal error: the server's log says more").response()
 
 
 def _encodable(text: str) -> str:

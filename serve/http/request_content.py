@@ -34,14 +34,14 @@ async def request_content(request: Request) -> AsyncIterator[tuple[dict[str, Any
     elif kind in ("application/json", ""):
         yield await _read_json(request), None
     else:
-        raise Problem(415, f"{kind[:60]!r} is no JSON and no form: send one of them")
+        raise Problem(415, f"{kind[:60]!r} is neither JSON nor a form: send one of them")
 
 
 async def _read_json(request: Request) -> dict[str, Any]:
     try:
         content = json.loads(await request.body(), parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "the body is no JSON") from error
+        raise Problem(400, "the body is not valid JSON: send a JSON object") from error
     if not isinstance(content, dict):
         raise Problem(400, "the body must be a JSON object")
     return content
@@ -64,12 +64,12 @@ async def _form_fields(form: FormData) -> tuple[dict[str, Any], bytes | None]:
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             if name != "input_reference":
-                raise Problem(400, "a file can be input_reference alone", param=name[:60])
+                raise Problem(400, "a file can only be sent as input_reference", param=name[:60])
             upload = await value.read()
         elif name.endswith("[]") and isinstance(values.get(name[:-2], []), list):
             values.setdefault(name[:-2], []).append(value)
         elif name in values:
-            raise Problem(400, f"{name[:60]!r} is there twice", param=name[:60])
+            raise Problem(400, f"{name[:60]!r} is given twice: send it once", param=name[:60])
         else:
             values[name] = value
     return values, upload

@@ -68,7 +68,7 @@ class VideoRoutes:
         key = request.headers.get("idempotency-key")
         if key is not None and not 1 <= len(key) <= _MAX_IDEMPOTENCY_KEY_LENGTH:
             raise Problem(
-                400, f"Idempotency-Key must have 1 to {_MAX_IDEMPOTENCY_KEY_LENGTH} letters"
+                400, f"Idempotency-Key must have 1 to {_MAX_IDEMPOTENCY_KEY_LENGTH} characters"
             )
         client = request.scope["client_label"]
         async with request_content(request) as (values, upload):
@@ -87,7 +87,7 @@ class VideoRoutes:
             raise Problem(400, f"order={order[:60]!r} must be asc or desc", param="order")
         last = None if after is None else self._service.position(after)
         if after is not None and last is None:
-            raise Problem(400, f"after={after[:80]!r} is no video", param="after")
+            raise Problem(400, f"after={after[:80]!r} is not a video", param="after")
         jobs, more = self._service.store.page(last, limit, newest_first=order == "desc")
         left = self._service.eta.seconds_left()
         content = {

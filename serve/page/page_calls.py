@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 256 * 1024
 _SCALARS = (str, int, float, bool, type(None))
-_INVALID = "no page sends this"
+_INVALID = "not a call of the page"
 
 
 class PageCalls:
@@ -69,7 +69,7 @@ class PageCalls:
         except ClientDisconnect:
             raise
         except Exception as error:
-            logger.warning("the page was sent what no page sends: %s", one_line(error)[:200])
+            logger.warning("a call of the page failed: %s", one_line(error)[:200])
             if not started:
                 await Problem(400, _INVALID).response()(scope, receive, send)
 
@@ -103,7 +103,7 @@ async def _read(request: Request) -> bytes:
         Problem: It is too large, or no JSON, which a form of another site could send.
     """
     if not request.headers.get("content-type", "").startswith("application/json"):
-        raise Problem(404, "there is nothing here")
+        raise Problem(404, "not found: GET /openapi.json lists the API")
     content = b""
     async for part in request.stream():
         content += part

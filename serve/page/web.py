@@ -28,7 +28,7 @@ async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
 """
 _SUBMITTED = "(video, problem) => longtake.submitted(video, problem)"
 _SHOW_PROBLEM = "(problem) => longtake.problem(problem)"
-_FILL = "(...given) => { longtake.clear(); longtake.written(''); return given; }"
+_FILL = "(...given) => { longtake.clear(); longtake.saveDraft(''); return given; }"
 _CALL: dict[str, Any] = {"show_progress": "hidden", "queue": False}
 """Calls are answered at once: results in Gradio's queue stay there until they are fetched."""
 
@@ -126,7 +126,7 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
         handlers.open,
         [video, picture],
         [video, *filled],
-        js="() => [longtake.asked(), longtake.draft()]",
+        js="() => [longtake.current(), longtake.draft()]",
         **_CALL,
     ).then(*refresh, **_CALL).then(*estimate, **_CALL).then(js="() => longtake.ready()")
     gr.Timer(_REFRESH_S).tick(*refresh, **_CALL)
@@ -142,7 +142,7 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
         *estimate, **_CALL
     ).then(None, [problem], js=_SHOW_PROBLEM)
     result.delete.click(None, [video], js="(video) => longtake.remove(video)")
-    picture.change(None, [picture], js="(picture) => longtake.keeps(picture)")
+    picture.change(None, [picture], js="(picture) => longtake.showKept(picture)")
     elements.more.click(handlers.show_more, [elements.count], [elements.count], **_CALL).then(
         *refresh, **_CALL
     )

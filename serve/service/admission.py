@@ -86,7 +86,7 @@ class Admission:
             return self._enqueue(job_id, submission, fingerprint, client)
         except OtherRequestError as error:
             raise FieldError(
-                "this Idempotency-Key came with another request: choose another",
+                "this Idempotency-Key was used for another request: choose another",
                 "Idempotency-Key",
             ) from error
 
@@ -109,7 +109,7 @@ class Admission:
         if seconds > self._settings.longest_s:
             raise RequestError(
                 f"this video would take {seconds:.0f} s by the plan, and "
-                f"{self._settings.longest_s:g} are the most (--longest-s): ask for fewer frames, "
+                f"{self._settings.longest_s:g} are allowed (--longest-s): ask for fewer frames, "
                 "smaller ones, or fewer steps"
             )
         return request

@@ -60,7 +60,7 @@ class RenderLoop:
                 if not stop.is_set():
                     logger.exception("the ranks could not be started")
             if failure is not None and not stop.is_set():
-                service.progress.note(f"{failure}; it is tried again in {self._wait_s:.0f} s")
+                service.progress.note(f"{failure}; retrying in {self._wait_s:.0f} s")
                 stop.wait(self._wait_s)
                 self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
 

@@ -114,7 +114,7 @@ class VideoService:
         """Why no video can be rendered; empty if one can."""
         if self.queue_watch.problem is not None:
             return f"{self.queue_watch.problem.summary}: the server's log says more"
-        return "" if self.ranks.loaded else "the model is being loaded"
+        return "" if self.ranks.loaded else "the model is loading"
 
     def picture(self, name: str) -> bytes:
         """Content of an uploaded picture, or of the picture of an earlier video.
@@ -165,7 +165,7 @@ class VideoService:
         if found:
             self.store.restore(found)
             count = "1 finished video" if len(found) == 1 else f"{len(found)} finished videos"
-            self.progress.note(f"{count} found that the queue did not know: in it again")
+            self.progress.note(f"{count} found that the queue did not know, and restored")
         sweep(self.store)
         self.pictures.sweep(job.request.image for job in self.store.jobs())
         self._threads = [threading.Thread(target=each, daemon=True) for each in self.background]
@@ -201,4 +201,4 @@ class VideoService:
             except QueueError:  # queue_watch has logged it
                 continue
             except Exception:
-                logger.exception("something could not be removed")
+                logger.exception("clean-up failed")

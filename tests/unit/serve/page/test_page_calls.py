@@ -75,7 +75,7 @@ def test_what_is_understood_is_what_is_passed_on(client: TestClient) -> None:
 def test_what_no_page_sends_is_refused(client: TestClient, call: Any) -> None:
     answer = client.post(CALL_PATH, content=json.dumps(call))
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == "no page sends this"
+    assert answer.json()["error"]["message"] == "not a call of the page"
 
 
 def test_calls_that_are_too_large_or_no_json(client: TestClient) -> None:

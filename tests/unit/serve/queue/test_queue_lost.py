@@ -239,7 +239,7 @@ def test_a_queue_that_is_deleted_while_it_is_served(
         assert "jobs.sqlite is gone: move it back, or start again" in lines[0]
     caplog.clear()
     with server() as (client, service):
-        assert "1 finished video found that the queue did not know: in it again" in caplog.messages
+        assert "1 finished video found that the queue did not know, and restored" in caplog.messages
         (video,) = client.get("/v1/videos").json()["data"]
         assert (video["id"], video["status"], video["model"]) == (name, "completed", "demo")
         assert (video["prompt"], video["seed"], video["num_videos"]) == ("a", 7, 2)
