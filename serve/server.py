@@ -107,7 +107,8 @@ def build_application(service: VideoService, settings: ServeConfig) -> RequestFi
         # Gradio reads both variables when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = str(service.scratch)
-        from longtake.serve.page.web import PAGE_PATHS, build_page
+        from longtake.serve.page.gradio_internals import PAGE_PATHS
+        from longtake.serve.page.web import build_page
 
         page = build_page(service, objects)
         page_app = PageApp(page, PAGE_PATHS)

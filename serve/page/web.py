@@ -12,15 +12,13 @@ from longtake.serve.http.problems import add_error_handlers
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.page.elements import Inputs, Result, add_inputs, add_result, html
 from longtake.serve.page.form import SETTINGS, Form
-from longtake.serve.page.gradio_internals import PAGE_PATHS, num_arguments
+from longtake.serve.page.gradio_internals import num_arguments
 from longtake.serve.page.handlers import VIDEOS_PER_PAGE, Handlers
 from longtake.serve.page.page_calls import PageCalls
 from longtake.serve.page.theme import theme
 from longtake.serve.page.views import Views
 from longtake.serve.service.service import VideoService
 from longtake.serve.templates import source_of
-
-__all__ = ["PAGE_PATHS", "build_page"]
 
 _REFRESH_S = 1.0
 _UPLOAD_PICTURE = """

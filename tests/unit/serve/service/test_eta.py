@@ -1,5 +1,4 @@
-"""How long videos that wait will take: not known until something was timed, and then all before
-them counts."""
+"""Estimates: unknown until something was timed; then they include all videos before."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from tests.standin import objects
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[VideoService]:
-    """One that does not work on what waits."""
+    """A service that does not render."""
     made = VideoService(EngineConfig(model="demo"), ServeConfig(data_dir=tmp_path))
     yield made
     made.close()
