@@ -129,14 +129,18 @@ class VideoRoutes:
         return video_response(job, self._service.outputs(job), index)
 
     def _add_events(self, router: APIRouter, path: str) -> None:
-        found = Depends(self._find)  # before the response begins, so that it can still be a 404
+        def find(video_id: str, response: Response) -> JobRecord:
+            """Runs before the response begins, so that it can still become a 404."""
+            response.headers["cache-control"] = "no-store"
+            return self._find(video_id)
+
+        found = Depends(find)
 
         @router.get(path, response_class=EventSourceResponse, responses=EVENTS)
         async def events(
-            request: Request, response: Response, job: JobRecord = found
+            request: Request, job: JobRecord = found
         ) -> AsyncIterator[ServerSentEvent]:
             """Every finished step and phase, as server-sent events."""
-            response.headers["cache-control"] = "no-store"
             follower = VideoEvents(self._service.store, self._service.progress, self._objects)
             async for event in follower.follow(job, request.headers.get("last-event-id", "")):
                 yield event
