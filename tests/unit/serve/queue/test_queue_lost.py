@@ -250,7 +250,7 @@ def test_a_queue_that_is_deleted_while_it_is_served(
             assert content.status_code == 200
         assert created(client, "x").json()["id"] == name
         assert client.delete(f"/v1/videos/{name}").status_code == 200
-        service.tidy(0)
+        service.retention.clean_up(0)
         assert not list((tmp_path / "videos").iterdir())
 
 
