@@ -23,7 +23,7 @@ from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.serve.page.views import Views
 from tests.rendering import request
-from tests.standin import GrayRanks, gray_server
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 
@@ -107,7 +107,7 @@ def test_a_video_being_cancelled_shows_no_time_left(
         service.cancel(service.store.job(first))
         shown = client.get(f"/v1/videos/{first}").json()["estimated_seconds"]
         cancelling, waiting = (service.store.job(name) for name in (first, second))
-        views = Views(service)
+        views = Views(service, objects(service))
         words = views.status(cancelling), views.status(waiting)
         GrayRanks.deaf = False  # else they would outlive the server
         assert shown is None
@@ -123,16 +123,16 @@ def test_a_video_whose_end_cannot_be_written_at_first(
 ) -> None:
     """Clients, queue and metrics agree, and the end is written once there is room."""
     with gray_server(monkeypatch, tmp_path) as (client, service):
-        real, full = service.store.finish, True
+        real, full = service.store.claims.finish, True
 
         def finish(*arguments: Any) -> None:
             if full:
                 raise EngineError("jobs.sqlite cannot be used (database or disk is full)")
             real(*arguments)
 
-        monkeypatch.setattr(service.store, "finish", finish)
+        monkeypatch.setattr(service.store.claims, "finish", finish)
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
-        until(lambda: "disk is full" in service.live.said)
+        until(lambda: "disk is full" in service.progress.last_note)
         assert client.get(f"/v1/videos/{name}").json()["status"] == "in_progress"
         assert "longtake_videos_running 1.0" in client.get("/metrics").text
         full = False

@@ -158,9 +158,9 @@ class Engine:
     def identity_part(self) -> str:
         return ""
 
-    def resolve(self, asked: Any) -> Any:
-        seed = time.monotonic_ns() % 2**32 if asked.seed is None else asked.seed
-        return request(seed=seed, num_videos=asked.num_videos)
+    def resolve(self, requested: Any) -> Any:
+        seed = time.monotonic_ns() % 2**32 if requested.seed is None else requested.seed
+        return request(seed=seed, num_videos=requested.num_videos)
 
 
 def told_apart(
