@@ -20,6 +20,7 @@ from longtake.serve.http.login import add_login
 from longtake.serve.http.middleware import BodyLimits, PageApp, RequestFilter
 from longtake.serve.http.pictures import PictureLimit, add_picture_upload
 from longtake.serve.http.video_object import VideoObjects
+from longtake.serve.http.video_routes import VideoRoutes
 from longtake.serve.service.render_loop import RenderLoop
 from longtake.serve.service.service import VideoService
 from longtake.serve.uvicorn_internals import Server, protocol_with_timeouts
@@ -112,7 +113,7 @@ def build_application(service: VideoService, settings: ServeConfig) -> RequestFi
 
         page = build_page(service, objects)
         page_app = PageApp(page, PAGE_PATHS)
-    api = build_api(service, objects, limit, page)
+    api = build_api(service, VideoRoutes(service, objects, limit).router(), page)
     add_login(api, access)
     if page is not None:
         add_picture_upload(api, service.pictures, limit)

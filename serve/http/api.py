@@ -11,22 +11,20 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from longtake.serve.http.openapi import ERRORS, METRICS
-from longtake.serve.http.pictures import PictureLimit
 from longtake.serve.http.problems import Problem, add_error_handlers
-from longtake.serve.http.video_object import VideoObjects
-from longtake.serve.http.video_routes import VideoRoutes
 from longtake.serve.service.metrics import CONTENT_TYPE
 from longtake.serve.service.service import VideoService
 from longtake.version import __version__
 
 
-def build_api(
-    service: VideoService,
-    objects: VideoObjects,
-    picture_limit: PictureLimit,
-    page: FastAPI | None = None,
-) -> FastAPI:
-    """The API as an application, whose lifespan starts and closes the service and the page."""
+def build_api(service: VideoService, videos: APIRouter, page: FastAPI | None = None) -> FastAPI:
+    """The API as an application, whose lifespan starts and closes the service and the page.
+
+    Args:
+        service: The service.
+        videos: The routes of the videos API.
+        page: The page; None if only the API is served.
+    """
     app = FastAPI(
         redirect_slashes=False,
         title="longtake",
@@ -38,7 +36,7 @@ def build_api(
         responses=ERRORS,
     )
     add_error_handlers(app)
-    app.include_router(VideoRoutes(service, objects, picture_limit).router())
+    app.include_router(videos)
     app.include_router(_state_router(service))
     return app
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import Request
@@ -12,7 +11,6 @@ from fastapi.responses import FileResponse, Response
 from longtake.serve.http.problems import Problem
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.runner.filmstrip import middle_of
-from longtake.serve.service.progress_hub import ProgressHub
 
 _RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})(, ?(\d{1,18}-\d{0,18}|-\d{1,18})){0,15}")
 _MEDIA_TYPES = {".mp4": "video/mp4", ".safetensors": "application/octet-stream"}
@@ -49,25 +47,22 @@ def video_response(job: JobRecord, paths: list[Path], index: int) -> Response:
     )
 
 
-def frames_response(
-    job: JobRecord, progress: ProgressHub, strip: Callable[[JobRecord], Path], variant: str
-) -> Response:
+def frames_response(job: JobRecord, thumbnails: bytes, strip: Path, variant: str) -> Response:
     """Some frames side by side, or the middle one; of a running job, those decoded so far.
 
     Args:
         job: The job.
-        progress: Progress of the running jobs.
-        strip: Returns the path of a finished job's strip.
+        thumbnails: A JPEG of the frames decoded so far, side by side; empty before the first.
+        strip: Path of the same of a finished job.
         variant: ``spritesheet`` or ``thumbnail``.
 
     Raises:
         Problem: No frame is decoded yet.
     """
-    record = progress.of_job(job.id)
-    picture = record.thumbnails if record is not None else b""
+    picture = thumbnails
     if job.state == "done":
         try:
-            picture = strip(job).read_bytes()
+            picture = strip.read_bytes()
         except OSError:
             picture = b""
     if not picture:

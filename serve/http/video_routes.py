@@ -119,7 +119,9 @@ class VideoRoutes:
         job = self._find(video_id)
         drop_invalid_range(request)
         if variant in ("thumbnail", "spritesheet"):
-            return frames_response(job, self._service.progress, self._service.strip, variant)
+            progress = self._service.progress.of_job(job.id)
+            thumbnails = b"" if progress is None else progress.thumbnails
+            return frames_response(job, thumbnails, self._service.strip(job), variant)
         if variant != "video":
             raise Problem(
                 400,

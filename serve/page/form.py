@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.engine.engine import VideoEngine
+from longtake.pipelines.spec import ModelSpec
 
 SETTINGS = {
     "num_inference_steps": "Steps",
@@ -39,11 +39,11 @@ class Form:
     """The form of one model.
 
     Args:
-        engine: The engine of the model.
+        spec: The model.
     """
 
-    def __init__(self, engine: VideoEngine) -> None:
-        self._spec = engine.spec
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
 
     def sizes(self) -> list[tuple[str, str]]:
         """Choices of a size, the model's default first: label and ``WIDTHxHEIGHT``."""

@@ -173,7 +173,7 @@ class Views:
 
     def _settings(self, job: JobRecord) -> list[tuple[str, object]]:
         request = job.request
-        frames = self._service.engine.num_frames_of(request)
+        frames = request.num_frames - self._service.engine.spec.dropped_frames
         return [
             ("seed", request.seed),
             ("size", f"{request.width}x{request.height}"),

@@ -83,7 +83,7 @@ class _Elements:
 
 
 def _build_blocks(service: VideoService, views: Views) -> Any:
-    form = Form(service.engine)
+    form = Form(service.engine.spec)
     handlers = Handlers(service, form, views)
     with gr.Blocks(title="longtake", analytics_enabled=False, fill_width=True) as blocks:
         elements = _add_elements(service, form, views)

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-SHARED_STAGES = ("loading", "snapshots")
+UNCOUNTED_STAGES = ("loading", "snapshots")
 """Loading serves all videos of an engine; writing snapshots is a part of denoising."""

@@ -15,7 +15,7 @@ from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import Submissions
-from longtake.serve.runner.stages import SHARED_STAGES
+from longtake.serve.runner.stages import UNCOUNTED_STAGES
 
 _SAMPLES = 20
 _LONGEST_RETRY_S = 600.0
@@ -84,7 +84,7 @@ class EtaEstimator:
             request: The video's request.
             seconds: Measured seconds by stage.
         """
-        measured_s = sum(value for stage, value in seconds.items() if stage not in SHARED_STAGES)
+        measured_s = sum(value for stage, value in seconds.items() if stage not in UNCOUNTED_STAGES)
         with suppress(RefusedInputError):  # the degrees may have changed since
             predicted_s = self._layouts.predicted(request).rendering_s
             if measured_s > 0:

@@ -17,7 +17,7 @@ from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.queue_watch import QueueWatch
 from longtake.serve.queue.submissions import Submissions
-from longtake.serve.runner.stages import SHARED_STAGES
+from longtake.serve.runner.stages import UNCOUNTED_STAGES
 from longtake.serve.service.ranks_state import RanksState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -98,7 +98,7 @@ class Metrics:
             tokens = self._spec.grid(job.request).num_tokens * job.request.num_videos
             self._tokens.set(tokens * steps / denoising_s)
         for stage, seconds in metadata.seconds.items():
-            if stage not in SHARED_STAGES:
+            if stage not in UNCOUNTED_STAGES:
                 self._stage_s.labels(stage).inc(seconds)
         self._memory.clear()  # there may be fewer ranks now
         for rank in metadata.ranks:

@@ -21,7 +21,7 @@ from longtake.errors import RequestError, one_line
 from longtake.serve.queue.job_records import DoneJob
 from longtake.serve.queue.submissions import DOOR
 from longtake.serve.runner.outputs import earlier_metadata_path
-from longtake.serve.runner.stages import SHARED_STAGES
+from longtake.serve.runner.stages import UNCOUNTED_STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _finished_job(job_id: str, suffix: str, videos: Path, pictures: Path) -> Don
         queued_at=min(job.queued_at or ended_at, ended_at),
         started_at=min(job.started_at or ended_at, ended_at),
         ended_at=ended_at,
-        seconds={stage: seconds for stage, seconds in stages if stage not in SHARED_STAGES},
+        seconds={stage: seconds for stage, seconds in stages if stage not in UNCOUNTED_STAGES},
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
-from longtake.engine.engine import VideoEngine
 from longtake.engine.media.output_files import output_paths
+from longtake.engine.outline import EngineOutline
 from longtake.engine.video import Metadata
 from longtake.errors import RequestError
 from longtake.serve.queue.job_database import QueueError
@@ -52,7 +52,7 @@ class VideoService:
         settings: The server's settings.
 
     Attributes:
-        engine: The engine that checks requests; it never starts ranks.
+        engine: What checks requests; it has no ranks.
         model: The served model.
         folder: The data folder.
         scratch: Folder of this process for incomplete files.
@@ -79,9 +79,7 @@ class VideoService:
         if folder.exists() and not folder.is_dir():
             raise RequestError(f"data_dir={str(folder)!r} is a file: name a folder")
         pictures = folder / PICTURES_FOLDER
-        self.engine = VideoEngine(
-            config.model_copy(update={"image_folder": pictures}), isolated=True
-        )
+        self.engine = EngineOutline(config.model_copy(update={"image_folder": pictures}))
         self.model = ServedModel.of(self.engine, config.model)
         self.stop_event = threading.Event()
         with ExitStack() as opened:

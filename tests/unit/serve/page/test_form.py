@@ -25,7 +25,7 @@ def engine(request: pytest.FixtureRequest) -> VideoEngine:
 
 
 def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
-    form = Form(engine)
+    form = Form(engine.spec)
     untouched = dict.fromkeys(FIELDS, "")
     sizes, lengths = form.sizes(), form.lengths()
     assert form.default_length in [frames for _, frames in lengths]
@@ -43,7 +43,7 @@ def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
 def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
     if engine.spec.image is not None:
         pytest.skip("wants a picture")
-    form = Form(engine)
+    form = Form(engine.spec)
     settings = ["5", 2.0, "4", "1.5", "12.5", "2", "blurred"]
     values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", *settings]
     fields = form.request(values)
@@ -59,7 +59,7 @@ def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
 
 
 def test_what_a_setting_is_when_it_is_left_out(engine: VideoEngine) -> None:
-    form, spec = Form(engine), engine.spec
+    form, spec = Form(engine.spec), engine.spec
     shown = [form.default(name) for name in SETTINGS]
     defaults = spec.defaults
     numbers = [defaults.num_inference_steps, defaults.guidance_scale, spec.flow_shift, 1]
@@ -77,4 +77,4 @@ def test_odd_values_are_left_to_be_refused_where_all_are() -> None:
     engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
     values: list[Any] = [{}, [], 5, "x", None]
     for odd in values:
-        Form(engine).request([odd] * len(FIELDS))
+        Form(engine.spec).request([odd] * len(FIELDS))
