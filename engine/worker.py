@@ -32,7 +32,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress
-from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import Snapshots
 from longtake.pipelines.spec import ModelSpec
 from longtake.pipelines.stages import StageReport
@@ -154,18 +154,20 @@ class Worker:
                 check_fits(decoder, grid.shape, request, world)
             with kept_on_the_way(job.snapshots, world, grid) as kept:
                 finished = render_latents(
-                    self._pipeline,
-                    request,
-                    job.dims,
-                    world,
-                    report,
-                    on_progress=on_progress,
-                    stop_requested=stop_requested,
-                    trace=_trace(job, world, sink),
-                    picture=beside,
-                    snapshots=kept,
-                    steps_done=job.steps_before,
-                    state=state_to_go_on_from(job.snapshots, world),
+                    RenderRun(
+                        self._pipeline,
+                        request,
+                        job.dims,
+                        world,
+                        report,
+                        on_progress=on_progress,
+                        stop_requested=stop_requested,
+                        trace=_trace(job, world, sink),
+                        picture=beside,
+                        snapshots=kept,
+                        steps_done=job.steps_before,
+                        state=state_to_go_on_from(job.snapshots, world),
+                    )
                 )
             if world.rank == 0:
                 sink.latents(finished.cpu().numpy())

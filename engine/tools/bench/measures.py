@@ -24,7 +24,7 @@ from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
-from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.stages import StageReport
 
 Json = dict[str, Any]
@@ -227,7 +227,7 @@ def process(world: World, *, dtype: str) -> Json:
     request = resolve(VideoRequest(prompt="red", num_inference_steps=1, seed=0), spec)
     kind: torch.dtype = getattr(torch, dtype)
     pipeline = registry.load(checkpoint, alone, dtype=kind)
-    latents = render_latents(pipeline, request, ParallelDims(), alone, StageReport())
+    latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
     decoder = pipeline.decoder(request)
     decode_videos(decoder, latents, alone, StageReport(), lambda video, index, frame: None)
     gc.collect()
