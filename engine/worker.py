@@ -20,7 +20,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested
-from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import Snapshots
 from longtake.pipelines.stages import StageReport
 from longtake.pipelines.tiles import TileCoder
@@ -145,18 +145,20 @@ class Worker:
             check_fits(decoder, grid.shape, request, world)
         with kept_on_the_way(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
-                self._pipeline,
-                request,
-                job.dims,
-                world,
-                rendering.report,
-                on_progress=rendering.on_progress,
-                stop_requested=rendering.stop_requested,
-                trace=_trace(job, world, rendering.sink),
-                picture=rendering.job_input,
-                snapshots=rendering.snapshots,
-                steps_done=job.steps_before,
-                state=state_to_go_on_from(job.snapshots, world),
+                RenderRun(
+                    self._pipeline,
+                    request,
+                    job.dims,
+                    world,
+                    rendering.report,
+                    on_progress=rendering.on_progress,
+                    stop_requested=rendering.stop_requested,
+                    trace=_trace(job, world, rendering.sink),
+                    picture=rendering.job_input,
+                    snapshots=rendering.snapshots,
+                    steps_done=job.steps_before,
+                    state=state_to_go_on_from(job.snapshots, world),
+                )
             )
 
     def _decode(self, rendering: _Rendering, decoder: TileCoder, latents: torch.Tensor) -> None:

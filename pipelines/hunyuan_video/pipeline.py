@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from longtake.pipelines.base import Stepper, Streams, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
-from longtake.pipelines.hunyuan_video.text import TextEncoders
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.quiet import quiet_libraries
@@ -28,11 +27,14 @@ from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
 
+if TYPE_CHECKING:
+    from longtake.pipelines.hunyuan_video.text import TextEncoders
+
 
 class HunyuanVideo(VideoPipeline):
     """HunyuanVideo, text to video. The text encoders are on rank 0 alone."""
 
-    _TEXT_ENCODERS = TextEncoders
+    _text: TextEncoders
 
     def __init__(
         self,
@@ -73,7 +75,16 @@ class HunyuanVideo(VideoPipeline):
         load_weights(transformer, checkpoint.weights("transformer"), world, dtype)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._TEXT_ENCODERS(checkpoint, world.device, dtype)
+            self._text = self._load_text(checkpoint, world.device, dtype)
+
+    @staticmethod
+    def _load_text(
+        checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    ) -> TextEncoders:
+        # Imported on rank 0 only: transformers' models take time to import.
+        from longtake.pipelines.hunyuan_video.text import TextEncoders
+
+        return TextEncoders(checkpoint, device, dtype)
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
         """The latents of a request."""

@@ -26,7 +26,7 @@ from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
-from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.stages import StageReport
 
 Json = dict[str, Any]
@@ -270,7 +270,7 @@ def runtime(world: World, *, dtype: str) -> Json:
         dtype=torch_dtype,
         on_component=lambda name: loads_at.append(time.time()),
     )
-    latents = render_latents(pipeline, request, ParallelDims(), alone, StageReport())
+    latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
     decoder = pipeline.decoder(request)
     decode_videos(decoder, latents, alone, StageReport(), lambda video, index, frame: None)
     gc.collect()
