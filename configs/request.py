@@ -216,7 +216,7 @@ class VideoRequest(Rendering):
         return self
 
     @property
-    def left_at_default(self) -> set[str]:
+    def new_fields_at_default(self) -> set[str]:
         """Fields that earlier versions did not have, if they are at their defaults.
 
         They are ignored when requests are compared, so that a request equals the same one that an
@@ -226,7 +226,7 @@ class VideoRequest(Rendering):
         return kept | {name for name in SHORTHANDS if getattr(self, name) is None}
 
 
-NOT_OF_THE_LATENTS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
+NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
 """Request fields that do not affect the latents. ``image`` is among them because the digest of a
 picture identifies it, not its path."""
 

@@ -20,7 +20,7 @@ _MAX_RATIO = 16
 SHORTHANDS = frozenset(("size", "resolution", "aspect_ratio", "seconds"))
 """Request fields that stand for height, width or num_frames."""
 
-SAID_BY = {
+SHORTHANDS_OF = {
     **dict.fromkeys(("height", "width"), ("size", "resolution", "aspect_ratio")),
     "num_frames": ("seconds",),
 }
@@ -38,7 +38,7 @@ _OVERRIDES = {
 """Fields that a field of a source of higher precedence removes, such as a flag over a file."""
 
 
-def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+def merge_fields(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """Merge request fields with those of a source of higher precedence.
 
     A height or width in ``upper`` keeps the other side of a size in ``lower``.

@@ -84,7 +84,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Broken:
+class InvalidValue:
     """A placeholder for an invalid value."""
 
     error: YamlError
@@ -97,11 +97,11 @@ def read_yaml(content: bytes) -> Any:
         YamlError: The first error.
     """
     try:
-        value = read_with_broken(content.decode("utf-8-sig"))
+        value = read_yaml_leniently(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise YamlError(line, "is not UTF-8: save the file in that encoding") from error
-    for broken in broken_in(value):
+    for broken in invalid_values(value):
         raise broken.error
     return value
 
@@ -131,8 +131,8 @@ def read_yaml_as(kind: type[ModelT], content: bytes) -> ModelT:
         raise YamlError(line, one_line(error, kind.model_fields)) from error
 
 
-def read_with_broken(text: str) -> Any:
-    """Parse like :func:`read_yaml`, with a :class:`Broken` in place of each invalid value.
+def read_yaml_leniently(text: str) -> Any:
+    """Parse like :func:`read_yaml`, with a :class:`InvalidValue` in place of each invalid value.
 
     Raises:
         YamlError: The text is not YAML.
@@ -150,15 +150,15 @@ def read_with_broken(text: str) -> Any:
         raise YamlError(line, f"is no YAML: {' '.join(why.split())[:200]}") from error
 
 
-def broken_in(value: Any, seen: set[int] | None = None) -> Iterator[Broken]:
+def invalid_values(value: Any, seen: set[int] | None = None) -> Iterator[InvalidValue]:
     """The invalid values within a value, each once even if aliases repeat it."""
     seen = set() if seen is None else seen
-    if isinstance(value, Broken):
+    if isinstance(value, InvalidValue):
         yield value
     elif isinstance(value, Mapping | Sequence) and id(value) not in seen:
         seen.add(id(value))
         for each in value.values() if isinstance(value, Mapping) else value:
-            yield from broken_in(each, seen)
+            yield from invalid_values(each, seen)
 
 
 @dataclass
@@ -179,7 +179,7 @@ class _Open:
     size: int = 1
     key: str | None = None
     merged: list[Mapping] = field(default_factory=list)
-    broken: Broken | None = None
+    broken: InvalidValue | None = None
 
     @property
     def wants_key(self) -> bool:
@@ -238,12 +238,14 @@ class _Builder:
             raise YamlError(value.line, f"is nested deeper than {_MAX_DEPTH}")
         if event.anchor is not None:
             reason = f"has *{event.anchor} within &{event.anchor}: it would hold itself"
-            self._anchors[event.anchor] = Broken(YamlError(value.line, reason)), 1
+            self._anchors[event.anchor] = InvalidValue(YamlError(value.line, reason)), 1
 
     def _alias(self, anchor: str, line: int) -> None:
         value, size = self._anchors.get(anchor, (None, 0))
         if size == 0:
-            value = Broken(YamlError(line, f"has *{anchor}, and there is no &{anchor} before it"))
+            value = InvalidValue(
+                YamlError(line, f"has *{anchor}, and there is no &{anchor} before it")
+            )
         self._aliased += size
         if self._aliased > _MAX_ALIASED:
             raise YamlError(line, f"holds more than {_MAX_ALIASED} values, aliases put in")
@@ -269,9 +271,9 @@ class _Builder:
     def _set_key(self, parent: _Open, key: Any, line: int) -> None:
         parent.key = _MERGE if key is _MERGE else self._keys.setdefault(str(key), str(key))
         if not isinstance(key, str):
-            parent.broken = Broken(YamlError(line, "has a key that is no word"))
+            parent.broken = InvalidValue(YamlError(line, "has a key that is no word"))
         elif key in parent.value:
-            parent.broken = Broken(YamlError(line, f"has {key[:60]} twice"))
+            parent.broken = InvalidValue(YamlError(line, f"has {key[:60]} twice"))
 
 
 class _Merge(str):
@@ -281,9 +283,11 @@ class _Merge(str):
 _MERGE = _Merge("<<")
 
 
-def _tagged(event: Any) -> Broken:
+def _tagged(event: Any) -> InvalidValue:
     line = event.start_mark.line + 1
-    return Broken(YamlError(line, f"has the tag {event.tag[:60]}, of which nothing is made here"))
+    return InvalidValue(
+        YamlError(line, f"has the tag {event.tag[:60]}, of which nothing is made here")
+    )
 
 
 def _set(parent: _Open, value: Any, line: int) -> None:
@@ -293,7 +297,9 @@ def _set(parent: _Open, value: Any, line: int) -> None:
     if key is _MERGE:
         merged = value if isinstance(value, Sequence) else [value]
         if not all(isinstance(each, Mapping) for each in merged):
-            parent.broken = Broken(YamlError(line, "has <<, which merges mappings, and no others"))
+            parent.broken = InvalidValue(
+                YamlError(line, "has <<, which merges mappings, and no others")
+            )
         else:
             parent.merged += merged
         return

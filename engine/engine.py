@@ -17,7 +17,6 @@ from longtake.engine.arrays import Array
 from longtake.engine.job import Job, JobInput, RankReport
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.latents import checked_latents
 from longtake.engine.media.picture import read_picture
 from longtake.engine.media.snapshot import SnapshotPlan
@@ -25,6 +24,7 @@ from longtake.engine.outline import EngineOutline
 from longtake.engine.rank_session import RankSession
 from longtake.engine.request_arguments import request_from_arguments
 from longtake.engine.sinks import Sink
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import FramesInMemory, Metadata, Video
 from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.parallel import ParallelDims
@@ -69,7 +69,7 @@ class VideoEngine(EngineOutline):
         scratch: Path | None = None,
         launcher_factory: LauncherFactory | None = None,
     ) -> None:
-        place = TorchrunPlace.from_environment() if TorchrunPlace.given() else None
+        place = TorchrunPlace.detect()
         super().__init__(config, place)
         self.writes = place is None or place.rank == 0
         self._under_torchrun = place is not None

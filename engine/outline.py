@@ -12,13 +12,13 @@ from typing import Literal
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.picture import check_picture
 from longtake.engine.media.snapshot import Identity
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
 from longtake.engine.request import resolve, resolve_decode
-from longtake.engine.resolve_config import settled
+from longtake.engine.resolve_config import resolve_config
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ class EngineOutline:
         self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self.spec = registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
-        self.config = settled(config, self._checkpoint, self.spec, self._device_type)
+        self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 
     def resolve(self, request: Rendering) -> ResolvedRequest:

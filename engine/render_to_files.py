@@ -13,7 +13,6 @@ from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequ
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.arrays import Array
 from longtake.engine.engine import VideoEngine
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.latents import LatentsFile, Origin
 from longtake.engine.media.output_names import OutputSpec
 from longtake.engine.media.snapshot import SnapshotPlan
@@ -25,6 +24,7 @@ from longtake.engine.resume import (
     snapshot_kept_on_failure,
 )
 from longtake.engine.sinks import NullSink
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import Metadata
 from longtake.pipelines.progress import Progress
 
@@ -93,7 +93,7 @@ def render_to_files(
         request = request.model_copy(update={"seed": secrets.randbits(32)})
     values = output.values(request.seed, config.model, request.num_videos)
     # On rank 0 alone: the folder may be on another host.
-    path = output.place(values, request.num_videos) if TorchrunPlace.writes() else None
+    path = output.place(values, request.num_videos) if TorchrunPlace.is_writer() else None
     with VideoEngine(config) as engine:
         resolved = engine.resolve(request) if engine.can_resolve(request) else None
         if resolved is None or path is None:

@@ -129,7 +129,7 @@ def resolve_num_frames(request: Rendering, spec: ModelSpec) -> int:
     return min(frames, MAX_FRAMES - (MAX_FRAMES - 1) % multiple)
 
 
-def in_pixels(request: VideoRequest, spec: ModelSpec) -> VideoRequest:
+def expand_size(request: VideoRequest, spec: ModelSpec) -> VideoRequest:
     """The same request with its size as width and height, and its seconds as frames.
 
     Raises:

@@ -7,12 +7,12 @@ from typing import Any
 from longtake.configs.engine import EngineConfig
 from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.layouts import check_degrees
-from longtake.errors import KernelError, nearly
+from longtake.errors import KernelError, did_you_mean
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 
-def settled(
+def resolve_config(
     config: EngineConfig, checkpoint: Checkpoint, spec: ModelSpec, device_type: str
 ) -> EngineConfig:
     """Set everything but the degrees and the attention kernel, which depend on requests.
@@ -41,6 +41,5 @@ def _check_kernel(name: str) -> None:
 
     kernels = ["auto", *(kernel.name for kernel in KERNELS)]
     if name not in kernels:
-        raise KernelError(
-            f"attention_kernel={name!r} is unknown: use {', '.join(kernels)}{nearly(name, kernels)}"
-        )
+        known, hint = ", ".join(kernels), did_you_mean(name, kernels)
+        raise KernelError(f"attention_kernel={name!r} is unknown: use {known}{hint}")

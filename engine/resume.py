@@ -15,7 +15,7 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.arrays import Array
 from longtake.engine.media.latents import kept_latents_path, read_latents
 from longtake.engine.media.output_files import output_paths
-from longtake.engine.media.output_names import DEFAULT_OUTPUT, filled, pattern_of
+from longtake.engine.media.output_names import DEFAULT_OUTPUT, fill_placeholders, pattern_of
 from longtake.engine.media.snapshot import (
     Identity,
     SnapshotPlan,
@@ -27,7 +27,7 @@ from longtake.engine.media.snapshot import (
     read_snapshot,
     snapshot_path,
 )
-from longtake.errors import EngineError, RequestError, Stopped, restated
+from longtake.errors import EngineError, RequestError, Stopped, with_message
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _files_left(
     template: str | None, values: Mapping[str, str], seed_drawn: bool
 ) -> Iterator[tuple[Path, Path]]:
     """Outputs that the template may have named, each with the file left beside it, newest first."""
-    path = Path(DEFAULT_OUTPUT if template is None else filled(template, values))
+    path = Path(DEFAULT_OUTPUT if template is None else fill_placeholders(template, values))
     if template is None:
         stem = r"out(?:-\d+)?"
     else:
@@ -194,7 +194,7 @@ def snapshot_kept_on_failure(
             on_kept(path)
             if isinstance(error, EngineError):
                 hint = f"{path} holds the steps that are done: --resume goes on from there"
-                raise restated(error, f"{error}\n{hint}") from error
+                raise with_message(error, f"{error}\n{hint}") from error
         raise
     drop_snapshot(path)
 

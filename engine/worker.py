@@ -11,7 +11,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.job import Job, JobInput, RankReport
-from longtake.engine.media.snapshot import kept_on_the_way, state_to_go_on_from
+from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
 from longtake.engine.memory_use import peak_memory_bytes
 from longtake.engine.sinks import Sink, TraceSink
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
@@ -143,7 +143,7 @@ class Worker:
         grid = self._pipeline.grid(request)
         if job.decodes:
             check_fits(decoder, grid.shape, request, world)
-        with kept_on_the_way(job.snapshots, world, grid) as rendering.snapshots:
+        with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
                 RenderRun(
                     self._pipeline,
@@ -157,7 +157,7 @@ class Worker:
                     picture=rendering.job_input,
                     snapshots=rendering.snapshots,
                     steps_done=job.steps_before,
-                    state=state_to_go_on_from(job.snapshots, world),
+                    state=load_resume_state(job.snapshots, world),
                 )
             )
 

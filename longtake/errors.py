@@ -104,7 +104,7 @@ class PeerLostError(LongtakeError, RuntimeError):
     """Another rank died, raised, or did not answer within the process group's timeout."""
 
 
-def restated(error: EngineError, text: str) -> EngineError:
+def with_message(error: EngineError, text: str) -> EngineError:
     """A copy of an error with another message."""
     other = type(error)(text)
     other.__dict__.update(error.__dict__)
@@ -130,13 +130,13 @@ def one_line(error: BaseException, known: Iterable[str] = ()) -> str:
     return text or type(error).__name__
 
 
-def field_named(message: str) -> str:
+def leading_field(message: str) -> str:
     """The field that a message of :func:`one_line` starts with; empty if there is none."""
     named = re.match(r"(\w+)(?:\.[\w.]+)?(?:=| is )", message)
     return named[1] if named else ""
 
 
-def nearly(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion to append to an error about an unknown word; empty if no known one is close."""
     names = {_normalized(name): name for name in known}
     own = _normalized(word)
@@ -231,13 +231,13 @@ def _field_error(detail: dict[str, typing.Any], known: Iterable[str]) -> str:
     """The message of one error of a pydantic ValidationError."""
     name, kind = ".".join(str(each) for each in detail["loc"] if each != "[key]"), detail["type"]
     if kind == "extra_forbidden":
-        return f"{name} is not an option{nearly(name, known)}"
+        return f"{name} is not an option{did_you_mean(name, known)}"
     if kind == "missing":
         return f"{name} is missing"
     context = detail.get("ctx", {})
     if kind == "literal_error":
         rule = f"must be {context['expected'].replace(chr(39), '')}"
-        rule += nearly(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
+        rule += did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
     else:
         rule = _RULES.get(kind, "cannot be used").format(**context)
     if not name:

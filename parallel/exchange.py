@@ -82,7 +82,7 @@ def all_to_all(
         )
 
 
-def swap_point_to_point(
+def start_send_recv(
     sends: Sequence[tuple[torch.Tensor, int]],
     receives: Sequence[tuple[torch.Tensor, int]],
     group: dist.ProcessGroup,
@@ -135,7 +135,7 @@ def all_gather_tokens(
     parts = list(torch.split(whole, list(counts)))
     parts[rank].copy_(tokens)
     peers = [peer for peer in range(len(counts)) if peer != rank]
-    swap_point_to_point(
+    start_send_recv(
         sends=[(parts[rank], peer) for peer in peers],
         receives=[(parts[peer], peer) for peer in peers],
         group=group,
@@ -158,7 +158,7 @@ def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> No
         dist.broadcast(tensor, ranks[source], group=group)
 
 
-def highest(value: int, group: dist.ProcessGroup) -> int:
+def all_reduce_max(value: int, group: dist.ProcessGroup) -> int:
     """The maximum of one byte over all ranks. The result is the same on all ranks.
 
     Args:

@@ -87,7 +87,7 @@ class Kernel:
     install: str = ""
     has_log_sum_exp: bool = True
 
-    def refusal(self, needs: KernelNeeds) -> str | None:
+    def unsupported_reason(self, needs: KernelNeeds) -> str | None:
         """Why this kernel cannot run a call on this machine; None if it can."""
         if needs.log_sum_exp and not self.has_log_sum_exp:
             return "returns no log-sum-exp, which ring_degree > 1 merges by"
@@ -128,7 +128,7 @@ def select_kernel(name: str, needs: KernelNeeds) -> Kernel:
     Raises:
         KernelError: The kernel is unknown or cannot run this call; lists those that can.
     """
-    refusals = {kernel.name: kernel.refusal(needs) for kernel in KERNELS}
+    refusals = {kernel.name: kernel.unsupported_reason(needs) for kernel in KERNELS}
     able = [kernel for kernel in KERNELS if refusals[kernel.name] is None]
     for kernel in able:
         if name in ("auto", kernel.name):

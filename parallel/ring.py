@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from longtake.parallel.all_to_all import split_kv
-from longtake.parallel.exchange import swap_point_to_point
+from longtake.parallel.exchange import start_send_recv
 
 BlockAttention = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]
@@ -55,7 +55,7 @@ class RingGroup:
         Returns:
             A function that waits for both.
         """
-        return swap_point_to_point(
+        return start_send_recv(
             sends=[(held, (self.rank + 1) % self.degree)],
             receives=[(received, (self.rank - 1) % self.degree)],
             group=self.group,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from longtake.parallel.exchange import swap_point_to_point
+from longtake.parallel.exchange import start_send_recv
 from longtake.parallel.world import World
 
 _MAX_IN_FLIGHT = 4
@@ -81,7 +81,7 @@ class GatherStream:
             self._in_flight.popleft()[1]()
 
     @property
-    def told_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Other ranks: whether rank 0 has ended the stream early."""
         # gloo fills the buffer in the background, but reports completion only to a blocking wait.
         return int(self._status[0]) == _STOPPED
@@ -102,7 +102,7 @@ class GatherStream:
             for _, wait in self._in_flight:
                 wait()
             self._wait_for_status()
-            return self.told_to_stop
+            return self.stop_requested
         status = torch.tensor([_STOPPED if stop else _DONE], dtype=torch.uint8)
         waits = [self._start([(status, rank)], []) for rank in self._pending]
         for rank in self._pending:
@@ -145,4 +145,4 @@ class GatherStream:
         self, sends: list[tuple[torch.Tensor, int]], receives: list[tuple[torch.Tensor, int]]
     ) -> Callable[[], None]:
         assert self._group is not None
-        return swap_point_to_point(sends, receives, self._group)
+        return start_send_recv(sends, receives, self._group)

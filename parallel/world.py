@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.errors import LayoutError
 from longtake.parallel.dims import ParallelDims
-from longtake.parallel.exchange import broadcast, gather_bytes, highest
+from longtake.parallel.exchange import all_reduce_max, broadcast, gather_bytes
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class World:
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; the same result on all ranks."""
-        return bool(self.highest(int(flag)))
+        return bool(self.all_reduce_max(int(flag)))
 
-    def highest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The maximum over all ranks of a value of 0 to 255; the same result on all ranks."""
-        return value if self.group is None else highest(value, self.group)
+        return value if self.group is None else all_reduce_max(value, self.group)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Gather every rank's JSON value on all ranks, ordered by rank."""

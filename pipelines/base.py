@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import EngineError
 from longtake.parallel import ParallelDims, World
-from longtake.parallel.exchange import swap_point_to_point
+from longtake.parallel.exchange import start_send_recv
 from longtake.parallel.mesh import CFG_AXIS, axis_degree, axis_rank
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
@@ -158,7 +158,7 @@ class Guidance:
             own = axis_rank(self.mesh, CFG_AXIS)
             computed = denoiser(tokens, timestep, self.branches[own]).contiguous()
             received = torch.empty_like(computed)
-            swap_point_to_point(
+            start_send_recv(
                 [(computed, 1 - own)], [(received, 1 - own)], self.mesh.get_group(CFG_AXIS)
             )()
             positive, negative = (computed, received) if own == 0 else (received, computed)

@@ -228,7 +228,7 @@ class _AfterStep:
         self._clock.step(done)
         if self._run.trace is not None:
             self._run.trace.after_step(done, self._gather(tokens))
-        decision = self._run.world.highest(self._own_request(done))
+        decision = self._run.world.all_reduce_max(self._own_request(done))
         if decision != _CONTINUE and snapshots is not None and done < self._total:
             self._clock.finish()  # a snapshot's cost excludes the step that the GPU still computes
             snapshots.take(lambda: self._state(done, self._gather(tokens)))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.picture import any_picture
+from longtake.engine.media.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
 from longtake.pipelines.base import VideoPipeline
@@ -87,7 +87,7 @@ def render(
     pipeline: VideoPipeline, asked: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
     """The latents of a request; of one that begins with a picture, any."""
-    picture = any_picture(asked)
+    picture = noise_picture(asked)
     return render_latents(RenderRun(pipeline, asked, dims, world, picture=picture))
 
 
@@ -155,7 +155,7 @@ def traffic(
     """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
     pipeline, report = loaded(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        picture = any_picture(asked)
+        picture = noise_picture(asked)
         render_latents(RenderRun(pipeline, asked, dims, world(), report, picture=picture))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
@@ -200,7 +200,7 @@ def _rendered(
 ) -> Array:
     """The latents of a request that is kept on its way, or goes on."""
     pipeline, ranks = loaded(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, asked, dims, ranks, picture=any_picture(asked), **going)
+    run = RenderRun(pipeline, asked, dims, ranks, picture=noise_picture(asked), **going)
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array

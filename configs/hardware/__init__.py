@@ -36,7 +36,7 @@ class Share(Figure):
     value: Annotated[float, Field(gt=0, le=1)]
 
 
-class PartOfOne(Figure):
+class Fraction(Figure):
     """A fraction, 0 included."""
 
     value: Annotated[float, Field(ge=0, le=1)]
@@ -104,7 +104,7 @@ class Hardware(StrictModel):
     memory_bytes_per_s: Figure
     memory_share: Share
     launch_s: Figure
-    overlap_share: PartOfOne
+    overlap_share: Fraction
     host_bytes_per_s: Figure | None = None
     storage_bytes_per_s: Figure
     startup_s: Figure

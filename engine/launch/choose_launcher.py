@@ -11,7 +11,7 @@ from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.joined_group import JoinedGroup
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunPlace
 
 LauncherFactory = Callable[[EngineConfig, str], Launcher]
 """Makes a launcher from a resolved config and a device type, "cpu" or "cuda"; starts nothing."""

@@ -17,12 +17,12 @@ from longtake.engine.job import Job, JobInput, RankReport, refusal_of
 from longtake.engine.launch.deadlines import Deadlines
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.process_group import Rendezvous, control_group, join_group
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.sinks import Sink
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import LongtakeError, PeerLostError, RankError, RefusedInputError, Stopped
 from longtake.parallel import World
-from longtake.parallel.exchange import highest
+from longtake.parallel.exchange import all_reduce_max
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 
 
@@ -113,7 +113,7 @@ class JoinedGroup(Launcher):
         if self._created_group and not self._failed and dist.is_initialized():
             assert self._world.control is not None
             with contextlib.suppress(LongtakeError):
-                highest(0, self._world.control)  # else gloo ranks abort at exit now and then
+                all_reduce_max(0, self._world.control)  # else gloo ranks abort at exit now and then
             dist.destroy_process_group()
         self._created_group = False
 

@@ -19,10 +19,10 @@ from safetensors.numpy import save
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
 from longtake.engine.arrays import Array
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.snapshot import Identity
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
-from longtake.files.atomic import cause, partial_path, place_new
+from longtake.files.atomic import cause, partial_path, rename_to_unused
 from longtake.pipelines.tensor_files import (
     FLOAT_DTYPES,
     MAX_LATENTS_BYTES,
@@ -115,7 +115,7 @@ class KeptLatents:
         for number in itertools.count():
             with suppress(FileExistsError):
                 path = kept_latents_path(self._output, number)
-                place_new(partial, path)
+                rename_to_unused(partial, path)
                 return path
         raise AssertionError("numbers do not end")
 
@@ -135,7 +135,7 @@ class KeptLatents:
         if engine.revision is not None:
             command += ["--revision", engine.revision]
         command += ["--device", engine.device]
-        if engine.devices > 1 and not TorchrunPlace.given():
+        if engine.devices > 1 and not TorchrunPlace.is_set():
             command += ["--devices", str(engine.devices)]
         template = str(self._output).replace("{", "{{").replace("}", "}}")
         command += ["-o", template.replace("{{index}}", "{index}")]

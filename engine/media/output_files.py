@@ -18,7 +18,7 @@ from longtake.engine.media.frame_writers import WRITERS, kind_of
 from longtake.engine.media.latents import LATENTS_SUFFIX, kept_latents_path
 from longtake.engine.media.snapshot import snapshot_path
 from longtake.errors import RefusedInputError, RequestError
-from longtake.files.atomic import cause, is_partial, numbered, place_new, probe
+from longtake.files.atomic import cause, is_partial, numbered, probe, rename_to_unused
 
 INDEX = "{index}"
 """Placeholder for the number of each of several videos."""
@@ -241,7 +241,7 @@ def place_all(moves: Sequence[tuple[Path, Path]]) -> bool:
     try:
         for partial, path in moves:
             for source, target in _single_moves(partial, path):
-                place_new(source, target)
+                rename_to_unused(source, target)
                 done.append((source, target))
     except BaseException as error:
         for source, target in reversed(done):

@@ -46,8 +46,10 @@ class OutputSpec:
         return output_type(Path(self.template or DEFAULT_OUTPUT))
 
     def values(self, seed: int | None, model: str, num_videos: int) -> dict[str, str]:
-        """The values of all placeholders; see :func:`values_for`."""
-        return values_for(seed=seed, name=self.request_id, model=model, num_videos=num_videos)
+        """The values of all placeholders; see :func:`placeholder_values`."""
+        return placeholder_values(
+            seed=seed, name=self.request_id, model=model, num_videos=num_videos
+        )
 
     def place(self, values: Mapping[str, str], num_videos: int) -> Path:
         """The path, after a check that all files can be written there.
@@ -58,7 +60,7 @@ class OutputSpec:
         if self.template is None:
             path = free_output(Path(DEFAULT_OUTPUT), num_videos, metadata=self.metadata)
         else:
-            path = check_index(Path(filled(self.template, values)))
+            path = check_index(Path(fill_placeholders(self.template, values)))
         self.check(path, num_videos)
         return path
 
@@ -67,7 +69,7 @@ class OutputSpec:
         check_output(path, num_videos, metadata=self.metadata, overwrite=self.overwrite)
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
+def fill_placeholders(template: str, values: Mapping[str, str]) -> str:
     """Replace the placeholders in a name; ``{{`` and ``}}`` stand for braces.
 
     Args:
@@ -128,7 +130,9 @@ def _replaced(template: str, value_of: Callable[[str], str]) -> str:
     return text
 
 
-def values_for(*, seed: int | None, name: str, model: str, num_videos: int) -> dict[str, str]:
+def placeholder_values(
+    *, seed: int | None, name: str, model: str, num_videos: int
+) -> dict[str, str]:
     """Values of the placeholders, each valid in a file name.
 
     Args:

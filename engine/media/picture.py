@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from longtake.engine.media.color_profiles import to_srgb
-from longtake.engine.media.picture_process import MAX_CPU_S, MAX_PIXELS, decoded_apart
+from longtake.engine.media.picture_process import MAX_CPU_S, MAX_PIXELS, decode_in_subprocess
 from longtake.errors import RequestError, one_line
 from longtake.files.atomic import cause
 
@@ -97,7 +97,7 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
     _check_bytes(content, label)
     digest = hashlib.sha256(content).hexdigest()
     cpu_s = 2 * MAX_CPU_S if digest == sha256 else MAX_CPU_S
-    pixels = decoded_apart(content, label, cpu_s)
+    pixels = decode_in_subprocess(content, label, cpu_s)
     _check_digest(digest, sha256, label)
     return Picture(pixels, digest)
 
@@ -128,7 +128,7 @@ def check_content(content: bytes, label: str) -> CheckedPicture:
     digest = hashlib.sha256(content).hexdigest()
     size = _sizes.get(digest)
     if size is None:
-        size = Picture(decoded_apart(content, label, MAX_CPU_S), digest).size
+        size = Picture(decode_in_subprocess(content, label, MAX_CPU_S), digest).size
         _sizes[digest] = size
         while len(_sizes) > _MAX_CACHED_SIZES:
             _sizes.popitem(last=False)
@@ -182,7 +182,7 @@ def _check_bytes(content: bytes, label: str) -> None:
 def decode_picture(content: bytes, label: str) -> Pixels:
     """Decode a file's content to ``[H, W, 3]``, without limits on time and memory.
 
-    Untrusted content is decoded by :func:`decoded_apart`.
+    Untrusted content is decoded by :func:`decode_in_subprocess`.
 
     Args:
         content: The file's bytes.
@@ -304,7 +304,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def any_picture(request: ResolvedRequest) -> Pixels | None:
+def noise_picture(request: ResolvedRequest) -> Pixels | None:
     """Noise of the video's size, for measurements; None if a request takes no picture."""
     if request.i2v_mode is None:
         return None

@@ -36,7 +36,7 @@ _quick, _slow = threading.BoundedSemaphore(2), threading.BoundedSemaphore(2)
 among the slow ones, so that it holds up no quick one."""
 
 
-def decoded_apart(content: bytes, label: str, cpu_s: float) -> Pixels:
+def decode_in_subprocess(content: bytes, label: str, cpu_s: float) -> Pixels:
     """Decode a picture as :func:`longtake.engine.media.picture.decode_picture` does, in a limited
     child process.
 

@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import NOT_OF_THE_LATENTS, ResolvedRequest
+from longtake.configs.request import NON_LATENT_FIELDS, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.errors import EngineError, LongtakeError, one_line
-from longtake.files.atomic import cause, partial_path, write_whole
+from longtake.files.atomic import cause, partial_path, write_atomically
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tensor_files import MAX_LATENTS_BYTES, TensorFileError, open_tensors
@@ -76,7 +76,7 @@ class Identity(BaseModel):
     def difference_from(self, other: Identity) -> str:
         """The first difference that changes latents, in words; empty if there is none."""
         own, others = self.request.model_dump(), other.request.model_dump()
-        for name in own.keys() - NOT_OF_THE_LATENTS:
+        for name in own.keys() - NON_LATENT_FIELDS:
             if own[name] != others[name]:
                 return f"another request: {name}={others[name]!r}, not {own[name]!r}"
         if self.model != other.model:
@@ -135,7 +135,7 @@ def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = _Header(identity=identity, steps_done=state.steps_done, sha256=_digest(tensors))
     content = save(tensors, metadata={_HEADER: header.model_dump_json()})
-    write_whole(path, content, durable=True, partial=_partial(path))
+    write_atomically(path, content, durable=True, partial=_partial(path))
 
 
 def drop_snapshot(path: Path) -> None:
@@ -181,7 +181,7 @@ def read_snapshot(path: Path) -> Snapshot | None:
     return Snapshot(header.identity, LoopState(header.steps_done, latents, tensors))
 
 
-def usable_snapshot(path: Path, identity: Identity) -> LoopState | None:
+def read_resume_state(path: Path, identity: Identity) -> LoopState | None:
     """The state that a rendering can resume from; None if there is no snapshot.
 
     Raises:
@@ -238,7 +238,7 @@ def plan_snapshots(
     if not resume:
         return plan, ""
     try:
-        state = usable_snapshot(path, identity)
+        state = read_resume_state(path, identity)
     except UnusableSnapshotError as error:
         return plan, f"{error}: it begins anew"
     if state is None:
@@ -248,7 +248,7 @@ def plan_snapshots(
 
 
 @contextmanager
-def kept_on_the_way(
+def snapshot_writer(
     plan: SnapshotPlan | None, world: World, grid: LatentGrid
 ) -> Iterator[Snapshots | None]:
     """Takes the snapshots of a rendering, on all ranks; rank 0 writes them. None without a plan."""
@@ -267,7 +267,7 @@ def kept_on_the_way(
         snapshots.close()
 
 
-def state_to_go_on_from(plan: SnapshotPlan | None, world: World) -> LoopState | None:
+def load_resume_state(plan: SnapshotPlan | None, world: World) -> LoopState | None:
     """The state that a rendering resumes from, on rank 0; None elsewhere, and at the start.
 
     Raises:
@@ -276,7 +276,7 @@ def state_to_go_on_from(plan: SnapshotPlan | None, world: World) -> LoopState | 
     if plan is None or plan.steps_done == 0 or world.rank != 0:
         return None
     try:
-        state = usable_snapshot(plan.path, plan.identity)
+        state = read_resume_state(plan.path, plan.identity)
     except UnusableSnapshotError as error:
         raise EngineError(str(error)) from error
     if state is None or state.steps_done != plan.steps_done:

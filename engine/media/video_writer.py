@@ -21,7 +21,7 @@ from longtake.engine.media.frame_writers import WRITERS, FrameWriter, frame_path
 from longtake.engine.media.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
 from longtake.engine.media.output_files import metadata_path, output_paths, place_all
 from longtake.engine.media.snapshot import SnapshotPlan, drop_snapshot
-from longtake.errors import EngineError, Stopped, restated
+from longtake.errors import EngineError, Stopped, with_message
 from longtake.files.atomic import flush_to_disk, numbered, partial_path, writing
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class VideoFiles:
             if not getattr(error, "terminated", False):
                 self.kept.discard()
         elif isinstance(error, EngineError):
-            raise restated(error, self.kept.with_command(error)) from error
+            raise with_message(error, self.kept.with_command(error)) from error
         elif self.kept.path is not None:
             logger.warning("%s", self.kept.with_command(error))
 

@@ -24,7 +24,7 @@ from longtake.engine.job import Job
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.media.picture import any_picture
+from longtake.engine.media.picture import noise_picture
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.sinks import NullSink
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
@@ -47,7 +47,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Parting:
+class Divergence:
     """Where a layout first differs from one rank by more than the tolerance.
 
     Attributes:
@@ -79,14 +79,14 @@ class Comparison:
         errors: Largest difference of the latents after each step; NaN if any is NaN.
         psnr_db: PSNR of the final latents; infinite if they are equal.
         kernel: Name of the layout's attention kernel.
-        parting: Where they diverge; None if every step is within the tolerance.
+        divergence: Where they diverge; None if every step is within the tolerance.
     """
 
     case: Case
     errors: list[float]
     psnr_db: float
     kernel: str
-    parting: Parting | None = None
+    divergence: Divergence | None = None
 
     @property
     def max_error(self) -> float:
@@ -296,7 +296,7 @@ class Verification:
                 self._on_progress(Progress("denoising", steps, total, name))
 
             try:
-                reports = launcher.render(job, sink, count, any_picture(job.request))
+                reports = launcher.render(job, sink, count, noise_picture(job.request))
             except RefusedInputError as error:
                 raise type(error)(f"{name}: {error}") from error
             done += job.request.num_inference_steps
@@ -317,15 +317,15 @@ class Verification:
     def _within(self, error: float) -> bool:
         return error <= self._tolerance
 
-    def _locate(self, step: int, blocks: dict[TracePoint, float]) -> Parting:
+    def _locate(self, step: int, blocks: dict[TracePoint, float]) -> Divergence:
         """The first block that diverges, in the positive branch if it does so in both."""
         num_blocks = max((point.block or 0 for point in blocks), default=0)
         for point, error in sorted(
             blocks.items(), key=lambda item: (item[0].block, BRANCHES.index(item[0].branch))
         ):
             if not self._within(error):
-                return Parting(step, point.block, num_blocks, point.name, point.branch, error)
-        return Parting(step, num_blocks=num_blocks)
+                return Divergence(step, point.block, num_blocks, point.name, point.branch, error)
+        return Divergence(step, num_blocks=num_blocks)
 
 
 _Render = Callable[[Job, NullSink, str], str]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from longtake.cli.options import COMMANDS, Option
-from longtake.errors import is_utf8, nearly, original_bytes, shorten
+from longtake.errors import did_you_mean, is_utf8, original_bytes, shorten
 
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 _HELP = ("help", "--help", "-h")
@@ -96,7 +96,7 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         return first, rest
     if first.startswith("-"):
         _refuse(f"{first} before a command: name one, as in longtake generate {first} ...")
-    suggestion = nearly(first, COMMANDS)
+    suggestion = did_you_mean(first, COMMANDS)
     if not suggestion and " " in first.strip():
         suggestion = f": longtake generate {shlex.quote(first)} renders a prompt"
     _refuse(f"{first[:60]!r} is not a command{suggestion or ': use ' + ', '.join(COMMANDS)}")
@@ -137,7 +137,7 @@ def _refuse_option(command: str, word: str, own: list[str]) -> NoReturn:
     if any(each.isspace() for each in word.partition("=")[0]) and _takes_prompt(command):
         _refuse(f"{word[:60]!r} begins with a dash: put it behind --, at the end", command)
     flag = word.partition("=")[0]
-    suggestion = nearly(flag, own)
+    suggestion = did_you_mean(flag, own)
     if not suggestion:
         spellings = {flag, "--" + flag.lstrip("-").replace("_", "-")}
         takes = (name for name, each in COMMANDS.items() if spellings & each.flags.keys())

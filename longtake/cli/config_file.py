@@ -10,7 +10,7 @@ from typing import Any
 
 from longtake.cli.options import COMMANDS, FILE_ONLY
 from longtake.configs import sizes, yaml_reader
-from longtake.errors import RefusedInputError, RequestError, field_named, nearly
+from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.files.reading import read_regular
 
 _MAX_FILE_BYTES = 16 * 2**20
@@ -42,13 +42,17 @@ class ConfigFile:
         self._is_metadata = False
         self._values: dict[str, Any] = {} if name is None else self._read(Path(name).expanduser())
 
-    def under(self, given: dict[str, Any]) -> dict[str, Any]:
+    def merge(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of the file, overridden by flags."""
         values = self._values
         for one, other in (("sigmas", "num_inference_steps"), ("num_inference_steps", "sigmas")):
             if one in given and other not in given:
                 values = {name: value for name, value in values.items() if name != other}
-        merged = over(values, given) if self._is_metadata else sizes.over(values, given)
+        merged = (
+            override_settings(values, given)
+            if self._is_metadata
+            else sizes.merge_fields(values, given)
+        )
         self._lines = {
             name: line for name, line in self._lines.items() if name in merged and name not in given
         }
@@ -60,8 +64,8 @@ class ConfigFile:
         try:
             yield
         except RefusedInputError as error:
-            field = field_named(str(error))
-            names = (field, *sizes.SAID_BY.get(field, ()))
+            field = leading_field(str(error))
+            names = (field, *sizes.SHORTHANDS_OF.get(field, ()))
             line = next((self._lines[name] for name in names if name in self._lines), None)
             if line is None:
                 raise
@@ -79,7 +83,7 @@ class ConfigFile:
         for name in values:
             if name not in known:
                 at = f" line {self._lines[name]}" if name in self._lines else ""
-                meant = nearly(name, known) or ": see longtake generate --help"
+                meant = did_you_mean(name, known) or ": see longtake generate --help"
                 raise RequestError(
                     f"config={self._name!r}{at}: {name[:60]} is not an option{meant}"
                 )
@@ -137,7 +141,7 @@ def _metadata_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def over(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+def override_settings(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """A video's own settings, overridden by flags; settings that a flag invalidates are dropped."""
     replaced = {name for flag in flags for name in _REPLACED.get(flag, ())}
-    return sizes.over({n: value for n, value in values.items() if n not in replaced}, flags)
+    return sizes.merge_fields({n: value for n, value in values.items() if n not in replaced}, flags)

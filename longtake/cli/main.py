@@ -13,7 +13,7 @@ from typing import Any
 
 from longtake.cli.command_line import parse
 from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
-from longtake.cli.terminal import view_of
+from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
 from longtake.files.reading import check_regular
@@ -57,7 +57,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
     if command == "version":
         print(__version__)
         return EXIT_DONE
-    view = view_of(quiet=options["quiet"], as_json=options["json"])
+    view = make_view(quiet=options["quiet"], as_json=options["json"])
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:

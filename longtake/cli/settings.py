@@ -13,7 +13,7 @@ from longtake.configs.parallel import ParallelConfig
 _COMMAND_LINE_ONLY = ("config", "output", "metadata", "quiet", "json", "latents")
 
 
-def flags(options: dict[str, Any]) -> dict[str, Any]:
+def given_values(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given and that a config file could set, with prompts read."""
     return {
         name: value

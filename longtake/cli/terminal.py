@@ -26,7 +26,7 @@ from rich.progress import Progress as ProgressBars
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.pipelines.progress import Progress
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ class View(Display, ABC):
 
     def note(self, text: str) -> None:
         """Report something that is not a warning."""
-        say(text, sys.stderr)
+        print_line(text, sys.stderr)
 
     def warn(self, text: str) -> None:
         """Report a warning; every view shows it."""
-        say(f"longtake: {text}", sys.stderr)
+        print_line(f"longtake: {text}", sys.stderr)
 
     def writing(self) -> None:
         """Report that all frames are decoded."""
@@ -105,8 +105,8 @@ class View(Display, ABC):
         Returns:
             The exit code.
         """
-        rank = "" if TorchrunPlace.writes() else f"rank {os.environ['RANK']}: "
-        say(f"longtake: {rank}{message}", sys.stderr)
+        rank = "" if TorchrunPlace.is_writer() else f"rank {os.environ['RANK']}: "
+        print_line(f"longtake: {rank}{message}", sys.stderr)
         return exit_code
 
 
@@ -146,7 +146,7 @@ class _Json(View):
 
     @staticmethod
     def _print(event: dict[str, object]) -> None:
-        say(json.dumps(event), sys.stdout)
+        print_line(json.dumps(event), sys.stdout)
 
 
 class _Lines(View):
@@ -165,7 +165,9 @@ class _Lines(View):
             self._phase, self._started, self._tenths = progress.phase, now, 0
             self._done_before = progress.done  # by the rendering that this one resumes
             if unit is None:
-                say(_describe(progress) if progress.phase == "text" else progress.phase, sys.stderr)
+                print_line(
+                    _describe(progress) if progress.phase == "text" else progress.phase, sys.stderr
+                )
         tenths = 10 * progress.done // progress.total if progress.total else 0
         done = progress.done - self._done_before
         if unit is not None and done and tenths > self._tenths:
@@ -173,10 +175,10 @@ class _Lines(View):
             each_s = (now - self._started) / done
             left_s = each_s * (progress.total - progress.done)
             position = f"{progress.phase} {progress.done}/{progress.total}"
-            say(f"{position}, {each_s:.2f} s per {unit}, {left_s:.0f} s left", sys.stderr)
+            print_line(f"{position}, {each_s:.2f} s per {unit}, {left_s:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
-        say(_summary(paths, metadata), sys.stdout)
+        print_line(_summary(paths, metadata), sys.stdout)
 
 
 class _Bars(View):
@@ -224,7 +226,7 @@ class _Bars(View):
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         self.close()
-        say(_summary(paths, metadata), sys.stdout)
+        print_line(_summary(paths, metadata), sys.stdout)
 
 
 def _describe(progress: Progress) -> str:
@@ -232,12 +234,12 @@ def _describe(progress: Progress) -> str:
     return f"{_PHASE_NAMES.get(progress.phase, progress.phase)} {progress.detail}".strip()
 
 
-def view_of(*, quiet: bool, as_json: bool) -> View:
+def make_view(*, quiet: bool, as_json: bool) -> View:
     """The view that the options ask for, else bars on a terminal and lines elsewhere.
 
     Under torchrun only the rank that writes the video reports.
     """
-    if not TorchrunPlace.writes():
+    if not TorchrunPlace.is_writer():
         return _Quiet()
     if as_json:
         return _Json()
@@ -247,7 +249,7 @@ def view_of(*, quiet: bool, as_json: bool) -> View:
     return _Bars(console) if console.is_terminal else _Lines()
 
 
-def say(line: str, stream: TextIO) -> None:
+def print_line(line: str, stream: TextIO) -> None:
     """Print a line. A closed pipe or a full disk does not stop the command."""
     try:
         encoding = stream.encoding or "utf-8"
@@ -261,7 +263,7 @@ def say(line: str, stream: TextIO) -> None:
             os.close(devnull)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time span in short form: 4.2 s, 42 s, 3:07, 2:04:11, 3 d 4 h."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

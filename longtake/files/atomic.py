@@ -43,7 +43,7 @@ def numbered(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def place_new(source: Path, target: Path) -> None:
+def rename_to_unused(source: Path, target: Path) -> None:
     """Rename a file or folder to an unused name. If two processes race for a name, one gets it.
 
     Raises:
@@ -73,7 +73,7 @@ def place_new(source: Path, target: Path) -> None:
         source.unlink()
 
 
-def write_new(path: Path, content: bytes) -> Path:
+def write_to_unused(path: Path, content: bytes) -> Path:
     """Write a file under the first unused name of ``name``, ``name-2``, ``name-3``, ...
 
     Returns:
@@ -88,7 +88,7 @@ def write_new(path: Path, content: bytes) -> Path:
             partial.write_bytes(content)
             for each in numbered(path):
                 try:
-                    place_new(partial, each)
+                    rename_to_unused(partial, each)
                     return each
                 except FileExistsError:
                     continue
@@ -110,7 +110,7 @@ def probe(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_whole(
+def write_atomically(
     path: Path, content: bytes, *, durable: bool = False, partial: Path | None = None
 ) -> None:
     """Write a file atomically, replacing an existing one.

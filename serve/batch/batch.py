@@ -85,7 +85,7 @@ class Batch:
         """Read and check all rows.
 
         Raises:
-            BadRowsError: some cannot be rendered.
+            InvalidRowsError: some cannot be rendered.
             RequestError: the file cannot be read, or has no rows.
         """
         shots = list(self._file.shots())

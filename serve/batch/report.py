@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from longtake.engine.media.output_files import output_paths
 from longtake.errors import EngineError, RequestError
-from longtake.files.atomic import write_whole
+from longtake.files.atomic import write_atomically
 from longtake.serve.queue.job_records import JobRecord
-from longtake.serve.runner.outputs import strip_of
+from longtake.serve.runner.outputs import filmstrip_path
 from longtake.serve.templates import TEMPLATES
 from longtake.version import library_versions
 
@@ -79,12 +79,12 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
     }
     as_json, as_html = (folder / name for name in REPORTS)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(as_json, text.encode(), partial=scratch / as_json.name)
+    write_atomically(as_json, text.encode(), partial=scratch / as_json.name)
     pictures = [_picture(folder, job) for job in jobs]
     html = TEMPLATES.get_template("report.html").render(
         **{**content, "shots": list(zip(rows, pictures, strict=True))}
     )
-    write_whole(as_html, html.encode(), partial=scratch / as_html.name)
+    write_atomically(as_html, html.encode(), partial=scratch / as_html.name)
     return [as_json, as_html]
 
 
@@ -113,7 +113,7 @@ def _row(folder: Path, job: JobRecord) -> dict[str, Any]:
 def _picture(folder: Path, job: JobRecord) -> str:
     """Its thumbnails, within the page, which then is one file."""
     try:
-        content = strip_of(folder, job).read_bytes()
+        content = filmstrip_path(folder, job).read_bytes()
     except OSError:
         return ""
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

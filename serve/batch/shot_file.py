@@ -11,7 +11,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.engine.outline import EngineOutline, device_type_of
 from longtake.errors import LongtakeError, RequestError
 from longtake.serve.batch.shot_checker import Shot, ShotChecker
-from longtake.serve.batch.shots import BadRow, read_shots
+from longtake.serve.batch.shots import InvalidRow, read_shots
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import JobStore
 
@@ -19,14 +19,14 @@ _MOST_TOLD = 1000
 """Bad rows that a message names."""
 
 
-class BadRowsError(RequestError):
+class InvalidRowsError(RequestError):
     """A file has rows that cannot be rendered; nothing of it was queued.
 
     Attributes:
         rows: all of them.
     """
 
-    def __init__(self, source: Path, rows: Sequence[BadRow]) -> None:
+    def __init__(self, source: Path, rows: Sequence[InvalidRow]) -> None:
         lines = "".join(f"\n  {each}" for each in rows[:_MOST_TOLD])
         if len(rows) > _MOST_TOLD:
             lines += f"\n  and {len(rows) - _MOST_TOLD} more"
@@ -60,18 +60,18 @@ class ShotFile:
         """All shots, in the order of the file: they can be rendered once the last one came.
 
         Raises:
-            BadRowsError: after the last one: some cannot be rendered.
+            InvalidRowsError: after the last one: some cannot be rendered.
             RequestError: the file cannot be read.
         """
         rows, bad = read_shots(self._source)
         for each in self._checker.check(rows, self._known_jobs()):
-            if isinstance(each, BadRow):
+            if isinstance(each, InvalidRow):
                 bad.append(each)
             else:
                 yield each
         if bad:
             rows_by_line = sorted(dict.fromkeys(bad), key=lambda row: row.line)
-            raise BadRowsError(self._source, rows_by_line)
+            raise InvalidRowsError(self._source, rows_by_line)
 
     def _known_jobs(self) -> dict[str, JobRecord]:
         """What the folder's queue holds already; if it cannot be read, that is told once it is

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 
 from longtake.serve.http.problems import Problem
 from longtake.serve.queue.job_records import JobRecord
-from longtake.serve.runner.filmstrip import middle_of
+from longtake.serve.runner.filmstrip import middle_frame
 
 _RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})(, ?(\d{1,18}-\d{0,18}|-\d{1,18})){0,15}")
 _MEDIA_TYPES = {".mp4": "video/mp4", ".safetensors": "application/octet-stream"}
@@ -68,5 +68,5 @@ def frames_response(job: JobRecord, thumbnails: bytes, strip: Path, variant: str
     if not picture:
         raise Problem(404, f"no frame of {job.id} is decoded yet", code="not_ready")
     if variant == "thumbnail":
-        picture = middle_of(picture, job.request.width / job.request.height)
+        picture = middle_frame(picture, job.request.width / job.request.height)
     return Response(picture, media_type="image/jpeg", headers={"cache-control": "no-cache"})

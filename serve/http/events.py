@@ -58,7 +58,7 @@ class VideoEvents:
             while not self._progress.stopping:
                 changed.clear()
                 with suppress(QueueError):  # progress goes on without the queue's file
-                    current = await run_in_threadpool(self._store.found, job.id)
+                    current = await run_in_threadpool(self._store.find, job.id)
                 for event in self._new_progress(current or job, last_event_id):
                     yield event
                 if current is None:

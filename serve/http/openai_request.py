@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from longtake.configs.request import VideoRequest
-from longtake.configs.sizes import SAID_BY
-from longtake.engine.request_size import in_pixels
-from longtake.errors import RefusedInputError, RequestError, field_named, nearly
+from longtake.configs.sizes import SHORTHANDS_OF
+from longtake.engine.request_size import expand_size
+from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.submission import FieldError, Submission
@@ -47,7 +47,7 @@ def parse_submission(
     given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in _FIELDS:
-            suggestion = nearly(name[:60], _FIELDS) or ": leave it out"
+            suggestion = did_you_mean(name[:60], _FIELDS) or ": leave it out"
             raise FieldError(f"{name[:60]!r} is not an option{suggestion}", name[:60])
     requested = given.pop("model", model)
     if requested != model:
@@ -60,7 +60,7 @@ def parse_submission(
     picture = _picture(given.pop("input_reference", None), upload)
     options = {name: _decode_option(name, value) for name, value in given.items()}
     try:
-        return Submission(in_pixels(_video_request(options), spec), picture)
+        return Submission(expand_size(_video_request(options), spec), picture)
     except RequestError as error:
         raise field_error(error, values) from error
 
@@ -81,12 +81,12 @@ def field_error(error: RefusedInputError, values: Mapping[str, Any]) -> FieldErr
     if isinstance(error, FieldError):
         return error
     message = str(error)
-    param = field_named(message)
+    param = leading_field(message)
     if param == "image":
         message = re.sub(r"""^image=(?:'[^']*'|"[^"]*")""", "input_reference", message)
         param = "input_reference"
     else:
-        sent = (name for name in SAID_BY.get(param, ()) if values.get(name) is not None)
+        sent = (name for name in SHORTHANDS_OF.get(param, ()) if values.get(name) is not None)
         param = next(sent, param)
     return FieldError(message, param if param in _FIELDS else None)
 
@@ -95,7 +95,7 @@ def _video_request(options: dict[str, Any]) -> VideoRequest:
     try:
         return VideoRequest(**options)
     except RequestError as error:
-        raise FieldError(str(error), field_named(str(error)) or None) from error
+        raise FieldError(str(error), leading_field(str(error)) or None) from error
 
 
 def _decode_option(name: str, value: Any) -> Any:

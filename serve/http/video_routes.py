@@ -148,7 +148,7 @@ class VideoRoutes:
                 yield event
 
     def _find(self, video_id: str) -> JobRecord:
-        job = self._service.store.found(video_id)
+        job = self._service.store.find(video_id)
         if job is None:
             raise Problem(404, f"there is no video {video_id[:80]!r}", code="not_found")
         return job

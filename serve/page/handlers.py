@@ -75,7 +75,7 @@ class Handlers:
             count: Number of videos in the gallery.
         """
         try:
-            job = self._service.store.found(str(video)) if video else None
+            job = self._service.store.find(str(video)) if video else None
             jobs, more = self._service.store.page(None, _parse_count(count), newest_first=True)
             parts = [
                 self._views.status(job, gone=bool(video) and job is None),
@@ -167,7 +167,7 @@ class Handlers:
     def _find(self, video: str) -> JobRecord | None:
         """A video; None if there is none, or the queue cannot be read, which a refresh shows."""
         with suppress(QueueError):
-            return self._service.store.found(str(video)) if video else None
+            return self._service.store.find(str(video)) if video else None
         return None
 
 

@@ -60,7 +60,7 @@ class JobDatabase:
         create: make the file if there is none, in a folder that is there.
         read_only: look, and change nothing.
         busy_s: seconds to wait for other writers.
-        patience: until it is set, a transaction may wait for as long as the file cannot be used.
+        retry_until: until it is set, a transaction may wait for as long as the file cannot be used.
 
     Raises:
         RequestError: it is damaged or of another version.
@@ -75,13 +75,13 @@ class JobDatabase:
         create: bool = False,
         read_only: bool = False,
         busy_s: float = 30.0,
-        patience: threading.Event | None = None,
+        retry_until: threading.Event | None = None,
     ) -> None:
         self.path = path
         self._read = read
         self._read_only = read_only
         self._busy_s = busy_s
-        self._patience = patience
+        self._retry_until = retry_until
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._closed = False
@@ -175,7 +175,7 @@ class JobDatabase:
         """All of it or nothing, and alone meanwhile; one within another is part of it.
 
         Args:
-            waits_for: what is waited for to pass, before it begins, where there is patience.
+            waits_for: what is waited for to pass, before it begins, where there is retry_until.
 
         Raises:
             QueueError: it was not, or may not have been, written.
@@ -186,7 +186,7 @@ class JobDatabase:
                     connection = opened.enter_context(self._transaction())
                     break
                 except waits_for:
-                    if self._patience is None or self._patience.wait(_LOOK_AGAIN_S):
+                    if self._retry_until is None or self._retry_until.wait(_LOOK_AGAIN_S):
                         raise
             yield connection
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from longtake.engine.arrays import Array
 from longtake.engine.sinks import Sink
-from longtake.files.atomic import write_whole
+from longtake.files.atomic import write_atomically
 
 _HEIGHT_PX = 120
 
@@ -60,7 +60,7 @@ class Filmstrip:
             partial: where it stands until it is whole.
         """
         if self._pictures:
-            write_whole(path, self._jpeg(), partial=partial)
+            write_atomically(path, self._jpeg(), partial=partial)
         else:
             path.unlink(missing_ok=True)
 
@@ -76,7 +76,7 @@ class Filmstrip:
         return content.getvalue()
 
 
-def middle_of(strip: bytes, shape: float) -> bytes:
+def middle_frame(strip: bytes, shape: float) -> bytes:
     """The middle one of the frames of a strip.
 
     Args:

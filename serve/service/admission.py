@@ -15,7 +15,7 @@ from longtake.engine.outline import EngineOutline
 from longtake.engine.request import resolve
 from longtake.errors import RequestError
 from longtake.serve.queue.job_records import JobRecord, NewJob
-from longtake.serve.queue.submissions import DOOR, OtherRequestError, Submissions
+from longtake.serve.queue.submissions import SERVER_SOURCE, OtherRequestError, Submissions
 from longtake.serve.service.eta import EtaEstimator
 from longtake.serve.service.pictures import Pictures
 from longtake.serve.service.served_model import ServedModel
@@ -78,7 +78,7 @@ class Admission:
         digest = secrets.token_hex(16) if key is None else _digest(client, key)[:32]
         job_id = f"video_{digest}"
         try:
-            existing = self._store.found(job_id)
+            existing = self._store.find(job_id)
             if existing is not None and existing.fingerprint == fingerprint:
                 return existing
             if existing is not None:
@@ -126,7 +126,7 @@ class Admission:
         kept: Path | None = None
         try:
             job = self._new_job(job_id, self.resolve(request), fingerprint)
-            queued = self._add(replace(job, source=f"{DOOR} {client}".strip()))
+            queued = self._add(replace(job, source=f"{SERVER_SOURCE} {client}".strip()))
             kept = queued.request.image
             return queued
         finally:
@@ -137,7 +137,7 @@ class Admission:
         suffix = ".safetensors" if request.output_type == "latents" else ".mp4"
         return NewJob(
             id=job_id,
-            source=DOOR,
+            source=SERVER_SOURCE,
             position=0,
             output=f"{VIDEOS_FOLDER}/{job_id}{suffix}",
             engine=self._model.digest,
@@ -159,7 +159,7 @@ class Admission:
 def _fingerprint(submission: Submission) -> str:
     request = submission.request
     picture = hashlib.sha256(submission.picture or b"").hexdigest()
-    return _digest(request.model_dump_json(exclude=request.left_at_default), picture)
+    return _digest(request.model_dump_json(exclude=request.new_fields_at_default), picture)
 
 
 def _digest(*texts: str) -> str:

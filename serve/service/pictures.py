@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longtake.engine.media.picture import check_content
 from longtake.errors import RequestError
-from longtake.files.atomic import write_whole
+from longtake.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Pictures:
     def write(self, job: str, content: bytes) -> Path:
         """Write a job's picture under a new name, and return its path."""
         path = self._folder / f"{job}-{secrets.token_hex(8)}"
-        write_whole(path, content)
+        write_atomically(path, content)
         return path
 
     def upload(self, content: bytes) -> str:
@@ -51,7 +51,7 @@ class Pictures:
         """
         check_content(content, "the picture")
         path = self._folder / f"sent-{secrets.token_hex(16)}"
-        write_whole(path, content)
+        write_atomically(path, content)
         self.drop_old()
         return path.name
 

@@ -19,8 +19,8 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.media.output_files import metadata_path, output_paths, output_type
 from longtake.errors import RequestError, one_line
 from longtake.serve.queue.job_records import DoneJob
-from longtake.serve.queue.submissions import DOOR
-from longtake.serve.runner.outputs import earlier_metadata_path
+from longtake.serve.queue.submissions import SERVER_SOURCE
+from longtake.serve.runner.outputs import legacy_metadata_path
 from longtake.serve.runner.stages import UNCOUNTED_STAGES
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _finished_job(job_id: str, suffix: str, videos: Path, pictures: Path) -> Don
     stages = metadata.seconds.items()
     return DoneJob(
         id=job_id,
-        source=DOOR,
+        source=SERVER_SOURCE,
         position=0,
         output=f"{videos.name}/{path.name}",
         engine=job.engine,
@@ -117,7 +117,7 @@ def _read_metadata(path: Path, job_id: str) -> _Metadata:
     """The metadata of a video, if it is the job's and all of the job's files are there."""
     file = metadata_path(path)
     if not file.is_file():
-        file = earlier_metadata_path(path)
+        file = legacy_metadata_path(path)
     if not file.is_file():
         raise RequestError(f"there is no {file.name}")
     if file.stat().st_size > _MAX_METADATA_BYTES:

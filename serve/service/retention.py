@@ -10,9 +10,9 @@ from longtake.engine.media.snapshot import drop_snapshot
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import Submissions
 from longtake.serve.runner.outputs import (
-    earlier_metadata_path,
-    snapshot_of,
-    strip_of,
+    filmstrip_path,
+    legacy_metadata_path,
+    snapshot_path,
     sweep_partials,
 )
 from longtake.serve.service.pictures import Pictures
@@ -48,7 +48,7 @@ class Retention:
             ended_before: Seconds since 1970.
         """
         removed = []
-        for job in self._store.gone(ended_before):
+        for job in self._store.removable(ended_before):
             try:
                 self._remove_files(job)
                 removed.append(job)
@@ -62,9 +62,9 @@ class Retention:
         sweep_partials(self._folder, job)
         output = self._folder / job.output
         videos = output_paths(output, job.request.num_videos)
-        for path in (*videos, metadata_path(output), earlier_metadata_path(output)):
+        for path in (*videos, metadata_path(output), legacy_metadata_path(output)):
             path.unlink(missing_ok=True)
-        strip_of(self._folder, job).unlink(missing_ok=True)
-        drop_snapshot(snapshot_of(self._folder, job))
+        filmstrip_path(self._folder, job).unlink(missing_ok=True)
+        drop_snapshot(snapshot_path(self._folder, job))
         if job.request.image is not None:
             self._pictures.drop(job.request.image)

@@ -20,8 +20,8 @@ from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.queue_watch import QueueWatch
 from longtake.serve.queue.submissions import Submissions
-from longtake.serve.runner.outputs import strip_of, sweep
-from longtake.serve.runner.scratch import alone_in, prepare_folder, scratch_folder
+from longtake.serve.runner.outputs import filmstrip_path, sweep
+from longtake.serve.runner.scratch import lock_folder, prepare_folder, scratch_folder
 from longtake.serve.service.admission import VIDEOS_FOLDER, Admission
 from longtake.serve.service.eta import EtaEstimator
 from longtake.serve.service.metrics import Metrics, ServerState
@@ -84,9 +84,11 @@ class VideoService:
         self.stop_event = threading.Event()
         with ExitStack() as opened:
             prepare_folder("data_dir", folder, VIDEOS_FOLDER, PICTURES_FOLDER)
-            opened.callback(alone_in(folder).close)
+            opened.callback(lock_folder(folder).close)
             self.store = opened.enter_context(
-                Submissions(folder, create=True, busy_s=_LOCK_TIMEOUT_S, patience=self.stop_event)
+                Submissions(
+                    folder, create=True, busy_s=_LOCK_TIMEOUT_S, retry_until=self.stop_event
+                )
             )
             self.scratch = opened.enter_context(scratch_folder(folder))
             self._opened = opened.pop_all()
@@ -123,7 +125,7 @@ class VideoService:
         Raises:
             RequestError: The picture is no longer there.
         """
-        job = self.store.found(name)
+        job = self.store.find(name)
         return self.pictures.read(name if job is None else job.request.image)
 
     def delete(self, job: JobRecord) -> None:
@@ -137,7 +139,7 @@ class VideoService:
     def position(self, job_id: str) -> int | None:
         """Position of a job in the queue, kept for a while after it is deleted; None if it is
         unknown."""
-        job = self.store.found(job_id)
+        job = self.store.find(job_id)
         return self._deleted_positions.get(job_id) if job is None else job.position
 
     def cancel(self, job: JobRecord) -> None:
@@ -151,7 +153,7 @@ class VideoService:
 
     def strip(self, job: JobRecord) -> Path:
         """Path of the JPEG with some of a job's frames, side by side."""
-        return strip_of(self.folder, job)
+        return filmstrip_path(self.folder, job)
 
     def start(self) -> None:
         """Take over what an earlier server left in the folder, and start the background loops."""

@@ -13,7 +13,7 @@ import torch
 
 from longtake.cli.command_line import parse
 from longtake.cli.commands import verify as command
-from longtake.cli.terminal import view_of
+from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.arrays import Array
@@ -145,7 +145,7 @@ def test_all_layouts_of_sound_ranks_are_within(ranks: RankGroups, model: str, de
     found = compared(ranks, model, devices)
     assert len(found) == {1: 1, 2: 3, 3: 2, 4: 5}[devices]
     for each in found:
-        assert each.parting is None
+        assert each.divergence is None
         assert len(each.errors) == 3
         assert each.max_error < 1e-4
         assert each.psnr_db > 100
@@ -197,17 +197,17 @@ def test_a_rank_at_fault_is_found_in_its_step_and_block(
     layout, fault, block, branch = FAULTS[name]
     dims = ParallelDims.parse(layout)
     (found,) = compared(ranks, model, dims.world_size, layout, fault=fault)
-    parting = found.parting
-    assert parting is not None
-    assert (parting.step, parting.block, parting.num_blocks) == (fault.step, block, 4)
+    divergence = found.divergence
+    assert divergence is not None
+    assert (divergence.step, divergence.block, divergence.num_blocks) == (fault.step, block, 4)
     assert all(error <= 1e-4 for error in found.errors[: fault.step - 1])
     assert not any(error <= 1e-4 for error in found.errors[fault.step - 1 :])
     if block is not None:
-        assert parting.branch == branch
-        assert not parting.error <= 1e-4
-        assert fault.module.startswith(parting.name)
+        assert divergence.branch == branch
+        assert not divergence.error <= 1e-4
+        assert fault.module.startswith(divergence.name)
     if math.isnan(fault.factor):
-        assert math.isnan(found.max_error) and math.isnan(parting.error)
+        assert math.isnan(found.max_error) and math.isnan(divergence.error)
 
 
 def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str) -> None:
@@ -228,7 +228,7 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
         lambda progress: None,
     )
     found = verification.run(cases_of([], 2, PLAIN, GUIDED))
-    assert [each.parting is None for each in found] == [True, False, True]
+    assert [each.divergence is None for each in found] == [True, False, True]
     assert [job.dims.name for job in jobs] == ["1x1x2", "1x2x1", "2x1x1", "1x2x1"]
     assert [job.trace for job in jobs] == [TraceRequest()] * 3 + [TraceRequest(3)]
 
@@ -236,9 +236,9 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
 def test_split_weights_are_traced(ranks: RankGroups, model: str) -> None:
     fault = Fault(1, "transformer.single_transformer_blocks.0", step=2)
     (found,) = compared(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
-    assert found.parting is not None
-    assert (found.parting.step, found.parting.block, found.parting.num_blocks) == (2, 3, 4)
-    assert found.parting.name == fault.module
+    assert found.divergence is not None
+    assert (found.divergence.step, found.divergence.block, found.divergence.num_blocks) == (2, 3, 4)
+    assert found.divergence.name == fault.module
 
 
 @pytest.mark.parametrize(("factor", "step"), [(1.1, 2), (math.nan, 1)])
@@ -272,7 +272,7 @@ def test_the_command_says_which_block(
 
 def run_command(arguments: list[str], capsys: Any) -> tuple[int, str]:
     _, options = parse(arguments)
-    with view_of(quiet=options["quiet"], as_json=options["json"]) as view:
+    with make_view(quiet=options["quiet"], as_json=options["json"]) as view:
         code = command.run(options, view)
     out: str = capsys.readouterr().out
     return code, out

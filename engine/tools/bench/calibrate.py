@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from longtake.configs.base import ELEMENT_BYTES, Dtype
-from longtake.configs.hardware import Figure, Hardware, Link, PartOfOne, Share
+from longtake.configs.hardware import Figure, Fraction, Hardware, Link, Share
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 
@@ -135,7 +135,7 @@ def _rates(
         "memory_bytes_per_s": _figure(own["memory"], source),
         "memory_share": Share(value=1.0, source="the bandwidth is what copies reach here"),
         "launch_s": _figure(own["launch_s"], source),
-        "overlap_share": PartOfOne(
+        "overlap_share": Fraction(
             value=round(min(each["overlap"] for each in by_rank), 3), source=source
         ),
         "startup_s": _figure(max(each["startup_s"] for each in by_rank), source),

@@ -21,7 +21,7 @@ from longtake.configs.request import VideoRequest
 from longtake.engine.memory_use import resident_bytes
 from longtake.engine.request import resolve
 from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World, select_kernel
-from longtake.parallel.exchange import all_to_all, swap_point_to_point
+from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
@@ -235,9 +235,7 @@ def overlap(world: World, *, dtype: str, head_size: int, rounds: int) -> float:
 
     def hop() -> Callable[[], None]:
         rank, size = world.rank, world.size
-        return swap_point_to_point(
-            [(sent, (rank + 1) % size)], [(received, (rank - 1) % size)], group
-        )
+        return start_send_recv([(sent, (rank + 1) % size)], [(received, (rank - 1) % size)], group)
 
     def both() -> None:
         wait = hop()
@@ -300,7 +298,7 @@ def kernels(world: World, *, dtype: str, head_size: int, rounds: int) -> Json:
     needs = KernelNeeds(device, torch_dtype, head_size, log_sum_exp=False)
     measured: Json = {}
     for kernel in KERNELS:
-        if refusal := kernel.refusal(needs):
+        if refusal := kernel.unsupported_reason(needs):
             measured[kernel.name] = refusal
             continue
 
@@ -335,7 +333,7 @@ def _hop_s(world: World, group: dist.ProcessGroup, size: int, rounds: int) -> fl
     sent, received = (torch.zeros(size, dtype=torch.uint8, device=world.device) for _ in "ab")
 
     def hop() -> None:
-        swap_point_to_point([(sent, (rank + 1) % count)], [(received, (rank - 1) % count)], group)()
+        start_send_recv([(sent, (rank + 1) % count)], [(received, (rank - 1) % count)], group)()
 
     return _median_s(hop, world, rounds, group)
 

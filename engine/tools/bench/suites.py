@@ -21,7 +21,7 @@ from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, RankReport
 from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.media.picture import any_picture
+from longtake.engine.media.picture import noise_picture
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
@@ -114,7 +114,7 @@ class Suites:
                 job = Job.of(request, dims)
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
                     reports = launcher.render(
-                        job, NullSink(), lambda progress: None, any_picture(request)
+                        job, NullSink(), lambda progress: None, noise_picture(request)
                     )
                 predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)
                 lines.append(_step_row(dims.name, reports, predicted.step.seconds))

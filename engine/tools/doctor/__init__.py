@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from longtake.engine.tools.doctor import gpu, host
-from longtake.engine.tools.doctor.finding import Asked, Check, Finding, Status, worst
+from longtake.engine.tools.doctor.finding import Check, CheckContext, Finding, Status, worst
 from longtake.errors import LongtakeError, one_line
 
-__all__ = ["CHECKS", "Asked", "Check", "Finding", "Status", "examine", "worst"]
+__all__ = ["CHECKS", "CheckContext", "Check", "Finding", "Status", "examine", "worst"]
 
 _TORCH = "reinstall torch as pytorch.org says"
 
@@ -54,7 +54,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(context: Asked) -> Iterator[Finding]:
+def examine(context: CheckContext) -> Iterator[Finding]:
     """Run all checks in turn, the slowest last, and yield each finding as it is made.
 
     A check that raises yields a failure, and the next one runs. Only Ctrl-C is raised; processes

@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckContext:
     """What the checks look at.
 
     Attributes:
@@ -69,7 +69,7 @@ class Check:
     """
 
     name: str
-    run: Callable[[Asked], Iterator[Finding]]
+    run: Callable[[CheckContext], Iterator[Finding]]
     way_out: str
 
 

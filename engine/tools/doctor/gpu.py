@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from longtake.engine.planning.topology import topology
-from longtake.engine.tools.doctor.finding import Asked, Finding, gib
+from longtake.engine.tools.doctor.finding import CheckContext, Finding, gib
 from longtake.errors import one_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ TOLERANCES = {"cpu": 1e-5, "cuda": 2e-2}
 """Largest error of attention in float32 on the CPU and in half precision on a GPU."""
 
 
-def torch_build(context: Asked) -> Iterator[Finding]:
+def torch_build(context: CheckContext) -> Iterator[Finding]:
     """The devices and backends torch was built for."""
     import torch
     import torch.distributed as dist
@@ -49,7 +49,7 @@ def torch_build(context: Asked) -> Iterator[Finding]:
         yield Finding("torch", "ok", message)
 
 
-def driver(context: Asked) -> Iterator[Finding]:
+def driver(context: CheckContext) -> Iterator[Finding]:
     """The NVIDIA driver, and whether torch can use it."""
     import torch
 
@@ -76,7 +76,7 @@ def driver(context: Asked) -> Iterator[Finding]:
         yield Finding("cuda", "ok", f"{supports}, torch is built for {torch.version.cuda}")
 
 
-def enough_devices(context: Asked) -> Iterator[Finding]:
+def enough_devices(context: CheckContext) -> Iterator[Finding]:
     """Each GPU, and whether there are enough devices."""
     devices, num_gpus = context.engine.devices, context.num_gpus
     for index in range(num_gpus):
@@ -121,7 +121,7 @@ def _gpu(index: int) -> Finding:
     return Finding(name, "ok", message)
 
 
-def links(context: Asked) -> Iterator[Finding]:
+def links(context: CheckContext) -> Iterator[Finding]:
     """The link of each pair of GPUs."""
     found = topology()
     if context.num_gpus < 2 or len(found.gpus) < 2:
@@ -154,7 +154,7 @@ def links(context: Asked) -> Iterator[Finding]:
         yield Finding("links", "warning", f"{message}: {', '.join(slow)}", way_out)
 
 
-def nccl(context: Asked) -> Iterator[Finding]:
+def nccl(context: CheckContext) -> Iterator[Finding]:
     """The version of NCCL, if several GPUs need it."""
     import torch
     import torch.distributed as dist
@@ -163,7 +163,7 @@ def nccl(context: Asked) -> Iterator[Finding]:
         yield Finding("nccl", "ok", ".".join(map(str, torch.cuda.nccl.version())))
 
 
-def kernels(context: Asked) -> Iterator[Finding]:
+def kernels(context: CheckContext) -> Iterator[Finding]:
     """Each attention kernel: why it cannot run here, or the result of running it."""
     import torch
 
@@ -172,7 +172,7 @@ def kernels(context: Asked) -> Iterator[Finding]:
     device = torch.device(context.device_type)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     needs = KernelNeeds(device, dtype, head_size=128, log_sum_exp=False)
-    refusals = {kernel.name: kernel.refusal(needs) for kernel in KERNELS}
+    refusals = {kernel.name: kernel.unsupported_reason(needs) for kernel in KERNELS}
     faults = {kernel.name: _fault(kernel, needs) for kernel in KERNELS if not refusals[kernel.name]}
     correct = [name for name, fault in faults.items() if not fault]
     for kernel in KERNELS:
@@ -219,7 +219,7 @@ def _reference(
     return torch.einsum("bsnt,btnh->bsnh", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
-def exchange(backend: Literal["gloo", "nccl"], context: Asked) -> Iterator[Finding]:
+def exchange(backend: Literal["gloo", "nccl"], context: CheckContext) -> Iterator[Finding]:
     """Attention across two ranks in processes of their own; NCCL only with two GPUs."""
     if backend == "nccl" and context.num_gpus < 2:
         return

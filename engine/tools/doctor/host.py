@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from longtake.engine.tools.doctor.finding import Asked, Finding, gib
+from longtake.engine.tools.doctor.finding import CheckContext, Finding, gib
 from longtake.files.atomic import cause
 
 OLDEST_PYTHON = (3, 10)
@@ -26,7 +26,7 @@ _NAMED = ("torch", "diffusers", "transformers")
 _NUM_FRAMES = 8
 
 
-def python(context: Asked) -> Iterator[Finding]:
+def python(context: CheckContext) -> Iterator[Finding]:
     """The version of Python."""
     version, oldest = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, OLDEST_PYTHON))
     if sys.version_info < OLDEST_PYTHON:
@@ -36,7 +36,7 @@ def python(context: Asked) -> Iterator[Finding]:
         yield Finding("python", "ok", version)
 
 
-def libraries(context: Asked) -> Iterator[Finding]:
+def libraries(context: CheckContext) -> Iterator[Finding]:
     """Each required library and its oldest supported version."""
     versions: dict[str, str] = {}
     problems: dict[str, str] = {}
@@ -71,7 +71,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", version)[0])))
 
 
-def memory(context: Asked) -> Iterator[Finding]:
+def memory(context: CheckContext) -> Iterator[Finding]:
     """Free memory of the host or the container."""
     import torch
 
@@ -87,7 +87,7 @@ def memory(context: Asked) -> Iterator[Finding]:
         yield Finding("memory", "ok", message)
 
 
-def shared_memory(context: Asked) -> Iterator[Finding]:
+def shared_memory(context: CheckContext) -> Iterator[Finding]:
     """Shared memory, through which GPUs without peer access exchange data."""
     total = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0
     message = f"{gib(total)} in {SHARED_MEMORY}"
@@ -100,7 +100,7 @@ def shared_memory(context: Asked) -> Iterator[Finding]:
         yield Finding("shared memory", "ok", message)
 
 
-def folder(context: Asked) -> Iterator[Finding]:
+def folder(context: CheckContext) -> Iterator[Finding]:
     """The output folder."""
     path = Path(os.path.expanduser(context.doctor.folder))
     if not path.is_dir():
@@ -121,7 +121,7 @@ def folder(context: Asked) -> Iterator[Finding]:
         yield Finding("folder", "ok", message)
 
 
-def hub_cache(context: Asked) -> Iterator[Finding]:
+def hub_cache(context: CheckContext) -> Iterator[Finding]:
     """The cache of models from the hub; models in folders do not need it."""
     from huggingface_hub import constants
 
@@ -147,7 +147,7 @@ def _not_writable(path: Path) -> str:
     return ""
 
 
-def encoder(suffix: str, context: Asked) -> Iterator[Finding]:
+def encoder(suffix: str, context: CheckContext) -> Iterator[Finding]:
     """Write a clip as a rendering does, and read it back."""
     import imageio.v3 as iio
     import numpy as np
@@ -172,7 +172,7 @@ def encoder(suffix: str, context: Asked) -> Iterator[Finding]:
         yield Finding(f"encoder {suffix}", "ok", message)
 
 
-def port(context: Asked) -> Iterator[Finding]:
+def port(context: CheckContext) -> Iterator[Finding]:
     """Whether a port on localhost is free."""
     port_number = context.doctor.port
     with socket.socket() as listener:

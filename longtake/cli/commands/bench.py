@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from longtake.cli.settings import flags, pop_fields
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import given_values, pop_fields
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.tools import BenchConfig
 from longtake.engine.outline import device_type_of
@@ -21,7 +21,7 @@ from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.engine.tools.bench.suites import Suites, environment
 from longtake.errors import RequestError
-from longtake.files.atomic import cause, probe, write_new, write_whole
+from longtake.files.atomic import cause, probe, write_atomically, write_to_unused
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import Progress
@@ -34,7 +34,7 @@ OnMeasure = Callable[[str], None]
 
 def run(options: dict[str, Any], view: View) -> None:
     """Measure this machine, and write the results or its hardware profile to a file."""
-    values = flags(options)
+    values = given_values(options)
     settings = BenchConfig(**pop_fields(values, BenchConfig), output=options["output"] or None)
     config = EngineConfig(**values)
     device_type = device_type_of(config)
@@ -50,18 +50,18 @@ def run(options: dict[str, Any], view: View) -> None:
     measure = _profile if settings.calibrate else _report
     content = measure(settings, config, device_type, on_measure)
     if settings.overwrite:
-        write_whole(path, content.encode())
+        write_atomically(path, content.encode())
     else:
-        path = write_new(path, content.encode())
+        path = write_to_unused(path, content.encode())
     view.written.append(path)
     view.close()
     if options["json"]:
         event = {"event": "done", "output": str(path), "content": content}
-        say(json.dumps(event), sys.stdout)
+        print_line(json.dumps(event), sys.stdout)
     elif not options["quiet"]:
         if not settings.calibrate:
-            say(content, sys.stdout)
-        say(f"written to {path}", sys.stdout)
+            print_line(content, sys.stdout)
+        print_line(f"written to {path}", sys.stdout)
 
 
 def _profile(

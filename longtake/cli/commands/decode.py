@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from longtake.cli.commands.output import output_spec, show
-from longtake.cli.config_file import over
-from longtake.cli.settings import engine_config, flags
+from longtake.cli.config_file import override_settings
+from longtake.cli.settings import engine_config, given_values
 from longtake.cli.terminal import View
 from longtake.configs.request import DecodeRequest
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.media.latents import LatentsFile, Origin, output_name_of, read_latents
 from longtake.engine.render_to_files import decode_to_files
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 
 
 def run(options: dict[str, Any], view: View) -> None:
     """Decode a file of latents. Under torchrun, rank 0 alone reads it."""
-    values = {**flags(options), "autoencoder_only": True}
+    values = {**given_values(options), "autoencoder_only": True}
     overwrite = bool(values.pop("overwrite", False))
     source = Path(os.path.expanduser(options["latents"]))
     output = output_spec(
@@ -29,10 +29,10 @@ def run(options: dict[str, Any], view: View) -> None:
         request_id=output_name_of(source),
     )
     fields = {name: values.pop(name) for name in list(values) if name in DecodeRequest.model_fields}
-    if TorchrunPlace.given() and "model" not in values:
+    if TorchrunPlace.is_set() and "model" not in values:
         raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
     file: LatentsFile | None = None
-    if TorchrunPlace.writes():
+    if TorchrunPlace.is_writer():
         if output.output_type == "latents":
             raise RequestError(
                 f"output={output.template!r} is for latents, which are there: use .mp4, say"
@@ -56,4 +56,4 @@ def _over_origin(
         engine = {"model": origin.engine.model, "revision": origin.engine.revision}
     if "dtype" not in values:
         engine["vae_dtype"] = origin.engine.vae_dtype
-    return over(from_header, fields), {**engine, **values}
+    return override_settings(from_header, fields), {**engine, **values}

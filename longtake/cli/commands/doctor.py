@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longtake.cli.settings import engine_config, flags, pop_fields
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import engine_config, given_values, pop_fields
+from longtake.cli.terminal import View, print_line
 from longtake.configs.tools import DoctorConfig
-from longtake.engine.launch.torchrun import TorchrunPlace
-from longtake.engine.tools.doctor import Asked, Finding, Status, examine, worst
+from longtake.engine.tools.doctor import CheckContext, Finding, Status, examine, worst
+from longtake.engine.torchrun import TorchrunPlace
 
 _EXIT_CODES: dict[Status, int] = {"ok": 0, "warning": 1, "failure": 3}
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -30,16 +30,16 @@ def run(options: dict[str, Any], view: View) -> int:
     Returns:
         0 if all is well, 1 if something could be better, 3 if something will fail.
     """
-    values = flags(options)
-    asked = Asked(DoctorConfig(**pop_fields(values, DoctorConfig)), engine_config(values))
-    if not TorchrunPlace.writes():
+    values = given_values(options)
+    asked = CheckContext(DoctorConfig(**pop_fields(values, DoctorConfig)), engine_config(values))
+    if not TorchrunPlace.is_writer():
         return _EXIT_CODES["ok"]
     view.close()  # a progress bar would capture what is printed
     if options["json"]:
         with contextlib.redirect_stdout(sys.stderr):  # libraries may print; stdout is one object
             findings = list(examine(asked))
         described = [asdict(finding) for finding in findings]
-        say(json.dumps({"status": worst(findings), "findings": described}), sys.stdout)
+        print_line(json.dumps({"status": worst(findings), "findings": described}), sys.stdout)
         return _EXIT_CODES[worst(findings)]
     console = Console() if sys.stdout.isatty() else Console(width=_UNLIMITED_WIDTH)
     findings = []
@@ -47,7 +47,7 @@ def run(options: dict[str, Any], view: View) -> int:
         findings.append(finding)
         if finding.status != "ok" or not options["quiet"]:
             for line in _lines(finding, console):
-                say(line, sys.stdout)
+                print_line(line, sys.stdout)
     return _EXIT_CODES[worst(findings)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from longtake.cli.table import Table
-from longtake.cli.terminal import duration, say
+from longtake.cli.terminal import format_duration, print_line
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.serve.batch.shot_checker import Shot
 
@@ -37,7 +37,7 @@ def planned(shots: Iterable[Shot], layouts: LayoutChooser, *, as_json: bool) -> 
     for shot in shots:
         request, seconds = shot.request, layouts.predicted(shot.request).rendering_s
         size, frames = f"{request.width}x{request.height}", str(request.num_frames)
-        cells = shot.id, shot.output, *map(sys.intern, (size, frames, duration(seconds)))
+        cells = shot.id, shot.output, *map(sys.intern, (size, frames, format_duration(seconds)))
         found.append(Planned(cells, seconds, _event(shot, seconds) if as_json else ""))
     return found
 
@@ -50,7 +50,7 @@ def show(shots: Sequence[Planned], replicas: int, *, quiet: bool, as_json: bool)
         _say_all(_TABLE.lines([each.cells for each in shots]))
         total = sum(each.seconds for each in shots) / min(replicas, len(shots))
         count = f"{len(shots)} shot{'s' if len(shots) != 1 else ''}"
-        say(f"{count}, about {duration(total)} once the model is loaded", sys.stdout)
+        print_line(f"{count}, about {format_duration(total)} once the model is loaded", sys.stdout)
 
 
 def _event(shot: Shot, seconds: float) -> str:
@@ -63,7 +63,7 @@ def _say_all(lines: Iterable[str]) -> None:
     for line in lines:
         held.append(line)
         if len(held) >= _AT_A_TIME:
-            say("\n".join(held), sys.stdout)
+            print_line("\n".join(held), sys.stdout)
             held.clear()
     if held:
-        say("\n".join(held), sys.stdout)
+        print_line("\n".join(held), sys.stdout)

@@ -6,7 +6,7 @@ from typing import Any
 
 from longtake.cli.commands.output import output_spec, show
 from longtake.cli.config_file import ConfigFile
-from longtake.cli.settings import engine_config, flags
+from longtake.cli.settings import engine_config, given_values
 from longtake.cli.terminal import View
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
@@ -17,10 +17,10 @@ from longtake.engine.render_to_files import render_to_files
 def run(options: dict[str, Any], view: View) -> None:
     """Render the request that the options describe."""
     file = ConfigFile(options["config"])
-    given = flags(options)
+    given = given_values(options)
     if options["output"] is not None:
         given["output"] = options["output"]
-    values = file.under(given)
+    values = file.merge(given)
     resume = bool(values.pop("resume", False))
     snapshot_fields, fields = (
         {name: values.pop(name) for name in list(values) if name in kind.model_fields}

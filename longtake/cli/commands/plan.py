@@ -12,8 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from longtake.cli.settings import flags
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import given_values
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
@@ -39,7 +39,7 @@ def run(options: dict[str, Any], view: View) -> int:
     Raises:
         RequestError: No layout can run; the message suggests what would.
     """
-    plan = _plan(flags(options))
+    plan = _plan(given_values(options))
     if options["json"]:
         return _print_json(plan)
     if not options["quiet"]:
@@ -106,8 +106,8 @@ def _print_json(plan: Plan) -> int:
     except RefusedInputError as error:
         code = 2
         described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
-        say(f"longtake: {error}", sys.stderr)
-    say(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
+        print_line(f"longtake: {error}", sys.stderr)
+    print_line(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
     return code
 
 
@@ -164,7 +164,7 @@ def _print_tables(plan: Plan) -> None:
         for refused in plan.refused:
             table.add_row(refused.name, refused.reason)
         console.print(table)
-    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()), sys.stdout)
+    print_line("\n".join(line.rstrip() for line in text.getvalue().splitlines()), sys.stdout)
 
 
 def _duration_table(plan: Plan) -> Table:

@@ -7,12 +7,12 @@ import os
 import sys
 from typing import Any
 
-from longtake.cli.settings import engine_config, flags
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import engine_config, given_values
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.serve.server import serve
 
@@ -21,9 +21,9 @@ API_KEYS_VARIABLE = "LONGTAKE_API_KEY"
 
 def run(options: dict[str, Any], view: View) -> None:
     """Serve until a signal ends it."""
-    if TorchrunPlace.given():
+    if TorchrunPlace.is_set():
         raise RequestError("serve under torchrun: it starts its ranks itself; pass --devices")
-    values = flags(options)
+    values = given_values(options)
     if "api_key" not in values and os.environ.get(API_KEYS_VARIABLE):
         values["api_key"] = os.environ[API_KEYS_VARIABLE].split()
     parts = {
@@ -39,7 +39,9 @@ def run(options: dict[str, Any], view: View) -> None:
 
     def announce(address: str) -> None:
         if not options["quiet"]:
-            say(f"longtake: {config.model} at {address}, videos in {settings.data_dir}", sys.stderr)
+            print_line(
+                f"longtake: {config.model} at {address}, videos in {settings.data_dir}", sys.stderr
+            )
 
     serve(config, settings, snapshots, announce)
     raise KeyboardInterrupt  # the exit path of all interrupted commands

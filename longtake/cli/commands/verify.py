@@ -7,24 +7,24 @@ import math
 import sys
 from typing import Any
 
-from longtake.cli.settings import engine_config, flags, pop_fields
+from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.table import Table
-from longtake.cli.terminal import View, say
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.configs.sizes import over
+from longtake.configs.sizes import merge_fields
 from longtake.configs.tools import VerifyConfig
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.outline import EngineOutline
 from longtake.engine.request import resolve
 from longtake.engine.tools.verify import (
     TOLERANCES,
     Comparison,
-    Parting,
+    Divergence,
     cases_of,
     uneven_size,
     verify,
 )
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
@@ -45,12 +45,12 @@ def run(options: dict[str, Any], view: View) -> int:
     Returns:
         0 if every layout is within the tolerance, else 1.
     """
-    if TorchrunPlace.given():
+    if TorchrunPlace.is_set():
         raise RequestError(
             "RANK and WORLD_SIZE are set, as torchrun does: verify starts ranks of its own; run it "
             "without torchrun, with --devices"
         )
-    values = flags(options)
+    values = given_values(options)
     layouts = [ParallelDims.parse(text) for text in values.pop("layout", ())]
     settings = VerifyConfig(**pop_fields(values, VerifyConfig))
     request = pop_fields(values, VideoRequest)
@@ -68,8 +68,8 @@ def run(options: dict[str, Any], view: View) -> int:
     else:
         lines = [] if options["quiet"] else _lines(found, config, tolerance)
     for line in lines:
-        say(line, sys.stdout)
-    return EXIT_WITHIN if all(each.parting is None for each in found) else EXIT_DIVERGED
+        print_line(line, sys.stdout)
+    return EXIT_WITHIN if all(each.divergence is None for each in found) else EXIT_DIVERGED
 
 
 def _requests(
@@ -82,7 +82,7 @@ def _requests(
     if given.get("negative_prompt"):
         given = {"true_cfg_scale": _GUIDED["true_cfg_scale"], **given}
     steps = {} if "sigmas" in given else {"num_inference_steps": _STEPS}
-    values = over({**_DEFAULTS, **steps, **uneven_size(spec, devices)}, given)
+    values = merge_fields({**_DEFAULTS, **steps, **uneven_size(spec, devices)}, given)
     plain = resolve(VideoRequest(**values), spec)
     if "true_cfg_scale" in given:
         return plain, plain if plain.uses_true_cfg else None
@@ -110,22 +110,22 @@ def _row(each: Comparison) -> tuple[str, ...]:
         "side by side" if side_by_side else "in turn" if guided else "no",
         f"{each.max_error:.1e}",
         "exact" if each.psnr_db == math.inf else f"{each.psnr_db:.1f} dB",
-        "-" if each.parting is None else _where(each.parting),
+        "-" if each.divergence is None else _where(each.divergence),
     )
 
 
-def _where(parting: Parting) -> str:
-    if parting.block is None:
-        return f"step {parting.step}, in no single block"
-    negative = ", negative branch" if parting.branch == "negative" else ""
-    if parting.block == 0:
-        return f"step {parting.step}, before the first block{negative}"
-    of = f"block {parting.block} of {parting.num_blocks}"
-    return f"step {parting.step}, {of} ({parting.name}){negative}"
+def _where(divergence: Divergence) -> str:
+    if divergence.block is None:
+        return f"step {divergence.step}, in no single block"
+    negative = ", negative branch" if divergence.branch == "negative" else ""
+    if divergence.block == 0:
+        return f"step {divergence.step}, before the first block{negative}"
+    of = f"block {divergence.block} of {divergence.num_blocks}"
+    return f"step {divergence.step}, {of} ({divergence.name}){negative}"
 
 
 def _verdict(found: list[Comparison], tolerance: float, dtype: str) -> str:
-    diverged = [each.case.dims.name for each in found if each.parting is not None]
+    diverged = [each.case.dims.name for each in found if each.divergence is not None]
     if not diverged:
         return f"all within {tolerance:g} after every step (layouts are cfg x ring x ulysses)"
     verdict = (
@@ -139,7 +139,7 @@ def _verdict(found: list[Comparison], tolerance: float, dtype: str) -> str:
 def _as_json(found: list[Comparison], config: EngineConfig, tolerance: float) -> dict[str, Any]:
     """All results; infinite values and NaN become null, which JSON can hold."""
     return {
-        "within": all(each.parting is None for each in found),
+        "within": all(each.divergence is None for each in found),
         "tolerance": tolerance,
         "engine": config.model_dump(mode="json"),
         "layouts": [_layout_as_json(each, tolerance) for each in found],
@@ -147,12 +147,12 @@ def _as_json(found: list[Comparison], config: EngineConfig, tolerance: float) ->
 
 
 def _layout_as_json(each: Comparison, tolerance: float) -> dict[str, Any]:
-    parting = each.parting
+    divergence = each.divergence
     return {
         "layout": each.case.dims.name,
         "request": each.case.request.model_dump(mode="json"),
         "attention_kernel": each.kernel,
-        "within": parting is None,
+        "within": divergence is None,
         "max_error": _finite(each.max_error),
         "psnr_db": _finite(each.psnr_db),
         "exact": each.psnr_db == math.inf,
@@ -161,14 +161,14 @@ def _layout_as_json(each: Comparison, tolerance: float) -> dict[str, Any]:
             for step, error in enumerate(each.errors, start=1)
         ],
         "parting": None
-        if parting is None
+        if divergence is None
         else {
-            "step": parting.step,
-            "block": parting.block,
-            "num_blocks": parting.num_blocks,
-            "name": parting.name,
-            "branch": None if parting.block is None else parting.branch,
-            "relative_error": _finite(parting.error),
+            "step": divergence.step,
+            "block": divergence.block,
+            "num_blocks": divergence.num_blocks,
+            "name": divergence.name,
+            "branch": None if divergence.block is None else divergence.branch,
+            "relative_error": _finite(divergence.error),
         },
     }
 

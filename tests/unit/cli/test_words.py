@@ -17,7 +17,7 @@ from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
-from longtake.configs.sizes import over
+from longtake.configs.sizes import merge_fields
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 from longtake.configs.yaml_reader import YamlError, read_yaml
@@ -167,10 +167,13 @@ def test_a_side_beyond_the_limit_is_refused() -> None:
 
 def test_a_later_source_overrides_an_earlier_one() -> None:
     file = {"height": 720, "width": 1280, "num_frames": 129}
-    assert over(file, {"size": "64x64"}) == {"num_frames": 129, "size": "64x64"}
-    assert over(file, {"resolution": "480p", "seconds": 2}) == {"resolution": "480p", "seconds": 2}
-    assert over({"size": "64x32"}, {"height": 48}) == {"width": 64, "height": 48}
-    assert over({"resolution": "720p", "seconds": 1}, {"height": 48, "num_frames": 5}) == {
+    assert merge_fields(file, {"size": "64x64"}) == {"num_frames": 129, "size": "64x64"}
+    assert merge_fields(file, {"resolution": "480p", "seconds": 2}) == {
+        "resolution": "480p",
+        "seconds": 2,
+    }
+    assert merge_fields({"size": "64x32"}, {"height": 48}) == {"width": 64, "height": 48}
+    assert merge_fields({"resolution": "720p", "seconds": 1}, {"height": 48, "num_frames": 5}) == {
         "height": 48,
         "num_frames": 5,
     }

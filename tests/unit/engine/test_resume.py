@@ -11,7 +11,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.latents import Origin, kept_latents_path, latents_bytes
-from longtake.engine.media.output_names import values_for
+from longtake.engine.media.output_names import placeholder_values
 from longtake.engine.media.snapshot import Identity, snapshot_path, write_snapshot
 from longtake.engine.resume import (
     choose_snapshot,
@@ -32,7 +32,7 @@ def write(output: Path, mine: Identity, steps_done: int = 2) -> Path:
 
 
 def values(request: ResolvedRequest) -> dict[str, str]:
-    return values_for(seed=request.seed, name="a", model="m", num_videos=1)
+    return placeholder_values(seed=request.seed, name="a", model="m", num_videos=1)
 
 
 def test_an_interrupted_rendering_is_found_by_its_template(tmp_path: Path) -> None:

@@ -390,6 +390,6 @@ def test_as_a_video() -> None:
 def test_any_picture_is_for_those_that_need_one() -> None:
     from tests.rendering import image_request, request
 
-    assert picture.any_picture(request()) is None
-    found = picture.any_picture(image_request())
+    assert picture.noise_picture(request()) is None
+    found = picture.noise_picture(image_request())
     assert found is not None and found.shape == (32, 48, 3) and found.std() > 60

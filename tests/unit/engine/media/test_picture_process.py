@@ -111,7 +111,7 @@ def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyP
         allowed_s.append(cpu_s)
         return picture.decode_picture(content, label)
 
-    monkeypatch.setattr(picture, "decoded_apart", decoded)
+    monkeypatch.setattr(picture, "decode_in_subprocess", decoded)
     picture._sizes.clear()
     first = check_picture(plain)
     again = plain.with_name("again")

@@ -28,8 +28,8 @@ from longtake.engine.planning.topology import Gpu, Link, Topology
 from longtake.engine.tools import doctor
 from longtake.engine.tools.doctor import (
     CHECKS,
-    Asked,
     Check,
+    CheckContext,
     Finding,
     examine,
     gpu,
@@ -43,12 +43,14 @@ from longtake.parallel import kernels as kernels_module
 from longtake.pipelines import memory
 
 
-def asked(folder: str = ".", port: int = 0, devices: int = 1, device: str = "auto") -> Asked:
+def asked(folder: str = ".", port: int = 0, devices: int = 1, device: str = "auto") -> CheckContext:
     engine = EngineConfig.model_validate({"devices": devices, "device": device})
-    return Asked(DoctorConfig(folder=folder, port=port), engine)
+    return CheckContext(DoctorConfig(folder=folder, port=port), engine)
 
 
-def found(check: Callable[[Asked], Iterator[Finding]], of: Asked | None = None) -> list[Finding]:
+def found(
+    check: Callable[[CheckContext], Iterator[Finding]], of: CheckContext | None = None
+) -> list[Finding]:
     """A check's findings; each one that is not "ok" has a way out."""
     findings = list(check(of or asked()))
     for finding in findings:
@@ -57,7 +59,9 @@ def found(check: Callable[[Asked], Iterator[Finding]], of: Asked | None = None) 
     return findings
 
 
-def only(check: Callable[[Asked], Iterator[Finding]], of: Asked | None = None) -> Finding:
+def only(
+    check: Callable[[CheckContext], Iterator[Finding]], of: CheckContext | None = None
+) -> Finding:
     (finding,) = found(check, of)
     return finding
 
@@ -92,11 +96,11 @@ def test_the_worst_counts() -> None:
 def test_a_check_that_raises_is_a_failure_and_the_next_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def breaks(asked: Asked) -> Iterator[Finding]:
+    def breaks(asked: CheckContext) -> Iterator[Finding]:
         yield Finding("first", "ok", "half of it")
         raise OSError("of several\nlines")
 
-    def loses(asked: Asked) -> Iterator[Finding]:
+    def loses(asked: CheckContext) -> Iterator[Finding]:
         raise RankError("rank 1 died")
         yield
 
@@ -112,7 +116,7 @@ def test_a_check_that_raises_is_a_failure_and_the_next_goes_on(
 
 
 def test_ctrl_c_in_a_check_is_not_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(asked: Asked) -> Iterator[Finding]:
+    def interrupted(asked: CheckContext) -> Iterator[Finding]:
         raise KeyboardInterrupt
         yield
 

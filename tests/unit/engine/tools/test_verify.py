@@ -22,7 +22,7 @@ from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.engine.tools.verify import (
     Case,
     Comparison,
-    Parting,
+    Divergence,
     Verification,
     cases_of,
     layouts_of,
@@ -201,9 +201,13 @@ def test_a_refusal_says_of_which_layout() -> None:
 CASE = Case(TWO, PLAIN)
 FOUND = [
     Comparison(CASE, [0.0, 0.0], math.inf, "sdpa"),
-    Comparison(CASE, [1e-6, 2.5e-3], 60.04, "sdpa", Parting(2, 3, 6, "blocks.2", "negative", 0.25)),
-    Comparison(CASE, [math.nan, 1.0], math.nan, "sdpa", Parting(1, 0, 6, error=math.nan)),
-    Comparison(Case(ParallelDims(cfg_degree=2), GUIDED), [1.0], 1.0, "sdpa", Parting(1, None, 6)),
+    Comparison(
+        CASE, [1e-6, 2.5e-3], 60.04, "sdpa", Divergence(2, 3, 6, "blocks.2", "negative", 0.25)
+    ),
+    Comparison(CASE, [math.nan, 1.0], math.nan, "sdpa", Divergence(1, 0, 6, error=math.nan)),
+    Comparison(
+        Case(ParallelDims(cfg_degree=2), GUIDED), [1.0], 1.0, "sdpa", Divergence(1, None, 6)
+    ),
 ]
 
 

@@ -203,7 +203,7 @@ def test_pictures_in_every_encoding(animating: Gray) -> None:
             assert answer.status_code == 200, answer.text
             video = ended(client, answer.json()["id"])
             assert video["status"] == "completed"
-            job = service.store.found(video["id"])
+            job = service.store.find(video["id"])
             assert job is not None
             assert job.request.image is not None
             assert job.request.image.parent == service.folder / "pictures"
@@ -264,7 +264,7 @@ def test_corrupted_pictures(animating: Gray, monkeypatch: pytest.MonkeyPatch) ->
     """Any bytes are accepted or refused, and the server goes on."""
     client, service = animating
     monkeypatch.setattr(  # here: a process for each would take long
-        "longtake.engine.media.picture.decoded_apart",
+        "longtake.engine.media.picture.decode_in_subprocess",
         lambda content, name, cpu_s: decode_picture(content, name),
     )
     whole = picture((64, 64), "JPEG") + picture((32, 32))
@@ -673,10 +673,10 @@ def test_jobs_of_another_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     other = EngineConfig(model="demo", devices=2, parallel=ParallelConfig(cfg_degree=2))
     service = VideoService(other, ServeConfig(data_dir=tmp_path))
     try:
-        job = service.store.found(name)
+        job = service.store.find(name)
         assert job is not None
         assert objects(service).video(job)["estimated_seconds"] is None
-        assert service.store.found(done) is not None
+        assert service.store.find(done) is not None
     finally:
         service.close()
 

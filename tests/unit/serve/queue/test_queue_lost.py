@@ -74,7 +74,7 @@ def test_nothing_is_written_into_what_is_no_queue_any_more(tmp_path: Path, way: 
             lambda: store.delete("a", NOW),
             store.check_usable,
             store.jobs,
-            lambda: store.found("a"),
+            lambda: store.find("a"),
             lambda: store.claims.take("engine", NOW),
         ):
             with pytest.raises(QueueLostError) as error:
@@ -167,7 +167,7 @@ def test_readers_wait_for_no_writer(tmp_path: Path) -> None:
             store.check_usable()  # it says nothing of the file
             begun = time.monotonic()
             for _ in range(100):
-                assert store.found("a")
+                assert store.find("a")
             with JobStore(tmp_path, read_only=True) as reader:  # longtake jobs list
                 assert [each.id for each in reader.jobs()] == ["a"]
             assert time.monotonic() - begun < 5

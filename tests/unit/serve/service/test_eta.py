@@ -37,7 +37,7 @@ def created(service: VideoService, **fields: Any) -> JobRecord:
 def estimates(service: VideoService, *jobs: JobRecord) -> list[float | None]:
     found = []
     for job in jobs:
-        now = service.store.found(job.id)
+        now = service.store.find(job.id)
         assert now is not None
         found.append(objects(service).video(now)["estimated_seconds"])
     return found
@@ -58,7 +58,7 @@ def test_nothing_is_known_before_something_was_timed(service: VideoService) -> N
     assert estimates(service, *jobs) == [None, None]
     assert "Time not known yet for" in words(service)
     views = Views(service, objects(service))
-    assert "time left not known yet" in views.status(service.store.found(jobs[1].id))
+    assert "time left not known yet" in views.status(service.store.find(jobs[1].id))
 
 
 def words(service: VideoService) -> str:

@@ -27,14 +27,14 @@ class TorchrunPlace:
     master_address: str = "?:?"
 
     @classmethod
-    def given(cls) -> bool:
+    def is_set(cls) -> bool:
         """Whether torchrun, or another launcher that sets its variables, started this process."""
         return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
     @classmethod
-    def writes(cls) -> bool:
+    def is_writer(cls) -> bool:
         """Whether this process writes output: rank 0 under torchrun, any process without it."""
-        return not cls.given() or os.environ["RANK"] == "0"
+        return not cls.is_set() or os.environ["RANK"] == "0"
 
     @classmethod
     def detect(cls) -> TorchrunPlace | None:
@@ -43,7 +43,7 @@ class TorchrunPlace:
         Raises:
             LayoutError: As :meth:`from_environment`.
         """
-        return cls.from_environment() if cls.given() else None
+        return cls.from_environment() if cls.is_set() else None
 
     @classmethod
     def from_environment(cls) -> TorchrunPlace:
