@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         VideoRequest,
     )
     from longtake.engine.engine import VideoEngine
-    from longtake.engine.video import Metadata, Video
+    from longtake.engine.metadata import Metadata
+    from longtake.engine.video import Video
     from longtake.pipelines.progress import Progress
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
 _MODULES = {
     "DecodeRequest": "longtake.configs.request",
     "EngineConfig": "longtake.configs.engine",
-    "Metadata": "longtake.engine.video",
+    "Metadata": "longtake.engine.metadata",
     "ParallelConfig": "longtake.configs.parallel",
     "Progress": "longtake.pipelines.progress",
     "ResolvedDecode": "longtake.configs.request",

@@ -20,12 +20,13 @@ from longtake.engine.launch.choose_launcher import launcher_factory as default_l
 from longtake.engine.media.latents import checked_latents
 from longtake.engine.media.picture import read_picture
 from longtake.engine.media.snapshot import SnapshotPlan
+from longtake.engine.metadata import Metadata
 from longtake.engine.outline import EngineOutline
 from longtake.engine.rank_session import RankSession
 from longtake.engine.request_arguments import request_from_arguments
 from longtake.engine.sinks import Sink
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.video import FramesInMemory, Metadata, Video
+from longtake.engine.video import FramesInMemory, Video
 from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import OnProgress, StopRequested, never

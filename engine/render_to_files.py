@@ -17,6 +17,7 @@ from longtake.engine.media.latents import LatentsFile, Origin
 from longtake.engine.media.output_names import OutputSpec
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.media.video_writer import VideoFiles
+from longtake.engine.metadata import Metadata
 from longtake.engine.resume import (
     choose_snapshot,
     find_interrupted,
@@ -25,7 +26,6 @@ from longtake.engine.resume import (
 )
 from longtake.engine.sinks import NullSink
 from longtake.engine.torchrun import TorchrunPlace
-from longtake.engine.video import Metadata
 from longtake.pipelines.progress import Progress
 
 

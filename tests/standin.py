@@ -17,7 +17,7 @@ from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import RankReport
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
 from longtake.serve.http.video_object import VideoObjects

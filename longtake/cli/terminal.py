@@ -30,7 +30,7 @@ from longtake.engine.torchrun import TorchrunPlace
 from longtake.pipelines.progress import Progress
 
 if TYPE_CHECKING:
-    from longtake.engine.video import Metadata
+    from longtake.engine.metadata import Metadata
 
 _PHASE_NAMES = {"text": "encoding"}
 _UNITS = {"denoising": "step", "decoding": "tile"}

@@ -12,8 +12,8 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.output_files import output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, plan_snapshots
 from longtake.engine.media.video_writer import VideoFiles
+from longtake.engine.metadata import Metadata
 from longtake.engine.supervisor import Supervisor
-from longtake.engine.video import Metadata
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import writing
 from longtake.pipelines.progress import OnProgress, Progress

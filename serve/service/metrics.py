@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord

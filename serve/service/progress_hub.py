@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
 from longtake.serve.runner.watcher import Watcher

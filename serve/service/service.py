@@ -13,8 +13,8 @@ from pathlib import Path
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.engine.media.output_files import output_paths
+from longtake.engine.metadata import Metadata
 from longtake.engine.outline import EngineOutline
-from longtake.engine.video import Metadata
 from longtake.errors import RequestError
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord

@@ -17,7 +17,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.job import RankReport
 from longtake.engine.media.snapshot import Identity, SnapshotPlan, write_snapshot
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
