@@ -149,7 +149,7 @@ class Worker:
         else:
             assert isinstance(request, ResolvedRequest)
             kernel = self._agreed_kernel(job.dims)
-            grid = self._pipeline.grid(request)
+            grid = self._spec.grid(request)
             if job.decodes:
                 check_fits(decoder, grid.shape, request, world)
             with kept_on_the_way(job.snapshots, world, grid) as kept:

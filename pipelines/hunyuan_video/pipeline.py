@@ -23,7 +23,7 @@ from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.quiet import quiet_libraries
-from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.spec import ModelSpec
 from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
 
@@ -39,6 +39,7 @@ class HunyuanVideo(VideoPipeline):
     def __init__(
         self,
         checkpoint: Checkpoint,
+        spec: ModelSpec,
         world: World,
         *,
         dtype: torch.dtype,
@@ -57,6 +58,7 @@ class HunyuanVideo(VideoPipeline):
         Raises:
             ModelError: a component cannot be loaded, or its weights are another model's.
         """
+        self.spec = spec
         on_component("vae")
         self._vae = _build(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
         load_weights(self._vae, checkpoint.weights("vae"), world, vae_dtype)
@@ -85,20 +87,6 @@ class HunyuanVideo(VideoPipeline):
         from longtake.pipelines.hunyuan_video.text import TextEncoders
 
         return TextEncoders(checkpoint, device, dtype)
-
-    def grid(self, request: ResolvedRequest) -> LatentGrid:
-        """The latents of a request."""
-        config, vae = self._config, self._vae
-        return LatentGrid(
-            (
-                request.num_videos,
-                vae.config.latent_channels,
-                (request.num_frames - 1) // vae.temporal_compression_ratio + 1,
-                request.height // vae.spatial_compression_ratio,
-                request.width // vae.spatial_compression_ratio,
-            ),
-            (config.patch_size_t, config.patch_size, config.patch_size),
-        )
 
     def encode(
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
