@@ -13,7 +13,7 @@ from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.errors import RefusedInputError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.trace import TraceRequest
+from longtake.pipelines.trace_points import TraceRequest
 
 JobInput = npt.NDArray[Any] | None
 """The array that a job needs on rank 0: latents, ``[B, C, F, H, W]`` in float32, or a picture,

@@ -140,7 +140,7 @@ class Worker:
         """The latents of a request, on every rank, saving snapshots on the way."""
         job, request, world = rendering.job, rendering.request, self._world
         rendering.kernel = self._select_kernel(job.dims)
-        grid = self._pipeline.grid(request)
+        grid = self._spec.grid(request)
         if job.decodes:
             check_fits(decoder, grid.shape, request, world)
         with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:

@@ -24,7 +24,7 @@ from longtake.parallel.exchange import start_send_recv
 from longtake.parallel.mesh import CFG_AXIS, axis_degree, axis_rank
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
-from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.spec import LatentGrid, ModelSpec
 from longtake.pipelines.tiles import TileCoder
 
 Streams = Mapping[str, torch.Tensor]
@@ -202,14 +202,12 @@ class VideoPipeline(ABC):
     It may hold the autoencoder alone, and then only decodes.
 
     Attributes:
-        denoiser: on every rank.
+        spec: The model's arithmetic, such as the latent grid of a request.
+        denoiser: The transformer, on every rank.
     """
 
+    spec: ModelSpec
     denoiser: Denoiser[Any]
-
-    @abstractmethod
-    def grid(self, request: ResolvedRequest) -> LatentGrid:
-        """The latents of a request."""
 
     @abstractmethod
     def encode(

@@ -94,6 +94,7 @@ def load(
     load_family = getattr(_import(family.module), family.pipeline)
     pipeline: VideoPipeline = load_family(
         checkpoint,
+        family.inspect(checkpoint, weights=False),
         world,
         dtype=dtype,
         vae_dtype=vae_dtype or dtype,

@@ -91,7 +91,7 @@ def render_latents(run: RenderRun) -> torch.Tensor:
     mesh = run.world.mesh(run.dims)
     streams, image = _encode_prompts(run), _encode_picture(run)
 
-    denoiser, grid = run.pipeline.denoiser, run.pipeline.grid(run.request)
+    denoiser, grid = run.pipeline.denoiser, run.pipeline.spec.grid(run.request)
     branches = [denoiser.branch(each, grid, run.dims, mesh, run.request, image) for each in streams]
     guidance = Guidance(branches, run.request.true_cfg_scale, mesh)
     shards = TokenShards.even(grid.num_tokens, run.dims)
@@ -188,7 +188,7 @@ def _tracing(run: RenderRun, branches: list[Any]) -> AbstractContextManager[None
     """Records the blocks of a traced run."""
     if run.trace is None:
         return nullcontext()
-    grid = run.pipeline.grid(run.request)
+    grid = run.pipeline.spec.grid(run.request)
     return run.trace.watching(run.pipeline.denoiser, branches, grid, run.dims)
 
 

@@ -32,7 +32,7 @@ from longtake.errors import (
     one_line,
 )
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested
-from longtake.pipelines.trace import TracePoint
+from longtake.pipelines.trace_points import TracePoint
 
 LOADING = 0
 """Job number while the model loads; jobs are numbered from 1."""

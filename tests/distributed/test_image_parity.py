@@ -64,7 +64,7 @@ def test_split_weights_give_the_same_latents(
 def num_still(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
     """On a rank: how many of its tokens are the picture's, and how many of the video it has."""
     pipeline = loaded(folder, True)
-    grid, mesh = pipeline.grid(asked), world().mesh(dims)
+    grid, mesh = pipeline.spec.grid(asked), world().mesh(dims)
     streams = world().broadcast_tensors(
         pipeline.encode(asked, noise_picture(asked)) if world().rank == 0 else None
     )

@@ -122,7 +122,7 @@ def test_the_dynamic_mode_begins_with_noise_alone(
     asked = image_request(i2v_mode="dynamic", flow_shift=17.0)
     pipeline = loaded(folder, False)
     assert isinstance(pipeline, ImageToVideoPipeline)
-    grid = pipeline.grid(asked)
+    grid = pipeline.spec.grid(asked)
     noise = grid.noise(asked.seed)
     latents, _ = longtake_gives(folder, asked, shown)
     stable, _ = longtake_gives(folder, asked.model_copy(update={"i2v_mode": "stable"}), shown)

@@ -34,7 +34,7 @@ from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
-from longtake.pipelines.trace import TracePoint, TraceRequest
+from longtake.pipelines.trace_points import TracePoint, TraceRequest
 from tests.rendering import ALONE, request
 from tests.tiny import num_text_tokens
 
