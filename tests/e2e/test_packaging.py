@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -170,7 +171,8 @@ def test_an_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Pat
 
     # Beside the clone its folder, of the package's name, comes first on the path.
     found = (
-        f"import site; site.addsitedir({str(tmp_path)!r})\n"
+        f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
+        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # for lazy_loader
         "import longtake, longtake.__main__, longtake.parallel\n"
         "print(longtake.__file__)"
     )
