@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import imageio.v3 as iio
+import lazy_loader
 import numpy as np
 import pytest
 
@@ -172,7 +172,7 @@ def test_an_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Pat
     # Beside the clone its folder, of the package's name, comes first on the path.
     found = (
         f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
-        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # for lazy_loader
+        f"sys.path.append({str(Path(lazy_loader.__file__).parents[1])!r})\n"
         "import longtake, longtake.__main__, longtake.parallel\n"
         "print(longtake.__file__)"
     )
