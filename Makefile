@@ -2,6 +2,7 @@
 # make test       every test that needs no GPU
 # make test-gpu   the tests that need one, on a machine that has some
 # make check      lint and types
+# make docs       the documentation, in site/
 # make demo       a video from a prompt, rendered on two ranks, in demo/
 # make quality    64 prompts and 32 pictures for the models that come with the package, judged
 # make train-demo trains them, the first from scratch, in about three hours on two cores
@@ -21,8 +22,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
-.PHONY: env test test-gpu check demo quality train-demo soak plots peers benchmark benchmark-denoise \
-	benchmark-decode benchmark-plan clean
+.PHONY: env test test-gpu check docs demo quality train-demo soak plots peers benchmark \
+	benchmark-denoise benchmark-decode benchmark-plan clean
 
 env: $(VENV)/.installed
 
@@ -31,11 +32,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Those that take one core side by side; those that start ranks take all cores by themselves.
-ONE_CORE := tests/e2e/test_demo.py tests/e2e/test_demo_i2v.py
+# Three at once on two cores: some wait while others compute. Files of few and long tests come first.
 test: env
-	$(BIN)/python -m pytest $(ONE_CORE) tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/distributed tests/e2e $(ONE_CORE:%=--ignore=%)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10
 
 test-gpu: env
 	$(BIN)/python -m pytest tests/gpu
@@ -46,6 +45,13 @@ check: env
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks examples training
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 demo: env
 	mkdir -p demo
@@ -91,4 +97,4 @@ benchmark-plan: env
 	$(BIN)/python -m benchmarks.predictions --ranks $(RANKS)
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info demo .hypothesis .*_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info demo site .hypothesis .*_cache

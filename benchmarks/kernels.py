@@ -19,7 +19,7 @@ def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
     needs = KernelNeeds(device, dtype, shape[3], log_sum_exp=False)
-    refusals = {kernel: kernel.refusal(needs) for kernel in KERNELS}
+    refusals = {kernel: kernel.unsupported_reason(needs) for kernel in KERNELS}
     able = [kernel for kernel, refusal in refusals.items() if refusal is None]
     sampled = torch.linspace(0, shape[1] - 1, 16, device=device).long()
     expected = exact(q[:, sampled], k, v)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.contestants import BY_NAME, Attention
 from benchmarks.traffic import TrafficMeter
-from longtake.engine.worker import process_bytes
+from longtake.engine.memory_use import peak_resident_bytes, resident_bytes
 from longtake.parallel import ParallelDims, TokenShards
 
 Shape = tuple[int, int, int, int]
@@ -94,6 +94,6 @@ def peak_memory(device_type: str) -> Iterator[Callable[[], int]]:
         return
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is in use
-    before, peak = process_bytes("VmRSS"), 0
+    before, peak = resident_bytes(), 0
     yield lambda: peak - before
-    peak = process_bytes("VmHWM")
+    peak = peak_resident_bytes()

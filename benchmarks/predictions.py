@@ -22,7 +22,8 @@ from benchmarks.steps import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare, run_o
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import VideoRequest
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
 from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.parallel import ParallelDims
@@ -36,7 +37,7 @@ from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 
-def setting(hardware: Hardware) -> Setting:
+def setting(hardware: Hardware) -> PlanInput:
     """The benchmark's model and latents."""
     transformer, vae = TransformerConfig(**MODEL), VaeConfig()
     spec = ModelSpec(
@@ -62,7 +63,7 @@ def setting(hardware: Hardware) -> Setting:
         ),
         spec,
     )
-    return Setting(
+    return PlanInput(
         spec=spec,
         hardware=hardware,
         request=request,

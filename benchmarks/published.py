@@ -22,7 +22,8 @@ from pathlib import Path
 from longtake.configs.hardware import Figure, Hardware, Share, load_hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.attention import AttentionModel, Causal
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
@@ -56,13 +57,13 @@ class Latency:
         prediction = predict(self.setting(hardware or as_published(self.gpu)), dims)
         return prediction.rendering_s
 
-    def setting(self, hardware: Hardware) -> Setting:
+    def setting(self, hardware: Hardware) -> PlanInput:
         """What was run."""
         spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
         request = resolve(
             VideoRequest(prompt="a cat", num_inference_steps=self.steps, seed=0), spec
         )
-        return Setting(
+        return PlanInput(
             spec=spec,
             hardware=hardware,
             request=request,

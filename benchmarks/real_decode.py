@@ -27,7 +27,8 @@ from benchmarks.contest import Report
 from benchmarks.measuring import peak_memory
 from benchmarks.real_step import MODEL, read_profiles, setting, size_of
 from longtake.configs.request import ResolvedRequest
-from longtake.parallel import World
+from longtake.engine.planning.prediction import predict
+from longtake.parallel import ParallelDims, World
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
@@ -148,7 +149,8 @@ def main() -> None:
         report.add(table(contestants(vae, decoder, latents), args.rounds))
         report.add("One call of the decoder:", memory(decoder, latents))
     for plan in plans:
-        report.add(f"Predicted by {plan.hardware.description}: {plan.decode_s(1):.1f} s.")
+        decode_s = predict(plan, ParallelDims()).stages["decode"]
+        report.add(f"Predicted by {plan.hardware.description}: {decode_s:.1f} s.")
     report.write()
 
 

@@ -30,7 +30,8 @@ from benchmarks.steps import Inputs, Step, longtake_step
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
@@ -148,12 +149,12 @@ def contestants(
     ]
 
 
-def setting(size: Size, hardware: Hardware) -> Setting:
+def setting(size: Size, hardware: Hardware) -> PlanInput:
     """What the planner is asked."""
     spec = registry.inspect(Checkpoint.open(MODEL, configs_only=True), weights=False)
     frames, height, width = size
     request = VideoRequest(prompt="any", num_frames=frames, height=height, width=width, seed=0)
-    return Setting(
+    return PlanInput(
         spec=spec,
         hardware=hardware,
         request=resolve(request, spec),
@@ -168,7 +169,7 @@ def read_profiles(path: Path | None) -> list[Hardware]:
     return [hardware_here(), *([load_hardware(str(path))] if path else [])]
 
 
-def operations(asked: Setting) -> float:
+def operations(asked: PlanInput) -> float:
     """Floating-point operations of a step."""
     costs, tokens = asked.spec.costs, asked.grid.num_tokens + REAL_TEXT
     heads = costs.attention

@@ -19,10 +19,10 @@ import matplotlib
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.engine.planning.fits import misfit
-from longtake.engine.planning.layouts import candidates
-from longtake.engine.planning.planner import best_first
-from longtake.engine.planning.prediction import Prediction, Setting, predict
+from longtake.engine.planning.layouts import candidate_layouts
+from longtake.engine.planning.memory import out_of_memory_reason
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import Prediction, best_first, predict
 from longtake.engine.request import resolve
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -
     """Speedups over one GPU."""
     spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
     request = resolve(VideoRequest(prompt="any", num_frames=num_frames, seed=0), spec)
-    setting = Setting(
+    setting = PlanInput(
         spec=spec,
         hardware=hardware,
         request=request,
@@ -62,9 +62,11 @@ def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -
     return points
 
 
-def _fastest(setting: Setting, count: int) -> tuple[Prediction, bool]:
+def _fastest(setting: PlanInput, count: int) -> tuple[Prediction, bool]:
     """Of the layouts that fit, or of all where none does."""
-    found = candidates(ParallelConfig(), count, num_heads=setting.spec.num_heads, true_cfg=False)
+    found = candidate_layouts(
+        ParallelConfig(), count, num_heads=setting.spec.num_heads, true_cfg=False
+    )
     predicted = [
         predict(setting, dims, shard_weights=shard)
         for dims in found
@@ -73,7 +75,7 @@ def _fastest(setting: Setting, count: int) -> tuple[Prediction, bool]:
     able = [
         each
         for each in predicted
-        if misfit(setting, each.dims, shard_weights=each.shard_weights) is None
+        if out_of_memory_reason(setting, each.dims, shard_weights=each.shard_weights) is None
     ]
     return best_first(able or predicted)[0], bool(able)
 

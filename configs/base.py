@@ -1,10 +1,10 @@
-"""What all that can be asked for has in common."""
+"""The base of all declared configurations."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,8 +18,8 @@ from pydantic import (
 from longtake.errors import RequestError, one_line
 
 
-def _in_utf8(path: Path) -> Path:
-    """Paths are recorded in JSON."""
+def _check_utf8(path: Path) -> Path:
+    """Reject names that JSON metadata cannot record."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -27,46 +27,51 @@ def _in_utf8(path: Path) -> Path:
     return path
 
 
-NamedPath = Annotated[Path, AfterValidator(_in_utf8)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""A floating-point type, by torch's name."""
+
+ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+NamedPath = Annotated[Path, AfterValidator(_check_utf8)]
 
 
-def written_as(pattern: str, rule: str) -> AfterValidator:
-    """Text of a form that is said in words: "must be ..."."""
+def matches(pattern: str, rule: str) -> AfterValidator:
+    """A validator for text that must match a pattern; an error reads "must be" and the rule."""
 
-    def checked(text: str) -> str:
+    def check(text: str) -> str:
         if re.fullmatch(pattern, text) is None:
             raise ValueError(f"must be {rule}")
         return text
 
-    return AfterValidator(checked)
+    return AfterValidator(check)
 
 
 class StrictModel(BaseModel):
-    """Fields that a user may set: frozen once they are, and no others are taken."""
+    """A frozen pydantic model that rejects unknown fields and raises RequestError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, /, **values: Any) -> None:
-        """Check the values.
+        """Validate the values.
 
         Raises:
-            RequestError: a value that cannot be, or a field that there is not.
+            RequestError: A value is invalid, or a field is unknown.
         """
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise RequestError(one_line(error, type(self).model_fields)) from error
 
-    # As pydantic marks its own: what it parses or finds in another object does not go through here,
-    # so that each field's error is still told with the place where it stands.
+    # Pydantic's marker for its own __init__: nested models are then validated without calling this
+    # one, so that an error in a nested field is reported with its full location.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """``true`` in JSON is no number, though Python would count with it."""
-        listed = isinstance(value, list | tuple)
-        if any(isinstance(each, bool) for each in value) if listed else isinstance(value, bool):
+    def _reject_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject ``true`` for a number: in Python, bool is a subclass of int."""
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in values):
             field = cls.model_fields[str(info.field_name)]
             if "bool" not in str(field.annotation):
                 raise ValueError("must not be true or false")

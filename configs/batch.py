@@ -1,4 +1,4 @@
-"""How a file of shots is rendered."""
+"""Options of batch rendering."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ Attempts = Annotated[int, Field(ge=1, le=1000)]
 
 
 class BatchConfig(StrictModel):
-    """What a batch takes beside what a rendering takes."""
+    """Options of a batch, on top of those of a rendering."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=1, description="Groups of devices that render shots side by side"
+        default=1, description="Groups of devices that render shots in parallel"
     )
     attempts: Attempts = Field(
-        default=5, description="Faults of one shot in a row, with no step gained, that set it aside"
+        default=5,
+        description="Consecutive failures of a shot without progress after which it is skipped",
     )
-    retry_failed: bool = Field(default=False, description="Render again what failed earlier")
+    retry_failed: bool = Field(default=False, description="Render failed shots again")
     dry_run: bool = Field(
-        default=False, description="Check the shots, say how long they will take, and stop there"
+        default=False, description="Check the shots and print the estimated time, without rendering"
     )
     watch: bool = Field(
-        default=False, description="Go on when all is done, and render rows that are added"
+        default=False,
+        description="Keep running when all shots are done, and render rows that are added",
     )

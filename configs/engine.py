@@ -1,4 +1,4 @@
-"""What an engine is made of: a model, the ranks that render with it, and their deadlines."""
+"""Options of an engine: the model, its ranks, and their deadlines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longtake.configs.base import NamedPath, StrictModel
+from longtake.configs.base import Dtype, NamedPath, StrictModel
 from longtake.configs.parallel import ParallelConfig
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
@@ -14,45 +14,50 @@ Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
 class EngineConfig(StrictModel):
-    """Everything that is fixed while an engine runs."""
+    """Options that are fixed while an engine runs."""
 
     model: str = Field(
         default="demo",
         min_length=1,
-        description="Folder or hub id of a model in diffusers layout; demo is the small one that "
-        "comes with the package",
+        description="Folder or Hugging Face Hub id of a model in diffusers format; demo is a small "
+        "bundled model",
     )
     revision: str | None = Field(
-        default=None, min_length=1, description="Branch, tag or commit of a hub id; the newest"
+        default=None,
+        min_length=1,
+        description="Branch, tag or commit of a model on the Hub; the latest by default",
     )
     devices: Annotated[int, Field(ge=1, le=65536)] = Field(
-        default=1, description="Ranks: GPUs, or processes where there is none"
+        default=1, description="Number of ranks: GPUs, or processes on a CPU"
     )
     device_ids: Annotated[tuple[DeviceId, ...], Field(min_length=1)] | None = Field(
-        default=None, description="The GPUs by number, one a rank; the first ones"
+        default=None, description="GPU indices, one per rank; the first ones by default"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Kind of device; a GPU where there is one"
+        default="auto", description="Device type; auto is cuda if a GPU is available"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Of weights and activations; bfloat16 on a GPU, float32 on CPU"
+    dtype: Literal["auto", Dtype] = Field(
+        default="auto",
+        description="Dtype of weights and activations; auto is bfloat16 on a GPU and float32 on a "
+        "CPU",
     )
-    vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Of the decoder; the model's own, else dtype"
+    vae_dtype: Literal["auto", Dtype] = Field(
+        default="auto", description="Dtype of the VAE; auto is the model's default, or else dtype"
     )
     attention_kernel: str = Field(
-        default="auto", description="Local attention kernel; the fastest that can serve"
+        default="auto", description="Local attention kernel; auto is the fastest that runs here"
     )
     autoencoder_only: bool = Field(
-        default=False, description="Load what decodes latents, and nothing else"
+        default=False, description="Load only the components that decode latents"
     )
     image_folder: NamedPath | None = Field(
-        default=None, description="The only folder that pictures are read from; any"
+        default=None,
+        description="Only folder from which pictures are read; any folder by default",
     )
     parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
-    def _a_device_a_rank(self) -> EngineConfig:
+    def _one_device_per_rank(self) -> EngineConfig:
         ids = self.device_ids
         if ids is not None and (len(ids) != self.devices or len(set(ids)) != len(ids)):
             raise ValueError(
@@ -63,28 +68,27 @@ class EngineConfig(StrictModel):
 
     @property
     def devices_by_rank(self) -> tuple[int, ...]:
-        """The number of each rank's GPU, or of what stands for one on a CPU."""
+        """Device index of each rank."""
         return self.device_ids or tuple(range(self.devices))
 
     rank_loss_timeout_s: Seconds = Field(
-        default=10, description="Seconds in which all ranks have ended once one has died"
+        default=10, description="Seconds within which all ranks end after one has died"
     )
     stop_timeout_s: Seconds = Field(
         default=30,
-        description="Seconds that a step or a tile may go on once the rendering is to stop; then "
-        "the ranks are killed",
+        description="Seconds to finish the current step or tile after a stop request, before the "
+        "ranks are killed",
     )
     load_timeout_s: Seconds = Field(
-        default=1800, description="Seconds that one component of the model may take to load"
+        default=1800, description="Seconds to load one component of the model"
     )
-    text_timeout_s: Seconds = Field(default=600, description="Seconds for encoding the prompt")
+    text_timeout_s: Seconds = Field(default=600, description="Seconds to encode the prompt")
     step_timeout_s: Seconds = Field(
         default=1800,
-        description="Seconds for a denoising step; once some were timed, 20 times the slowest, "
-        "60 at least",
+        description="Seconds for one denoising step; after some steps, 20 times the slowest, but "
+        "at least 60",
     )
     decode_timeout_s: Seconds = Field(
         default=1800,
-        description="Seconds for decoding one tile, or a video that is not tiled, and for writing "
-        "what comes of it",
+        description="Seconds to decode and write one tile, or a video without tiles",
     )

@@ -1,4 +1,4 @@
-"""How the ranks of an engine share the work."""
+"""How the ranks of an engine share the work of one video."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ Degree = Annotated[int, Field(ge=1, le=65536)]
 
 
 class ParallelConfig(StrictModel):
-    """The degrees that are asked for; what is left out follows from the devices and the request."""
+    """Parallel degrees. Those left out are chosen for the number of devices and each request."""
 
     ulysses_degree: Degree | None = Field(
-        default=None, description="Ranks that exchange tokens for heads"
+        default=None, description="Ranks that exchange tokens for attention heads (Ulysses)"
     )
     ring_degree: Degree | None = Field(
-        default=None, description="Ranks round which keys and values travel"
+        default=None, description="Ranks among which keys and values rotate (ring attention)"
     )
     cfg_degree: Degree | None = Field(
         default=None,
         le=2,
-        description="2 computes the branches of true CFG side by side, 1 in turn",
+        description="Branches of true CFG computed in parallel: 2 on separate ranks, 1 in turn",
     )
     shard_weights: bool = Field(
         default=False,
-        description="Split the transformer's weights over all ranks, and fetch a block at a time",
+        description="Shard the transformer's weights over all ranks (FSDP), gathering one block at "
+        "a time",
     )

@@ -1,4 +1,4 @@
-"""What a user asks for. The command line, config files and requests to workers are read off it."""
+"""The request for a video, from which CLI options, config files and HTTP fields are derived."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longtake.configs.base import NamedPath, StrictModel, written_as
+from longtake.configs.base import NamedPath, StrictModel, matches
 from longtake.configs.sizes import (
     MAX_FRAMES,
     MAX_PIXELS,
@@ -19,7 +19,7 @@ from longtake.configs.sizes import (
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 100_000
-"""Characters."""
+"""Maximum length of a prompt in characters."""
 
 Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
@@ -32,7 +32,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Videos = Annotated[int, Field(ge=1, le=1024)]
 Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
 TextTokens = Annotated[int, Field(ge=1, le=100_000)]
-Digest = Annotated[str, written_as(r"[0-9a-f]{64}", "64 hexadecimal digits, as sha256sum prints")]
+Digest = Annotated[str, matches(r"[0-9a-f]{64}", "64 hexadecimal digits, as sha256sum prints")]
 OutputType = Literal["frames", "latents"]
 DecodeMode = Literal["tiled", "framewise", "whole"]
 I2vMode = Literal["stable", "dynamic"]
@@ -42,11 +42,11 @@ TileSize = tuple[Frames, Pixels, Pixels]
 
 
 class PromptTemplate(StrictModel):
-    """The words that a prompt is put between before it is encoded.
+    """Text that surrounds a prompt when it is encoded.
 
     Attributes:
-        template: with ``{}`` where the prompt goes.
-        crop_start: tokens of the template in front of the prompt, dropped once encoded.
+        template: The text, with ``{}`` in place of the prompt.
+        crop_start: Number of leading template tokens whose embeddings are dropped.
     """
 
     template: Annotated[str, Field(max_length=10_000)]
@@ -54,7 +54,7 @@ class PromptTemplate(StrictModel):
 
     @field_validator("template")
     @classmethod
-    def _takes_a_prompt(cls, template: str) -> str:
+    def _has_one_placeholder(cls, template: str) -> str:
         rest = template.replace("{}", "", 1)
         if rest == template or "{" in rest or "}" in rest:
             raise ValueError("must hold {} once, where the prompt goes, and no other braces")
@@ -62,92 +62,99 @@ class PromptTemplate(StrictModel):
 
 
 class DecodeRequest(StrictModel):
-    """How latents become a video. What is left out is the model's default.
+    """How latents are decoded to a video. Fields left out take the model's defaults.
 
-    Tiles change pixels, if little: neighbours are mixed where they overlap.
+    Tiling changes pixels slightly, because overlapping tiles are blended.
     """
 
-    fps: Rate | None = Field(default=None, description="Frames a second of the written video")
+    fps: Rate | None = Field(default=None, description="Frames per second of the written video")
     decode: DecodeMode | None = Field(
         default=None,
-        description="In tiles of time, height and width; in tiles of time alone; or whole, where "
-        "that fits",
+        description="Decode in tiles of time, height and width (tiled), in tiles of time "
+        "(framewise), or all at once (whole)",
     )
     decode_tile_size: TileSize | None = Field(
-        default=None, description="Frames, height and width of a tile; diffusers': 16 256 256"
+        default=None, description="Frames, height and width of a tile; 16 256 256 in diffusers"
     )
     decode_tile_stride: TileSize | None = Field(
         default=None,
-        description="Frames, height and width from one tile to the next; diffusers': 12 192 192, "
-        "or three quarters of the tile size",
+        description="Frames, height and width between the starts of tiles; 12 192 192 in "
+        "diffusers, three quarters of a given tile size",
     )
     embed_metadata: bool = Field(
         default=True,
-        description="Write the prompt, the seed and the model into the video's file as well",
+        description="Write the prompt, seed and model into the video file too",
     )
 
 
 class Rendering(DecodeRequest):
-    """What a video follows from, its size and length in pixels and frames."""
+    """Everything that determines a video, with its size in pixels and its length in frames."""
 
-    prompt: str = Field(max_length=MAX_PROMPT, description="What to show")
+    prompt: str = Field(max_length=MAX_PROMPT, description="What the video shows")
     negative_prompt: str | None = Field(
         default=None,
         max_length=MAX_PROMPT,
-        description="What not to show; used with a true CFG scale above 1 (then empty if left out)",
+        description="What the video should not show; used with a true CFG scale above 1, empty by "
+        "default",
     )
     image: NamedPath | None = Field(
         default=None,
-        description="Picture that the video begins with, PNG, JPEG or WebP; for image-to-video "
+        description="Picture that the video starts from: PNG, JPEG or WebP; for image-to-video "
         "models",
     )
     image_sha256: Digest | None = Field(
-        default=None, description="SHA-256 of the picture's file, which must then be this one"
+        default=None, description="Expected SHA-256 of the picture file"
     )
     i2v_mode: I2vMode | None = Field(
         default=None,
-        description="How the noise begins: with a little of the picture in it (stable; the "
-        "default), or without (dynamic; more motion, and another flow shift)",
+        description="Initial noise of image-to-video: mixed with some of the picture (stable, the "
+        "default), or pure (dynamic: more motion, another flow shift)",
     )
     resize_mode: ResizeMode | None = Field(
         default=None,
-        description="How the picture is brought to the video's size: its middle (crop; the "
-        "default), between bars (pad), or distorted (stretch)",
+        description="How the picture is fitted to the video size: cut to its center (crop, the "
+        "default), letterboxed (pad), or distorted (stretch)",
     )
     height: Pixels | None = Field(
         default=None,
-        description="Height in pixels; of a picture: the nearest of the model's own sizes",
+        description="Height in pixels; with a picture, the closest of the model's sizes by default",
     )
-    width: Pixels | None = Field(default=None, description="Width in pixels; likewise")
+    width: Pixels | None = Field(default=None, description="Width in pixels; the same default")
     num_frames: Frames | None = Field(
-        default=None, description="Frames, 4k+1 for HunyuanVideo: 1, 5, 9, ... 129"
+        default=None, description="Number of frames, 4k+1 for HunyuanVideo: 1, 5, 9, ... 129"
     )
-    num_inference_steps: Steps | None = Field(default=None, description="Denoising steps")
+    num_inference_steps: Steps | None = Field(default=None, description="Number of denoising steps")
     sigmas: Sigmas | None = Field(
         default=None,
-        description="Noise levels to step through, falling from at most 1 and before the shift; "
-        "one a step",
+        description="Noise levels, one per step, falling from at most 1; the flow shift is applied "
+        "to them",
     )
     guidance_scale: Scale | None = Field(
-        default=None, description="Guidance that the model was distilled with, embedded"
+        default=None, description="Embedded guidance scale of guidance-distilled models"
     )
     true_cfg_scale: Scale = Field(
         default=1.0,
-        description="Classifier-free guidance by a second, negative branch, where above 1",
+        description="Scale of classifier-free guidance, which above 1 computes a second, negative "
+        "branch",
     )
     flow_shift: Shift | None = Field(
-        default=None, description="Shift of the noise levels; larger spends more steps on layout"
+        default=None,
+        description="Shift of the noise schedule; larger values spend more steps on composition",
     )
-    seed: Seed | None = Field(default=None, description="Seed of the noise; drawn if left out")
-    num_videos: Videos = Field(default=1, description="Videos of this prompt, rendered together")
+    seed: Seed | None = Field(
+        default=None, description="Seed of the initial noise; random by default"
+    )
+    num_videos: Videos = Field(
+        default=1, description="Number of videos of this prompt, rendered as one batch"
+    )
     prompt_template: PromptTemplate | None = Field(
-        default=None, description="Words that the prompt is put between before it is encoded"
+        default=None, description="Text that surrounds the prompt when it is encoded"
     )
     max_sequence_length: TextTokens | None = Field(
-        default=None, description="Tokens of the prompt that are used at most"
+        default=None, description="Maximum number of prompt tokens; the rest is cut off"
     )
     output_type: OutputType = Field(
-        default="frames", description="Frames, or latents alone, which are not decoded"
+        default="frames", description="Decoded frames, or latents without decoding"
     )
 
     @field_validator("prompt")
@@ -159,41 +166,42 @@ class Rendering(DecodeRequest):
 
     @field_validator("sigmas")
     @classmethod
-    def _falling(cls, sigmas: Sigmas | None) -> Sigmas | None:
+    def _must_fall(cls, sigmas: Sigmas | None) -> Sigmas | None:
         if sigmas and any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
             raise ValueError("must fall from each step to the next")
         return sigmas
 
     @property
     def uses_true_cfg(self) -> bool:
-        """Whether each step has a second, negative branch."""
+        """Whether each step computes a second, negative branch."""
         return self.true_cfg_scale > 1
 
 
 class VideoRequest(Rendering):
-    """One video to render, or several of one prompt. What is left out is the model's default."""
+    """A request for one or more videos of a prompt. Fields left out take the model's defaults."""
 
     size: Size | None = Field(
-        default=None, description="Width and height in pixels, in the place of both: 1280x720"
+        default=None,
+        description="Width and height in pixels, such as 1280x720; replaces height and width",
     )
     resolution: Resolution | None = Field(
         default=None,
-        description="The shorter side, 480p, 720p or 1080p say, in the place of height and width; "
-        "the nearest that the model can have",
+        description="Shorter side, such as 480p, 720p or 1080p, rounded to what the model "
+        "supports; replaces height and width",
     )
     aspect_ratio: AspectRatio | None = Field(
         default=None,
-        description="Width to height, 16:9 or 2.39:1 say; by itself with as many pixels as the "
-        "model's default",
+        description="Width to height, such as 16:9 or 2.39:1; without a resolution, about as many "
+        "pixels as the model's default size",
     )
     seconds: Length | None = Field(
         default=None,
-        description="Length, in the place of num_frames; the nearest that the model can have",
+        description="Length in seconds, rounded to what the model supports; replaces num_frames",
     )
 
     @model_validator(mode="after")
-    def _said_once(self) -> VideoRequest:
-        """Nothing is said in two ways."""
+    def _no_conflicts(self) -> VideoRequest:
+        """Reject two fields that set the same thing."""
         others = ("height", "width", "resolution", "aspect_ratio")
         pairs = [("size", each) for each in others]
         pairs += [("resolution", "height"), ("resolution", "width"), ("seconds", "num_frames")]
@@ -208,19 +216,23 @@ class VideoRequest(Rendering):
         return self
 
     @property
-    def left_at_default(self) -> set[str]:
-        """Fields of later versions that say nothing here: a request is told from others without
-        them, so that it is still the one that an earlier version rendered."""
+    def new_fields_at_default(self) -> set[str]:
+        """Fields that earlier versions did not have, if they are at their defaults.
+
+        They are ignored when requests are compared, so that a request equals the same one that an
+        earlier version recorded.
+        """
         kept = {"embed_metadata"} if self.embed_metadata else set()
         return kept | {name for name in SHORTHANDS if getattr(self, name) is None}
 
 
-NOT_OF_THE_LATENTS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
-"""What of a request changes no latents; a picture is known by its digest, wherever it lies."""
+NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
+"""Request fields that do not affect the latents. ``image`` is among them because the digest of a
+picture identifies it, not its path."""
 
 
 class ResolvedDecode(DecodeRequest):
-    """How some latents become a video, with nothing left out; ``whole`` alone has no tiles."""
+    """How given latents are decoded, with all fields resolved. ``whole`` has no tile sizes."""
 
     height: Pixels
     width: Pixels
@@ -231,9 +243,9 @@ class ResolvedDecode(DecodeRequest):
 
 
 class ResolvedRequest(ResolvedDecode, Rendering):
-    """A request with nothing left out: it renders the same video whatever the defaults become.
+    """A request with all fields resolved: it renders the same video even if defaults change.
 
-    A ``prompt_template`` that is still None is diffusers' own.
+    A ``prompt_template`` of None stands for the one in diffusers.
     """
 
     height: Pixels

@@ -1,4 +1,4 @@
-"""How videos are served over HTTP."""
+"""Options of the HTTP server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import NamedPath, StrictModel, written_as
+from longtake.configs.base import NamedPath, StrictModel, matches
 from longtake.configs.batch import Attempts
 from longtake.configs.engine import Seconds
 
@@ -15,54 +15,54 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 ApiKey = Annotated[
     str,
     Field(min_length=8, max_length=512),
-    written_as(r"[\x21-\x7e]+", "of ASCII letters, digits and signs, without blanks"),
+    matches(r"[\x21-\x7e]+", "of ASCII letters, digits and signs, without blanks"),
 ]
 
 
 class ServeConfig(StrictModel):
-    """What a server takes beside what a rendering takes."""
+    """Options of a server, on top of those of a rendering."""
 
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="Address to listen on; any but this host's own wants an API key",
+        description="Address to listen on; any other than loopback requires an API key",
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        default=8000, description="Port to listen on; 0 takes a free one"
+        default=8000, description="Port to listen on; 0 picks a free one"
     )
     data_dir: NamedPath = Field(
         default=Path("longtake-data"),
-        description="Folder of the videos and the queue; made if it is not there",
+        description="Folder for the videos and the queue; created if missing",
     )
     api_key: tuple[ApiKey, ...] = Field(
         default=(),
-        description="Keys that clients and the page must give; better in the environment variable "
-        "LONGTAKE_API_KEY, blanks between, where no list of processes shows them",
+        description="API keys accepted from clients and the page; prefer the environment variable "
+        "LONGTAKE_API_KEY (separated by spaces), which process lists do not show",
     )
-    most_waiting: Count = Field(default=32, description="Videos that may wait")
+    most_waiting: Count = Field(default=32, description="Maximum number of queued videos")
     most_waiting_per_key: Count = Field(
-        default=16, description="Of them, those of one API key, where there are several"
+        default=16,
+        description="Maximum number of queued videos per API key, if there are several keys",
     )
     attempts: Attempts = Field(
-        default=5, description="Faults of one video in a row, with no step gained, that fail it"
+        default=5,
+        description="Consecutive failures of a video without progress after which it fails",
     )
     keep_s: Seconds = Field(
-        default=7 * 24 * 3600, description="Seconds after which an ended video is deleted"
+        default=7 * 24 * 3600, description="Seconds after which a finished video is deleted"
     )
-    longest_s: Seconds = Field(
-        default=3600, description="Seconds that one video may take, by the plan"
-    )
+    longest_s: Seconds = Field(default=3600, description="Maximum planned seconds of one video")
     most_upload_mib: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=16, description="MiB that one request may have, its picture included"
+        default=16, description="Maximum size of a request in MiB, including its picture"
     )
     request_timeout_s: Seconds = Field(
         default=60,
-        description="Seconds that a client may take to send a request, or to take "
-        "the next part of an answer",
+        description="Seconds for a client to send a request, or to receive the next part of a "
+        "response",
     )
     embed_metadata: bool = Field(
         default=True,
-        description="Write the prompt, the seed and the model into each video's file, unless its "
-        "request says",
+        description="Write the prompt, seed and model into each video file; a request may override "
+        "this",
     )
-    page: bool = Field(default=True, description="Serve the page, and not the API alone")
+    page: bool = Field(default=True, description="Serve the web page as well as the API")

@@ -1,4 +1,4 @@
-"""Sizes and lengths as people type them: 1280x720, 720p, 16:9, 5 seconds."""
+"""Shorthands for sizes and lengths: 1280x720, 720p, 16:9, 5 seconds."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _RESOLUTION = re.compile(r"\s*0*([1-9]\d{0,4})\s*[pP]?\s*", re.ASCII)
 _RATIO = re.compile(
     r"\s*(\d{1,5}(?:\.\d{1,9})?)\s*(?:[:/xX×]\s*(\d{1,5}(?:\.\d{1,9})?)\s*)?", re.ASCII
 )
-_MOST_RATIO = 16
+_MAX_RATIO = 16
 
 SHORTHANDS = frozenset(("size", "resolution", "aspect_ratio", "seconds"))
-"""Fields of a request that say height, width or num_frames in other words."""
+"""Request fields that stand for height, width or num_frames."""
 
-SAID_BY = {
+SHORTHANDS_OF = {
     **dict.fromkeys(("height", "width"), ("size", "resolution", "aspect_ratio")),
     "num_frames": ("seconds",),
 }
-"""The other words for a field."""
+"""The shorthands that set a field."""
 
-_INSTEAD_OF = {
+_OVERRIDES = {
     "size": ("height", "width", "resolution", "aspect_ratio"),
     "resolution": ("height", "width", "size"),
     "aspect_ratio": ("height", "width", "size"),
@@ -35,13 +35,17 @@ _INSTEAD_OF = {
     "seconds": ("num_frames",),
     "num_frames": ("seconds",),
 }
-"""Fields that no longer hold where a later source, a flag over a file say, has one of these."""
+"""Fields that a field of a source of higher precedence removes, such as a flag over a file."""
 
 
-def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a request, and over them those of a source that counts more.
+def merge_fields(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge request fields with those of a source of higher precedence.
 
-    One side of the upper is put beside the other side of the lower, be that written as a size.
+    A height or width in ``upper`` keeps the other side of a size in ``lower``.
+
+    Args:
+        lower: Fields of the source of lower precedence.
+        upper: Fields of the source of higher precedence.
     """
     values = dict(lower)
     if upper.keys() & {"height", "width"} and (sides := _sides(values.get("size"))):
@@ -50,16 +54,16 @@ def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     if {"height", "width"} <= upper.keys():
         values.pop("aspect_ratio", None)
     for name in upper:
-        for replaced in _INSTEAD_OF.get(name, ()):
+        for replaced in _OVERRIDES.get(name, ()):
             values.pop(replaced, None)
     return {**values, **upper}
 
 
 def sides_of(size: str) -> tuple[int, int]:
-    """Width and height of a size.
+    """Parse WIDTHxHEIGHT; return width and height.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The text has another form, or a side is out of range.
     """
     sides = _sides(size)
     if sides is None:
@@ -71,17 +75,17 @@ def sides_of(size: str) -> tuple[int, int]:
 
 
 def ratio_of(aspect_ratio: str) -> float:
-    """Width over height.
+    """Parse an aspect ratio; return width over height.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The text has another form, or the ratio is out of range.
     """
     found = _RATIO.fullmatch(aspect_ratio)
     wide, high = (float(each or 1) for each in found.groups()) if found else (0.0, 0.0)
     if not wide or not high:
         raise ValueError("must be WIDTH:HEIGHT, 16:9 say, or a number, 1.85 say")
-    if not 1 / _MOST_RATIO <= wide / high <= _MOST_RATIO:
-        raise ValueError(f"must be 1:{_MOST_RATIO} to {_MOST_RATIO}:1")
+    if not 1 / _MAX_RATIO <= wide / high <= _MAX_RATIO:
+        raise ValueError(f"must be 1:{_MAX_RATIO} to {_MAX_RATIO}:1")
     return wide / high
 
 

@@ -1,4 +1,4 @@
-"""How often a rendering is kept, so that it can go on from there."""
+"""How often the state of a rendering is saved."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from longtake.configs.request import Steps
 
 
 class SnapshotConfig(StrictModel):
-    """Snapshots of the latents on their way. With neither, as often as costs 1 % of the time."""
+    """Snapshots of the denoising state. By default, as often as costs 1 % of the time."""
 
     snapshot_steps: Steps | None = Field(
         default=None,
-        description="Finished steps from one snapshot to the next, and so the most that are lost; "
-        "as often as costs 1 % of the time",
+        description="Steps between snapshots, the most that a failure can lose; by default as "
+        "often as costs 1 % of the time",
     )
     snapshot_s: Seconds | None = Field(
-        default=None, description="Seconds from one snapshot to the next; likewise"
+        default=None, description="Seconds between snapshots; the same default"
     )

@@ -1,4 +1,4 @@
-"""What the commands that say what will happen take beside what a rendering takes."""
+"""Options of plan, doctor, verify and bench, on top of those of a rendering."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.configs.base import StrictModel, written_as
+from longtake.configs.base import StrictModel, matches
 
 Layout = Annotated[
     str,
-    written_as(
+    matches(
         r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}",
         "RINGxULYSSES or CFGxRINGxULYSSES, 2x4 or 1x2x4 say",
     ),
@@ -19,62 +19,64 @@ Layout = Annotated[
 
 
 class PlanConfig(StrictModel):
-    """What a plan is made for."""
+    """Options of plan."""
 
     gpu: str = Field(
         default="here",
         min_length=1,
-        description="Hardware: a profile's name (h100, l20, ...), a YAML file of one, or here, "
-        "for what this machine has",
+        description="Hardware: the name of a profile (h100, l20, ...), a YAML file, or here for "
+        "this machine",
     )
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="GPUs of one machine; the profile's"
+        default=None, description="GPUs per node; the profile's number by default"
     )
     text_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        default=None, description="Tokens of the encoded prompt; as many as the model takes"
+        default=None, description="Tokens of the encoded prompt; the model's maximum by default"
     )
     decode_ranks: Annotated[int, Field(ge=1, le=65536)] | None = Field(
-        default=None, description="Ranks that decode; all of them"
+        default=None, description="Ranks that decode; all by default"
     )
 
 
 class DoctorConfig(StrictModel):
-    """What is looked at."""
+    """Options of doctor."""
 
     folder: str = Field(
-        default=".", min_length=1, description="Where videos would go: its free space is looked at"
+        default=".", min_length=1, description="Output folder whose free space is checked"
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        default=0, description="A port that should be free; any"
+        default=0, description="Port that should be free; any by default"
     )
 
 
 class VerifyConfig(StrictModel):
-    """What is compared with what."""
+    """Options of verify."""
 
     layout: tuple[Layout, ...] | None = Field(
         default=None,
-        description="Layouts as RINGxULYSSES or CFGxRINGxULYSSES, e.g. 2x2 1x4; all of the devices",
+        description="Layouts as RINGxULYSSES or CFGxRINGxULYSSES, such as 2x2 1x4; by default all "
+        "layouts of the devices",
     )
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="Largest difference of latents; 1e-4 in float32, 5e-2 in half precision",
+        description="Largest allowed difference of latents; by default 1e-4 in float32, 5e-2 in "
+        "half precision",
     )
 
 
 class BenchConfig(StrictModel):
-    """What is measured."""
+    """Options of bench."""
 
     calibrate: bool = Field(
         default=False, description="Write a hardware profile of this machine, for plan --gpu FILE"
     )
     rounds: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Times that each figure is measured; the median counts"
+        default=5, description="Repetitions per figure, of which the median is reported"
     )
     output: str | None = Field(
-        default=None, min_length=1, description="File that is written; by date and time"
+        default=None, min_length=1, description="Output file; named by date and time by default"
     )
-    overwrite: bool = Field(default=False, description="Replace the file, if it is there")
+    overwrite: bool = Field(default=False, description="Overwrite an existing file")
     suite: Literal["all", "kernels", "links", "step", "decode"] = Field(
-        default="all", description="What is measured"
+        default="all", description="What to measure"
     )

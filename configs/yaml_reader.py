@@ -1,8 +1,9 @@
-"""YAML as people write it: a word stays a word, and each value knows its line.
+"""A YAML reader that resolves no types and keeps line numbers.
 
-``off``, ``12:30``, ``007`` and ``1e3`` are texts here, as on the command line: the field that takes
-one says whether it is a number, a switch or a name. Only an empty value, ``null`` and ``~`` are
-none. Nothing is made of tags; keys stand once in a mapping; ``<<`` merges mappings.
+``off``, ``12:30``, ``007`` and ``1e3`` stay strings, as on the command line, and the field that
+takes a value parses it; only an empty value, ``null`` and ``~`` are None. Tags are rejected, keys
+must be unique in a mapping, and ``<<`` merges mappings. PyYAML's own constructors do none of this,
+so this module builds values from its parser's events.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 from longtake.errors import one_line
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DEEPEST = 20
-_MOST_ALIASED = 10_000_000
-"""Values that aliases stand for, all together."""
+_MAX_DEPTH = 20
+_MAX_ALIASED = 10_000_000
+"""Maximum number of values that all aliases expand to."""
 
 _NONE = frozenset(("", "~", "null", "Null", "NULL"))
 _TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
@@ -29,11 +30,11 @@ _CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]"
 
 
 class YamlError(ValueError):
-    """A text that is no YAML, or holds what is not taken from it.
+    """The text is not YAML, or uses a feature that is not supported.
 
     Attributes:
-        line: counted from 1.
-        reason: in words that follow the line.
+        line: Line number, from 1.
+        reason: What is wrong with the line.
     """
 
     def __init__(self, line: int, reason: str) -> None:
@@ -42,11 +43,11 @@ class YamlError(ValueError):
 
 
 class Mapping(dict[str, Any]):
-    """A mapping of YAML.
+    """A YAML mapping.
 
     Attributes:
-        line: where it begins, counted from 1.
-        lines: of the keys that stand on other lines.
+        line: First line, from 1.
+        lines: Lines of the keys that are on other lines.
     """
 
     __slots__ = ("line", "lines")
@@ -57,16 +58,16 @@ class Mapping(dict[str, Any]):
         self.lines: dict[str, int] = _SAME_LINE
 
     def line_of(self, key: str) -> int:
-        """Where a key stands."""
+        """The line of a key."""
         return self.lines.get(key, self.line)
 
 
 class Sequence(list[Any]):
-    """A list of YAML.
+    """A YAML sequence.
 
     Attributes:
-        line: where it begins, counted from 1.
-        lines: of its values.
+        line: First line, from 1.
+        lines: Line of each value.
     """
 
     __slots__ = ("line", "lines")
@@ -83,33 +84,37 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Broken:
-    """What stands in the place of a value that is not taken."""
+class InvalidValue:
+    """A placeholder for an invalid value."""
 
     error: YamlError
 
 
 def read_yaml(content: bytes) -> Any:
-    """The document in a file: a Mapping, a Sequence, a text, or None.
+    """Parse a file with one document: a Mapping, a Sequence, a string, or None.
 
     Raises:
-        YamlError: the first thing that is wrong with it.
+        YamlError: The first error.
     """
     try:
-        value = read_with_broken(content.decode("utf-8-sig"))
+        value = read_yaml_leniently(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise YamlError(line, "is not UTF-8: save the file in that encoding") from error
-    for broken in broken_in(value):
+    for broken in invalid_values(value):
         raise broken.error
     return value
 
 
-def declared_in(kind: type[ModelT], content: bytes) -> ModelT:
-    """An object of a declared class, as a file has it.
+def read_yaml_as(kind: type[ModelT], content: bytes) -> ModelT:
+    """Parse a file into a pydantic model.
+
+    Args:
+        kind: The model class.
+        content: The bytes of the file.
 
     Raises:
-        YamlError: what of it does not fit, with its line.
+        YamlError: The first error, with its line.
     """
     value = read_yaml(content)
     if value is None:
@@ -126,18 +131,18 @@ def declared_in(kind: type[ModelT], content: bytes) -> ModelT:
         raise YamlError(line, one_line(error, kind.model_fields)) from error
 
 
-def read_with_broken(text: str) -> Any:
-    """As :func:`read_yaml`, with a :class:`Broken` where one value alone is not taken.
+def read_yaml_leniently(text: str) -> Any:
+    """Parse like :func:`read_yaml`, with a :class:`InvalidValue` in place of each invalid value.
 
     Raises:
-        YamlError: it is no YAML.
+        YamlError: The text is not YAML.
     """
     found = _CONTROL.search(text)
     if found is not None:
         line = text.count("\n", 0, found.start()) + 1
         raise YamlError(line, f"holds {found[0]!r}, which no YAML may: save it as plain text")
     try:
-        return _Builder().built(yaml.parse(text, Loader=_LOADER))
+        return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
@@ -145,26 +150,28 @@ def read_with_broken(text: str) -> Any:
         raise YamlError(line, f"is no YAML: {' '.join(why.split())[:200]}") from error
 
 
-def broken_in(value: Any, seen: set[int] | None = None) -> Iterator[Broken]:
-    """What of a value was not taken; of what stands in it several times, once."""
+def invalid_values(value: Any, seen: set[int] | None = None) -> Iterator[InvalidValue]:
+    """The invalid values within a value, each once even if aliases repeat it."""
     seen = set() if seen is None else seen
-    if isinstance(value, Broken):
+    if isinstance(value, InvalidValue):
         yield value
     elif isinstance(value, Mapping | Sequence) and id(value) not in seen:
         seen.add(id(value))
         for each in value.values() if isinstance(value, Mapping) else value:
-            yield from broken_in(each, seen)
+            yield from invalid_values(each, seen)
 
 
 @dataclass
 class _Open:
-    """A collection that has not ended yet.
+    """A collection whose end has not been parsed yet.
 
     Attributes:
-        size: values in it so far, its keys and itself among them.
-        key: whose value comes next; None in a list, and where a key comes next.
-        merged: mappings by ``<<``.
-        broken: why it is not taken.
+        value: The collection.
+        anchor: Its anchor; None without one.
+        size: Number of values in it so far, including keys and itself.
+        key: Key whose value comes next; None in a sequence, and before a key.
+        merged: Mappings to merge (``<<``).
+        broken: Why the collection is invalid; None if it is valid.
     """
 
     value: Mapping | Sequence
@@ -172,7 +179,7 @@ class _Open:
     size: int = 1
     key: str | None = None
     merged: list[Mapping] = field(default_factory=list)
-    broken: Broken | None = None
+    broken: InvalidValue | None = None
 
     @property
     def wants_key(self) -> bool:
@@ -181,8 +188,8 @@ class _Open:
 
 
 class _Builder:
-    """Makes values of the parser's events, one after the other: no tree of nodes is kept, the
-    parser of C does not meet what is nested without end, and aliases cannot fill the memory."""
+    """Builds values from parser events, without a tree of nodes: nesting is limited before libyaml
+    recurses, and aliases cannot exhaust memory."""
 
     def __init__(self) -> None:
         self._open: list[_Open] = []
@@ -191,8 +198,8 @@ class _Builder:
         self._aliased = 0
         self._keys: dict[str, str] = {}
 
-    def built(self, events: Iterator[Any]) -> Any:
-        """The value of all events."""
+    def build(self, events: Iterator[Any]) -> Any:
+        """The value of a stream of events."""
         documents = 0
         for event in events:
             kind = type(event)
@@ -227,68 +234,74 @@ class _Builder:
         self._open.append(_Open(value, event.anchor))
         if event.tag not in _COLLECTION_TAGS:
             self._open[-1].broken = _tagged(event)
-        if len(self._open) > _DEEPEST:
-            raise YamlError(value.line, f"is nested deeper than {_DEEPEST}")
+        if len(self._open) > _MAX_DEPTH:
+            raise YamlError(value.line, f"is nested deeper than {_MAX_DEPTH}")
         if event.anchor is not None:
             reason = f"has *{event.anchor} within &{event.anchor}: it would hold itself"
-            self._anchors[event.anchor] = Broken(YamlError(value.line, reason)), 1
+            self._anchors[event.anchor] = InvalidValue(YamlError(value.line, reason)), 1
 
     def _alias(self, anchor: str, line: int) -> None:
         value, size = self._anchors.get(anchor, (None, 0))
         if size == 0:
-            value = Broken(YamlError(line, f"has *{anchor}, and there is no &{anchor} before it"))
+            value = InvalidValue(
+                YamlError(line, f"has *{anchor}, and there is no &{anchor} before it")
+            )
         self._aliased += size
-        if self._aliased > _MOST_ALIASED:
-            raise YamlError(line, f"holds more than {_MOST_ALIASED} values, aliases put in")
+        if self._aliased > _MAX_ALIASED:
+            raise YamlError(line, f"holds more than {_MAX_ALIASED} values, aliases put in")
         self._add(value, size, None, line)
 
     def _add(self, value: Any, size: int, anchor: str | None, line: int) -> None:
-        """Put a value that has ended into the collection around it."""
+        """Add a complete value to the enclosing collection."""
         if anchor is not None:
             self._anchors[anchor] = value, size
         if not self._open:
             self._root = value
             return
-        around = self._open[-1]
-        around.size += size
-        if isinstance(around.value, Sequence):
-            around.value.append(value)
-            around.value.lines.append(line)
-        elif around.wants_key:
-            self._set_key(around, value, line)
+        parent = self._open[-1]
+        parent.size += size
+        if isinstance(parent.value, Sequence):
+            parent.value.append(value)
+            parent.value.lines.append(line)
+        elif parent.wants_key:
+            self._set_key(parent, value, line)
         else:
-            _set(around, value, line)
+            _set(parent, value, line)
 
-    def _set_key(self, around: _Open, key: Any, line: int) -> None:
-        around.key = _MERGE if key is _MERGE else self._keys.setdefault(str(key), str(key))
+    def _set_key(self, parent: _Open, key: Any, line: int) -> None:
+        parent.key = _MERGE if key is _MERGE else self._keys.setdefault(str(key), str(key))
         if not isinstance(key, str):
-            around.broken = Broken(YamlError(line, "has a key that is no word"))
-        elif key in around.value:
-            around.broken = Broken(YamlError(line, f"has {key[:60]} twice"))
+            parent.broken = InvalidValue(YamlError(line, "has a key that is no word"))
+        elif key in parent.value:
+            parent.broken = InvalidValue(YamlError(line, f"has {key[:60]} twice"))
 
 
 class _Merge(str):
-    """The key that merges: unlike the same letters in quotes."""
+    """The merge key, as opposed to a quoted "<<"."""
 
 
 _MERGE = _Merge("<<")
 
 
-def _tagged(event: Any) -> Broken:
+def _tagged(event: Any) -> InvalidValue:
     line = event.start_mark.line + 1
-    return Broken(YamlError(line, f"has the tag {event.tag[:60]}, of which nothing is made here"))
+    return InvalidValue(
+        YamlError(line, f"has the tag {event.tag[:60]}, of which nothing is made here")
+    )
 
 
-def _set(around: _Open, value: Any, line: int) -> None:
-    key, mapping = around.key, around.value
+def _set(parent: _Open, value: Any, line: int) -> None:
+    key, mapping = parent.key, parent.value
     assert key is not None and isinstance(mapping, Mapping)
-    around.key = None
+    parent.key = None
     if key is _MERGE:
         merged = value if isinstance(value, Sequence) else [value]
         if not all(isinstance(each, Mapping) for each in merged):
-            around.broken = Broken(YamlError(line, "has <<, which merges mappings, and no others"))
+            parent.broken = InvalidValue(
+                YamlError(line, "has <<, which merges mappings, and no others")
+            )
         else:
-            around.merged += merged
+            parent.merged += merged
         return
     mapping[key] = value
     if line != mapping.line:
@@ -298,7 +311,7 @@ def _set(around: _Open, value: Any, line: int) -> None:
 
 
 def _merge(ended: _Open) -> None:
-    """Put what was merged before a mapping's own keys, which count."""
+    """Insert merged keys before a mapping's own keys, which take precedence."""
     if ended.merged:
         mapping = ended.value
         assert isinstance(mapping, Mapping)

@@ -1,4 +1,8 @@
-"""From a request to a plan, to ranks, to a video. What is named here is imported on demand."""
+"""From a request to a plan, to ranks, to a video. Names are imported on first use.
+
+Not by lazy_loader, which finds names in submodules of the package alone: some of these come from
+``longtake.configs`` and ``longtake.pipelines``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ if TYPE_CHECKING:
         VideoRequest,
     )
     from longtake.engine.engine import VideoEngine
-    from longtake.engine.video import Metadata, Video
+    from longtake.engine.metadata import Metadata
+    from longtake.engine.video import Video
     from longtake.pipelines.progress import Progress
 
 __all__ = [
@@ -34,7 +39,7 @@ __all__ = [
 _MODULES = {
     "DecodeRequest": "longtake.configs.request",
     "EngineConfig": "longtake.configs.engine",
-    "Metadata": "longtake.engine.video",
+    "Metadata": "longtake.engine.metadata",
     "ParallelConfig": "longtake.configs.parallel",
     "Progress": "longtake.pipelines.progress",
     "ResolvedDecode": "longtake.configs.request",
@@ -46,14 +51,14 @@ _MODULES = {
 
 
 def __dir__() -> list[str]:
-    """What there is, for ``help`` and completion."""
+    """Names for ``help`` and completion."""
     return sorted({*globals(), *__all__})
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+if not TYPE_CHECKING:  # a type checker would accept any name from a module's __getattr__
 
     def __getattr__(name: str) -> Any:
-        """Import what is asked for from the module that holds it."""
+        """Import a name from the module that defines it."""
         if name in _MODULES:
             return getattr(importlib.import_module(_MODULES[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,10 @@
-"""The engine: a model on some ranks, and requests that go through it one after the other."""
+"""The engine: a model loaded onto ranks, and the requests that they render one after the other."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,25 +13,23 @@ import numpy.typing as npt
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
-from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, JoinedGroup, Launcher
-from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.arrays import Array
+from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.launch.choose_launcher import LauncherFactory
+from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
 from longtake.engine.media.latents import checked_latents
 from longtake.engine.media.picture import read_picture
-from longtake.engine.media.snapshot import Identity, SnapshotPlan
+from longtake.engine.media.snapshot import SnapshotPlan
+from longtake.engine.metadata import Metadata
 from longtake.engine.outline import EngineOutline
-from longtake.engine.request import resolve_decode
-from longtake.engine.request_arguments import request_of
-from longtake.engine.video import Array, FramesInMemory, Metadata, Video
-from longtake.engine.worker import Beside, Sink
-from longtake.errors import (
-    EngineError,
-    RefusedInputError,
-    RequestError,
-)
+from longtake.engine.rank_session import RankSession
+from longtake.engine.request_arguments import request_from_arguments
+from longtake.engine.sinks import Sink
+from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.video import FramesInMemory, Video
+from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
+from longtake.pipelines.progress import OnProgress, StopRequested, never
 
 logger = logging.getLogger(__name__)
 
@@ -42,47 +37,47 @@ ResolvedT = TypeVar("ResolvedT")
 
 
 class VideoEngine(EngineOutline):
-    """Renders videos on any number of ranks. Its model stays loaded between requests.
+    """Renders videos on any number of ranks. The model stays loaded between requests.
 
-    Building one checks the model's files and the layout; nothing is loaded or started before
-    :meth:`start` or the first rendering. Use it as a context, or :meth:`close` it. Threads may
-    share one: their requests are rendered one after the other.
+    The constructor checks the model's files and the layout; ranks start, and the model is loaded,
+    in :meth:`start` or in the first rendering. Use it as a context manager, or :meth:`close` it.
+    Threads may share one: their requests are rendered one after the other.
 
     Args:
-        config: the model, the ranks, their deadlines.
-        isolated: have even a single rank in a process of its own, whose end this one survives.
-        scratch: folder for what ranks print; the system's for temporary files.
+        config: The model, its ranks and their deadlines.
+        isolated: Run a single rank in a process of its own, too, so that this process survives it.
+        scratch: Folder for the ranks' logs; the system's temporary folder if None.
+        launcher_factory: Makes what starts the ranks. By default it follows from the number of
+            devices, and from torchrun's variables.
 
     Attributes:
-        config: with nothing left to be chosen but degrees and attention kernel.
-        spec: what can be said of the model before it is loaded.
-        layouts: that requests run in, and how long they take there by the plan.
-        writes: whether this process gets the frames; under torchrun only rank 0's does.
+        config: The configuration, resolved but for the degrees and the attention kernel.
+        spec: Facts about the model that are known before it is loaded.
+        layouts: The layouts that requests may run in, with their predicted durations.
+        writes: Whether this process receives the frames; under torchrun rank 0 alone does.
 
     Raises:
-        ModelError: the model is missing, damaged or of an unknown kind.
-        LayoutError: the degrees do not fit the devices, or there are not so many.
-        KernelError: an unknown attention kernel.
+        ModelError: The model is missing, damaged or of an unknown kind.
+        LayoutError: The degrees do not fit the devices, or there are too few devices.
+        KernelError: The attention kernel is unknown.
     """
 
     def __init__(
-        self, config: EngineConfig, *, isolated: bool = False, scratch: Path | None = None
+        self,
+        config: EngineConfig,
+        *,
+        isolated: bool = False,
+        scratch: Path | None = None,
+        launcher_factory: LauncherFactory | None = None,
     ) -> None:
-        place = TorchrunPlace.from_environment() if TorchrunPlace.given() else None
+        place = TorchrunPlace.detect()
         super().__init__(config, place)
-        self.writes = TorchrunPlace.writes()
-        self._seconds_loading = 0.0
-        self._launcher: Launcher | None = None
-        alone = self.config.devices == 1 and not isolated
-        self._make: Callable[[EngineConfig, str], Launcher] = (
-            JoinedGroup
-            if place
-            else InProcess
-            if alone
-            else partial(LocalProcesses, scratch=scratch)
+        self.writes = place is None or place.rank == 0
+        self._under_torchrun = place is not None
+        factory = launcher_factory or default_launcher_factory(
+            self.config, place, isolated=isolated, scratch=scratch
         )
-        self._busy = threading.RLock()
-        self._rendering = False
+        self._ranks = RankSession(lambda: factory(self.config, self._device_type))
 
     @classmethod
     def from_pretrained(
@@ -94,18 +89,22 @@ class VideoEngine(EngineOutline):
         on_progress: OnProgress = lambda progress: None,
         **settings: Any,
     ) -> VideoEngine:
-        """Load a model on some ranks.
+        """Load a model onto ranks.
 
         Args:
-            model: a folder in diffusers layout, a hub id, or "demo": the small trained one that
+            model: A folder in diffusers layout, a hub id, or "demo", the small trained model that
                 comes with the package.
-            parallel: the degrees; those left out follow from the devices and each request.
-            devices: GPUs, or processes on the CPU. Under torchrun, its ranks.
-            settings: any other field of :class:`longtake.configs.engine.EngineConfig`.
+            parallel: The degrees; unset ones follow from the devices and from each request.
+            devices: Number of GPUs, or of processes on the CPU. Ignored under torchrun.
+            on_progress: Called as components are loaded.
+            settings: Any other field of :class:`longtake.configs.engine.EngineConfig`.
+
+        Returns:
+            An engine whose ranks are running.
 
         Raises:
-            RefusedInputError: the model or a setting cannot be used.
-            RankError: a rank died or hung while loading.
+            RefusedInputError: The model or a setting cannot be used.
+            RankError: A rank died or hung while loading.
         """
         config = EngineConfig(
             model=os.fspath(model) if isinstance(model, os.PathLike) else model,
@@ -119,44 +118,22 @@ class VideoEngine(EngineOutline):
 
     @property
     def running(self) -> bool:
-        """Whether its ranks were started, and none was seen to end."""
-        return self._launcher is not None
-
-    def resolve_decode(
-        self, request: DecodeRequest, latents_shape: Sequence[int]
-    ) -> ResolvedDecode:
-        """How latents of shape B, C, F, H, W become a video, checked against the model.
-
-        Raises:
-            RequestError: they cannot be decoded here.
-        """
-        return resolve_decode(request, latents_shape, self.spec)
-
-    def num_frames_of(self, request: ResolvedDecode) -> int:
-        """Frames of each video that comes of a request: some models drop the first ones."""
-        return request.num_frames - self.spec.dropped_frames
+        """Whether ranks were started and none is known to have ended."""
+        return self._ranks.running
 
     def start(
         self,
         on_progress: OnProgress = lambda progress: None,
         stop_requested: StopRequested = never,
     ) -> None:
-        """Start the ranks and load the model, unless that is done.
+        """Start the ranks and load the model, unless they are running.
 
         Raises:
-            ModelError: the weights do not fit the architecture.
-            RankError: a rank died or hung.
-            Stopped: it was requested.
+            ModelError: The weights do not fit the architecture.
+            RankError: A rank died or hung.
+            Stopped: ``stop_requested`` returned true.
         """
-        with self._busy:
-            if self._launcher is not None:
-                return
-            begun = time.perf_counter()
-            launcher = self._make(self.config, self._device_type)
-            on_progress(Progress("loading"))
-            launcher.start(on_progress, stop_requested)
-            self._launcher = launcher
-            self._seconds_loading = time.perf_counter() - begun
+        self._ranks.start(on_progress, stop_requested)
 
     def generate(
         self,
@@ -164,29 +141,34 @@ class VideoEngine(EngineOutline):
         on_progress: OnProgress = lambda progress: None,
         **fields: Any,
     ) -> Video:
-        """Render a request, and keep its frames in memory.
+        """Render a request into memory.
 
             video = engine.generate(prompt="a red cat", num_frames=33, seed=7)
 
         Args:
-            request: a :class:`longtake.VideoRequest`, or a prompt.
-            on_progress: called as ranks finish steps; what it raises stops all ranks between steps.
-            fields: of a request, by name, in the place of one. ``image`` may be a path or a picture
-                of PIL, which the metadata then know by its digest alone.
+            request: A :class:`longtake.VideoRequest`, or a prompt.
+            on_progress: Called as ranks finish steps; an exception from it stops all ranks
+                between two steps.
+            fields: Fields of a request by name, instead of ``request``. ``image`` may be a path or
+                a PIL image; the metadata identify the latter by its digest alone.
+
+        Returns:
+            The frames, the latents and the metadata; under torchrun, no frames but on rank 0.
 
         Raises:
-            RefusedInputError: the request cannot be rendered here; the engine can go on.
-            RankError: a rank died or hung. The next call starts the ranks again, except
-                under torchrun. If denoising was done, its ``latents`` can be decoded.
+            RefusedInputError: The request cannot be rendered here. The engine stays usable.
+            RankError: A rank died or hung. The next call starts the ranks again, except under
+                torchrun. If denoising was finished, the error's ``latents`` can be decoded.
         """
-        with request_of(request, fields) as asked:
-            if self.spec.image is None:  # then all ranks of torchrun look at the same
-                return self._kept(self.resolve(asked), on_progress)
-            resolved = self._of_rank_0(lambda: self.resolve(asked), on_progress)
-            video = self._kept(resolved, on_progress)
-        if not isinstance(fields.get("image", ""), str | os.PathLike):  # it had a file meanwhile
-            made = video.metadata.request.model_copy(update={"image": None})
-            video.metadata.request = made
+        with request_from_arguments(request, fields) as wanted:
+            if self.spec.image is None:
+                resolved: ResolvedRequest | None = self.resolve(wanted)
+            else:  # the picture may be on rank 0's host alone
+                resolved = self._on_rank_0(lambda: self.resolve(wanted), on_progress)
+            video = self._in_memory(resolved, None, on_progress)
+        if not isinstance(fields.get("image", ""), str | os.PathLike):  # its file was temporary
+            rendered = video.metadata.request.model_copy(update={"image": None})
+            video.metadata.request = rendered
         return video
 
     def decode(
@@ -195,117 +177,92 @@ class VideoEngine(EngineOutline):
         request: DecodeRequest | None = None,
         on_progress: OnProgress = lambda progress: None,
     ) -> Video:
-        """Decode latents on all ranks, and keep the frames in memory.
+        """Decode latents into memory, on all ranks.
 
         Args:
-            latents: ``[B, C, F, H, W]`` or ``[C, F, H, W]``, as :class:`Video` has them; under
-                torchrun, rank 0's count, and others may pass None.
-            request: how; the model's defaults if None.
+            latents: ``[B, C, F, H, W]`` or ``[C, F, H, W]``, as in :attr:`Video.latents`. Under
+                torchrun rank 0's are decoded, and other ranks may pass None.
+            request: How to decode; the model's defaults if None.
+            on_progress: As in :meth:`generate`.
 
         Raises:
-            As :meth:`generate`.
+            RefusedInputError, RankError: As :meth:`generate`.
         """
 
         def checked() -> tuple[ResolvedDecode, Array]:
             array = checked_latents(latents)
             return self.resolve_decode(request or DecodeRequest(), array.shape), array
 
-        resolved, array = self._of_rank_0(checked, on_progress) or (None, None)
-        return self._kept(resolved, on_progress, array)
-
-    def knows(self, request: Rendering) -> bool:
-        """Whether this process resolves a request; under torchrun rank 0 alone may have its
-        picture, and the others render what rank 0 does."""
-        return self.writes or request.image is None
-
-    def _of_rank_0(
-        self, resolve: Callable[[], ResolvedT], on_progress: OnProgress
-    ) -> ResolvedT | None:
-        """What rank 0 alone can resolve, there; what it refuses all ranks of torchrun refuse."""
-        try:
-            return resolve() if self.writes else None
-        except RefusedInputError as error:
-            if TorchrunPlace.given():
-                with self._busy:
-                    self.start(on_progress)
-                    assert self._launcher is not None
-                    self._launcher.agree(None, error)
-            raise
-
-    def _kept(
-        self,
-        request: ResolvedDecode | None,
-        on_progress: OnProgress,
-        latents: Array | None = None,
-    ) -> Video:
-        kept = FramesInMemory(0 if request is None else self.num_frames_of(request), latents)
-        try:
-            metadata = self.render(request, kept, on_progress, latents)
-        except EngineError as error:
-            error.latents = kept.all_latents if kept.all_latents.size else None
-            raise
-        for warning in metadata.warnings():
-            logger.warning("%s", warning)
-        return Video(kept.batch, kept.all_latents, metadata, self.writes)
+        resolved, array = self._on_rank_0(checked, on_progress) or (None, None)
+        return self._in_memory(resolved, array, on_progress)
 
     def render(
         self,
         request: ResolvedDecode | None,
         sink: Sink,
         on_progress: OnProgress = lambda progress: None,
-        latents: Array | None = None,
         *,
         snapshots: SnapshotPlan | None = None,
         low_memory: bool = False,
         stop_requested: StopRequested = never,
     ) -> Metadata:
-        """Render a resolved request into a sink, frame by frame as they are decoded.
+        """Render a resolved request into a sink, which receives each frame once it is decoded.
 
         Args:
-            request: None on ranks of torchrun that do not know it, or may not have its picture:
-                rank 0's counts.
-            latents: ``[B, C, F, H, W]``, to decode these and render nothing.
-            snapshots: from :func:`longtake.engine.media.snapshot.plan_snapshots`; the caller keeps
-                or removes the file.
-            low_memory: decode with as little of the devices' memory as can be.
-            stop_requested: asked again and again; ranks in processes of their own that do not
-                stop within ``stop_timeout_s`` are killed, and the next rendering starts others.
+            request: None on ranks of torchrun other than 0 that cannot resolve it; rank 0's counts.
+            sink: Receives the latents and the frames, on rank 0.
+            on_progress: As in :meth:`generate`.
+            snapshots: From :func:`longtake.engine.media.snapshot.plan_snapshots`. The caller
+                removes the file when it is of no more use.
+            low_memory: Decode in as little device memory as possible.
+            stop_requested: Polled. Ranks in processes of their own that do not stop within
+                ``stop_timeout_s`` are killed, and the next rendering starts others.
 
         Raises:
-            As :meth:`generate`; what the sink raises stops all ranks, too.
+            RefusedInputError, RankError: As :meth:`generate`; exceptions from the sink stop all
+                ranks and are raised as they are.
+            Stopped: ``stop_requested`` returned true.
         """
-        with self._busy:
-            if self._rendering:
-                raise RequestError("generate() was called by a callback of its own: let it return")
-            self.start(on_progress, stop_requested)
-            launcher = self._launcher
-            assert launcher is not None
-            self._rendering = True
-            try:
-                extras = {"snapshots": snapshots, "low_memory": low_memory}
-                job, beside = self._agreed(launcher, request, latents, extras)
-                reports = launcher.render(job, sink, on_progress, beside, stop_requested)
-            except BaseException:
-                if not launcher.alive:
-                    launcher.close()
-                    self._launcher = None
-                raise
-            finally:
-                self._rendering = False
-            if reports[0].snapshot_failure:
-                logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
-            return self._metadata(job, reports)
 
-    def identity_of(self, request: ResolvedRequest) -> Identity:
-        """All that a request's latents follow from here."""
-        return Identity.of(request, self.config, self._fingerprint)
+        def prepare() -> tuple[Job | None, JobInput]:
+            if request is None:
+                return None, None
+            job, picture = self._job_of(request)
+            options = {"snapshots": snapshots, "low_memory": low_memory}
+            return job.model_copy(update=options), picture
+
+        return self._metadata(*self._ranks.run(prepare, sink, on_progress, stop_requested))
+
+    def decode_into(
+        self,
+        sink: Sink,
+        request: ResolvedDecode | None,
+        latents: Array | None,
+        on_progress: OnProgress = lambda progress: None,
+    ) -> Metadata:
+        """Decode latents into a sink, which receives each frame once it is decoded.
+
+        Args:
+            sink: Receives the frames, on rank 0.
+            request: From :meth:`resolve_decode`; None on ranks of torchrun other than 0.
+            latents: ``[B, C, F, H, W]``; None on ranks of torchrun other than 0.
+            on_progress: As in :meth:`generate`.
+
+        Raises:
+            RefusedInputError, RankError: As :meth:`render`.
+        """
+
+        def prepare() -> tuple[Job | None, JobInput]:
+            if request is None:
+                return None, None
+            dims = ParallelDims(ulysses_degree=self.config.devices)
+            return Job.of(request, dims, from_latents=True), latents
+
+        return self._metadata(*self._ranks.run(prepare, sink, on_progress))
 
     def close(self) -> None:
-        """End all ranks and let go of the model."""
-        with self._busy:
-            if self._launcher is not None:
-                self._launcher.close()
-                self._launcher = None
+        """End all ranks, which releases the model."""
+        self._ranks.close()
 
     def __enter__(self) -> VideoEngine:
         return self
@@ -313,43 +270,55 @@ class VideoEngine(EngineOutline):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _job(self, request: ResolvedDecode | None, from_latents: bool) -> Job | None:
-        if request is None:
-            return None
-        if from_latents:
-            dims = ParallelDims(ulysses_degree=self.config.devices)
-        else:
-            assert isinstance(request, ResolvedRequest)
-            if (request.i2v_mode is None) != (self.spec.image is None):
-                raise RequestError(
-                    f"i2v_mode={request.i2v_mode!r} in a request that is resolved, with "
-                    f"{self.config.model}: resolve it for this model"
-                )
-            dims, _ = self.layouts.choose(request)
-        return Job.of(request, dims, from_latents=from_latents)
+    def can_resolve(self, request: Rendering) -> bool:
+        """Whether this process can resolve a request: under torchrun, its picture may be on rank
+        0's host alone, and other ranks pass None to :meth:`render`."""
+        return self.writes or request.image is None
 
-    def _agreed(
-        self,
-        launcher: Launcher,
-        request: ResolvedDecode | None,
-        latents: Array | None,
-        extras: dict[str, Any],
-    ) -> tuple[Job, Beside]:
-        """The job of all ranks, and what comes with it on rank 0."""
-        own: Job | None = None
-        beside: Beside = latents
-        refusal: RefusedInputError | None = None
+    def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInput]:
+        """The job that renders a request, and the pixels of its picture."""
+        assert isinstance(request, ResolvedRequest)
+        if (request.i2v_mode is None) != (self.spec.image is None):
+            raise RequestError(
+                f"i2v_mode={request.i2v_mode!r} in a request that is resolved, with "
+                f"{self.config.model}: resolve it for this model"
+            )
+        dims, _ = self.layouts.choose(request)
+        job = Job.of(request, dims)
+        picture = read_picture(*self._picture_of(request)).pixels if job.from_picture else None
+        return job, picture
+
+    def _on_rank_0(
+        self, resolve: Callable[[], ResolvedT], on_progress: OnProgress
+    ) -> ResolvedT | None:
+        """The result on rank 0, None on others. All ranks of torchrun raise rank 0's refusal."""
         try:
-            own = self._job(request, latents is not None)
-            own = own and own.model_copy(update=extras)
-            if own is not None and own.from_picture:
-                assert isinstance(request, ResolvedRequest)
-                beside = read_picture(*self._picture_of(request)).pixels
+            return resolve() if self.writes else None
         except RefusedInputError as error:
-            refusal = error
-        return launcher.agree(own, refusal), beside
+            if self._under_torchrun:
+                self._ranks.refuse(error, on_progress)
+            raise
+
+    def _in_memory(
+        self, request: ResolvedDecode | None, latents: Array | None, on_progress: OnProgress
+    ) -> Video:
+        """Render a request, or decode its latents if there are some, into memory."""
+        sink = FramesInMemory(0 if request is None else self.num_frames_of(request), latents)
+        try:
+            if latents is None:
+                metadata = self.render(request, sink, on_progress)
+            else:
+                metadata = self.decode_into(sink, request, latents, on_progress)
+        except EngineError as error:
+            error.latents = sink.all_latents if sink.all_latents.size else None
+            raise
+        for warning in metadata.warnings():
+            logger.warning("%s", warning)
+        return Video(sink.batch, sink.all_latents, metadata, self.writes)
 
     def _metadata(self, job: Job, reports: list[RankReport]) -> Metadata:
+        if reports[0].snapshot_failure:
+            logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
         kernel = reports[0].attention_kernel or self.config.attention_kernel
         why = ""
         if not job.from_latents:
@@ -359,7 +328,7 @@ class VideoEngine(EngineOutline):
             job.request,
             self.config.model_copy(update={"attention_kernel": kernel}),
             job.dims,
-            {"loading": self._seconds_loading, **reports[0].seconds},
+            {"loading": self._ranks.loading_s, **reports[0].seconds},
             reports,
             self.num_frames_of(job.request),
             why=why,

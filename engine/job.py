@@ -1,26 +1,37 @@
-"""What travels between an engine and its ranks: a job there, and what each measured of it back."""
+"""What an engine and its ranks exchange: a job and its input, reports and refusals."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy.typing as npt
 from pydantic import BaseModel
 
+from longtake import errors
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.media.snapshot import SnapshotPlan
+from longtake.errors import RefusedInputError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.trace import TraceRequest
+from longtake.pipelines.trace_points import TraceRequest
+
+JobInput = npt.NDArray[Any] | None
+"""The array that a job needs on rank 0: latents, ``[B, C, F, H, W]`` in float32, or a picture,
+``[H, W, 3]`` in uint8. None for most jobs."""
 
 
 class Job(BaseModel):
-    """One request and the layout that it runs in; travels to the ranks as JSON.
+    """One request for the ranks, and the layout they render it in. Sent to them as JSON.
 
     Attributes:
-        from_latents: its latents are there already, and come beside it; it is only decoded.
-        trace: what is recorded on the way, for a sink that takes it.
-        snapshots: how it is kept on its way, so that it can go on from there.
-        low_memory: decode with as little memory as can be: one tile at once, the other weights off
-            the device.
+        request: What to render or decode.
+        from_latents: Whether the job input is latents, which are only decoded.
+        trace: What to record while rendering; None records nothing.
+        snapshots: How to save snapshots and which one to resume from; None saves none.
+        low_memory: Whether to decode one tile at a time with the other weights off the device.
+        cfg_degree: Degree of the layout's cfg axis.
+        ring_degree: Degree of the layout's ring axis.
+        ulysses_degree: Degree of the layout's Ulysses axis.
     """
 
     request: ResolvedRequest | ResolvedDecode
@@ -41,7 +52,7 @@ class Job(BaseModel):
         from_latents: bool = False,
         trace: TraceRequest | None = None,
     ) -> Job:
-        """A job of a layout."""
+        """A job for a request in a layout."""
         return cls(
             request=request,
             from_latents=from_latents,
@@ -53,27 +64,27 @@ class Job(BaseModel):
 
     @property
     def from_picture(self) -> bool:
-        """Whether the picture that its videos begin with comes beside it."""
+        """Whether the job input is the picture that the videos begin with."""
         request = self.request
         animates = isinstance(request, ResolvedRequest) and request.i2v_mode is not None
         return animates and not self.from_latents
 
     @property
     def steps_before(self) -> int:
-        """That an earlier rendering did, whose snapshot this one goes on from."""
+        """Steps that are already done in the snapshot this job resumes from."""
         return 0 if self.snapshots is None else self.snapshots.steps_done
 
     @property
-    def comes_with_array(self) -> bool:
-        """Whether there is something beside it, on rank 0."""
+    def has_input(self) -> bool:
+        """Whether rank 0 needs a job input."""
         return self.from_latents or self.from_picture
 
     @property
     def decodes(self) -> bool:
-        """Whether frames come of it, not latents alone."""
+        """Whether the job produces frames, not just latents."""
         request = self.request
-        asks_for_latents = isinstance(request, ResolvedRequest) and request.output_type == "latents"
-        return self.from_latents or not asks_for_latents
+        latents_only = isinstance(request, ResolvedRequest) and request.output_type == "latents"
+        return self.from_latents or not latents_only
 
     @property
     def dims(self) -> ParallelDims:
@@ -87,17 +98,20 @@ class Job(BaseModel):
 
 @dataclass
 class RankReport:
-    """What one rank measured in one rendering.
+    """What one rank measured in one job.
 
     Attributes:
-        seconds: of each stage.
-        bytes_sent: to other ranks, by stage.
-        tiles_at_once: that it decoded at once, at most.
-        peak_memory_bytes: of the GPU, or of the process; since it started.
-        steps_before: that were done by an earlier rendering, whose snapshot this one went on from.
-        snapshots: that it wrote.
-        snapshot_failure: why one could not be written.
-        truncated: prompts that were cut, by field: tokens "used" and "total"; of rank 0.
+        rank: The rank.
+        device: The rank's device, as torch names it.
+        attention_kernel: Name of the attention kernel; empty if nothing was denoised.
+        seconds: Duration by stage.
+        bytes_sent: Bytes sent to other ranks, by stage.
+        tiles_at_once: The most tiles decoded at once.
+        peak_memory_bytes: Peak memory of the GPU, or of the process, since the rank started.
+        steps_before: Steps that the snapshot resumed from already held.
+        snapshots: Number of snapshots written.
+        snapshot_failure: Why a snapshot could not be written; empty if all were.
+        truncated: Prompts that were cut, by field, with token counts "used" and "total"; on rank 0.
     """
 
     rank: int
@@ -111,3 +125,9 @@ class RankReport:
     snapshots: int = 0
     snapshot_failure: str = ""
     truncated: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def refusal_of(type_name: str, message: str) -> RefusedInputError:
+    """The refusal of another process, with its type restored."""
+    refusal: RefusedInputError = getattr(errors, type_name, RefusedInputError)(message)
+    return refusal

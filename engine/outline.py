@@ -1,43 +1,46 @@
-"""What can be said of an engine before any rank is started: its model, its layouts, and whether a
-request can be rendered. Imports no torch where there is no GPU.
+"""An engine without ranks: its model, its layouts, and whether it can render a request.
+
+Imports no torch where there is no GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import Rendering, ResolvedRequest
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
 from longtake.engine.media.picture import check_picture
+from longtake.engine.media.snapshot import Identity
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
-from longtake.engine.request import resolve
-from longtake.engine.resolve_config import settled
-from longtake.engine.versions import versions
+from longtake.engine.request import resolve, resolve_decode
+from longtake.engine.resolve_config import resolve_config
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
+from longtake.version import __version__
 
 
 class EngineOutline:
-    """A model and the layouts that it runs in. Building one checks both; nothing is loaded.
+    """A model and the layouts that it may run in. The constructor checks both and loads nothing.
 
     Args:
-        config: the model, the ranks, their deadlines.
-        place: among the ranks of torchrun, whose number then counts.
+        config: The model, its ranks and their deadlines.
+        place: This process's place under torchrun, whose number of ranks then counts; or None.
 
     Attributes:
-        config: with nothing left to be chosen but degrees and attention kernel.
-        spec: what can be said of the model before it is loaded.
-        layouts: that requests run in, and how long they take there by the plan.
+        config: The configuration, resolved but for the degrees and the attention kernel.
+        spec: Facts about the model that are known before it is loaded.
+        layouts: The layouts that requests may run in, with their predicted durations.
 
     Raises:
-        ModelError: the model is missing, damaged or of an unknown kind.
-        LayoutError: the degrees do not fit the devices, or there are not so many.
-        KernelError: an unknown attention kernel.
+        ModelError: The model is missing, damaged or of an unknown kind.
+        LayoutError: The degrees do not fit the devices, or there are too few devices.
+        KernelError: The attention kernel is unknown.
     """
 
     def __init__(self, config: EngineConfig, place: TorchrunPlace | None = None) -> None:
@@ -46,14 +49,14 @@ class EngineOutline:
         self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self.spec = registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
-        self.config = settled(config, self._checkpoint, self.spec, self._device_type)
+        self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 
     def resolve(self, request: Rendering) -> ResolvedRequest:
-        """The request with nothing left out, checked against the model and the layout.
+        """Fill in the model's defaults, and check the request against the model and the layouts.
 
         Raises:
-            RequestError, LayoutError: it cannot be rendered here.
+            RequestError, LayoutError: It cannot be rendered here.
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
@@ -63,17 +66,40 @@ class EngineOutline:
         return resolved
 
     def _picture_of(self, request: Rendering) -> tuple[Path, Path | None, str | None]:
-        """The picture that a request of image-to-video begins with, as those who read it ask."""
+        """Arguments of :func:`read_picture` for an image-to-video request."""
         if request.image is None:
             raise RequestError(
                 f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
             )
         return request.image, self.config.image_folder, request.image_sha256
 
+    def resolve_decode(
+        self, request: DecodeRequest, latents_shape: Sequence[int]
+    ) -> ResolvedDecode:
+        """How latents become a video: the model's defaults filled in, and checked against it.
+
+        Args:
+            request: The decoding options.
+            latents_shape: B, C, F, H, W.
+
+        Raises:
+            RequestError: The latents cannot be decoded by this model.
+        """
+        return resolve_decode(request, latents_shape, self.spec)
+
+    def num_frames_of(self, request: ResolvedDecode) -> int:
+        """Frames of each resulting video; some models drop the first ones."""
+        return request.num_frames - self.spec.dropped_frames
+
+    def identity_of(self, request: ResolvedRequest) -> Identity:
+        """Everything that a request's latents depend on in this installation."""
+        return Identity.of(request, self.config, self._fingerprint)
+
     def identity_part(self) -> str:
-        """All that videos follow from but their requests: model, dtypes, versions, in one text."""
-        config, installed = self.config, versions()
-        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, installed["longtake"]))
+        """Everything but the request that a video depends on: model, dtypes, version of longtake,
+        separated by spaces."""
+        config = self.config
+        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, __version__))
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -83,13 +109,14 @@ class EngineOutline:
 def device_type_of(
     config: EngineConfig, place: TorchrunPlace | None = None
 ) -> Literal["cpu", "cuda"]:
-    """The kind of device, of which there are enough on this host.
+    """The type of device that ranks run on.
 
     Args:
-        place: under torchrun, which counts the ranks.
+        config: The engine's configuration.
+        place: This process's place under torchrun, or None.
 
     Raises:
-        LayoutError: there are not so many GPUs.
+        LayoutError: This host has too few GPUs.
     """
     if config.device == "cpu":
         return "cpu"
@@ -113,7 +140,7 @@ def device_type_of(
 
 
 def _num_gpus() -> int:
-    """GPUs that torch can use."""
+    """Number of GPUs that torch can use."""
     if topology().without_driver:
         return 0
     import torch

@@ -1,4 +1,4 @@
-"""From what was asked for to a request with nothing left out."""
+"""Resolves requests: fills in the model's defaults, and checks them against the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longtake.configs.request import (
     TileSize,
 )
 from longtake.configs.sizes import SHORTHANDS
-from longtake.engine.request_size import frames_of, size_of
+from longtake.engine.request_size import resolve_num_frames, resolve_size
 from longtake.errors import RequestError
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
@@ -37,10 +37,16 @@ def resolve(
     A missing seed is drawn here, once for all ranks.
 
     Args:
-        picture: the one that the request names; without it, nothing is said of one that is missing.
+        request: The request.
+        spec: The model's specification.
+        picture: The request's picture; None: the request is resolved without a check of it.
+
+    Returns:
+        The request with all fields set.
 
     Raises:
-        RequestError: a size, a number of frames or the noise levels that the model cannot have.
+        RequestError: The model does not support the size, the number of frames, the noise levels
+            or the picture.
     """
     defaults, guidance = spec.defaults, request.guidance_scale
     steps = request.num_inference_steps
@@ -51,43 +57,43 @@ def resolve(
                 f"num_inference_steps={steps} with {len(request.sigmas)} sigmas: there must be one "
                 "sigma a step; leave num_inference_steps out"
             )
-    of_image = _image_fields(request, spec, picture)
+    image_fields = _image_fields(request, spec, picture)
     shift = request.flow_shift or defaults.flow_shift or spec.flow_shift
-    if of_image.get("i2v_mode") == "dynamic":
+    if image_fields.get("i2v_mode") == "dynamic":
         shift = request.flow_shift or defaults.dynamic_flow_shift
-    height, width = size_of(request, spec, picture)
-    filled: dict[str, Any] = {
+    height, width = resolve_size(request, spec, picture)
+    values: dict[str, Any] = {
         "height": height,
         "width": width,
-        **of_image,
-        "num_frames": frames_of(request, spec),
+        **image_fields,
+        "num_frames": resolve_num_frames(request, spec),
         "num_inference_steps": steps or defaults.num_inference_steps,
         "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
         "flow_shift": shift,
-        **_decoding(request, spec),
+        **_decode_fields(request, spec),
         "seed": secrets.randbits(32) if request.seed is None else request.seed,
         "prompt_template": request.prompt_template or defaults.prompt_template,
         "max_sequence_length": request.max_sequence_length or defaults.max_sequence_length,
     }
     if request.uses_true_cfg and request.negative_prompt is None:
-        filled["negative_prompt"] = ""
+        values["negative_prompt"] = ""
     if request.negative_prompt and not request.uses_true_cfg:
         logger.warning(
             "negative_prompt has no effect with true_cfg_scale=%g: try 6",
             request.true_cfg_scale,
         )
-    resolved = ResolvedRequest(**{**request.model_dump(exclude=_SHORTHANDS), **filled})
+    resolved = ResolvedRequest(**{**request.model_dump(exclude=_SHORTHANDS), **values})
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
     _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
-    _check_some_left(resolved.num_frames, spec)
+    _check_not_all_dropped(resolved.num_frames, spec)
     return resolved
 
 
 def _image_fields(
     request: Rendering, spec: ModelSpec, picture: CheckedPicture | None
 ) -> dict[str, Any]:
-    """The fields that say how a picture is taken; of a text-to-video model there are none."""
+    """The fields about the picture; none for a text-to-video model."""
     if spec.image is None:
         for name in ("image", "image_sha256", "i2v_mode", "resize_mode"):
             if getattr(request, name) is not None:
@@ -96,19 +102,19 @@ def _image_fields(
                     "of image-to-video, demo-i2v say, or leave it out"
                 )
         return {}
-    named = {} if picture is None else {"image_sha256": picture.sha256}
+    found = {} if picture is None else {"image_sha256": picture.sha256}
     if picture is not None and request.image is not None:
-        # Not normalized: ".." behind a link leads elsewhere.
-        named["image"] = os.path.join(os.getcwd(), os.path.expanduser(request.image))
+        # Not normalized: ".." after a link means the parent of its target.
+        found["image"] = os.path.join(os.getcwd(), os.path.expanduser(request.image))
     return {
-        **named,
+        **found,
         "i2v_mode": request.i2v_mode or spec.defaults.i2v_mode,
         "resize_mode": request.resize_mode or spec.defaults.resize_mode,
     }
 
 
-def _check_some_left(num_frames: int, spec: ModelSpec) -> None:
-    """Refuse a video of which nothing is left, of a model that drops its first frames."""
+def _check_not_all_dropped(num_frames: int, spec: ModelSpec) -> None:
+    """Refuse a video that has no more frames than the model drops at its start."""
     dropped = spec.dropped_frames
     if num_frames <= dropped:
         raise RequestError(
@@ -120,13 +126,15 @@ def _check_some_left(num_frames: int, spec: ModelSpec) -> None:
 def resolve_decode(
     request: DecodeRequest, latents_shape: Sequence[int], spec: ModelSpec
 ) -> ResolvedDecode:
-    """How some latents become a video: with the model's defaults filled in, and checked.
+    """Fill in the model's defaults for decoding, and check latents against the model.
 
     Args:
+        request: The decoding options.
         latents_shape: B, C, F, H, W.
+        spec: The model's specification.
 
     Raises:
-        RequestError: latents of another model, or tiles that it cannot have.
+        RequestError: The latents are another model's, or the model does not support the tiles.
     """
     num_videos, channels, *size = latents_shape
     autoencoder = spec.autoencoder
@@ -136,18 +144,18 @@ def resolve_decode(
             "name the model that made them"
         )
     num_frames, height, width = autoencoder.video_size(*size)
-    filled = _decoding(request, spec)
-    _check_some_left(num_frames, spec)
+    values = _decode_fields(request, spec)
+    _check_not_all_dropped(num_frames, spec)
     try:
         return ResolvedDecode(
-            **filled, num_videos=num_videos, num_frames=num_frames, height=height, width=width
+            **values, num_videos=num_videos, num_frames=num_frames, height=height, width=width
         )
     except RequestError as error:
         raise RequestError(f"latents of no video: {error}") from error
 
 
-def _decoding(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
-    """The fields of a DecodeRequest, none left out but a whole video's tiles."""
+def _decode_fields(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
+    """The fields of a DecodeRequest; the tile fields are None for decode=whole."""
     mode = request.decode or spec.defaults.decode
     size, stride = request.decode_tile_size, request.decode_tile_stride
     if mode == "whole":
@@ -169,7 +177,8 @@ def _decoding(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
 def _tiles(
     size: TileSize | None, stride: TileSize | None, autoencoder: AutoencoderSpec
 ) -> tuple[TileSize, TileSize]:
-    """Size and stride, whichever were asked for; multiples of what one latent is worth."""
+    """Tile size and stride, the missing ones filled in, checked to be multiples of a latent's size
+    in pixels and frames."""
     ratios = autoencoder.ratios
     if stride is None and size is None:
         stride = autoencoder.tile_stride
@@ -183,23 +192,24 @@ def _tiles(
     for name, values in (("decode_tile_size", size), ("decode_tile_stride", stride)):
         if any(value % ratio for value, ratio in zip(values, ratios, strict=True)):
             raise RequestError(
-                f"{name}={_words(values)} must be multiples of {_words(ratios)} (frames, height, "
-                f"width): try {_words(autoencoder.tile_size)}"
+                f"{name}={_joined(values)} must be multiples of {_joined(ratios)} (frames, height, "
+                f"width): try {_joined(autoencoder.tile_size)}"
             )
-    if any(far > long for far, long in zip(stride, size, strict=True)):
+    if any(step > extent for step, extent in zip(stride, size, strict=True)):
         raise RequestError(
-            f"decode_tile_stride={_words(stride)} must be at most decode_tile_size={_words(size)}: "
-            "else something between two tiles is in neither; leave the stride out"
+            f"decode_tile_stride={_joined(stride)} must be at most "
+            f"decode_tile_size={_joined(size)}: else something between "
+            "two tiles is in neither; leave the stride out"
         )
     return size, stride
 
 
-def _words(values: Sequence[int]) -> str:
+def _joined(values: Sequence[int]) -> str:
     return " ".join(map(str, values))
 
 
 def _check_multiple(name: str, value: int, multiple: int, rest: int) -> None:
-    """Refuse a value that is not ``rest`` more than a multiple."""
+    """Refuse a value that is not a multiple plus ``rest``."""
     if (value - rest) % multiple == 0:
         return
     below = math.floor((value - rest) / multiple) * multiple + rest

@@ -1,4 +1,4 @@
-"""What a call from Python asks for: a request, or its fields by name."""
+"""Arguments of a call from Python: a request, a prompt, or fields by name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any
 from PIL import Image
 
 from longtake.configs.request import Rendering, VideoRequest
-from longtake.engine.media.picture import png_of
+from longtake.engine.media.picture import encode_png
 from longtake.errors import RequestError
 
 
 @contextmanager
-def request_of(request: Rendering | str | None, fields: Mapping[str, Any]) -> Iterator[Rendering]:
-    """The request that is meant. A picture in memory has a temporary file for as long as the
-    enclosed lines run.
+def request_from_arguments(
+    request: Rendering | str | None, fields: Mapping[str, Any]
+) -> Iterator[Rendering]:
+    """The request of a call from Python. A PIL image has a temporary file within the context.
 
     Args:
-        request: the whole of it, or its prompt; None: its fields say all.
-        fields: of :class:`VideoRequest` by name; ``image`` may be a path or an image of PIL.
+        request: A whole request, a prompt, or None if the fields give all.
+        fields: Fields of :class:`VideoRequest` by name; ``image`` may be a path or a PIL image.
 
     Raises:
-        RequestError: it is said in two ways, or a value cannot be.
+        RequestError: Both a request and fields were passed, or a value is invalid.
     """
     if isinstance(request, str):
         fields, request = {"prompt": request, **fields}, None
@@ -43,7 +44,7 @@ def request_of(request: Rendering | str | None, fields: Mapping[str, Any]) -> It
     elif isinstance(image := fields.get("image"), Image.Image):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "image.png"
-            path.write_bytes(png_of(image))
+            path.write_bytes(encode_png(image))
             yield VideoRequest(**{**fields, "image": path})
     else:
         yield VideoRequest(**fields)

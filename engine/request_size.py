@@ -1,5 +1,5 @@
-"""Height, width and frames of a request, from whatever says them: pixels, a resolution, a shape, a
-picture, or a length in seconds.
+"""Height, width and number of frames of a request, which may give pixels, a resolution, an aspect
+ratio, a picture, or seconds.
 """
 
 from __future__ import annotations
@@ -16,24 +16,31 @@ from longtake.pipelines.spec import ModelSpec
 if TYPE_CHECKING:
     from longtake.engine.media.picture import CheckedPicture
 
-_LONGEST_SHAPE = 4
-"""Of a side that follows from a picture over the other: as in HunyuanVideo-I2V's own buckets."""
+_MAX_ASPECT_RATIO = 4
+"""Limit of sizes that follow from a picture, as in HunyuanVideo-I2V's buckets."""
 
-_SAME_SHAPE = 0.05
-"""By how much, of a shape, a size of the model's own may miss the one that was asked for."""
+_ASPECT_RATIO_TOLERANCE = 0.05
+"""Relative difference up to which one of the model's own sizes has the requested aspect ratio."""
 
 
-def size_of(request: Rendering, spec: ModelSpec, picture: CheckedPicture | None) -> tuple[int, int]:
-    """Height and width: as they were asked for, else in the shape that was asked for, else in the
-    picture's, else the model's own.
+def resolve_size(
+    request: Rendering, spec: ModelSpec, picture: CheckedPicture | None
+) -> tuple[int, int]:
+    """Height and width.
 
-    With no side asked for, the resolution is the one that was, else the one whose number of pixels
-    is nearest to the picture's, else as many pixels as the model's default has. Of the model's own
-    sizes of that resolution, it is the one whose shape is nearest. No side that follows from a
-    picture becomes more than four times the other.
+    Sides that the request gives are kept. The aspect ratio is the requested one, else the
+    picture's (limited to 4:1), else that of the model's default size. If no side is given, the
+    number of pixels is that of the requested resolution, else the picture's, else that of the
+    model's default size, and one of the model's own sizes near that is preferred: the one with the
+    nearest aspect ratio.
+
+    Args:
+        request: The request.
+        spec: The model's specification.
+        picture: The picture that is animated; None without one.
 
     Raises:
-        RequestError: a side would have too many pixels.
+        RequestError: A side would have too many pixels.
     """
     height, width, defaults = request.height, request.width, spec.defaults
     resolution = ratio = None
@@ -43,52 +50,54 @@ def size_of(request: Rendering, spec: ModelSpec, picture: CheckedPicture | None)
             width, height = sides_of(request.size)
     if (height and width) or (picture is None and resolution is None and ratio is None):
         return height or defaults.height, width or defaults.width
-    shape = defaults.width / defaults.height
+    aspect = defaults.width / defaults.height
     if ratio is not None:
-        shape = ratio_of(ratio)
+        aspect = ratio_of(ratio)
     elif picture is not None:
-        high, wide = picture.size
-        shape = min(max(wide / high, 1 / _LONGEST_SHAPE), _LONGEST_SHAPE)
+        picture_height, picture_width = picture.size
+        aspect = min(max(picture_width / picture_height, 1 / _MAX_ASPECT_RATIO), _MAX_ASPECT_RATIO)
     if height:
-        return height, _near(height * shape, spec)
+        return height, _nearest_multiple(height * aspect, spec)
     if width:
-        return _near(width / shape, spec), width
+        return _nearest_multiple(width / aspect, spec), width
     if resolution is not None:
-        own = defaults.sizes.get(resolution, ())
+        own_sizes = defaults.sizes.get(resolution, ())
         short = int(resolution.removesuffix("p"))
-        area = short * short * max(shape, 1 / shape)
+        area = short * short * max(aspect, 1 / aspect)
     else:
         area = defaults.height * defaults.width
-        nearest_to = area if ratio is not None or picture is None else math.prod(picture.size)
-        own = min(
+        target = area if ratio is not None or picture is None else math.prod(picture.size)
+        own_sizes = min(
             defaults.sizes.values(),
-            key=lambda sizes: min(abs(math.log(h * w / nearest_to)) for h, w in sizes),
+            key=lambda sizes: min(abs(math.log(h * w / target)) for h, w in sizes),
             default=(),
         )
-    if found := _own_size(own, shape, any_shape=ratio is None):
+    if found := _own_size(own_sizes, aspect, any_aspect=ratio is None):
         return found
-    side = math.sqrt(area / shape)
-    return _near(side, spec), _near(side * shape, spec)
+    side = math.sqrt(area / aspect)
+    return _nearest_multiple(side, spec), _nearest_multiple(side * aspect, spec)
 
 
 def _own_size(
-    sizes: Iterable[tuple[int, int]], shape: float, *, any_shape: bool
+    sizes: Iterable[tuple[int, int]], aspect: float, *, any_aspect: bool
 ) -> tuple[int, int] | None:
-    """The size of nearest shape.
+    """The size with the nearest aspect ratio; None if none is within the tolerance.
 
     Args:
-        any_shape: however far that is.
+        sizes: Heights and widths.
+        aspect: Width over height.
+        any_aspect: Ignore the tolerance.
     """
 
-    def off(size: tuple[int, int]) -> float:
-        return abs(math.log(size[1] / size[0] / shape))
+    def distance(size: tuple[int, int]) -> float:
+        return abs(math.log(size[1] / size[0] / aspect))
 
-    found = min(sizes, key=off, default=None)
-    return found if found and (any_shape or off(found) <= _SAME_SHAPE) else None
+    found = min(sizes, key=distance, default=None)
+    return found if found and (any_aspect or distance(found) <= _ASPECT_RATIO_TOLERANCE) else None
 
 
-def _near(pixels: float, spec: ModelSpec) -> int:
-    """What the model can have that is nearest to a side; one of its multiples at least."""
+def _nearest_multiple(pixels: float, spec: ModelSpec) -> int:
+    """The side nearest to a number of pixels that the model supports."""
     if pixels >= MAX_PIXELS + 0.5:
         raise RequestError(
             f"the longer side would have {pixels:.0f} pixels, {MAX_PIXELS} at most: take a smaller "
@@ -98,12 +107,12 @@ def _near(pixels: float, spec: ModelSpec) -> int:
     return max(1, min(MAX_PIXELS // multiple, math.floor(pixels / multiple + 0.5))) * multiple
 
 
-def frames_of(request: Rendering, spec: ModelSpec) -> int:
-    """The number of frames: as it was asked for, else the one nearest to the seconds that the model
-    can have, else the model's own.
+def resolve_num_frames(request: Rendering, spec: ModelSpec) -> int:
+    """The number of frames: the requested one, else the supported one nearest to the requested
+    seconds, else the model's default.
 
     Raises:
-        RequestError: the seconds have too many frames.
+        RequestError: The seconds are too many frames.
     """
     seconds = request.seconds if isinstance(request, VideoRequest) else None
     if seconds is None:
@@ -120,16 +129,16 @@ def frames_of(request: Rendering, spec: ModelSpec) -> int:
     return min(frames, MAX_FRAMES - (MAX_FRAMES - 1) % multiple)
 
 
-def in_pixels(request: VideoRequest, spec: ModelSpec) -> VideoRequest:
-    """The same request with its size in pixels and its seconds in frames.
+def expand_size(request: VideoRequest, spec: ModelSpec) -> VideoRequest:
+    """The same request with its size as width and height, and its seconds as frames.
 
     Raises:
-        RequestError: the seconds have too many frames.
+        RequestError: The seconds are too many frames.
     """
-    plain: dict[str, int | None] = {}
+    fields: dict[str, int | None] = {}
     if request.size is not None:
         width, height = sides_of(request.size)
-        plain |= {"size": None, "width": width, "height": height}
+        fields |= {"size": None, "width": width, "height": height}
     if request.seconds is not None:
-        plain |= {"seconds": None, "num_frames": frames_of(request, spec)}
-    return request.model_copy(update=plain) if plain else request
+        fields |= {"seconds": None, "num_frames": resolve_num_frames(request, spec)}
+    return request.model_copy(update=fields) if fields else request

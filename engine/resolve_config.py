@@ -1,32 +1,31 @@
-"""What an engine is made of, with nothing left to be chosen, and checked."""
+"""Resolves an engine's configuration: fills in what "auto" stands for, and checks it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longtake.configs.engine import EngineConfig
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.layouts import check_degrees
-from longtake.engine.planning.planner import dtypes
-from longtake.errors import KernelError, nearly
+from longtake.errors import KernelError, did_you_mean
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 
-def settled(
+def resolve_config(
     config: EngineConfig, checkpoint: Checkpoint, spec: ModelSpec, device_type: str
 ) -> EngineConfig:
-    """An engine's configuration with nothing left to be chosen but degrees and attention kernel.
+    """Set everything but the degrees and the attention kernel, which depend on requests.
 
     Raises:
-        LayoutError: the degrees do not fit the devices.
-        KernelError: an unknown attention kernel.
+        LayoutError: The degrees do not fit the devices.
+        KernelError: The attention kernel is unknown.
     """
-    dtype, vae_dtype = dtypes(config, spec, device_type)
     used: dict[str, Any] = {
         "revision": checkpoint.revision,
         "device": device_type,
-        "dtype": dtype,
-        "vae_dtype": vae_dtype,
+        "dtype": compute_dtype_name(config, device_type),
+        "vae_dtype": vae_dtype_name(config, spec, device_type),
     }
     if config.image_folder is not None:
         used["image_folder"] = config.image_folder.expanduser().absolute()
@@ -42,6 +41,5 @@ def _check_kernel(name: str) -> None:
 
     kernels = ["auto", *(kernel.name for kernel in KERNELS)]
     if name not in kernels:
-        raise KernelError(
-            f"attention_kernel={name!r} is unknown: use {', '.join(kernels)}{nearly(name, kernels)}"
-        )
+        known, hint = ", ".join(kernels), did_you_mean(name, kernels)
+        raise KernelError(f"attention_kernel={name!r} is unknown: use {known}{hint}")

@@ -1,5 +1,4 @@
-"""A group of ranks that is started again when it dies: on the same devices while they are all
-there, else on those that are left."""
+"""Restarts ranks that die, on the same devices, or without a device that keeps failing."""
 
 from __future__ import annotations
 
@@ -14,38 +13,38 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.engine import VideoEngine
 from longtake.engine.media.snapshot import SnapshotPlan
-from longtake.engine.video import Metadata
-from longtake.engine.worker import Sink
+from longtake.engine.metadata import Metadata
+from longtake.engine.sinks import Sink
 from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError, Stopped
 from longtake.pipelines.progress import OnProgress, StopRequested, never
 
-_STARTS_A_DEVICE = 2
-"""Starts that one device may spoil before the others go on without it."""
-_STARTS_OF_ALL = 3
-"""Starts in a row that fail for no one device's fault before it is given up."""
-_FAULTS_A_DEVICE = 3
-"""Renderings in a row that end at one device, each another, before the others go on without it."""
+_FAILED_STARTS_PER_DEVICE = 2
+"""Failed starts due to one device before it is excluded."""
+_FAILED_STARTS = 3
+"""Consecutive failed starts that no single device caused before giving up."""
+_FAULTS_PER_DEVICE = 3
+"""Consecutive renderings of different requests that fail on one device before it is excluded."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 
 
 class Supervisor:
-    """Renders one request after the other on a group of ranks, and keeps the group going.
+    """Renders requests on a group of ranks, and restarts the ranks when they die.
 
-    It does not try a rendering again: that is up to the caller, who knows its snapshot.
+    A failed rendering is not retried: the caller decides, and knows its snapshot.
 
     Args:
-        config: the model and the ranks to begin with.
-        scratch: folder for what ranks print.
-        say: told, in a line, what became of the ranks.
-        wait: for so many seconds, or until there is no need to.
+        config: The engine's configuration.
+        scratch: Folder for the ranks' logs.
+        say: Called with a line about each failed start and excluded device.
+        wait: Waits for a number of seconds, or less if waiting becomes pointless.
 
     Raises:
         As :class:`VideoEngine`.
 
     Attributes:
-        starts: of the ranks so far, those that failed included; not those after ranks that were
-            ended because a rendering was to stop.
+        starts: Number of starts of the ranks, including failed ones, but not those that follow a
+            requested stop.
     """
 
     def __init__(
@@ -59,43 +58,43 @@ class Supervisor:
         self._say = say
         self._wait = wait
         self._devices = list(config.devices_by_rank)
-        self._asked = config
-        self._engine = self._made()
-        self._spoiled_starts = dict.fromkeys(self._devices, 0)
+        self._config = config
+        self._engine = self._make_engine()
+        self._failed_starts = dict.fromkeys(self._devices, 0)
         self._faults: list[tuple[int, ResolvedRequest]] = []
-        self._ended_as_asked = False
+        self._stopped_on_request = False
         self.starts = 0
 
     @property
     def engine(self) -> VideoEngine:
-        """What renders at the moment; another one once devices are left out."""
+        """The current engine; excluding a device replaces it."""
         return self._engine
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """The numbers of those that are left."""
+        """Numbers of the devices in use."""
         return tuple(self._devices)
 
     def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
-        """Start the ranks, if they do not run, on as many devices as can be had.
+        """Start the ranks unless they run, on as many devices as possible.
 
         Raises:
-            RefusedInputError: the model cannot be loaded.
-            EngineError: no ranks can be started.
-            Stopped: it was requested.
+            RefusedInputError: The model cannot be loaded.
+            EngineError: No ranks can be started.
+            Stopped: ``stop_requested`` returned true.
         """
         failed, wait_s = 0, _FIRST_WAIT_S
         while True:
             if stop_requested():
                 raise Stopped("it was told to stop")
             try:
-                self.starts += not (self._engine.running or self._ended_as_asked)
-                self._ended_as_asked = False
+                self.starts += not (self._engine.running or self._stopped_on_request)
+                self._stopped_on_request = False
                 self._engine.start(on_progress, stop_requested)
-                self._spoiled_starts = dict.fromkeys(self._devices, 0)
+                self._failed_starts = dict.fromkeys(self._devices, 0)
                 return
             except Stopped:
-                self._ended_as_asked = True
+                self._stopped_on_request = True
                 raise
             except RankError as error:
                 self._say(f"the ranks did not start: {_first_line(error)}")
@@ -103,11 +102,11 @@ class Supervisor:
                 if device is None:
                     failed += 1
                 else:
-                    self._spoiled_starts[device] += 1
-                    if self._spoiled_starts[device] >= _STARTS_A_DEVICE:
-                        self._leave_out(device, error)
+                    self._failed_starts[device] += 1
+                    if self._failed_starts[device] >= _FAILED_STARTS_PER_DEVICE:
+                        self._exclude(device, error)
                         failed = 0
-                if failed >= _STARTS_OF_ALL:
+                if failed >= _FAILED_STARTS:
                     raise EngineError(f"no ranks can be started: {error}") from error
                 self._wait(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -125,7 +124,7 @@ class Supervisor:
         """Render a request once; see :meth:`VideoEngine.render`.
 
         Raises:
-            RankError: a rank died; the next call starts them again.
+            RankError: A rank died or hung; the next call restarts the ranks.
             As :meth:`VideoEngine.render`, and :meth:`start`.
         """
         self.start(on_progress, stop_requested)
@@ -139,10 +138,10 @@ class Supervisor:
                 stop_requested=stop_requested,
             )
         except Stopped:
-            self._ended_as_asked = not self._engine.running
+            self._stopped_on_request = not self._engine.running
             raise
         except RankError as error:
-            self._blame(error, request)
+            self._record_fault(error, request)
             raise
         self._faults.clear()
         return metadata
@@ -151,32 +150,37 @@ class Supervisor:
         """End the ranks."""
         self._engine.close()
 
-    def _blame(self, error: RankError, request: ResolvedRequest) -> None:
-        """Leave out a device that was the first to fail again and again, whatever it rendered."""
+    def _record_fault(self, error: RankError, request: ResolvedRequest) -> None:
+        """Exclude a device that has failed with several different requests in a row."""
         device = self._device_of(error)
         if device is None or error.out_of_memory:
             return
         self._faults.append((device, request))
-        own = list(itertools.takewhile(lambda each: each[0] == device, reversed(self._faults)))
-        requests = {each for _, each in own}
-        if len(requests) >= _FAULTS_A_DEVICE and len(self._devices) > 1:
-            self._leave_out(device, error)
+        latest = itertools.takewhile(lambda fault: fault[0] == device, reversed(self._faults))
+        requests = {request for _, request in latest}
+        if len(requests) >= _FAULTS_PER_DEVICE and len(self._devices) > 1:
+            self._exclude(device, error)
 
     def _device_of(self, error: RankError) -> int | None:
+        """The device of the rank that an error blames, if any."""
         rank = error.rank
         return None if rank is None or rank >= len(self._devices) else self._devices[rank]
 
-    def _leave_out(self, device: int, error: RankError) -> None:
-        """Go on without a device."""
+    def _exclude(self, device: int, error: RankError) -> None:
+        """Go on without a device.
+
+        Raises:
+            EngineError: No device is left, or the others cannot be used.
+        """
         if len(self._devices) == 1:
             raise EngineError(f"no ranks can be started: {error}") from error
         self._engine.close()
         self._devices.remove(device)
         self._faults.clear()
-        self._spoiled_starts = dict.fromkeys(self._devices, 0)
+        self._failed_starts = dict.fromkeys(self._devices, 0)
         try:
-            self._engine = self._made()
-        except RefusedInputError as refusal:  # GPUs that are gone altogether, say
+            self._engine = self._make_engine()
+        except RefusedInputError as refusal:  # e.g. more GPUs have disappeared
             raise EngineError(f"no ranks can be started: {refusal}") from error
         count = len(self._devices)
         self._say(
@@ -184,21 +188,21 @@ class Supervisor:
             f"{'is' if count == 1 else 'are'} left"
         )
 
-    def _made(self) -> VideoEngine:
-        """An engine on the devices that are left; in the degrees asked for, if they fit."""
-        config, named = self._asked, self._asked.device_ids is not None
-        less = len(self._devices) < config.devices
+    def _make_engine(self) -> VideoEngine:
+        """An engine on the remaining devices, with the configured degrees if they still fit."""
+        config = self._config
+        fewer = len(self._devices) < config.devices
         changes: dict[str, Any] = {"devices": len(self._devices)}
-        if named or less:
+        if fewer or config.device_ids is not None:
             changes["device_ids"] = tuple(self._devices)
         config = config.model_copy(update=changes)
         try:
             return VideoEngine(config, isolated=True, scratch=self._scratch)
         except LayoutError:
-            if not less:
+            if not fewer:
                 raise
-            free = ParallelConfig(shard_weights=config.parallel.shard_weights)
-            config = config.model_copy(update={"parallel": free})
+            any_degrees = ParallelConfig(shard_weights=config.parallel.shard_weights)
+            config = config.model_copy(update={"parallel": any_degrees})
             return VideoEngine(config, isolated=True, scratch=self._scratch)
 
 

@@ -1,135 +1,40 @@
-"""What a rendering gives: frames and latents in memory, and how they came to be."""
+"""The result of a rendering: frames and latents in memory, and their metadata."""
 
 from __future__ import annotations
 
 import base64
 import os
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedDecode, ResolvedRequest
-from longtake.engine.job import RankReport
-from longtake.engine.media.latents import Origin
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.arrays import Array
 from longtake.engine.media.output_files import check_output, output_type
 from longtake.engine.media.video_writer import VideoFiles
-from longtake.engine.versions import versions
+from longtake.engine.metadata import Metadata
 from longtake.errors import RequestError
-from longtake.parallel import ParallelDims
-
-Array = npt.NDArray[np.float32]
-
-
-@dataclass
-class Metadata:
-    """Everything that is needed to render a video again, and what it cost.
-
-    Attributes:
-        request: with nothing left out, the seed included; of latents that were only decoded and do
-            not say how they came to be, how they were decoded.
-        engine: model, ranks, and dtypes, device, kernel and revision as they were used.
-        layout: the degrees that it ran in.
-        seconds: of each stage on rank 0, with loading and writing.
-        ranks: what each rank measured.
-        num_frames: of each video.
-        origin: of latents that were only decoded, if it is known.
-        why: this layout and no other; empty where nothing was denoised.
-    """
-
-    request: ResolvedDecode
-    engine: EngineConfig
-    layout: ParallelDims
-    seconds: dict[str, float]
-    ranks: list[RankReport]
-    num_frames: int
-    origin: Origin | None = None
-    why: str = ""
-    created: str = field(
-        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
-    )
-
-    @property
-    def truncated(self) -> dict[str, dict[str, int]]:
-        """Prompts that were cut, by field: tokens "used" and "total"."""
-        return self.ranks[0].truncated
-
-    def warnings(self) -> list[str]:
-        """What a user should know of the rendering, a line each."""
-        return [
-            f"{name} has {count['total']} tokens, of which the first {count['used']} are used: "
-            "shorten it, or raise max_sequence_length"
-            for name, count in self.truncated.items()
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is written beside a video. ``--config`` takes the file, and renders it again."""
-        engine = {
-            **self.engine.model_dump(mode="json"),
-            "parallel": {**self.engine.parallel.model_dump(mode="json"), **asdict(self.layout)},
-        }
-        described = {"engine": engine}
-        if self.origin is not None:
-            rendered = self.origin.engine.model_copy(update={"vae_dtype": self.engine.vae_dtype})
-            described = {"engine": rendered.model_dump(mode="json"), "decoded_by": engine}
-        return {
-            "created": self.created,
-            "request": self.request.model_dump(mode="json"),
-            "num_frames": self.num_frames,
-            **described,
-            **({"layout": {"taken": self.layout.name, "why": self.why}} if self.why else {}),
-            "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
-            **self._snapshots(),
-            **({"truncated": self.truncated} if self.truncated else {}),
-            "bytes_sent": {
-                stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)
-                for stage in self.ranks[0].bytes_sent
-            },
-            "peak_memory_bytes": {str(rank.rank): rank.peak_memory_bytes for rank in self.ranks},
-            "ranks": [_measured(rank) for rank in self.ranks],
-            "versions": versions(),
-        }
-
-    def _snapshots(self) -> dict[str, Any]:
-        """What snapshots cost, where there could be some, and what one saved."""
-        first, denoising_s = self.ranks[0], self.seconds.get("denoising", 0.0)
-        if "snapshots" not in self.seconds:
-            return {}
-        share = self.seconds["snapshots"] / denoising_s if denoising_s else 0.0
-        told: dict[str, Any] = {"written": first.snapshots, "share_of_denoising": round(share, 5)}
-        if first.steps_before:
-            told["steps_before"] = first.steps_before
-        if first.snapshot_failure:
-            told["failure"] = first.snapshot_failure
-        return {"snapshots": told}
-
-
-def _measured(rank: RankReport) -> dict[str, Any]:
-    measured = asdict(rank)
-    del measured["truncated"]  # of all ranks, beside them
-    return measured
 
 
 def _player(path: Path) -> str:
-    """A video in HTML, with its file in it."""
+    """An HTML video element with the file embedded."""
     content = base64.b64encode(path.read_bytes()).decode()
     return f'<video controls loop muted src="data:video/mp4;base64,{content}"></video>'
 
 
 @dataclass(repr=False)
 class Video:
-    """One or several videos of one request.
+    """The videos of one request.
 
     Attributes:
-        batch: each video's frames, ``[frames, height, width, 3]``, float32 in [0, 1]. Without any
-            where latents alone were asked for, and on all but rank 0 under torchrun.
+        batch: Frames of each video, ``[frames, height, width, 3]``, float32 in [0, 1]. Empty for
+            ``output_type="latents"``, and under torchrun on all ranks but 0.
         latents: ``[B, C, F, H, W]``, float32, before the decoder's scale.
-        metadata: how they came to be.
+        metadata: How they were rendered.
+        writes: Whether :meth:`save` writes; under torchrun on rank 0 alone.
     """
 
     batch: list[Array]
@@ -139,7 +44,11 @@ class Video:
 
     @property
     def frames(self) -> Array:
-        """The first video's frames, ``[frames, height, width, 3]``, float32 in [0, 1]."""
+        """The first video's frames, ``[frames, height, width, 3]``, float32 in [0, 1].
+
+        Raises:
+            RequestError: There are none: see :attr:`batch`.
+        """
         if not self.batch:
             raise RequestError(
                 "there are no frames here: latents alone were asked for, or this is not rank 0; "
@@ -158,7 +67,7 @@ class Video:
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
-        """What a notebook shows: a player of each video."""
+        """A player for each video, for notebooks."""
         shown = {"text/plain": repr(self)}
         if self.batch:
             with TemporaryDirectory() as folder:
@@ -169,19 +78,22 @@ class Video:
     def save(
         self, path: str | Path, *, metadata: bool = True, overwrite: bool = False
     ) -> list[Path]:
-        """Write the video to a file, by its suffix; several as ``name-0``, ``name-1``.
+        """Write the videos to files; several get the names ``name-0``, ``name-1``, ...
+
+        The files appear once all are whole.
 
         Args:
-            path: .mp4, .webm, .gif, .npy, .safetensors (latents), or a folder for PNG files.
-            metadata: also write a .json beside it: ``cat.mp4.json`` beside ``cat.mp4``.
-            overwrite: replace an earlier video.
+            path: Path with the suffix .mp4, .webm, .gif, .npy or .safetensors (latents), or without
+                one: a folder for PNG files.
+            metadata: Also write a .json, ``cat.mp4.json`` for ``cat.mp4``.
+            overwrite: Replace earlier files.
 
         Returns:
-            The files, which appear only once they are whole. Under torchrun, rank 0 alone writes.
+            Paths of the videos; empty on ranks of torchrun other than 0.
 
         Raises:
-            RequestError: an unknown suffix, no such folder, or a file that is there already.
-            EngineError: writing failed, of a full disk say; nothing is left behind.
+            RequestError: The suffix is unknown, the folder is missing, or a file exists.
+            EngineError: Writing failed, for example on a full disk; nothing is left behind.
         """
         path = Path(os.path.expanduser(path))
         if not self.writes:
@@ -190,15 +102,15 @@ class Video:
             raise RequestError(
                 f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
             )
-        made_by = self.metadata
-        num_videos = made_by.request.num_videos
+        rendered = self.metadata
+        num_videos = rendered.request.num_videos
         check_output(path, num_videos, metadata=metadata, overwrite=overwrite, keeps=False)
         with VideoFiles(
             path,
-            made_by.request,
-            made_by.engine,
+            rendered.request,
+            rendered.engine,
             metadata=metadata,
-            num_frames=made_by.num_frames,
+            num_frames=rendered.num_frames,
             keep_latents=False,
             overwrite=overwrite,
         ) as files:
@@ -207,21 +119,21 @@ class Video:
             for video, frames in enumerate(self.batch):
                 for index, frame in enumerate(frames):
                     files.frame(video, index, frame)
-            seconds = {**made_by.seconds, "writing": files.seconds}
-            files.publish(replace(made_by, seconds=seconds).as_json())
+            seconds = {**rendered.seconds, "writing": files.seconds}
+            files.publish(replace(rendered, seconds=seconds).as_json())
         return files.paths
 
 
 class FramesInMemory:
-    """A sink that keeps everything in memory.
+    """A sink that keeps frames and latents in memory.
 
     Args:
-        num_frames: of each video.
-        latents: that the frames are made of, where they are there already.
+        num_frames: Number of frames of each video.
+        latents: The latents that are decoded; None if they are rendered first.
 
     Attributes:
-        batch: each video's frames, ``[frames, height, width, 3]``.
-        all_latents: ``[B, C, F, H, W]``; empty before they are there.
+        batch: Frames of each video, ``[frames, height, width, 3]``.
+        all_latents: ``[B, C, F, H, W]``; empty until they are rendered.
     """
 
     def __init__(self, num_frames: int, latents: Array | None = None) -> None:
@@ -230,11 +142,11 @@ class FramesInMemory:
         self.all_latents: Array = np.zeros((0,), np.float32) if latents is None else latents
 
     def latents(self, latents: Array) -> None:
-        """Keep them."""
+        """Keep the latents."""
         self.all_latents = latents
 
     def frame(self, video: int, index: int, frame: Array) -> None:
-        """Keep it."""
+        """Keep one frame."""
         if index == 0:
             self.batch.append(np.empty((self._num_frames, *frame.shape), dtype=np.float32))
         self.batch[video][index] = frame

@@ -1,8 +1,8 @@
 """Render with the models that come with the package; a strip of frames for each video.
 
-    python examples/strip.py strip.png animated.png
+    python examples/strip.py docs/strip.png docs/animated.png
 
-These are the pictures at the top of the README: of prompts, and of a picture that is drawn here.
+The pictures of the README and of docs/: videos of prompts, and of a picture that is drawn here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from longtake import VideoEngine, VideoRequest
-from longtake.engine.video import Array
+from longtake.engine.arrays import Array
 
 PROMPTS = (
     "a green triangle moving up on a navy background",

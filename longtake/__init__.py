@@ -8,39 +8,38 @@
             video.save("cat.mp4")
 
 ``VideoEngine`` loads a model onto ranks and renders requests.
-``VideoRequest`` is what a user may ask for: prompt, size, steps, seed, ...
-``DecodeRequest`` is the part of it that says how latents become frames.
+``VideoRequest`` describes a video: prompt, size, steps, seed, ...
+``DecodeRequest`` describes how latents become frames.
 ``ParallelConfig`` holds the degrees of parallelism.
-``Video`` is what comes out: frames, latents and metadata.
+``Video`` is the result: frames, latents and metadata.
 
 Sequence-parallel attention by itself is in :mod:`longtake.parallel`, exceptions are in
-:mod:`longtake.errors`. All of this is imported once it is used.
+:mod:`longtake.errors`. Names are imported on first use.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # without importing typing: signals are not taken yet
+from longtake.version import __version__
+
+TYPE_CHECKING = False  # importing typing takes 8 ms, and signals are not handled yet
 if TYPE_CHECKING:
-    from typing import Any
-
-    from longtake.engine import DecodeRequest, ParallelConfig, Video, VideoEngine, VideoRequest
-
-__version__ = "0.1.0"
+    from longtake.configs.parallel import ParallelConfig
+    from longtake.configs.request import DecodeRequest, VideoRequest
+    from longtake.engine.engine import VideoEngine
+    from longtake.engine.video import Video
 
 __all__ = ["DecodeRequest", "ParallelConfig", "Video", "VideoEngine", "VideoRequest", "__version__"]
 
+if not TYPE_CHECKING:  # a type checker would accept any name from a module's __getattr__
+    import lazy_loader
 
-def __dir__() -> list[str]:
-    """What there is, for ``help`` and completion."""
-    return sorted({*globals(), *__all__})
-
-
-if not TYPE_CHECKING:  # a type checker would take any name for one that is there
-
-    def __getattr__(name: str) -> Any:
-        """Import the engine, and torch with it, once it is asked for."""
-        import importlib
-
-        if name in __all__:
-            return getattr(importlib.import_module("longtake.engine"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # attach, not attach_stub, which imports ast: 6 ms.
+    __getattr__, __dir__, _ = lazy_loader.attach(
+        __name__,
+        submod_attrs={
+            "configs.parallel": ["ParallelConfig"],
+            "configs.request": ["DecodeRequest", "VideoRequest"],
+            "engine.engine": ["VideoEngine"],
+            "engine.video": ["Video"],
+        },
+    )

@@ -1,5 +1,8 @@
-"""The command's way in and out: signals are taken before libraries are imported, which stay off the
-terminal, and nothing runs after the command's last line."""
+"""Entry point of the ``longtake`` command.
+
+Installs signal handlers before the slow imports, silences libraries, and ends the process without
+running their exit code.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,20 @@ _QUIET = {
     "DIFFUSERS_VERBOSITY": "critical",
     "HF_HUB_VERBOSITY": "critical",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # else it warns of forks
+    "TOKENIZERS_PARALLELISM": "false",  # otherwise it warns about forks
     "PYTHONWARNINGS": "ignore",
 }
-"""What libraries read before they speak, in this process and in those that it starts."""
+"""Environment variables that silence libraries, in this process and its children."""
 
 
 def main() -> NoReturn:
-    """Run the command, and end with its exit code (see :func:`longtake.cli.main.run`)."""
+    """Run the command and exit with its code; see :func:`longtake.cli.main.run`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while importing
     from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
 
-    serves = sys.argv[1:2] == ["serve"]
-    interrupts = Interrupts(exit_code=0 if serves else EXIT_STOPPED).__enter__()
+    is_server = sys.argv[1:2] == ["serve"]
+    interrupts = Interrupts(exit_code=0 if is_server else EXIT_STOPPED).__enter__()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
@@ -42,16 +45,16 @@ def main() -> NoReturn:
         code = cli.run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         code = interrupts.exit_code
-    from longtake.engine.launch.torchrun import TorchrunPlace
+    from longtake.engine.torchrun import TorchrunPlace
 
-    if TorchrunPlace.given():
-        sys.exit(code)  # of torchrun: gloo aborts a rank that leaves while another is gone already
-    # At the interpreter's own end a thread in a library's C++ code would abort the process.
+    if TorchrunPlace.is_set():
+        sys.exit(code)  # with os._exit, gloo aborts if another rank has left already
+    # Skip interpreter shutdown: threads in C++ code of libraries can abort the process then.
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            pass  # nobody reads it
+            pass  # the reader is gone
     os._exit(code)
 
 

@@ -1,6 +1,27 @@
-"""Every exception that longtake raises on purpose.
+"""The exceptions that longtake raises on purpose, and how messages are worded.
 
-A message states the value that was refused, the rule that it breaks, and a way out.
+                                                        exit code   HTTP status
+    LongtakeError
+    ├── RefusedInputError (ValueError)                      2           400
+    │   ├── LayoutError      degrees, ranks, meshes, token ranges
+    │   ├── TensorError      shapes, dtypes, devices of tensors
+    │   ├── KernelError      attention kernels
+    │   ├── RequestError     requests, engine options, outputs
+    │   └── ModelError       model folders and hub ids
+    ├── EngineError (RuntimeError)                          3           503
+    │   └── RankError        a rank died, hung or failed
+    ├── PeerLostError (RuntimeError)                        3            -
+    └── Stopped                                            130           -
+
+RefusedInputError is raised before any work starts, so the same call can be repeated once the input
+is corrected. EngineError leaves work unfinished. PeerLostError is raised on the ranks that survive;
+the engine turns it into RankError. Any other exception is a bug, and exits with 3 as well.
+
+Subclasses that only one package raises are declared there: ``RequestError`` for batch rows and
+queue submissions (some with HTTP status 409 or 429), ``EngineError`` for an unusable queue.
+
+A message states the refused value, the rule that it breaks, and a way out:
+``ring_degree=3 x ulysses_degree=2 needs 6 ranks, got 4: try ...``.
 """
 
 from __future__ import annotations
@@ -10,57 +31,57 @@ import re
 import typing
 from collections.abc import Iterable
 
-_MOST_SAID = 8
-"""Fields that one message names."""
+_MAX_FIELD_ERRORS = 8
+"""Field errors that one message lists."""
 
 
 class LongtakeError(Exception):
-    """Anything that longtake raises on purpose."""
+    """The base of all exceptions that longtake raises on purpose."""
 
 
 class RefusedInputError(LongtakeError, ValueError):
-    """What was asked for cannot run. Raised before any work starts or anything is sent."""
+    """The input cannot be processed. Raised before any work starts or anything is sent."""
 
 
 class LayoutError(RefusedInputError):
-    """Degrees, ranks, a mesh or token ranges that do not fit together."""
+    """Degrees, ranks, a mesh or token ranges do not fit together."""
 
 
 class TensorError(RefusedInputError):
-    """A tensor whose shape, dtype or device does not fit the call."""
+    """The shape, dtype or device of a tensor does not fit the call."""
 
 
 class KernelError(RefusedInputError):
-    """An attention kernel that is unknown or cannot run here."""
+    """An attention kernel is unknown or cannot run on this device."""
 
 
 class RequestError(RefusedInputError):
-    """A video, an engine or an output that was asked for and cannot be had."""
+    """A request, an engine option or an output path is invalid or cannot be satisfied."""
 
 
 class ModelError(RefusedInputError):
-    """A model's folder or hub id that cannot be loaded: missing, damaged, or of an unknown kind."""
+    """A model folder or hub id cannot be loaded: missing, damaged, or of an unknown kind."""
 
 
 class EngineError(LongtakeError, RuntimeError):
-    """A rank died, hung or failed, or a file could not be written: what was begun is not done.
+    """A rank died, hung or failed, or a file could not be written; the work is unfinished.
 
     Attributes:
-        latents: ``[B, C, F, H, W]``, float32, where denoising was done and decoding was not; from
-            :meth:`VideoEngine.generate`, and for :meth:`VideoEngine.decode`.
+        latents: ``[B, C, F, H, W]``, float32: the denoised latents, if decoding alone failed. Set
+            by :meth:`VideoEngine.generate`; :meth:`VideoEngine.decode` takes them.
     """
 
     latents: typing.Any = None
 
 
 class RankError(EngineError):
-    """A rank died, hung or failed; all ranks of the engine have been ended.
+    """A rank died, hung or failed; all ranks of the engine have ended.
 
     Attributes:
-        rank: the first, as far as it is known.
-        phase: in which it was, as :class:`longtake.pipelines.progress.Progress` names them, or
-            "starting"; empty where it is not known.
-        out_of_memory: that it ran out of memory.
+        rank: The first rank that failed; None if unknown.
+        phase: Its phase, "starting" or one of :class:`longtake.pipelines.progress.Progress`; empty
+            if unknown.
+        out_of_memory: Whether it ran out of memory.
     """
 
     rank: int | None = None
@@ -69,10 +90,11 @@ class RankError(EngineError):
 
 
 class Stopped(LongtakeError):
-    """The user stopped it; all ranks have ended what they did.
+    """The user stopped the rendering; no rank is working on it any more.
 
     Attributes:
-        terminated: by a signal that is not Ctrl-C, of a job scheduler or a closed terminal, say.
+        terminated: Whether a signal other than SIGINT stopped it, such as a job scheduler's SIGTERM
+            or the SIGHUP of a closed terminal.
     """
 
     terminated = False
@@ -82,52 +104,54 @@ class PeerLostError(LongtakeError, RuntimeError):
     """Another rank died, raised, or did not answer within the process group's timeout."""
 
 
-def restated(error: EngineError, text: str) -> EngineError:
-    """The same error, in other words."""
+def with_message(error: EngineError, text: str) -> EngineError:
+    """A copy of an error with another message."""
     other = type(error)(text)
     other.__dict__.update(error.__dict__)
     return other
 
 
 def one_line(error: BaseException, known: Iterable[str] = ()) -> str:
-    """What an exception says, on one line; of a validation error each field, value and rule.
+    """The message of an exception on one line; for a pydantic error, each field, value and rule.
 
     Args:
-        known: names of the fields that there are, one of which an unknown one may mean.
+        error: Any exception.
+        known: Valid field names, to suggest one for an unknown field.
     """
     details = getattr(error, "errors", None)
     if callable(details):
         found = list(details())
-        # of a list with a wrong value pydantic also says that it is too short without it
-        said = [detail for detail in found if detail["type"] != "too_short"] or found
-        more = [f"and {len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
-        return "; ".join([_field_error(each, known) for each in said[:_MOST_SAID]] + more)
-    words = " ".join(str(error).split())
-    return words or type(error).__name__
+        # pydantic reports a list with an invalid value as too short as well
+        listed = [detail for detail in found if detail["type"] != "too_short"] or found
+        hidden = len(listed) - _MAX_FIELD_ERRORS
+        more = [f"and {hidden} more"] if hidden > 0 else []
+        return "; ".join([_field_error(each, known) for each in listed[:_MAX_FIELD_ERRORS]] + more)
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
 
 
-def field_named(message: str) -> str:
-    """The field that a message of :func:`one_line` or of the engine begins with; empty if none."""
+def leading_field(message: str) -> str:
+    """The field that a message of :func:`one_line` starts with; empty if there is none."""
     named = re.match(r"(\w+)(?:\.[\w.]+)?(?:=| is )", message)
     return named[1] if named else ""
 
 
-def nearly(word: str, known: Iterable[str]) -> str:
-    """What may be meant by a word that is not known, to be put behind an error; empty if nothing
-    is near."""
-    names = {_spelled(name): name for name in known}
-    meant = _ALSO_CALLED.get(_spelled(word), _spelled(word))
-    near = [meant] if meant in names else difflib.get_close_matches(_spelled(word), names, 1, 0.6)
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to append to an error about an unknown word; empty if no known one is close."""
+    names = {_normalized(name): name for name in known}
+    own = _normalized(word)
+    meant = _SYNONYMS.get(own, own)
+    near = [meant] if meant in names else difflib.get_close_matches(own, names, 1, 0.6)
     return f": perhaps you meant {names[near[0]]}" if near else ""
 
 
-def _spelled(word: str) -> str:
+def _normalized(word: str) -> str:
     return word.strip("-").lower().replace("-", "_")
 
 
-_ALSO_CALLED = {
-    also: name
-    for name, others in {
+_SYNONYMS = {
+    synonym: name
+    for name, synonyms in {
         "num_inference_steps": "steps num_steps sampling_steps sample_steps infer_steps",
         "num_frames": "frames n_frames frame_count video_length length",
         "seconds": "duration secs s",
@@ -166,9 +190,9 @@ _ALSO_CALLED = {
         "cancel": "stop kill rm delete",
         "retry": "restart requeue",
     }.items()
-    for also in others.split()
+    for synonym in synonyms.split()
 }
-"""What other programs call it."""
+"""Names of options, values and commands in other programs, by longtake's name."""
 
 _RULES = {
     "bool_parsing": "must be true or false",
@@ -200,39 +224,39 @@ _RULES = {
     "tuple_type": "must be a list",
     "value_error": "{error}",
 }
-"""In our words, what pydantic says by these names."""
+"""Messages by the type of a pydantic error."""
 
 
 def _field_error(detail: dict[str, typing.Any], known: Iterable[str]) -> str:
-    """One field's part of a pydantic validation error."""
+    """The message of one error of a pydantic ValidationError."""
     name, kind = ".".join(str(each) for each in detail["loc"] if each != "[key]"), detail["type"]
     if kind == "extra_forbidden":
-        return f"{name} is not an option{nearly(name, known)}"
+        return f"{name} is not an option{did_you_mean(name, known)}"
     if kind == "missing":
         return f"{name} is missing"
     context = detail.get("ctx", {})
     if kind == "literal_error":
         rule = f"must be {context['expected'].replace(chr(39), '')}"
-        rule += nearly(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
+        rule += did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
     else:
         rule = _RULES.get(kind, "cannot be used").format(**context)
     if not name:
-        return rule  # of several fields, which it names
+        return rule  # a rule of several fields names them
     if "key" in name:
-        return f"{name} {rule}"  # a secret
-    return f"{name}={shown(detail['input'])} {rule}"
+        return f"{name} {rule}"  # never print a secret
+    return f"{name}={shorten(detail['input'])} {rule}"
 
 
-def shown(value: object) -> str:
-    """A value in an error: short, and its bytes where it is not UTF-8."""
-    words = re.sub(r"\s*\n\s*", " ", repr(value))
+def shorten(value: object) -> str:
+    """A value for an error message: shortened, and as bytes if it is not UTF-8."""
+    text = re.sub(r"\s*\n\s*", " ", repr(value))
     if isinstance(value, str) and not is_utf8(value):
-        words = repr(in_bytes(value))[1:]
-    return words if len(words) <= 60 else words[:57] + "..."
+        text = repr(original_bytes(value))[1:]
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-def in_bytes(text: str) -> bytes:
-    """The bytes that a text came of, which are not UTF-8."""
+def original_bytes(text: str) -> bytes:
+    """The undecodable bytes behind a text that Python decoded with surrogateescape."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -240,7 +264,7 @@ def in_bytes(text: str) -> bytes:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text came of bytes in UTF-8, and can be written in it."""
+    """Whether a text can be encoded in UTF-8: undecodable bytes become surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

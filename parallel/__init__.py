@@ -1,61 +1,27 @@
-"""Exact attention across ranks. Knows tensors and process groups; has never heard of a model.
+"""Exact attention over a sequence that is split across ranks (USP, arXiv 2405.07719).
 
-What is named here is imported on demand: the arithmetic of layouts (``ParallelDims``,
-``TokenShards``) needs no torch.
+Works on tensors and process groups and knows no model. Each rank holds some tokens of the
+sequence; every token attends to all others, as if one process held the whole sequence::
+
+    import torch.distributed as dist
+    from longtake.parallel import ParallelDims, TokenShards, usp_attention
+
+    dist.init_process_group("nccl")                    # or "gloo", on CPUs
+    dims = ParallelDims(ring_degree=2, ulysses_degree=4)
+    mesh = dims.build_mesh("cuda")                     # all 8 ranks call this
+    shards = TokenShards.even(num_tokens, dims)        # any number of tokens
+
+    q, k, v = (shards.split(x, mesh, dim=1) for x in (q, k, v))   # [B, S, N, H] -> [B, s, N, H]
+    out = usp_attention(q, k, v, mesh=mesh, shards=shards)        # [B, s, N, H]
+    out = shards.gather(out, mesh, dim=1)                         # [B, S, N, H], on every rank
+
+The number of heads and of tokens need not divide by the number of ranks. Cross attention takes
+``kv_shards``. ``count_traffic`` counts what a rank sends; ``KERNELS`` lists the local attention
+kernels. The full example is examples/attention.py.
+
+Names are imported on first use: ``ParallelDims`` and ``TokenShards`` by themselves import no torch.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from longtake.parallel.attention import usp_attention
-    from longtake.parallel.dims import ParallelDims
-    from longtake.parallel.exchange import Traffic, count_traffic
-    from longtake.parallel.kernels import KERNELS, Kernel, KernelNeeds, select_kernel
-    from longtake.parallel.shards import TokenShards
-    from longtake.parallel.stream import GatherStream
-    from longtake.parallel.world import World
-
-__all__ = [
-    "KERNELS",
-    "GatherStream",
-    "Kernel",
-    "KernelNeeds",
-    "ParallelDims",
-    "TokenShards",
-    "Traffic",
-    "World",
-    "count_traffic",
-    "select_kernel",
-    "usp_attention",
-]
-
-_MODULES = {
-    "KERNELS": "kernels",
-    "GatherStream": "stream",
-    "Kernel": "kernels",
-    "KernelNeeds": "kernels",
-    "ParallelDims": "dims",
-    "TokenShards": "shards",
-    "Traffic": "exchange",
-    "World": "world",
-    "count_traffic": "exchange",
-    "select_kernel": "kernels",
-    "usp_attention": "attention",
-}
-
-
-def __dir__() -> list[str]:
-    """What there is, for ``help`` and completion."""
-    return sorted({*globals(), *__all__})
-
-
-if not TYPE_CHECKING:  # a type checker would take any name for one that is there
-
-    def __getattr__(name: str) -> Any:
-        """Import what is asked for from the module that holds it."""
-        if name in _MODULES:
-            return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

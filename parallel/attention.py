@@ -1,4 +1,9 @@
-"""USP attention: exact attention over a sequence that is split across a grid of ranks."""
+"""USP attention: exact attention over a sequence that is split across a grid of ranks.
+
+Legend, upper case for a whole group, lower case for one rank: B batch, S/s query tokens, T/t key
+tokens, N/n query heads, M/m KV heads, H head size. N is a multiple of M; query head i reads KV head
+i // (N / M).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +20,12 @@ from longtake.parallel.all_to_all import (
     pack_kv,
     tokens_to_heads,
 )
-from longtake.parallel.dims import RING_AXIS, ULYSSES_AXIS
-from longtake.parallel.exchange import refuse_gradient
+from longtake.parallel.exchange import check_no_gradient
+from longtake.parallel.heads import HeadShards
 from longtake.parallel.kernels import KernelNeeds, attend, select_kernel
-from longtake.parallel.mesh import axis_degree, axis_rank, sequence_rank
-from longtake.parallel.ring import RingGroup, ring_attention
-from longtake.parallel.shards import HeadShards, TokenShards
-from longtake.parallel.split import check_mesh, ring_counts, ulysses_counts
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
+from longtake.parallel.ring import BlockAttention, RingGroup, ring_attention
+from longtake.parallel.shards import TokenShards
 
 
 def usp_attention(
@@ -35,74 +39,90 @@ def usp_attention(
     kernel: str = "auto",
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of every query over every key of a sequence split over ``ring x ulysses`` ranks.
+    """Attention over a sequence that is split across ``ring x ulysses`` ranks.
 
-    Equal to ``softmax(scale * q k^T) v`` on the whole sequence, for any number of tokens, query
-    heads and KV heads, whether or not the ranks divide them. Called by all ranks of the mesh, or
-    of one cfg branch of it, with the same arguments but for the tokens. There is no backward pass.
-
-    Shapes: B batch, s this rank's query tokens, t this rank's keys' tokens, N query heads, M KV
-    heads (N is a multiple of M; query head i reads KV head i // (N / M)), H head size.
+    Equals ``softmax(scale * q k^T) v`` over the whole sequence, for any number of tokens, query
+    heads and KV heads, divisible or not. Collective: called by all ranks of the mesh, or of one cfg
+    branch of it, with the same arguments but for the tokens. There is no backward pass.
 
     Args:
-        q: ``[B, s, N, H]``, as ``shards.split`` gives it. float16, bfloat16, float32 or float64.
-        k, v: ``[B, t, M, H]``.
-        mesh: from :meth:`ParallelDims.build_mesh`; its axes ``ring`` and ``ulysses`` are used. None
-            where one process holds the whole sequence: no process group is needed then.
-        shards: who owns which query tokens.
-        kv_shards: who owns which keys' tokens, where they are another sequence's; else ``shards``.
-        kernel: "auto" or the name of a local kernel (longtake.parallel.kernels).
-        scale: factor of the scores; ``H ** -0.5`` if None.
+        q: ``[B, s, N, H]``, this rank's queries as ``shards.split`` gives them; float16, bfloat16,
+            float32 or float64.
+        k: ``[B, t, M, H]``, this rank's keys.
+        v: ``[B, t, M, H]``, this rank's values.
+        mesh: Mesh from :meth:`ParallelDims.build_mesh`, of which the axes ``ring`` and ``ulysses``
+            are used; None for a single process, which needs no process group.
+        shards: Ownership of the query tokens.
+        kv_shards: Ownership of the key tokens in cross attention; ``shards`` if None.
+        kernel: "auto", or the name of a local kernel (:mod:`longtake.parallel.kernels`).
+        scale: Factor of the scores; ``H ** -0.5`` if None.
 
     Returns:
-        ``[B, s, N, H]`` in q's dtype: the attention of this rank's query tokens.
+        ``[B, s, N, H]`` in q's dtype: the attention of this rank's queries.
 
     Raises:
-        LayoutError, TensorError, KernelError: the arguments cannot work; before anything is sent.
-        PeerLostError: a rank died, raised, or did not answer within the mesh's ``timeout_s``.
+        LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent.
+        PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
 
-    Source: USP, arXiv 2405.07719, algorithm 1. Communication: one all-to-all for q, k and v and one
-    for the output in the Ulysses group; K and V in one buffer, ``ring - 1`` times, in the ring.
+    Source: USP, arXiv 2405.07719, algorithm 1. Communication: in the Ulysses group, one all-to-all
+    for q, k and v and one for the output; in the ring group, ``ring_degree - 1`` transfers of K and
+    V in one buffer.
     """
     kv_shards = shards if kv_shards is None else kv_shards
-    check_mesh(shards, mesh)
-    check_mesh(kv_shards, mesh)
+    shards.check_mesh(mesh)
+    kv_shards.check_mesh(mesh)
     _check_tensors(q, k, v, mesh)
     _check_tokens(q, k, mesh, shards, kv_shards)
     heads = HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS))
-    split_keys = axis_degree(mesh, RING_AXIS) > 1
-    needs = KernelNeeds(q.device, q.dtype, q.shape[3], log_sum_exp=split_keys)
-    local = partial(
+    attend_block = _block_attention(q, mesh, heads, kernel, scale)
+
+    if mesh is None or shards.num_ranks == 1:
+        return attend_block(q, k, v)[0]
+    ulysses, ring = _groups(mesh, shards, kv_shards, heads)
+    if ulysses.degree == 1:
+        return ring_attention(q, pack_kv(k, v), ring, attend_block)
+    q_BSnH, kv_TBmH = tokens_to_heads(q, k, v, ulysses, contiguous_kv=ring.degree > 1)
+    del q, k, v
+    out_BSnH = ring_attention(q_BSnH, kv_TBmH, ring, attend_block)
+    del q_BSnH, kv_TBmH  # free them before heads_to_tokens allocates
+    return heads_to_tokens(out_BSnH, ulysses)
+
+
+def _block_attention(
+    q: torch.Tensor, mesh: DeviceMesh | None, heads: HeadShards, kernel: str, scale: float | None
+) -> BlockAttention:
+    """Local attention of this rank's heads over one block of keys."""
+    in_ring = axis_degree(mesh, RING_AXIS) > 1
+    needs = KernelNeeds(q.device, q.dtype, q.shape[3], log_sum_exp=in_ring)
+    return partial(
         attend,
         select_kernel(kernel, needs),
         scale=_checked_scale(scale, q.shape[3]),
         head_runs=heads.runs(axis_rank(mesh, ULYSSES_AXIS)),
     )
 
-    if mesh is None or shards.num_ranks == 1:
-        return local(q, k, v)[0]
-    ring = RingGroup(
-        mesh.get_group(RING_AXIS), axis_rank(mesh, RING_AXIS), ring_counts(kv_shards, mesh)
-    )
+
+def _groups(
+    mesh: DeviceMesh, shards: TokenShards, kv_shards: TokenShards, heads: HeadShards
+) -> tuple[UlyssesGroup, RingGroup]:
+    """This rank's Ulysses group and ring."""
     ulysses = UlyssesGroup(
         mesh.get_group(ULYSSES_AXIS),
         axis_rank(mesh, ULYSSES_AXIS),
-        ulysses_counts(shards, mesh),
-        ulysses_counts(kv_shards, mesh),
+        shards.ulysses_counts(mesh),
+        kv_shards.ulysses_counts(mesh),
         heads,
     )
-    if ulysses.degree == 1:
-        return ring_attention(q, pack_kv(k, v), ring, local)
-    q, kv = tokens_to_heads(q, k, v, ulysses, contiguous_kv=ring.degree > 1)
-    out = ring_attention(q, kv, ring, local)
-    del q, kv  # whole buffers, dead before the next one is made
-    return heads_to_tokens(out, ulysses)
+    ring = RingGroup(
+        mesh.get_group(RING_AXIS), axis_rank(mesh, RING_AXIS), kv_shards.ring_counts(mesh)
+    )
+    return ulysses, ring
 
 
 def _check_tensors(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh | None
 ) -> None:
-    """Refuse tensors that attention is not defined for."""
+    """Check shapes, dtypes and devices, and that no gradient is required."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise TensorError(f"{shapes} must have 4 dimensions: [batch, tokens, heads, head size]")
@@ -126,7 +146,7 @@ def _check_tensors(
             f"q is on {q.device}, the mesh on {mesh.device_type}: move q, k and v there, or build "
             f"the mesh with device_type={q.device.type!r}"
         )
-    refuse_gradient(q, k, v)
+    check_no_gradient(q, k, v)
 
 
 def _check_tokens(
@@ -136,7 +156,7 @@ def _check_tokens(
     shards: TokenShards,
     kv_shards: TokenShards,
 ) -> None:
-    """Refuse tensors that do not hold the tokens that the shards say."""
+    """Check that q and k hold the tokens that this rank owns."""
     if kv_shards.num_tokens == 0:
         raise TensorError("the keys have 0 tokens, attention needs at least 1: check kv_shards")
     rank = sequence_rank(mesh)

@@ -1,4 +1,4 @@
-"""How many ranks share one video, and the grid that they form: arithmetic, without torch."""
+"""The degrees of a layout: how many ranks share one video, and in what grid. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,35 +9,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longtake.errors import LayoutError
+from longtake.parallel.mesh import AXES, CFG_AXIS
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-CFG_AXIS = "cfg"
-RING_AXIS = "ring"
-ULYSSES_AXIS = "ulysses"
-
-AXES = (CFG_AXIS, RING_AXIS, ULYSSES_AXIS)
 
 _NOTATION = re.compile(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelDims:
-    """The degrees of a layout: ``cfg x ring x ulysses`` ranks.
+    """The degrees of a layout of ``cfg x ring x ulysses`` ranks.
 
-    Any degrees work with any number of tokens and heads. Building one checks the degrees alone;
-    no process group is needed before :meth:`build_mesh`.
+    Any degrees work with any number of tokens and heads. The constructor checks the degrees alone;
+    a process group is needed only by :meth:`build_mesh`.
 
     Args:
-        cfg_degree: branches of classifier-free guidance that are computed side by side.
-        ring_degree: ranks round which keys and values travel, in each branch.
-        ulysses_degree: ranks that exchange tokens for heads, at each station of the ring.
+        cfg_degree: Branches of classifier-free guidance that are computed side by side.
+        ring_degree: Ranks per branch among which keys and values rotate.
+        ulysses_degree: Ranks per ring position that exchange tokens for heads.
 
     Raises:
-        LayoutError: a degree is not a whole number of at least 1.
+        LayoutError: A degree is not a whole number of at least 1.
 
-    Source: USP, arXiv 2405.07719, section 3; the idea of one small dataclass from torchtitan.
+    Source: USP, arXiv 2405.07719, section 3; the small validating dataclass is torchtitan's idea.
     """
 
     cfg_degree: int = 1
@@ -54,10 +49,10 @@ class ParallelDims:
 
     @classmethod
     def parse(cls, text: str) -> ParallelDims:
-        """The layout of a short text, ``RINGxULYSSES`` or ``CFGxRINGxULYSSES``: "2x4", "2x1x4".
+        """Parse ``RINGxULYSSES`` or ``CFGxRINGxULYSSES``: "2x4", "2x1x4".
 
         Raises:
-            LayoutError: it is no such text.
+            LayoutError: The text has another form.
         """
         if not _NOTATION.fullmatch(text):
             raise LayoutError(
@@ -69,22 +64,22 @@ class ParallelDims:
 
     @property
     def name(self) -> str:
-        """A short text that :meth:`parse` reads: ``CFGxRINGxULYSSES``, always three numbers."""
+        """``CFGxRINGxULYSSES``, always three numbers; :meth:`parse` reads it."""
         return "x".join(map(str, self.degrees))
 
     @property
     def degrees(self) -> tuple[int, int, int]:
-        """Of cfg, ring and Ulysses."""
+        """The cfg, ring and Ulysses degrees."""
         return (self.cfg_degree, self.ring_degree, self.ulysses_degree)
 
     @property
     def world_size(self) -> int:
-        """Ranks of the whole grid."""
+        """Number of ranks."""
         return math.prod(self.degrees)
 
     @property
     def sequence_degree(self) -> int:
-        """Ranks over which one sequence of tokens is split: ``ring x ulysses``."""
+        """Number of ranks that one sequence is split over: ``ring x ulysses``."""
         return self.ring_degree * self.ulysses_degree
 
     def build_mesh(
@@ -94,43 +89,45 @@ class ParallelDims:
         *,
         timeout_s: float = 600.0,
     ) -> DeviceMesh:
-        """Arrange ranks in a grid with axes ``cfg``, ``ring`` and ``ulysses``, the last innermost.
+        """Build a DeviceMesh with axes ``cfg``, ``ring`` and ``ulysses``, the last one innermost.
 
-        Called by every rank of the default process group, in the same order as any other groups
-        that are made, as with torch's own meshes. A rank outside ``ranks`` gets a mesh whose
-        ``get_coordinate()`` is None.
+        Collective: every rank of the default process group calls this, in the same order as it
+        creates other groups. A rank outside ``ranks`` gets a mesh whose ``get_coordinate()`` is
+        None.
 
         Args:
             device_type: "cpu" or "cuda".
-            ranks: global ranks of the grid, ascending; all ranks of the default group if None.
-            timeout_s: seconds for which a rank waits for another in one exchange before it
-                raises PeerLostError (on NCCL: before its watchdog ends the process).
+            ranks: Global ranks of the mesh, ascending; all ranks of the default group if None.
+            timeout_s: Seconds that a rank waits for a peer in one exchange before it raises
+                PeerLostError; with NCCL, before its watchdog ends the process.
 
         Raises:
-            LayoutError: no process group, or not as many ranks as the degrees multiply to.
-            PeerLostError: another rank of the grid did not call this in time.
+            LayoutError: No process group, or a number of ranks other than ``world_size``.
+            PeerLostError: Another rank of the mesh did not call this in time.
         """
-        from longtake.parallel.mesh import build_mesh
+        from longtake.parallel.build_mesh import build_mesh, world_ranks  # imports torch
 
-        return build_mesh(self, device_type, ranks, timeout_s)
+        world = world_ranks()
+        members = world if ranks is None else list(ranks)
+        if len(members) != self.world_size:
+            raise LayoutError(self._rank_count_error(len(members)))
+        return build_mesh(self.degrees, device_type, members, timeout_s)
 
-    def misfit(self, num_ranks: int) -> str:
-        """What to say where there are not so many ranks."""
-        asked = " x ".join(
+    def _rank_count_error(self, num_ranks: int) -> str:
+        """The message for a number of ranks that does not fit, with what would work."""
+        degrees = " x ".join(
             f"{axis}_degree={degree}"
             for axis, degree in zip(AXES, self.degrees, strict=True)
             if axis != CFG_AXIS or degree > 1
         )
-        smaller = (
-            f"ranks={list(range(self.world_size))}, or " if num_ranks > self.world_size else ""
-        )
+        fewer = f"ranks={list(range(self.world_size))}, or " if num_ranks > self.world_size else ""
         return (
-            f"{asked} needs {self.world_size} ranks, got {num_ranks}: "
-            f"try {smaller}{self._nearest(num_ranks)}"
+            f"{degrees} needs {self.world_size} ranks, got {num_ranks}: "
+            f"try {fewer}{self._closest_degrees(num_ranks)}"
         )
 
-    def _nearest(self, num_ranks: int) -> str:
-        """A layout of ``num_ranks`` that keeps as many of the degrees as divide, in words."""
+    def _closest_degrees(self, num_ranks: int) -> str:
+        """Degrees for ``num_ranks``, of which as many as possible are unchanged."""
         cfg = math.gcd(self.cfg_degree, num_ranks)
         sequence = num_ranks // cfg
         if sequence % self.ulysses_degree == 0:
@@ -139,5 +136,5 @@ class ParallelDims:
             ulysses = sequence // self.ring_degree
         else:
             ulysses = sequence
-        words = f"ring_degree={sequence // ulysses} x ulysses_degree={ulysses}"
-        return f"cfg_degree={cfg} x {words}" if self.cfg_degree > 1 else words
+        degrees = f"ring_degree={sequence // ulysses} x ulysses_degree={ulysses}"
+        return f"cfg_degree={cfg} x {degrees}" if self.cfg_degree > 1 else degrees

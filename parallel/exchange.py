@@ -1,7 +1,7 @@
-"""The ways in which tensors pass between ranks. All communication of this package is here.
+"""Collectives and point-to-point exchanges. All communication of this package goes through here.
 
-Each turns the loss of a peer into PeerLostError, and adds what it sends to the traffic that the
-caller counts; what attention uses leaves out what is empty on both sides.
+Every function turns the loss of a peer into PeerLostError, and reports the bytes that it sends to
+:func:`count_traffic`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from longtake.errors import PeerLostError, TensorError
 
 @dataclass
 class Traffic:
-    """What this rank sent to others while it was counted.
+    """What this rank sent to other ranks while it was counted.
 
     Attributes:
-        bytes_sent: to other ranks; of a broadcast or a reduction, the tensor once for each of them.
-        calls: collectives and point-to-point sends.
+        bytes_sent: Bytes sent to other ranks; a broadcast or a reduction counts the tensor once per
+            receiving rank.
+        calls: Number of collectives and point-to-point sends.
     """
 
     bytes_sent: int = 0
@@ -35,9 +36,9 @@ _counted: ContextVar[Traffic | None] = ContextVar("counted traffic", default=Non
 
 @contextmanager
 def count_traffic() -> Iterator[Traffic]:
-    """Count what the enclosed lines send through this package. An inner count is not in the outer.
+    """Count what the enclosed code sends through this package. Inner counts are not in outer ones.
 
-    Source of the figures: the sizes that are handed to torch.distributed.
+    The figures are the sizes that are passed to torch.distributed.
     """
     traffic = Traffic()
     token = _counted.set(traffic)
@@ -64,36 +65,40 @@ def all_to_all(
     """Exchange one flat, contiguous buffer with all ranks of the group, in one collective.
 
     Args:
-        received: filled with what each rank sent here, in the order of their ranks.
-        sent: what goes to each rank, in the order of their ranks.
-        received_sizes: elements from each rank.
-        sent_sizes: elements to each rank.
+        received: Output buffer, filled by source rank.
+        sent: Input buffer, ordered by destination rank.
+        received_sizes: Number of elements from each rank.
+        sent_sizes: Number of elements for each rank.
+        group: The process group.
 
     Raises:
-        PeerLostError: a rank of the group died or did not answer within the group's timeout.
+        PeerLostError: A rank of the group died or did not answer within the group's timeout.
     """
     kept = sent_sizes[dist.get_rank(group)]
     _count((sum(sent_sizes) - kept) * sent.element_size())
-    with peers_answer(dist.get_process_group_ranks(group)):
+    with peer_loss_as_error(dist.get_process_group_ranks(group)):
         dist.all_to_all_single(
             received.view(-1), sent.view(-1), list(received_sizes), list(sent_sizes), group=group
         )
 
 
-def swap_point_to_point(
+def start_send_recv(
     sends: Sequence[tuple[torch.Tensor, int]],
     receives: Sequence[tuple[torch.Tensor, int]],
     group: dist.ProcessGroup,
 ) -> Callable[[], None]:
-    """Start sending and receiving contiguous tensors, each with a rank of the group.
+    """Start sending and receiving contiguous tensors in one batch. Empty tensors are skipped.
 
     Args:
-        sends: (tensor, rank of the group that it goes to); unchanged until the wait returns.
-        receives: (tensor, rank of the group that fills it); not read until the wait returns.
+        sends: Pairs of tensor and destination rank in the group. A tensor must not change before
+            the wait returns.
+        receives: Pairs of tensor and source rank in the group. A tensor must not be read before the
+            wait returns.
+        group: The process group.
 
     Returns:
-        A function that waits for all of them. It and the call itself raise PeerLostError when a
-        rank died or did not answer within the group's timeout.
+        A function that waits for all transfers. Both it and this call raise PeerLostError if a rank
+        died or did not answer within the group's timeout.
     """
     operations = [
         dist.P2POp(operation, tensor, group=group, group_peer=peer)
@@ -104,51 +109,80 @@ def swap_point_to_point(
     for tensor, _ in sends:
         if tensor.numel() > 0:
             _count(tensor.nbytes)
-    with peers_answer(dist.get_process_group_ranks(group)):
+    with peer_loss_as_error(dist.get_process_group_ranks(group)):
         pending = dist.batch_isend_irecv(operations) if operations else []
 
     def wait() -> None:
-        with peers_answer(dist.get_process_group_ranks(group)):
+        with peer_loss_as_error(dist.get_process_group_ranks(group)):
             for work in pending:
                 work.wait()
 
     return wait
 
 
-def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> None:
-    """Fill a contiguous tensor on every rank of the group with that of ``source``.
+def all_gather_tokens(
+    tokens: torch.Tensor, counts: Sequence[int], group: dist.ProcessGroup
+) -> torch.Tensor:
+    """Concatenate the tensors of all ranks of a group along dimension 0, on every rank.
 
     Args:
-        source: rank in the group.
+        tokens: This rank's tensor, of size ``counts[rank]`` in dimension 0.
+        counts: Size of each rank's tensor.
+        group: The process group.
+    """
+    rank = dist.get_rank(group)
+    whole = tokens.new_empty((sum(counts), *tokens.shape[1:]))
+    parts = list(torch.split(whole, list(counts)))
+    parts[rank].copy_(tokens)
+    peers = [peer for peer in range(len(counts)) if peer != rank]
+    start_send_recv(
+        sends=[(parts[rank], peer) for peer in peers],
+        receives=[(parts[peer], peer) for peer in peers],
+        group=group,
+    )()
+    return whole
+
+
+def broadcast(tensor: torch.Tensor, source: int, group: dist.ProcessGroup) -> None:
+    """Overwrite a contiguous tensor on every rank of the group with that of ``source``.
+
+    Args:
+        tensor: The tensor to send or to fill, in place.
+        source: Rank in the group.
+        group: The process group.
     """
     ranks = dist.get_process_group_ranks(group)
     if dist.get_rank(group) == source:
         _count(tensor.nbytes * (len(ranks) - 1))
-    with peers_answer(ranks):
+    with peer_loss_as_error(ranks):
         dist.broadcast(tensor, ranks[source], group=group)
 
 
-def highest(value: int, group: dist.ProcessGroup) -> int:
-    """The highest of all ranks' values: one byte, reduced over a group that takes CPU tensors.
-
-    The same answer on all ranks.
+def all_reduce_max(value: int, group: dist.ProcessGroup) -> int:
+    """The maximum of one byte over all ranks. The result is the same on all ranks.
 
     Args:
         value: 0 to 255.
+        group: A process group that takes CPU tensors.
     """
     ranks = dist.get_process_group_ranks(group)
     values = torch.tensor([value], dtype=torch.uint8)
     _count(values.nbytes * (len(ranks) - 1))
-    with peers_answer(ranks):
+    with peer_loss_as_error(ranks):
         dist.all_reduce(values, dist.ReduceOp.MAX, group=group)
     return int(values)
 
 
 def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
-    """Bring every rank's bytes, of any length, to every rank; over CPU tensors."""
+    """Gather every rank's bytes, of any length, on every rank.
+
+    Args:
+        data: This rank's bytes.
+        group: A process group that takes CPU tensors.
+    """
     ranks = dist.get_process_group_ranks(group)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in ranks]
-    with peers_answer(ranks):
+    with peer_loss_as_error(ranks):
         dist.all_gather(lengths, torch.tensor([len(data)]), group=group)
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
@@ -159,8 +193,8 @@ def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
     return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
-def refuse_gradient(*tensors: torch.Tensor) -> None:
-    """Raise TensorError rather than lose a gradient: nothing here can be differentiated."""
+def check_no_gradient(*tensors: torch.Tensor) -> None:
+    """Raise TensorError rather than lose a gradient: exchanges have no backward pass."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise TensorError(
             "a tensor has requires_grad=True, and there is no backward pass across ranks: "
@@ -169,15 +203,15 @@ def refuse_gradient(*tensors: torch.Tensor) -> None:
 
 
 @contextmanager
-def peers_answer(ranks: Sequence[int]) -> Iterator[None]:
-    """Turn what torch.distributed raises when a peer is lost into PeerLostError.
+def peer_loss_as_error(ranks: Sequence[int]) -> Iterator[None]:
+    """Turn the errors that torch.distributed raises when a peer is lost into PeerLostError.
 
     Args:
-        ranks: global ranks of those that take part.
+        ranks: Global ranks of the participants, for the message.
     """
     try:
         yield
-    except RuntimeError as error:  # what every backend raises
+    except RuntimeError as error:  # the type that every backend raises
         reason = str(error).partition("\n")[0]
         raise PeerLostError(
             f"rank {dist.get_rank()} lost a peer among ranks {list(ranks)}: one of them died, "

@@ -1,15 +1,16 @@
-"""Local attention: what one rank computes by itself, by the fastest kernel that it has.
+"""Local attention: the kernels that one rank runs on its own tensors.
 
-Every kernel takes and returns the same:
+Every kernel has the same signature:
 
     q [B, s, n, H], k and v [B, t, m, H], scale, mask -> out [B, s, n, H], lse [B, s, n]
 
-with n a multiple of m, any strides as long as H is contiguous, ``out`` in q's dtype, and ``lse``
-the natural logarithm of the sum of exponentials of the scaled scores, in float32 (float64 for
-float64). A kernel that has no true log-sum-exp returns None for it and serves where nothing is
-merged. No kernel is called with an empty tensor: the CPU's kills the process (see ``attend``).
+n is a multiple of m, and strides are arbitrary as long as H is contiguous. ``out`` has q's dtype.
+``lse`` is the natural logarithm of the sum of exponentials of the scaled scores, in float32
+(float64 for float64); a kernel that computes none returns None, and is used only where nothing is
+merged. No kernel is called with an empty tensor, on which the CPU kernel crashes (see
+:func:`attend`).
 
-A new kernel is one function and one row of ``KERNELS``.
+To add a kernel, write one function and add one row to ``KERNELS``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from longtake.errors import KernelError
 
 MaskKind = Literal["none"]
-"""Which keys a query sees. Video attention is never masked; a causal ring will name its own."""
+"""The mask of a block. Video attention has none."""
 
 LocalAttention = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, float, MaskKind],
@@ -39,7 +40,14 @@ LocalAttention = Callable[
 
 @dataclass(frozen=True)
 class KernelNeeds:
-    """What a call asks of a kernel; the same on all ranks, so that all choose alike."""
+    """What a call requires of a kernel. The same on all ranks, so that all select the same kernel.
+
+    Attributes:
+        device: The device of the tensors.
+        dtype: The dtype of q, k and v.
+        head_size: H.
+        log_sum_exp: Whether partial results are merged, which takes a log-sum-exp.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -49,18 +57,21 @@ class KernelNeeds:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute local attention, and what it can serve.
+    """A local attention kernel and its requirements.
 
     Args:
-        name: what a user calls it.
-        run: the function.
-        device_type: where it runs; None for any device.
-        dtypes: of q, k and v.
-        head_size_step, head_size_max: H must be a multiple of the one, the other at most.
-        capability_min, capability_end: CUDA compute capabilities, from and before (not on ROCm).
-        nvidia_only: does not run on ROCm, which also calls itself "cuda".
-        module: the library that it comes from, if not torch; ``install`` says how to get it.
-        has_log_sum_exp: returns a true one, as merging round a ring takes.
+        name: Name for users.
+        run: The function.
+        device_type: Device type that it runs on; None for any.
+        dtypes: Supported dtypes of q, k and v.
+        head_size_step: Number that H must be a multiple of.
+        head_size_max: Largest H.
+        capability_min: Lowest CUDA compute capability. Ignored on ROCm.
+        capability_end: First CUDA compute capability that is not supported. Ignored on ROCm.
+        nvidia_only: Whether it fails on ROCm, whose device type is "cuda" as well.
+        module: Module of the library that provides it; None for torch.
+        install: How to install that library.
+        has_log_sum_exp: Whether it returns a log-sum-exp, which merging in a ring takes.
     """
 
     name: str
@@ -76,8 +87,8 @@ class Kernel:
     install: str = ""
     has_log_sum_exp: bool = True
 
-    def refusal(self, needs: KernelNeeds) -> str | None:
-        """Why this kernel cannot serve the call on this machine; None if it can."""
+    def unsupported_reason(self, needs: KernelNeeds) -> str | None:
+        """Why this kernel cannot run a call on this machine; None if it can."""
         if needs.log_sum_exp and not self.has_log_sum_exp:
             return "returns no log-sum-exp, which ring_degree > 1 merges by"
         if self.device_type not in (None, needs.device.type):
@@ -108,12 +119,16 @@ class Kernel:
 
 @lru_cache(maxsize=64)
 def select_kernel(name: str, needs: KernelNeeds) -> Kernel:
-    """The kernel of that name, or with "auto" the fastest that can serve the call.
+    """Select a kernel by name, or with "auto" the fastest that can run the call.
+
+    Args:
+        name: "auto", or the name of a kernel.
+        needs: The requirements of the call.
 
     Raises:
-        KernelError: no such kernel, or it cannot serve this call here; lists those that can.
+        KernelError: The kernel is unknown or cannot run this call; lists those that can.
     """
-    refusals = {kernel.name: kernel.refusal(needs) for kernel in KERNELS}
+    refusals = {kernel.name: kernel.unsupported_reason(needs) for kernel in KERNELS}
     able = [kernel for kernel in KERNELS if refusals[kernel.name] is None]
     for kernel in able:
         if name in ("auto", kernel.name):
@@ -138,10 +153,16 @@ def attend(
     """Local attention of any number of queries and heads, zero included, over at least one key.
 
     Args:
-        head_runs: (query heads, KV heads) within which groups are even (HeadShards.runs).
+        kernel: The kernel.
+        q_BsnH: Queries.
+        k_BtmH: Keys.
+        v_BtmH: Values.
+        scale: Factor of the scores.
+        head_runs: Pairs of (query heads, KV heads) with a constant group size, from
+            :meth:`HeadShards.runs`.
 
     Returns:
-        ``out`` [B, s, n, H] and ``lse`` [B, s, n], as the kernels do.
+        ``out_BsnH`` and ``lse_Bsn``, as from a kernel.
     """
     if q_BsnH.numel() == 0:
         return torch.empty_like(q_BsnH), q_BsnH.new_empty(q_BsnH.shape[:3], dtype=torch.float32)
@@ -163,7 +184,7 @@ def attend(
 def _cpu_flash(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # with each head's keys in one piece of memory it is 2 % faster in float32, 12 % in bfloat16
+    # contiguous keys per head: 2 % faster in float32, 12 % in bfloat16
     k, v = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = flash(q.transpose(1, 2), k, v, scale=scale)
@@ -201,7 +222,7 @@ def _sdpa_efficient(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
 ) -> tuple[torch.Tensor, torch.Tensor]:
     group_size = q.shape[2] // k.shape[2]
-    if group_size > 1:  # it knows no grouped heads
+    if group_size > 1:  # it does not support grouped heads
         k, v = (tensor.repeat_interleave(group_size, dim=2) for tensor in (k, v))
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True, scale=scale
@@ -221,7 +242,7 @@ def _flash_attn_3(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
 ) -> tuple[torch.Tensor, torch.Tensor]:
     function = importlib.import_module("flash_attn_interface").flash_attn_func
-    # its first releases always return the log-sum-exp, the later ones on demand
+    # early releases always return the log-sum-exp, later ones on demand
     on_demand = "return_attn_probs" in _parameters(function)
     extra = {"return_attn_probs": True} if on_demand else {}
     out, lse, *_ = function(q, k, v, softmax_scale=scale, **extra)
@@ -234,11 +255,11 @@ def _xformers(
     fmha = importlib.import_module("xformers.ops.fmha")
     batch, num_tokens, num_heads, head_size = q.shape
     group_size = num_heads // k.shape[2]
-    if group_size > 1:  # grouped heads are a dimension of their own there: [B, s, m, n / m, H]
+    if group_size > 1:  # groups are a separate dimension: [B, s, m, n / m, H]
         q = q.reshape(batch, num_tokens, k.shape[2], group_size, head_size)
         k, v = (t.unsqueeze(3).expand(-1, -1, -1, group_size, -1) for t in (k, v))
     out, lse = fmha.memory_efficient_attention_forward_requires_grad(q, k, v, scale=scale)
-    lse = lse[..., :num_tokens].reshape(batch, num_heads, num_tokens)  # its rows may be padded
+    lse = lse[..., :num_tokens].reshape(batch, num_heads, num_tokens)  # rows may be padded
     return out.reshape(batch, num_tokens, num_heads, head_size), lse.transpose(1, 2)
 
 
@@ -249,7 +270,7 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 @cache
 def _import_failure(module: str, install: str) -> str | None:
-    """Why a library cannot be used: that it is not there, or what its import really says."""
+    """Why a library cannot be used: it is not installed, or its import error; None if it can."""
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         return f"{module} is not installed ({install})"
     try:
@@ -325,4 +346,4 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("cpu-flash", _cpu_flash, "cpu", _DOUBLE),
     Kernel("sdpa", _sdpa, None, _DOUBLE, has_log_sum_exp=False),
 )
-"""All kernels, the fastest first: "auto" takes the first that can serve the call."""
+"""All kernels, the fastest first: "auto" selects the first that can run the call."""

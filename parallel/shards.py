@@ -1,50 +1,37 @@
-"""Who owns which tokens and which heads.
+"""Which tokens of a sequence each rank owns; splitting and gathering tensors accordingly.
 
-Every rank can work out every other rank's share, so that sizes are never exchanged. Arithmetic
-alone, without torch; :mod:`longtake.parallel.split` moves the tensors.
+Every rank can compute every other rank's share, so sizes are never exchanged. The arithmetic
+imports no torch; ``split`` and ``gather`` import it when they are called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import groupby
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from longtake.errors import LayoutError
+from longtake.errors import LayoutError, TensorError
 from longtake.parallel.dims import ParallelDims
+from longtake.parallel.heads import even_ranges
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def even_ranges(total: int, parts: int, *, start: int = 0, first: int = 0) -> list[range]:
-    """Cut ``range(start, start + total)`` in ``parts`` whose lengths differ by one at most.
-
-    The odd ones go to the parts from ``first`` on, round the end.
-    """
-    base, odd = divmod(total, parts)
-    ranges = []
-    for part in range(parts):
-        stop = start + base + ((part - first) % parts < odd)
-        ranges.append(range(start, stop))
-        start = stop
-    return ranges
-
-
 @dataclass(frozen=True)
 class TokenShards:
-    """The token ranges of one sequence that each of its ranks owns, in its own order.
+    """The token ranges of one sequence that each of its ranks owns.
 
     Args:
-        ranges: for each sequence rank (``ring_rank * ulysses_degree + ulysses_rank``), its ranges
-            of the whole sequence. Together they hold every token once. A rank may own several
-            ranges, or none.
+        ranges: Ranges of the whole sequence by sequence rank
+            (``ring_rank * ulysses_degree + ulysses_rank``), in the order in which the rank holds
+            them. A rank may own several ranges, or none; together they hold every token once.
 
     Raises:
-        LayoutError: a token is missing, or owned twice.
+        LayoutError: A token is missing, or owned twice.
     """
 
     ranges: tuple[tuple[range, ...], ...]
@@ -63,17 +50,18 @@ class TokenShards:
     def even(cls, num_tokens: int | Sequence[int], dims: ParallelDims) -> TokenShards:
         """Split a sequence evenly over ``dims.ring_degree * dims.ulysses_degree`` ranks.
 
-        Args:
-            num_tokens: tokens of the whole sequence; or those of its segments in order (video,
-                text), each of which is then split over all ranks. Any number, 0 included.
-            dims: the layout.
+        Counts differ by at most one, both within each segment and within consecutive segments
+        together: surplus tokens are dealt cyclically, and each segment continues where the previous
+        one stopped.
 
-        The ranks' counts differ by one at most, of every segment and of consecutive segments
-        together: odd tokens are dealt round the ranks, each segment going on where the one before
-        it stopped.
+        Args:
+            num_tokens: Length of the sequence, any number including 0; or the lengths of its
+                consecutive segments (video, text), each of which is split over all ranks.
+            dims: The layout.
 
         Raises:
-            LayoutError: ``num_tokens`` is not a whole number of at least 0, or several of them.
+            LayoutError: ``num_tokens`` is neither a whole number of at least 0 nor a sequence of
+                them.
         """
         segments = tuple(num_tokens) if isinstance(num_tokens, Sequence) else (num_tokens,)
         for count in segments:
@@ -82,77 +70,95 @@ class TokenShards:
                     f"num_tokens={num_tokens!r} must be a whole number of at least 0, or one for "
                     "each segment of the sequence: pass e.g. 1024 or (1024, 77)"
                 )
-        return cls(_deal(segments, dims.sequence_degree))
+        return cls(_split_segments(segments, dims.sequence_degree))
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that share the sequence."""
+        """Number of ranks that share the sequence."""
         return len(self.ranges)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole sequence."""
+        """Length of the whole sequence."""
         return sum(self.counts)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Tokens of each sequence rank."""
+        """Number of tokens of each sequence rank."""
         return tuple(sum(len(span) for span in own) for own in self.ranges)
 
     def split(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
-        """Take this rank's tokens out of a tensor that holds all of them. Nothing is sent.
+        """Select this rank's tokens from a tensor that holds all of them. Sends nothing.
 
         Args:
-            tensor: ``num_tokens`` long in dimension ``dim``, any shape and dtype otherwise.
-            mesh: the grid of ranks; axes ``ring`` and ``ulysses``. None: one process holds all.
-            dim: the dimension of the tokens; negative counts from the end.
+            tensor: Any tensor of size ``num_tokens`` in dimension ``dim``: ``[..., S, ...]``.
+            mesh: Mesh with axes ``ring`` and ``ulysses``; None for a single process.
+            dim: Dimension of the tokens; negative values count from the end.
 
         Returns:
-            The same tensor with this rank's tokens alone: a view where they are one range.
+            ``[..., s, ...]``, a view if this rank owns at most one range.
 
         Raises:
-            LayoutError: the mesh has another number of ranks than the shards.
-            TensorError: the tensor has no such dimension, or another number of tokens in it.
+            LayoutError: The mesh and the shards have different numbers of ranks.
+            TensorError: The tensor has no such dimension, or another size in it.
         """
-        from longtake.parallel.split import split
+        import torch
 
-        return split(self, tensor, mesh, dim)
+        self.check_mesh(mesh)
+        dim = _token_dim(tensor, dim, self.num_tokens, "the whole sequence has")
+        own = self.ranges[sequence_rank(mesh)]
+        pieces = [tensor.narrow(dim, span.start, len(span)) for span in own]
+        if not pieces:
+            return tensor.narrow(dim, 0, 0)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 
     def gather(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
-        """Bring all ranks' tokens together on every rank: the inverse of :meth:`split`.
+        """Gather all ranks' tokens on every rank: the inverse of :meth:`split`.
 
-        Each rank sends its tokens to its Ulysses group, then what that group holds round its ring
-        group: every token reaches every rank once, in exact counts.
+        Collective over the ranks of the sequence. An all-gather in the Ulysses group is followed by
+        one in the ring group, without padding: every rank receives every token once.
 
         Args:
-            tensor: this rank's tokens in dimension ``dim``; other dimensions and the dtype are
-                the same on all ranks.
-            mesh: the grid of ranks; axes ``ring`` and ``ulysses``. None: one process holds all.
-            dim: the dimension of the tokens; negative counts from the end.
+            tensor: This rank's tokens, ``[..., s, ...]``; the other sizes and the dtype are the
+                same on all ranks.
+            mesh: Mesh with axes ``ring`` and ``ulysses``; None for a single process.
+            dim: Dimension of the tokens; negative values count from the end.
 
         Returns:
-            The tensor with ``num_tokens`` in dimension ``dim``, in the sequence's order and
-            contiguous; on a single rank this may be ``tensor`` itself.
+            ``[..., S, ...]`` in sequence order, contiguous; on a single rank possibly ``tensor``
+            itself.
 
         Raises:
-            LayoutError: the mesh has another number of ranks than the shards.
-            TensorError: the tensor has no such dimension, has another number of tokens in it, or
-                needs a gradient.
-            PeerLostError: another rank died or did not answer in time.
+            LayoutError: The mesh and the shards have different numbers of ranks.
+            TensorError: The tensor has no such dimension, another size in it, or requires a
+                gradient.
+            PeerLostError: Another rank died or did not answer in time.
         """
-        from longtake.parallel.split import gather
+        from longtake.parallel.exchange import all_gather_tokens, check_no_gradient
 
-        return gather(self, tensor, mesh, dim)
+        self.check_mesh(mesh)
+        check_no_gradient(tensor)
+        rank = sequence_rank(mesh)
+        dim = _token_dim(tensor, dim, self.counts[rank], f"sequence rank {rank} owns")
+        tokens = tensor.movedim(dim, 0)
+        if mesh is not None:
+            for axis, counts in (
+                (ULYSSES_AXIS, self.ulysses_counts(mesh)),
+                (RING_AXIS, self.ring_counts(mesh)),
+            ):
+                if len(counts) > 1:
+                    tokens = all_gather_tokens(tokens, counts, mesh.get_group(axis))
+        return self._in_sequence_order(tokens).movedim(0, dim).contiguous()
 
     def segment(self, tokens: range) -> TokenShards:
-        """Who owns what of one stretch of the sequence, whose tokens then count from 0.
+        """The shards of one segment of the sequence, with its tokens renumbered from 0.
 
         Raises:
-            LayoutError: the stretch is not inside the sequence.
+            LayoutError: The range is not inside the sequence.
         """
         if tokens.step != 1 or not 0 <= tokens.start <= tokens.stop <= self.num_tokens:
             raise LayoutError(
-                f"{tokens} is not a stretch of {self.num_tokens} tokens: pass a range inside "
+                f"{tokens} is not a segment of {self.num_tokens} tokens: pass a range inside "
                 f"range(0, {self.num_tokens})"
             )
         cut = (
@@ -170,68 +176,68 @@ class TokenShards:
             )
         )
 
-    def stations(self, ulysses_degree: int) -> list[tuple[int, ...]]:
-        """Tokens of each rank of each Ulysses group, in the order of the ring."""
+    def group_counts(self, ulysses_degree: int) -> list[tuple[int, ...]]:
+        """Number of tokens of each rank of each Ulysses group, by ring rank."""
         return [
             self.counts[start : start + ulysses_degree]
             for start in range(0, self.num_ranks, ulysses_degree)
         ]
 
+    def ulysses_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
+        """Number of tokens of each rank of this rank's Ulysses group."""
+        return self.group_counts(axis_degree(mesh, ULYSSES_AXIS))[axis_rank(mesh, RING_AXIS)]
 
-@dataclass(frozen=True)
-class HeadShards:
-    """The heads that each Ulysses rank computes once it holds all tokens of its group.
+    def ring_counts(self, mesh: DeviceMesh | None) -> tuple[int, ...]:
+        """Number of tokens of each Ulysses group of this rank's sequence, by ring rank."""
+        return tuple(sum(group) for group in self.group_counts(axis_degree(mesh, ULYSSES_AXIS)))
 
-    Args:
-        query: for each Ulysses rank, its query heads.
-        kv: for each Ulysses rank, the KV heads that those query heads read. A KV head whose query
-            heads stand on several ranks is held by each of them.
-        group_size: query heads that read one KV head.
-    """
+    def check_mesh(self, mesh: DeviceMesh | None) -> None:
+        """Check that a mesh splits the sequence over as many ranks as these shards do.
 
-    query: tuple[range, ...]
-    kv: tuple[range, ...]
-    group_size: int
-
-    @classmethod
-    @lru_cache(maxsize=256)
-    def even(cls, num_heads: int, num_kv_heads: int, ulysses_degree: int) -> HeadShards:
-        """Split the query heads so that counts differ by one at most; zero allowed.
-
-        Args:
-            num_heads: query heads, a multiple of ``num_kv_heads``.
-            num_kv_heads: KV heads; 1 is multi-query attention.
-            ulysses_degree: ranks that share them.
+        Raises:
+            LayoutError: It does not.
         """
-        size = num_heads // num_kv_heads
-        query = even_ranges(num_heads, ulysses_degree)
-        kv = [range(own.start // size, -(-own.stop // size)) if own else range(0) for own in query]
-        return cls(tuple(query), tuple(kv), size)
+        if mesh is None and self.num_ranks > 1:
+            raise LayoutError(
+                f"mesh=None, and shards of {self.num_ranks} ranks: build the mesh with "
+                "ParallelDims.build_mesh, or the shards for one rank"
+            )
+        ring_degree, ulysses_degree = axis_degree(mesh, RING_AXIS), axis_degree(mesh, ULYSSES_AXIS)
+        if ring_degree * ulysses_degree != self.num_ranks:
+            raise LayoutError(
+                f"shards of {self.num_ranks} ranks on a mesh of ring_degree={ring_degree} x "
+                f"ulysses_degree={ulysses_degree}: build both from the same ParallelDims"
+            )
 
-    def runs(self, rank: int) -> list[tuple[slice, slice]]:
-        """Cut one rank's heads where the number of query heads a KV head changes.
+    def _in_sequence_order(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Reorder tokens (dimension 0) from rank order to sequence order."""
+        import torch
 
-        Returns:
-            Pairs of (query heads, KV heads), as slices of that rank's own heads. Inside a pair
-            every KV head serves as many query heads, as grouped attention kernels want it; three
-            pairs at most, one where the split follows the groups.
-        """
-        own, size = self.query[rank], self.group_size
-        readers = [
-            min(own.stop, (kv + 1) * size) - max(own.start, kv * size) for kv in self.kv[rank]
-        ]
-        runs = []
-        query_start = kv_start = 0
-        for readers_each, same in groupby(readers):
-            num_kv = len(list(same))
-            query_stop, kv_stop = query_start + readers_each * num_kv, kv_start + num_kv
-            runs.append((slice(query_start, query_stop), slice(kv_start, kv_stop)))
-            query_start, kv_start = query_stop, kv_stop
-        return runs
+        spans = [span for own in self.ranges for span in own]
+        pieces = torch.split(tokens, [len(span) for span in spans])
+        order = sorted(range(len(spans)), key=lambda piece: spans[piece].start)
+        if order == list(range(len(spans))):
+            return tokens
+        return torch.cat([pieces[piece] for piece in order])
 
 
-def _deal(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], ...]:
-    """Cut each segment evenly; its odd tokens go to the ranks after those that had the last."""
+def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> int:
+    """The dimension of the tokens, checked and counted from the front."""
+    if not -tensor.ndim <= dim < tensor.ndim:
+        raise TensorError(
+            f"dim={dim} is not a dimension of a tensor of shape {tuple(tensor.shape)}: "
+            f"pass {-tensor.ndim}..{tensor.ndim - 1}"
+        )
+    if tensor.shape[dim] != num_tokens:
+        raise TensorError(
+            f"shape {tuple(tensor.shape)} has {tensor.shape[dim]} tokens in dim={dim}, "
+            f"{owner} {num_tokens}: check dim, or build the shards for this length"
+        )
+    return dim % tensor.ndim
+
+
+def _split_segments(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], ...]:
+    """Split each segment evenly; its surplus tokens go to the ranks after the last that got one."""
     owned: list[list[range]] = [[] for _ in range(num_ranks)]
     start = 0
     for count in segments:

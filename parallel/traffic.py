@@ -1,6 +1,6 @@
-"""What attention across ranks sends, by arithmetic: the sums that the exchanges are held to.
+"""The bytes that attention across ranks sends, by arithmetic. Tests hold the exchanges to them.
 
-Legend: B batch, s a rank's tokens, n query heads, m KV heads, H head size, U Ulysses degree.
+Legend: B batch, N query heads, M KV heads, H head size.
 """
 
 from __future__ import annotations
@@ -9,68 +9,68 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.parallel.dims import ParallelDims
-from longtake.parallel.shards import HeadShards, TokenShards
+from longtake.parallel.heads import HeadShards
+from longtake.parallel.shards import TokenShards
 
 
 @dataclass(frozen=True)
 class AttentionTraffic:
-    """The bytes of one self-attention, by who sends what to whom within one sequence.
+    """The bytes of one self-attention, by sender and receiver within one sequence.
 
     Args:
-        dims: the layout; its cfg branches each have a sequence of their own.
-        shards: who owns which tokens.
-        num_heads, num_kv_heads: N and M.
-        value_bytes: of one value of one head of one token of all videos: B x H x bytes an element.
+        dims: The layout; each cfg branch has a sequence of its own.
+        shards: The token shards of the sequence.
+        num_heads: Number of query heads (N).
+        num_kv_heads: Number of KV heads (M).
+        head_bytes: Bytes of one head of one token over the batch: B x H x bytes per element.
     """
 
     dims: ParallelDims
     shards: TokenShards
     num_heads: int
     num_kv_heads: int
-    value_bytes: int
+    head_bytes: int
 
     @cached_property
     def heads(self) -> HeadShards:
-        """The heads of each Ulysses rank."""
+        """The head shards of a Ulysses group."""
         return HeadShards.even(self.num_heads, self.num_kv_heads, self.dims.ulysses_degree)
 
     @cached_property
-    def stations(self) -> list[tuple[int, ...]]:
-        """Tokens of each rank of each Ulysses group, in the order of the ring."""
-        return self.shards.stations(self.dims.ulysses_degree)
+    def group_counts(self) -> list[tuple[int, ...]]:
+        """Number of tokens of each rank of each Ulysses group, by ring rank."""
+        return self.shards.group_counts(self.dims.ulysses_degree)
 
-    def to_heads(self, tokens: int, ulysses_rank: int) -> int:
-        """What a rank with so many tokens sends to a Ulysses rank on the way to heads: q, k, v."""
+    def tokens_to_heads_bytes(self, tokens: int, ulysses_rank: int) -> int:
+        """Bytes of q, k and v that a number of tokens has for the heads of one Ulysses rank."""
         heads = self.heads
         return (
-            tokens
-            * self.value_bytes
-            * (len(heads.query[ulysses_rank]) + 2 * self._kv(ulysses_rank))
+            tokens * self.head_bytes * (len(heads.query[ulysses_rank]) + 2 * self._kv(ulysses_rank))
         )
 
-    def to_tokens(self, tokens: int, ulysses_rank: int) -> int:
-        """What a Ulysses rank sends back to a rank with so many tokens: the output."""
-        return tokens * self.value_bytes * len(self.heads.query[ulysses_rank])
+    def heads_to_tokens_bytes(self, tokens: int, ulysses_rank: int) -> int:
+        """Bytes of the output that a number of tokens gets from one Ulysses rank."""
+        return tokens * self.head_bytes * len(self.heads.query[ulysses_rank])
 
-    def ring_block(self, station: int, ulysses_rank: int) -> int:
-        """One block of K and V as it travels: a station's tokens, a Ulysses rank's heads."""
-        return sum(self.stations[station]) * self.value_bytes * 2 * self._kv(ulysses_rank)
+    def ring_block_bytes(self, ring_rank: int, ulysses_rank: int) -> int:
+        """Bytes of one K/V block: all tokens of a ring rank, the heads of a Ulysses rank."""
+        return sum(self.group_counts[ring_rank]) * self.head_bytes * 2 * self._kv(ulysses_rank)
 
-    def sent_by(self, sequence_rank: int) -> int:
-        """Everything that one rank sends to others in one attention."""
+    def bytes_sent_by(self, sequence_rank: int) -> int:
+        """Bytes that one rank sends to others in one attention."""
         ring_rank, own = divmod(sequence_rank, self.dims.ulysses_degree)
-        group = self.stations[ring_rank]
-        sent = group[own] * (self._heads_bytes - self.to_heads(1, own))
-        sent += self.to_tokens(sum(group) - group[own], own)
-        passed_on = self.shards.num_tokens - sum(
-            self.stations[(ring_rank + 1) % len(self.stations)]
+        group = self.group_counts[ring_rank]
+        sent = group[own] * (self._heads_bytes - self.tokens_to_heads_bytes(1, own))
+        sent += self.heads_to_tokens_bytes(sum(group) - group[own], own)
+        forwarded = self.shards.num_tokens - sum(
+            self.group_counts[(ring_rank + 1) % len(self.group_counts)]
         )
-        return sent + passed_on * self.value_bytes * 2 * self._kv(own)
+        return sent + forwarded * self.head_bytes * 2 * self._kv(own)
 
     @cached_property
     def _heads_bytes(self) -> int:
-        """What one token sends to all ranks of its group, its own included, on the way to heads."""
-        return sum(self.to_heads(1, peer) for peer in range(self.dims.ulysses_degree))
+        """Bytes of q, k and v of one token for all ranks of its group, its own included."""
+        return sum(self.tokens_to_heads_bytes(1, peer) for peer in range(self.dims.ulysses_degree))
 
     def _kv(self, ulysses_rank: int) -> int:
         return len(self.heads.kv[ulysses_rank])

@@ -1,4 +1,4 @@
-"""All ranks of an engine, whatever grid they form for one video."""
+"""All ranks of an engine, whatever mesh they form for one video."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.errors import LayoutError
 from longtake.parallel.dims import ParallelDims
-from longtake.parallel.exchange import broadcast, gather_bytes, highest
+from longtake.parallel.exchange import all_reduce_max, broadcast, gather_bytes
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks that render together, and this rank's place among them.
+    """The ranks of an engine, and this rank among them.
 
     Args:
-        device: this rank's own device.
-        group: a process group over all ranks that takes tensors of ``device`` and of the CPU.
-            None: this process is the only rank, and nothing is ever sent.
-        host_group: the ranks on this rank's host, over which weights are handed on.
-        control: a group over all ranks that takes tensors of the CPU and waits for longer, for as
-            long as another rank computes or writes, say; ``group`` if None.
-        timeout_s: for how long a rank waits for another in one exchange.
+        device: This rank's device.
+        group: Process group over all ranks that takes tensors on ``device`` and on the CPU; None if
+            this process is the only rank.
+        host_group: Process group over the ranks of this host, which share the reading of weights.
+        control: Process group over all ranks that takes CPU tensors and has a longer timeout, to
+            wait while another rank computes or writes; ``group`` if None.
+        timeout_s: Seconds that a rank waits for a peer in one exchange.
     """
 
     device: torch.device
@@ -44,21 +44,21 @@ class World:
 
     @property
     def rank(self) -> int:
-        """This rank's place, 0 to ``size - 1``."""
+        """This rank, 0 to ``size - 1``."""
         return 0 if self.group is None else dist.get_rank(self.group)
 
     @property
     def host_ranks(self) -> list[int]:
-        """The ranks on this rank's host."""
+        """Global ranks on this rank's host."""
         return [0] if self.host_group is None else dist.get_process_group_ranks(self.host_group)
 
     def mesh(self, dims: ParallelDims) -> DeviceMesh | None:
-        """The grid of a layout over all ranks, built once; None where there is only one rank.
+        """The mesh of a layout over all ranks, cached; None with a single rank.
 
-        Called by all ranks together.
+        Collective over all ranks.
 
         Raises:
-            LayoutError: the layout does not take exactly these ranks.
+            LayoutError: The layout has another number of ranks.
         """
         if self.group is None:
             if dims.world_size != 1:
@@ -70,20 +70,20 @@ class World:
         return self._meshes[dims]
 
     def flat_mesh(self) -> DeviceMesh:
-        """All ranks in one row, for weights that are split over every rank."""
+        """A one-dimensional mesh over all ranks, for sharded weights."""
         assert self.group is not None
         return DeviceMesh.from_group(self.group, self.device.type)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether any rank says so; the same answer on all ranks."""
-        return bool(self.highest(int(flag)))
+        """Whether the flag is set on any rank; the same result on all ranks."""
+        return bool(self.all_reduce_max(int(flag)))
 
-    def highest(self, value: int) -> int:
-        """The highest of all ranks' values, 0 to 255; the same answer on all ranks."""
-        return value if self.group is None else highest(value, self.group)
+    def all_reduce_max(self, value: int) -> int:
+        """The maximum over all ranks of a value of 0 to 255; the same result on all ranks."""
+        return value if self.group is None else all_reduce_max(value, self.group)
 
     def gather_json(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank, on all ranks. It must survive a trip through JSON."""
+        """Gather every rank's JSON value on all ranks, ordered by rank."""
         if self.group is None:
             return [value]
         return [json.loads(data) for data in gather_bytes(json.dumps(value).encode(), self.group)]
@@ -91,13 +91,14 @@ class World:
     def broadcast_tensors(
         self, tensors: Mapping[str, torch.Tensor] | None, source: int = 0
     ) -> dict[str, torch.Tensor]:
-        """Hand named tensors from one rank to all.
+        """Broadcast named tensors from one rank to all.
 
         Args:
-            tensors: on ``source``, on any device; ignored elsewhere.
+            tensors: On ``source``: the tensors, on any device. Ignored on other ranks.
+            source: The sending rank.
 
         Returns:
-            The same tensors on every rank, on its own device.
+            The tensors, on each rank's own device.
         """
         if self.group is None:
             assert tensors is not None

@@ -20,12 +20,11 @@ from torch.distributed.tensor import DTensor
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.errors import EngineError
 from longtake.parallel import ParallelDims, World
-from longtake.parallel.dims import CFG_AXIS
-from longtake.parallel.exchange import swap_point_to_point
-from longtake.parallel.mesh import axis_degree, axis_rank
+from longtake.parallel.exchange import start_send_recv
+from longtake.parallel.mesh import CFG_AXIS, axis_degree, axis_rank
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
-from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.spec import LatentGrid, ModelSpec
 from longtake.pipelines.tiles import TileCoder
 
 Streams = Mapping[str, torch.Tensor]
@@ -56,7 +55,7 @@ class Stepper:
         """What it needs, beside the tokens and the number of steps done, to go on elsewhere."""
         return {"sigmas": self._scheduler.sigmas, "timesteps": self._scheduler.timesteps}
 
-    def go_on(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
+    def resume(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
         """Go on after so many steps, with what another's :meth:`state` was then."""
         self._scheduler.sigmas, self._scheduler.timesteps = state["sigmas"], state["timesteps"]
         self._scheduler.set_begin_index(done)
@@ -129,29 +128,38 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
 
 
 @dataclass(frozen=True)
-class TrueCfg:
-    """Classifier-free guidance with a negative branch, which runs after the positive one or, where
-    the mesh has ``cfg`` degree 2, beside it on other ranks."""
+class Guidance:
+    """Embedded guidance (one branch), or true CFG (two branches).
 
+    With true CFG the negative branch runs after the positive one or, where the mesh has ``cfg``
+    degree 2, concurrently on other ranks.
+
+    Attributes:
+        branches: Results of :meth:`Denoiser.branch`: the positive one and, with true CFG, the
+            negative one.
+        scale: Scale of true CFG; not used with one branch.
+        mesh: The grid of ranks; None on one rank.
+    """
+
+    branches: Sequence[Any]
     scale: float
+    mesh: DeviceMesh | None
 
     def velocity(
-        self,
-        denoiser: nn.Module,
-        tokens: torch.Tensor,
-        timestep: torch.Tensor,
-        branches: Sequence[Any],
-        mesh: DeviceMesh | None,
+        self, denoiser: nn.Module, tokens: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
-        """The guided velocity; ``branches`` are the positive and the negative one."""
-        if mesh is None or axis_degree(mesh, CFG_AXIS) == 1:
-            positive, negative = (denoiser(tokens, timestep, branch) for branch in branches)
+        """The guided velocity of this rank's tokens, ``[B, s, P]``."""
+        if len(self.branches) == 1:
+            velocity: torch.Tensor = denoiser(tokens, timestep, self.branches[0])
+            return velocity
+        if self.mesh is None or axis_degree(self.mesh, CFG_AXIS) == 1:
+            positive, negative = (denoiser(tokens, timestep, each) for each in self.branches)
         else:
-            own = axis_rank(mesh, CFG_AXIS)
-            computed = denoiser(tokens, timestep, branches[own]).contiguous()
+            own = axis_rank(self.mesh, CFG_AXIS)
+            computed = denoiser(tokens, timestep, self.branches[own]).contiguous()
             received = torch.empty_like(computed)
-            swap_point_to_point(
-                [(computed, 1 - own)], [(received, 1 - own)], mesh.get_group(CFG_AXIS)
+            start_send_recv(
+                [(computed, 1 - own)], [(received, 1 - own)], self.mesh.get_group(CFG_AXIS)
             )()
             positive, negative = (computed, received) if own == 0 else (received, computed)
         positive, negative = positive.float(), negative.float()
@@ -162,30 +170,27 @@ class TrueCfg:
 def denoise(
     denoiser: nn.Module,
     tokens: torch.Tensor,
-    branches: Sequence[Any],
+    guidance: Guidance,
     stepper: Stepper,
-    *,
-    mesh: DeviceMesh | None,
-    true_cfg: TrueCfg | None,
     after_step: Callable[[int, torch.Tensor], None],
     steps_done: int = 0,
 ) -> torch.Tensor:
     """The denoising loop over this rank's tokens. Nothing is gathered between steps.
 
     Args:
-        tokens: noise, or what was left of it after ``steps_done``: ``[B, s, P]``, float32.
-        branches: one from :meth:`Denoiser.branch`; the positive and the negative with true CFG.
-        after_step: called with the number of steps done and the tokens then; may raise, on all
-            ranks alike.
+        denoiser: The transformer.
+        tokens: Noise or, if ``steps_done`` > 0, the tokens after that step: ``[B, s, P]``, float32.
+        guidance: Computes the velocity of a step.
+        stepper: The scheduler, at step ``steps_done``.
+        after_step: Called with the number of steps done and the tokens; may raise, on all ranks
+            alike.
+        steps_done: Number of steps to skip.
 
     Returns:
         ``[B, s, P]``, float32.
     """
     for done, timestep in enumerate(stepper.timesteps[steps_done:], start=steps_done + 1):
-        if true_cfg is None:
-            velocity = denoiser(tokens, timestep, branches[0])
-        else:
-            velocity = true_cfg.velocity(denoiser, tokens, timestep, branches, mesh)
+        velocity = guidance.velocity(denoiser, tokens, timestep)
         tokens = stepper.step(velocity, timestep, tokens)
         after_step(done, tokens)
     return tokens
@@ -197,14 +202,12 @@ class VideoPipeline(ABC):
     It may hold the autoencoder alone, and then only decodes.
 
     Attributes:
-        denoiser: on every rank.
+        spec: The model's arithmetic, such as the latent grid of a request.
+        denoiser: The transformer, on every rank.
     """
 
+    spec: ModelSpec
     denoiser: Denoiser[Any]
-
-    @abstractmethod
-    def grid(self, request: ResolvedRequest) -> LatentGrid:
-        """The latents of a request."""
 
     @abstractmethod
     def encode(

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
@@ -21,6 +23,8 @@ from longtake.pipelines.tensor_files import Tensor
 _INDEX = "model_index.json"
 _MAX_COMPONENTS, _MAX_SHARDS = 32, 1000
 _SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,27 @@ class Checkpoint:
             ModelError: it is missing or no JSON object.
         """
         return _read_json(self.folder / component / name)
+
+    def parse_config(
+        self, kind: type[ConfigT], component: str, name: str = "config.json"
+    ) -> ConfigT:
+        """A component's configuration, validated.
+
+        Args:
+            kind: The pydantic model that it must match.
+            component: Name of the component.
+            name: Name of the file.
+
+        Raises:
+            ModelError: It is missing, no JSON object, or does not match.
+        """
+        content = self.config(component, name)
+        try:
+            return kind.model_validate(content)
+        except ValidationError as error:
+            raise ModelError(
+                f"{self.folder / component / name} cannot be used: {one_line(error)}"
+            ) from error
 
     def weights_name(self, component: str) -> str:
         """The name of the file that holds a component's weights, or of the index of several.

@@ -199,7 +199,7 @@ def _hand_over(
     """On a rank but the first: compute its tiles and send them; returns whether it was stopped."""
     for done in range(total):
         on_progress(Progress("decoding", done, total))
-        if stream.told_to_stop or stop_requested():
+        if stream.stop_requested or stop_requested():
             return True
         values = next(own)
         on_progress(Progress("waiting", done + 1, total))

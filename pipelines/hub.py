@@ -40,7 +40,7 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
     ):
         raise ModelError(
             f"there is no folder {repository}: pass a model's folder in diffusers layout, a hub "
-            "id such as hunyuanvideo-community/HunyuanVideo, or "
+            "id (owner/name), or "
             f"{' or '.join([*bundled(), *presets()])}"
         )
     try:

@@ -1,4 +1,8 @@
-"""How much memory a function takes, said before it runs, and how much a device has left."""
+"""Predicts a function's peak memory, and measures a device's free memory.
+
+The only module of ``pipelines`` that uses private names of torch;
+tests/unit/pipelines/test_library_internals.py fails when they move.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made while it is entered, and that still live."""
+    """Counts the bytes of the tensors that are created while it is active and still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -31,7 +35,7 @@ class _LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run an operation; count the storages that it made."""
+        """Run an operation and count the storages that it creates."""
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and not func.is_view:  # weights are viewed, too
@@ -56,15 +60,15 @@ def peak_bytes(
     shape: tuple[int, ...],
     device: torch.device,
 ) -> int:
-    """The most that a function's tensors take at one time, its input's and result's included.
+    """Peak bytes of a function's tensors, including its input and result.
 
-    Nothing is computed: the function runs on shapes alone. What kernels take for themselves comes
-    on top: next to nothing on a GPU, about as much again on a CPU.
+    Nothing is computed: the function runs on fake tensors. Workspace of kernels is not included:
+    next to nothing on a GPU, about as much again on a CPU.
 
     Args:
-        function: of one float32 tensor; its weights are not counted.
-        shape: of the tensor.
-        device: of the tensor and the weights.
+        function: Function of one float32 tensor; its weights are not counted.
+        shape: Shape of the tensor.
+        device: Device of the tensor and the weights.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _LiveBytes() as counted:
         function(torch.empty(shape, device=device))
@@ -73,7 +77,7 @@ def peak_bytes(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device: of a GPU, or of the host within this container."""
+    """Free memory of a GPU, or of the host within the limit of this container."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -83,9 +87,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_in_container(cgroup: Path) -> int | None:
-    """What the control group (version 2) of this container lets it take yet, if it has a limit.
+    """Bytes left below the memory limit of this container's control group (version 2).
 
-    Its page cache counts as free, as with Kubernetes' working set.
+    Page cache counts as free, as in Kubernetes' working set. None without a limit.
     """
     try:
         limit = int((cgroup / "memory.max").read_text())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from longtake.errors import ModelError
@@ -88,9 +91,10 @@ def load(
         ModelError: a component cannot be loaded.
     """
     family = _family(checkpoint)
-    load_family = getattr(importlib.import_module(family.module), family.pipeline)
+    load_family = getattr(_import(family.module), family.pipeline)
     pipeline: VideoPipeline = load_family(
         checkpoint,
+        family.inspect(checkpoint, weights=False),
         world,
         dtype=dtype,
         vae_dtype=vae_dtype or dtype,
@@ -100,6 +104,24 @@ def load(
         on_component=on_component,
     )
     return pipeline
+
+
+def _import(name: str) -> ModuleType:
+    """Import a family's module, without garbage collections.
+
+    diffusers and transformers create about a million objects that live as long as the process.
+    Scanning them again and again took a quarter of a rank's start. A frozen object is still
+    freed by its reference count.
+    """
+    if name in sys.modules or not gc.isenabled():
+        return importlib.import_module(name)
+    gc.disable()
+    try:
+        module = importlib.import_module(name)
+        gc.freeze()
+        return module
+    finally:
+        gc.enable()
 
 
 def _family(checkpoint: Checkpoint) -> _Family:

@@ -19,7 +19,8 @@ MAX_HEADER_BYTES = 4 * 2**20
 """A model of 10,000 tensors has a header of about 1 MB."""
 
 MAX_LATENTS_BYTES = 4 * 2**30
-"""HunyuanVideo's of 16384 frames at 720p, the most that can be asked for, have 3.8 GB."""
+"""Largest latents that are read: 16384 frames of 720p in 16 channels, the longest video that can be
+requested, take 3.8 GB."""
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 

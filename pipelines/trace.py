@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,44 +15,12 @@ import torch
 from torch import nn
 
 from longtake.parallel import ParallelDims, World
-from longtake.parallel.dims import CFG_AXIS
-from longtake.parallel.mesh import axis_rank
+from longtake.parallel.mesh import CFG_AXIS, axis_rank
 from longtake.pipelines.spec import LatentGrid, shards_of
+from longtake.pipelines.trace_points import BRANCHES, TracePoint, TraceRequest
 
 if TYPE_CHECKING:
     from longtake.pipelines.base import Denoiser
-
-BRANCHES = ("positive", "negative")
-"""Of true CFG, in order; without it there is the first alone."""
-
-
-@dataclass(frozen=True)
-class TraceRequest:
-    """What to record beside the latents after each step.
-
-    Attributes:
-        blocks_of_step: the step, counted from 1, of which each block's output is recorded too.
-    """
-
-    blocks_of_step: int | None = None
-
-
-@dataclass(frozen=True)
-class TracePoint:
-    """Where on the way something was recorded: the latents after a step, or tokens in it.
-
-    Attributes:
-        step: counted from 1.
-        block: whose output it is, counted from 1; 0 is what the first block takes in. None: the
-            latents.
-        name: of the block in its denoiser.
-        branch: one of BRANCHES.
-    """
-
-    step: int
-    block: int | None = None
-    name: str = ""
-    branch: str = BRANCHES[0]
 
 
 class Trace:

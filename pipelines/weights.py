@@ -39,6 +39,9 @@ def load_weights(
     Raises:
         ModelError: a tensor is missing, is too many, or has another shape.
     """
+    # torch's set_model_state_dict(broadcast_from_rank0) cannot do this: global rank 0 alone reads,
+    # not one rank a host; names and shapes travel as pickles, which are never unpickled here; and
+    # tensors travel in the dtype of the files, not of the module.
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_tensors(read_tensors(files), shapes, files[0].parent)
     nn.Module.to(module, dtype)  # diffusers' own `to` warns of weights that are not there yet

@@ -1,1 +1,1 @@
-"""The front doors: batch rendering, the HTTP API and the web page."""
+"""Batch rendering, the HTTP API and the web page, on one job queue."""

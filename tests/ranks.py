@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.parallel import ParallelDims
+from tests.forked_ranks import fork_context
 
 GROUP_TIMEOUT_S = 60.0
 """For how long a rank waits for another in the shared groups."""
@@ -59,14 +60,7 @@ class RankGroup:
         self._grace_s = grace_s
         context: Any = mp.get_context("spawn")  # CUDA outlives no fork, and diffusers asks for it
         if device_type == "cpu":
-            context = mp.get_context("forkserver")
-            context.set_forkserver_preload(
-                [
-                    "torch.distributed.device_mesh",
-                    "longtake.parallel",
-                    "longtake.pipelines.hunyuan_video.pipeline",
-                ]
-            )
+            context = fork_context()
         self._folder = tempfile.TemporaryDirectory(prefix="longtake-ranks-")
         store = str(Path(self._folder.name) / "store")
         self._connections: list[Any] = []

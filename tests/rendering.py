@@ -14,13 +14,13 @@ import torch.distributed as dist
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.picture import any_picture
+from longtake.engine.media.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
 from longtake.pipelines.base import VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
-from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.stages import StageReport
 from longtake.pipelines.weights import held_bytes
@@ -87,8 +87,8 @@ def render(
     pipeline: VideoPipeline, asked: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
     """The latents of a request; of one that begins with a picture, any."""
-    picture = any_picture(asked)
-    return render_latents(pipeline, asked, dims, world, StageReport(), picture=picture)
+    picture = noise_picture(asked)
+    return render_latents(RenderRun(pipeline, asked, dims, world, picture=picture))
 
 
 def decode(
@@ -155,7 +155,8 @@ def traffic(
     """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
     pipeline, report = loaded(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        render_latents(pipeline, asked, dims, world(), report, picture=any_picture(asked))
+        picture = noise_picture(asked)
+        render_latents(RenderRun(pipeline, asked, dims, world(), report, picture=picture))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
@@ -198,15 +199,9 @@ def _rendered(
     folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **going: Any
 ) -> Array:
     """The latents of a request that is kept on its way, or goes on."""
-    latents = render_latents(
-        loaded(folder, on_ranks),
-        asked,
-        dims,
-        world() if on_ranks else ALONE,
-        StageReport(),
-        picture=any_picture(asked),
-        **going,
-    )
+    pipeline, ranks = loaded(folder, on_ranks), world() if on_ranks else ALONE
+    run = RenderRun(pipeline, asked, dims, ranks, picture=noise_picture(asked), **going)
+    latents = render_latents(run)
     array: Array = latents.numpy()
     return array
 

@@ -1,4 +1,4 @@
-"""A server as users start it, and what a client says to it."""
+"""A server as users start it, and a client."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Server:
     """A process of ``longtake serve``.
 
     Args:
-        folder: of its videos.
-        arguments: of the command.
-        log: that it writes to.
-        environment: variables beside this process's own.
+        folder: The data folder.
+        arguments: Arguments of the command.
+        log: File that its output is appended to.
+        environment: Environment variables in addition to this process's own.
 
     Attributes:
-        url: where it listens.
-        client: to speak to it.
+        url: Base URL of the server.
+        client: An HTTP client of the server.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Server:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )
         assert self.process.stderr is not None
-        said = []
+        output = []
         for line in self.process.stderr:
-            said.append(line)
+            output.append(line)
             if found := re.search(r" at (http://\S+),", line):
                 break
         else:
-            raise AssertionError(f"it did not listen: {''.join(said)}")
+            raise AssertionError(f"it did not listen: {''.join(output)}")
         self.url = found[1]
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -71,7 +71,7 @@ class Server:
                 file.flush()
 
     def wait_ready(self) -> None:
-        """Until its model is loaded."""
+        """Wait until the model is loaded."""
         deadline = time.monotonic() + 120
         while self.client.get("/ready").status_code != 200:
             assert self.process.poll() is None, self.log.read_text()
@@ -85,11 +85,11 @@ class Server:
         return dict(answer.json())
 
     def video(self, name: str) -> dict[str, Any]:
-        """How one stands."""
+        """The video object of a video."""
         return dict(self.client.get(f"/v1/videos/{name}").json())
 
     def wait(self, name: str, timeout: float = 120) -> dict[str, Any]:
-        """Until one has ended."""
+        """Wait until a video has ended, and return its object."""
         deadline = time.monotonic() + timeout
         while (video := self.video(name))["status"] in ("queued", "in_progress"):
             assert time.monotonic() < deadline, video
@@ -97,12 +97,12 @@ class Server:
         return video
 
     def family(self) -> list[psutil.Process]:
-        """It and all that it started."""
+        """The server's process and all its descendants."""
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
     def kill(self) -> None:
-        """As a power cut would, of this one process; all it started ends by itself."""
+        """Kill the server's process with SIGKILL; its descendants have to end by themselves."""
         family = self.family()
         self.process.kill()
         self.process.wait()
@@ -110,7 +110,7 @@ class Server:
         self._close()
 
     def stop(self) -> int:
-        """As a service manager does, again and again; returns the exit code."""
+        """Stop the server with repeated signals, and return the exit code."""
         family = self.family() if self.process.poll() is None else []
         for number in 10 * (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self.process.send_signal(number)
@@ -131,7 +131,7 @@ class Server:
 def serving(
     folder: Path, *arguments: str, ready: bool = True, **environment: str
 ) -> Iterator[Server]:
-    """A server, and then its end, which must be a good one."""
+    """A server that is stopped at the end, without leftovers or errors in its log."""
     folder.mkdir(exist_ok=True)
     server = Server(folder / "data", arguments, folder / "log", environment)
     try:
@@ -142,9 +142,7 @@ def serving(
         killed = server.process.poll() is not None
         code = 0 if killed else server.stop()
     assert code == 0
-    said = server.log.read_text()
-    assert killed or said.count("stopped; ") == 1, said
-    for fault in said.split("Traceback ")[
-        1:
-    ]:  # Gradio's, of values that no page sends, are its own
-        assert "longtake/serve/" not in fault, said
+    output = server.log.read_text()
+    assert killed or output.count("stopped; ") == 1, output
+    for fault in output.split("Traceback ")[1:]:  # Gradio logs invalid values that it is sent
+        assert "longtake/serve/" not in fault, output

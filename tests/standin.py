@@ -1,4 +1,4 @@
-"""A server's service without any ranks: what stands in for them shows gray, at once."""
+"""A service whose ranks are replaced by a stand-in that renders gray at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import RankReport
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
-from longtake.serve.server import application_of
-from longtake.serve.service import service as service_module
+from longtake.serve.http.video_object import VideoObjects
+from longtake.serve.server import build_application, build_service
+from longtake.serve.service import render_loop
 from longtake.serve.service.service import VideoService
+
+
+def objects(service: VideoService) -> VideoObjects:
+    """What describes a service's jobs to clients."""
+    return VideoObjects(service.engine.spec, service.eta, service.folder, service.settings.keep_s)
 
 
 class _Running(VideoEngine):
@@ -30,7 +36,13 @@ class _Running(VideoEngine):
 
 
 class GrayRanks:
-    """Stands in for a supervisor: waits for as long as it is told to, deaf or not; shows gray."""
+    """Stands in for a supervisor.
+
+    Attributes:
+        hold: Whether renderings wait.
+        deaf: Whether a rendering that waits ignores requests to stop.
+        fails: Error that renderings raise; None: they succeed.
+    """
 
     hold = deaf = False
     fails: Exception | None = None
@@ -40,49 +52,49 @@ class GrayRanks:
         self.devices, self.starts = (0,), 1
 
     def start(self, on_progress: Any, stop_requested: Any) -> None:
-        """They run."""
+        """Do nothing."""
 
     def render(
-        self, asked: Any, sink: Any, on_progress: Any, *, stop_requested: Any, **rest: Any
+        self, request: Any, sink: Any, on_progress: Any, *, stop_requested: Any, **rest: Any
     ) -> Metadata:
-        """Show gray."""
+        """Render gray frames."""
         on_progress(Progress("text"))
-        for step in range(min(asked.num_inference_steps, 100) + 1):
-            on_progress(Progress("denoising", step, asked.num_inference_steps))
+        for step in range(min(request.num_inference_steps, 100) + 1):
+            on_progress(Progress("denoising", step, request.num_inference_steps))
         while type(self).hold:
             if not type(self).deaf:
-                on_progress(Progress("denoising", 1, asked.num_inference_steps))
+                on_progress(Progress("denoising", 1, request.num_inference_steps))
             time.sleep(0.01)
         if (error := type(self).fails) is not None:
             raise error
-        frame = np.full((asked.height, asked.width, 3), 0.5, np.float32)
+        frame = np.full((request.height, request.width, 3), 0.5, np.float32)
         sink.latents(np.zeros((1, 1, 1, 1, 1), np.float32))
-        for video in range(asked.num_videos):
-            for index in range(self.engine.num_frames_of(asked)):
+        for video in range(request.num_videos):
+            for index in range(self.engine.num_frames_of(request)):
                 sink.frame(video, index, frame)
         report = RankReport(0, "cpu", "none", {}, {"denoising": 7}, 1, 2**20)
         seconds = {"loading": 0.0, "denoising": 0.01}
-        frames = self.engine.num_frames_of(asked)
-        return Metadata(asked, self.engine.config, ParallelDims(), seconds, [report], frames)
+        frames = self.engine.num_frames_of(request)
+        return Metadata(request, self.engine.config, ParallelDims(), seconds, [report], frames)
 
     def close(self) -> None:
-        """They end."""
+        """Do nothing."""
 
 
 @contextmanager
 def gray_server(
     monkeypatch: pytest.MonkeyPatch, folder: Path, model: str = "demo", **settings: Any
 ) -> Iterator[tuple[TestClient, VideoService]]:
-    """A client of everything that answers requests, and the service behind it."""
-    monkeypatch.setattr(service_module, "Supervisor", GrayRanks)
+    """A client of the whole application, and its service."""
+    monkeypatch.setattr(render_loop, "Supervisor", GrayRanks)
     GrayRanks.hold = GrayRanks.deaf = False
     GrayRanks.fails = None
     config = ServeConfig(**{"data_dir": folder, "page": False, **settings})
-    service = VideoService(EngineConfig(model=model), config, SnapshotConfig())
+    service = build_service(EngineConfig(model=model), config, SnapshotConfig())
     with TestClient(
-        application_of(service, config),
+        build_application(service, config),
         base_url="http://127.0.0.1:8000",
         raise_server_exceptions=False,
         follow_redirects=False,
     ) as client:
-        yield client, service  # what is held then is told to stop, as in a real server
+        yield client, service  # leaving stops what is held, as a real server does

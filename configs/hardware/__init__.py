@@ -1,4 +1,4 @@
-"""Profiles of hardware: what a plan is reckoned with. Each figure says where it comes from."""
+"""Hardware profiles for the planner. Every figure states its source."""
 
 from __future__ import annotations
 
@@ -10,57 +10,54 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from longtake.configs.base import StrictModel, written_as
-from longtake.configs.yaml_reader import declared_in
+from longtake.configs.base import Dtype, StrictModel, matches
+from longtake.configs.yaml_reader import read_yaml_as
 from longtake.errors import RequestError, one_line
 from longtake.files.reading import MAX_YAML_BYTES, read_regular
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-Words = Annotated[
+Line = Annotated[
     str,
     Field(min_length=1, max_length=200),
-    written_as(r"[^\x00-\x1f\x7f]+", "one line of text"),
+    matches(r"[^\x00-\x1f\x7f]+", "one line of text"),
 ]
-"""One line that a terminal can show."""
+"""One printable line of text."""
 
 
 class Figure(StrictModel):
-    """A number and its source: a datasheet, a publication, a measurement, or an assumption."""
+    """A value and its source: a datasheet, a publication, a measurement, or an assumption."""
 
     value: Annotated[float, Field(ge=0, le=1e21, allow_inf_nan=False)]
     source: Annotated[str, Field(min_length=1)]
 
 
 class Share(Figure):
-    """The part of a peak that is really reached."""
+    """A fraction of a peak rate that is achieved, above 0."""
 
     value: Annotated[float, Field(gt=0, le=1)]
 
 
-class PartOfOne(Figure):
-    """A part that may be nothing, too."""
+class Fraction(Figure):
+    """A fraction, 0 included."""
 
     value: Annotated[float, Field(ge=0, le=1)]
 
 
 class Link(StrictModel):
-    """One level of the links between devices.
+    """One level of the interconnect.
 
-    Devices are numbered so that those that are close stand together. ``spans`` of them in a row
-    reach each other over this level or one within it; ``shared_by`` in a row share one way in
-    and one way out of it: 1 is a port of one's own, 8 the network of a machine of 8.
+    Devices that are close have neighboring numbers. ``spans`` consecutive devices reach each other
+    over this level or an inner one; ``shared_by`` consecutive devices share one incoming and one
+    outgoing link: 1 is a port per device, 8 the network port of a node of 8.
 
     Attributes:
-        name: e.g. nvlink, pcie, network.
-        spans: devices that it connects; None is all there are.
-        shared_by: devices that share the bandwidth.
-        bytes_per_s: that pass each way at one time, as transfers reach it.
-        latency_s: of one exchange over it.
+        name: Name, such as nvlink, pcie or network.
+        spans: Number of devices that it connects; None for all.
+        shared_by: Number of devices that share its bandwidth.
+        bytes_per_s: Achieved bandwidth in each direction.
+        latency_s: Latency of one exchange.
     """
 
-    name: Words
+    name: Line
     spans: Annotated[int, Field(ge=1)] | None = None
     shared_by: Annotated[int, Field(ge=1)] = 1
     bytes_per_s: Figure
@@ -68,32 +65,35 @@ class Link(StrictModel):
 
     @field_validator("bytes_per_s")
     @classmethod
-    def _divides(cls, rate: Figure) -> Figure:
-        return _checked_rate(rate)
+    def _check_divisor(cls, rate: Figure) -> Figure:
+        return _check_rate(rate)
 
 
 class Hardware(StrictModel):
-    """What ranks run on: one kind of device, and the links between them.
+    """A kind of device and the links between devices.
 
     Attributes:
-        description: in a line.
-        names: parts of the names by which drivers know the device.
-        device: kind of device.
-        flops_per_s: dense peak, by dtype.
-        linear_share, attention_share, convolution_share: of that peak, as kernels reach it.
-        memory_bytes: of one device (of a host, where ranks are processes: None is unknown).
-        memory_bytes_per_s, memory_share: its bandwidth, and the part that is reached.
-        launch_s: for the host to start one operation; a device never waits where it lags behind.
-        overlap_share: of a transfer, what costs nothing while something is computed.
-        host_bytes_per_s: between host and device.
-        storage_bytes_per_s: at which weights are read.
-        startup_s: until a rank begins to load.
-        runtime_bytes: that a rank holds before it has loaded anything.
-        devices_per_node: in one machine.
-        links: innermost first.
+        description: One line for users.
+        names: Substrings of the device names that drivers report, in whole words.
+        device: Device type.
+        flops_per_s: Dense peak rate by dtype.
+        linear_share: Fraction of the peak rate that matrix products reach.
+        attention_share: Fraction of the peak rate that attention kernels reach.
+        convolution_share: Fraction of the peak rate that convolutions reach.
+        memory_bytes: Memory of one device, or of a host of CPU ranks; None if unknown.
+        memory_bytes_per_s: Peak memory bandwidth.
+        memory_share: Fraction of the memory bandwidth that copies reach.
+        launch_s: Seconds for the host to launch one operation.
+        overlap_share: Fraction of a transfer that concurrent computation hides.
+        host_bytes_per_s: Bandwidth between host and device; None without a device.
+        storage_bytes_per_s: Bandwidth of reading weights.
+        startup_s: Seconds until a rank starts loading.
+        runtime_bytes: Memory of a rank before it loads anything.
+        devices_per_node: Number of devices per node.
+        links: Levels of the interconnect, innermost first.
     """
 
-    description: Words
+    description: Line
     names: tuple[str, ...] = ()
     device: Literal["cuda", "cpu"] = "cuda"
     flops_per_s: dict[Dtype, Figure]
@@ -104,7 +104,7 @@ class Hardware(StrictModel):
     memory_bytes_per_s: Figure
     memory_share: Share
     launch_s: Figure
-    overlap_share: PartOfOne
+    overlap_share: Fraction
     host_bytes_per_s: Figure | None = None
     storage_bytes_per_s: Figure
     startup_s: Figure
@@ -114,61 +114,64 @@ class Hardware(StrictModel):
 
     @field_validator("flops_per_s")
     @classmethod
-    def _names_a_dtype(cls, rates: dict[Dtype, Figure]) -> dict[Dtype, Figure]:
+    def _not_empty(cls, rates: dict[Dtype, Figure]) -> dict[Dtype, Figure]:
         if not rates:
             raise ValueError("must name a dtype at least")
-        return {dtype: _checked_rate(rate) for dtype, rate in rates.items()}
+        return {dtype: _check_rate(rate) for dtype, rate in rates.items()}
 
     @field_validator("memory_bytes_per_s", "host_bytes_per_s", "storage_bytes_per_s")
     @classmethod
-    def _divides(cls, rate: Figure | None) -> Figure | None:
-        return rate if rate is None else _checked_rate(rate)
+    def _check_divisor(cls, rate: Figure | None) -> Figure | None:
+        return rate if rate is None else _check_rate(rate)
 
     @field_validator("links")
     @classmethod
-    def _grow(cls, links: tuple[Link, ...]) -> tuple[Link, ...]:
+    def _nested(cls, links: tuple[Link, ...]) -> tuple[Link, ...]:
         spans = [math.inf if link.spans is None else link.spans for link in links]
         if spans != sorted(set(spans)) or spans[-1] != math.inf:
             raise ValueError("must span more devices each, and the last one all (no spans)")
         return links
 
     def matches(self, name: str) -> bool:
-        """Whether a driver's name of a device is this one's: one of ``names``, in whole words."""
+        """Whether a device name from the driver contains one of ``names`` as whole words."""
         words = re.sub(r"[^a-z0-9]+", " ", name.lower())
         own = (re.sub(r"[^a-z0-9]+", " ", each.lower()) for each in self.names)
         return any(f" {each} " in f" {words} " for each in own)
 
     def with_node_of(self, devices: int) -> Hardware:
-        """The same devices, so many to a machine: the level that reached all of one still does."""
+        """The same hardware with another number of devices per node.
+
+        The level that connected all devices of a node still does.
+        """
         before, links, reached = self.devices_per_node, list[Link](), False
         for link in self.links:
             spans, shared = link.spans, link.shared_by
             if spans is not None and spans >= min(before, devices):
                 if reached:
-                    continue  # between parts that the smaller machine has not
+                    continue  # a level between parts that the smaller node lacks
                 spans, reached = devices, True
             shared = devices if shared == before > 1 else min(shared, devices)
             links.append(link.model_copy(update={"spans": spans, "shared_by": shared}))
         return self.model_copy(update={"devices_per_node": devices, "links": tuple(links)})
 
 
-def _checked_rate(rate: Figure) -> Figure:
-    """A figure that something is divided by."""
+def _check_rate(rate: Figure) -> Figure:
+    """Check a rate, which times are divided by."""
     if rate.value < 1:
         raise ValueError("must be 1 a second at least")
     return rate
 
 
 def profiles() -> list[str]:
-    """The names of the profiles that come with the package."""
+    """Names of the bundled profiles."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
 
 
 def load_hardware(name: str) -> Hardware:
-    """A profile, by its name or the path of a YAML file.
+    """Load a bundled profile by name, or a profile from a YAML file.
 
     Raises:
-        RequestError: there is none of that name, or the file holds none.
+        RequestError: The name is unknown, or the file cannot be read or is not a profile.
     """
     path = Path(os.path.expanduser(name))
     if name.lower() in profiles():
@@ -179,7 +182,7 @@ def load_hardware(name: str) -> Hardware:
             "longtake bench --calibrate writes it"
         )
     try:
-        return declared_in(Hardware, read_regular(path, MAX_YAML_BYTES))
+        return read_yaml_as(Hardware, read_regular(path, MAX_YAML_BYTES))
     except OSError as error:
         raise RequestError(f"gpu={name!r} cannot be read: {error.strerror}") from error
     except ValueError as error:

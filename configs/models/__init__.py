@@ -1,14 +1,14 @@
-"""The defaults of a model: its size, steps, guidance and prompt template."""
+"""Defaults of models (size, steps, guidance, prompt template), and presets of models on the Hub."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import StrictModel
+from longtake.configs.base import Dtype, StrictModel
 from longtake.configs.request import (
     DecodeMode,
     Frames,
@@ -22,67 +22,73 @@ from longtake.configs.request import (
     Steps,
     TextTokens,
 )
-from longtake.configs.yaml_reader import declared_in
+from longtake.configs.yaml_reader import read_yaml_as
 from longtake.errors import ModelError, one_line
 from longtake.files.reading import MAX_YAML_BYTES, read_regular
 
 DEFAULTS_FILE = "longtake.yaml"
-"""A file of this name in a model's folder holds its own defaults."""
+"""Name of the file in a model's folder that holds its defaults."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=400)]
 
 
 class ModelDefaults(StrictModel):
-    """What a request leaves out. Unless a model says otherwise: HunyuanVideo's, as in diffusers."""
+    """Defaults of request fields. Unless a model has its own, HunyuanVideo's, as in diffusers."""
 
     repository: str | None = Field(
-        default=None, description="Hub id that has the weights, of a preset that comes without"
+        default=None, description="Hub id of the weights, for a preset without weights"
     )
     height: Pixels = 720
     width: Pixels = 1280
     num_frames: Frames = 129
     num_inference_steps: Steps = 50
     guidance_scale: Scale = 6.0
-    flow_shift: Shift | None = Field(default=None, description="None: its own scheduler's")
-    dynamic_flow_shift: Shift = Field(default=17.0, description="Of image-to-video's dynamic mode")
+    flow_shift: Shift | None = Field(
+        default=None, description="Flow shift; that of the model's scheduler by default"
+    )
+    dynamic_flow_shift: Shift = Field(
+        default=17.0, description="Flow shift of the dynamic mode of image-to-video"
+    )
     i2v_mode: I2vMode = "stable"
     resize_mode: ResizeMode = "crop"
     sizes: dict[str, Annotated[tuple[tuple[Pixels, Pixels], ...], Field(min_length=1)]] = Field(
-        default={}, description="Its own heights and widths, by resolution; for a picture"
+        default={}, description="Heights and widths for a picture, by resolution"
     )
     fps: Rate = 24.0
     decode: DecodeMode = "tiled"
-    vae_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="None: that of the engine"
+    vae_dtype: Dtype | None = Field(
+        default=None, description="Dtype of the VAE; that of the engine by default"
     )
-    prompt_template: PromptTemplate | None = Field(default=None, description="None: diffusers'")
+    prompt_template: PromptTemplate | None = Field(
+        default=None, description="Text around the prompt; that of diffusers by default"
+    )
     max_sequence_length: TextTokens = 256
     examples: Annotated[tuple[Prompt, ...], Field(max_length=8)] = Field(
-        default=(), description="Prompts that the page offers"
+        default=(), description="Example prompts on the page"
     )
     note: Annotated[str, Field(max_length=400)] = Field(
-        default="", description="What a user should know of the model before all; on the page"
+        default="", description="Notice about the model on the page"
     )
 
 
 def bundled() -> dict[str, Path]:
-    """The models that come with the package: their folders, in diffusers layout, by name."""
+    """Folders of the bundled models, in diffusers format, by name."""
     return {name: folder for name, folder in _folders().items() if any(folder.glob("vae/*.saf*"))}
 
 
 def presets() -> list[str]:
-    """The names of the presets of models whose weights are elsewhere."""
+    """Names of the presets of models whose weights are on the Hub."""
     return [name for name in _folders() if name not in bundled()]
 
 
 def preset_of(model: str) -> tuple[Path, str] | None:
-    """The preset of a model whose weights are elsewhere.
+    """Look up the preset of a model whose weights are on the Hub.
 
     Args:
-        model: the preset's name, or the hub id that it stands for.
+        model: The preset's name or its hub id.
 
     Returns:
-        A folder of its configuration files, and the hub id; None if there is no such preset.
+        The folder of its configuration files, and the hub id; None if there is no such preset.
     """
     for name, folder in _folders().items():
         repository = _read(folder / DEFAULTS_FILE).repository
@@ -92,14 +98,14 @@ def preset_of(model: str) -> tuple[Path, str] | None:
 
 
 def defaults_of(model: str, folder: Path) -> ModelDefaults:
-    """The defaults of a model: those in its folder, else those of its preset here, else diffusers'.
+    """The defaults of a model: from its folder, else from its preset, else those of diffusers.
 
     Args:
-        model: as the user named it; a hub id may have a preset.
-        folder: where its files are.
+        model: The model as the user named it; a hub id may have a preset.
+        folder: Folder of the model's files.
 
     Raises:
-        ModelError: the folder's own file is not what it should be.
+        ModelError: The file in the folder is invalid.
     """
     own, preset = folder / DEFAULTS_FILE, preset_of(model)
     if not os.path.lexists(own):
@@ -116,7 +122,7 @@ def _folders() -> dict[str, Path]:
 
 def _read(path: Path) -> ModelDefaults:
     try:
-        return declared_in(ModelDefaults, read_regular(path, MAX_YAML_BYTES))
+        return read_yaml_as(ModelDefaults, read_regular(path, MAX_YAML_BYTES))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

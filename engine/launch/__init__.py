@@ -1,1 +1,1 @@
-"""Start ranks, watch them, and end them."""
+"""Starting, watching and ending ranks."""

@@ -1,44 +1,32 @@
-"""Messages between the engine and its ranks, over a key-value store.
+"""Ordered messages over a key-value store.
 
-Whoever waits here waits on the store, never inside a collective.
+Waiting here means polling the store, never blocking inside a collective.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import time
 from typing import Any
 
 import torch.distributed as dist
 
 _PIECE_BYTES = 4 * 2**20  # the store refuses values above 8 MiB
-
-
-def listen_locally() -> dist.TCPStore:
-    """A store that only this machine can reach; torch's own would listen on every interface."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(1024)
-    port = listener.getsockname()[1]
-    return dist.TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
+_FULL_POLL_S = 0.005
+_FIRST_POLL_S = 0.001
+_LONGEST_POLL_S = 0.05
 
 
 class Mailbox:
-    """JSON messages in the order in which they were posted, each with some bytes or none.
+    """JSON messages in the order in which they were posted, each with an optional payload of bytes.
 
-    Any number of writers. One reader that keeps nothing, or several that each read all.
+    Any number of writers, and either one reader or, with ``keep``, several that each read all
+    messages.
 
     Args:
-        store: shared by all sides.
-        name: of this mailbox in the store.
-        keep: leave messages in the store, for other readers.
+        store: The store that writers and readers share.
+        name: Name of the mailbox in the store.
+        keep: Leave read messages in the store for other readers.
     """
 
     def __init__(self, store: dist.Store, name: str, *, keep: bool = False) -> None:
@@ -51,38 +39,40 @@ class Mailbox:
         """Add a message.
 
         Args:
-            max_unread: wait while so many messages were not read yet; 0 never waits.
+            message: The message, as JSON.
+            payload: Bytes that go with it.
+            max_unread: Wait while more messages than this are unread; 0 never waits.
         """
         number = self._store.add(f"{self._name}/posted", 1)
         while max_unread and number - self._store.add(f"{self._name}/read", 0) > max_unread:
-            time.sleep(0.005)
+            time.sleep(_FULL_POLL_S)
         pieces = [
             payload[start : start + _PIECE_BYTES] for start in range(0, len(payload), _PIECE_BYTES)
         ]
-        for at, piece in enumerate(pieces):
-            self._store.set(f"{self._name}/{number}/{at}", piece)  # type: ignore[arg-type]
+        for index, piece in enumerate(pieces):
+            self._store.set(f"{self._name}/{number}/{index}", piece)  # type: ignore[arg-type]
         self._store.set(f"{self._name}/{number}", json.dumps([message, len(pieces)]))
 
     def read(self, timeout_s: float) -> tuple[dict[str, Any], bytes] | None:
-        """The next message, or None if there was none in time.
+        """The next message and its payload, or None after the timeout.
 
         Raises:
-            torch.distributed.DistError: the store is gone, and with it the other side.
+            torch.distributed.DistError: The store is gone, and with it the other side.
         """
         key = f"{self._name}/{self._next}"
-        # The store's own wait would print a warning at every timeout.
-        deadline, pause_s = time.monotonic() + timeout_s, 0.001
+        # The store's own wait prints a warning at every timeout.
+        deadline, poll_s = time.monotonic() + timeout_s, _FIRST_POLL_S
         while not self._store.check([key]):
             if time.monotonic() > deadline:
                 return None
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.05)
+            time.sleep(poll_s)
+            poll_s = min(2 * poll_s, _LONGEST_POLL_S)
         message, num_pieces = json.loads(self._store.get(key))
-        keys = [f"{key}/{at}" for at in range(num_pieces)]
-        payload = b"".join(self._store.get(piece) for piece in keys)
+        piece_keys = [f"{key}/{index}" for index in range(num_pieces)]
+        payload = b"".join(self._store.get(piece_key) for piece_key in piece_keys)
         self._next += 1
         if not self._keep:
-            for used in [key, *keys]:
-                self._store.delete_key(used)
+            for used_key in [key, *piece_keys]:
+                self._store.delete_key(used_key)
             self._store.add(f"{self._name}/read", 1)
         return message, payload

@@ -1,4 +1,4 @@
-"""A deadline for progress of each phase, so that a deadlock ends."""
+"""Deadlines for the progress of each phase, which end a rank that hangs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _STEP_FACTOR = 20.0
 _SHORTEST_S = 60.0
 
 TIMED_OUT = "Timeout ("
-"""What the log of a process that ran into its deadline holds."""
+"""Text in the log of a process that missed its deadline."""
 
 
 def phase_timeout_s(config: EngineConfig, phase: str) -> float | None:
-    """Seconds in which a phase must make progress; None: for as long as others do."""
+    """Seconds within which a phase must make progress; None: no limit."""
     timeouts = {
         "waiting": None,
         "loading": config.load_timeout_s,
@@ -29,10 +29,13 @@ def phase_timeout_s(config: EngineConfig, phase: str) -> float | None:
 
 
 class Deadlines:
-    """Ends this process with its stacks on stderr when it makes no progress in time.
+    """Ends this process, with its stacks on stderr, if it makes no progress in time.
 
-    The timer is a thread of the interpreter's own that needs no lock of it: neither a collective
-    that waits for ever nor a long step can starve it.
+    The timer is faulthandler's thread, which needs no GIL: a collective that never returns cannot
+    block it.
+
+    Args:
+        config: The engine's configuration.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -42,28 +45,27 @@ class Deadlines:
         self._stepped_at = self._slowest_step_s = 0.0
 
     def progress(self, progress: Progress) -> float | None:
-        """Start the time again; returns the seconds that this process has for its next progress,
-        if it must make any."""
+        """Restart the timer; returns the seconds until the next progress is due, None: no limit."""
         timeout_s = phase_timeout_s(self._config, progress.phase)
         if timeout_s is None:
             self.pause()
             return None
-        begins = progress.phase != self._phase
+        phase_begins = progress.phase != self._phase
         self._phase = progress.phase
         if progress.phase == "denoising":
-            timeout_s = min(timeout_s, self._step_timeout_s(begins))
+            timeout_s = min(timeout_s, self._step_timeout_s(phase_begins))
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=sys.stderr)
         return timeout_s
 
     def pause(self) -> None:
-        """There is nothing to do, or it is done."""
+        """Stop the timer while there is nothing to do."""
         self._phase = ""
         faulthandler.cancel_dump_traceback_later()
 
-    def _step_timeout_s(self, begins: bool) -> float:
-        """A multiple of the slowest step so far; the first one of a video may compile or tune."""
+    def _step_timeout_s(self, phase_begins: bool) -> float:
+        """A multiple of the slowest step so far; the first step of a job may compile or tune."""
         now = time.monotonic()
-        if begins:
+        if phase_begins:
             self._steps, self._slowest_step_s = 0, 0.0
         else:
             self._steps += 1

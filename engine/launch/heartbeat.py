@@ -1,4 +1,4 @@
-"""Signs of life: each rank counts on, in a thread of its own, and its engine watches the counts."""
+"""Heartbeats: each rank counts up in a thread of its own, and the engine watches the counts."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 
-EVERY_S = 1.0
+INTERVAL_S = 1.0
 
 
-def give_signs_of_life(rank: int, port: int) -> None:
-    """Count on under this rank's name, for as long as the process runs.
+def start_heartbeat(store: dist.Store, rank: int) -> None:
+    """Count up under this rank's key for as long as the process runs.
 
-    A connection of its own: one that waits for an answer is held by its thread.
+    Args:
+        store: A connection that nothing else uses: a thread that waits for an answer blocks its
+            connection.
+        rank: This process's rank.
     """
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
 
     def count() -> None:
         number = 0
-        with contextlib.suppress(dist.DistError):  # the engine is gone, and so is this process soon
+        with contextlib.suppress(dist.DistError):  # the engine is gone; this process ends soon
             while True:
                 number += 1
-                store.set(f"beat/{rank}", str(number))
-                time.sleep(EVERY_S)
+                store.set(_key(rank), str(number))
+                time.sleep(INTERVAL_S)
 
     threading.Thread(target=count, daemon=True).start()
 
 
-class Heartbeats:
-    """For how long each rank has given none, counted only while someone looks: an engine that
-    itself stood still for a while, with the whole machine, blames nobody.
+def read_heartbeats(store: dist.Store, num_ranks: int) -> dict[int, bytes]:
+    """The last heartbeat by rank, of the ranks that have sent one."""
+    return {rank: store.get(_key(rank)) for rank in range(num_ranks) if store.check([_key(rank)])}
+
+
+def _key(rank: int) -> str:
+    return f"heartbeat/{rank}"
+
+
+class HeartbeatMonitor:
+    """Measures how long each rank has been silent.
+
+    Time counts only between two looks that are close together: an engine that was itself suspended,
+    with the whole machine, blames no rank.
 
     Args:
-        num_ranks: that are watched.
+        num_ranks: Number of ranks.
     """
 
     def __init__(self, num_ranks: int) -> None:
@@ -43,17 +56,17 @@ class Heartbeats:
         self._silent_s = dict.fromkeys(range(num_ranks), 0.0)
         self._looked_at: float | None = None
 
-    def silent(self, beats: Mapping[int, bytes], now: float) -> dict[int, float]:
-        """Seconds without a sign, by rank; of those that have ever given one.
+    def silent_s(self, heartbeats: Mapping[int, bytes], now: float) -> dict[int, float]:
+        """Seconds since the last new heartbeat, by rank.
 
         Args:
-            beats: the last of each rank.
-            now: seconds that never go back.
+            heartbeats: The last heartbeat by rank, as :func:`read_heartbeats` returns it.
+            now: Monotonic time in seconds.
         """
-        passed = 0.0 if self._looked_at is None else min(now - self._looked_at, EVERY_S)
+        passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, INTERVAL_S)
         self._looked_at = now
-        for rank, beat in beats.items():
-            moved = self._last.get(rank) != beat
-            self._silent_s[rank] = 0.0 if moved else self._silent_s[rank] + passed
-            self._last[rank] = beat
-        return {rank: self._silent_s[rank] for rank in beats}
+        for rank, heartbeat in heartbeats.items():
+            is_new = self._last.get(rank) != heartbeat
+            self._silent_s[rank] = 0.0 if is_new else self._silent_s[rank] + passed_s
+            self._last[rank] = heartbeat
+        return {rank: self._silent_s[rank] for rank in heartbeats}

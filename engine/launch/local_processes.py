@@ -1,74 +1,66 @@
-"""Ranks as processes on this machine, and what becomes of them when one dies or hangs."""
+"""Ranks as processes on this machine, which are watched and ended together."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
-from longtake import errors
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.channel import Mailbox, listen_locally
+from longtake.engine.job import Job, JobInput, RankReport, refusal_of
 from longtake.engine.launch.deadlines import TIMED_OUT
-from longtake.engine.launch.heartbeat import Heartbeats
-from longtake.engine.launch.launcher import Launcher, refusal_of
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
 from longtake.engine.launch.rank_processes import RankProcesses
-from longtake.engine.worker import Beside, NullSink, Sink, TraceSink
+from longtake.engine.launch.rank_protocol import LOADING, EngineSide, RankFailure, RankState
+from longtake.engine.sinks import NullSink, Sink
 from longtake.errors import LongtakeError, RankError, Stopped, one_line
-from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
-from longtake.pipelines.trace import TracePoint
+from longtake.pipelines.progress import OnProgress, StopRequested, never
 
 logger = logging.getLogger(__name__)
 
 _LOG_LINES = 12
 _FIRST_CAUSES = ("failed", "out of memory")
-_LOADING = 0
-"""The number of the job that is not a rendering."""
+_SUSPENDED_SHARE = 0.8
+"""Share of ``rank_loss_timeout_s`` after which a suspended rank counts as lost."""
 
 
 class LocalProcesses(Launcher):
-    """Ranks as processes on this machine, which stay alive between requests.
+    """Ranks as processes on this machine, which stay alive between jobs.
 
-    They listen on this machine alone. When one dies, is suspended, gives no sign of life, makes
-    no progress in time, or does not stop in time, all end.
+    They listen on localhost only. All of them are ended when one dies, is suspended, sends no
+    heartbeat, makes no progress in time, or does not stop in time.
 
     Args:
-        scratch: folder for what they write to stdout and stderr; the system's for temporary files.
+        config: The engine's configuration.
+        device_type: "cpu" or "cuda".
+        scratch: Folder for the ranks' logs; the system's temporary folder if None.
     """
 
     def __init__(self, config: EngineConfig, device_type: str, scratch: Path | None = None) -> None:
         self._config = config
         self._device_type = device_type
         self._scratch = scratch
-        self._signs = Heartbeats(config.devices)
-        self._num_jobs = _LOADING
         self._suspended_since: float | None = None
         self._processes: RankProcesses | None = None
 
     def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
-        """Start the processes; returns when all have loaded."""
-        self._store = listen_locally()
-        self._mailbox = Mailbox(self._store, "mail")
-        self._jobs = Mailbox(self._store, "jobs", keep=True)
-        self._beside = Mailbox(self._store, "beside")
-        self._store.set("config", self._config.model_dump_json())
-        self._store.set("device", self._device_type)
-        environments = {rank: self._environment(rank) for rank in range(self._config.devices)}
-        self._signs = Heartbeats(self._config.devices)
+        """Start the processes; returns when all have loaded the model."""
+        store = listen_locally()
+        self._ranks = EngineSide(store, self._config, self._device_type)
+        environments = {
+            rank: self._environment(rank, store.port) for rank in range(self._config.devices)
+        }
         self._processes = RankProcesses(
             "longtake.engine.launch.local_rank", environments, self._scratch
         )
         try:
-            self._receive(_LOADING, on_progress, stop_requested=stop_requested)
+            self._receive(LOADING, NullSink(), on_progress, stop_requested)
         except BaseException:
             self._kill()
             raise
@@ -78,26 +70,21 @@ class LocalProcesses(Launcher):
         job: Job,
         sink: Sink,
         on_progress: OnProgress,
-        beside: Beside = None,
+        job_input: JobInput = None,
         stop_requested: StopRequested = never,
     ) -> list[RankReport]:
         """Render on the processes."""
-        self._num_jobs += 1
-        number = self._num_jobs
+        number = self._ranks.next_number()
         try:
-            if beside is not None:
-                described = {"shape": beside.shape, "dtype": str(beside.dtype)}
-                self._beside.post({"number": number, **described}, beside.tobytes())
-            message = {"kind": "render", "number": number, "job": job.model_dump(mode="json")}
-            self._jobs.post(message)
-            answer = self._receive(number, on_progress, sink, stop_requested)
+            self._ranks.submit(number, job, job_input)
+            result = self._receive(number, sink, on_progress, stop_requested)
         except BaseException as error:
-            if self.alive:  # it came from the caller, or is Ctrl-C
+            if self.alive:  # the caller's error, a stop, or Ctrl-C
                 self._stop(number, error)
             raise
-        if isinstance(answer, LongtakeError):
-            raise answer
-        return answer
+        if isinstance(result, LongtakeError):
+            raise result
+        return result
 
     @property
     def alive(self) -> bool:
@@ -105,30 +92,20 @@ class LocalProcesses(Launcher):
         return self._processes is not None
 
     def close(self) -> None:
-        """Tell the processes to end; kill those that do not."""
+        """Ask the processes to end; kill those that do not."""
         if self._processes is not None:
             with contextlib.suppress(dist.DistError):
-                self._jobs.post({"kind": "exit"})
+                self._ranks.request_exit()
             deadline = time.monotonic() + self._config.rank_loss_timeout_s / 2
             while self._processes.running() and time.monotonic() < deadline:
                 time.sleep(0.02)
         self._kill()
 
-    def _environment(self, rank: int) -> dict[str, str]:
+    def _environment(self, rank: int, port: int) -> dict[str, str]:
         devices = self._config.devices
-        package = str(Path(errors.__file__).parent.parent)
-        paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(devices),
-            "LOCAL_WORLD_SIZE": str(devices),
-            "LONGTAKE_PORT": str(self._store.port),
-            "LONGTAKE_PARENT": str(os.getpid()),
+            **LocalPlace(rank, devices, port, os.getpid()).environment(),
             "LONGTAKE_DEVICE": str(self._config.devices_by_rank[rank]),
-            "PYTHONPATH": os.pathsep.join(paths),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "NCCL_SOCKET_IFNAME": "lo",
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         }
         if self._device_type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -136,188 +113,114 @@ class LocalProcesses(Launcher):
         return environment
 
     def _receive(
-        self,
-        number: int,
-        on_progress: OnProgress,
-        sink: Sink | None = None,
-        stop_requested: StopRequested = never,
+        self, number: int, sink: Sink, on_progress: OnProgress, stop_requested: StopRequested
     ) -> list[RankReport] | LongtakeError:
-        """Take in what rank 0 says of one job until it is done.
+        """See :meth:`EngineSide.receive`; what it raises for lost ranks has ended all of them."""
+        self._suspended_since = None
+        return self._ranks.receive(number, sink, on_progress, stop_requested, self._check_ranks)
 
-        Returns:
-            What each rank measured, or how all ranks alike refused or stopped the job.
+    def _check_ranks(self) -> None:
+        """End all ranks and raise the cause if one has ended or hangs.
 
         Raises:
-            RankError: a rank died or hung; all were ended.
-            RefusedInputError: a rank ended with it; all were ended.
-            Stopped: it was requested; the ranks go on.
+            RankError: A rank died or hangs.
+            RefusedInputError: A rank ended because it refused the input.
         """
-        moved_at = time.monotonic()
-        self._suspended_since = None
-        states: dict[int, dict[str, Any]] = {}
-        while True:
-            if stop_requested():
-                raise Stopped("it was told to stop")
-            read = self._mailbox.read(timeout_s=0.2)
-            if read is None:
-                self._check_alive()
-                if (seen := self._states()) != states:
-                    moved_at, states = time.monotonic(), seen
-                self._check_progress(states, time.monotonic() - moved_at)
-                continue
-            message, payload = read
-            if message.pop("number") != number:
-                continue  # what is left of a job that was given up
-            match message.pop("kind"):
-                case "progress":
-                    moved_at = time.monotonic()
-                    on_progress(Progress(**message))
-                case "done":
-                    return [RankReport(**report) for report in message["reports"]]
-                case "stopped":
-                    return Stopped(message["text"])
-                case "refused":
-                    return refusal_of(message["type"], message["text"])
-                case kind:
-                    assert sink is not None
-                    flat = np.frombuffer(payload, dtype=np.float32).copy()
-                    array = flat.reshape(message.pop("shape"))
-                    if kind == "latents":
-                        sink.latents(array)
-                    elif kind == "frame":
-                        sink.frame(message["video"], message["index"], array)
-                    elif isinstance(sink, TraceSink):  # else the job was given up
-                        sink.traced(TracePoint(**message["point"]), array)
-
-    def _states(self) -> dict[int, dict[str, Any]]:
-        """What each rank last said of its progress."""
-        keys = {rank: f"state/{rank}" for rank in range(self._config.devices)}
-        return {
-            rank: json.loads(self._store.get(key))
-            for rank, key in keys.items()
-            if self._store.check([key])
-        }
-
-    def _check_alive(self) -> None:
-        """End all ranks and raise what ended one of them, if one has ended or stands still."""
         assert self._processes is not None
-        if len(self._processes.running()) == self._config.devices:
-            self._check_suspended()
-            return
-        # The others notice in a moment and say so; the first cause is wanted.
+        try:
+            if len(self._processes.running()) < self._config.devices:
+                raise self._first_cause()
+            if not self._suspended(self._processes.suspended()):
+                self._ranks.check_heartbeats()
+            self._ranks.check_progress()
+        except LongtakeError:
+            self._kill()
+            raise
+
+    def _first_cause(self) -> LongtakeError:
+        """The error of the rank that ended first, as far as that can be told."""
+        assert self._processes is not None
+        # The other ranks notice in a moment and report it, but the first cause is wanted.
         time.sleep(min(1.0, self._config.rank_loss_timeout_s / 10))
-        failures = {
-            rank: json.loads(self._store.get(f"failure/{rank}"))
-            for rank in range(self._config.devices)
-            if self._store.check([f"failure/{rank}"])
-        }
-        for failure in failures.values():
-            if failure["kind"] == "refused":
-                self._kill()
-                raise refusal_of(failure["type"], failure["text"])
-        exits = self._processes.exit_codes()
-        silent = [rank for rank in exits if rank not in failures]
-        failed = [rank for rank in exits if failures.get(rank, {}).get("kind") in _FIRST_CAUSES]
-        first = silent or failed or list(exits)
-        rank = first[0]
-        failure = failures.get(rank)
-        text = self._obituary(rank, exits[rank], failure)
-        error = self._lost(text, rank)
-        if len(first) > 1:  # what several do alike is no one rank's fault
+        failures = self._ranks.failures()
+        for each in failures.values():
+            if each.kind == "refused":
+                return refusal_of(each.type_name, each.message)
+        exit_codes = self._processes.exit_codes()
+        unexplained = [rank for rank in exit_codes if rank not in failures]
+        failed = [
+            rank for rank in exit_codes if rank in failures and failures[rank].kind in _FIRST_CAUSES
+        ]
+        first = unexplained or failed or list(exit_codes)
+        rank, failure = first[0], failures.get(first[0])
+        error = self._ranks.rank_error(self._description(rank, exit_codes[rank], failure), rank)
+        if len(first) > 1:  # the same on several ranks is no one rank's fault
             error.rank = None
-        error.out_of_memory = failure is not None and failure["kind"] == "out of memory"
-        raise error
+        error.out_of_memory = failure is not None and failure.kind == "out of memory"
+        return error
 
-    def _check_suspended(self) -> None:
-        """A suspended process does not end, nor does it notice its own deadline."""
-        assert self._processes is not None
-        suspended, now = self._processes.suspended(), time.monotonic()
+    def _suspended(self, suspended: list[int]) -> bool:
+        """Whether ranks are suspended; a suspended process misses its own deadline.
+
+        Raises:
+            RankError: They have been suspended for too long.
+        """
         if not suspended:
             self._suspended_since = None
-            self._check_signs(now)
-            return
+            return False
+        now = time.monotonic()
         if self._suspended_since is None:
             self._suspended_since = now
-        if now - self._suspended_since > 0.8 * self._config.rank_loss_timeout_s:
+        if now - self._suspended_since > _SUSPENDED_SHARE * self._config.rank_loss_timeout_s:
             names = ", ".join(map(str, suspended))
-            raise self._lost(
+            raise self._ranks.rank_error(
                 f"rank {names} was suspended (SIGSTOP, or a debugger) for "
                 f"{now - self._suspended_since:.0f} s; all ranks were ended",
                 suspended[0],
             )
+        return True
 
-    def _check_signs(self, now: float) -> None:
-        """A process can stand still that is neither suspended nor, in its own eyes, late."""
-        beats = {
-            rank: self._store.get(key)
-            for rank in range(self._config.devices)
-            if self._store.check([key := f"beat/{rank}"])
-        }
-        for rank, silent_s in self._signs.silent(beats, now).items():
-            # While libraries and weights are loaded a thread may have to wait for long.
-            loads = self._states().get(rank, {}).get("phase") in (None, "loading")
-            if silent_s > 0.8 * self._config.rank_loss_timeout_s and not loads:
-                raise self._lost(
-                    f"rank {rank} gave no sign of life for {silent_s:.0f} s; all ranks were ended",
-                    rank,
-                )
-
-    def _check_progress(self, states: dict[int, dict[str, Any]], idle_s: float) -> None:
-        """Ranks end themselves at their deadlines; where none can, here."""
-        timeouts = [state["timeout_s"] for state in states.values() if state["timeout_s"]]
-        allowed = max(timeouts, default=self._config.load_timeout_s)
-        if idle_s > allowed + self._config.rank_loss_timeout_s:
-            raise self._lost(
-                f"no rank made progress for {idle_s:.0f} s, {allowed:.0f} s were allowed: all were "
-                "ended; see what holds them up, or raise the timeout"
-            )
-
-    def _lost(self, text: str, rank: int | None = None) -> RankError:
-        error = RankError(text)
-        error.rank = rank
-        if rank is not None:
-            error.phase = self._states().get(rank, {}).get("phase", "starting")
-        self._kill()
-        return error
-
-    def _obituary(self, rank: int, code: int, failure: dict[str, Any] | None) -> str:
+    def _description(self, rank: int, exit_code: int, failure: RankFailure | None) -> str:
+        """How a rank ended, where in the job, and its last log lines."""
         assert self._processes is not None
-        states, log = self._states(), self._processes.last_lines(rank)
-        state = states.get(rank, {})
-        where = state.get("phase", "starting").replace("waiting", "decoding")
-        if state.get("total"):
-            where += f", {state['done']} of {state['total']} done"
+        log = self._processes.last_lines(rank)
+        state = self._ranks.states().get(rank)
         if failure is not None:
-            how = f"failed: {failure['type']}: {failure['text']}"
+            how = f"failed: {failure.type_name}: {failure.message}"
         elif any(TIMED_OUT in line for line in log):
-            how = f"made no progress for {state.get('timeout_s', 0):.0f} s and was ended"
+            timeout_s = 0 if state is None else state.timeout_s or 0
+            how = f"made no progress for {timeout_s:.0f} s and was ended"
             running = [str(other) for other in self._processes.running()]
             how += f" (rank {', '.join(running)} had not ended)" if running else ""
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+        elif exit_code < 0:
+            how = f"was killed by {signal.Signals(-exit_code).name}"
         else:
             how = "died"
         lines = "".join(f"\n  {line}" for line in log[-_LOG_LINES:])
-        said = f"; its last lines:{lines}" if lines else "; it said nothing"
-        return f"rank {rank} {how} (exit code {code}, {where}); all ranks were ended{said}"
+        output = f"; its last lines:{lines}" if lines else "; it said nothing"
+        return (
+            f"rank {rank} {how} (exit code {exit_code}, {_position(state)}); all ranks were "
+            f"ended{output}"
+        )
 
-    def _stop(self, number: int, why: BaseException) -> None:
-        """Have the ranks stop between steps; kill them if they do not in time.
+    def _stop(self, number: int, reason: BaseException) -> None:
+        """Stop the ranks between steps; kill them if they do not stop in time.
 
         Args:
-            why: its attribute ``again``, of Ctrl-C, becomes true if the user is in a hurry.
+            number: The job's number.
+            reason: Why they stop. Its attribute ``again``, which a second Ctrl-C sets, kills them.
         """
         timeout_s = self._config.stop_timeout_s
         deadline = time.monotonic() + timeout_s
 
-        def late() -> bool:
+        def stop_waiting() -> bool:
             if time.monotonic() > deadline:
                 raise RankError(f"they did not stop within {timeout_s:g} s")
-            return getattr(why, "again", False)
+            return getattr(reason, "again", False)
 
         try:
-            self._store.set(f"stop/{number}", "1")
-            self._receive(number, lambda progress: None, NullSink(), late)
+            self._ranks.request_stop(number)
+            self._receive(number, NullSink(), lambda progress: None, stop_waiting)
         except Stopped:
             self._kill()
         except BaseException as error:
@@ -328,3 +231,13 @@ class LocalProcesses(Launcher):
         if self._processes is not None:
             self._processes.kill()
             self._processes = None
+
+
+def _position(state: RankState | None) -> str:
+    """The phase of a rank, and how much of it is done."""
+    if state is None:
+        return "starting"
+    phase = state.progress.phase.replace("waiting", "decoding")
+    if not state.progress.total:
+        return phase
+    return f"{phase}, {state.progress.done} of {state.progress.total} done"

@@ -1,4 +1,4 @@
-"""The processes of a group of ranks on this machine: started, looked at, ended."""
+"""Starts, inspects and kills the processes of ranks on this machine."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from longtake.errors import EngineError
 from longtake.files.atomic import cause
 
-_KEPT_LINES = 400
+_LOG_TAIL_LINES = 400
 
 
 class RankProcesses:
-    """One process a rank, whose output goes to files of its own.
+    """One process per rank. Creating it starts them; their output goes to log files.
 
     Args:
-        module: that each runs.
-        environments: what is added to the environment, by rank.
-        scratch: folder for those files; the system's for temporary ones if None.
+        module: Module that each process runs.
+        environments: Variables added to the environment, by rank.
+        scratch: Folder for the logs; the system's temporary folder if None.
 
     Raises:
-        EngineError: they cannot be started.
+        EngineError: The processes cannot be started.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class RankProcesses:
             ) from error
 
     def _start(self, module: str, environments: Mapping[int, dict[str, str]]) -> SubprocessContext:
-        """Start the processes from another thread: in the main one torch takes over the signals."""
+        """Start the processes from another thread: in the main one torch sets signal handlers."""
         with ThreadPoolExecutor(1) as pool, _quiet_elastic():
             starting = pool.submit(
                 start_processes,
                 name="longtake",
                 entrypoint=sys.executable,
-                # -P: nothing in the folder that this was started in is taken for a library
+                # -P: do not import libraries from the working directory
                 args={rank: (*_SAFE_PATH, "-m", module) for rank in environments},
                 envs=dict(environments),
                 logs_specs=DefaultLogsSpecs(self._logs.name, redirects=Std.ALL),
@@ -63,7 +63,7 @@ class RankProcesses:
             try:
                 started = starting.result()
             except BaseException:
-                with contextlib.suppress(Exception):  # those that were started before Ctrl-C
+                with contextlib.suppress(Exception):  # processes started before Ctrl-C
                     starting.result().close(death_sig=signal.SIGKILL)
                 self._logs.cleanup()
                 raise
@@ -76,7 +76,7 @@ class RankProcesses:
         return [rank for rank in self._started.subprocess_handlers if rank not in ended]
 
     def exit_codes(self) -> dict[int, int]:
-        """Of the ranks whose processes have ended; negative: the signal that killed one."""
+        """Exit codes of ended processes, by rank; negative: the signal that killed one."""
         return {
             rank: code
             for rank, handler in self._started.subprocess_handlers.items()
@@ -84,28 +84,28 @@ class RankProcesses:
         }
 
     def suspended(self) -> list[int]:
-        """The ranks whose processes were stopped by a signal or a debugger."""
+        """The ranks whose processes are stopped by a signal or a debugger."""
         stopped = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-        found = []
+        ranks = []
         for rank, pid in self._started.pids().items():
             with contextlib.suppress(psutil.Error):
                 if psutil.Process(pid).status() in stopped:
-                    found.append(rank)
-        return found
+                    ranks.append(rank)
+        return ranks
 
     def last_lines(self, rank: int) -> list[str]:
-        """The end of what a rank wrote to stderr."""
+        """The last lines that a rank wrote to stderr."""
         with contextlib.suppress(OSError):
             log = Path(self._started.stderrs[rank])
-            return log.read_text(errors="replace").splitlines()[-_KEPT_LINES:]
+            return log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return []
 
     def kill(self) -> None:
-        """End all processes, and remove their logs."""
+        """Kill all processes and remove their logs."""
         with _quiet_elastic():
             self._started.close(death_sig=signal.SIGKILL, timeout=5)
         for handler in self._started.subprocess_handlers.values():
-            for log in (handler._stdout, handler._stderr):  # left open where a rank had ended
+            for log in (handler._stdout, handler._stderr):  # open if the rank has ended
                 if log is not None:
                     log.close()
         self._logs.cleanup()
@@ -116,7 +116,7 @@ _SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 
 @contextmanager
 def _quiet_elastic() -> Iterator[None]:
-    """It warns of every process that is ended on purpose."""
+    """Silence torch's warnings about processes that are killed on purpose."""
     elastic = logging.getLogger("torch.distributed.elastic")
     level = elastic.level
     elastic.setLevel(logging.ERROR)

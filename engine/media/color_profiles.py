@@ -1,4 +1,8 @@
-"""The color space that a picture's values are in, and the way from there to sRGB."""
+"""The color space of a picture, and its conversion to sRGB.
+
+Pillow applies ICC profiles (ImageCms), but builds none from PNG's cICP, gAMA and cHRM chunks or
+from EXIF's color space: those are built here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms
 from longtake.errors import RequestError, one_line
 
 MAX_PROFILE_BYTES = 8 * 2**20
-"""Of an ICC profile; those of printing presses have 3 MiB."""
+"""Limit of an ICC profile; those of printing presses have 3 MiB."""
 
 _Array = npt.NDArray[np.float64]
 _Curve = Callable[[_Array], _Array]
@@ -31,11 +35,11 @@ _CHROMATICITIES = {
     11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
     12: (0.3127, 0.3290, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
-"""By the numbers of ITU-T H.273: BT.709, BT.470BG, SMPTE 170M and 240M, BT.2020, DCI-P3, P3."""
+"""By code points of ITU-T H.273: BT.709, BT.470BG, SMPTE 170M and 240M, BT.2020, DCI-P3, P3."""
 _GAMMA_OF_SRGB = 0.45455
-"""That PNG files in sRGB give (PNG, third edition, 11.3.2.5)."""
+"""gAMA of PNG files in sRGB (PNG, third edition, 11.3.2.5)."""
 _UNSPECIFIED = 2
-"""A code point of H.273."""
+"""Code point of H.273."""
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
@@ -44,40 +48,40 @@ _CURVE_POINTS = 1024
 
 
 class _ColorError(ValueError):
-    """A color space that cannot be used, and what to do."""
+    """A color space that cannot be used. The message follows the picture's label."""
 
 
-def in_srgb(image: Image.Image, content: bytes, said: str) -> Image.Image:
-    """A picture with its colors in sRGB; one that names no color space is taken to be.
+def to_srgb(image: Image.Image, content: bytes, label: str) -> Image.Image:
+    """Convert a picture to sRGB. One that names no color space is assumed to be in sRGB.
 
     Args:
-        image: decoded.
-        content: of its file.
-        said: how an error names it.
+        image: The decoded picture.
+        content: The file's bytes.
+        label: Name of the picture in error messages.
 
     Returns:
         The picture itself if it is in sRGB, else a new one in RGB, or RGBA where it is transparent.
 
     Raises:
-        RequestError: its color profile is damaged, too large or of another kind of picture, or it
-            is in high dynamic range.
+        RequestError: The color profile is damaged, too large or for another kind of picture, or the
+            picture is in high dynamic range.
     """
     try:
-        with np.errstate(all="ignore"):  # what is not finite is refused where it is written
+        with np.errstate(all="ignore"):  # struct refuses values that are not finite
             profile = _profile_of(image, content)
         return image if profile is None else _converted(image, profile)
     except _ColorError as error:
-        raise RequestError(f"{said} {error}") from error
+        raise RequestError(f"{label} {error}") from error
     except (ImageCms.PyCMSError, OSError, ArithmeticError, ValueError, struct.error) as error:
         raise RequestError(
-            f"{said} has a color profile that cannot be used ({one_line(error)}): save it in sRGB"
+            f"{label} has a color profile that cannot be used ({one_line(error)}): save it in sRGB"
         ) from error
 
 
 def _profile_of(image: Image.Image, content: bytes) -> bytes | None:
-    """An ICC profile of the color space: the picture's own, or made of what it says; None: sRGB.
+    """An ICC profile of the color space, the file's own or a built one; None for sRGB.
 
-    In the order that PNG has: cICP, iCCP, sRGB, gAMA with cHRM.
+    Precedence is PNG's: cICP, iCCP, sRGB, gAMA with cHRM.
     """
     info = image.info
     coded = _coding_points(content)
@@ -99,18 +103,18 @@ def _profile_of(image: Image.Image, content: bytes) -> bytes | None:
 
 
 def _coding_points(content: bytes) -> tuple[int, int, int, int] | None:
-    """Primaries, transfer, matrix and range of a PNG file's cICP chunk, which Pillow skips."""
-    at = 8
-    while content.startswith(b"\x89PNG") and at + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
+    """Primaries, transfer, matrix and range of a PNG file's cICP chunk, which Pillow ignores."""
+    offset = 8
+    while content.startswith(b"\x89PNG") and offset + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, offset)
         if kind == b"cICP":
             primaries, transfer, matrix, full_range = struct.unpack(
-                "4B", content[at + 8 : at + 8 + length]
+                "4B", content[offset + 8 : offset + 8 + length]
             )
             return primaries, transfer, matrix, full_range
         if kind == b"IDAT":
             return None
-        at += 12 + length
+        offset += 12 + length
     return None
 
 
@@ -118,7 +122,7 @@ def _coded_profile(primaries: int, transfer: int, matrix: int, full_range: int) 
     if transfer in (16, 18):
         raise _ColorError("is in high dynamic range (PQ or HLG): save it in sRGB")
     curves = {4: _power(1 / 2.2), 5: _power(1 / 2.8), 8: _power(1.0)}
-    curves.update(dict.fromkeys((1, 6, 13, 14, 15), _srgb_curve))  # BT.709 is shown as sRGB is
+    curves.update(dict.fromkeys((1, 6, 13, 14, 15), _srgb_curve))  # BT.709 is displayed like sRGB
     if primaries not in _CHROMATICITIES or transfer not in curves or matrix or full_range != 1:
         code = f"{primaries}/{transfer}/{matrix}/{full_range}"
         raise _ColorError(
@@ -128,9 +132,9 @@ def _coded_profile(primaries: int, transfer: int, matrix: int, full_range: int) 
 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
-    """Whether a camera says so in EXIF data alone (DCF, optional color space)."""
+    """Whether EXIF data name Adobe RGB (DCF, optional color space), as cameras write it."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF data say nothing
+        warnings.simplefilter("ignore")  # about damaged EXIF data
         return str(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1)).startswith("R03")
     return False
 
@@ -144,11 +148,11 @@ def _converted(image: Image.Image, profile: bytes) -> Image.Image:
     space = source.profile.xcolor_space.strip()
     transparent = image.has_transparency_data
     if space == "RGB" and image.mode != "CMYK":
-        wanted = "RGBA" if transparent else "RGB"
-        color = image if image.mode == wanted else image.convert(wanted)
+        mode = "RGBA" if transparent else "RGB"
+        color = image if image.mode == mode else image.convert(mode)
         if _is_srgb(source):
             return image
-        return _transform(source, wanted, wanted).apply_in_place(color)
+        return _transform(source, mode, mode).apply_in_place(color)
     if space == "GRAY" and image.mode in ("1", "L", "LA"):
         color = _transform(source, "L", "RGB").apply(image.convert("L"))
         if transparent:
@@ -162,24 +166,24 @@ def _converted(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _transform(
-    source: ImageCms.ImageCmsProfile, mode: str, wanted: str
+    source: ImageCms.ImageCmsProfile, mode: str, output_mode: str
 ) -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(
         source,
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
         mode,
-        wanted,
+        output_mode,
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
 
 
 def _is_srgb(source: ImageCms.ImageCmsProfile) -> bool:
-    """Whether a profile moves no color by more than rounding does."""
+    """Whether a profile changes no color by more than rounding does."""
     steps = np.linspace(0, 255, 18).astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
-    moved = _transform(source, "RGB", "RGB").apply(Image.fromarray(cube))
-    return bool(np.abs(np.asarray(moved).astype(int) - cube).max() <= 1)
+    converted = _transform(source, "RGB", "RGB").apply(Image.fromarray(cube))
+    return bool(np.abs(np.asarray(converted).astype(int) - cube).max() <= 1)
 
 
 def _srgb_curve(values: _Array) -> _Array:
@@ -187,18 +191,18 @@ def _srgb_curve(values: _Array) -> _Array:
 
 
 def _power(gamma: float) -> _Curve:
-    """The curve of a file that was encoded with this exponent."""
+    """The curve that decodes values encoded with an exponent."""
     if not 0.1 <= gamma <= 10:
         raise _ColorError(f"has a gamma of {gamma:g}, which must be 0.1 to 10: save it in sRGB")
     return lambda values: values ** (1 / gamma)
 
 
 def _matrix_profile(chromaticities: Sequence[float], curve: _Curve) -> bytes:
-    """An ICC profile (version 2.4) of primaries and one curve.
+    """An ICC profile (version 2.4) with these primaries, and one curve for all channels.
 
     Args:
         chromaticities: x and y of white, red, green and blue.
-        curve: from values in [0, 1] to light.
+        curve: Decodes values in [0, 1] to linear light.
     """
     x, y = np.array(chromaticities, dtype=np.float64).reshape(4, 2).T
     if not (y > 0).all():
@@ -210,9 +214,9 @@ def _matrix_profile(chromaticities: Sequence[float], curve: _Curve) -> bytes:
     columns = np.linalg.solve(_BRADFORD, adapted @ _BRADFORD @ columns)
     points = np.rint(curve(np.linspace(0, 1, _CURVE_POINTS)) * 65535).astype(">u2").tobytes()
     curves = struct.pack(">4s4xI", b"curv", _CURVE_POINTS) + points
-    colors = [struct.pack(">4s4x", b"XYZ ") + _fixed(column) for column in columns.T]
+    colors = [struct.pack(">4s4x", b"XYZ ") + _s15_fixed_16(column) for column in columns.T]
     tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), colors, strict=True))
-    tags[b"wtpt"] = struct.pack(">4s4x", b"XYZ ") + _fixed(_D50)
+    tags[b"wtpt"] = struct.pack(">4s4x", b"XYZ ") + _s15_fixed_16(_D50)
     start = 128 + 4 + 12 * (len(tags) + 3)
     table, data = [], b""
     for name, tag in tags.items():
@@ -224,8 +228,9 @@ def _matrix_profile(chromaticities: Sequence[float], curve: _Curve) -> bytes:
     header = struct.pack(
         ">I4xI4s4s4s12x4s28x", 128 + len(body), 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp"
     )
-    return (header + _fixed(_D50)).ljust(128, b"\0") + body
+    return (header + _s15_fixed_16(_D50)).ljust(128, b"\0") + body
 
 
-def _fixed(values: _Array) -> bytes:
+def _s15_fixed_16(values: _Array) -> bytes:
+    """Three numbers in ICC's fixed-point format."""
     return struct.pack(">3i", *(round(value * 65536) for value in values))

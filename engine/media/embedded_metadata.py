@@ -1,4 +1,4 @@
-"""What a video's own file says of how it was made."""
+"""Metadata inside a video file: prompt, seed and model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from longtake.configs.request import ResolvedDecode, ResolvedRequest
 
 
 def embedded_metadata(request: ResolvedDecode, engine: EngineConfig) -> dict[str, str]:
-    """Prompt, seed and model, as far as they are known, under the names that players show.
+    """Prompt, seed and model, as far as they are known, under names that players show.
 
-    The same request gives the same text, wherever the model's folder is and whoever asks.
+    The text depends on the request alone, not on where the model's folder is.
 
     Returns:
-        ``title`` and ``comment``, free of what no container can hold.
+        ``title`` and ``comment``, without characters that containers cannot hold.
     """
     model = f"model: {model_name(engine.model)}"
     if not isinstance(request, ResolvedRequest):
@@ -24,11 +24,11 @@ def embedded_metadata(request: ResolvedDecode, engine: EngineConfig) -> dict[str
 
 
 def model_name(model: str) -> str:
-    """A hub id or a bundled model by its own name, a folder by its last part alone."""
+    """A hub id or a bundled model unchanged; of a folder, its last component."""
     folder = os.path.expanduser(model)
     return os.path.basename(os.path.abspath(folder)) if os.path.exists(folder) else model
 
 
 def _storable(text: str) -> str:
-    """Containers hold UTF-8 that ends with the first NUL."""
+    """Valid UTF-8 without NUL, which ends a text in containers."""
     return text.replace("\0", "").encode(errors="replace").decode()

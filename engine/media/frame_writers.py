@@ -1,4 +1,4 @@
-"""The formats that a video is written in, frame by frame."""
+"""Writers of video formats, which take one frame at a time."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import PngImagePlugin
 
-Array = npt.NDArray[np.float32]
+from longtake.engine.arrays import Array
 
 _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
 _ENCODER_OPTIONS = {
-    # x264's AVX-512 code for macroblock trees reads past the end of a row, and what it finds there
-    # decides on bits. This is x264's own switch to the code that all CPUs share.
+    # x264's AVX-512 code for macroblock trees reads past the end of a row, and the output depends
+    # on what it finds there. This switches to the code that is the same on all CPUs.
     ".mp4": {"x264-params": "cpu-independent=1"},
-    ".webm": {"crf": "30"},  # FFmpeg's 32 moves plain colors by more than 3 of 255
+    ".webm": {"crf": "30"},  # FFmpeg's default, 32, changes plain colors by more than 3 of 255
 }
 _THREADS = 4
-"""x264's output depends on their number, so it must not be the number of cores."""
-# Else a .webm holds random identifiers, and what is encoded stays in memory for longer.
+"""Fixed, not the number of cores: x264's output depends on it."""
+# Without these a .webm has random identifiers, and encoded data stay in memory for longer.
 _CONTAINER_OPTIONS = {"fflags": "+bitexact", "flush_packets": "1"}
 _BT709, _LIMITED_RANGE = 1, 1
-"""Of ITU-T H.273: matrix, primaries and transfer; and FFmpeg's number of the range."""
+"""Matrix, primaries and transfer of ITU-T H.273; FFmpeg's number of the range."""
 _EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
-"""Of libswscale: bicubic, full chroma in and out, accurate rounding, the same on all CPUs."""
+"""Flags of libswscale: bicubic, full chroma in and out, accurate rounding, bit-exact."""
 _LARGEST_RATE_PART = 65535
 _NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class FrameWriter(ABC):
-    """One video's file, being written.
+    """Writes one video.
 
     Args:
-        path: the temporary file or folder.
-        shape: frames, height, width.
-        fps: frames a second.
-        tags: text that the file carries, by ``title`` and ``comment``; .npy has no place for it.
+        path: Temporary file or folder.
+        shape: Number of frames, height, width.
+        fps: Frames per second.
+        tags: Embedded text, under ``title`` and ``comment``; ignored by .npy.
     """
 
     @abstractmethod
@@ -61,7 +61,7 @@ class FrameWriter(ABC):
 
     @abstractmethod
     def write(self, index: int, frame: Array) -> None:
-        """Add a frame, ``[height, width, 3]`` in [0, 1]."""
+        """Append a frame, ``[height, width, 3]`` in [0, 1]."""
 
     @abstractmethod
     def close(self) -> None:
@@ -69,21 +69,21 @@ class FrameWriter(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Let go of a file that will not be finished; never fails."""
+        """Close an unfinished file. Never raises."""
 
 
-class _Target(io.BufferedWriter):
-    """A file that fails once: libav goes on after an error, and would print every further one."""
+class _FailsOnce(io.BufferedWriter):
+    """A file that raises one error: libav continues after it, and prints each further one."""
 
     _failed = False
 
     def write(self, data: Any) -> int:
-        return len(data) if self._failed else self._tried(super().write, data)
+        return len(data) if self._failed else self._attempt(super().write, data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return offset if self._failed else self._tried(super().seek, offset, whence)
+        return offset if self._failed else self._attempt(super().seek, offset, whence)
 
-    def _tried(self, function: Callable[..., int], *arguments: Any) -> int:
+    def _attempt(self, function: Callable[..., int], *arguments: Any) -> int:
         try:
             return function(*arguments)
         except OSError:
@@ -92,9 +92,9 @@ class _Target(io.BufferedWriter):
 
 
 class _Encoded(FrameWriter):
-    """A video file of libav, in BT.709 and limited range, and tagged so.
+    """A video file written by libav, converted to BT.709 in limited range and tagged so.
 
-    Frames of an odd size are not subsampled in .mp4: H.264 in 4:2:0 has even sizes only.
+    An .mp4 of an odd size is in 4:4:4, since H.264 in 4:2:0 has even sizes only.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class _Encoded(FrameWriter):
         odd = height % 2 or width % 2
         self._format = "yuv444p" if kind == ".mp4" and odd else "yuv420p"
         self._reformatter = VideoReformatter()
-        options = {**_CONTAINER_OPTIONS, **_place_options(kind, num_frames, tags)}
-        self._target = _Target(path.open("wb", buffering=0))
+        options = {**_CONTAINER_OPTIONS, **_layout_options(kind, num_frames, tags)}
+        self._target = _FailsOnce(path.open("wb", buffering=0))
         try:
             self._file = av.open(self._target, "w", kind[1:], container_options=options)
             self._file.metadata.update(tags)
@@ -129,16 +129,16 @@ class _Encoded(FrameWriter):
             raise
 
     def write(self, index: int, frame: Array) -> None:
-        picture = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(_bytes(frame), format="rgb24"),
+        encoded = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(_to_uint8(frame), format="rgb24"),
             format=self._format,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
             interpolation=_EXACT,
             threads=1,
         )
-        picture.pts, picture.time_base = index, self._frame_time
-        self._file.mux(self._stream.encode(picture))
+        encoded.pts, encoded.time_base = index, self._frame_time
+        self._file.mux(self._stream.encode(encoded))
 
     def close(self) -> None:
         self._file.mux(self._stream.encode(None))
@@ -146,21 +146,21 @@ class _Encoded(FrameWriter):
         self._target.close()
 
     def discard(self) -> None:
-        if not self._target.closed:  # what it still holds goes nowhere
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._target.fileno())
-            os.close(nowhere)
+        if not self._target.closed:  # closing flushes its buffer
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._target.fileno())
+            os.close(null)
         with suppress(Exception):
             self._file.close()
         with suppress(Exception):
             self._target.close()
 
 
-def _place_options(kind: str, num_frames: int, tags: Mapping[str, str]) -> dict[str, str]:
-    """Where a container puts its parts: an .mp4 its index in front, a .webm a second together.
+def _layout_options(kind: str, num_frames: int, tags: Mapping[str, str]) -> dict[str, str]:
+    """Layout of a container: an .mp4's index at its start, a .webm's clusters of one second.
 
-    The index gets room before the first frame is written, so that nothing is moved at the end. A
-    frame has 45 bytes in it at most; the rest of it is below 2 KiB.
+    Room for the index is reserved before the first frame, so that no data are moved at the end. It
+    takes at most 45 bytes a frame, and less than 2 KiB beside.
     """
     if kind == ".webm":
         return {"cluster_time_limit": "1000"}
@@ -169,7 +169,7 @@ def _place_options(kind: str, num_frames: int, tags: Mapping[str, str]) -> dict[
 
 
 class _Gif(FrameWriter):
-    """An animated GIF that repeats. It counts in hundredths of a second, two a frame at least."""
+    """A looping animated GIF. Frames last a multiple of 10 ms, 20 ms at least."""
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class _Gif(FrameWriter):
         self._frames: list[npt.NDArray[np.uint8]] = []
 
     def write(self, index: int, frame: Array) -> None:
-        self._frames.append(_bytes(frame))
+        self._frames.append(_to_uint8(frame))
 
     def close(self) -> None:
         content = iio.imwrite(
@@ -200,7 +200,7 @@ class _Gif(FrameWriter):
 
 
 class _Folder(FrameWriter):
-    """A folder of numbered PNG files, in sRGB, and tagged so."""
+    """A folder of numbered PNG files, tagged as sRGB."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _Folder(FrameWriter):
         path.mkdir()
 
     def write(self, index: int, frame: Array) -> None:
-        iio.imwrite(frame_path(self._path, index), _bytes(frame), pnginfo=self._chunks)
+        iio.imwrite(frame_path(self._path, index), _to_uint8(frame), pnginfo=self._chunks)
 
     def close(self) -> None:
         pass
@@ -258,20 +258,20 @@ WRITERS: dict[str, type[FrameWriter]] = {
     ".npy": _Raw,
     "": _Folder,
 }
-"""By suffix; none is a folder."""
+"""Writers by suffix; a path without one is a folder."""
 
 
 def frame_path(folder: Path, index: int) -> Path:
-    """Where a frame of a folder of PNG files stands."""
+    """The path of a frame in a folder of PNG files."""
     return folder / f"{index:05d}.png"
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that decides what is written."""
+    """The suffix in lower case, which selects the format."""
     return path.suffix.lower()
 
 
-def _bytes(frame: Array) -> npt.NDArray[np.uint8]:
-    """Values in [0, 1] to bytes."""
+def _to_uint8(frame: Array) -> npt.NDArray[np.uint8]:
+    """Values in [0, 1], rounded to 0 to 255."""
     rounded: npt.NDArray[np.uint8] = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
     return rounded

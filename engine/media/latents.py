@@ -1,4 +1,4 @@
-"""Latents in a file, together with how they came to be: all that decoding them needs."""
+"""Files of latents, with everything that decoding them needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.arrays import Array
 from longtake.engine.media.snapshot import Identity
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
-from longtake.files.atomic import cause, partial_path, place_new
+from longtake.files.atomic import cause, partial_path, rename_to_unused
 from longtake.pipelines.tensor_files import (
     FLOAT_DTYPES,
     MAX_LATENTS_BYTES,
@@ -31,44 +32,43 @@ from longtake.pipelines.tensor_files import (
 
 logger = logging.getLogger(__name__)
 
-Array = npt.NDArray[np.float32]
-
 LATENTS_SUFFIX = ".safetensors"
 _TENSOR = "latents"
 _HEADER = "longtake"
 
 
 class Origin(BaseModel):
-    """How some latents came to be, as it stands in their file's header.
+    """Provenance of latents; the header of their file.
 
     Attributes:
-        request: that was rendered.
-        engine: that rendered it.
-        identity: all that they follow from, where they were kept for the decode alone.
+        request: The rendered request.
+        engine: Configuration of the engine that rendered it.
+        identity: Everything that the latents depend on; only in files kept until the decode is
+            finished.
     """
 
     request: ResolvedRequest
     engine: EngineConfig
     identity: Identity | None = None
 
-    def made(self, latents: ResolvedDecode) -> bool:
-        """Whether these are all the latents that came of it, and whole."""
+    def describes(self, latents: ResolvedDecode) -> bool:
+        """Whether latents of this size are all those of the request."""
         sizes = ("num_videos", "num_frames", "height", "width")
         return all(getattr(self.request, name) == getattr(latents, name) for name in sizes)
 
-    def decoded(self, how: ResolvedDecode) -> ResolvedRequest:
-        """The request that gives the video that its latents become now."""
-        asked = how.model_dump(include=set(DecodeRequest.model_fields))
-        return self.request.model_copy(update={**asked, "output_type": "frames"})
+    def request_decoded_as(self, decode: ResolvedDecode) -> ResolvedRequest:
+        """The request that renders the same video as decoding the latents this way."""
+        fields = decode.model_dump(include=set(DecodeRequest.model_fields))
+        return self.request.model_copy(update={**fields, "output_type": "frames"})
 
 
 @dataclass(frozen=True)
 class LatentsFile:
-    """What a file of latents holds.
+    """Content of a file of latents.
 
     Attributes:
         latents: ``[B, C, F, H, W]``, float32, before the decoder's scale.
-        origin: None in a file that longtake did not write.
+        origin: Provenance; None in a file that longtake did not write.
     """
 
     latents: Array
@@ -76,17 +76,17 @@ class LatentsFile:
 
 
 class KeptLatents:
-    """Latents in a file of their own, for as long as frames are being made of them.
+    """A file of latents that exists while they are decoded.
 
-    Should that fail, or this process die, they need not be rendered again.
+    If decoding fails, or this process dies, they need not be rendered again.
 
     Args:
-        output: where the frames go; the file stands beside it, as ``out.latents.safetensors``.
-        engine: that the latents come from.
-        overwrite: whether the output may replace an earlier one.
+        output: Path of the output; the file is next to it, as ``out.latents.safetensors``.
+        engine: Configuration of the engine that renders the latents.
+        overwrite: Whether the output may replace an earlier one.
 
     Attributes:
-        path: of the file, while there is one.
+        path: The file; None while there is none.
     """
 
     def __init__(self, output: Path, engine: EngineConfig, *, overwrite: bool = False) -> None:
@@ -94,39 +94,40 @@ class KeptLatents:
         self.path: Path | None = None
 
     def write(self, latents: Array, origin: Origin | None) -> None:
-        """Write the file; where that fails, say so and go on.
+        """Write the file. A failure is logged, and does not stop the rendering.
 
         Args:
             latents: ``[B, C, F, H, W]``.
-            origin: how they came to be.
+            origin: Their provenance.
         """
         path = kept_latents_path(self._output)
         partial = partial_path(path)
         try:
             partial.write_bytes(latents_bytes(latents, origin))
-            self.path = self._placed(partial)
+            self.path = self._place(partial)
         except OSError as error:
             logger.warning("%s cannot keep the latents: %s", path, cause(error))
         finally:
             partial.unlink(missing_ok=True)
 
-    def _placed(self, partial: Path) -> Path:
-        """Give the whole file a name; with a number where those of a job are that failed."""
+    def _place(self, partial: Path) -> Path:
+        """Rename the whole file; its name gets a number if a failed rendering left one."""
         for number in itertools.count():
             with suppress(FileExistsError):
                 path = kept_latents_path(self._output, number)
-                place_new(partial, path)
+                rename_to_unused(partial, path)
                 return path
         raise AssertionError("numbers do not end")
 
     def discard(self) -> None:
-        """The frames are there, or nobody wants them."""
+        """Remove the file: the frames are written, or not wanted."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
             self.path = None
 
-    def way_on(self, error: BaseException) -> str:
-        """What went wrong, and, on the same line, the command that finishes the work."""
+    def with_command(self, error: BaseException) -> str:
+        """An error's message; if there is a file, its first line ends with the command that decodes
+        it."""
         if self.path is None:
             return str(error)
         engine = self._engine
@@ -134,10 +135,10 @@ class KeptLatents:
         if engine.revision is not None:
             command += ["--revision", engine.revision]
         command += ["--device", engine.device]
-        if engine.devices > 1 and not TorchrunPlace.given():
+        if engine.devices > 1 and not TorchrunPlace.is_set():
             command += ["--devices", str(engine.devices)]
-        braces = str(self._output).replace("{", "{{").replace("}", "}}")
-        command += ["-o", braces.replace("{{index}}", "{index}")]
+        template = str(self._output).replace("{", "{{").replace("}", "}}")
+        command += ["-o", template.replace("{{index}}", "{index}")]
         command += ["--overwrite"] if self._overwrite else []
         first, *lines = str(error).split("\n")
         first += f"; the latents are kept, and can be decoded: {shlex.join(command)}"
@@ -145,27 +146,32 @@ class KeptLatents:
 
 
 def kept_latents_path(output: Path, number: int = 0) -> Path:
-    """Where the latents of an output are kept while frames are made of them."""
+    """The file that an output's latents are kept in while they are decoded."""
     name = f"latents-{number}" if number else "latents"
     return output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}")
 
 
 def output_name_of(kept: Path) -> str:
-    """The name of the output that latents belong to, by that of their file, without a suffix."""
+    """The stem of an output, from the name of its file of latents."""
     return re.sub(r"\.latents(-\d+)?$", "", kept.stem)
 
 
 def latents_bytes(latents: Array, origin: Origin | None) -> bytes:
-    """A safetensors file of latents, of one video ``[C, F, H, W]`` or of several."""
+    """Latents as the content of a safetensors file.
+
+    Args:
+        latents: ``[C, F, H, W]`` or ``[B, C, F, H, W]``.
+        origin: Their provenance; None: the file says nothing about it.
+    """
     header = None if origin is None else {_HEADER: origin.model_dump_json()}
     return save({_TENSOR: np.ascontiguousarray(latents)}, metadata=header)
 
 
 def read_latents(path: Path) -> LatentsFile:
-    """Read a file of latents: its tensor ``latents``, or the only one that it holds.
+    """Read a file of latents: its tensor ``latents``, or its only one.
 
     Raises:
-        RequestError: it cannot be read, or holds something else.
+        RequestError: The file cannot be read, or holds something else.
     """
     try:
         with open_tensors(path, "pt", MAX_LATENTS_BYTES) as file:
@@ -173,17 +179,17 @@ def read_latents(path: Path) -> LatentsFile:
             if _TENSOR not in names and len(names) != 1:
                 raise RequestError(f"{path} holds {len(names)} tensors, none of them {_TENSOR!r}")
             name = _TENSOR if _TENSOR in names else names[0]
-            held = file.get_slice(name)
-            if held.get_dtype() not in FLOAT_DTYPES:
+            stored = file.get_slice(name)
+            if stored.get_dtype() not in FLOAT_DTYPES:
                 raise RequestError(
-                    f"{path} holds {held.get_dtype()}: latents are {', '.join(FLOAT_DTYPES)}"
+                    f"{path} holds {stored.get_dtype()}: latents are {', '.join(FLOAT_DTYPES)}"
                 )
-            _check_shape(held.get_shape())
+            _check_shape(stored.get_shape())
             latents = file.get_tensor(name).float().numpy()
             header = (file.metadata() or {}).get(_HEADER)
     except OSError as error:
-        why = error.strerror or one_line(error)
-        raise RequestError(f"latents={str(path)!r} cannot be read: {why}") from error
+        reason = error.strerror or one_line(error)
+        raise RequestError(f"latents={str(path)!r} cannot be read: {reason}") from error
     except TensorFileError as error:
         raise RequestError(
             f"latents={str(path)!r} is no whole safetensors file ({one_line(error)}): "
@@ -196,10 +202,13 @@ def read_latents(path: Path) -> LatentsFile:
 
 
 def checked_latents(latents: npt.ArrayLike | None) -> Array:
-    """Latents of one video, ``[C, F, H, W]``, or of several, as ``[B, C, F, H, W]`` in float32.
+    """Convert latents to ``[B, C, F, H, W]`` in float32.
+
+    Args:
+        latents: ``[C, F, H, W]`` or ``[B, C, F, H, W]``.
 
     Raises:
-        RequestError: no numbers, another shape, or values that are not finite.
+        RequestError: They are no numbers, of another shape, or not finite.
     """
     try:
         array: Array = np.array(latents, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A module run in a process of its own, whose CPU time and memory are limited."""
+"""Runs a module in a child process with limits on CPU time and memory."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from pathlib import Path
 from longtake import errors
 
 _INHERITED = ("HOME", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONUSERBASE")
-"""Variables that Python may need to start and to find libraries. Secrets stay here."""
+"""Variables that Python may need to start and to find libraries. Others may hold secrets."""
 _PR_SET_PDEATHSIG = 1
 
 
 def run_limited(
     module: str, arguments: Sequence[str], content: bytes, timeout_s: float, result: int
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a module that calls :func:`limit_this_process`; returns when its process has ended.
+    """Run a module that calls :func:`limit_this_process`, until its process ends.
 
     Args:
-        arguments: after the number of the result's file descriptor.
-        content: that it reads from stdin.
-        timeout_s: on the clock, after which it is killed.
-        result: file descriptor that it may write to.
+        module: Name of the module.
+        arguments: Its arguments after this process's id and the number of ``result``.
+        content: Its stdin.
+        timeout_s: Wall-clock seconds after which it is killed.
+        result: File descriptor that it may write to.
 
     Raises:
-        subprocess.TimeoutExpired: it was killed.
-        OSError: it could not be started.
+        subprocess.TimeoutExpired: It was killed.
+        OSError: It could not be started.
     """
     return subprocess.run(
         [sys.executable, "-m", module, str(os.getpid()), str(result), *arguments],
@@ -40,27 +41,27 @@ def run_limited(
         timeout=timeout_s,
         pass_fds=(result,),
         env=_environment(),
-        cwd="/",  # so that nothing in the current folder is taken for a library
-        start_new_session=True,  # Ctrl-C is for the parent alone, which ends this one
+        cwd="/",  # not a folder whose files could shadow a library
+        start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this one
         check=False,
     )
 
 
 def limit_this_process(parent: int, cpu_s: float, memory_bytes: int, file_bytes: int) -> None:
-    """Limit what this process may use from now on; it also ends when its parent does.
+    """Limit this process from now on, and end it when its parent ends.
 
     Args:
-        parent: its process id.
-        cpu_s: after which SIGPROF ends it.
-        memory_bytes: of address space beside what is in use, beyond which there is no more.
-        file_bytes: that it may write to a file.
+        parent: Process id of the parent.
+        cpu_s: CPU seconds after which SIGPROF ends this process.
+        memory_bytes: Address space that it may take beyond what it has.
+        file_bytes: Largest file that it may write.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
+    if os.getppid() != parent:  # the parent ended before prctl
         sys.exit(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit = pages * resource.getpagesize() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

@@ -1,6 +1,6 @@
-"""The files of an output: their names, what may stand there already, and how they get their names.
+"""The files of an output: their names, which existing files they may replace, and publishing them.
 
-Beside ``out.mp4`` stand ``out.mp4.json``, its metadata, and, while it is rendered,
+Next to ``out.mp4`` are ``out.mp4.json``, its metadata, and, while it is rendered,
 ``out.snapshot.safetensors`` or ``out.latents.safetensors``.
 """
 
@@ -18,20 +18,20 @@ from longtake.engine.media.frame_writers import WRITERS, kind_of
 from longtake.engine.media.latents import LATENTS_SUFFIX, kept_latents_path
 from longtake.engine.media.snapshot import snapshot_path
 from longtake.errors import RefusedInputError, RequestError
-from longtake.files.atomic import cause, is_partial, numbered, place_new, probe
+from longtake.files.atomic import cause, is_partial, numbered, probe, rename_to_unused
 
 INDEX = "{index}"
-"""In the name of an output, where the number of each of several videos goes."""
+"""Placeholder for the number of each of several videos."""
 
 _LARGEST_METADATA_BYTES = 2**26
-_WAY_OUT = "name another output, or pass --overwrite (overwrite=True in Python)"
+_HINT = "name another output, or pass --overwrite (overwrite=True in Python)"
 
 
 def output_type(path: Path) -> OutputType:
-    """What a file of this name holds.
+    """What a file of this name holds, frames or latents.
 
     Raises:
-        RequestError: no known suffix.
+        RequestError: The suffix is unknown.
     """
     if kind_of(path) == LATENTS_SUFFIX:
         return "latents"
@@ -45,9 +45,9 @@ def output_type(path: Path) -> OutputType:
 
 
 def output_paths(path: Path, num_videos: int) -> list[Path]:
-    """The files of several videos: ``out-0.mp4``, ``out-1.mp4``; of one, its own name.
+    """The files of several videos, ``out-0.mp4``, ``out-1.mp4``, ...; a single one keeps its name.
 
-    Where the name has ``{index}``, the number goes there, that of a single video as well.
+    If the name has ``{index}``, the number replaces it, for a single video as well.
     """
     if INDEX in path.name:
         return [_with_index(path, video) for video in range(num_videos)]
@@ -61,13 +61,13 @@ def _with_index(path: Path, video: int) -> Path:
 
 
 def metadata_path(path: Path) -> Path:
-    """Where the metadata of an output stands: ``out.mp4.json`` beside ``out.mp4``."""
+    """The metadata file of an output: ``out.mp4.json`` for ``out.mp4``."""
     first = _with_index(path, 0)
     return first.with_name(f"{first.name}.json")
 
 
 def is_metadata(path: Path) -> bool:
-    """Whether a file is the metadata of a video, as longtake writes it."""
+    """Whether a file holds metadata of a video in longtake's format."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_METADATA_BYTES:
@@ -80,8 +80,8 @@ def is_metadata(path: Path) -> bool:
 
 
 def free_output(path: Path, num_videos: int, *, metadata: bool) -> Path:
-    """The first of ``out.mp4``, ``out-2.mp4``, ``out-3.mp4``... of which no file is there, and
-    none that an unfinished rendering left."""
+    """The first of ``out.mp4``, ``out-2.mp4``, ``out-3.mp4``, ... of which no file exists, and none
+    that an interrupted rendering left."""
 
     def is_free(each: Path) -> bool:
         names = [each, *output_paths(each, num_videos)]
@@ -100,16 +100,18 @@ def check_output(
     overwrite: bool = False,
     keeps: bool = True,
 ) -> None:
-    """Refuse, before anything is rendered, an output that is there or that cannot be written.
+    """Check, before anything is rendered, that an output can be written.
 
     Args:
-        metadata: whether a .json will stand beside it.
-        overwrite: whether an earlier video and its .json may be replaced.
-        keeps: whether latents will stand beside it while it is rendered.
+        path: Path of the output.
+        num_videos: Number of videos.
+        metadata: Whether a .json will be written.
+        overwrite: Whether an earlier video and its .json may be replaced.
+        keeps: Whether snapshots and latents will be kept while it is rendered.
 
     Raises:
-        RequestError: an unknown suffix, no such folder, no permission, a full disk, a name that is
-            too long, or something in the way.
+        RequestError: The suffix is unknown, the folder is missing, write-protected or full, a name
+            is too long, or a file exists that may not be replaced.
     """
     if path.name in ("", ".."):
         raise RequestError(f"output={str(path)!r} has no name: name a file, or a folder for PNGs")
@@ -133,12 +135,12 @@ def check_output(
             _check_writable(path, folder)
     except RefusedInputError:
         raise
-    except (OSError, ValueError) as error:  # too long a name, say
+    except (OSError, ValueError) as error:  # such as a name that is too long
         raise RequestError(f"output={str(path)!r} cannot be a file: {cause(error)}") from error
 
 
 def _check_folder(path: Path, metadata: Path, overwrite: bool) -> None:
-    """A folder for PNG files may be there if it is empty, or if longtake filled it."""
+    """A folder for PNG files may exist if it is empty, or if longtake wrote its files."""
     if not os.path.lexists(path) or is_empty_folder(path):
         return
     if not overwrite or not path.is_dir():
@@ -162,16 +164,16 @@ def _check_file(path: Path, overwrite: bool) -> None:
             "place once it is whole: name a file"
         )
     try:
-        found = path.lstat()  # raises for a name that no file can have, too
+        found = path.lstat()  # also raises for an impossible name
     except FileNotFoundError:
         return
     if not overwrite:
-        raise RequestError(f"output={str(path)!r} is there already: {_WAY_OUT}")
+        raise RequestError(f"output={str(path)!r} is there already: {_HINT}")
     _check_replaceable(path, found)
 
 
 def _check_replaceable(path: Path, found: os.stat_result) -> None:
-    """Refuse to replace what is write-protected, or another user's in a folder like /tmp."""
+    """Refuse to replace a write-protected file, or another user's in a folder like /tmp."""
     if not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o222:
         raise RequestError(f"output={str(path)!r} is read-only: name another output")
     folder, user = path.parent.stat(), os.geteuid()
@@ -186,7 +188,7 @@ def _check_metadata(path: Path, overwrite: bool) -> None:
         _check_length(path, [path])
         return
     if not overwrite:
-        raise RequestError(f"{path} is there already: {_WAY_OUT}")
+        raise RequestError(f"{path} is there already: {_HINT}")
     if not is_metadata(path):
         raise RequestError(
             f"{path} is there, and is no video's metadata: move it, or pass --no-metadata"
@@ -194,9 +196,9 @@ def _check_metadata(path: Path, overwrite: bool) -> None:
     _check_replaceable(path, path.lstat())
 
 
-def _check_length(output: Path, beside: Iterable[Path]) -> None:
-    """Refuse an output whose name is short enough, where one that is made of it is not."""
-    for path in beside:
+def _check_length(output: Path, derived: Iterable[Path]) -> None:
+    """Refuse an output if a name derived from its own is too long."""
+    for path in derived:
         try:
             path.lstat()
         except FileNotFoundError:
@@ -218,27 +220,28 @@ def _check_writable(path: Path, folder: Path) -> None:
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Whether a folder holds nothing but what a rendering that was killed left there."""
+    """Whether a folder holds nothing but partial files of killed renderings."""
     return path.is_dir() and all(is_partial(each) for each in path.iterdir())
 
 
 def place_all(moves: Sequence[tuple[Path, Path]]) -> bool:
-    """Give whole files and folders their names. If one of the names is taken, none gets its.
+    """Rename files and folders, all or none.
 
     Args:
-        moves: from, to. A folder that is there and empty is filled: it may be a link or a mount.
+        moves: Pairs of source and target. An empty target folder is filled, not replaced: it may be
+            a link or a mount.
 
     Returns:
-        Whether they have their names.
+        False if a target exists; then nothing was renamed.
 
     Raises:
-        OSError: they cannot be moved.
+        OSError: One cannot be renamed; then nothing was renamed.
     """
     done: list[tuple[Path, Path]] = []
     try:
         for partial, path in moves:
             for source, target in _single_moves(partial, path):
-                place_new(source, target)
+                rename_to_unused(source, target)
                 done.append((source, target))
     except BaseException as error:
         for source, target in reversed(done):

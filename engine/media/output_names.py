@@ -1,4 +1,4 @@
-"""Names of outputs that are made of what is rendered: ``-o {model}-{seed}.mp4``."""
+"""Where an output goes, and the placeholders in its name: ``-o {model}-{seed}.mp4``."""
 
 from __future__ import annotations
 
@@ -8,26 +8,76 @@ import os
 import re
 import string
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from longtake.engine.media.output_files import INDEX
+from longtake.configs.request import OutputType
+from longtake.engine.media.output_files import INDEX, check_output, free_output, output_type
 from longtake.errors import RequestError
 
+DEFAULT_OUTPUT = "out.mp4"
 PLACEHOLDERS = ("seed", "id", "date", "model", "index")
-_LONGEST_WORDS = 40
+_MAX_ID_WORDS_CHARS = 40
 PathT = TypeVar("PathT", bound=PurePath)
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
-    """A name with values in place of its placeholders; ``{{`` and ``}}`` are braces.
+@dataclass(frozen=True)
+class OutputSpec:
+    """Where the videos of one request are to be written.
+
+    Attributes:
+        template: Path whose name may have placeholders; None: ``out.mp4``, or the first of
+            ``out-2.mp4``, ``out-3.mp4``, ... that is free.
+        request_id: Value of the placeholder ``{id}``.
+        metadata: Whether a .json is written beside the videos.
+        overwrite: Whether earlier videos and their .json are replaced.
+    """
+
+    template: str | None = None
+    request_id: str = ""
+    metadata: bool = True
+    overwrite: bool = False
+
+    @property
+    def output_type(self) -> OutputType:
+        """What the suffix asks for: frames, or latents alone."""
+        return output_type(Path(self.template or DEFAULT_OUTPUT))
+
+    def values(self, seed: int | None, model: str, num_videos: int) -> dict[str, str]:
+        """The values of all placeholders; see :func:`placeholder_values`."""
+        return placeholder_values(
+            seed=seed, name=self.request_id, model=model, num_videos=num_videos
+        )
+
+    def place(self, values: Mapping[str, str], num_videos: int) -> Path:
+        """The path, after a check that all files can be written there.
+
+        Raises:
+            RequestError: Something is there already, or it cannot be written to.
+        """
+        if self.template is None:
+            path = free_output(Path(DEFAULT_OUTPUT), num_videos, metadata=self.metadata)
+        else:
+            path = check_index(Path(fill_placeholders(self.template, values)))
+        self.check(path, num_videos)
+        return path
+
+    def check(self, path: Path, num_videos: int) -> None:
+        """Check that all files can be written at a path; see :func:`check_output`."""
+        check_output(path, num_videos, metadata=self.metadata, overwrite=self.overwrite)
+
+
+def fill_placeholders(template: str, values: Mapping[str, str]) -> str:
+    """Replace the placeholders in a name; ``{{`` and ``}}`` stand for braces.
 
     Args:
-        values: by the name of the placeholder.
+        template: The name.
+        values: Values by placeholder.
 
     Raises:
-        RequestError: a placeholder is unknown or has no value, or a brace has no other.
+        RequestError: A placeholder is unknown or has no value, or a brace is unmatched.
     """
 
     def value_of(name: str) -> str:
@@ -39,17 +89,17 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def check_placeholders(template: str) -> None:
-    """Refuse a name with an unknown placeholder, or with a brace that has no other.
+    """Check the placeholders in a name.
 
     Raises:
-        RequestError: it has one.
+        RequestError: A placeholder is unknown, or a brace is unmatched.
     """
     _replaced(template, lambda name: "")
 
 
 def pattern_of(template: str, values: Mapping[str, str]) -> str:
-    """A regular expression for all names that a template makes, whatever the values that are not
-    given."""
+    """A regular expression for the names that a template gives; placeholders without a value match
+    anything."""
     text = _replaced(template, lambda name: values.get(name, "\0"))
     return ".*".join(map(re.escape, text.split("\0")))
 
@@ -63,11 +113,11 @@ def _replaced(template: str, value_of: Callable[[str], str]) -> str:
             if name is None:
                 continue
             if name not in PLACEHOLDERS or spec or conversion:
-                said = (
+                field = (
                     name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
                 )
                 raise RequestError(
-                    f"output={template!r} has {{{said}}}: use {known}, or {{{{ and }}}} for braces"
+                    f"output={template!r} has {{{field}}}: use {known}, or {{{{ and }}}} for braces"
                 )
             text += value_of(name)
     except ValueError as error:
@@ -80,14 +130,17 @@ def _replaced(template: str, value_of: Callable[[str], str]) -> str:
     return text
 
 
-def values_for(*, seed: int | None, name: str, model: str, num_videos: int) -> dict[str, str]:
-    """The values of the placeholders, each of which can stand in a file's name.
+def placeholder_values(
+    *, seed: int | None, name: str, model: str, num_videos: int
+) -> dict[str, str]:
+    """Values of the placeholders, each valid in a file name.
 
     Args:
-        seed: left out if None.
-        name: of the request.
-        model: a folder or hub id.
-        num_videos: of one, the index is 0; of several, it stays to be filled in.
+        seed: The seed; None: ``{seed}`` has no value.
+        name: The request's id.
+        model: A model's folder or hub id.
+        num_videos: Number of videos. The index of a single one is 0; with several, ``{index}``
+            stays for :func:`output_paths`.
     """
     values = {
         "id": name,
@@ -99,24 +152,24 @@ def values_for(*, seed: int | None, name: str, model: str, num_videos: int) -> d
 
 
 def _model_name(model: str) -> str:
-    """The last part of a model's folder or hub id, as a file's name."""
+    """The last component of a model's folder or hub id, valid in a file name."""
     last = os.path.basename(os.path.abspath(os.path.expanduser(model)))
     return re.sub(r"[^\w.-]+", "-", last).strip("-.")[:100] or "model"
 
 
 def request_id(values: Mapping[str, Any]) -> str:
-    """A name of a request: some words of its prompt, and a digest of all that it says."""
+    """An id of a request: some words of its prompt, and a digest of all its fields."""
     words = re.sub(r"[^a-z0-9]+", "-", str(values.get("prompt", "")).lower()).strip("-")
     content = json.dumps({name: str(value) for name, value in values.items()}, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{words[:_LONGEST_WORDS].strip('-')}-{digest}".strip("-")
+    return f"{words[:_MAX_ID_WORDS_CHARS].strip('-')}-{digest}".strip("-")
 
 
 def check_index(path: PathT) -> PathT:
-    """The path, if the number of each video is in its name and not in that of a folder.
+    """Return a path whose ``{index}``, if any, is in the file's name.
 
     Raises:
-        RequestError: it is in a folder's.
+        RequestError: It is in a folder's name.
     """
     if INDEX in str(path.parent):
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Decodes one picture in a process of its own: see :mod:`longtake.engine.media.picture_process`."""
+"""The child process that decodes one picture; see :mod:`longtake.engine.media.picture_process`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import sys
 from typing import Any
 
 from longtake.engine.media.limited_process import limit_this_process
-from longtake.engine.media.picture import decoded
+from longtake.engine.media.picture import decode_picture
 from longtake.engine.media.picture_process import MAX_PIXELS
 from longtake.errors import RequestError
 
 
 def main() -> None:
-    """Decode what is sent to stdin; write its pixels to a file, and what it is to stdout."""
+    """Decode stdin; write the pixels to a file descriptor, and an answer in JSON to stdout."""
     parent, result, cpu_s, memory_bytes = sys.argv[1:]
     content = sys.stdin.buffer.read()
     limit_this_process(int(parent), float(cpu_s), int(memory_bytes), 3 * MAX_PIXELS)
     answer: dict[str, Any]
     try:
-        pixels = decoded(content, said="")
+        pixels = decode_picture(content, label="")
         with open(int(result), "wb") as file:
             file.write(pixels.data)
         answer = {"shape": pixels.shape}

@@ -1,4 +1,8 @@
-"""Snapshots of a rendering in files: written at once, checked on reading, of no layout."""
+"""Snapshots of a rendering in files.
+
+A file is replaced atomically, its checksum is verified on reading, and it depends on no layout: a
+rendering may resume on another number of ranks.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,14 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import NOT_OF_THE_LATENTS, ResolvedRequest
+from longtake.configs.request import NON_LATENT_FIELDS, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.versions import versions
 from longtake.errors import EngineError, LongtakeError, one_line
-from longtake.files.atomic import cause, partial_path, write_whole
+from longtake.files.atomic import cause, partial_path, write_atomically
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tensor_files import MAX_LATENTS_BYTES, TensorFileError, open_tensors
+from longtake.version import library_versions
 
 if TYPE_CHECKING:
     import torch
@@ -34,17 +38,18 @@ _PIXEL_VERSIONS = ("longtake", "torch", "diffusers", "transformers")
 
 
 class UnusableSnapshotError(LongtakeError):
-    """A snapshot that is damaged, or another rendering's: it begins anew."""
+    """A snapshot is damaged, or another rendering's: this one starts from the beginning."""
 
 
 class Identity(BaseModel):
-    """Everything that latents follow from.
+    """Everything that latents depend on.
 
     Attributes:
-        request: that is rendered.
-        model: fingerprint of its files; see :meth:`Checkpoint.fingerprint`.
-        dtype: of weights and activations; and of the autoencoder, which encodes a picture.
-        versions: of the libraries that compute.
+        request: The request.
+        model: Fingerprint of the model's files; see :meth:`Checkpoint.fingerprint`.
+        dtype: Dtype of weights and activations; with a picture, also that of the autoencoder, which
+            encodes it.
+        versions: Versions of longtake and of the libraries that compute, by name.
     """
 
     request: ResolvedRequest
@@ -57,22 +62,23 @@ class Identity(BaseModel):
         """The identity of a rendering by this installation.
 
         Args:
-            engine: with its dtype chosen.
-            model: the fingerprint.
+            request: The request.
+            engine: The engine's configuration, with resolved dtypes.
+            model: Fingerprint of the model's files.
         """
-        installed = versions()
+        installed = library_versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
         dtype: str = engine.dtype
         if request.i2v_mode is not None:
             dtype += f", the vae's {engine.vae_dtype}"
         return cls(request=request, model=model, dtype=dtype, versions=named)
 
-    def unlike(self, other: Identity) -> str:
-        """In what another differs; empty if in nothing that counts."""
-        mine, others = self.request.model_dump(), other.request.model_dump()
-        for name in mine.keys() - NOT_OF_THE_LATENTS:
-            if mine[name] != others[name]:
-                return f"another request: {name}={others[name]!r}, not {mine[name]!r}"
+    def difference_from(self, other: Identity) -> str:
+        """The first difference that changes latents, in words; empty if there is none."""
+        own, others = self.request.model_dump(), other.request.model_dump()
+        for name in own.keys() - NON_LATENT_FIELDS:
+            if own[name] != others[name]:
+                return f"another request: {name}={others[name]!r}, not {own[name]!r}"
         if self.model != other.model:
             return "another model, or other weights"
         if self.dtype != other.dtype:
@@ -91,25 +97,26 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a file of a snapshot holds."""
+    """Content of a snapshot file."""
 
     identity: Identity
     state: LoopState
 
 
 def snapshot_path(output: Path, number: int = 0) -> Path:
-    """Where the snapshot of an output that is being rendered stands: beside it.
+    """The snapshot file next to an output.
 
     Args:
-        number: tells it from those that other renderings left there.
+        output: Path of the output.
+        number: Tells it from those that other renderings left there.
     """
     name = f"snapshot-{number}" if number else "snapshot"
     return output.with_name(f"{output.stem}.{name}.safetensors")
 
 
 def is_snapshot(path: Path) -> bool:
-    """Whether a file begins as a snapshot does, which may be damaged or another rendering's."""
-    if not path.is_file():  # a pipe would be waited for
+    """Whether a file starts like a snapshot; it may still be damaged or another rendering's."""
+    if not path.is_file():  # opening a pipe would block
         return False
     with suppress(OSError), path.open("rb") as file:
         return _HEADER.encode() in file.read(_HEADER_BYTES)
@@ -117,41 +124,41 @@ def is_snapshot(path: Path) -> bool:
 
 
 def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:
-    """Write a snapshot, which replaces an earlier one once it is whole and on the disk.
+    """Write a snapshot, which replaces an earlier one once it is flushed to disk.
 
     Raises:
-        EngineError: it cannot be written; the earlier one is still there.
+        EngineError: It cannot be written; an earlier one is unchanged.
     """
-    from safetensors.torch import save  # imports torch, without which files can be named
+    from safetensors.torch import save  # imports torch; this module does not
 
     tensors = {"latents": state.latents, **state.scheduler}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = _Header(identity=identity, steps_done=state.steps_done, sha256=_digest(tensors))
     content = save(tensors, metadata={_HEADER: header.model_dump_json()})
-    write_whole(path, content, durable=True, partial=_partial(path))
+    write_atomically(path, content, durable=True, partial=_partial(path))
 
 
 def drop_snapshot(path: Path) -> None:
-    """Remove a snapshot, and what a process that was killed left of one."""
+    """Remove a snapshot, and the partial file of a killed process."""
     path.unlink(missing_ok=True)
-    drop_unfinished(path)
+    drop_partial_snapshot(path)
 
 
-def drop_unfinished(path: Path) -> None:
-    """Remove what a process that was killed left of a snapshot that it was writing."""
+def drop_partial_snapshot(path: Path) -> None:
+    """Remove the partial snapshot of a killed process."""
     _partial(path).unlink(missing_ok=True)
 
 
 def _partial(path: Path) -> Path:
-    """One name, so that what a killed process left is written over."""
+    """A fixed name, so that the partial file of a killed process is overwritten."""
     return partial_path(path, "snapshot")
 
 
 def read_snapshot(path: Path) -> Snapshot | None:
-    """Read a snapshot; None if there is none.
+    """Read a snapshot; None if there is no such file.
 
     Raises:
-        UnusableSnapshotError: it is damaged.
+        UnusableSnapshotError: The file is damaged.
     """
     try:
         with open_tensors(path, "pt", MAX_LATENTS_BYTES) as file:
@@ -174,29 +181,29 @@ def read_snapshot(path: Path) -> Snapshot | None:
     return Snapshot(header.identity, LoopState(header.steps_done, latents, tensors))
 
 
-def usable_snapshot(path: Path, identity: Identity) -> LoopState | None:
-    """The state that a rendering can go on from; None if there is none.
+def read_resume_state(path: Path, identity: Identity) -> LoopState | None:
+    """The state that a rendering can resume from; None if there is no snapshot.
 
     Raises:
-        UnusableSnapshotError: it is damaged, or another rendering's.
+        UnusableSnapshotError: The snapshot is damaged, or another rendering's.
     """
     found = read_snapshot(path)
     if found is None:
         return None
-    if reason := identity.unlike(found.identity):
+    if reason := identity.difference_from(found.identity):
         raise UnusableSnapshotError(f"{path} is of {reason}")
     return found.state
 
 
 class SnapshotPlan(BaseModel):
-    """How a rendering is kept on its way, and what it goes on from.
+    """Where and how often snapshots are written, and which step a rendering resumes from.
 
     Attributes:
-        path: of the file, on rank 0's host.
-        identity: of the rendering.
-        config: how often.
-        steps_done: that the file holds already; 0: the rendering begins anew.
-        at_the_end: keep the finished latents, too, for as long as they are decoded.
+        path: The snapshot file, on rank 0's host.
+        identity: Identity of the rendering.
+        config: How often snapshots are written.
+        steps_done: Steps in the file already; 0: the rendering starts from the beginning.
+        at_the_end: Whether a snapshot is written after the last step, too, for the decode.
     """
 
     path: Path
@@ -214,18 +221,24 @@ def plan_snapshots(
     resume: bool,
     at_the_end: bool = True,
 ) -> tuple[SnapshotPlan, str]:
-    """How a rendering is kept on its way, and where it begins, in words if not at its start.
+    """Plan the snapshots of a rendering.
 
     Args:
-        resume: go on from what the file holds, if that is of this rendering; else begin anew, and
-            say so.
-        at_the_end: keep the finished latents, too, for as long as they are decoded.
+        path: The snapshot file.
+        identity: Identity of the rendering.
+        config: How often snapshots are written.
+        resume: Resume from the file if it is of this rendering.
+        at_the_end: Write a snapshot after the last step, too, for the decode.
+
+    Returns:
+        The plan, and a line for the user: the step to resume from, or why the file cannot be used;
+        empty if there is nothing to say.
     """
     plan = SnapshotPlan(path=path, identity=identity, config=config, at_the_end=at_the_end)
     if not resume:
         return plan, ""
     try:
-        state = usable_snapshot(path, identity)
+        state = read_resume_state(path, identity)
     except UnusableSnapshotError as error:
         return plan, f"{error}: it begins anew"
     if state is None:
@@ -235,10 +248,10 @@ def plan_snapshots(
 
 
 @contextmanager
-def kept_on_the_way(
+def snapshot_writer(
     plan: SnapshotPlan | None, world: World, grid: LatentGrid
 ) -> Iterator[Snapshots | None]:
-    """What keeps a rendering on its way, if it is to be kept; rank 0 writes."""
+    """Takes the snapshots of a rendering, on all ranks; rank 0 writes them. None without a plan."""
     if plan is None:
         yield None
         return
@@ -247,23 +260,23 @@ def kept_on_the_way(
         if world.rank == 0:
             write_snapshot(plan.path, plan.identity, state)
 
-    kept = Snapshots(plan.config, 4 * math.prod(grid.shape), write, at_the_end=plan.at_the_end)
+    snapshots = Snapshots(plan.config, 4 * math.prod(grid.shape), write, at_the_end=plan.at_the_end)
     try:
-        yield kept
+        yield snapshots
     finally:
-        kept.close()
+        snapshots.close()
 
 
-def state_to_go_on_from(plan: SnapshotPlan | None, world: World) -> LoopState | None:
-    """On rank 0, the state that a rendering goes on from, if it does not begin anew.
+def load_resume_state(plan: SnapshotPlan | None, world: World) -> LoopState | None:
+    """The state that a rendering resumes from, on rank 0; None elsewhere, and at the start.
 
     Raises:
-        EngineError: the file is no longer what it was when that was decided.
+        EngineError: The file has changed since the rendering was planned.
     """
     if plan is None or plan.steps_done == 0 or world.rank != 0:
         return None
     try:
-        state = usable_snapshot(plan.path, plan.identity)
+        state = read_resume_state(plan.path, plan.identity)
     except UnusableSnapshotError as error:
         raise EngineError(str(error)) from error
     if state is None or state.steps_done != plan.steps_done:

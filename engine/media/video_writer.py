@@ -1,4 +1,4 @@
-"""Videos to files: under another name until they are whole, then all at once."""
+"""Writes videos to files, under temporary names until all are whole."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.engine.arrays import Array
 from longtake.engine.media.embedded_metadata import embedded_metadata
-from longtake.engine.media.frame_writers import WRITERS, Array, FrameWriter, frame_path, kind_of
+from longtake.engine.media.frame_writers import WRITERS, FrameWriter, frame_path, kind_of
 from longtake.engine.media.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
 from longtake.engine.media.output_files import metadata_path, output_paths, place_all
 from longtake.engine.media.snapshot import SnapshotPlan, drop_snapshot
-from longtake.errors import EngineError, Stopped, restated
+from longtake.errors import EngineError, Stopped, with_message
 from longtake.files.atomic import flush_to_disk, numbered, partial_path, writing
 
 logger = logging.getLogger(__name__)
 
 
 class VideoFiles:
-    """A sink that writes all videos of a request to files, which appear once all are whole.
+    """A sink that writes all videos of a request to files.
 
-    Use it as a context: leaving it with an exception leaves none of them behind. The latents that
-    frames are made of are in a file of their own meanwhile; if that fails they stay there, and
-    the error says how to go on.
+    Use it as a context manager: after an exception no video is left behind. Until
+    :meth:`publish`, the latents are kept in a file of their own; after a failure it stays, and the
+    error says how to decode it.
 
     Args:
-        path: of the output; its suffix says what is written.
-        request: what is rendered.
-        engine: what renders it.
-        metadata: write a .json beside it, and into it what the request allows; else neither.
-        num_frames: of each video; those of the request if None.
-        keep_latents: while frames are made of them; not where a snapshot does.
-        snapshots: of the rendering, which are of no use any more once the latents are kept.
-        token: in the names of files that are not whole; drawn if None.
-        overwrite: replace what stands at its names; else, what was put there since
-            :func:`check_output` looked stays, and the videos get names with a number.
+        path: Path of the output; its suffix selects the format.
+        request: The rendered request.
+        engine: Configuration of the engine.
+        metadata: Write a .json, and embed metadata in the videos unless the request forbids it.
+        num_frames: Frames of each video; the request's if None.
+        keep_latents: Keep the latents while they are decoded; False where a snapshot does.
+        snapshots: The rendering's snapshots, which are removed once the latents are kept.
+        token: Part of the temporary names; random if None.
+        overwrite: Replace existing files. Otherwise files that appeared since :func:`check_output`
+            stay, and the videos' names get a number.
 
     Attributes:
-        paths: of the videos.
-        seconds: spent writing so far.
-        published: the files that have their names.
-        kept: the latents, until the videos have their names.
+        paths: The videos' paths.
+        seconds: Seconds spent writing so far.
+        published: Paths of the files that have their final names.
+        kept: The file of latents.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class VideoFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
     ) -> None:
-        """Discard what is not whole; keep the latents if something went wrong."""
+        """Remove temporary files; keep the latents after a failure."""
         for writer in self._writers.values():
             with suppress(Exception):
                 writer.discard()
@@ -105,13 +106,13 @@ class VideoFiles:
             if not getattr(error, "terminated", False):
                 self.kept.discard()
         elif isinstance(error, EngineError):
-            raise restated(error, self.kept.way_on(error)) from error
+            raise with_message(error, self.kept.with_command(error)) from error
         elif self.kept.path is not None:
-            logger.warning("%s", self.kept.way_on(error))
+            logger.warning("%s", self.kept.with_command(error))
 
     def latents(self, latents: Array) -> None:
-        """Write the latents: into the videos' files where they are what was asked for, else keep
-        them for as long as they are being decoded."""
+        """Write the latents: to the output if it holds latents, else to the file that keeps them
+        while they are decoded."""
         if kind_of(self._path) != LATENTS_SUFFIX:
             if self._keeps_latents:
                 self.kept.write(latents, self._origin)
@@ -147,10 +148,13 @@ class VideoFiles:
         self.seconds += time.perf_counter() - begun
 
     def publish(self, metadata: dict[str, Any]) -> None:
-        """Give the whole files their names, and the metadata its own with them.
+        """Flush all files to disk, and give them and the metadata their final names.
+
+        Args:
+            metadata: Content of the .json.
 
         Raises:
-            EngineError: a video lacks frames, or the disk is full.
+            EngineError: A video lacks frames, or a file cannot be written.
         """
         for video in self._writers:
             raise EngineError(f"{self.paths[video]} lacks frames: it was not written")
@@ -177,12 +181,12 @@ class VideoFiles:
         self.kept.discard()
 
     def _names(self, path: Path) -> list[Path]:
-        """Of all files of an output: its metadata, if it has some, and its videos."""
+        """Final names of all files of an output: its metadata, if any, and its videos."""
         videos = output_paths(path, self._request.num_videos)
         return [metadata_path(path), *videos] if self._has_metadata else videos
 
     def _place(self, partials: list[Path]) -> None:
-        """Replace nothing: the metadata comes first, and says whose videos come after it."""
+        """Rename without replacing files. Metadata come first: they say whose videos follow."""
         for path in numbered(self._path):
             names = self._names(path)
             with writing(self.paths[0]):
@@ -199,24 +203,25 @@ class VideoFiles:
             return
 
     def _replace(self, partials: list[Path]) -> None:
-        """Replace what is there: the metadata comes last, and until then tells of what was."""
+        """Replace existing files. The metadata come last: until then, the old ones describe the old
+        videos."""
         moves = list(zip(partials, self._names(self._path), strict=True))
         for partial, path in reversed(moves):
             with writing(path):
                 if path.is_dir():
-                    _fill_again(partial, path)
+                    _refill(partial, path)
                 else:
                     os.replace(partial, path)
             self.published.append(path)
 
 
-def _fill_again(partial: Path, folder: Path) -> None:
-    """Replace the frames in a folder, and remove those of a longer video that was there."""
+def _refill(partial: Path, folder: Path) -> None:
+    """Replace the frames in a folder, and remove those left of a longer video."""
     frames = sorted(partial.iterdir())
     for frame in frames:
         os.replace(frame, folder / frame.name)
     partial.rmdir()
     for number in itertools.count(len(frames)):
-        if not (left := frame_path(folder, number)).is_file():
+        if not (extra := frame_path(folder, number)).is_file():
             break
-        left.unlink()
+        extra.unlink()

@@ -1,1 +1,1 @@
-"""What will happen before it does: time and memory by layout, from counted work and hardware."""
+"""Predicts time and memory of each layout from counted work and a hardware profile."""

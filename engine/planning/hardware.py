@@ -1,4 +1,4 @@
-"""What this machine is, as a plan reckons with it."""
+"""The hardware profile of this machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 _PCIE_LEVELS: tuple[LinkKind, ...] = ("pcie-switch", "host-bridge", "socket")
 _PCIE_SHARE = 0.8
-"""Of a port's bandwidth, what transfers reach."""
+"""Fraction of a port's bandwidth that transfers reach."""
 
-_STAND_IN = "h100"
+_FALLBACK_PROFILE = "h100"
 
 
 def hardware_here(device_type: str = "auto") -> Hardware:
-    """The profile of this machine: its GPUs' own, with their memory and links; else a CPU's.
+    """The profile of this machine's GPUs, with their memory and links; without GPUs, a CPU's.
 
     Args:
-        device_type: "cpu", "cuda" or "auto": a GPU where there is one.
+        device_type: "cpu", "cuda" or "auto", which uses GPUs if there are any.
     """
     found = Topology() if device_type == "cpu" else topology()
     if not found.gpus:
@@ -33,12 +33,12 @@ def hardware_here(device_type: str = "auto") -> Hardware:
     known = [profile for name in profiles() if (profile := load_hardware(name)).matches(first.name)]
     if not known:
         logger.warning(
-            "there is no profile of %s: plans take it for %s; measure it with longtake bench "
+            "there is no profile of %s: plans use that of %s; measure your own with longtake bench "
             "--calibrate",
             first.name,
-            _STAND_IN,
+            _FALLBACK_PROFILE,
         )
-    profile = known[0] if known else load_hardware(_STAND_IN)
+    profile = known[0] if known else load_hardware(_FALLBACK_PROFILE)
     update: dict[str, object] = {"links": _links(profile, found)}
     update["devices_per_node"] = len(found.gpus)
     if first.memory_bytes:
@@ -48,7 +48,7 @@ def hardware_here(device_type: str = "auto") -> Hardware:
 
 
 def _links(profile: Hardware, found: Topology) -> tuple[Link, ...]:
-    """The links of this machine: the profile's, or those of PCIe as the driver tells them."""
+    """The links of this machine: the profile's, or PCIe levels as the driver reports them."""
     count = len(found.gpus)
     kinds = {link.kind for link in found.links.values()}
     if kinds <= {"nvlink", "unknown"}:
@@ -56,22 +56,23 @@ def _links(profile: Hardware, found: Topology) -> tuple[Link, ...]:
     base = load_hardware("l20").links
     links, shared_by = [], 1
     for level, link in zip(_PCIE_LEVELS, base, strict=False):
-        spans = _spanned(found, _PCIE_LEVELS[: _PCIE_LEVELS.index(level) + 1])
+        spans = _span(found, _PCIE_LEVELS[: _PCIE_LEVELS.index(level) + 1])
         if spans <= shared_by:
             continue
         update: dict[str, object] = {"spans": spans, "shared_by": shared_by}
         port = found.gpus[0].pcie_bytes_per_s
         if shared_by == 1 and port:
             update["bytes_per_s"] = Figure(
-                value=port * _PCIE_SHARE, source="the lanes that the driver of this machine tells"
+                value=port * _PCIE_SHARE,
+                source="PCIe lanes, by the driver of this machine",
             )
         links.append(link.model_copy(update=update))
         shared_by = spans
     return (*links, base[-1].model_copy(update={"shared_by": count}))
 
 
-def _spanned(found: Topology, kinds: Sequence[LinkKind]) -> int:
-    """The GPUs from the first on that reach each other by such links or better ones."""
+def _span(found: Topology, kinds: Sequence[LinkKind]) -> int:
+    """Number of leading GPUs that are all connected by these kinds of links or better ones."""
     able = {"nvlink", *kinds}
     count = 1
     while count < len(found.gpus) and all(

@@ -1,7 +1,8 @@
-"""Which layout each request runs in, and how long it will take, by the planner."""
+"""Chooses the layout of each request, and predicts how long it takes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
@@ -9,38 +10,41 @@ from typing import Any, TypeVar
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
+from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.planning.fits import misfit
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.planner import choose_dims, dtypes
-from longtake.engine.planning.prediction import Prediction, Setting, predict
+from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts
+from longtake.engine.planning.memory import out_of_memory_reason
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import Prediction, best_first, predict
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
 
-_SHAPES_KEPT = 1000
-"""Of requests, whose layouts are remembered."""
+logger = logging.getLogger(__name__)
 
-_NOT_PLANNED = frozenset(
+_CACHE_SIZE = 1000
+"""Request shapes whose layouts are cached."""
+
+_IRRELEVANT_FIELDS = frozenset(
     "prompt negative_prompt image image_sha256 sigmas prompt_template seed".split()
 )
-"""What of a request no plan depends on, and each of a batch's has for itself."""
+"""Request fields that no plan depends on."""
 
 _Shape = tuple[Any, ...]
 _shape_of: Callable[[ResolvedRequest], _Shape] = attrgetter(
-    *(name for name in ResolvedRequest.model_fields if name not in _NOT_PLANNED)
+    *(name for name in ResolvedRequest.model_fields if name not in _IRRELEVANT_FIELDS)
 )
-"""What a plan depends on."""
-
+"""The values of the request fields that a plan depends on."""
 
 ValueT = TypeVar("ValueT")
 
 
 class LayoutChooser:
-    """Chooses once for all requests of one shape.
+    """Plans once for all requests of one shape.
 
     Args:
-        config: with its dtypes chosen.
-        spec: of the model.
+        config: The engine's configuration, with its dtypes resolved.
+        spec: The model's specification.
         device_type: "cpu" or "cuda".
     """
 
@@ -49,57 +53,105 @@ class LayoutChooser:
         self._spec = spec
         self._device_type = device_type
         self._chosen: dict[_Shape, tuple[ParallelDims, str]] = {}
-        self._predicted: dict[_Shape, Prediction] = {}
+        self._predictions: dict[_Shape, Prediction] = {}
 
     def choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
-        """The layout of a request, by the planner where degrees are left out, and why this one.
+        """The layout of a request, and the reason for it. The planner picks open degrees.
 
         Raises:
-            LayoutError: the degrees fit no such number of devices, or there is no second branch.
+            LayoutError: The degrees do not fit the number of devices, or there is no second branch.
         """
-        like = _shape_of(request)
-        found = self._chosen.get(like)
-        if found is None:
+        shape = _shape_of(request)
+        chosen = self._chosen.get(shape)
+        if chosen is None:
             config = self._config
-            found = choose_dims(self._setting(request), config.parallel, config.devices)
-            _keep(self._chosen, like, found)
-        return found
+            chosen = choose_layout(self._plan_input(request), config.parallel, config.devices)
+            _store(self._chosen, shape, chosen)
+        return chosen
 
     def predicted(self, request: ResolvedRequest) -> Prediction:
-        """How long a request takes in its layout."""
-        like = _shape_of(request)
-        found = self._predicted.get(like)
-        if found is None:
+        """The prediction for a request in its layout."""
+        shape = _shape_of(request)
+        prediction = self._predictions.get(shape)
+        if prediction is None:
             dims, _ = self.choose(request)
-            split = self._config.parallel.shard_weights
-            found = predict(self._setting(request), dims, shard_weights=split)
-            _keep(self._predicted, like, found)
-        return found
+            shard_weights = self._config.parallel.shard_weights
+            prediction = predict(self._plan_input(request), dims, shard_weights=shard_weights)
+            _store(self._predictions, shape, prediction)
+        return prediction
 
     def misfit(self, request: ResolvedRequest) -> str | None:
-        """Why a request does not fit in memory, by the plan; None if it does."""
+        """Why a request will not fit in memory according to the plan; None if it fits."""
         dims, _ = self.choose(request)
-        split = self._config.parallel.shard_weights
-        return misfit(self._setting(request), dims, shard_weights=split)
+        shard_weights = self._config.parallel.shard_weights
+        return out_of_memory_reason(self._plan_input(request), dims, shard_weights=shard_weights)
 
-    def _setting(self, request: ResolvedRequest) -> Setting:
-        dtype, vae_dtype = dtypes(self._config, self._spec, self._device_type)
-        return Setting(
-            spec=self._spec,
-            hardware=self._hardware,
-            request=request,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
-            text_tokens=self._spec.text_tokens(request),
-        )
+    def _plan_input(self, request: ResolvedRequest) -> PlanInput:
+        return PlanInput.for_engine(self._config, self._spec, self._hardware, request)
 
     @cached_property
     def _hardware(self) -> Hardware:
         return hardware_here(self._device_type)
 
 
-def _keep(values: dict[_Shape, ValueT], like: _Shape, value: ValueT) -> None:
-    """Remember a value, and not ever more of them: clients think up any shape."""
-    if len(values) >= _SHAPES_KEPT:
-        values.clear()
-    values[like] = value
+def choose_layout(
+    plan_input: PlanInput, requested: ParallelConfig, devices: int
+) -> tuple[ParallelDims, str]:
+    """The best layout that the requested degrees allow, and the reason for it.
+
+    Memory refuses nothing here: free memory is known only once a rank has started. Layouts that do
+    not fit according to the plan rank behind those that do, and choosing one logs a warning.
+
+    Raises:
+        LayoutError: The degrees do not fit the number of devices, or there is no second branch.
+    """
+    num_heads = plan_input.spec.num_heads
+    true_cfg = plan_input.request.uses_true_cfg
+    layouts = candidate_layouts(requested, devices, num_heads=num_heads, true_cfg=true_cfg)
+    if devices > MAX_RANKS:
+        busy = [dims for dims in layouts if dims.ulysses_degree <= num_heads] or layouts
+        _warn_of_idle_ranks(busy[0], requested, num_heads)
+        return busy[0], f"not planned: more than {MAX_RANKS} ranks"
+    shard_weights = requested.shard_weights
+    reasons = {
+        dims: out_of_memory_reason(plan_input, dims, shard_weights=shard_weights)
+        for dims in layouts
+    }
+    predictions = [predict(plan_input, dims, shard_weights=shard_weights) for dims in layouts]
+    best, *others = [
+        *best_first([each for each in predictions if reasons[each.dims] is None]),
+        *best_first([each for each in predictions if reasons[each.dims] is not None]),
+    ]
+    if reasons[best.dims] is not None:
+        logger.warning("%s may run out of memory: %s", best.name, reasons[best.dims])
+    if others:
+        reason = (
+            f"the best of {len(layouts)}: {best.step.seconds:.3g} s a step predicted, and "
+            f"{others[0].step.seconds:.3g} s with {others[0].name}, the next"
+        )
+    else:
+        reason = "one rank" if devices == 1 else "the only one that devices and degrees allow"
+    _warn_of_idle_ranks(best.dims, requested, num_heads)
+    return best.dims, reason
+
+
+def _warn_of_idle_ranks(dims: ParallelDims, requested: ParallelConfig, num_heads: int) -> None:
+    idle = dims.ulysses_degree - num_heads
+    if idle > 0:
+        logger.warning(
+            "ulysses_degree=%d on %d heads: in each Ulysses group, %d ranks without a head idle "
+            "during attention; %s",
+            dims.ulysses_degree,
+            num_heads,
+            idle,
+            "raise ring_degree instead"
+            if requested.ulysses_degree
+            else "no layout of this request keeps all busy: take fewer devices",
+        )
+
+
+def _store(cache: dict[_Shape, ValueT], shape: _Shape, value: ValueT) -> None:
+    """Cache a value; clients can send any number of shapes, so a full cache is cleared."""
+    if len(cache) >= _CACHE_SIZE:
+        cache.clear()
+    cache[shape] = value

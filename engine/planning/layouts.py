@@ -1,4 +1,4 @@
-"""Which layouts so many ranks allow with the degrees that were asked for."""
+"""The layouts that a number of ranks allows: the only enumeration of degrees."""
 
 from __future__ import annotations
 
@@ -6,77 +6,84 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims
 
+MAX_RANKS = 1024
+"""The most ranks that are planned for: the plan adds up what every rank sends to every other."""
 
-def candidates(
-    asked: ParallelConfig, devices: int, *, num_heads: int, true_cfg: bool
+
+def candidate_layouts(
+    requested: ParallelConfig, devices: int, *, num_heads: int, true_cfg: bool
 ) -> list[ParallelDims]:
-    """Every layout of so many ranks with the degrees that were asked for, one at least.
+    """The layouts of a request that have the requested degrees; at least one.
+
+    Args:
+        requested: Degrees; None leaves one open.
+        devices: Number of ranks.
+        num_heads: Attention heads of the model, for the suggestion in an error.
+        true_cfg: Whether the request has a second, negative branch.
+
+    Returns:
+        Layouts with ``cfg_degree=1`` first, each group by falling Ulysses degree.
 
     Raises:
-        LayoutError: the degrees do not multiply to the devices, or there is no second branch.
+        LayoutError: The degrees do not multiply to the devices, or there is no second branch.
     """
-    if asked.cfg_degree == 2 and not true_cfg:
+    if requested.cfg_degree == 2 and not true_cfg:
         raise LayoutError(
             "cfg_degree=2 without true CFG: there is no second branch to compute beside the first; "
             "pass true_cfg_scale above 1 and a negative_prompt, or leave cfg_degree at 1"
         )
-    branches = [1, 2] if true_cfg else [1]
-    found = [dims for dims in factored(devices) if dims.cfg_degree in branches]
-    found = [dims for dims in found if as_asked(dims, asked)]
+    found = [d for d in matching_layouts(requested, devices) if true_cfg or d.cfg_degree == 1]
     if not found:
-        raise LayoutError(_misfit(asked, devices, num_heads))
+        raise LayoutError(_degrees_error(requested, devices, num_heads))
     return found
 
 
-def check_degrees(asked: ParallelConfig, devices: int, *, num_heads: int) -> None:
-    """Refuse degrees that fit no request at all on so many devices.
+def check_degrees(requested: ParallelConfig, devices: int, *, num_heads: int) -> None:
+    """Check that the requested degrees suit some request on this number of devices.
 
     Raises:
-        LayoutError: they do not multiply to the devices.
+        LayoutError: The degrees do not multiply to the devices.
     """
-    if not any(as_asked(dims, asked) for dims in factored(devices)):
-        raise LayoutError(_misfit(asked, devices, num_heads))
+    if not matching_layouts(requested, devices):
+        raise LayoutError(_degrees_error(requested, devices, num_heads))
 
 
-def factored(devices: int) -> list[ParallelDims]:
-    """Every layout of so many ranks: branches side by side last, the largest Ulysses first."""
-    return [
+def matching_layouts(requested: ParallelConfig, devices: int) -> list[ParallelDims]:
+    """Every layout of the devices that has the requested degrees, whatever the request."""
+    layouts = [
         ParallelDims(cfg_degree=cfg, ring_degree=devices // cfg // ulysses, ulysses_degree=ulysses)
         for cfg in (1, 2)
         if devices % cfg == 0
         for ulysses in range(devices // cfg, 0, -1)
         if devices // cfg % ulysses == 0
     ]
+    wanted = (requested.cfg_degree, requested.ring_degree, requested.ulysses_degree)
+    return [
+        dims
+        for dims in layouts
+        if all(want in (None, has) for want, has in zip(wanted, dims.degrees, strict=True))
+    ]
 
 
-def as_asked(dims: ParallelDims, asked: ParallelConfig) -> bool:
-    """Whether a layout has the degrees that were asked for."""
-    pairs = (
-        (asked.cfg_degree, dims.cfg_degree),
-        (asked.ring_degree, dims.ring_degree),
-        (asked.ulysses_degree, dims.ulysses_degree),
-    )
-    return all(wanted in (None, degree) for wanted, degree in pairs)
-
-
-def _misfit(asked: ParallelConfig, devices: int, num_heads: int) -> str:
+def _degrees_error(requested: ParallelConfig, devices: int, num_heads: int) -> str:
+    """The message for degrees that do not multiply to the devices, with what would work."""
     given = {
         name: degree
         for name in ("cfg_degree", "ring_degree", "ulysses_degree")
-        if (degree := getattr(asked, name)) is not None
+        if (degree := getattr(requested, name)) is not None
     }
-    words = " x ".join(f"{name}={degree}" for name, degree in given.items())
-    needs = 1
+    product = " x ".join(f"{name}={degree}" for name, degree in given.items())
+    needed = 1
     for degree in given.values():
-        needs *= degree
-    whole = len(given) == 3 or {"ring_degree", "ulysses_degree"} <= given.keys()
-    cfg = asked.cfg_degree or 1
+        needed *= degree
+    exact = len(given) == 3 or {"ring_degree", "ulysses_degree"} <= given.keys()
+    cfg = requested.cfg_degree or 1
     cfg = cfg if devices % cfg == 0 else 1
-    most = max(u for u in range(1, num_heads + 1) if devices // cfg % u == 0)
-    works = f"ring_degree={devices // cfg // most} x ulysses_degree={most}"
+    ulysses = max(u for u in range(1, num_heads + 1) if devices // cfg % u == 0)
+    alternative = f"ring_degree={devices // cfg // ulysses} x ulysses_degree={ulysses}"
     if "cfg_degree" in given:
-        works = f"cfg_degree={cfg} x {works}"
+        alternative = f"cfg_degree={cfg} x {alternative}"
     return (
-        f"{words} needs {'' if whole else 'a multiple of '}{needs} ranks, got devices={devices}: "
-        f"try devices={needs}, or {works}"
+        f"{product} needs {'' if exact else 'a multiple of '}{needed} ranks, got "
+        f"devices={devices}: try devices={needed}, or {alternative}"
     )

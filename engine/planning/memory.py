@@ -1,41 +1,38 @@
-"""What ranks hold at one time, by part."""
+"""The memory that ranks need, by part, and whether a layout fits."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-from longtake.engine.planning.attention import ELEMENT_BYTES
+from longtake.configs.base import ELEMENT_BYTES
+from longtake.engine.planning.plan_input import PlanInput
 from longtake.parallel import ParallelDims
 
-if TYPE_CHECKING:
-    from longtake.engine.planning.prediction import Setting
+_CONVOLUTION_OVERHEAD = {"cuda": 1.5, "cpu": 1.25}
+"""Peak memory of convolutions, workspaces included, over the bytes of their tensors. 1.47 was
+measured on an H100."""
 
-_WITH_KERNELS = {"cuda": 1.5, "cpu": 1.25}
-"""What convolutions take beside tensors; 1.47 was measured on an H100."""
+_BLOCK_OVERHEAD = {"cuda": 1.0, "cpu": 1.5}
+"""The same for transformer blocks. On a CPU, matrix products keep packed copies of their weights,
+and the allocator does not return all freed memory."""
 
-_WITH_BLOCKS_KERNELS = {"cuda": 1.0, "cpu": 1.5}
-"""The same for the blocks': on a CPU matrix products keep copies of their weights, and freed memory
-is not all given back."""
-
-
-_BLOCKS_AT_ONCE = 4
-"""Whole blocks of split weights that FSDP2 holds at one time, measured over gloo: one computes, the
-next is fetched, and what they were fetched into is let go later."""
+_FSDP_BLOCKS_IN_MEMORY = 4
+"""Whole blocks of sharded weights that FSDP2 holds at a time, measured over gloo: one computes, the
+next is being gathered, and earlier buffers are freed late."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that rank 0 holds, which alone encodes the prompt; not all parts at one time.
+    """Bytes that rank 0 holds; it alone encodes the prompt. Not all parts are held at once.
 
     Attributes:
-        runtime: before anything is loaded: libraries, a GPU's context, NCCL's buffers.
-        weights: of transformer and autoencoder.
-        text: of the text encoders: on a GPU while they encode, on a CPU all the time.
-        activations: of one pass through the transformer.
-        buffers: of exchanges between ranks, and of split weights that are fetched.
-        decode: of the tile that is decoded.
-        text_stays: whether ``text`` is held beside everything else.
+        runtime: Before anything is loaded: libraries, CUDA context, NCCL buffers.
+        weights: Transformer and autoencoder.
+        text: Text encoders; on a GPU only while they encode, on a CPU all the time.
+        activations: One pass through the transformer.
+        buffers: Exchanges between ranks, and gathered blocks of sharded weights.
+        decode: The tile that is being decoded.
+        text_stays: Whether ``text`` is held during all stages.
     """
 
     runtime: int
@@ -48,59 +45,78 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """The most at one time: while text is encoded, while denoising, or while decoding."""
+        """Peak bytes of rank 0: while encoding text, denoising or decoding."""
         if self.text_stays:
             return self.other_ranks + self.text
         return max(self.other_ranks, self.runtime + self.weights + self.text)
 
     @property
     def other_ranks(self) -> int:
-        """The same of the other ranks, which have no text encoders."""
+        """Peak bytes of any other rank, which loads no text encoders."""
         return self.runtime + self.weights + max(self.activations + self.buffers, self.decode)
 
     def as_json(self) -> dict[str, int]:
-        """By part, in bytes."""
+        """Bytes by part."""
         parts = asdict(self)
         del parts["text_stays"]
         return parts
 
 
-def memory_of(
-    setting: Setting, dims: ParallelDims, shard_weights: bool, num_tokens: int, head_share: float
-) -> MemoryPlan:
-    """What rank 0 holds, which alone encodes the prompt.
+def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: bool) -> MemoryPlan:
+    """The memory of rank 0 in one layout.
 
     Args:
-        num_tokens: of the rank that owns most.
-        head_share: see AttentionModel.
+        plan_input: The model, the request and the hardware.
+        dims: The layout.
+        shard_weights: Whether the transformer's weights are sharded over all ranks.
     """
-    costs, hardware, element = setting.spec.costs, setting.hardware, setting.element_size
-    tokens = num_tokens * setting.request.num_videos
-    alone = costs.activation_bytes(tokens, element, ulysses=False, ring=False, head_share=1.0)
+    spec, hardware, request = plan_input.spec, plan_input.hardware, plan_input.request
+    costs, element = spec.costs, plan_input.element_size
+    tokens = max(plan_input.shards(dims).counts) * request.num_videos
+    unsplit = costs.activation_bytes(tokens, element, ulysses=False, ring=False, head_share=1.0)
     split = costs.activation_bytes(
         tokens,
         element,
         ulysses=dims.ulysses_degree > 1,
         ring=dims.ring_degree > 1,
-        head_share=head_share,
+        head_share=plan_input.head_share(dims),
     )
-    transformer, buffers = costs.transformer_parameters * element, max(0, split - alone)
-    fetched = 0
-    if shard_weights:
+    transformer, buffers = costs.transformer_parameters * element, max(0, split - unsplit)
+    gathered = 0
+    if shard_weights and dims.world_size > 1:
         transformer //= dims.world_size
-        whole = _BLOCKS_AT_ONCE * costs.block_parameters + costs.parameters_outside
-        fetched = whole * element
-    text = costs.other_parameters["text_encoders"] * element
-    autoencoder = costs.other_parameters["autoencoder"] * ELEMENT_BYTES[setting.vae_dtype]
-    spans = costs.decode_spans(setting.grid.shape[2:], setting.request)
-    largest = [max(span.num_cells for span in axis) for axis in spans]
-    tile = costs.tile_bytes(largest, ELEMENT_BYTES[setting.vae_dtype])
+        gathered = _FSDP_BLOCKS_IN_MEMORY * costs.block_parameters + costs.parameters_outside
+    vae_element = ELEMENT_BYTES[plan_input.vae_dtype]
+    spans = costs.decode_spans(plan_input.grid.shape[2:], request)
+    largest_tile = [max(span.num_cells for span in axis) for axis in spans]
     return MemoryPlan(
         runtime=int(hardware.runtime_bytes.value),
-        weights=transformer + autoencoder,
-        text=text,
-        activations=int(alone * _WITH_BLOCKS_KERNELS[hardware.device]),
-        buffers=int(buffers * _WITH_BLOCKS_KERNELS[hardware.device]) + fetched,
-        decode=int(tile * _WITH_KERNELS[hardware.device]),
+        weights=transformer + costs.other_parameters["autoencoder"] * vae_element,
+        text=costs.other_parameters["text_encoders"] * element,
+        activations=int(unsplit * _BLOCK_OVERHEAD[hardware.device]),
+        buffers=int(buffers * _BLOCK_OVERHEAD[hardware.device]) + gathered * element,
+        decode=int(
+            costs.tile_bytes(largest_tile, vae_element) * _CONVOLUTION_OVERHEAD[hardware.device]
+        ),
         text_stays=hardware.device == "cpu",
+    )
+
+
+def out_of_memory_reason(
+    plan_input: PlanInput, dims: ParallelDims, *, shard_weights: bool
+) -> str | None:
+    """Why a layout does not fit in memory; None if it fits, or if the memory is unknown."""
+    limit = plan_input.hardware.memory_bytes
+    if limit is None:
+        return None
+    memory = plan_memory(plan_input, dims, shard_weights=shard_weights)
+    available, needed, unit = limit.value, float(memory.total), "a rank"
+    if plan_input.hardware.device == "cpu":  # the ranks of a host share its memory
+        ranks = min(dims.world_size, plan_input.hardware.devices_per_node)
+        needed, unit = needed + (ranks - 1) * memory.other_ranks, "a host"
+    if needed <= available:
+        return None
+    return (
+        f"needs {needed / 2**30:.1f} GiB {unit} and there are {available / 2**30:.1f}: "
+        f"{(needed - available) / 2**30:.1f} too much"
     )

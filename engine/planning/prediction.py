@@ -1,122 +1,31 @@
-"""How long a rendering takes and what it needs, in one layout: counted work over achieved rates."""
+"""Predicts the time and memory of one layout: counted work over achieved rates."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from longtake.configs.hardware import Dtype, Hardware
-from longtake.configs.request import ResolvedRequest
-from longtake.engine.planning.attention import ELEMENT_BYTES, AttentionModel
-from longtake.engine.planning.memory import MemoryPlan, memory_of
-from longtake.engine.planning.network import Network, ring_of
-from longtake.errors import RequestError
+from longtake.configs.base import ELEMENT_BYTES
+from longtake.engine.planning.attention import AttentionModel
+from longtake.engine.planning.memory import MemoryPlan, plan_memory
+from longtake.engine.planning.network import Network, ring_transfers
+from longtake.engine.planning.plan_input import PlanInput
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
-from longtake.pipelines.costs import Work
-from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
-from longtake.pipelines.tiles import Spans, TilePlan
+from longtake.pipelines.tiles import TilePlan
 
-_MANY_TILES = 10_000
+_MAX_ASSIGNED_TILES = 10_000
+"""With more tiles, all ranks are taken to decode equally long."""
 
-_STORED_BYTES = 2
-"""A parameter on disk: models are published in half precision."""
+_STORED_ELEMENT_BYTES = 2
+"""Bytes of a parameter on disk: models are published in half precision."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is the same for all layouts of one plan.
-
-    Args:
-        spec: the model.
-        hardware: what it runs on.
-        request: what is rendered.
-        dtype, vae_dtype: of weights and activations.
-        text_tokens: of the encoded prompt; those of a negative one are as many.
-        decode_ranks: that decode, at most; None is all.
-
-    Raises:
-        RequestError: the profile has no rate for a dtype.
-    """
-
-    spec: ModelSpec
-    hardware: Hardware
-    request: ResolvedRequest
-    dtype: Dtype
-    vae_dtype: Dtype
-    text_tokens: int
-    decode_ranks: int | None = None
-    _decode_s: dict[int, float] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name in ("dtype", "vae_dtype"):
-            if getattr(self, name) not in self.hardware.flops_per_s:
-                raise RequestError(
-                    f"{name}={getattr(self, name)}: the profile of {self.hardware.description} has "
-                    f"no rate for it: use {', '.join(self.hardware.flops_per_s)}"
-                )
-
-    @cached_property
-    def grid(self) -> LatentGrid:
-        """The latents."""
-        return self.spec.grid(self.request)
-
-    @property
-    def element_size(self) -> int:
-        """Bytes of one value of weights and activations."""
-        return ELEMENT_BYTES[self.dtype]
-
-    @property
-    def num_branches(self) -> int:
-        """Passes through the transformer that one step takes."""
-        return 2 if self.request.uses_true_cfg else 1
-
-    def decode_s(self, ranks: int) -> float:
-        """Decoding on so many ranks: the one that has most to do of the tiles that are dealt."""
-        if ranks not in self._decode_s:
-            spans = self.spec.costs.decode_spans(self.grid.shape[2:], self.request)
-            self._decode_s[ranks] = self._tiles_s(spans, ranks)
-        return self._decode_s[ranks]
-
-    def _tiles_s(self, spans: Spans, ranks: int) -> float:
-        sizes = [Counter(span.num_cells for span in axis) for axis in spans]
-        seconds = {
-            cells: self.seconds(
-                self.spec.costs.tile_decoding(cells, ELEMENT_BYTES[self.vae_dtype]),
-                self.vae_dtype,
-            )
-            for cells in itertools.product(*sizes)
-        }
-        counts = {
-            cells: math.prod(size[n] for size, n in zip(sizes, cells, strict=True))
-            for cells in seconds
-        }
-        videos = self.request.num_videos
-        if sum(counts.values()) * videos > _MANY_TILES:  # then all ranks have as much to do
-            return videos * sum(seconds[cells] * counts[cells] for cells in seconds) / ranks
-        plan, of_rank = TilePlan(spans, videos, ranks), [0.0] * ranks
-        for tile, owner in zip(plan.tiles, plan.owners, strict=True):
-            of_rank[owner] += seconds[tile.cells_shape]
-        return max(of_rank)
-
-    def seconds(self, work: Work, dtype: Dtype | None = None) -> float:
-        """How long one device works. A GPU computes while the host starts what is next; on a CPU
-        both are the same core."""
-        hardware = self.hardware
-        peak = hardware.flops_per_s[dtype or self.dtype].value
-        through_memory = hardware.memory_bytes_per_s.value * hardware.memory_share.value
-        computing = (
-            work.linear_flops / (peak * hardware.linear_share.value)
-            + work.attention_flops / (peak * hardware.attention_share.value)
-            + work.convolution_flops / (peak * hardware.convolution_share.value)
-            + work.memory_bytes / through_memory
-        )
-        starting = work.launches * hardware.launch_s.value
-        return max(computing, starting) if hardware.device == "cuda" else computing + starting
+_TIE_RATIO = 1.005
+"""Predicted times that differ by less are a tie."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +33,10 @@ class StepTime:
     """One denoising step, in seconds of the slowest rank.
 
     Attributes:
-        compute_s: of kernels.
-        copies_s: of packing for exchanges.
-        exposed_s: of communication that nothing hides.
-        hidden_s: of communication behind which something is computed.
+        compute_s: Kernels.
+        copies_s: Packing and unpacking for exchanges.
+        exposed_s: Communication that computation does not hide.
+        hidden_s: Communication behind computation.
     """
 
     compute_s: float
@@ -137,21 +46,21 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """All that it takes."""
+        """The duration of the step."""
         return self.compute_s + self.copies_s + self.exposed_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One layout.
+    """The predicted time, traffic and memory of one layout.
 
     Attributes:
-        dims: the layout.
-        shard_weights: whether the transformer's weights are split over all ranks.
-        step: one denoising step.
-        stages: seconds of load, text, denoise and decode.
-        step_bytes: that each rank sends in one step, by rank.
-        memory: of the rank that needs most.
+        dims: The layout.
+        shard_weights: Whether the transformer's weights are sharded over all ranks.
+        step: One denoising step.
+        stages: Seconds of ``load``, ``text``, ``denoise`` and ``decode``.
+        step_bytes: Bytes that each rank sends per step, by rank.
+        memory: Memory of the rank that needs most.
     """
 
     dims: ParallelDims
@@ -163,40 +72,41 @@ class Prediction:
 
     @property
     def name(self) -> str:
-        """``cfg x ring x ulysses``, and a mark where weights are split."""
+        """``cfg x ring x ulysses``, and a mark for sharded weights."""
         return layout_name(self.dims, shard_weights=self.shard_weights)
 
     @property
     def end_to_end_s(self) -> float:
-        """All stages."""
+        """Seconds of all stages."""
         return sum(self.stages.values())
 
     @property
     def rendering_s(self) -> float:
-        """All stages but loading, as a model that stays loaded takes."""
+        """Seconds of all stages but loading, as with a model that is already loaded."""
         return self.end_to_end_s - self.stages["load"]
 
 
 def layout_name(dims: ParallelDims, *, shard_weights: bool) -> str:
-    """``cfg x ring x ulysses``, and a mark where weights are split."""
+    """``cfg x ring x ulysses``, and a mark for sharded weights."""
     return f"{dims.name}{' +shard' if shard_weights else ''}"
 
 
-def memory_in(setting: Setting, dims: ParallelDims, *, shard_weights: bool) -> MemoryPlan:
-    """What rank 0 holds in one layout."""
-    layout = _Layout(setting, dims, shard_weights and dims.world_size > 1)
-    tokens = max(layout.shards.counts)
-    return memory_of(setting, dims, layout.shard_weights, tokens, layout.head_share)
+def predict(
+    plan_input: PlanInput, dims: ParallelDims, *, shard_weights: bool = False
+) -> Prediction:
+    """Predict one layout, whether or not it fits in memory.
 
-
-def predict(setting: Setting, dims: ParallelDims, *, shard_weights: bool = False) -> Prediction:
-    """What one layout takes, for a layout that can run."""
-    layout = _Layout(setting, dims, shard_weights and dims.world_size > 1)
+    Args:
+        plan_input: The model, the request and the hardware.
+        dims: The layout.
+        shard_weights: Whether the transformer's weights are sharded; ignored on one rank.
+    """
+    layout = _Layout(plan_input, dims, shard_weights and dims.world_size > 1)
     step = layout.step()
     stages = {
         "load": layout.load_s(),
         "text": layout.text_s(),
-        "denoise": setting.request.num_inference_steps * step.seconds,
+        "denoise": plan_input.request.num_inference_steps * step.seconds,
         "decode": layout.decode_s(),
     }
     return Prediction(
@@ -205,116 +115,120 @@ def predict(setting: Setting, dims: ParallelDims, *, shard_weights: bool = False
         step=step,
         stages=stages,
         step_bytes=layout.step_bytes(),
-        memory=memory_in(setting, dims, shard_weights=layout.shard_weights),
+        memory=plan_memory(plan_input, dims, shard_weights=layout.shard_weights),
     )
+
+
+def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Predictions by rising time, led by the best: of those that tie with the fastest, the one that
+    sends the fewest bytes, then the one with the smallest ring."""
+    ordered = sorted(predictions, key=lambda each: each.rendering_s)
+    if not ordered:
+        return []
+    ties = [p for p in ordered if p.rendering_s <= _TIE_RATIO * ordered[0].rendering_s]
+    best = min(ties, key=lambda each: (sum(each.step_bytes), each.dims.ring_degree))
+    return [best, *(each for each in ordered if each is not best)]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    setting: Setting
+    plan_input: PlanInput
     dims: ParallelDims
     shard_weights: bool
 
     @cached_property
     def shards(self) -> TokenShards:
-        """Of video and text."""
-        setting = self.setting
-        return shards_of(setting.grid.num_tokens, setting.text_tokens, self.dims)[0]
+        """Ownership of the video and text tokens."""
+        return self.plan_input.shards(self.dims)
 
     @property
     def batch(self) -> int:
-        """Videos, which are rendered together."""
-        return self.setting.request.num_videos
+        """Videos that are rendered together."""
+        return self.plan_input.request.num_videos
 
     @property
     def passes(self) -> int:
-        """Through the transformer, one after the other, a step."""
-        return self.setting.num_branches // self.dims.cfg_degree
+        """Consecutive passes through the transformer per step."""
+        return self.plan_input.num_branches // self.dims.cfg_degree
 
     @cached_property
     def attention(self) -> AttentionModel:
         """One attention of one pass."""
-        setting, heads = self.setting, self.setting.spec.costs.attention
-        values = self.batch * heads.head_size
+        plan_input, heads = self.plan_input, self.plan_input.spec.costs.attention
+        batch_head_size = self.batch * heads.head_size
         traffic = AttentionTraffic(
             self.dims,
             self.shards,
             heads.num_heads,
             heads.num_kv_heads,
-            values * setting.element_size,
+            batch_head_size * plan_input.element_size,
         )
-        return AttentionModel(setting.hardware, traffic, values, setting.dtype)
-
-    @property
-    def head_share(self) -> float:
-        """See AttentionModel."""
-        return self.attention.head_share
+        return AttentionModel(plan_input.hardware, traffic, batch_head_size, plan_input.dtype)
 
     def step(self) -> StepTime:
-        """All passes of one step, and what travels beside them."""
-        setting, heads = self.setting, self.setting.spec.costs.attention
-        tokens = max(self.shards.counts) * self.batch
-        work = setting.spec.costs.transformer_pass(
-            tokens, setting.text_tokens * self.batch, setting.element_size
+        """All passes of one step, and the communication outside of attention."""
+        plan_input = self.plan_input
+        work = plan_input.spec.costs.transformer_pass(
+            max(self.shards.counts) * self.batch,
+            plan_input.text_tokens * self.batch,
+            plan_input.element_size,
         )
-        attention = self.attention.time()
-        compute_s = setting.seconds(work) + heads.num_attentions * attention.compute_s
-        times, beside = heads.num_attentions, self._beside_s()
-        free_s = setting.hardware.overlap_share.value * compute_s - times * attention.hidden_s
-        exposed_s, hidden_s = self._weights_s(max(0.0, free_s))
+        count, attention = plan_input.spec.costs.attention.num_attentions, self.attention.time()
+        compute_s = plan_input.seconds(work) + count * attention.compute_s
+        free_s = plan_input.hardware.overlap_share.value * compute_s - count * attention.hidden_s
+        exposed_s, hidden_s = self._weight_gather_s(max(0.0, free_s))
         return StepTime(
             compute_s=self.passes * compute_s,
-            copies_s=self.passes * times * attention.copies_s,
-            exposed_s=self.passes * (times * attention.exposed_s + exposed_s) + beside,
-            hidden_s=self.passes * (times * attention.hidden_s + hidden_s),
+            copies_s=self.passes * count * attention.copies_s,
+            exposed_s=self.passes * (count * attention.exposed_s + exposed_s) + self._step_end_s(),
+            hidden_s=self.passes * (count * attention.hidden_s + hidden_s),
         )
 
-    def _weights_s(self, free_s: float) -> tuple[float, float]:
-        """What is exposed and hidden of fetching split weights, the next block's behind this one's
-        work, in one pass: an all-gather sends all but one's own part on, round all ranks.
+    def _weight_gather_s(self, free_s: float) -> tuple[float, float]:
+        """Exposed and hidden seconds of all-gathering sharded weights, in one pass.
+
+        The next block is gathered while the current one computes. An all-gather passes every shard
+        but the rank's own on, round all ranks.
 
         Args:
-            free_s: of computing, while nothing else travels.
+            free_s: Seconds of computation during which nothing else is sent.
         """
         if not self.shard_weights:
             return 0.0, 0.0
-        costs, num_blocks = (
-            self.setting.spec.costs,
-            self.setting.spec.costs.attention.num_attentions,
-        )
-        part = costs.transformer_parameters * self.setting.element_size / num_blocks
-        ranks = self.dims.world_size
-        block_s = Network(self.setting.hardware).seconds(ring_of(ranks, part * (ranks - 1) / ranks))
+        costs, ranks = self.plan_input.spec.costs, self.dims.world_size
+        num_blocks = costs.attention.num_attentions
+        block_bytes = costs.transformer_parameters * self.plan_input.element_size / num_blocks
+        transfers = ring_transfers(ranks, block_bytes * (ranks - 1) / ranks)
+        block_s = Network(self.plan_input.hardware).seconds(transfers)
         hidden = min(block_s, free_s / num_blocks) * (num_blocks - 1)
         return block_s * num_blocks - hidden, hidden
 
-    def _beside_s(self) -> float:
-        """One flag a step, and the other branch's velocity."""
-        ranks, network = self.dims.world_size, Network(self.setting.hardware)
+    def _step_end_s(self) -> float:
+        """The stop flag of each step, and the exchange of velocities between cfg branches."""
+        ranks, network = self.dims.world_size, Network(self.plan_input.hardware)
         if ranks == 1:
             return 0.0
-        flag = network.seconds(ring_of(ranks, 1))
-        return flag + network.seconds(self._velocities())
+        return network.seconds(ring_transfers(ranks, 1)) + network.seconds(self._velocities())
 
     def _velocities(self) -> list[tuple[int, int, float]]:
-        """Between the branches of true CFG, where they are computed side by side."""
+        """Transfers between the branches of true CFG that are computed side by side."""
         if self.dims.cfg_degree == 1:
             return []
-        half, setting = self.dims.sequence_degree, self.setting
-        video = TokenShards.even(setting.grid.num_tokens, self.dims).counts
-        size = setting.spec.costs.token_values * setting.element_size * self.batch
-        there: list[tuple[int, int, float]] = [
+        half, plan_input = self.dims.sequence_degree, self.plan_input
+        video = TokenShards.even(plan_input.grid.num_tokens, self.dims).counts
+        size = plan_input.spec.costs.token_values * plan_input.element_size * self.batch
+        outward: list[tuple[int, int, float]] = [
             (rank, rank + half, video[rank] * size) for rank in range(half)
         ]
-        return there + [(target, source, sent) for source, target, sent in there]
+        return outward + [(target, source, sent) for source, target, sent in outward]
 
     def step_bytes(self) -> tuple[int, ...]:
-        """What each rank sends in one step, to the byte."""
-        times = self.setting.spec.costs.attention.num_attentions
+        """Bytes that each rank sends in one step, exactly."""
+        count = self.plan_input.spec.costs.attention.num_attentions
         sent = [0] * self.dims.world_size
         for rank in range(self.dims.world_size):
-            of_one = self.attention.traffic.sent_by(rank % self.dims.sequence_degree)
-            sent[rank] = self.passes * (times * of_one + self._weight_bytes)
+            one_attention = self.attention.traffic.bytes_sent_by(rank % self.dims.sequence_degree)
+            sent[rank] = self.passes * (count * one_attention + self._weight_bytes)
             sent[rank] += self.dims.world_size - 1
         for rank, _, size in self._velocities():
             sent[rank] += int(size)
@@ -322,34 +236,56 @@ class _Layout:
 
     @cached_property
     def _weight_bytes(self) -> int:
-        """Of split weights, in one pass: FSDP2 pads rows that do not divide."""
+        """Bytes of sharded weights that a rank sends in one pass. FSDP2 pads uneven rows."""
         if not self.shard_weights:
             return 0
         ranks = self.dims.world_size
         values = sum(
             -(-shape[0] // ranks) * math.prod(shape[1:])
-            for shape in self.setting.spec.costs.transformer_shapes
+            for shape in self.plan_input.spec.costs.transformer_shapes
         )
-        return values * self.setting.element_size * (ranks - 1)
+        return values * self.plan_input.element_size * (ranks - 1)
 
     def load_s(self) -> float:
-        """Every component is read once a host, by one rank."""
-        hardware, costs = self.setting.hardware, self.setting.spec.costs
-        size = _STORED_BYTES * (costs.transformer_parameters + sum(costs.other_parameters.values()))
+        """Loading: one rank per host reads every component once."""
+        hardware, costs = self.plan_input.hardware, self.plan_input.spec.costs
+        parameters = costs.transformer_parameters + sum(costs.other_parameters.values())
+        size = _STORED_ELEMENT_BYTES * parameters
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:
-        """Rank 0 alone encodes; on a GPU the encoders come from host memory and go back."""
-        setting, costs = self.setting, self.setting.spec.costs
-        one = setting.seconds(
-            costs.text_encoding(setting.request.max_sequence_length, setting.element_size)
-        )
-        if setting.hardware.host_bytes_per_s is not None:
-            size = costs.other_parameters["text_encoders"] * setting.element_size
-            one += 2 * size / setting.hardware.host_bytes_per_s.value
-        return setting.num_branches * one
+        """Encoding the prompt on rank 0. On a GPU the encoders come from host memory and return."""
+        plan_input, costs = self.plan_input, self.plan_input.spec.costs
+        work = costs.text_encoding(plan_input.request.max_sequence_length, plan_input.element_size)
+        prompt_s = plan_input.seconds(work)
+        if plan_input.hardware.host_bytes_per_s is not None:
+            size = costs.other_parameters["text_encoders"] * plan_input.element_size
+            prompt_s += 2 * size / plan_input.hardware.host_bytes_per_s.value
+        return plan_input.num_branches * prompt_s
 
     def decode_s(self) -> float:
-        """The rank that has most to do of the tiles, as they are dealt."""
+        """Decoding on all ranks, or as many as the plan allows."""
         ranks = self.dims.world_size
-        return self.setting.decode_s(min(ranks, self.setting.decode_ranks or ranks))
+        return _decode_s(self.plan_input, min(ranks, self.plan_input.decode_ranks or ranks))
+
+
+@lru_cache(maxsize=64)
+def _decode_s(plan_input: PlanInput, ranks: int) -> float:
+    """Decoding on a number of ranks: the time of the rank with the most work."""
+    costs, videos = plan_input.spec.costs, plan_input.request.num_videos
+    spans = costs.decode_spans(plan_input.grid.shape[2:], plan_input.request)
+    sizes = [Counter(span.num_cells for span in axis) for axis in spans]
+    element_size = ELEMENT_BYTES[plan_input.vae_dtype]
+    tile_s = {
+        cells: plan_input.seconds(costs.tile_decoding(cells, element_size), plan_input.vae_dtype)
+        for cells in itertools.product(*sizes)
+    }
+    counts = {
+        cells: math.prod(size[n] for size, n in zip(sizes, cells, strict=True)) for cells in tile_s
+    }
+    if sum(counts.values()) * videos > _MAX_ASSIGNED_TILES:
+        return videos * sum(tile_s[cells] * counts[cells] for cells in tile_s) / ranks
+    plan, rank_s = TilePlan(spans, videos, ranks), [0.0] * ranks
+    for tile, owner in zip(plan.tiles, plan.owners, strict=True):
+        rank_s[owner] += tile_s[tile.cells_shape]
+    return max(rank_s)

@@ -1,9 +1,9 @@
-"""What the driver says of this machine's GPUs, and of how they are linked. Needs no torch.
+"""The GPUs of this machine and their links, as the driver reports them. Imports no torch.
 
     found = topology()
-    found.gpus                # one Gpu each, as CUDA_VISIBLE_DEVICES shows them
+    found.gpus                # the GPUs that CUDA_VISIBLE_DEVICES selects
     found.link(0, 1).kind     # "nvlink", "pcie-switch", ...
-    found.reason              # why there are none, where there are none
+    found.reason              # why there are no GPUs; empty if there are some
 
 Source: NVML, the library behind nvidia-smi, through the package nvidia-ml-py.
 """
@@ -19,10 +19,10 @@ from itertools import combinations
 from typing import Any, Literal
 
 LinkKind = Literal["nvlink", "pcie-switch", "host-bridge", "socket", "unknown"]
-"""The widest way between two GPUs: NVLink, through NVSwitch too; PCIe switches alone; a socket's
-own PCIe; from socket to socket; the driver does not say."""
+"""The best connection between two GPUs: NVLink, directly or through NVSwitch; PCIe switches only;
+the PCIe host bridges of one socket; the link between sockets; unknown to the driver."""
 
-# Bytes a second that one lane carries in one direction, by PCIe generation.
+# Bytes per second of one lane in one direction, by PCIe generation.
 _LANE_BYTES_PER_S = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
@@ -31,11 +31,14 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        index: among the visible ones, in the driver's order. CUDA counts a machine with GPUs of
-            several kinds in another, unless CUDA_DEVICE_ORDER=PCI_BUS_ID.
-        memory_bytes, free_bytes: 0 where it has none but the host's.
+        index: Index among the visible GPUs in the driver's order. CUDA orders GPUs of several kinds
+            differently unless CUDA_DEVICE_ORDER=PCI_BUS_ID.
+        name: Product name.
+        uuid: Unique id.
+        memory_bytes: Total memory; 0 if it shares the host's.
+        free_bytes: Free memory; 0 if it shares the host's.
         capability: CUDA compute capability.
-        pcie_bytes_per_s: in one direction, by the lanes that are in use; None if it does not say.
+        pcie_bytes_per_s: PCIe bandwidth in one direction over the lanes in use; None if unknown.
     """
 
     index: int
@@ -49,12 +52,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Link:
-    """How two GPUs are linked.
+    """The connection between two GPUs.
 
     Attributes:
-        num_nvlinks: between them, or of each to the switch; 0 over PCIe.
-        peer_access: they reach each other's memory with no detour through the host's; None if the
-            driver does not say.
+        kind: Kind of the connection.
+        num_nvlinks: NVLinks between them, or from each to the switch; 0 over PCIe.
+        peer_access: Whether they access each other's memory directly; None if unknown.
     """
 
     kind: LinkKind
@@ -64,14 +67,16 @@ class Link:
 
 @dataclass(frozen=True)
 class Topology:
-    """The GPUs of this machine that may be used, and every pair's link.
+    """The visible GPUs of this machine, and the link of every pair.
 
     Attributes:
-        links: by (index, index), the smaller first.
-        driver: its version, and the CUDA version that it can do; empty if there is none.
-        reason: why there are no GPUs; empty if there are some.
-        broken: a driver is there and does not answer.
-        without_driver: there is no driver, and so no GPU.
+        gpus: The visible GPUs.
+        links: Links by pair of indices, the smaller first.
+        driver: Version of the driver; empty without one.
+        cuda: Highest CUDA version that the driver supports; empty without a driver.
+        reason: Why there are no GPUs; empty if there are some.
+        broken: Whether a driver is installed but does not respond.
+        without_driver: Whether no driver is installed.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -83,17 +88,17 @@ class Topology:
     without_driver: bool = False
 
     def link(self, one: int, other: int) -> Link:
-        """Of two GPUs, in any order."""
+        """The link of two GPUs, given in any order."""
         return self.links[min(one, other), max(one, other)]
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that may be used; none without a driver."""
+    """The visible GPUs; none without a driver."""
     return topology().gpus
 
 
 def topology() -> Topology:
-    """Ask the driver. Never fails: what is wrong is in ``reason``."""
+    """Query the driver. Never raises: ``reason`` states what is wrong."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError as error:
@@ -106,7 +111,7 @@ def topology() -> Topology:
             return Topology(reason=f"there is no NVIDIA driver ({error})", without_driver=True)
         return Topology(reason=f"the NVIDIA driver does not answer ({error})", broken=True)
     try:
-        return _asked(nvml)
+        return _query(nvml)
     except nvml.NVMLError as error:
         return Topology(reason=f"the NVIDIA driver does not answer ({error})", broken=True)
     finally:
@@ -114,9 +119,9 @@ def topology() -> Topology:
             nvml.nvmlShutdown()
 
 
-def _asked(nvml: Any) -> Topology:
-    cuda = _told(nvml, "nvmlSystemGetCudaDriverVersion") or 0
-    handles = _visible(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+def _query(nvml: Any) -> Topology:
+    cuda = _call(nvml, "nvmlSystemGetCudaDriverVersion") or 0
+    handles = _visible_handles(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
     reason = ""
     if not handles:
         reason = "the driver knows of no GPU"
@@ -131,28 +136,28 @@ def _asked(nvml: Any) -> Topology:
     )
 
 
-def _told(nvml: Any, function: str, *arguments: Any) -> Any:
-    """What a function of NVML returns; None where this driver or GPU does not support it."""
+def _call(nvml: Any, function: str, *arguments: Any) -> Any:
+    """Call a function of NVML; None if this driver or GPU does not support it."""
     try:
         return getattr(nvml, function)(*arguments)
     except nvml.NVMLError:
         return None
 
 
-def _visible(nvml: Any, shown: str | None) -> list[Any]:
-    """The handles of the GPUs that CUDA_VISIBLE_DEVICES shows, in its order.
+def _visible_handles(nvml: Any, selection: str | None) -> list[Any]:
+    """Handles of the GPUs that CUDA_VISIBLE_DEVICES selects, in its order.
 
-    By number, by UUID or the beginning of one, or the UUID of a slice (MIG). As with CUDA, what
-    stands behind a name of nothing is not seen, and one that stands there twice hides all.
+    Entries are indices, UUIDs or their prefixes, or MIG UUIDs. As in CUDA, an invalid entry hides
+    the ones after it, and a duplicate hides all GPUs.
     """
     handles = [nvml.nvmlDeviceGetHandleByIndex(at) for at in range(nvml.nvmlDeviceGetCount())]
-    if shown is None:
+    if selection is None:
         return handles
     uuids = [nvml.nvmlDeviceGetUUID(handle) for handle in handles]
     chosen: dict[str, Any] = {}
-    for name in map(str.strip, shown.split(",")):
+    for name in map(str.strip, selection.split(",")):
         if name.startswith("MIG-"):
-            found = {name: _told(nvml, "nvmlDeviceGetHandleByUUID", name)}
+            found = {name: _call(nvml, "nvmlDeviceGetHandleByUUID", name)}
         elif name.isdecimal():
             found = dict(list(zip(uuids, handles, strict=True))[int(name) :][:1])
         else:
@@ -168,11 +173,11 @@ def _visible(nvml: Any, shown: str | None) -> list[Any]:
 
 
 def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
-    memory = _told(nvml, "nvmlDeviceGetMemoryInfo", handle)
-    capability = _told(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
-    # idle, a GPU runs its lanes at a lower speed: the generation that it can do is what counts
-    generation = _told(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
-    lanes = _told(nvml, "nvmlDeviceGetCurrPcieLinkWidth", handle)
+    memory = _call(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    capability = _call(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
+    # an idle GPU lowers its PCIe generation, so query the maximum
+    generation = _call(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", handle)
+    lanes = _call(nvml, "nvmlDeviceGetCurrPcieLinkWidth", handle)
     lane = _LANE_BYTES_PER_S.get(generation)
     return Gpu(
         index=index,
@@ -186,20 +191,20 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
 
 
 def _links(nvml: Any, handles: list[Any]) -> dict[tuple[int, int], Link]:
-    buses = [_bus(_told(nvml, "nvmlDeviceGetPciInfo", handle)) for handle in handles]
+    buses = [_bus(_call(nvml, "nvmlDeviceGetPciInfo", handle)) for handle in handles]
     ends = [_nvlink_ends(nvml, handle) for handle in handles]
     found = {}
     for one, other in combinations(range(len(handles)), 2):
         pair = handles[one], handles[other]
-        over_nvlink = _peers(nvml, pair, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+        over_nvlink = _p2p_status(nvml, pair, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
         num_nvlinks = ends[one].count(buses[other]) if buses[other] else 0
         if not num_nvlinks and over_nvlink:
             num_nvlinks = min(len(ends[one]), len(ends[other]))  # each to the switch
         found[one, other] = Link(
             kind="nvlink" if num_nvlinks or over_nvlink else _pcie_kind(nvml, pair),
             num_nvlinks=num_nvlinks,
-            # "write": the constant for "read" is a tuple by mistake
-            peer_access=_peers(nvml, pair, nvml.NVML_P2P_CAPS_INDEX_WRITE),
+            # WRITE, because pynvml defines the constant for READ as a tuple by mistake
+            peer_access=_p2p_status(nvml, pair, nvml.NVML_P2P_CAPS_INDEX_WRITE),
         )
     return found
 
@@ -209,22 +214,22 @@ def _bus(pci: Any) -> str:
 
 
 def _nvlink_ends(nvml: Any, handle: Any) -> list[str]:
-    """The bus ids at the other ends of a GPU's NVLinks that are up: of GPUs, or of switches."""
+    """Bus ids of the GPUs or switches that a GPU's active NVLinks connect to."""
     up = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
-        if _told(nvml, "nvmlDeviceGetNvLinkState", handle, link):
-            up.append(_bus(_told(nvml, "nvmlDeviceGetNvLinkRemotePciInfo", handle, link)))
+        if _call(nvml, "nvmlDeviceGetNvLinkState", handle, link):
+            up.append(_bus(_call(nvml, "nvmlDeviceGetNvLinkRemotePciInfo", handle, link)))
     return up
 
 
-def _peers(nvml: Any, pair: tuple[Any, Any], how: int) -> bool | None:
-    status = _told(nvml, "nvmlDeviceGetP2PStatus", *pair, how)
+def _p2p_status(nvml: Any, pair: tuple[Any, Any], capability: int) -> bool | None:
+    status = _call(nvml, "nvmlDeviceGetP2PStatus", *pair, capability)
     return None if status is None else status == nvml.NVML_P2P_STATUS_OK
 
 
 def _pcie_kind(nvml: Any, pair: tuple[Any, Any]) -> LinkKind:
-    """The way over PCIe, by what both GPUs hang on."""
-    level = _told(nvml, "nvmlDeviceGetTopologyCommonAncestor", *pair)
+    """The PCIe connection of two GPUs, by their common ancestor."""
+    level = _call(nvml, "nvmlDeviceGetTopologyCommonAncestor", *pair)
     if level is None:
         return "unknown"
     if level <= nvml.NVML_TOPOLOGY_MULTIPLE:

@@ -1,1 +1,1 @@
-"""What measures and checks: ``bench``, ``doctor``, ``verify``."""
+"""The commands that measure and check: ``bench``, ``doctor``, ``verify``."""

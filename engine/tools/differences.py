@@ -1,4 +1,4 @@
-"""How far two arrays are apart, in float64 and a piece at a time: they may be large."""
+"""Measures of the difference between two arrays, in float64 and piece by piece to save memory."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+from longtake.engine.arrays import Array
 
 _PIECE = 2**20
-"""Values that are compared at once."""
+"""Values compared at once."""
 
 _quiet = np.errstate(all="ignore")
-"""Infinity less infinity is no number, and is said to be none."""
+"""Infinity minus infinity is NaN, which the result reports."""
 
 
 @_quiet
 def max_error(values: Array, expected: Array) -> float:
-    """The largest difference, in float64; NaN where one is no number."""
+    """The largest absolute difference; NaN if any difference is NaN."""
     return float(np.max([np.max(np.abs(own - other)) for own, other in _pieces(values, expected)]))
 
 
 @_quiet
 def psnr_db(values: Array, expected: Array, peak: float | None = None) -> float:
-    """Peak signal to noise ratio, in float64.
+    """Peak signal-to-noise ratio in dB.
 
     Args:
-        peak: None is the range of what is expected; pictures in [0, 1] have 1.
+        values: The array.
+        expected: The reference.
+        peak: Peak signal, 1 for frames in [0, 1]; None uses the range of the reference.
 
     Returns:
-        Infinity where both are the same; NaN where something is no number.
+        Infinity if the arrays are equal; NaN if any value is not finite.
     """
     squares = sum(float(np.sum((own - other) ** 2)) for own, other in _pieces(values, expected))
     if peak is None:
@@ -45,10 +47,10 @@ def psnr_db(values: Array, expected: Array, peak: float | None = None) -> float:
 
 @_quiet
 def relative_error(values: Array, expected: Array) -> float:
-    """The largest difference over ``rms + |expected|``, in float64; NaN where one is no number.
+    """The largest ``|values - expected| / (rms + |expected|)``; NaN if any difference is NaN.
 
-    ``rms`` is the root mean square of all that is expected. So a large value, of which a block's
-    output may have few, may differ by more than the others, in proportion.
+    ``rms`` is the root mean square of the reference. A block's output may hold a few values that
+    are much larger than the others; they may differ by more, in proportion.
     """
     squares = sum(float(np.sum(other**2)) for _, other in _pieces(values, expected))
     rms, worst = math.sqrt(squares / values.size), []
@@ -62,7 +64,7 @@ def relative_error(values: Array, expected: Array) -> float:
 def _pieces(
     values: Array, expected: Array
 ) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """Both in float64, a piece at a time."""
+    """Corresponding pieces of both arrays, in float64."""
     assert values.shape == expected.shape
     own, other = values.reshape(-1), expected.reshape(-1)
     for start in range(0, own.size, _PIECE):

@@ -1,7 +1,7 @@
-"""Whether every layout renders what one rank renders: both are recorded on the way and compared.
+"""Compares what each layout renders with what one rank renders, step by step.
 
-What one rank gives is kept in files and compared array by array, so that memory holds two arrays at
-a time however long a video is.
+One rank's values are kept in files and compared array by array, so that memory never holds more
+than two arrays, however long the video.
 """
 
 from __future__ import annotations
@@ -17,44 +17,49 @@ from pathlib import Path
 import numpy as np
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job
-from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.media.picture import any_picture
+from longtake.engine.media.picture import noise_picture
+from longtake.engine.planning.layouts import candidate_layouts
+from longtake.engine.sinks import NullSink
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
-from longtake.engine.worker import Array, NullSink
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.spec import ModelSpec
-from longtake.pipelines.trace import BRANCHES, TracePoint, TraceRequest
+from longtake.pipelines.trace_points import BRANCHES, TracePoint, TraceRequest
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
-"""The largest difference of latents that is put down to rounding, by dtype."""
+"""The largest difference of latents attributed to rounding, by dtype."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and the layout in which it is compared with one rank."""
+    """A request, and the layout that is compared with one rank."""
 
     dims: ParallelDims
     request: ResolvedRequest
 
 
 @dataclass(frozen=True)
-class Parting:
-    """Where a layout first gives something else than one rank.
+class Divergence:
+    """Where a layout first differs from one rank by more than the tolerance.
 
     Attributes:
-        step: counted from 1; its latents differ by more than the tolerance.
-        block: the first block of that step, counted from 1, whose output does; 0: what goes into
-            the first does already. None: no block's does, so it is what comes after them, or many
-            small differences.
-        num_blocks: that the denoiser has.
-        name: of the block in the denoiser.
-        branch: of true CFG, that the block was computed for.
-        error: relative error of its output (longtake.engine.tools.differences.relative_error).
+        step: The first step whose latents differ, counted from 1.
+        block: The first block of that step whose output differs, counted from 1. 0: the input of
+            the first block differs already. None: no block differs by itself, so the cause comes
+            after them or is many small differences.
+        num_blocks: Number of blocks of the denoiser.
+        name: Name of the block in the denoiser.
+        branch: Branch of true CFG that the block was computed for.
+        error: Relative error of the block's output, by
+            :func:`~longtake.engine.tools.differences.relative_error`.
     """
 
     step: int
@@ -67,35 +72,31 @@ class Parting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one layout gave, beside what one rank gave.
+    """The differences between one layout and one rank.
 
     Attributes:
-        errors: largest difference of the latents after each step; NaN where one is no number.
-        psnr_db: of the last latents; infinite where they are the same.
-        kernel: the layout's attention kernel.
-        parting: None where every step is within the tolerance.
+        case: The request and the layout.
+        errors: Largest difference of the latents after each step; NaN if any is NaN.
+        psnr_db: PSNR of the final latents; infinite if they are equal.
+        kernel: Name of the layout's attention kernel.
+        divergence: Where they diverge; None if every step is within the tolerance.
     """
 
     case: Case
     errors: list[float]
     psnr_db: float
     kernel: str
-    parting: Parting | None = None
+    divergence: Divergence | None = None
 
     @property
     def max_error(self) -> float:
-        """The largest of all steps; NaN where one is."""
+        """The largest error of all steps; NaN if any is NaN."""
         return float(np.max(self.errors))
 
 
 def layouts_of(devices: int, *, true_cfg: bool) -> list[ParallelDims]:
-    """Every layout of so many ranks; those with two branches side by side if there are two."""
-    return [
-        ParallelDims(cfg_degree=cfg, ring_degree=devices // cfg // ulysses, ulysses_degree=ulysses)
-        for cfg in ((1, 2) if true_cfg and devices % 2 == 0 else (1,))
-        for ulysses in range(devices // cfg, 0, -1)
-        if devices // cfg % ulysses == 0
-    ]
+    """Every layout of this many ranks; with ``true_cfg``, those with parallel branches, too."""
+    return candidate_layouts(ParallelConfig(), devices, num_heads=1, true_cfg=true_cfg)
 
 
 def cases_of(
@@ -107,12 +108,14 @@ def cases_of(
     """Each layout with the request that it can render.
 
     Args:
-        layouts: that were asked for; all of so many devices if there are none.
-        plain: for layouts of one branch.
-        guided: with true CFG, for layouts with two branches side by side; None: there are none.
+        layouts: Requested layouts; empty for all layouts of the devices.
+        devices: Number of ranks.
+        plain: The request for layouts with one branch.
+        guided: The request with true CFG, for layouts with two parallel branches; None excludes
+            these layouts.
 
     Raises:
-        LayoutError: a layout does not take these devices, or there is no second branch.
+        LayoutError: A layout needs another number of ranks, or a second branch that is missing.
     """
     cases = []
     for dims in dict.fromkeys(layouts or layouts_of(devices, true_cfg=guided is not None)):
@@ -122,10 +125,10 @@ def cases_of(
                 "branches: the first of three numbers must be 1 or 2"
             )
         if dims.world_size != devices:
-            works = layouts_of(devices, true_cfg=False)[0].name
+            alternative = layouts_of(devices, true_cfg=False)[0].name
             raise LayoutError(
                 f"layout={dims.name} needs {dims.world_size} ranks, got devices={devices}: try "
-                f"devices={dims.world_size}, or layout={works}"
+                f"devices={dims.world_size}, or layout={alternative}"
             )
         if dims.cfg_degree == 2 and guided is None:
             raise LayoutError(
@@ -139,10 +142,14 @@ def cases_of(
 
 
 def uneven_size(spec: ModelSpec, devices: int) -> dict[str, int]:
-    """The smallest video whose tokens divide by nothing that so many devices are split into.
+    """The smallest video whose tokens divide evenly over no layout of the devices.
 
-    Its tokens along time, height and width are odd numbers above 1 that have no factor in common
-    with ``devices``. Together they are two a device at least.
+    Its numbers of tokens along time, height and width are odd, above 1, and coprime to ``devices``.
+    There are at least two tokens per device.
+
+    Args:
+        spec: The model.
+        devices: Number of ranks.
 
     Returns:
         ``num_frames``, ``height`` and ``width`` of a request.
@@ -166,18 +173,20 @@ def verify(
 ) -> list[Comparison]:
     """Render each case on one rank and in its layout, and compare them step by step.
 
-    A step parts where a value of its latents differs by more than ``tolerance``, or is no number.
-    Where a layout parts, it is rendered again for the blocks of its first such step: a block parts
-    where a value of its output differs by more than ``tolerance`` times that value and the root
-    mean square of the output together. Of true CFG the blocks of both branches are compared.
+    A step diverges if a value of its latents differs by more than ``tolerance`` or is NaN. A layout
+    that diverges is rendered again to compare the blocks of its first such step, in both branches
+    of true CFG. A block diverges if its relative error, by
+    :func:`~longtake.engine.tools.differences.relative_error`, exceeds ``tolerance``.
 
     Args:
-        config: as an engine has resolved it.
-        cases: one request for each layout of ``config.devices`` ranks.
+        config: Configuration as resolved by an engine.
+        cases: Requests and layouts of ``config.devices`` ranks.
+        tolerance: Largest difference that does not count.
+        on_progress: Called as ranks make progress.
 
     Raises:
-        RefusedInputError: the model or a layout cannot be rendered, with the kernel say.
-        EngineError: a rank died or hung.
+        RefusedInputError: The model or a layout cannot be rendered.
+        EngineError: A rank died or hung.
     """
     device_type = config.device
     alone = config.model_copy(update={"devices": 1})
@@ -190,12 +199,14 @@ def verify(
 
 
 class Verification:
-    """What compares layouts with one rank, whatever starts them.
+    """Compares layouts with one rank, on ranks of any launcher.
 
     Args:
-        one_rank, all_ranks: make the launcher of one rank, and of as many as the layouts have. One
-            is closed before another is started, since a device may not hold two models.
-        tolerance, on_progress: see :func:`verify`.
+        one_rank: Makes the launcher of one rank. It is closed before the other one starts, since
+            a device may not hold two models.
+        all_ranks: Makes the launcher of the layouts' ranks.
+        tolerance: Largest difference that does not count.
+        on_progress: Called as ranks make progress.
     """
 
     def __init__(
@@ -212,69 +223,80 @@ class Verification:
 
     def run(self, cases: Sequence[Case]) -> list[Comparison]:
         """See :func:`verify`."""
-        found = self._compare([(case, TraceRequest()) for case in cases])
+        by_step = self._compare([(case, TraceRequest()) for case in cases])
         first_steps = {
-            at: step for at, each in enumerate(found) if (step := self._first_parted(each.errors))
+            index: step
+            for index, compared in enumerate(by_step)
+            if (step := self._first_divergence(compared.errors))
         }
-        again = [(cases[at], TraceRequest(step)) for at, step in first_steps.items()]
-        with_blocks = dict(zip(first_steps, self._compare(again), strict=True))
+        diverging = [(cases[index], TraceRequest(step)) for index, step in first_steps.items()]
+        by_block = dict(zip(first_steps, self._compare(diverging), strict=True))
         return [
             Comparison(
                 case,
-                each.errors,
-                each.psnr_db,
-                each.kernel,
-                self._parting(first_steps[at], with_blocks[at].blocks)
-                if at in first_steps
+                compared.errors,
+                compared.psnr_db,
+                compared.kernel,
+                self._locate(first_steps[index], by_block[index].blocks)
+                if index in first_steps
                 else None,
             )
-            for at, (case, each) in enumerate(zip(cases, found, strict=True))
+            for index, (case, compared) in enumerate(zip(cases, by_step, strict=True))
         ]
 
-    def _compare(self, asked: Sequence[tuple[Case, TraceRequest]]) -> list[_Compared]:
+    def _compare(self, traced_cases: Sequence[tuple[Case, TraceRequest]]) -> list[_Compared]:
         """Render each case on one rank, then in its layout, and compare what is recorded."""
-        if not asked:
+        if not traced_cases:
             return []
         with tempfile.TemporaryDirectory(prefix="longtake-verify-") as folder:
-            recorded: dict[tuple[ResolvedRequest, TraceRequest], _Recorded] = {}
-            wanted = list(dict.fromkeys((case.request, trace) for case, trace in asked))
-            with self._started(self._one_rank, [request for request, _ in wanted]) as render:
-                for at, (request, trace) in enumerate(wanted):
-                    sink = _Recorded(Path(folder, str(at)))
-                    render(Job.of(request, ParallelDims(), trace=trace), sink, "one rank")
-                    recorded[request, trace] = sink
+            recorded = self._record(traced_cases, Path(folder))
             compared = []
-            with self._started(self._all_ranks, [case.request for case, _ in asked]) as render:
-                for case, trace in asked:
-                    comparing = _Compared(recorded[case.request, trace])
+            requests = [case.request for case, _ in traced_cases]
+            with self._started(self._all_ranks, requests) as render:
+                for case, trace in traced_cases:
+                    sink = _Compared(recorded[case.request, trace])
                     job = Job.of(case.request, case.dims, trace=trace)
-                    comparing.kernel = render(job, comparing, f"layout {case.dims.name}")
-                    compared.append(comparing)
+                    sink.kernel = render(job, sink, f"layout {case.dims.name}")
+                    compared.append(sink)
             return compared
+
+    def _record(
+        self, traced_cases: Sequence[tuple[Case, TraceRequest]], folder: Path
+    ) -> dict[tuple[ResolvedRequest, TraceRequest], _Recorded]:
+        """Render each request on one rank, and keep what is recorded in files."""
+        recorded = {}
+        distinct = list(dict.fromkeys((case.request, trace) for case, trace in traced_cases))
+        with self._started(self._one_rank, [request for request, _ in distinct]) as render:
+            for index, (request, trace) in enumerate(distinct):
+                sink = _Recorded(folder / str(index))
+                render(Job.of(request, ParallelDims(), trace=trace), sink, "one rank")
+                recorded[request, trace] = sink
+        return recorded
 
     @contextmanager
     def _started(
         self, make: Callable[[], Launcher], requests: Sequence[ResolvedRequest]
     ) -> Iterator[_Render]:
-        """A function that renders one job after the other and returns the attention kernel.
+        """Yields a function that renders a job and returns the name of the attention kernel.
 
         Args:
-            requests: of all jobs, among whose steps those that are done are counted.
+            make: Makes the launcher.
+            requests: The requests of all jobs, whose steps are the total of the progress.
         """
         launcher, done = make(), 0
         total = sum(request.num_inference_steps for request in requests)
 
         def render(job: Job, sink: NullSink, name: str) -> str:
             nonlocal done
-            before = done
+            done_before = done
             assert isinstance(job.request, ResolvedRequest)
 
             def count(progress: Progress) -> None:
-                step = before + progress.done
-                self._on_progress(Progress("denoising", step, total, name))
+                steps = done_before + progress.done
+                self._on_progress(Progress("denoising", steps, total, name))
 
             try:
-                reports = launcher.render(job, sink, count, any_picture(job.request))
+                reports = launcher.render(job, sink, count, noise_picture(job.request))
             except RefusedInputError as error:
                 raise type(error)(f"{name}: {error}") from error
             done += job.request.num_inference_steps
@@ -287,37 +309,37 @@ class Verification:
         finally:
             launcher.close()
 
-    def _first_parted(self, errors: Sequence[float]) -> int | None:
-        """The first step, counted from 1, that is not within the tolerance: NaN never is."""
-        parted = [step for step, error in enumerate(errors, start=1) if not self._within(error)]
-        return parted[0] if parted else None
+    def _first_divergence(self, errors: Sequence[float]) -> int | None:
+        """The first step, counted from 1, outside the tolerance, as NaN always is."""
+        steps = (step for step, error in enumerate(errors, start=1) if not self._within(error))
+        return next(steps, None)
 
     def _within(self, error: float) -> bool:
         return error <= self._tolerance
 
-    def _parting(self, step: int, blocks: dict[TracePoint, float]) -> Parting:
-        """The first block that parts; where both branches' do, the positive one's."""
+    def _locate(self, step: int, blocks: dict[TracePoint, float]) -> Divergence:
+        """The first block that diverges, in the positive branch if it does so in both."""
         num_blocks = max((point.block or 0 for point in blocks), default=0)
         for point, error in sorted(
             blocks.items(), key=lambda item: (item[0].block, BRANCHES.index(item[0].branch))
         ):
             if not self._within(error):
-                return Parting(step, point.block, num_blocks, point.name, point.branch, error)
-        return Parting(step, num_blocks=num_blocks)
+                return Divergence(step, point.block, num_blocks, point.name, point.branch, error)
+        return Divergence(step, num_blocks=num_blocks)
 
 
 _Render = Callable[[Job, NullSink, str], str]
 
 
 class _Recorded(NullSink):
-    """A sink that keeps what is recorded, in a folder."""
+    """A sink that writes traced values to files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self._folder = folder
 
     def traced(self, point: TracePoint, values: Array) -> None:
-        """Write it to a file."""
+        """Write the values to a file."""
         path = self._path(point)
         try:
             np.save(path, values)
@@ -325,7 +347,7 @@ class _Recorded(NullSink):
             raise EngineError(f"{path} cannot be written: {error.strerror}") from error
 
     def values(self, point: TracePoint) -> Array:
-        """What was recorded at a point."""
+        """The values recorded at a point."""
         values: Array = np.load(self._path(point))
         return values
 
@@ -334,13 +356,16 @@ class _Recorded(NullSink):
 
 
 class _Compared(NullSink):
-    """A sink that compares what is recorded with what was recorded before.
+    """A sink that compares traced values with recorded ones.
+
+    Args:
+        expected: The recorded values.
 
     Attributes:
-        errors: of the latents, by step.
-        psnr_db: of the latents of the last step so far.
-        blocks: relative errors of blocks' outputs.
-        kernel: the attention kernel.
+        errors: Largest difference of the latents, by step.
+        psnr_db: PSNR of the latents of the last step so far.
+        blocks: Relative error of each traced block output.
+        kernel: Name of the attention kernel.
     """
 
     def __init__(self, expected: _Recorded) -> None:
@@ -351,7 +376,7 @@ class _Compared(NullSink):
         self.kernel = ""
 
     def traced(self, point: TracePoint, values: Array) -> None:
-        """Compare it."""
+        """Compare the values."""
         expected = self._expected.values(point)
         if point.block is None:
             self.errors.append(max_error(values, expected))

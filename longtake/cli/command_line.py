@@ -1,192 +1,209 @@
-"""From the words of the command line to a command and its options; what is no command and no option
-is refused in one line, with what may be meant."""
+"""Parses the command line. An error is one line on stderr, with a suggestion, and exit code 2.
+
+tyro parses the values and prints the help. It reports errors in a box of several lines, and its
+hook for errors (``tyro._errors``) is private: so every word is checked here before tyro sees it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
+import itertools
 import operator
-import os
-import re
 import shlex
 import sys
-from dataclasses import fields
-from typing import Annotated, Any, NoReturn, get_args
+from dataclasses import field, make_dataclass
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from longtake.cli.options import COMMANDS, FIELDS, metavar_of
-from longtake.errors import is_utf8, nearly
+from longtake.cli.options import COMMANDS, Option
+from longtake.errors import did_you_mean, is_utf8, original_bytes, shorten
 
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 _HELP = ("help", "--help", "-h")
 _VERSION = ("--version", "-V")
-_WANTED = {
-    "batch": {"shots": "SHOTS"},
-    "jobs": {"action": "list, show, cancel or retry", "folder": "FOLDER"},
-    "decode": {"latents": "LATENTS.safetensors"},
-}
-"""What each command cannot do without."""
 
 
-def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The command, one of ``COMMANDS``, and its options by name.
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """Parse a command and its options.
+
+    Returns:
+        The name of the command, a key of ``COMMANDS``, and the value of each of its options by
+        name. Values are text. A declared option that is not given is None.
 
     Raises:
-        SystemExit: help was asked for, or something is unknown, which is said in one line.
+        SystemExit: With code 0 once help is printed, with 2 once an error is.
     """
     for word in arguments:
         if not is_utf8(word):
-            _refused_encoding(word)
-    before, after = arguments, None
-    if "--" in arguments:  # a prompt that begins with a dash
-        before, after = arguments[: (at := arguments.index("--"))], arguments[at + 1 :]
-    before = _with_command_first(before)
-    name = before[0]
-    _check_options(name, before[1:])
-    options = _by_tyro(name, before)
-    if after is not None:
+            _refuse_encoding(word)
+    words, literal_prompt = arguments, None
+    if "--" in arguments:
+        at = arguments.index("--")
+        words, literal_prompt = arguments[:at], " ".join(arguments[at + 1 :])
+    command, words = _split_command(words)
+    given = _check_words(command, words)
+    options = _parse_values(command, words)
+    for option in COMMANDS[command].options:
+        if option.name not in given and not option.positional:
+            options[option.name] = option.default  # tyro's switches are never None
+    if literal_prompt is not None:
         if "prompt" not in options:
-            _refused(f"{' '.join(after)!r} behind -- is a prompt, which {name} takes none of", name)
-        options["prompt_as_it_is"] = " ".join(after)
-    missing = [word for field, word in _WANTED.get(name, {}).items() if options[field] is None]
-    if missing:
-        _refused(f"{name} wants {' and '.join(missing)}", name)
-    given = {argument.replace("_", "-") for argument in before}
-    for option, info in FIELDS.get(name, {}).items():
-        word = option.replace("_", "-")
-        if info.annotation is bool and not given & {f"--{word}", f"--no-{word}"}:
-            options[option] = None  # a switch that is off because nobody touched it
-    return name, options
+            _refuse(f"{literal_prompt!r} behind -- is a prompt, and {command} takes none", command)
+        options["literal_prompt"] = literal_prompt
+    required = (option for option in COMMANDS[command].options if option.required)
+    if missing := [option.metavar for option in required if options[option.name] is None]:
+        _refuse(f"{command} needs {' and '.join(missing)}", command)
+    return command, options
 
 
-def _refused(words: str, command: str = "") -> NoReturn:
-    print(
-        f"longtake: {words}; see {' '.join(filter(None, ('longtake', command)))} --help",
-        file=sys.stderr,
-    )
+def _refuse(message: str, command: str = "") -> NoReturn:
+    help_command = " ".join(filter(None, ("longtake", command, "--help")))
+    print(f"longtake: {message}; see {help_command}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def _refused_encoding(word: str) -> NoReturn:
-    """An argument whose bytes are no text, or are not seen to be in this locale."""
+def _refuse_encoding(word: str) -> NoReturn:
+    """Refuse an argument that is not UTF-8, or that the locale's encoding cannot decode."""
     try:
-        content = os.fsencode(word)
-        content.decode()
+        original_bytes(word).decode()
+        rule = "cannot be read in this locale"
         way_out = f"set LC_ALL=C.UTF-8, since {sys.getfilesystemencoding()} cannot hold it"
-        why = "cannot be read in this locale"
     except UnicodeError:
-        content = word.encode("utf-8", "backslashreplace")
-        with contextlib.suppress(UnicodeError):
-            content = os.fsencode(word)
-        why, way_out = "is not UTF-8", "write it in that encoding, or rename the file"
-    shown = repr(content)[1:]
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    print(f"longtake: the argument {shown} {why}: {way_out}", file=sys.stderr)
+        rule, way_out = "is not UTF-8", "write it in that encoding, or rename the file"
+    print(f"longtake: the argument {shorten(word)} {rule}: {way_out}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def _with_command_first(words: list[str]) -> list[str]:
-    """The words as a command and what it is given: of a call for help, too."""
+def _split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command and the words behind it. Every spelling of a request for help is served here."""
     if not words:
-        _by_tyro("", ["--help"], stream=sys.stderr)
+        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+            _print_commands()
         raise SystemExit(2)
     first, rest = words[0], words[1:]
     if first in _VERSION:
-        return ["version"]
+        return "version", []
     if first in _HELP:
-        topic = [word for word in rest if not word.startswith("-")][:1]
-        if not topic:
-            _by_tyro("", ["--help"])
-        return [*_with_command_first(topic), "--help"] if topic else words
+        topic = next((word for word in rest if not word.startswith("-")), None)
+        if topic is None:
+            _print_commands()
+        return _split_command([topic])[0], ["--help"]
     if first in COMMANDS:
-        asks = rest == ["help"] and "prompt" not in FIELDS.get(first, {})
-        return [first, "--help"] if asks else words
+        if rest == ["help"] and "prompt" not in COMMANDS[first].fields:
+            rest = ["--help"]
+        return first, rest
     if first.startswith("-"):
-        _refused(f"{first} before a command: name one, as in longtake generate {first} ...")
-    meant = nearly(first, COMMANDS)
-    if not meant and " " in first.strip():
-        meant = f": longtake generate {shlex.quote(first)} renders a prompt"
-    _refused(f"{first[:60]!r} is not a command{meant or ': use ' + ', '.join(COMMANDS)}")
+        _refuse(f"{first} before a command: name one, as in longtake generate {first} ...")
+    suggestion = did_you_mean(first, COMMANDS)
+    if not suggestion and " " in first.strip():
+        suggestion = f": longtake generate {shlex.quote(first)} renders a prompt"
+    _refuse(f"{first[:60]!r} is not a command{suggestion or ': use ' + ', '.join(COMMANDS)}")
 
 
-def _names(command: str) -> set[str]:
-    """The options of a command, as they are written but for their dashes."""
-    names = {"help", "h"}
-    for each in fields(COMMANDS[command][0]):
-        kinds, marks = get_args(each.type)[:1], get_args(each.type)[1:]
-        if tyro.conf.Positional in marks:
+def _is_option(word: str) -> bool:
+    """Whether a word is written as an option is; the rule is tyro's. A negative number is none."""
+    return word.startswith("-") and word.lstrip("-")[:1].isalpha()
+
+
+def _check_words(command: str, words: list[str]) -> set[str]:
+    """Refuse unknown options and missing values; returns the names of the options given."""
+    own = COMMANDS[command].flags
+    given = set()
+    for at, word in enumerate(words):
+        if not _is_option(word) or word in _HELP:
             continue
-        told = next(mark for mark in marks if hasattr(mark, "aliases"))
-        word = (told.name or each.name).replace("_", "-")
-        names |= {word, *(alias.lstrip("-") for alias in told.aliases or ())}
-        if kinds == (bool,) and tyro.conf.FlagCreatePairsOff not in marks:
-            names.add(f"no-{word}")
-    return names
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--"):
+            flag = flag.replace("_", "-")
+        elif len(word) > 2 and word[:2] in own:  # -oPATH
+            flag, equals = word[:2], "="
+        option = own.get(flag)
+        if option is None:
+            _refuse_option(command, word, list(own))
+        values = itertools.takewhile(lambda each: not _is_option(each), words[at + 1 :])
+        if option.num_values == 0 and equals:
+            _refuse(f"{flag} takes no value", command)
+        if sum(1 for _ in values) + bool(equals) < (option.num_values or 0):
+            _refuse(
+                f"{flag} needs {'a value' if option.num_values == 1 else option.metavar}", command
+            )
+        given.add(option.name)
+    return given
 
 
-def _check_options(command: str, words: list[str]) -> None:
-    """Refuse what looks like an option and is none of the command's."""
-    own = _names(command)
-    for word in words:
-        if re.match(r"--?[A-Za-z]", word) is None or (word.startswith("-o") and "o" in own):
-            continue
-        name = word.partition("=")[0]
-        if name.lstrip("-").replace("_", "-") in own and (name.startswith("--") or len(name) == 2):
-            continue
-        if any(each.isspace() for each in name) and "prompt" in FIELDS.get(command, {}):
-            _refused(f"{word[:60]!r} begins with a dash: put it behind --, at the end", command)
-        meant = nearly(name, sorted(own - {"h"}))
-        others = [each for each in COMMANDS if name.lstrip("-").replace("_", "-") in _names(each)]
-        if meant:
-            meant = re.sub(r"(\S+)$", r"--\1", meant)
-        elif others:
-            meant = f", but of {', '.join(others)}"
-        _refused(f"{name} is not an option of {command}{meant}", command)
+def _refuse_option(command: str, word: str, own: list[str]) -> NoReturn:
+    if any(each.isspace() for each in word.partition("=")[0]) and _takes_prompt(command):
+        _refuse(f"{word[:60]!r} begins with a dash: put it behind --, at the end", command)
+    flag = word.partition("=")[0]
+    suggestion = did_you_mean(flag, own)
+    if not suggestion:
+        spellings = {flag, "--" + flag.lstrip("-").replace("_", "-")}
+        takes = (name for name, each in COMMANDS.items() if spellings & each.flags.keys())
+        suggestion = f", but of {others}" if (others := ", ".join(takes)) else ""
+    _refuse(f"{flag} is not an option of {command}{suggestion}", command)
 
 
-def _by_tyro(command: str, words: list[str], stream: Any = None) -> dict[str, Any]:
-    """The options of a command, as tyro reads them; or its help."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            with contextlib.redirect_stdout(stream or sys.stdout):
-                options = tyro.cli(_ALL, args=words, prog="longtake", description=_DESCRIPTION)
-    except SystemExit as end:
-        if end.code:
-            _refused(_one_line_of_box(said.getvalue(), command), command)
-        if stream is not None:
-            return {}
-        raise
+def _takes_prompt(command: str) -> bool:
+    return "prompt" in COMMANDS[command].fields
+
+
+def _parse_values(command: str, words: list[str]) -> dict[str, Any]:
+    """The values of all options; prints the help and exits if a word asks for it."""
+    arguments: Any = make_dataclass(command, map(_tyro_field, COMMANDS[command].options))
+    options, extra = tyro.cli(
+        arguments,
+        args=words,
+        prog=f"longtake {command}",
+        description=COMMANDS[command].summary,
+        return_unknown_args=True,
+    )
+    if extra and _takes_prompt(command):
+        _refuse(f"more words than one prompt ({' '.join(extra)}): put it in quotes", command)
+    if extra:
+        _refuse(f"{' '.join(extra)}: more than {command} takes", command)
     return dict(vars(options))
 
 
-def _one_line_of_box(box: str, command: str) -> str:
-    """What tyro says in a box of several lines, in one."""
-    lines = [line.strip(" │") for line in box.splitlines() if line[:1] not in ("╭", "╰")]
-    inside = [line for line in lines if line]
-    if not box.startswith("╭"):  # in plain letters the title is a line, and a rule below it
-        inside = inside[2:]
-    rules = [at for at, line in enumerate(inside) if not line.strip("─-")]
-    words = " ".join(inside[: rules[0]] if rules else inside).rstrip(".")
-    if missing := re.match(r"Missing value for argument '(\S+)'", words):
-        return f"{missing[1]} wants a value"
-    if wrong := re.match(r"Error parsing --(\S+):", words):
-        field = FIELDS.get(command, {}).get(wrong[1].replace("-", "_"))
-        wanted = "another value" if field is None else metavar_of(field.annotation)
-        return f"--{wrong[1]} wants {wanted}"
-    if more := re.match(r"Unrecognized options: (.*)", words):
-        if "prompt" in FIELDS.get(command, {}):
-            return f"more words than one prompt ({more[1]}): put it in quotes"
-        return f"{more[1]}: more than {command} takes"
-    return words
+def _tyro_field(option: Option) -> tuple[str, Any, Any]:
+    """A dataclass field that tyro reads the option from."""
+    kind = _KINDS[option.num_values]
+    described = tyro.conf.arg(
+        name=option.long or None,
+        metavar=option.metavar or None,
+        help=option.help,
+        help_behavior_hint=option.hint,
+        aliases=[option.short] if option.short else None,
+    )
+    annotated: Any = Annotated[kind, described]
+    if option.positional:
+        annotated = Annotated[annotated, tyro.conf.Positional]
+    if kind is bool and not option.negatable:
+        annotated = Annotated[annotated, tyro.conf.FlagCreatePairsOff]
+    default = bool(option.default) if kind is bool else option.default
+    return option.name, annotated, field(default=default)
 
 
-_ALL: Any = functools.reduce(
-    operator.or_,
-    (
-        Annotated[options, tyro.conf.subcommand(name, description=description)]
-        for name, (options, description) in COMMANDS.items()
-    ),
-)
+_KINDS: dict[int | None, Any] = {
+    0: bool,
+    1: str | None,
+    3: tuple[str, str, str] | None,
+    None: tuple[str, ...] | None,
+}
+"""Types that tyro parses, by number of values."""
+
+
+def _print_commands() -> NoReturn:
+    """Print the help of longtake itself, and exit."""
+    commands: Any = functools.reduce(
+        operator.or_,
+        (
+            Annotated[
+                make_dataclass(name, ()), tyro.conf.subcommand(name, description=each.summary)
+            ]
+            for name, each in COMMANDS.items()
+        ),
+    )
+    tyro.cli(commands, args=["--help"], prog="longtake", description=_DESCRIPTION)
+    raise SystemExit(0)

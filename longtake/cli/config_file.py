@@ -1,4 +1,4 @@
-"""The file that --config names: options in YAML, or the .json of a video that is rendered again."""
+"""The file of ``--config``: options in YAML, or the .json of a video to render again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longtake.cli.options import FIELDS, FILE_ONLY
+from longtake.cli.options import COMMANDS, FILE_ONLY
 from longtake.configs import sizes, yaml_reader
-from longtake.errors import RefusedInputError, RequestError, field_named, nearly
-from longtake.files.reading import open_regular
+from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
+from longtake.files.reading import read_regular
 
-MAX_FILE_BYTES = 16 * 2**20
+_MAX_FILE_BYTES = 16 * 2**20
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _REPLACED = {
     **dict.fromkeys(("devices", "true_cfg_scale", *_DEGREES), _DEGREES),
@@ -23,32 +23,36 @@ _REPLACED = {
     "decode": ("decode_tile_size", "decode_tile_stride"),
     "decode_tile_size": ("decode_tile_stride",),
 }
-"""What of a video's own settings no longer holds once a flag is given: they need not fit it."""
+"""By flag: the settings of a video's .json that the flag discards, since they need not fit it."""
 
 
 class ConfigFile:
-    """Options by name, as a file has them.
+    """The options that a file sets.
 
     Args:
-        name: of the file; none, and so no options, where it is None.
+        name: Path of the file; None for no options.
 
     Raises:
-        RequestError: it cannot be read, is no YAML, or has what is no option.
+        RequestError: The file cannot be read or parsed, or sets an unknown option.
     """
 
     def __init__(self, name: str | None) -> None:
         self._name = name
         self._lines: dict[str, int] = {}
-        self._of_a_video = False
+        self._is_metadata = False
         self._values: dict[str, Any] = {} if name is None else self._read(Path(name).expanduser())
 
-    def under(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Its values, and over them those of the flags."""
+    def merge(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The values of the file, overridden by flags."""
         values = self._values
         for one, other in (("sigmas", "num_inference_steps"), ("num_inference_steps", "sigmas")):
             if one in given and other not in given:
                 values = {name: value for name, value in values.items() if name != other}
-        merged = over(values, given) if self._of_a_video else sizes.over(values, given)
+        merged = (
+            override_settings(values, given)
+            if self._is_metadata
+            else sizes.merge_fields(values, given)
+        )
         self._lines = {
             name: line for name, line in self._lines.items() if name in merged and name not in given
         }
@@ -56,12 +60,12 @@ class ConfigFile:
 
     @contextmanager
     def naming_lines(self) -> Iterator[None]:
-        """Have what is refused of its values say where they stand."""
+        """Add the file and the line to errors about values of the file."""
         try:
             yield
         except RefusedInputError as error:
-            field = field_named(str(error))
-            names = (field, *sizes.SAID_BY.get(field, ()))
+            field = leading_field(str(error))
+            names = (field, *sizes.SHORTHANDS_OF.get(field, ()))
             line = next((self._lines[name] for name in names if name in self._lines), None)
             if line is None:
                 raise
@@ -69,17 +73,17 @@ class ConfigFile:
 
     def _read(self, path: Path) -> dict[str, Any]:
         content = self._content(path)
-        self._of_a_video = all(isinstance(content.get(part), dict) for part in _PARTS)
-        if self._of_a_video:
-            content = _settings_of(content)
+        self._is_metadata = all(isinstance(content.get(part), dict) for part in _PARTS)
+        if self._is_metadata:
+            content = _metadata_options(content)
         values = {str(name).replace("-", "_"): value for name, value in content.items()}
         if isinstance(content, yaml_reader.Mapping):
             self._lines = {name.replace("-", "_"): content.line_of(name) for name in content}
-        known = (*FIELDS["generate"], *FILE_ONLY, "output")
+        known = (*COMMANDS["generate"].fields, *FILE_ONLY, "output")
         for name in values:
             if name not in known:
                 at = f" line {self._lines[name]}" if name in self._lines else ""
-                meant = nearly(name, known) or ": see longtake generate --help"
+                meant = did_you_mean(name, known) or ": see longtake generate --help"
                 raise RequestError(
                     f"config={self._name!r}{at}: {name[:60]} is not an option{meant}"
                 )
@@ -87,17 +91,11 @@ class ConfigFile:
 
     def _content(self, path: Path) -> Mapping[str, Any]:
         try:
-            with open_regular(path) as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+            data = read_regular(path, _MAX_FILE_BYTES)
         except OSError as error:
             raise RequestError(f"config={self._name!r} cannot be read: {error.strerror}") from error
-        if len(data) > MAX_FILE_BYTES:
-            raise RequestError(
-                f"config={self._name!r} is larger than {MAX_FILE_BYTES >> 20} MiB: name a file of "
-                "options"
-            )
         try:
-            content = _json_of(data)
+            content = _parse_json(data)
             if content is None:
                 content = yaml_reader.read_yaml(data)
         except yaml_reader.YamlError as error:
@@ -112,37 +110,38 @@ class ConfigFile:
 
 
 _PARTS = ("request", "engine")
+"""Parts of a video's .json that hold options."""
 
 
-def _json_of(data: bytes) -> dict[str, Any] | None:
-    """A video's .json: YAML's parser does not take all that JSON may hold. None if it is none."""
+def _parse_json(data: bytes) -> dict[str, Any] | None:
+    """The object in a JSON file, or None: the YAML parser rejects some valid JSON."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("a name stands there twice")
+            raise ValueError("duplicate key")
         return found
 
     if not data.lstrip().startswith(b"{"):
         return None
     try:
-        found = json.loads(data, object_pairs_hook=once)
+        found = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError):
-        return None  # read as YAML then, which says what is wrong with it
+        return None  # the YAML parser then reports the error
     return found if isinstance(found, dict) else None
 
 
-def _settings_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, of a video's metadata."""
+def _metadata_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a video's metadata."""
     content = {name: value for part in _PARTS for name, value in metadata[part].items()}
     parallel = content.pop("parallel", None)
     content.update(parallel if isinstance(parallel, dict) else {})
-    for name in ("output_type", "autoencoder_only"):  # follow from the command
+    for name in ("output_type", "autoencoder_only"):  # set by the command
         content.pop(name, None)
     return content
 
 
-def over(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A video's own settings, and over them flags, with which some no longer hold."""
+def override_settings(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A video's own settings, overridden by flags; settings that a flag invalidates are dropped."""
     replaced = {name for flag in flags for name in _REPLACED.get(flag, ())}
-    return sizes.over({n: value for n, value in values.items() if n not in replaced}, flags)
+    return sizes.merge_fields({n: value for n, value in values.items() if n not in replaced}, flags)

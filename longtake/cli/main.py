@@ -1,4 +1,4 @@
-"""The command line: parses, runs the command, and says how it ended."""
+"""Runs one command: parses its options, calls its module, and maps exceptions to exit codes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import longtake
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
 from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
-from longtake.cli.terminal import view_of
+from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
 from longtake.files.reading import check_regular
+from longtake.version import __version__
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
 
-_LOADING = ("generate", "batch", "serve", "decode", "verify")
-"""Commands that load a model."""
+_MODEL_COMMANDS = ("generate", "batch", "serve", "decode", "verify")
+"""Commands that load a model's weights."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command in this process, which goes on; see :func:`run`."""
+    """Run a command without ending the process; see :func:`run`.
+
+    Args:
+        arguments: Words of the command line; those of the process if None.
+    """
     with Interrupts() as interrupts:
         interrupts.begin(lambda: EngineConfig().stop_timeout_s)
         return run(sys.argv[1:] if arguments is None else arguments, interrupts)
@@ -35,18 +39,25 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str], interrupts: Interrupts) -> int:
     """Run a command.
 
+    Args:
+        arguments: Words of the command line.
+        interrupts: The installed signal handlers.
+
     Returns:
-        0 done, 1 done and something was found (doctor, verify), 2 refused input, 3 failure, 130
-        stopped; of a server, which ends by being stopped, 0.
+        The exit code: 0 success; 1 success with findings (doctor, verify) or unfinished jobs
+        (batch); 2 invalid input; 3 failure; 130 stopped by a signal, which is 0 for serve.
+
+    Raises:
+        SystemExit: Help was printed, or the words are no command; see :func:`parse`.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal need not have all letters
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack characters
             stream.reconfigure(errors="backslashreplace")
-    command, options = parsed(arguments)
+    command, options = parse(arguments)
     if command == "version":
-        print(longtake.__version__)
+        print(__version__)
         return EXIT_DONE
-    view = view_of(quiet=options["quiet"], as_json=options["json"])
+    view = make_view(quiet=options["quiet"], as_json=options["json"])
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:
@@ -56,7 +67,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
             return module.run(options, view) or EXIT_DONE
     except (KeyboardInterrupt, Stopped):
         if command == "serve":
-            view.note("stopped; what was begun goes on the next time")
+            view.note("stopped; unfinished videos continue at the next start")
             return EXIT_DONE
         left = " ".join(map(str, view.written)) or "nothing"
         return view.failed(f"stopped; {left} was written", "stopped", EXIT_STOPPED)
@@ -68,12 +79,14 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
         traceback.print_exc()
         return view.failed(one_line(error), type(error).__name__, EXIT_FAILED)
     finally:
-        interrupts.over = True
+        interrupts.finished = True
 
 
 def _check_files(command: str, options: dict[str, Any]) -> None:
-    """Refuse what is no file, and a folder that holds no whole model, before torch is imported,
-    which takes seconds."""
+    """Refuse unreadable files and damaged models before the command imports torch for seconds.
+
+    The command checks them again when it uses them, with the options of its config file.
+    """
     for name in ("config", "latents"):
         path = os.path.expanduser(options.get(name) or "")
         if path and os.path.exists(path):
@@ -82,7 +95,11 @@ def _check_files(command: str, options: dict[str, Any]) -> None:
             except OSError as error:
                 raise RequestError(f"{name}={path!r} cannot be read: {error.strerror}") from error
     model = options.get("model")
-    if command in _LOADING and model is not None and os.path.exists(os.path.expanduser(model)):
+    if (
+        command in _MODEL_COMMANDS
+        and model is not None
+        and os.path.exists(os.path.expanduser(model))
+    ):
         from longtake.pipelines import registry
         from longtake.pipelines.checkpoint import Checkpoint
 
@@ -90,8 +107,8 @@ def _check_files(command: str, options: dict[str, Any]) -> None:
 
 
 def _log_handler() -> logging.Handler:
-    """Shows warnings of longtake itself, and of the loops that it runs in what they cannot handle.
-    Other libraries do not speak for the product."""
+    """Shows warnings of longtake, and errors of the event loop and of uvicorn; other libraries are
+    muted."""
     handler = logging.StreamHandler()
     handler.addFilter(
         lambda record: (
@@ -100,7 +117,3 @@ def _log_handler() -> logging.Handler:
         )
     )
     return handler
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,13 @@
-"""The commands and their options, read off what configs/ declares."""
+"""The commands and their options. What configs/ declares is read off it, not declared again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
 
-import tyro
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from longtake.cli.arguments import CONFIG, JOBS, LATENTS, OUTPUT, PROMPT, RESUME, SHOTS, TALK
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
@@ -19,221 +17,282 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 
 FILE_ONLY = ("prompt_template", "image_sha256")
-"""What is too long for a flag, and can stand in a config file."""
+"""Fields of a request that a config file may set and the command line may not."""
 
 
-def _declared(*configs: type[BaseModel], without: tuple[str, ...] = ()) -> dict[str, FieldInfo]:
-    """The fields of some classes by name, each class's own before those that it shares."""
+@dataclass(frozen=True)
+class Option:
+    """One option or positional argument of a command.
+
+    Attributes:
+        name: Key in the parsed options.
+        help: What it does, as ``--help`` prints it.
+        metavar: Placeholder of the value in the help; empty for a switch.
+        hint: The default in parentheses, as ``--help`` prints it; empty if there is none.
+        default: Parsed value when the option is not given.
+        long: Name behind the dashes; ``name`` with dashes if empty.
+        short: One-letter form with its dash, if any.
+        num_values: Number of values: 0 for a switch, None for any number.
+        positional: Whether it is given by position, without a name.
+        required: Whether the command refuses to run without it; positional arguments only.
+        negatable: Whether a switch has a ``--no-`` form.
+    """
+
+    name: str
+    help: str
+    metavar: str = ""
+    hint: str = ""
+    default: Any = None
+    long: str = ""
+    short: str = ""
+    num_values: int | None = 1
+    positional: bool = False
+    required: bool = False
+    negatable: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All spellings, the long one first; empty for a positional argument."""
+        if self.positional:
+            return ()
+        long = self.long or self.name.replace("_", "-")
+        negated = (f"--no-{long}",) if self.negatable else ()
+        return (f"--{long}", *negated, *((self.short,) if self.short else ()))
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: What it does, in one sentence.
+        options: Its options and positional arguments, in the order of the help.
+        fields: Those of them that configs/ declares, by name.
+    """
+
+    summary: str
+    options: tuple[Option, ...] = ()
+    fields: frozenset[str] = frozenset()
+
+    @property
+    def flags(self) -> dict[str, Option]:
+        """The named options by each of their spellings."""
+        return {flag: option for option in self.options for flag in option.flags}
+
+
+def _switch(name: str, help: str) -> Option:
+    return Option(name, help, default=False, num_values=0)
+
+
+# tyro has no argument that can be given both by position and by name.
+_PROMPT = Option("prompt_option", "Same as PROMPT", "TEXT", long="prompt")
+_OUTPUT = (
+    Option(
+        "output",
+        "Output file: .mp4, .webm, .gif, .npy (float32 frames), .safetensors (latents; generate "
+        "only), or a folder for PNG frames; may contain {seed}, {id}, {date}, {model} and {index}",
+        "PATH",
+        "(default: out.mp4; out-2.mp4 and so on if it exists)",
+        short="-o",
+    ),
+    Option(
+        "metadata",
+        "Write a .json next to the video; --no-metadata also keeps prompt, seed and model out of "
+        "the video file",
+        hint="(default: True)",
+        default=True,
+        num_values=0,
+        negatable=True,
+    ),
+    _switch("overwrite", "Replace an existing video and its .json"),
+)
+_RESUME = _switch(
+    "resume",
+    "Continue from the snapshot that an unfinished run of the same request left next to the output",
+)
+_CONFIG = Option(
+    "config",
+    "YAML file of options, overridden by flags; or the .json of a video, to render it again",
+    "FILE",
+)
+_OUTPUT_MODE = (
+    _switch("quiet", "Print only warnings and errors"),
+    _switch("json", "Print JSON; progress is one event per line"),
+)
+_LATENTS = Option(
+    "latents",
+    "File of latents: written by generate -o x.safetensors, or kept when decoding failed",
+    "LATENTS.safetensors",
+    positional=True,
+    required=True,
+)
+_SHOTS = (
+    Option(
+        "shots",
+        "Shots to render: .jsonl or .csv, one row per shot, with id, output and any option of "
+        "generate by name; .txt, one prompt per line; or .yaml with defaults, shots and product",
+        "SHOTS",
+        positional=True,
+        required=True,
+    ),
+    Option(
+        "outputs",
+        "Folder for the videos, the job queue and the report",
+        "FOLDER",
+        long="output",
+        short="-o",
+    ),
+)
+_JOBS = (
+    Option(
+        "action",
+        "show and cancel need ids; retry without ids retries every failed job",
+        "list|show|cancel|retry",
+        positional=True,
+        required=True,
+    ),
+    Option("folder", "Output folder of the batch", "FOLDER", positional=True, required=True),
+    Option("ids", "Job ids", "ID", default=(), num_values=None, positional=True),
+)
+
+
+_PATHS = ("output", "folder")
+"""Declared fields that hold a path as text."""
+
+
+def _from_field(name: str, info: FieldInfo) -> Option:
+    """The option of a declared field. Its value stays text, which the declaring class validates."""
+    hint = "" if info.is_required() or info.default in (None, ()) else f"(default: {info.default})"
+    help = info.description or ""
+    if name == "prompt":
+        help += "; - reads it from standard input, @FILE from a file"
+        return Option(name, help, "PROMPT", positional=True)
+    if info.annotation is bool:
+        return Option(name, help, hint=hint, num_values=0, negatable=True)
+    return Option(
+        name,
+        help,
+        "PATH" if name in _PATHS else _metavar(info.annotation),
+        hint,
+        short="-o" if name == "output" else "",
+        num_values=_num_values(info.annotation),
+    )
+
+
+def _num_values(annotation: Any) -> int | None:
+    words = str(annotation)
+    if "tuple" not in words:
+        return 1
+    return None if "..." in words else 3
+
+
+def _metavar(annotation: Any) -> str:
+    for each in (annotation, *get_args(annotation)):
+        if get_origin(each) is Literal:
+            return "|".join(get_args(each))
+    if _num_values(annotation) == 3:
+        return "FRAMES HEIGHT WIDTH"
+    kinds = (("bool", "true|false"), ("Path", "PATH"), ("float", "NUMBER"), ("int", "INT"))
+    metavar = next((word for part, word in kinds if part in str(annotation)), "TEXT")
+    return f"{metavar} ..." if _num_values(annotation) is None else metavar
+
+
+def _fields(
+    *configs: type[BaseModel], without: tuple[str, ...] = (), only: tuple[str, ...] | None = None
+) -> dict[str, FieldInfo]:
+    """The fields of some classes by name, each class's own before those that it inherits.
+
+    Args:
+        without: Names to leave out.
+        only: Names to keep of the last class; all of them if None.
+    """
     fields: dict[str, FieldInfo] = {}
     for config in configs:
         own = [name for name in config.model_fields if name in config.__annotations__]
+        kept = only if config is configs[-1] else None
         for name in [*own, *config.model_fields]:
-            if name not in without:
+            if name not in (*without, *_NEVER) and (kept is None or name in kept):
                 fields[name] = config.model_fields[name]
     return fields
 
 
-def _without(config: type[BaseModel], *names: str) -> tuple[str, ...]:
-    """All fields of a class but these."""
-    return tuple(name for name in config.model_fields if name not in names)
-
-
+_NEVER = ("parallel", "output_type", "autoencoder_only", *FILE_ONLY)
+"""Fields that the command line sets itself, or that a config file alone may set."""
 _RANKS = ("devices", "device")
-_DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _PICTURES = ("image", "i2v_mode", "resize_mode", "image_folder")
 _NOT_PLANNED = (
-    "prompt",
-    "negative_prompt",
-    "sigmas",
-    "guidance_scale",
-    "flow_shift",
-    "seed",
-    "embed_metadata",
-    "device",
-    "device_ids",
-    *_PICTURES,
+    *("prompt", "negative_prompt", "sigmas", "guidance_scale", "flow_shift", "seed"),
+    *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES),
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
-"""What changes neither how long a rendering takes nor what it needs."""
-
-FIELDS: dict[str, dict[str, FieldInfo]] = {
-    "generate": _declared(
-        VideoRequest,
-        EngineConfig,
-        ParallelConfig,
-        SnapshotConfig,
-        without=("parallel", "output_type", "autoencoder_only", *FILE_ONLY),
-    ),
-    "batch": _declared(
-        BatchConfig,
-        VideoRequest,
-        EngineConfig,
-        ParallelConfig,
-        SnapshotConfig,
-        without=(
-            "prompt",
-            "image_sha256",
-            "parallel",
-            "output_type",
-            "autoencoder_only",
-            *FILE_ONLY,
-        ),
-    ),
-    "jobs": {},
-    "serve": _declared(
-        ServeConfig,
-        EngineConfig,
-        ParallelConfig,
-        SnapshotConfig,
-        without=("parallel", "autoencoder_only", "image_folder"),
-    ),
-    "decode": _declared(
-        DecodeRequest,
-        EngineConfig,
-        without=(
-            "parallel",
-            "autoencoder_only",
-            "attention_kernel",
-            "image_folder",
-            "text_timeout_s",
-            "step_timeout_s",
-        ),
-    ),
-    "plan": _declared(
-        PlanConfig,
-        VideoRequest,
-        EngineConfig,
-        ParallelConfig,
-        without=(
-            *_NOT_PLANNED,
-            "parallel",
-            "output_type",
-            "autoencoder_only",
-            "attention_kernel",
-            *FILE_ONLY,
-        ),
-    ),
-    "doctor": _declared(DoctorConfig, EngineConfig, without=_without(EngineConfig, *_RANKS)),
-    "verify": _declared(
-        VerifyConfig,
-        VideoRequest,
-        EngineConfig,
-        ParallelConfig,
-        without=(
-            *DecodeRequest.model_fields,
-            *_DEGREES,
-            *(name for name in _PICTURES if name != "i2v_mode"),
-            "parallel",
-            "device_ids",
-            "output_type",
-            "autoencoder_only",
-            "num_videos",
-            "vae_dtype",
-            "decode_timeout_s",
-            *FILE_ONLY,
-        ),
-    ),
-    "bench": _declared(
-        BenchConfig, EngineConfig, without=_without(EngineConfig, *_RANKS, "model", "dtype")
-    ),
-}
-"""What each command takes, by name; degrees are given one by one, and what is written follows from
-the output's suffix."""
+"""Fields without effect on the predicted time and memory."""
+_NOT_DECODED = ("attention_kernel", "image_folder", "text_timeout_s", "step_timeout_s")
+_NOT_VERIFIED = (
+    *DecodeRequest.model_fields,
+    *("ulysses_degree", "ring_degree", "cfg_degree", "device_ids", "num_videos", "vae_dtype"),
+    *(name for name in _PICTURES if name != "i2v_mode"),
+    "decode_timeout_s",
+)
+_ENGINE = (EngineConfig, ParallelConfig, SnapshotConfig)
 
 
-_READ_FROM = "- reads it from standard input, @FILE from a file"
+def _command(
+    summary: str,
+    fields: dict[str, FieldInfo],
+    *,
+    before: tuple[Option, ...] = (),
+    after: tuple[Option, ...] = (),
+) -> Command:
+    declared = tuple(_from_field(name, info) for name, info in fields.items())
+    return Command(summary, (*before, *declared, *after), frozenset(fields))
 
 
-def _option(name: str, info: FieldInfo) -> tuple[str, Any, Any]:
-    """One option of the command line. It stays a text: values are checked where it is declared."""
-    given = "" if info.default is None or info.is_required() else f"(default: {info.default})"
-    described: dict[str, Any] = {"help": info.description, "help_behavior_hint": given}
-    if name == "prompt":
-        described |= {"metavar": "PROMPT", "help": f"{info.description}; {_READ_FROM}"}
-        prompt = tyro.conf.arg(**described)
-        return name, Annotated[str | None, tyro.conf.Positional, prompt], field(default=None)
-    if info.annotation is bool:
-        return name, Annotated[bool, tyro.conf.arg(**described)], field(default=False)
-    described["metavar"] = metavar_of(info.annotation)
-    if name == "output":
-        described["aliases"] = ["-o"]
-    kind = _kind(info.annotation)
-    return name, Annotated[kind | None, tyro.conf.arg(**described)], field(default=None)
-
-
-def _options_of(command: str) -> list[tuple[str, Any, Any]]:
-    return [_option(name, info) for name, info in FIELDS[command].items()]
-
-
-def _kind(annotation: Any) -> Any:
-    """A text, or as many as the option has values."""
-    words = str(annotation)
-    if "tuple" not in words:
-        return str
-    return tuple[str, ...] if "..." in words else tuple[str, str, str]
-
-
-def metavar_of(annotation: Any) -> str:
-    """What stands for an option's value in the help."""
-    for each in (annotation, *get_args(annotation)):
-        if get_origin(each) is Literal:
-            return "|".join(get_args(each))
-    if _kind(annotation) == tuple[str, str, str]:
-        return "FRAMES HEIGHT WIDTH"
-    if _kind(annotation) == tuple[str, ...] and "float" not in str(annotation):
-        return "TEXT ..."
-    if "Path" in str(annotation):
-        return "PATH"
-    words = (("bool", "true|false"), ("tuple", "NUMBER ..."), ("float", "NUMBER"), ("int", "INT"))
-    return next((word for part, word in words if part in str(annotation)), "TEXT")
-
-
-@dataclass(frozen=True)
-class Version:
-    """Print the version."""
-
-
-def _command(name: str, *options: tuple[str, Any, Any]) -> Any:
-    return make_dataclass(name.capitalize(), options)
-
-
-COMMANDS: dict[str, tuple[Any, str]] = {
-    "generate": (
-        _command("generate", PROMPT, *_options_of("generate"), *OUTPUT, RESUME, *TALK, CONFIG),
+COMMANDS: dict[str, Command] = {
+    "generate": _command(
         "Render a video from a prompt.",
+        _fields(VideoRequest, *_ENGINE),
+        before=(_PROMPT,),
+        after=(*_OUTPUT, _RESUME, *_OUTPUT_MODE, _CONFIG),
     ),
-    "batch": (
-        _command("batch", *SHOTS, *_options_of("batch"), *TALK),
-        "Render a file of shots; the same command again goes on.",
+    "batch": _command(
+        "Render a file of shots; run it again to continue.",
+        _fields(BatchConfig, VideoRequest, *_ENGINE, without=("prompt",)),
+        before=_SHOTS,
+        after=_OUTPUT_MODE,
     ),
-    "jobs": (
-        _command("jobs", *JOBS, *TALK),
-        "See, cancel or retry what a batch renders in a folder.",
+    "jobs": Command("List, show, cancel or retry the jobs of a batch.", (*_JOBS, *_OUTPUT_MODE)),
+    "serve": _command(
+        "Serve an HTTP API and a web page.",
+        _fields(ServeConfig, *_ENGINE, without=("image_folder",)),
+        after=_OUTPUT_MODE,
     ),
-    "serve": (
-        _command("serve", *_options_of("serve"), *TALK),
-        "Serve videos over HTTP, and a page.",
+    "decode": _command(
+        "Decode a file of latents into a video.",
+        _fields(DecodeRequest, EngineConfig, without=_NOT_DECODED),
+        before=(_LATENTS,),
+        after=(*_OUTPUT, *_OUTPUT_MODE),
     ),
-    "decode": (
-        _command("decode", LATENTS, *_options_of("decode"), *OUTPUT, *TALK),
-        "Make a video of latents in a file.",
+    "plan": _command(
+        "Predict the time and memory of a video, per layout.",
+        _fields(PlanConfig, VideoRequest, EngineConfig, ParallelConfig, without=_NOT_PLANNED),
+        after=_OUTPUT_MODE,
     ),
-    "plan": (
-        _command("plan", *_options_of("plan"), *TALK),
-        "Say how long a video will take and whether it fits, by layout.",
+    "doctor": _command(
+        "Check this machine and report problems.",
+        _fields(DoctorConfig, EngineConfig, only=_RANKS),
+        after=_OUTPUT_MODE,
     ),
-    "doctor": (
-        _command("doctor", *_options_of("doctor"), *TALK),
-        "Look at this machine, and say what is amiss.",
+    "verify": _command(
+        "Compare the latents of each layout with those of one rank.",
+        _fields(VerifyConfig, VideoRequest, EngineConfig, ParallelConfig, without=_NOT_VERIFIED),
+        before=(_PROMPT,),
+        after=_OUTPUT_MODE,
     ),
-    "verify": (
-        _command("verify", PROMPT, *_options_of("verify"), *TALK),
-        "Compare what one rank renders with what each layout does.",
+    "bench": _command(
+        "Measure this machine, or write its hardware profile.",
+        _fields(BenchConfig, EngineConfig, only=("model", "dtype", *_RANKS)),
+        after=_OUTPUT_MODE,
     ),
-    "bench": (
-        _command("bench", *_options_of("bench"), *TALK),
-        "Measure this machine, or write its profile.",
-    ),
-    "version": (Version, "Print the version."),
+    "version": Command("Print the version."),
 }
-"""What each command takes, and what it does."""
+"""Every command by name, in the order of the help."""

@@ -1,66 +1,70 @@
-"""Prompts as the command line has them: words, ``-`` for standard input, ``@file`` for a file.
+"""Prompts on the command line: text, ``-`` for standard input, ``@FILE`` for a file.
 
-``@@home`` is the prompt "@home"; what stands behind ``--`` is taken as it is.
+``@@home`` is the prompt "@home". A prompt behind ``--`` is taken literally.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 from longtake.configs.request import MAX_PROMPT
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.files.atomic import cause
+from longtake.files.reading import open_regular
 
-_MOST_BYTES = 4 * MAX_PROMPT + 2
-"""Of a prompt in UTF-8, and a line break."""
+_MAX_BYTES = 4 * MAX_PROMPT + 2
+"""The longest prompt in UTF-8, and a line break."""
+
+_PROMPTS = ("prompt", "negative_prompt")
 
 
-def with_prompts(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with their prompts read.
+def read_prompts(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace prompts that name a source by its text.
+
+    Args:
+        options: Parsed options of a command.
+
+    Returns:
+        The options with one ``prompt``, whichever way it was given.
 
     Raises:
-        RequestError: standard input or a file has none.
+        RequestError: Standard input or a file has no prompt, or several prompts were given.
     """
     read = dict(options)
-    as_it_is = read.pop("prompt_as_it_is", None)
+    literal = read.pop("literal_prompt", None)
     named = read.pop("prompt_option", None)
     if None not in (named, read.get("prompt")) and named != read["prompt"]:
         raise RequestError("a prompt and --prompt: leave one of them out")
     if named is not None:
         read["prompt"] = named
-    if as_it_is is not None and read.get("prompt") is not None:
-        raise RequestError("a prompt, and another behind --: leave one of them out")
-    of_stdin = [name for name in _PROMPTS if read.get(name) == "-"]
-    if len(of_stdin) > 1:
-        raise RequestError("prompt and negative_prompt of standard input: name a file by @")
+    if literal is not None and read.get("prompt") is not None:
+        raise RequestError("a prompt and another one behind --: leave one of them out")
+    if all(read.get(name) == "-" for name in _PROMPTS):
+        raise RequestError("prompt and negative_prompt both from standard input: use @FILE for one")
     for name in _PROMPTS:
-        if isinstance(words := read.get(name), str):
-            read[name] = _read(name, words)
-    if as_it_is is not None:
-        read["prompt"] = as_it_is
+        if isinstance(value := read.get(name), str):
+            read[name] = _read(name, value)
+    if literal is not None:
+        read["prompt"] = literal
     return read
 
 
-_PROMPTS = ("prompt", "negative_prompt")
+def _read(name: str, value: str) -> str:
+    if value == "-":
+        return _decode(f"{name}=-", _read_standard_input())
+    if value.startswith("@@"):
+        return value[1:]
+    if value.startswith("@"):
+        return _decode(f"{name}={value!r}", _read_file(name, value))
+    return value
 
 
-def _read(name: str, words: str) -> str:
-    if words == "-":
-        return _text_of(f"{name}=-", _standard_input())
-    if words.startswith("@@"):
-        return words[1:]
-    if words.startswith("@"):
-        return _text_of(f"{name}={words!r}", _file(name, words))
-    return words
-
-
-def _standard_input() -> bytes:
-    if TorchrunPlace.given():
+def _read_standard_input() -> bytes:
+    if TorchrunPlace.is_set():
         raise RequestError(
             "prompt=- under torchrun, whose ranks share no standard input: use @FILE"
         )
@@ -69,27 +73,26 @@ def _standard_input() -> bytes:
     if sys.stdin.isatty():
         print("longtake: type the prompt, then Ctrl-D on a line of its own", file=sys.stderr)
     try:
-        return sys.stdin.buffer.read(_MOST_BYTES + 1)
+        return sys.stdin.buffer.read(_MAX_BYTES + 1)
     except OSError as error:
         raise RequestError(f"prompt=-: standard input cannot be read: {cause(error)}") from error
 
 
-def _file(name: str, words: str) -> bytes:
-    path = Path(os.path.expanduser(words[1:]))
-    way_out = f"write @{words} for a prompt that begins with @"
+def _read_file(name: str, value: str) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise RequestError(f"{name}={words!r}: {path} is no regular file; {way_out}")
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{name}={words[:60]!r}: {cause(error)}; {way_out}") from error
+        with open_regular(Path(os.path.expanduser(value[1:]))) as file:
+            return file.read(_MAX_BYTES + 1) or b""  # None: a file of /proc that holds nothing yet
+    except OSError as error:
+        raise RequestError(
+            f"{name}={value[:60]!r}: {error.strerror}; write @{value[:60]} for a prompt that "
+            "begins with @"
+        ) from error
 
 
-def _text_of(source: str, content: bytes) -> str:
-    """The prompt in some bytes, without the line break at their end."""
-    if len(content) > _MOST_BYTES:
-        raise RequestError(f"{source} has more than {MAX_PROMPT} characters, which are the most")
+def _decode(source: str, content: bytes) -> str:
+    """The prompt in some bytes, without the line break at the end."""
+    if len(content) > _MAX_BYTES:
+        raise RequestError(f"{source} has more than {MAX_PROMPT} characters, the limit: shorten it")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,7 +101,7 @@ def _text_of(source: str, content: bytes) -> str:
             f"{source} line {line} is not UTF-8: save it in that encoding"
         ) from error
     if "\0" in text:
-        raise RequestError(f"{source} holds zero bytes: save it as text in UTF-8")
+        raise RequestError(f"{source} contains NUL bytes: save it as UTF-8 text")
     text = text.removesuffix("\n").removesuffix("\r")
     if not text.strip():
         raise RequestError(f"{source} is empty: write a prompt into it")

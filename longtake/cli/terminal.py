@@ -1,4 +1,4 @@
-"""What a command shows while it works: a progress bar, plain lines, JSON, or nothing."""
+"""Output of a command while it works: a progress bar, plain lines, JSON, or nothing."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ from rich.progress import Progress as ProgressBars
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.pipelines.progress import Progress
 
 if TYPE_CHECKING:
-    from longtake.engine.video import Metadata
+    from longtake.engine.metadata import Metadata
 
-_PHASES = {"text": "encoding"}
-_PARTS = {"denoising": "step", "decoding": "tile"}
+_PHASE_NAMES = {"text": "encoding"}
+_UNITS = {"denoising": "step", "decoding": "tile"}
 _DAY_S = 24 * 3600
-
 
 DisplayT = TypeVar("DisplayT", bound="Display")
 
 
 class Display:
-    """Something on the terminal, for as long as this context is entered."""
+    """Context that shows something on the terminal. :meth:`close` may be called more than once."""
 
     def __enter__(self: DisplayT) -> DisplayT:
         self.open()
@@ -53,22 +52,22 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the terminal as it was."""
+        """Close the display."""
         self.close()
 
     def open(self) -> None:
-        """Show it."""
+        """Start showing."""
 
     def close(self) -> None:
-        """Put back what was changed on the terminal; once or more often."""
+        """Stop showing and restore the terminal."""
 
 
 class View(Display, ABC):
-    """Shows a rendering. Errors go to stderr in every view.
+    """Reports the course of one rendering. Errors go to stderr in every view.
 
     Attributes:
-        written: the files that have their names already.
-        stop_timeout_s: seconds that what is shown has to stop once it is told to.
+        written: The files that are complete under their names.
+        stop_timeout_s: Seconds that the rendering may take to stop.
     """
 
     def __init__(self) -> None:
@@ -77,33 +76,42 @@ class View(Display, ABC):
 
     @abstractmethod
     def progress(self, progress: Progress) -> None:
-        """Ranks got on."""
+        """Report progress of the ranks."""
 
     @abstractmethod
     def done(self, paths: list[Path], metadata: Metadata) -> None:
-        """Everything is written."""
+        """Report that all files are written."""
 
     def note(self, text: str) -> None:
-        """Something that is worth a line, and no warning."""
-        say(text, sys.stderr)
+        """Report something that is not a warning."""
+        print_line(text, sys.stderr)
 
     def warn(self, text: str) -> None:
-        """Something that the user did not ask for; said in every view."""
-        say(f"longtake: {text}", sys.stderr)
+        """Report a warning; every view shows it."""
+        print_line(f"longtake: {text}", sys.stderr)
 
     def writing(self) -> None:
-        """All frames are there."""
+        """Report that all frames are decoded."""
         self.progress(Progress("writing"))
 
     def failed(self, message: str, kind: str, exit_code: int) -> int:
-        """Say what went wrong; returns the exit code."""
-        rank = "" if TorchrunPlace.writes() else f"rank {os.environ['RANK']}: "
-        say(f"longtake: {rank}{message}", sys.stderr)
+        """Report an error.
+
+        Args:
+            message: The error in one line.
+            kind: Name of the exception's class, or "stopped".
+            exit_code: Exit code of the command.
+
+        Returns:
+            The exit code.
+        """
+        rank = "" if TorchrunPlace.is_writer() else f"rank {os.environ['RANK']}: "
+        print_line(f"longtake: {rank}{message}", sys.stderr)
         return exit_code
 
 
 class _Quiet(View):
-    """Nothing but warnings and errors."""
+    """Warnings and errors only."""
 
     def progress(self, progress: Progress) -> None:
         pass
@@ -116,7 +124,7 @@ class _Quiet(View):
 
 
 class _Json(View):
-    """An event a line on stdout, for scripts."""
+    """One JSON event per line on stdout, for scripts."""
 
     def note(self, text: str) -> None:
         self._print({"event": "note", "text": text})
@@ -138,37 +146,39 @@ class _Json(View):
 
     @staticmethod
     def _print(event: dict[str, object]) -> None:
-        say(json.dumps(event), sys.stdout)
+        print_line(json.dumps(event), sys.stdout)
 
 
 class _Lines(View):
-    """Plain lines, for logs: each phase, and every tenth of its steps or tiles."""
+    """Plain lines, for logs: each phase, and each tenth of its steps or tiles."""
 
     def __init__(self) -> None:
         super().__init__()
         self._phase = ""
-        self._began = 0.0
-        self._tenths = self._before = 0
+        self._started = 0.0
+        self._tenths = self._done_before = 0
 
     def progress(self, progress: Progress) -> None:
         now = time.perf_counter()
-        part = _PARTS.get(progress.phase)
+        unit = _UNITS.get(progress.phase)
         if progress.phase != self._phase:
-            self._phase, self._began, self._tenths = progress.phase, now, 0
-            self._before = progress.done  # by an earlier rendering, with which this goes on
-            if part is None:
-                say(_named(progress) if progress.phase == "text" else progress.phase, sys.stderr)
+            self._phase, self._started, self._tenths = progress.phase, now, 0
+            self._done_before = progress.done  # by the rendering that this one resumes
+            if unit is None:
+                print_line(
+                    _describe(progress) if progress.phase == "text" else progress.phase, sys.stderr
+                )
         tenths = 10 * progress.done // progress.total if progress.total else 0
-        done = progress.done - self._before
-        if part is not None and done and tenths > self._tenths:
+        done = progress.done - self._done_before
+        if unit is not None and done and tenths > self._tenths:
             self._tenths = tenths
-            each = (now - self._began) / done
-            left = each * (progress.total - progress.done)
-            at = f"{progress.phase} {progress.done}/{progress.total}"
-            say(f"{at}, {each:.2f} s a {part}, {left:.0f} s left", sys.stderr)
+            each_s = (now - self._started) / done
+            left_s = each_s * (progress.total - progress.done)
+            position = f"{progress.phase} {progress.done}/{progress.total}"
+            print_line(f"{position}, {each_s:.2f} s per {unit}, {left_s:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
-        say(_summary(paths, metadata), sys.stdout)
+        print_line(_summary(paths, metadata), sys.stdout)
 
 
 class _Bars(View):
@@ -187,8 +197,8 @@ class _Bars(View):
             transient=True,
         )
         self._phase = ""
-        self._began = 0.0
-        self._before = 0
+        self._started = 0.0
+        self._done_before = 0
         self._task: TaskID | None = None
 
     def open(self) -> None:
@@ -202,13 +212,13 @@ class _Bars(View):
         if progress.phase != self._phase or self._task is None:
             if self._task is not None:
                 self._bars.remove_task(self._task)
-            self._phase, self._began, self._before = progress.phase, now, progress.done
+            self._phase, self._started, self._done_before = progress.phase, now, progress.done
             self._task = self._bars.add_task("", total=None, rate="")
-        done = progress.done - self._before
-        rate = f"{(now - self._began) / done:.2f} s each" if done else ""
+        done = progress.done - self._done_before
+        rate = f"{(now - self._started) / done:.2f} s each" if done else ""
         self._bars.update(
             self._task,
-            description=_named(progress),
+            description=_describe(progress),
             completed=progress.done,
             total=progress.total or None,
             rate=rate,
@@ -216,17 +226,20 @@ class _Bars(View):
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         self.close()
-        say(_summary(paths, metadata), sys.stdout)
+        print_line(_summary(paths, metadata), sys.stdout)
 
 
-def _named(progress: Progress) -> str:
-    """A phase in words, with what it is at."""
-    return f"{_PHASES.get(progress.phase, progress.phase)} {progress.detail}".strip()
+def _describe(progress: Progress) -> str:
+    """The phase, and the component that it works on."""
+    return f"{_PHASE_NAMES.get(progress.phase, progress.phase)} {progress.detail}".strip()
 
 
-def view_of(*, quiet: bool, as_json: bool) -> View:
-    """The view that was asked for, or that suits where the output goes; of all ranks, rank 0's."""
-    if not TorchrunPlace.writes():
+def make_view(*, quiet: bool, as_json: bool) -> View:
+    """The view that the options ask for, else bars on a terminal and lines elsewhere.
+
+    Under torchrun only the rank that writes the video reports.
+    """
+    if not TorchrunPlace.is_writer():
         return _Quiet()
     if as_json:
         return _Json()
@@ -236,23 +249,22 @@ def view_of(*, quiet: bool, as_json: bool) -> View:
     return _Bars(console) if console.is_terminal else _Lines()
 
 
-def say(line: str, stream: TextIO) -> None:
-    """Print a line. What nobody reads any more (a closed pipe, a full disk) stops no rendering."""
+def print_line(line: str, stream: TextIO) -> None:
+    """Print a line. A closed pipe or a full disk does not stop the command."""
     try:
         encoding = stream.encoding or "utf-8"
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
         stream.flush()
     except (OSError, ValueError):
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # else Python tries again, and fails, at exit
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        with contextlib.suppress(OSError, ValueError):
+            # Otherwise Python flushes the stream again at exit, and fails.
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, stream.fileno())
+            os.close(devnull)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words that are short: 42 s, 3:07, 2:04:11, 3 d 4 h."""
+def format_duration(seconds: float) -> str:
+    """A time span in short form: 4.2 s, 42 s, 3:07, 2:04:11, 3 d 4 h."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     if seconds > 2 * _DAY_S:
@@ -265,7 +277,7 @@ def duration(seconds: float) -> str:
 def _summary(paths: list[Path], metadata: Metadata) -> str:
     request, layout = metadata.request, metadata.layout
     ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
-    stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in metadata.seconds.items())
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in metadata.seconds.items())
     names = " ".join(map(str, paths))
     seed = f", seed {request.seed}" if isinstance(request, ResolvedRequest) else ""
     return (

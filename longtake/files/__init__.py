@@ -1,1 +1,1 @@
-"""Files: bounded reads, and atomic writes."""
+"""Bounded reads and atomic writes of files."""

@@ -1,4 +1,4 @@
-"""Files under another name until they are whole, and what goes wrong with them in words."""
+"""Atomic writes: a file appears under its name only once it is complete."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ _PROBE_BYTES = 2**14
 
 
 def partial_path(path: Path, token: str | None = None) -> Path:
-    """Where an output stands until it is whole: hidden, beside it, at no name that is taken.
+    """A hidden, unused name for an incomplete output, next to it.
 
-    In a folder that is there already, which may be a link or a mount: inside.
+    If the output is an existing folder, which may be a link or a mount point, the name is inside.
 
     Args:
-        token: tells it from others' of the same name, so that it can be found again; drawn if None.
+        path: The output.
+        token: Distinguishes outputs of the same name and lets a caller find the file again; random
+            if None.
     """
-    told_apart = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # where a name is cut
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]  # distinguishes truncated names
     token = token or secrets.token_hex(4)
-    name = f".{path.stem[:40]}.{told_apart}.{token}.partial{path.suffix}"
+    name = f".{path.stem[:40]}.{digest}.{token}.partial{path.suffix}"
     return path / name if path.is_dir() else path.with_name(name)
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a name is one of :func:`partial_path`."""
+    """Whether a name comes from :func:`partial_path`."""
     return path.name.startswith(".") and ".partial" in path.name
 
 
@@ -41,13 +43,12 @@ def numbered(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def place_new(source: Path, target: Path) -> None:
-    """Rename a file, or a folder, to a name that must be free. Of two processes that want the same
-    name, one gets it.
+def rename_to_unused(source: Path, target: Path) -> None:
+    """Rename a file or folder to an unused name. If two processes race for a name, one gets it.
 
     Raises:
-        FileExistsError: the name is taken; what stands there is left alone.
-        OSError: it cannot be renamed.
+        FileExistsError: The name is in use; the existing file is unchanged.
+        OSError: It cannot be renamed.
     """
     if source.is_dir():
         try:
@@ -61,7 +62,7 @@ def place_new(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: an empty file takes the name first
+    except OSError:  # no hard links on this file system: reserve the name with an empty file
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             os.replace(source, target)
@@ -72,11 +73,14 @@ def place_new(source: Path, target: Path) -> None:
         source.unlink()
 
 
-def write_new(path: Path, content: bytes) -> Path:
-    """Write a file at the first of ``name``, ``name-2``, ``name-3``... that is free; returns where.
+def write_to_unused(path: Path, content: bytes) -> Path:
+    """Write a file under the first unused name of ``name``, ``name-2``, ``name-3``, ...
+
+    Returns:
+        The path of the file.
 
     Raises:
-        EngineError: it cannot be written; nothing is left behind.
+        EngineError: The file cannot be written; nothing is left behind.
     """
     partial = partial_path(path)
     with writing(path):
@@ -84,20 +88,20 @@ def write_new(path: Path, content: bytes) -> Path:
             partial.write_bytes(content)
             for each in numbered(path):
                 try:
-                    place_new(partial, each)
+                    rename_to_unused(partial, each)
                     return each
                 except FileExistsError:
                     continue
-            raise AssertionError("numbers do not end")
+            raise AssertionError("unreachable: numbered() is infinite")
         finally:
             partial.unlink(missing_ok=True)
 
 
 def probe(folder: Path) -> None:
-    """Write some bytes into a folder, and remove them.
+    """Check that a folder is writable by writing a small file and removing it.
 
     Raises:
-        OSError: it cannot be written to, or its disk is full.
+        OSError: The folder is not writable, or its disk is full.
     """
     path = folder / f".probe.{secrets.token_hex(8)}.partial"
     try:
@@ -106,17 +110,19 @@ def probe(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_whole(
+def write_atomically(
     path: Path, content: bytes, *, durable: bool = False, partial: Path | None = None
 ) -> None:
-    """Write a file that appears under its name only once it is whole.
+    """Write a file atomically, replacing an existing one.
 
     Args:
-        durable: and only once it is on the disk, whatever becomes of this host.
-        partial: where it stands until then, on the same disk; beside it if None.
+        path: The file.
+        content: Its content.
+        durable: Whether to flush to disk, so that the file survives a crash of the host.
+        partial: Temporary path on the same disk; next to the file if None.
 
     Raises:
-        EngineError: it cannot be written; nothing is left behind.
+        EngineError: The file cannot be written; nothing is left behind.
     """
     partial = partial or partial_path(path)
     with writing(path):
@@ -133,7 +139,7 @@ def write_whole(
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return once a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,7 +149,7 @@ def flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while writing into an EngineError that names the file."""
+    """Turn exceptions raised while writing into an EngineError that names the file."""
     try:
         yield
     except Exception as error:
@@ -151,7 +157,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """The operating system's reason, which libraries bury."""
+    """The operating system's message in an exception chain, else the exception's own."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.errno and link.strerror:

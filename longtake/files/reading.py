@@ -1,6 +1,6 @@
-"""Reading files that a user or a model names: regular files only, up to a stated size.
+"""Bounded reads of files that users or models name: regular files only, up to a maximum size.
 
-A pipe would be waited for and a device never ends, so neither is opened.
+Reading a pipe could block and reading a device may never end, so neither is opened.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_JSON_BYTES = 8 * 2**20
-"""Of a file that Python parses: its objects take 30 times as much memory."""
+"""Limit for a file that Python parses: the objects take 30 times as much memory."""
 
 MAX_YAML_BYTES = 2**18
-"""Of a short file that is parsed value by value."""
+"""Limit for a short file that is parsed value by value."""
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -27,7 +27,7 @@ _KINDS = {
 
 
 class RefusedFileError(OSError):
-    """A file that is there and is not read. ``strerror`` says why."""
+    """A file exists but is not read. ``strerror`` says why."""
 
     def __init__(self, reason: str, path: Path) -> None:
         super().__init__(None, reason, os.fspath(path))
@@ -37,27 +37,27 @@ class RefusedFileError(OSError):
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path leads to a regular file.
+    """Check that a path is a regular file, or a link to one.
 
     Raises:
-        OSError: it does not; see ``strerror``.
+        OSError: It is not; ``strerror`` says why.
     """
     _check_kind(os.stat(path), path)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, or a link to one, without ever waiting.
+    """Open a regular file, or a link to one, without blocking.
 
     Raises:
-        OSError: it cannot be opened, or is a pipe, a device or a folder; see ``strerror``.
+        OSError: It cannot be opened, or is a pipe, a device or a folder; ``strerror`` says why.
     """
     try:
-        check_regular(path)  # opening some devices has effects of its own
+        check_regular(path)  # opening some devices has side effects
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ValueError as error:
         raise RefusedFileError("no file can have that name", path) from error
     try:
-        _check_kind(os.fstat(descriptor), path)  # the name may lead elsewhere by now
+        _check_kind(os.fstat(descriptor), path)  # the path may have been replaced since the check
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -65,28 +65,32 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
+
+    Args:
+        path: The file.
+        max_bytes: Maximum size.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger; see ``strerror``.
+        OSError: It cannot be read, is not a regular file, or is larger; ``strerror`` says why.
     """
     with open_regular(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         content = b"" if size_bytes > max_bytes else file.read(max_bytes + 1)
-    if content is None:  # some files of /proc wait for what they are to hold
+    if content is None:  # a non-blocking read of some files in /proc
         raise RefusedFileError("it holds nothing yet", path)
     if max(size_bytes, len(content)) > max_bytes:
-        most = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
-        raise RefusedFileError(f"it is larger than {most}", path)
+        limit = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
+        raise RefusedFileError(f"it is larger than {limit}", path)
     return content
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """What a JSON file holds.
+    """Parse a JSON file.
 
     Raises:
-        OSError: as :func:`read_regular`.
-        ValueError: it is no JSON in UTF-8, or nested too deeply.
+        OSError: As in :func:`read_regular`.
+        ValueError: It is not JSON in UTF-8, or nested too deeply.
     """
     try:
         return json.loads(read_regular(path, max_bytes).decode())

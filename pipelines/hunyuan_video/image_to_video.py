@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
 from longtake.pipelines.base import ImageToVideoPipeline, Streams
+from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import encode_videos
-from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
 from longtake.pipelines.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
 from longtake.pipelines.picture import Pixels, black
 from longtake.pipelines.spec import LatentGrid
+
+if TYPE_CHECKING:
+    from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
 
 _NOISE_SHARE = 0.999
 """Of what denoising begins with in the stable mode; the rest is the picture."""
@@ -21,8 +26,15 @@ _NOISE_SHARE = 0.999
 class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     """HunyuanVideo-I2V, with token_replace or latent_concat."""
 
-    _TEXT_ENCODERS = ImageTextEncoders
     _text: ImageTextEncoders
+
+    @staticmethod
+    def _load_text(
+        checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    ) -> ImageTextEncoders:
+        from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
+
+        return ImageTextEncoders(checkpoint, device, dtype)
 
     def encode(
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False

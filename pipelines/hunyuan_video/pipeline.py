@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,29 +14,31 @@ from diffusers import (
 )
 
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
-from longtake.errors import ModelError, one_line
 from longtake.parallel import World
 from longtake.pipelines.base import Stepper, Streams, VideoPipeline
+from longtake.pipelines.build import build_module
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.hunyuan_video.denoiser import HunyuanVideoDenoiser
-from longtake.pipelines.hunyuan_video.text import TextEncoders
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
-from longtake.pipelines.quiet import quiet_libraries
-from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.spec import ModelSpec
 from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.weights import load_weights, split_weights
+
+if TYPE_CHECKING:
+    from longtake.pipelines.hunyuan_video.text import TextEncoders
 
 
 class HunyuanVideo(VideoPipeline):
     """HunyuanVideo, text to video. The text encoders are on rank 0 alone."""
 
-    _TEXT_ENCODERS = TextEncoders
+    _text: TextEncoders
 
     def __init__(
         self,
         checkpoint: Checkpoint,
+        spec: ModelSpec,
         world: World,
         *,
         dtype: torch.dtype,
@@ -55,15 +57,16 @@ class HunyuanVideo(VideoPipeline):
         Raises:
             ModelError: a component cannot be loaded, or its weights are another model's.
         """
+        self.spec = spec
         on_component("vae")
-        self._vae = _build(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
+        self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
         load_weights(self._vae, checkpoint.weights("vae"), world, vae_dtype)
         if autoencoder_only:
             return
         self._device = world.device
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
         on_component("transformer")
-        transformer = _build(
+        transformer = build_module(
             HunyuanVideoTransformer3DModel, checkpoint.config("transformer"), "transformer"
         )
         self._config = transformer.config
@@ -73,21 +76,16 @@ class HunyuanVideo(VideoPipeline):
         load_weights(transformer, checkpoint.weights("transformer"), world, dtype)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._TEXT_ENCODERS(checkpoint, world.device, dtype)
+            self._text = self._load_text(checkpoint, world.device, dtype)
 
-    def grid(self, request: ResolvedRequest) -> LatentGrid:
-        """The latents of a request."""
-        config, vae = self._config, self._vae
-        return LatentGrid(
-            (
-                request.num_videos,
-                vae.config.latent_channels,
-                (request.num_frames - 1) // vae.temporal_compression_ratio + 1,
-                request.height // vae.spatial_compression_ratio,
-                request.width // vae.spatial_compression_ratio,
-            ),
-            (config.patch_size_t, config.patch_size, config.patch_size),
-        )
+    @staticmethod
+    def _load_text(
+        checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    ) -> TextEncoders:
+        # Imported on rank 0 only: transformers' models take time to import.
+        from longtake.pipelines.hunyuan_video.text import TextEncoders
+
+        return TextEncoders(checkpoint, device, dtype)
 
     def encode(
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
@@ -122,14 +120,3 @@ class HunyuanVideo(VideoPipeline):
 
 def _prompt(request: ResolvedRequest, negative: bool) -> str:
     return (request.negative_prompt or "") if negative else request.prompt
-
-
-def _build(model: Any, config: dict[str, Any], component: str) -> Any:
-    """A module of diffusers with no weights yet."""
-    try:
-        with torch.device("meta"), quiet_libraries():
-            return model.from_config(config).eval().requires_grad_(False)
-    except Exception as error:  # whatever a wrong value in a configuration leads to
-        raise ModelError(
-            f"{component}/config.json describes no {model.__name__}: {one_line(error)}"
-        ) from error

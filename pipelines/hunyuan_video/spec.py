@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
 
 from longtake.configs.models import defaults_of
-from longtake.errors import ModelError, one_line
+from longtake.errors import ModelError
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.configs import (
     ClipTextConfig,
@@ -68,8 +65,6 @@ _CONCAT_DROPS_FRAMES = 4
 TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
 """Frames, height and width: what AutoencoderKLHunyuanVideo of diffusers is made with."""
 
-ConfigT = TypeVar("ConfigT", bound=BaseModel)
-
 
 def inspect(
     checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
@@ -86,14 +81,14 @@ def inspect(
     """
     needed = _weighted(weights, autoencoder_only)
     _check_index(checkpoint, CLASSES, needed)
-    transformer = _read(TransformerConfig, checkpoint, "transformer")
+    transformer = checkpoint.parse_config(TransformerConfig, "transformer")
     if transformer.image_condition_type is not None:
         raise ModelError(
             f"{checkpoint.model} is conditioned on an image (image_condition_type="
             f"{transformer.image_condition_type!r}), and its model_index.json names the pipeline "
             "of text-to-video: it must name HunyuanVideoImageToVideoPipeline"
         )
-    costs = _costs(checkpoint, transformer, _read(LlamaConfig, checkpoint, "text_encoder"))
+    costs = _costs(checkpoint, transformer, checkpoint.parse_config(LlamaConfig, "text_encoder"))
     spec = _spec(checkpoint, costs)
     _check_files(checkpoint, costs, needed)
     return spec
@@ -105,8 +100,8 @@ def inspect_image_to_video(
     """The same of a HunyuanVideo-I2V, with either way of taking a picture."""
     needed = _weighted(weights, autoencoder_only)
     _check_index(checkpoint, _IMAGE_CLASSES, needed)
-    _read(ImageProcessorConfig, checkpoint, "image_processor", "preprocessor_config.json")
-    transformer = _read(TransformerConfig, checkpoint, "transformer")
+    checkpoint.parse_config(ImageProcessorConfig, "image_processor", "preprocessor_config.json")
+    transformer = checkpoint.parse_config(TransformerConfig, "transformer")
     conditioning = transformer.image_condition_type
     if conditioning is None:
         raise ModelError(
@@ -114,7 +109,7 @@ def inspect_image_to_video(
             "its model_index.json names the pipeline of image-to-video: it must name "
             "HunyuanVideoPipeline"
         )
-    llava = _read(LlavaConfig, checkpoint, "text_encoder")
+    llava = checkpoint.parse_config(LlavaConfig, "text_encoder")
     image = ImageSpec(
         num_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]) - HEADER_TOKENS,
         dropped_frames=_CONCAT_DROPS_FRAMES if conditioning == "latent_concat" else 0,
@@ -189,9 +184,9 @@ def _costs(
 ) -> HunyuanVideoCosts:
     return HunyuanVideoCosts(
         transformer,
-        _read(VaeConfig, checkpoint, "vae"),
+        checkpoint.parse_config(VaeConfig, "vae"),
         encoder,
-        _read(ClipTextConfig, checkpoint, "text_encoder_2"),
+        checkpoint.parse_config(ClipTextConfig, "text_encoder_2"),
     )
 
 
@@ -199,7 +194,7 @@ def _spec(
     checkpoint: Checkpoint, costs: HunyuanVideoCosts, image: ImageSpec | None = None
 ) -> ModelSpec:
     transformer, vae = costs.transformer, costs.vae
-    scheduler = _read(SchedulerConfig, checkpoint, "scheduler", "scheduler_config.json")
+    scheduler = checkpoint.parse_config(SchedulerConfig, "scheduler", "scheduler_config.json")
     channels = {transformer.latent_channels, transformer.out_channels or transformer.in_channels}
     if channels != {vae.latent_channels}:
         raise ModelError(
@@ -232,15 +227,3 @@ def _spec(
         costs=costs,
         image=image,
     )
-
-
-def _read(
-    kind: type[ConfigT], checkpoint: Checkpoint, component: str, name: str = "config.json"
-) -> ConfigT:
-    content = checkpoint.config(component, name)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise ModelError(
-            f"{checkpoint.folder / component / name} cannot be used: {one_line(error)}"
-        ) from error

@@ -85,7 +85,7 @@ class Batch:
         """Read and check all rows.
 
         Raises:
-            BadRowsError: Some rows cannot be rendered.
+            InvalidRowsError: Some rows cannot be rendered.
             RequestError: The file cannot be read, or has no rows.
         """
         shots = list(self._file.shots())

@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from longtake.engine.media.output_files import output_paths
-from longtake.engine.versions import versions
 from longtake.errors import EngineError, RequestError
-from longtake.files.atomic import write_whole
+from longtake.files.atomic import write_atomically
 from longtake.serve.queue.job_records import JobRecord
-from longtake.serve.runner.outputs import strip_of
+from longtake.serve.runner.outputs import filmstrip_path
 from longtake.serve.templates import TEMPLATES
+from longtake.version import library_versions
 
 REPORTS = ("report.json", "report.html")
 _HTML_SIGNATURE = re.compile(rb"longtake \S+ .{1,9}\d+ s of rendering</p>")
@@ -79,17 +79,17 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "counts": dict(counts),
         "seconds": round(sum(sum(job.seconds.values()) for job in jobs), 3),
-        "versions": versions(),
+        "versions": library_versions(),
         "shots": rows,
     }
     as_json, as_html = (folder / name for name in REPORTS)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(as_json, text.encode(), partial=scratch / as_json.name)
+    write_atomically(as_json, text.encode(), partial=scratch / as_json.name)
     pictures = [_picture(folder, job) for job in jobs]
     html = TEMPLATES.get_template("report.html").render(
         **{**content, "shots": list(zip(rows, pictures, strict=True))}
     )
-    write_whole(as_html, html.encode(), partial=scratch / as_html.name)
+    write_atomically(as_html, html.encode(), partial=scratch / as_html.name)
     return [as_json, as_html]
 
 
@@ -118,7 +118,7 @@ def _row(folder: Path, job: JobRecord) -> dict[str, Any]:
 def _picture(folder: Path, job: JobRecord) -> str:
     """The thumbnails of a job as a data URL, which keeps the page in one file."""
     try:
-        content = strip_of(folder, job).read_bytes()
+        content = filmstrip_path(folder, job).read_bytes()
     except OSError:
         return ""
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

@@ -15,14 +15,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.configs.sizes import over
+from longtake.configs.sizes import merge_fields
 from longtake.engine.media.output_files import output_type
-from longtake.engine.media.output_names import check_index, filled, request_id, values_for
+from longtake.engine.media.output_names import (
+    check_index,
+    fill_placeholders,
+    placeholder_values,
+    request_id,
+)
 from longtake.engine.outline import EngineOutline
-from longtake.errors import RefusedInputError, RequestError, field_named, one_line
+from longtake.errors import RefusedInputError, RequestError, leading_field, one_line
 from longtake.files.atomic import cause
 from longtake.serve.batch.report import REPORTS
-from longtake.serve.batch.shots import BadRow, Row, as_fields
+from longtake.serve.batch.shots import InvalidRow, Row, as_fields
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import WORK_FOLDER
 from longtake.serve.runner.outputs import (
@@ -80,7 +85,9 @@ class ShotChecker:
         self._unwritable = cache(_unwritable)
         self._known: Mapping[str, JobRecord] = {}
 
-    def check(self, rows: Iterable[Row], known: Mapping[str, JobRecord]) -> Iterator[Shot | BadRow]:
+    def check(
+        self, rows: Iterable[Row], known: Mapping[str, JobRecord]
+    ) -> Iterator[Shot | InvalidRow]:
         """The shot of each row, or why it is none.
 
         Args:
@@ -89,16 +96,16 @@ class ShotChecker:
         taken = _Taken(self._folder)
         self._known = known
         for row in rows:
-            found: Shot | BadRow
+            found: Shot | InvalidRow
             try:
                 found = self._checked(row, taken)
                 self._check_place(found, taken)
                 taken.add(found)
             except RefusedInputError as error:
                 message = str(error)
-                found = BadRow(row.line_of(field_named(message)), message)
+                found = InvalidRow(row.line_of(leading_field(message)), message)
             except OSError as error:
-                found = BadRow(row.line, f"cannot be looked into: {cause(error)}")
+                found = InvalidRow(row.line, f"cannot be looked into: {cause(error)}")
             yield found
 
     def _checked(self, row: Row, taken: _Taken) -> Shot:
@@ -110,14 +117,14 @@ class ShotChecker:
         output = str(own.get("output", f"{name}.mp4"))
         if "image" in values:  # as a folder would be by a shell's cd
             values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
-        asked = {**over(self._defaults, values), "output_type": output_type(Path(output))}
+        asked = {**merge_fields(self._defaults, values), "output_type": output_type(Path(output))}
         try:
             request = VideoRequest.model_validate(asked)
         except ValidationError as error:
             raise RequestError(one_line(error, _FIELDS)) from error
         resolved = self._engine.resolve(request)
         told = {
-            "request": request.model_dump(mode="json", exclude=request.left_at_default),
+            "request": request.model_dump(mode="json", exclude=request.new_fields_at_default),
             "image": resolved.image_sha256,
             "output": output,
             "engine": self._engine_part,
@@ -126,14 +133,14 @@ class ShotChecker:
         if self._is_known(shot):  # what was drawn for it, or the date then, may be in its name
             output = self._known[name].output
         elif "output" in own:
-            output = filled(output, self._values_of(shot))
+            output = fill_placeholders(output, self._values_of(shot))
         self._place(output)
         return replace(shot, output=str(PurePosixPath(output)))
 
     def _values_of(self, shot: Shot) -> dict[str, str]:
         """What can be filled into the name of its output."""
         request = shot.request
-        return values_for(
+        return placeholder_values(
             seed=request.seed,
             name=shot.id,
             model=self._engine.config.model,

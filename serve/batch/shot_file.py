@@ -11,7 +11,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.engine.outline import EngineOutline, device_type_of
 from longtake.errors import LongtakeError, RequestError
 from longtake.serve.batch.shot_checker import Shot, ShotChecker
-from longtake.serve.batch.shots import BadRow, read_shots
+from longtake.serve.batch.shots import InvalidRow, read_shots
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import JobStore
 
@@ -19,14 +19,14 @@ _MAX_LISTED = 1000
 """Maximum number of invalid rows that a message lists."""
 
 
-class BadRowsError(RequestError):
+class InvalidRowsError(RequestError):
     """A shots file has rows that cannot be rendered; nothing was queued.
 
     Attributes:
         rows: All invalid rows.
     """
 
-    def __init__(self, source: Path, rows: Sequence[BadRow]) -> None:
+    def __init__(self, source: Path, rows: Sequence[InvalidRow]) -> None:
         lines = "".join(f"\n  {each}" for each in rows[:_MAX_LISTED])
         if len(rows) > _MAX_LISTED:
             lines += f"\n  and {len(rows) - _MAX_LISTED} more"
@@ -60,18 +60,18 @@ class ShotFile:
         """Yield all shots, in the order of the file. They are valid once all have been yielded.
 
         Raises:
-            BadRowsError: After the last shot, if some rows cannot be rendered.
+            InvalidRowsError: After the last shot, if some rows cannot be rendered.
             RequestError: The file cannot be read.
         """
         rows, bad = read_shots(self._source)
         for each in self._checker.check(rows, self._known_jobs()):
-            if isinstance(each, BadRow):
+            if isinstance(each, InvalidRow):
                 bad.append(each)
             else:
                 yield each
         if bad:
             rows_by_line = sorted(dict.fromkeys(bad), key=lambda row: row.line)
-            raise BadRowsError(self._source, rows_by_line)
+            raise InvalidRowsError(self._source, rows_by_line)
 
     def _known_jobs(self) -> dict[str, JobRecord]:
         """The jobs in the folder's queue, by ID. Errors are reported once the queue is used."""

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.sizes import SAID_BY, over
+from longtake.configs.sizes import SHORTHANDS_OF, merge_fields
 from longtake.configs.yaml_reader import (
-    Broken,
+    InvalidValue,
     Mapping,
     Sequence,
     YamlError,
-    broken_in,
-    read_with_broken,
+    invalid_values,
+    read_yaml_leniently,
 )
 from longtake.errors import RequestError, is_utf8, one_line
 
@@ -59,7 +59,7 @@ class Row:
 
     def line_of(self, field: str) -> int:
         """Where the value of a field stands, or what says it in other words."""
-        for name in (field, *SAID_BY.get(field, ())):
+        for name in (field, *SHORTHANDS_OF.get(field, ())):
             for chosen, line in self.chosen:
                 if chosen == name:
                     return line
@@ -70,7 +70,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class BadRow:
+class InvalidRow:
     """A row that cannot be used, and why."""
 
     line: int
@@ -85,10 +85,10 @@ class _BadRowError(Exception):
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
-        self.bad = BadRow(line, reason)
+        self.bad = InvalidRow(line, reason)
 
 
-Rows = tuple[list[Row], list[BadRow]]
+Rows = tuple[list[Row], list[InvalidRow]]
 
 
 def read_shots(path: Path) -> Rows:
@@ -122,7 +122,7 @@ def read_shots(path: Path) -> Rows:
     rows = []
     for row in found:
         if reason := _unwritable(row.values):
-            bad.append(BadRow(row.line, reason))
+            bad.append(InvalidRow(row.line, reason))
         else:
             rows.append(row)
     if len(rows) > MAX_ROWS:
@@ -135,12 +135,12 @@ def read_shots(path: Path) -> Rows:
 def _each_line(text: str, row_of: Callable[[int, str], Row]) -> Rows:
     """A row a line, but for those that are blank."""
     rows: list[Row] = []
-    bad: list[BadRow] = []
+    bad: list[InvalidRow] = []
     for number, line in enumerate(text.split("\n"), start=1):
         words = line.strip()
         size = len(words)
         if size > MAX_LINE_BYTES:
-            bad.append(BadRow(number, f"is {size} characters long, {MAX_LINE_BYTES} at most"))
+            bad.append(InvalidRow(number, f"is {size} characters long, {MAX_LINE_BYTES} at most"))
         elif words:
             try:
                 rows.append(row_of(number, words))
@@ -178,7 +178,7 @@ def _csv(text: str) -> Rows:
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
-    bad: list[BadRow] = []
+    bad: list[InvalidRow] = []
     header: list[str] = []
     line = 1
     try:
@@ -190,14 +190,14 @@ def _csv(text: str) -> Rows:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header) or "prompt" not in header:
                     why = "must name each column once, and one of them prompt"
-                    return [], [BadRow(begun, f"the header {why}: {', '.join(header)[:200]}")]
+                    return [], [InvalidRow(begun, f"the header {why}: {', '.join(header)[:200]}")]
             elif len(cells) > len(header):
-                bad.append(BadRow(begun, f"has {len(cells)} cells under {len(header)} columns"))
+                bad.append(InvalidRow(begun, f"has {len(cells)} cells under {len(header)} columns"))
             else:
                 pairs = zip(header, cells, strict=False)
                 rows.append(Row(begun, {name: cell for name, cell in pairs if cell != ""}))
     except csv.Error as error:
-        bad.append(BadRow(line, f"is no CSV: {error}; what follows it was not read"))
+        bad.append(InvalidRow(line, f"is no CSV: {error}; what follows it was not read"))
     return rows, bad
 
 
@@ -206,11 +206,11 @@ def _yaml(text: str) -> Rows:
     combination of its lists."""
     if not is_utf8(text):
         broken = [n for n, line in enumerate(text.split("\n"), start=1) if not is_utf8(line)]
-        return [], [BadRow(number, _NO_UTF8) for number in broken]
+        return [], [InvalidRow(number, _NO_UTF8) for number in broken]
     try:
-        return _yaml_shots(read_with_broken(text))
+        return _yaml_shots(read_yaml_leniently(text))
     except YamlError as error:
-        return [], [BadRow(error.line, error.reason)]
+        return [], [InvalidRow(error.line, error.reason)]
     except _BadRowError as error:
         return [], [error.bad]
 
@@ -229,14 +229,14 @@ def _yaml_shots(document: Any) -> Rows:
         raise _BadRowError(parts.line_of("shots"), "must have shots, a list")
     axes = _axes(product, parts.line_of("product"))
     rows: list[Row] = []
-    bad: list[BadRow] = []
+    bad: list[InvalidRow] = []
     for shot, line in zip(shots, shots.lines, strict=True):
         try:
             rows += _yaml_rows(shot, line, defaults, axes)
         except _BadRowError as error:
             bad.append(error.bad)
         if len(rows) > MAX_ROWS:
-            return [], [BadRow(line, f"makes more than {MAX_ROWS} shots")]
+            return [], [InvalidRow(line, f"makes more than {MAX_ROWS} shots")]
     return rows, bad
 
 
@@ -246,8 +246,8 @@ def _mapping(value: Any, line: int, what: str, *, deep: bool = True) -> Mapping:
     Args:
         deep: nothing in it may be broken.
     """
-    if isinstance(value, Broken) or deep:
-        for broken in broken_in(value):
+    if isinstance(value, InvalidValue) or deep:
+        for broken in invalid_values(value):
             raise _BadRowError(broken.error.line, broken.error.reason)
     if value is None and deep:
         return Mapping(line)
@@ -298,12 +298,12 @@ def _yaml_rows(
     total = math.prod(len(choices) for choices in axes.values())
     if total > MAX_ROWS:
         raise _BadRowError(line, f"makes {total} shots, {MAX_ROWS} at most")
-    row = over(defaults, named) if defaults else named
+    row = merge_fields(defaults, named) if defaults else named
     if not axes:
         yield Row(line, row, (values, defaults))
         return
     for number, chosen in enumerate(itertools.product(*axes.values()), start=1):
-        made = over(row, {name: value for value, (name, _) in chosen})
+        made = merge_fields(row, {name: value for value, (name, _) in chosen})
         if named.get("id") is not None:
             made["id"] = f"{named['id']}-{number}"
         if named.get("output"):

@@ -1,76 +1,105 @@
-"""A job's steps and phases as server-sent events."""
+"""Progress of a video as server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from longtake.pipelines.progress import Progress
-from longtake.serve.http.objects import video_object
+from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
-from longtake.serve.service.service import VideoService
+from longtake.serve.queue.submissions import Submissions
+from longtake.serve.service.progress_hub import JobProgress, ProgressHub
 
-_LOOK_AGAIN_S = 1.0
-_SIGN_OF_LIFE_S = 15.0
+_POLL_S = 1.0
 
 
-async def events_of(service: VideoService, job: JobRecord, last: str) -> AsyncIterator[bytes]:
-    """First the video; then what happened and happens; last the video as it ended: ``completed``,
-    ``failed``, ``cancelled`` or ``deleted``.
+class VideoEvents:
+    """The events of one client that follows a video.
 
-    Progress that this process did not see, of an earlier attempt say, is not told again.
+    First comes the video; then its progress and each change of its state; last the video as it
+    ended: ``completed``, ``failed``, ``cancelled`` or ``deleted``. The ids of progress events let
+    a client that reconnects go on where it was.
 
     Args:
-        last: id of the last event that the client has; of another attempt, or empty, it has none.
+        store: The job queue.
+        progress: Progress of the jobs.
+        objects: Describes jobs to clients.
     """
-    told, sent_at = 0, time.monotonic()
-    course_told, attempt = None, 0
-    yield _event("video", await run_in_threadpool(video_object, service, job))
-    news = service.live.follow(job.id)
-    try:
-        now: JobRecord | None = job
-        state = job.state
-        while not service.live.stopping:
-            news.clear()
-            with suppress(QueueError):  # what happens is told all the same
-                now = await run_in_threadpool(service.store.found, job.id)
-            course = service.live.course(job.id)
-            if course is not course_told:  # another attempt, which begins to count anew
-                attempt = job.claims if now is None else now.claims
-                told, course_told = _number_after(last, attempt), course
-            for number in range(told, len(course.events) if course is not None else 0):
-                assert course is not None
-                yield _event("progress", _told(job, course.events[number]), f"{attempt}-{number}")
-                told, sent_at = number + 1, time.monotonic()
-            if now is None:
-                yield _event("deleted", {"id": job.id, "object": "video.deleted", "deleted": True})
-                return
-            if now.ended:
-                kind = {"done": "completed"}.get(now.state, now.state)
-                yield _event(kind, await run_in_threadpool(video_object, service, now))
-                return
-            if now.state != state:
-                state = now.state
-                yield _event("video", await run_in_threadpool(video_object, service, now))
-            if time.monotonic() - sent_at > _SIGN_OF_LIFE_S:
-                yield b": still here\n\n"
-                sent_at = time.monotonic()
-            try:
-                await asyncio.wait_for(news.wait(), _LOOK_AGAIN_S)
-            except asyncio.TimeoutError:
-                pass
-    finally:
-        service.live.leave(news)
+
+    def __init__(self, store: Submissions, progress: ProgressHub, objects: VideoObjects) -> None:
+        self._store = store
+        self._progress = progress
+        self._objects = objects
+        self._record: JobProgress | None = None
+        self._attempt = 0
+        self._next = 0
+
+    async def follow(self, job: JobRecord, last_event_id: str) -> AsyncIterator[ServerSentEvent]:
+        """Yield events until the video has ended or the server stops.
+
+        Progress of an attempt that this process did not see is not sent.
+
+        Args:
+            job: The job.
+            last_event_id: Id of the last event that the client received; empty if none.
+        """
+        yield await self._video("video", job)
+        changed = self._progress.follow(job.id)
+        try:
+            current: JobRecord | None = job
+            state = job.state
+            while not self._progress.stopping:
+                changed.clear()
+                with suppress(QueueError):  # progress goes on without the queue's file
+                    current = await run_in_threadpool(self._store.find, job.id)
+                for event in self._new_progress(current or job, last_event_id):
+                    yield event
+                if current is None:
+                    deleted = {"id": job.id, "object": "video.deleted", "deleted": True}
+                    yield ServerSentEvent(event="deleted", data=deleted)
+                    return
+                if current.ended:
+                    name = {"done": "completed"}.get(current.state, current.state)
+                    yield await self._video(name, current)
+                    return
+                if current.state != state:
+                    state = current.state
+                    yield await self._video("video", current)
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(changed.wait(), _POLL_S)
+        finally:
+            self._progress.unfollow(changed)
+
+    async def _video(self, event: str, job: JobRecord) -> ServerSentEvent:
+        return ServerSentEvent(event=event, data=await run_in_threadpool(self._objects.video, job))
+
+    def _new_progress(self, job: JobRecord, last_event_id: str) -> list[ServerSentEvent]:
+        """Progress since the last call."""
+        record = self._progress.of_job(job.id)
+        if record is not self._record:  # another attempt, whose events are numbered anew
+            self._record, self._attempt = record, job.claims
+            self._next = _number_after(last_event_id, self._attempt)
+        if record is None:
+            return []
+        first, self._next = self._next, max(self._next, len(record.events))
+        return [
+            ServerSentEvent(
+                event="progress",
+                data=_progress_object(job, record.events[number]),
+                id=f"{self._attempt}-{number}",
+            )
+            for number in range(first, self._next)
+        ]
 
 
-def _told(job: JobRecord, progress: Progress) -> dict[str, Any]:
+def _progress_object(job: JobRecord, progress: Progress) -> dict[str, Any]:
     return {
         "id": job.id,
         "object": "video.progress",
@@ -81,12 +110,8 @@ def _told(job: JobRecord, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _number_after(last: str, attempt: int) -> int:
-    of, _, number = last.partition("-")
+def _number_after(last_event_id: str, attempt: int) -> int:
+    """Number of the event after the last one received; 0 if that was of another attempt."""
+    of, _, number = last_event_id.partition("-")
     known = of == str(attempt) and number.isascii() and number.isdecimal() and len(number) < 10
     return int(number) + 1 if known else 0
-
-
-def _event(kind: str, content: dict[str, Any], name: str | None = None) -> bytes:
-    numbered = "" if name is None else f"id: {name}\n"
-    return f"{numbered}event: {kind}\ndata: {json.dumps(content)}\n\n".encode()

@@ -1,4 +1,4 @@
-"""Where a browser gives its API key once, and gets a session for it."""
+"""Login of a browser: it sends an API key once, and gets a session cookie."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import asyncio
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from longtake.serve.http.access import SESSION, SESSION_S, Access
+from longtake.serve.http.access import SESSION_COOKIE, SESSION_S, Access
 from longtake.serve.http.problems import Problem
 from longtake.serve.templates import TEMPLATES
 
-_MOST_TEXT = 1024
-_AFTER_A_WRONG_KEY_S = 0.5
+_MAX_KEY_BYTES = 1024
+_WAIT_AFTER_WRONG_KEY_S = 0.5
 
 
 def add_login(app: FastAPI, access: Access) -> None:
-    """Add the form, what it sends, and a way out."""
+    """Add the login page, the login and the logout."""
 
     @app.get("/login", include_in_schema=False, response_model=None)
-    async def form(request: Request) -> Response:
-        if not access.closed or access.asker(request.headers) is not None:
+    async def login_page(request: Request) -> Response:
+        if not access.needs_key or access.label_of(request) is not None:
             return RedirectResponse("/", 303)
         return HTMLResponse(TEMPLATES.get_template("login.html").render(wrong=False))
 
@@ -29,25 +29,25 @@ def add_login(app: FastAPI, access: Access) -> None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/x-www-form-urlencoded":
             raise Problem(415, "send the form of this page")
-        async with request.form(max_files=0, max_fields=4, max_part_size=_MOST_TEXT) as sent:
-            given = str(sent.get("key", ""))
-        label = access.key(given.strip())
+        async with request.form(max_files=0, max_fields=4, max_part_size=_MAX_KEY_BYTES) as form:
+            key = str(form.get("key", ""))
+        label = access.label_of_key(key.strip())
         if label is None:
-            await asyncio.sleep(_AFTER_A_WRONG_KEY_S)
+            await asyncio.sleep(_WAIT_AFTER_WRONG_KEY_S)
             return HTMLResponse(TEMPLATES.get_template("login.html").render(wrong=True), 401)
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(
-            SESSION,
-            access.session(label),
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            SESSION_COOKIE,
+            access.new_session(label),
             max_age=SESSION_S,
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
         )
-        return answer
+        return response
 
     @app.post("/logout", include_in_schema=False, response_model=None)
     async def logout() -> Response:
-        answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(SESSION)
-        return answer
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(SESSION_COOKIE)
+        return response

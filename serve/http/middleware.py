@@ -1,47 +1,35 @@
-"""What stands before the whole application: who may come in, how much, and how slowly."""
+"""Middleware before the API and the page: access, limits, security headers and request counts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from longtake.errors import one_line
 from longtake.serve.http.access import Access
-from longtake.serve.http.body import Body, Budget, check_call, too_large
+from longtake.serve.http.body import ByteBudget, LimitedBody, too_large
 from longtake.serve.http.problems import Problem
 
 logger = logging.getLogger(__name__)
 
-OPEN = ("/health", "/ready", "/login")
-"""What answers without a key, and says nothing of any video."""
+PUBLIC_PATHS = ("/health", "/ready", "/login")
+"""Paths that need no key; nothing there tells of any video."""
 
-_OF_API = re.compile(r"/(v1/.*|health|ready|metrics|login|logout|openapi\.json)", re.DOTALL)
-_OF_PAGE = {
-    "GET": re.compile(
-        r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
-        r"|/(static|assets|svelte)/[\w./@+-]+|/gradio_api/app_id"
-    ),
-    "POST": re.compile(r"/picture|/gradio_api/(run/predict|queue/join)"),
-}
-"""All that the page needs, of Gradio, too. There is no way to Gradio's files, uploads and proxy.
-Nothing waits in its queue: it refuses calls that name no session, and none does."""
-
-_CALLS = "/gradio_api/"
-"""What is amiss there is the client's fault."""
-_MOST_OF_CALL = 256 * 1024
-
-_MOST_HEADER_BYTES = 32 * 1024
-_MOST_IN_FLIGHT = 2**28
-"""Bytes of all requests together that are being sent at a time."""
-_HEADERS = {
+_API_PATHS = re.compile(
+    r"/(v1/.*|health|ready|metrics|login|logout|picture|openapi\.json)", re.DOTALL
+)
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_MAX_HEADER_BYTES = 32 * 1024
+_MAX_BYTES_IN_FLIGHT = 2**28
+"""Bytes of all request bodies that are being received."""
+_SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",
@@ -53,149 +41,166 @@ _HEADERS = {
 }
 
 
-class Guard:
-    """The ASGI application that is before the others.
+@dataclass(frozen=True)
+class PageApp:
+    """The page's application.
+
+    Attributes:
+        app: The application.
+        paths: The paths that it may serve, by method.
+    """
+
+    app: ASGIApp
+    paths: Mapping[str, re.Pattern[str]]
+
+    def serves(self, method: str, path: str) -> bool:
+        """Whether a request may reach the page."""
+        allowed = self.paths.get("GET" if method == "HEAD" else method)
+        return allowed is not None and allowed.fullmatch(path) is not None
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """Limits of a request's body.
+
+    Attributes:
+        max_bytes: Size limit.
+        timeout_s: Time limit for the whole body.
+    """
+
+    max_bytes: int
+    timeout_s: float
+
+
+class RequestFilter:
+    """ASGI middleware that refuses requests, or passes them on to the API or the page.
 
     Args:
-        api: what answers.
-        page: what answers the page's own requests; None: nothing.
-        access: who may come in.
-        most_bytes: of a request's body.
-        timeout_s: for a whole request.
-        answered: told of each answer: method, route, status.
-        stopping: whether the server ends, and so may cut answers short.
+        api: The API.
+        page: The page; None if only the API is served.
+        access: Decides which requests are let in.
+        limits: Limits of request bodies.
+        on_response: Called after each response with the method, the route and the status: 499 if
+            the client hung up before.
+        stopping: Whether the server is stopping, and may cancel responses.
     """
 
     def __init__(
         self,
         api: ASGIApp,
-        page: ASGIApp | None,
+        page: PageApp | None,
         access: Access,
-        *,
-        most_bytes: int,
-        timeout_s: float,
-        answered: Callable[[str, str, int], None],
+        limits: BodyLimits,
+        on_response: Callable[[str, str, int], None],
         stopping: Callable[[], bool],
     ) -> None:
         self._api = api
         self._page = page
         self._access = access
-        self._most_bytes = most_bytes
-        self._timeout_s = timeout_s
-        self._answered = answered
+        self._limits = limits
+        self._on_response = on_response
         self._stopping = stopping
-        self._in_flight = Budget(_MOST_IN_FLIGHT)
+        self._budget = ByteBudget(_MAX_BYTES_IN_FLIGHT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Handle a request."""
         if scope["type"] == "lifespan":
             await self._api(scope, receive, send)
             return
-        if scope["type"] != "http":  # no page of ours opens a socket
+        if scope["type"] != "http":  # neither the API nor the page uses WebSockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        body = Body(receive, self._most_bytes, self._timeout_s, self._in_flight)
-        answer = _Answer(send, body, of_call=scope["path"].startswith(_CALLS))
+        limits = self._limits
+        body = LimitedBody(receive, limits.max_bytes, limits.timeout_s, self._budget)
+        response = _ResponseSender(send, body)
         try:
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await refusal(scope, receive, answer)
-            else:
-                await self._hand_on(scope, body, answer)
+            await (self._refusal(scope) or self._app(scope))(scope, body, response)
         except ClientDisconnect:
             logger.debug("a client hung up: %s %s", _method(scope), _route(scope))
         except asyncio.CancelledError:
             if not self._stopping():
                 raise
         finally:
-            body.close()
-            self._answered(_method(scope), _route(scope), answer.status)
+            body.release()
+            self._on_response(_method(scope), _route(scope), response.status)
 
-    async def _hand_on(self, scope: Scope, body: Body, answer: _Answer) -> None:
-        if _OF_API.fullmatch(scope["path"]) or self._page is None:
-            await self._api(scope, body, answer)
-            return
-        try:
-            if answer.of_call and scope["method"] == "POST":
-                await check_call(body, _MOST_OF_CALL)
-            await self._page(scope, body, answer)
-        except Problem as problem:
-            await problem.answer()(scope, body, answer)
-        except ClientDisconnect:
-            raise
-        except Exception as error:
-            if not answer.of_call:
-                raise
-            logger.warning("the page was sent what no page sends: %s", one_line(error)[:200])
-            if not answer.begun:
-                await Problem(400, "no page sends this").answer()(scope, body, answer)
+    def _app(self, scope: Scope) -> ASGIApp:
+        if self._page is None or _API_PATHS.fullmatch(scope["path"]):
+            return self._api
+        return self._page.app
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that may not go on; also says who asks."""
-        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
-        if sum(len(name) + len(value) for name, value in headers.raw) > _MOST_HEADER_BYTES:
-            return Problem(431, f"more than {_MOST_HEADER_BYTES} bytes of headers").answer()
-        if not self._access.trusts(method, headers):
-            return Problem(403, "sent by another site, or to another name of this host").answer()
-        asker = self._access.asker(headers)
-        scope["asker"] = asker
-        if asker is None and path not in OPEN:
-            if path == "/" and method in ("GET", "HEAD"):
-                return RedirectResponse("/login", 303)
+        """The response to a request that is refused; None if it is let in, with the label of the
+        client's key in the scope."""
+        connection, method, path = HTTPConnection(scope), scope["method"], scope["path"]
+        headers = connection.headers
+        # uvicorn limits only headers that arrive in several parts.
+        if sum(len(name) + len(value) for name, value in headers.raw) > _MAX_HEADER_BYTES:
+            return Problem(431, f"more than {_MAX_HEADER_BYTES} bytes of headers").response()
+        if not self._access.is_trusted(method, connection):
             return Problem(
-                401,
-                "no API key that is known here: send Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            ).answer()
-        allowed = _OF_PAGE.get("GET" if method == "HEAD" else method)
-        of_page = self._page is not None and allowed is not None and allowed.fullmatch(path)
-        is_json = headers.get("content-type", "").startswith("application/json")
-        if method == "POST" and path.startswith(_CALLS) and not is_json:
-            of_page = False  # what a form of another site would send
-        if not (_OF_API.fullmatch(path) or of_page) or ".." in path.split("/"):
-            return Problem(404, "there is nothing here").answer()
+                403, "sent by another site, or to an unknown name of this host"
+            ).response()
+        label = self._access.label_of(connection)
+        scope["client_label"] = label or ""
+        if label is None and path not in PUBLIC_PATHS:
+            return _key_required(method, path)
+        of_page = self._page is not None and self._page.serves(method, path)
+        if not (_API_PATHS.fullmatch(path) or of_page) or ".." in path.split("/"):
+            return Problem(404, "not found: GET /openapi.json lists the API").response()
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 15 or int(length) > self._most_bytes:
-            return too_large(self._most_bytes).answer()
+        max_bytes = self._limits.max_bytes
+        if not length.isdecimal() or len(length) > 15 or int(length) > max_bytes:
+            return too_large(max_bytes).response()
         return None
 
 
-class _Answer:
-    """What is sent to a client, with headers that keep a browser from doing more than it should."""
+class _ResponseSender:
+    """The ``send`` of an ASGI request. Adds the security headers, and keeps the status.
 
-    def __init__(self, send: Send, body: Body, *, of_call: bool) -> None:
+    Attributes:
+        status: Status of the response; 499 before it begins, for clients that hang up.
+    """
+
+    def __init__(self, send: Send, body: LimitedBody) -> None:
         self._send = send
         self._body = body
-        self.of_call = of_call
-        self.begun = False
+        self._started = False
         self.status = 499
-        """Until there is an answer: the client has gone before."""
 
     async def __call__(self, message: Message) -> None:
-        if self._body.gone and not self.begun:  # nobody is there to be answered
+        if self._body.disconnected and not self._started:  # nobody receives the response
             return
         if message["type"] == "http.response.start":
-            if self.of_call and message["status"] == 500:
-                message["status"] = 400
-            self.begun, self.status = True, message["status"]
+            self._started, self.status = True, message["status"]
             headers = MutableHeaders(scope=message)
+            # Gradio allows requests of other origins.
             for name in [each for each in headers if each.startswith("access-control-")]:
                 del headers[name]
-            for name, value in _HEADERS.items():
+            for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
         await self._send(message)
 
 
-def _method(scope: dict[str, Any] | Scope) -> str:
-    known = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-    return str(scope["method"]) if scope["method"] in known else "other"
+def _key_required(method: str, path: str) -> Response:
+    if path == "/" and method in ("GET", "HEAD"):
+        return RedirectResponse("/login", 303)
+    return Problem(
+        401,
+        "no valid API key: send Authorization: Bearer KEY",
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    ).response()
 
 
-def _route(scope: dict[str, Any] | Scope) -> str:
-    """The route's pattern, of which there are few, whatever paths clients think up."""
-    route = scope.get("route")
-    path = getattr(route, "path", "")
+def _method(scope: Scope) -> str:
+    """The method as a metric's label, of which there may be few."""
+    return str(scope["method"]) if scope["method"] in _METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the route, as a metric's label."""
+    path = getattr(scope.get("route"), "path", "")
     if path:
         return str(path)
     return "page" if scope["path"] == "/" or scope["path"].startswith("/gradio_api/") else "other"

@@ -1,11 +1,11 @@
-"""What the API's document says of a request's body, read off what is declared."""
+"""Parts of the OpenAPI document, derived from the declared options."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longtake.configs.request import VideoRequest
-from longtake.serve.http.openai_request import NOT_OF_CLIENTS
+from longtake.serve.http.openai_request import SERVER_FIELDS
 
 _ERROR = {
     "type": "object",
@@ -23,8 +23,8 @@ _ERROR = {
         }
     },
 }
-_OF_OPENAI: dict[str, Any] = {
-    "model": {"type": "string", "description": "The model that is served, or left out"},
+_MODEL: dict[str, Any] = {
+    "model": {"type": "string", "description": "Name of the served model; may be left out"},
 }
 _REFERENCE = {
     "anyOf": [
@@ -51,7 +51,8 @@ _VIDEO = {
         "seconds": {"type": "string"},
         "estimated_seconds": {
             "type": ["number", "null"],
-            "description": "Until it is done, with all videos before it; null: not known yet",
+            "description": "Seconds until the video is done, including all videos before it; "
+            "null if not known yet",
         },
     },
 }
@@ -60,9 +61,7 @@ _VIDEO = {
 def _body(reference: dict[str, Any]) -> dict[str, Any]:
     declared = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     fields = {
-        name: schema
-        for name, schema in declared["properties"].items()
-        if name not in NOT_OF_CLIENTS
+        name: schema for name, schema in declared["properties"].items() if name not in SERVER_FIELDS
     }
     template = declared["$defs"]["PromptTemplate"]
     fields["prompt_template"] = {"anyOf": [template, {"type": "null"}]}
@@ -70,11 +69,11 @@ def _body(reference: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": {**fields, **_OF_OPENAI, "input_reference": reference},
+        "properties": {**fields, **_MODEL, "input_reference": reference},
     }
 
 
-def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _response(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
@@ -98,16 +97,16 @@ CREATE: dict[str, Any] = {
 }
 
 
-def _files(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
+def _file_response(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
     schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": description, "content": dict.fromkeys(kinds, schema)}}
+    return {200: {"description": description, "content": dict.fromkeys(media_types, schema)}}
 
 
-CONTENT = _files("The file", "video/mp4", "application/octet-stream", "image/jpeg")
-EVENTS = _files("Server-sent events", "text/event-stream")
-METRICS = _files("Prometheus' text format", "text/plain")
-VIDEO: dict[int | str, dict[str, Any]] = {200: _answer("The video", _VIDEO)}
+CONTENT = _file_response("The file", "video/mp4", "application/octet-stream", "image/jpeg")
+EVENTS = _file_response("Server-sent events", "text/event-stream")
+METRICS = _file_response("Prometheus' text format", "text/plain")
+VIDEO: dict[int | str, dict[str, Any]] = {200: _response("The video", _VIDEO)}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": _answer("What is amiss, in OpenAI's shape", _ERROR),
-    "5XX": _answer("A fault of the server", _ERROR),
+    "4XX": _response("An error of the request, in OpenAI's shape", _ERROR),
+    "5XX": _response("An error of the server", _ERROR),
 }

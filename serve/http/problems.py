@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
-from longtake.serve.http.openai_request import FieldError
+from longtake.errors import EngineError, RefusedInputError
+from longtake.serve.queue.job_database import QueueError
+from longtake.serve.service.submission import FieldError
 
-_LONGEST = 1000
-"""Letters of a message."""
+_MAX_MESSAGE_LENGTH = 1000
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -17,14 +20,14 @@ _TYPES = {
 
 
 class Problem(HTTPException):
-    """An answer that is an error.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: one line.
-        param: the field that is meant.
-        code: for programs.
-        headers: more of the answer's.
+        status: HTTP status code.
+        message: One line.
+        param: Name of the invalid field, if one is.
+        code: Error code for programs.
+        headers: Further response headers.
     """
 
     def __init__(
@@ -42,22 +45,63 @@ class Problem(HTTPException):
 
     @classmethod
     def of(cls, error: FieldError) -> Problem:
-        """A field that cannot be as it is."""
+        """The response to an invalid field."""
         return cls(400, str(error), param=error.param, code=error.code)
 
-    def answer(self) -> JSONResponse:
-        """As it is sent."""
+    def response(self) -> JSONResponse:
+        """The response that is sent."""
         status = self.status_code
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         content = {
-            "message": _sendable(self.detail),
+            "message": _encodable(self.detail),
             "type": kind,
-            "param": self.param if self.param is None else _sendable(self.param),
+            "param": self.param if self.param is None else _encodable(self.param),
             "code": self.code,
         }
         return JSONResponse({"error": content}, status, self.headers)
 
 
-def _sendable(text: str) -> str:
-    """Half of a surrogate pair, of a client's JSON, cannot be sent back."""
-    return text.encode("utf-8", "replace").decode()[:_LONGEST]
+def unavailable_message(error: EngineError) -> str:
+    """What clients read of a temporary failure; file paths stay in the server's log."""
+    reason = error.summary if isinstance(error, QueueError) else "a file cannot be written"
+    return f"{reason}: try again later"
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Have an application answer all errors in OpenAI's shape."""
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Problem):
+            return error.response()
+        headers = dict(error.headers or {})
+        return Problem(error.status_code, str(error.detail), headers=headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return Problem(400, f"{name}: {first['msg']}", param=name).response()
+
+    @app.exception_handler(RefusedInputError)
+    async def refused_input(request: Request, error: RefusedInputError) -> Response:
+        return Problem(400, str(error)).response()
+
+    @app.exception_handler(QueueError)
+    async def queue_unavailable(request: Request, error: QueueError) -> Response:
+        headers = {"retry-after": "5"}
+        message = unavailable_message(error)
+        return Problem(503, message, code="queue_unavailable", headers=headers).response()
+
+    @app.exception_handler(EngineError)
+    async def engine_error(request: Request, error: EngineError) -> Response:
+        return Problem(503, unavailable_message(error)).response()
+
+    @app.exception_handler(Exception)
+    async def internal_error(request: Request, error: Exception) -> Response:
+        return Problem(500, "internal error: the server's log says more").response()
+
+
+def _encodable(text: str) -> str:
+    """Replaces lone surrogates, which JSON can hold and UTF-8 cannot; cuts the text."""
+    return text.encode("utf-8", "replace").decode()[:_MAX_MESSAGE_LENGTH]

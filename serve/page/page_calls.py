@@ -1,74 +1,124 @@
-"""The calls that the page's own script makes, and how Gradio is handed them."""
+"""The calls of the page's script, on their way to Gradio."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from longtake.errors import one_line
+from longtake.serve.http.body import too_large
 from longtake.serve.http.problems import Problem
+from longtake.serve.page.gradio_internals import CALL_PATH, encode_call
 
-_CALLS = "/gradio_api/"
+logger = logging.getLogger(__name__)
+
+_MAX_BYTES = 256 * 1024
+_SCALARS = (str, int, float, bool, type(None))
+_INVALID = "not a call of the page"
 
 
 class PageCalls:
-    """ASGI middleware before Gradio that hands on a function's number and its values, and nothing
-    else.
+    """ASGI middleware before Gradio that passes on a function's number and its arguments only.
 
-    Gradio keeps a copy of the page for each session that a call names, what its queue has to tell a
-    session until it is fetched, and a document for each page that an address names. The page needs
-    none of them: its calls are answered at once, and it keeps what it has to remember itself. So no
-    call names a session, no address has a query, and nothing is left of a call once it is answered.
+    Arguments are texts and numbers: Gradio opens an object as a file or a URL. Gradio also keeps a
+    copy of the page for each session that a call names, results for each session until they are
+    fetched, and a document for each address with a query. The page needs none of them, so no call
+    names a session, no address has a query, and nothing is kept of a call once it is answered.
 
     Args:
-        page: Gradio's application.
-        inputs: how many values each function takes, by its number.
+        app: Gradio's application.
+        num_arguments: Number of arguments of each function, by its number.
     """
 
-    def __init__(self, page: ASGIApp, inputs: Mapping[int, int]) -> None:
-        self._page = page
-        self._inputs = inputs
+    def __init__(self, app: ASGIApp, num_arguments: Mapping[int, int]) -> None:
+        self._app = app
+        self._num_arguments = num_arguments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on, or answer that no page sends it."""
-        if scope["type"] == "http":
-            scope["query_string"] = b""
-            if scope["method"] == "POST" and scope["path"].startswith(_CALLS):
-                try:
-                    content = self._checked(await Request(scope, receive).body())
-                except Problem as problem:
-                    await problem.answer()(scope, receive, send)
-                    return
-                receive = _replayed(content, receive)
-        await self._page(scope, receive, send)
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["query_string"] = b""
+        if scope["method"] == "POST" and scope["path"] == CALL_PATH:
+            await self._call(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_without_faults(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if message["status"] == 500:  # a value that a function of ours cannot take
+                    message["status"] = 400
+            await send(message)
+
+        try:
+            content = self._checked(await _read(Request(scope, receive)))
+            await self._app(scope, _replay(content, receive), send_without_faults)
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            logger.warning("a call of the page failed: %s", one_line(error)[:200])
+            if not started:
+                await Problem(400, _INVALID).response()(scope, receive, send)
 
     def _checked(self, content: bytes) -> bytes:
-        """A call as Gradio is to have it.
+        """The call as it was understood here, encoded anew.
 
         Raises:
-            Problem: the page sends no such call.
+            Problem: The page sends no such call.
         """
-        call: Any = json.loads(content)  # an object of words and numbers, as the guard saw to
-        number, values = call.get("fn_index"), call.get("data", [])
         try:
-            if type(number) is int and self._inputs.get(number) == len(values):
-                handed_on = {"fn_index": number, "data": values}
-                return json.dumps(handed_on, ensure_ascii=False).encode()
-        except UnicodeEncodeError:  # half a character
-            pass
-        raise Problem(400, "no page sends this")
+            call: Any = json.loads(content)
+            function, arguments = call.get("fn_index"), call.get("data", [])
+            others = (value for name, value in call.items() if name != "data")
+            valid = (
+                isinstance(arguments, list)
+                and all(isinstance(each, _SCALARS) for each in (*arguments, *others))
+                and type(function) is int
+                and self._num_arguments.get(function) == len(arguments)
+            )
+            if valid:
+                return json.dumps(encode_call(function, arguments), ensure_ascii=False).encode()
+        except (ValueError, RecursionError, AttributeError):
+            pass  # no JSON, lone surrogates, nested too deeply, or no object
+        raise Problem(400, _INVALID)
 
 
-def _replayed(content: bytes, receive: Receive) -> Receive:
-    """A body in one piece, and then what comes from the client."""
+async def _read(request: Request) -> bytes:
+    """The body of a call.
+
+    Raises:
+        Problem: It is too large, or no JSON, which a form of another site could send.
+    """
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise Problem(404, "not found: GET /openapi.json lists the API")
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > _MAX_BYTES:
+            raise too_large(_MAX_BYTES)
+    return content
+
+
+def _replay(content: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that returns a whole body first."""
     messages = iter([content])
 
-    async def replayed() -> Message:
+    async def replay() -> Message:
         for body in messages:
             return {"type": "http.request", "body": body, "more_body": False}
         return await receive()
 
-    return replayed
+    return replay

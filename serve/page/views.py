@@ -1,4 +1,4 @@
-"""What the page shows of jobs and of the ranks, in words and HTML."""
+"""HTML of what the page shows: videos, their settings, the ranks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longtake.serve.http.objects import error_of, progress_of
-from longtake.serve.http.openai_request import asked_of
+from longtake.serve.http.openai_request import parse_submission
+from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
 from longtake.serve.templates import TEMPLATES
@@ -29,39 +29,54 @@ _ANNOUNCED = {
 
 
 class Views:
-    """Of one service.
+    """Renders the page's parts as HTML.
 
     Args:
-        service: whose jobs they are.
+        service: The service.
+        objects: Describes jobs to clients.
     """
 
-    def __init__(self, service: VideoService) -> None:
+    def __init__(self, service: VideoService, objects: VideoObjects) -> None:
         self._service = service
+        self._objects = objects
 
     def header(self) -> str:
-        """What is served, and what a user should know of it."""
+        """The name of the model, and a note on it."""
         note = self._service.engine.spec.defaults.note
-        return TEMPLATES.get_template("header.html").render(model=self._service.model, note=note)
+        return TEMPLATES.get_template("header.html").render(
+            model=self._service.model.name, note=note
+        )
 
     def examples(self) -> str:
-        """Prompts that the model knows."""
+        """Example prompts of the model."""
         examples = self._service.engine.spec.defaults.examples
         return TEMPLATES.get_template("examples.html").render(examples=examples)
 
     def status(self, job: JobRecord | None, problem: str = "", *, gone: bool = False) -> str:
-        """One job: its video, or how far it is."""
+        """One job: its video, or its progress.
+
+        Args:
+            job: The job; None if none is shown.
+            problem: An error to show in its place.
+            gone: Whether the video that the page names is no longer there.
+        """
         if gone:
             problem = "This video is no longer there: it was deleted, or has expired."
         shown = None if job is None else self._shown(job)
         return TEMPLATES.get_template("status.html").render(job=shown, problem=problem)
 
     def details(self, job: JobRecord | None) -> str:
-        """What was asked for."""
+        """The prompt and the settings of a job."""
         settings = [] if job is None else self._settings(job)
         return TEMPLATES.get_template("details.html").render(job=job, settings=settings)
 
     def gallery(self, jobs: Sequence[JobRecord], shown: str) -> str:
-        """Several jobs in small."""
+        """Small pictures of several jobs.
+
+        Args:
+            jobs: The jobs.
+            shown: Id of the job that the page shows.
+        """
         described = [
             {
                 "id": job.id,
@@ -75,18 +90,15 @@ class Views:
         return TEMPLATES.get_template("gallery.html").render(jobs=described, shown=shown)
 
     def engine(self) -> str:
-        """The ranks, and what they last rendered in."""
-        service, last = self._service, self._service.live.last
-        supervisor = service.supervisor
-        devices = (
-            service.engine.config.devices_by_rank if supervisor is None else supervisor.devices
-        )
+        """The ranks, and how the last video was rendered."""
+        service, last = self._service, self._service.progress.last
+        devices = service.ranks.devices or service.engine.config.devices_by_rank
         peaks = {} if last is None else {rank.rank: rank for rank in last.ranks}
         ranks = [
             {
                 "number": rank,
                 "device": peaks[rank].device if rank in peaks else device,
-                "state": "running" if service.loaded else "starting",
+                "state": "running" if service.ranks.loaded else "starting",
                 "memory": f"{peaks[rank].peak_memory_bytes / 2**30:.2f} GiB"
                 if rank in peaks
                 else "",
@@ -95,47 +107,50 @@ class Views:
         ]
         return TEMPLATES.get_template("engine.html").render(
             words=f"{service.unready or 'ready'}.".capitalize(),
-            model=service.model,
+            model=service.model.name,
             dtype=service.engine.config.dtype,
             layout="" if last is None else f"{last.layout.name} (cfg x ring x ulysses)",
             why="" if last is None else last.why,
             kernel="" if last is None else last.engine.attention_kernel,
-            restarts=service.restarts,
-            said=service.live.said.replace(f"{service.folder}/", ""),
+            restarts=service.ranks.restarts,
+            note=service.progress.last_note.replace(f"{service.folder}/", ""),
             ranks=ranks,
         )
 
     def estimate(self, values: Mapping[str, Any]) -> str:
-        """How long a form's request takes, once it is begun.
+        """How long a form's video takes once it starts.
+
+        Args:
+            values: The form's fields, as a client of the API would send them.
 
         Raises:
-            RefusedInputError: it cannot be rendered here.
+            RefusedInputError: The video cannot be rendered here.
         """
         service = self._service
-        asked = {"seed": 0, **values, "prompt": "any"}
         spec = service.engine.spec
-        request = asked_of(asked, None, service.model, spec).request
+        any_prompt = {"seed": 0, **values, "prompt": "any"}
+        request = parse_submission(any_prompt, None, service.model.name, spec).request
         if spec.image is None:
-            resolved = service.resolved(request)
+            resolved = service.admission.resolve(request)
         else:
-            resolved = service.resolved_without_picture(request)
-        size = f"{resolved.width} × {resolved.height}, {_frames(resolved.num_frames)}"
+            resolved = service.admission.resolve_without_picture(request)
+        size = f"{resolved.width} × {resolved.height}, {_frame_count(resolved.num_frames)}"
         words = "Time not known yet"
-        if service.pace.known:
-            words = f"About {_words(service.pace.seconds_of(resolved))}"
+        if service.eta.known:
+            words = f"About {_duration(service.eta.rendering_s(resolved))}"
         return TEMPLATES.get_template("estimate.html").render(
             words=f"{words} for {size}", problem=""
         )
 
     def problem(self, message: str) -> str:
-        """What is amiss with a request as a whole, in the estimate's place."""
+        """An error that no field shows, in the estimate's place."""
         return TEMPLATES.get_template("estimate.html").render(words="", problem=message)
 
     def _shown(self, job: JobRecord) -> dict[str, Any]:
         service, request = self._service, job.request
-        course = service.live.course(job.id) if job.state == "running" else None
-        error = error_of(service, job)
-        words, percent = self._state(job), progress_of(service, job)
+        progress = service.progress.of_job(job.id) if job.state == "running" else None
+        error = self._objects.error(job)
+        words, percent = self._state(job), self._objects.percent(job)
         return {
             "id": job.id,
             "state": job.state,
@@ -150,15 +165,15 @@ class Views:
             "percent": percent,
             "words": words,
             "left": self._left(job),
-            "frames": zlib.crc32(course.picture) if course and course.picture else "",
+            "frames": zlib.crc32(progress.thumbnails) if progress and progress.thumbnails else "",
             "error": "" if error is None or job.state == "cancelled" else error["message"],
-            "summary": f"{request.width} × {request.height}, {_frames(request.num_frames)}, "
-            f"{_words(sum(job.seconds.values()))}",
+            "summary": f"{request.width} × {request.height}, {_frame_count(request.num_frames)}, "
+            f"{_duration(sum(job.seconds.values()))}",
         }
 
     def _settings(self, job: JobRecord) -> list[tuple[str, object]]:
         request = job.request
-        frames = self._service.engine.num_frames_of(request)
+        frames = request.num_frames - self._service.engine.spec.dropped_frames
         return [
             ("seed", request.seed),
             ("size", f"{request.width}x{request.height}"),
@@ -177,25 +192,25 @@ class Views:
             return job.state.capitalize()
         if job.cancelling:
             limit_s = self._service.engine.config.stop_timeout_s
-            return f"Ends after this step, in {_words(limit_s)} at most"
+            return f"Ends after this step, in {_duration(limit_s)} at most"
         if job.state == "queued":
             ahead = len(self._before(job))
             return f"Waiting: {ahead} before it" if ahead else "Waiting for the ranks"
-        now, _ = self._service.pace.standing(job)
+        now, _ = self._service.eta.current(job)
         if now.phase in ("denoising", "decoding"):
             part = "Step" if now.phase == "denoising" else "Decoding: tile"
             return f"{part} {now.done} of {now.total}"
         return _PHASES.get(now.phase, now.phase).capitalize()
 
     def _left(self, job: JobRecord) -> str:
-        """Until it is there, with all before it; nothing once it has ended, or is to end."""
+        """Time until a job is done, including all before it; empty once it ends or is cancelled."""
         if job.ended or job.cancelling:
             return ""
-        seconds = self._service.pace.seconds_left().get(job.id)
-        return "time left not known yet" if seconds is None else f"about {_words(seconds)} left"
+        seconds = self._service.eta.seconds_left().get(job.id)
+        return "time left not known yet" if seconds is None else f"about {_duration(seconds)} left"
 
     def _before(self, job: JobRecord) -> list[JobRecord]:
-        """Those that are rendered before a job that waits."""
+        """The jobs that are rendered before a waiting one."""
         if job.state != "queued":
             return []
         return [
@@ -205,11 +220,11 @@ class Views:
         ]
 
 
-def _frames(count: int) -> str:
+def _frame_count(count: int) -> str:
     return "1 frame" if count == 1 else f"{count} frames"
 
 
-def _words(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:

@@ -60,7 +60,7 @@ class JobDatabase:
         create: Create the file if there is none; its folder must exist.
         read_only: Open the file without changing it.
         busy_s: Seconds to wait for other writers.
-        patience: Transactions that allow it wait while the file is unusable, until this event is
+        retry_until: Transactions that allow it wait while the file is unusable, until this event is
             set; None: they fail at once.
 
     Raises:
@@ -76,13 +76,13 @@ class JobDatabase:
         create: bool = False,
         read_only: bool = False,
         busy_s: float = 30.0,
-        patience: threading.Event | None = None,
+        retry_until: threading.Event | None = None,
     ) -> None:
         self.path = path
         self._read = read
         self._read_only = read_only
         self._busy_s = busy_s
-        self._patience = patience
+        self._retry_until = retry_until
         self._lock = threading.RLock()
         self._readers: list[sqlite3.Connection] = []
         self._closed = False
@@ -176,7 +176,7 @@ class JobDatabase:
         """An exclusive write transaction. A nested one joins the outer one.
 
         Args:
-            waits_for: Errors after which to try again to begin, if the database is patient.
+            waits_for: Errors after which to try again to begin, if the database retries.
 
         Raises:
             QueueError: The transaction was not, or may not have been, committed.
@@ -187,7 +187,7 @@ class JobDatabase:
                     connection = opened.enter_context(self._transaction())
                     break
                 except waits_for:
-                    if self._patience is None or self._patience.wait(_RETRY_S):
+                    if self._retry_until is None or self._retry_until.wait(_RETRY_S):
                         raise
             yield connection
 

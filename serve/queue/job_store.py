@@ -35,7 +35,7 @@ class JobStore:
         create: Create the queue if there is none.
         read_only: Open the queue without changing it.
         busy_s: Seconds to wait while another process writes.
-        patience: Workers retry while the queue is unusable, until this event is set; None: they
+        retry_until: Workers retry while the queue is unusable, until this event is set; None: they
             fail at once.
 
     Attributes:
@@ -54,7 +54,7 @@ class JobStore:
         create: bool = False,
         read_only: bool = False,
         busy_s: float = 30.0,
-        patience: threading.Event | None = None,
+        retry_until: threading.Event | None = None,
     ) -> None:
         path = folder / WORK_FOLDER / "jobs.sqlite"
         self.folder = folder
@@ -64,7 +64,12 @@ class JobStore:
         elif not path.is_file():
             raise RequestError(f"{folder} holds no jobs: name a folder that longtake batch wrote")
         self._database = JobDatabase(
-            path, _read_all, create=create, read_only=read_only, busy_s=busy_s, patience=patience
+            path,
+            _read_all,
+            create=create,
+            read_only=read_only,
+            busy_s=busy_s,
+            retry_until=retry_until,
         )
         self.claims = Claims(self._database)
 

@@ -11,10 +11,10 @@ from longtake.serve.queue.job_records import DoneJob, JobRecord, NewJob
 from longtake.serve.queue.job_rows import end_job, insert_job, select_jobs
 from longtake.serve.queue.job_store import JobStore
 
-DOOR = "serve"
+SERVER_SOURCE = "serve"
 """Source of the server's jobs; the label of the API key follows it, if there is one."""
 
-_OF_SERVER = f"(source='{DOOR}' OR source LIKE '{DOOR} %')"
+_OF_SERVER = f"(source='{SERVER_SOURCE}' OR source LIKE '{SERVER_SOURCE} %')"
 _ENDED = "state NOT IN ('queued', 'running')"
 
 
@@ -121,7 +121,7 @@ class Submissions(JobStore):
                 end_job(connection, job.id, "failed", now, error=error)
             return len(others)
 
-    def found(self, job_id: str) -> JobRecord | None:
+    def find(self, job_id: str) -> JobRecord | None:
         """The job of an ID; None if there is none or it was deleted."""
         with self._database.reading() as connection:
             jobs = select_jobs(connection, f"id=? AND deleted=0 AND {_OF_SERVER}", job_id)
@@ -158,14 +158,14 @@ class Submissions(JobStore):
             )
 
     def delete(self, job_id: str, now: float) -> None:
-        """Mark a job as deleted, and cancel it if it has not ended. See :meth:`gone`."""
+        """Mark a job as deleted, and cancel it if it has not ended. See :meth:`removable`."""
         with self._database.transaction() as connection:
             if not select_jobs(connection, "id=?", job_id):
                 return
             self.cancel([job_id], now)
             connection.execute("UPDATE jobs SET deleted=1 WHERE id=?", (job_id,))
 
-    def gone(self, ended_before: float) -> list[JobRecord]:
+    def removable(self, ended_before: float) -> list[JobRecord]:
         """Jobs to remove: those that have ended and were deleted, or ended before a time.
 
         The caller removes their files, then calls :meth:`forget`.

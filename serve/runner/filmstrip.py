@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longtake.engine.media.frame_writers import Array
-from longtake.engine.worker import Sink
-from longtake.files.atomic import write_whole
+from longtake.engine.arrays import Array
+from longtake.engine.sinks import Sink
+from longtake.files.atomic import write_atomically
 
 _HEIGHT_PX = 120
 
@@ -60,7 +60,7 @@ class Filmstrip:
             partial: Path of the file until it is complete.
         """
         if self._pictures:
-            write_whole(path, self._jpeg(), partial=partial)
+            write_atomically(path, self._jpeg(), partial=partial)
         else:
             path.unlink(missing_ok=True)
 
@@ -76,7 +76,7 @@ class Filmstrip:
         return content.getvalue()
 
 
-def middle_of(strip: bytes, shape: float) -> bytes:
+def middle_frame(strip: bytes, shape: float) -> bytes:
     """The middle thumbnail of a filmstrip, as a JPEG.
 
     Args:

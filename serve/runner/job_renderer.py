@@ -12,8 +12,8 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.output_files import output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, plan_snapshots
 from longtake.engine.media.video_writer import VideoFiles
+from longtake.engine.metadata import Metadata
 from longtake.engine.supervisor import Supervisor
-from longtake.engine.video import Metadata
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import writing
 from longtake.pipelines.progress import OnProgress, Progress
@@ -26,11 +26,11 @@ from longtake.serve.runner.outputs import (
     OutputTakenError,
     batch_metadata,
     drop_legacy_metadata,
+    filmstrip_path,
     find_foreign_file,
     is_inside,
-    key_of,
-    snapshot_of,
-    strip_of,
+    job_key,
+    snapshot_path,
 )
 from longtake.serve.runner.queue_writer import QueueWriter
 from longtake.serve.runner.watcher import Watcher
@@ -124,7 +124,7 @@ class JobRenderer:
             written = " ".join(map(str, files.paths))
             raise OutputTakenError(f"{output} was put there meanwhile: this video is {written}")
         with suppress(EngineError, OSError):  # the video matters, its thumbnails do not
-            path = strip_of(self._store.folder, job)
+            path = filmstrip_path(self._store.folder, job)
             filmstrip.save(path, self._settings.scratch / path.name)
         return metadata
 
@@ -149,7 +149,7 @@ class JobRenderer:
 
     def _plan_snapshots(self, job: JobRecord) -> SnapshotPlan:
         identity = self._supervisor.engine.identity_of(job.request)
-        path = snapshot_of(self._store.folder, job)
+        path = snapshot_path(self._store.folder, job)
         plan, note = plan_snapshots(path, identity, self._settings.snapshots, resume=True)
         if note:
             with suppress(EngineError):  # the watcher gets the note in any case
@@ -165,7 +165,7 @@ class JobRenderer:
             engine.config,
             num_frames=engine.num_frames_of(job.request),
             keep_latents=False,
-            token=f"{key_of(job.id)}-{job.claims}",
+            token=f"{job_key(job.id)}-{job.claims}",
             overwrite=bool(batch_metadata(output)),
         )
 

@@ -86,14 +86,14 @@ def batch_metadata(output: Path) -> dict[str, Any]:
     return _batch_part(_metadata(output))
 
 
-def earlier_metadata_path(output: Path) -> Path:
+def legacy_metadata_path(output: Path) -> Path:
     """Where earlier versions wrote the metadata: ``out.json`` for ``out.mp4``."""
     return output.with_suffix(".json")
 
 
 def _metadata(output: Path) -> dict[str, Any]:
     """The metadata of a job's output; empty if no job wrote it."""
-    contents = map(_read_object, (metadata_path(output), earlier_metadata_path(output)))
+    contents = map(_read_object, (metadata_path(output), legacy_metadata_path(output)))
     return next(filter(_batch_part, contents), {})
 
 
@@ -139,34 +139,34 @@ def find_foreign_file(
 
 def drop_legacy_metadata(output: Path, job_id: str) -> None:
     """Remove the metadata that an earlier version wrote for a job, once it has been replaced."""
-    earlier = earlier_metadata_path(output)
+    earlier = legacy_metadata_path(output)
     if earlier != metadata_path(output) and _batch_part(_read_object(earlier)).get("id") == job_id:
         earlier.unlink(missing_ok=True)
 
 
-def key_of(job_id: str) -> str:
+def job_key(job_id: str) -> str:
     """A short key of a job for file names: 12 hexadecimal digits."""
     return hashlib.sha256(job_id.encode()).hexdigest()[:12]
 
 
-def snapshot_of(folder: Path, job: JobRecord) -> Path:
+def snapshot_path(folder: Path, job: JobRecord) -> Path:
     """The path of a job's snapshot."""
     parent = folder / WORK_FOLDER / "snapshots"
     parent.mkdir(exist_ok=True)
-    return parent / f"{key_of(job.id)}.safetensors"
+    return parent / f"{job_key(job.id)}.safetensors"
 
 
-def strip_of(folder: Path, job: JobRecord) -> Path:
+def filmstrip_path(folder: Path, job: JobRecord) -> Path:
     """The path of a job's filmstrip."""
     parent = folder / WORK_FOLDER / "strips"
     parent.mkdir(exist_ok=True)
-    return parent / f"{key_of(job.id)}.jpg"
+    return parent / f"{job_key(job.id)}.jpg"
 
 
 def resume_step(folder: Path, job: JobRecord) -> int:
     """The denoising step from which a job can resume; 0 without a usable snapshot."""
     try:
-        snapshot = read_snapshot(snapshot_of(folder, job))
+        snapshot = read_snapshot(snapshot_path(folder, job))
     except (UnusableSnapshotError, OSError):  # the folder may have been moved
         return 0
     return 0 if snapshot is None else snapshot.state.steps_done
@@ -175,7 +175,7 @@ def resume_step(folder: Path, job: JobRecord) -> int:
 def sweep_partials(folder: Path, job: JobRecord) -> None:
     """Remove the partial files of earlier attempts at a job."""
     path = folder / job.output
-    own = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{key_of(job.id)}-\d+\.partial.*", re.DOTALL)
+    own = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{job_key(job.id)}-\d+\.partial.*", re.DOTALL)
     for place in (path.parent, *output_paths(path, job.request.num_videos)):
         for entry in list(place.iterdir()) if place.is_dir() else []:
             if not own.fullmatch(entry.name):
@@ -189,7 +189,7 @@ def sweep_partials(folder: Path, job: JobRecord) -> None:
 
 def sweep(store: JobStore) -> None:
     """Remove the snapshots from which no job of the queue can resume."""
-    wanted = {key_of(job.id) for job in store.jobs() if job.state not in ("done", "cancelled")}
+    wanted = {job_key(job.id) for job in store.jobs() if job.state not in ("done", "cancelled")}
     found = (store.folder / WORK_FOLDER / "snapshots").glob("*.safetensors")
     unused = [
         path

@@ -19,16 +19,15 @@ from longtake.serve.runner.job_renderer import JobRenderer, ReplicaSettings
 from longtake.serve.runner.outputs import (
     is_rendered,
     resume_step,
-    snapshot_of,
+    snapshot_path,
     sweep_partials,
 )
 from longtake.serve.runner.queue_writer import QueueWriter, WorkerEndsError
+from longtake.serve.runner.stages import UNCOUNTED_STAGES
 from longtake.serve.runner.watcher import Watcher
 
 _POLL_S = 0.3
 _STOPPED = "rendering was stopped"
-NOT_OF_ONE = ("loading", "snapshots")
-"""Stages that are shared between jobs, or are part of another stage."""
 
 
 class Replica:
@@ -133,7 +132,7 @@ class Replica:
             lambda progress: self._progress(lease, progress),
             low_memory=job.low_memory or self._needs_low_memory(job),
         )
-        seconds = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in NOT_OF_ONE}
+        seconds = {n: round(s, 3) for n, s in metadata.seconds.items() if n not in UNCOUNTED_STAGES}
         self._finish(job, seconds)
         self._watcher.rendered(job, metadata)
 
@@ -159,7 +158,7 @@ class Replica:
 
     def _drop_snapshot(self, job: JobRecord) -> None:
         with suppress(OSError):  # the next start in this folder removes what is left
-            drop_snapshot(snapshot_of(self._store.folder, job))
+            drop_snapshot(snapshot_path(self._store.folder, job))
 
     def _handle_fault(self, job: JobRecord, error: Exception) -> None:
         """Queue a job again after a fault, or let it fail."""

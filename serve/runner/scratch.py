@@ -65,7 +65,7 @@ def prepare_folder(named: str, folder: Path, *parts: str) -> None:
         ) from error
 
 
-def alone_in(folder: Path) -> IO[str]:
+def lock_folder(folder: Path) -> IO[str]:
     """Lock a folder for one server.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
 

@@ -1,1 +1,1 @@
-"""What the HTTP API and the page share: submissions, progress, estimates, metrics."""
+"""The state and logic that the HTTP API and the page share."""

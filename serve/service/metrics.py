@@ -1,97 +1,92 @@
-"""What a server counts and measures, for Prometheus."""
+"""Prometheus metrics of a server."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter as Counts
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
+from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
-
-if TYPE_CHECKING:
-    from longtake.serve.service.service import VideoService
+from longtake.serve.queue.queue_watch import QueueWatch
+from longtake.serve.queue.submissions import Submissions
+from longtake.serve.runner.stages import UNCOUNTED_STAGES
+from longtake.serve.service.ranks_state import RanksState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _JOB_S = (1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200)
 _STEP_S = (0.01, 0.03, 0.1, 0.3, 1, 2, 5, 10, 20, 40, 80, 160)
-_NOT_STAGES = ("loading", "snapshots")
 
 
 class Metrics:
-    """All metrics of one server, in a registry of its own.
+    """All metrics of one server, in a registry of their own.
 
     Args:
-        service: whose queue and ranks are looked at whenever the metrics are.
+        spec: The served model.
     """
 
-    def __init__(self, service: VideoService) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
         self._registry = CollectorRegistry()
-        self._spec = service.engine.spec
-        self._requests = Counter(
-            "longtake_http_requests",
-            "Requests that were answered",
-            ("method", "route", "status"),
-            registry=self._registry,
+        self._requests = self._counter(
+            "longtake_http_requests", "Requests that were answered", "method", "route", "status"
         )
         self._waiting = self._histogram("longtake_video_waiting_seconds", "In the queue", _JOB_S)
         self._running = self._histogram("longtake_video_running_seconds", "On the ranks", _JOB_S)
         self._step = self._histogram("longtake_step_seconds", "Mean of a video's steps", _STEP_S)
-        self._stage_s = Counter(
-            "longtake_stage_seconds",
-            "Spent in each stage of videos that were rendered",
-            ("stage",),
-            registry=self._registry,
+        self._stage_s = self._counter(
+            "longtake_stage_seconds", "Spent in each stage of videos that were rendered", "stage"
         )
-        self._bytes = Counter(
-            "longtake_communicated_bytes",
-            "Sent between ranks, by stage",
-            ("stage",),
-            registry=self._registry,
+        self._bytes = self._counter(
+            "longtake_communicated_bytes", "Sent between ranks, by stage", "stage"
         )
-        self._tokens = Gauge(
+        self._tokens = self._gauge(
             "longtake_tokens_per_second",
             "Video tokens denoised a second, a step each, of the last video",
-            registry=self._registry,
         )
-        self._memory = Gauge(
+        self._memory = self._gauge(
             "longtake_peak_memory_bytes",
             "Most memory that a rank had since it was started",
-            ("rank", "device"),
-            registry=self._registry,
+            "rank",
+            "device",
         )
-        self._recoveries = Counter(
-            "longtake_recoveries",
-            "Videos that went on from a snapshot",
-            registry=self._registry,
+        self._recoveries = self._counter(
+            "longtake_recoveries", "Videos that went on from a snapshot"
         )
-        self._ended = Counter(
-            "longtake_videos",
-            "Videos that ended: done, failed or cancelled",
-            ("state",),
-            registry=self._registry,
+        self._ended = self._counter(
+            "longtake_videos", "Videos that ended: done, failed or cancelled", "state"
         )
-        self._registry.register(_OfTheQueue(service))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, registry=self._registry, buckets=buckets)
 
-    def answered(self, method: str, route: str, status: int) -> None:
-        """A request was."""
+    def add_state(self, state: ServerState) -> None:
+        """Also report the queue and the ranks, as they are when the metrics are read."""
+        self._registry.register(_StateCollector(state))
+
+    def count_response(self, method: str, route: str, status: int) -> None:
+        """Count a response."""
         self._requests.labels(method, route, str(status)).inc()
 
-    def ended(self, state: str) -> None:
-        """A job is done, failed, or was cancelled while it ran."""
+    def count_ended(self, state: str) -> None:
+        """Count a job that ended on the ranks: done, failed or cancelled."""
         self._ended.labels(state).inc()
 
-    def rendered(self, job: JobRecord, metadata: Metadata) -> None:
-        """A job is done."""
+    def observe_rendered(self, job: JobRecord, metadata: Metadata) -> None:
+        """Record what a finished job cost."""
         first = metadata.ranks[0]
         started_at = job.started_at or job.queued_at
         self._waiting.observe(max(0.0, started_at - job.queued_at))
@@ -103,9 +98,9 @@ class Metrics:
             tokens = self._spec.grid(job.request).num_tokens * job.request.num_videos
             self._tokens.set(tokens * steps / denoising_s)
         for stage, seconds in metadata.seconds.items():
-            if stage not in _NOT_STAGES:
+            if stage not in UNCOUNTED_STAGES:
                 self._stage_s.labels(stage).inc(seconds)
-        self._memory.clear()  # ranks may be fewer now
+        self._memory.clear()  # there may be fewer ranks now
         for rank in metadata.ranks:
             for stage, sent in rank.bytes_sent.items():
                 self._bytes.labels(stage).inc(sent)
@@ -114,20 +109,37 @@ class Metrics:
             self._recoveries.inc()
 
     def text(self) -> bytes:
-        """All of them, as Prometheus reads them."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class _OfTheQueue(Collector):
-    """What is looked at when metrics are asked for."""
+@dataclass(frozen=True)
+class ServerState:
+    """What is looked up whenever the metrics are read.
 
-    def __init__(self, service: VideoService) -> None:
-        self._service = service
+    Attributes:
+        store: The job queue.
+        queue_watch: Whether the queue's file can be used.
+        ranks: The ranks that render.
+        unready: Returns why no video can be rendered; an empty text if one can.
+    """
+
+    store: Submissions
+    queue_watch: QueueWatch
+    ranks: RanksState
+    unready: Callable[[], str]
+
+
+class _StateCollector(Collector):
+    """Metrics of the current state."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        usable = self._service.queue.problem is None
+        usable = self._state.queue_watch.problem is None
         try:
-            jobs = self._service.store.unfinished_jobs()
+            jobs = self._state.store.unfinished_jobs()
         except QueueError:
             usable = False
         else:
@@ -140,11 +152,11 @@ class _OfTheQueue(Collector):
             "Whether the queue's file can be read and written",
             float(usable),
         )
-        ready = GaugeMetricFamily("longtake_ready", "Whether videos can be rendered")
-        ready.add_metric([], float(not self._service.unready))
-        yield ready
+        yield GaugeMetricFamily(
+            "longtake_ready", "Whether videos can be rendered", float(not self._state.unready())
+        )
         restarts = CounterMetricFamily(
             "longtake_rank_restarts", "Starts of the ranks but for the first"
         )
-        restarts.add_metric([], self._service.restarts)
+        restarts.add_metric([], self._state.ranks.restarts)
         yield restarts

@@ -1,4 +1,4 @@
-"""The pictures that clients sent, under names of the server's own."""
+"""The pictures that clients sent, under names that the server chose."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from pathlib import Path
 
 from longtake.engine.media.picture import check_content
 from longtake.errors import RequestError
-from longtake.files.atomic import write_whole
-from longtake.serve.http.turns import Turns
+from longtake.files.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
-_BEFOREHAND = re.compile(r"sent-[0-9a-f]{32}", re.ASCII)
+_UPLOAD = re.compile(r"sent-[0-9a-f]{32}", re.ASCII)
 _OF_JOB = re.compile(r"video_[0-9a-f]{32}-([0-9a-f]{12}|[0-9a-f]{16})", re.ASCII)
 _PARTIAL = re.compile(
     r"\.(sent-|video_)[0-9a-f]{32}[-0-9a-f]*(\.[0-9a-f]{8}){2}\.partial", re.ASCII
 )
-_KEPT_S = 3600.0
-_MOST_BEFOREHAND = 64
+_UPLOAD_KEPT_S = 3600.0
+_MAX_UPLOADS = 64
 
 
 class Pictures:
-    """A folder of pictures. Other files in it, and links, are left alone.
+    """A folder of pictures: those of jobs, and uploads that no job uses yet.
+
+    Other files in the folder, and links, are left alone.
 
     Args:
-        folder: that is there.
-
-    Attributes:
-        turns: of those who send one.
+        folder: The folder, which exists.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.turns = Turns()
 
     def write(self, job: str, content: bytes) -> Path:
-        """Keep a job's picture, beside any other that came with the same job."""
+        """Write a job's picture under a new name, and return its path."""
         path = self._folder / f"{job}-{secrets.token_hex(8)}"
-        write_whole(path, content)
+        write_atomically(path, content)
         return path
 
-    def send(self, content: bytes) -> str:
-        """Keep one for which a video will be asked before long; returns its name.
+    def upload(self, content: bytes) -> str:
+        """Keep a picture for a video that is submitted later, and return its name.
 
         Raises:
-            RequestError: it is no picture, too large, or takes too long to decode.
-            EngineError: it cannot be written or decoded now.
+            RequestError: It is no picture, too large, or takes too long to decode.
+            EngineError: It cannot be written or decoded now.
         """
         check_content(content, "the picture")
         path = self._folder / f"sent-{secrets.token_hex(16)}"
-        write_whole(path, content)
+        write_atomically(path, content)
         self.drop_old()
         return path.name
 
-    def read(self, name: Path | str | None) -> bytes:
-        """The content of a job's picture, or of one that was sent beforehand.
+    def read(self, picture: Path | str | None) -> bytes:
+        """Content of a picture.
+
+        Args:
+            picture: Path of a job's picture, or name of an upload.
 
         Raises:
-            RequestError: it is no longer there.
+            RequestError: The picture is no longer there.
         """
-        if isinstance(name, str):
-            name = self._folder / name if _BEFOREHAND.fullmatch(name) else None
+        if isinstance(picture, str):
+            picture = self._folder / picture if _UPLOAD.fullmatch(picture) else None
         try:
-            if name is not None and name.parent == self._folder:
-                return name.read_bytes()
+            if picture is not None and picture.parent == self._folder:
+                return picture.read_bytes()
         except OSError:
             pass
         raise RequestError("the picture is no longer there: choose it again")
@@ -79,30 +79,31 @@ class Pictures:
             path.unlink(missing_ok=True)
 
     def drop_old(self) -> None:
-        """Remove those for which no video was asked."""
-        sent = []
-        for path in self._files(_BEFOREHAND):
+        """Remove uploads after an hour, and the oldest of more than 64."""
+        uploads = []
+        for path in self._files(_UPLOAD):
             try:
-                sent.append((path.stat().st_mtime, path))
-            except FileNotFoundError:  # another thread was faster
+                uploads.append((path.stat().st_mtime, path))
+            except FileNotFoundError:  # removed by another thread
                 continue
-        sent.sort()
-        kept = {path for at, path in sent[-_MOST_BEFOREHAND:] if time.time() - at < _KEPT_S}
-        for _, path in sent:
+        uploads.sort()
+        newest = uploads[-_MAX_UPLOADS:]
+        kept = {path for written_at, path in newest if time.time() - written_at < _UPLOAD_KEPT_S}
+        for _, path in uploads:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
     def sweep(self, wanted: Iterable[Path | None]) -> None:
-        """Remove all pictures that no job names; no other server may use the folder meanwhile."""
+        """Remove all pictures but the wanted ones. No other server may use the folder meanwhile."""
         named = set(wanted)
-        left = [path for path in self._files(_BEFOREHAND, _OF_JOB, _PARTIAL) if path not in named]
+        left = [path for path in self._files(_UPLOAD, _OF_JOB, _PARTIAL) if path not in named]
         for path in left:
             path.unlink(missing_ok=True)
         if left:
             logger.info("%d pictures that no video needs were removed", len(left))
 
     def _files(self, *patterns: re.Pattern[str]) -> list[Path]:
-        """The files whose names this class gave."""
+        """Regular files whose names this class chose."""
         return [
             path
             for path in self._folder.iterdir()

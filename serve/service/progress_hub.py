@@ -1,4 +1,4 @@
-"""What is known of jobs while they run: every step and phase, and the frames decoded so far."""
+"""Progress of jobs: every step and phase, and thumbnails of the frames decoded so far."""
 
 from __future__ import annotations
 
@@ -10,144 +10,145 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
 from longtake.serve.runner.watcher import Watcher
 
 logger = logging.getLogger(__name__)
 
-_ENDED_KEPT = 32
-"""Jobs that have ended, of which it is still known how they got there."""
+_JOBS_KEPT = 32
+"""Jobs whose progress is kept in memory."""
 
 
 @dataclass
-class Course:
-    """How a job got on, as far as this process saw it.
+class JobProgress:
+    """Progress of one attempt at a job, as this process saw it.
 
     Attributes:
-        events: every step, tile and phase, in order.
-        picture: the frames so far, in small, as a JPEG.
-        steps_done: of denoising; None before it begins.
-        first_step, last_step: finished steps, and when they were told, in seconds of
-            :func:`time.monotonic`; None before denoising begins.
+        events: Every step, tile and phase, in order.
+        thumbnails: A JPEG of the frames decoded so far, side by side; empty before the first.
+        steps_done: Finished denoising steps; None before denoising begins.
+        first_step: Count of finished steps, and :func:`time.monotonic` in seconds, when denoising
+            was first reported; None before.
+        last_step: The same of the latest report with another count.
     """
 
     events: list[Progress] = field(default_factory=list)
-    picture: bytes = b""
+    thumbnails: bytes = b""
     steps_done: int | None = None
     first_step: tuple[int, float] | None = None
     last_step: tuple[int, float] | None = None
 
     @property
     def step_s(self) -> float | None:
-        """Seconds a step, of those that were seen; None before one was."""
+        """Mean seconds of the steps seen so far; None before one was seen."""
         if self.first_step is None or self.last_step is None:
             return None
-        (first, begun), (last, ended) = self.first_step, self.last_step
-        return (ended - begun) / (last - first) if last > first and ended > begun else None
+        (first, began), (last, ended) = self.first_step, self.last_step
+        return (ended - began) / (last - first) if last > first and ended > began else None
 
-    def step(self, done: int) -> None:
-        """So many steps of denoising are finished."""
+    @property
+    def latest(self) -> Progress:
+        """The latest event."""
+        return self.events[-1] if self.events else Progress("")
+
+    def record_step(self, done: int) -> None:
+        """Record the count of finished steps."""
         self.steps_done = done
         if self.first_step is None:
             self.first_step = done, time.monotonic()
         if self.last_step is None or self.last_step[0] != done:
             self.last_step = done, time.monotonic()
 
-    @property
-    def now(self) -> Progress:
-        """The last of the events."""
-        return self.events[-1] if self.events else Progress("")
-
 
 class ProgressHub(Watcher):
-    """Is told how jobs get on, and tells those who follow. Threads may share it.
+    """Collects the progress of jobs, and wakes those who follow them. Threads may share it.
 
     Args:
-        rendered: is told of each job whose videos have their names, and what they cost.
-        ended: is told of each state in which a job ends.
+        on_rendered: Called with each finished job and what it cost.
+        on_ended: Called with each state in which a job ends.
 
     Attributes:
-        stopping: nobody is to follow any more.
-        last: what the last video cost.
-        said: the last note.
+        stopping: Whether the server stops; followers are to leave.
+        last: Metadata of the last finished video; None before the first.
+        last_note: The latest note.
     """
 
     def __init__(
         self,
-        rendered: Callable[[JobRecord, Metadata], None],
-        ended: Callable[[State], None],
+        on_rendered: Callable[[JobRecord, Metadata], None],
+        on_ended: Callable[[State], None],
     ) -> None:
-        self._rendered = rendered
-        self._ended = ended
+        self._on_rendered = on_rendered
+        self._on_ended = on_ended
         self.stopping = False
         self._lock = threading.Lock()
-        self._courses: OrderedDict[str, Course] = OrderedDict()
+        self._jobs: OrderedDict[str, JobProgress] = OrderedDict()
         self._followers: dict[asyncio.Event, tuple[str, asyncio.AbstractEventLoop]] = {}
         self.last: Metadata | None = None
-        self.said = ""
+        self.last_note = ""
 
-    def course(self, job: str) -> Course | None:
-        """How a job got on; None if it was not begun here, or long ago."""
+    def of_job(self, job: str) -> JobProgress | None:
+        """Progress of a job's latest attempt; None if it did not begin here, or long ago."""
         with self._lock:
-            return self._courses.get(job)
+            return self._jobs.get(job)
 
     def progress(self, job: str, progress: Progress) -> None:
-        """A job got on."""
+        """Record progress."""
         with self._lock:
-            course = self._courses.setdefault(job, Course())
+            record = self._jobs.setdefault(job, JobProgress())
             if progress.phase == "denoising":
-                course.step(progress.done)
-            if not course.events or course.events[-1] != progress:
-                course.events.append(progress)
+                record.record_step(progress.done)
+            if not record.events or record.events[-1] != progress:
+                record.events.append(progress)
         self.wake(job)
 
     def state(self, job: str, state: State, text: str) -> None:
-        """A job is in another state."""
+        """Record a change of state; a job that starts running starts a new record."""
         with self._lock:
             if state == "running":
-                self._courses[job] = Course()
-                while len(self._courses) > _ENDED_KEPT:
-                    self._courses.popitem(last=False)
+                self._jobs[job] = JobProgress()
+                while len(self._jobs) > _JOBS_KEPT:
+                    self._jobs.popitem(last=False)
         if state in ("done", "failed", "cancelled"):
-            self._ended(state)
+            self._on_ended(state)
         if text:
             logger.info("%s is %s: %s", job, state, text)
         self.wake(job)
 
     def note(self, text: str) -> None:
-        """Something that is worth a line."""
+        """Log a message, and keep its first line for the page."""
         logger.info("%s", text)
-        self.said = text.partition("\n")[0]
+        self.last_note = text.partition("\n")[0]
 
     def frames(self, job: str, picture: bytes) -> None:
-        """More frames of a job are decoded."""
+        """Keep the thumbnails of the frames decoded so far."""
         with self._lock:
-            if course := self._courses.get(job):
-                course.picture = picture
+            if record := self._jobs.get(job):
+                record.thumbnails = picture
         self.wake(job)
 
     def rendered(self, job: JobRecord, metadata: Metadata) -> None:
-        """A job's videos have their names."""
+        """Keep what the last finished video cost."""
         self.last = metadata
-        self._rendered(job, metadata)
+        self._on_rendered(job, metadata)
 
     def follow(self, job: str) -> asyncio.Event:
-        """An event of the running loop that is set whenever something is new of a job, until
-        :meth:`leave`."""
+        """An event of the running loop that is set on each change of a job, until
+        :meth:`unfollow`."""
         event = asyncio.Event()
         with self._lock:
             self._followers[event] = job, asyncio.get_running_loop()
         return event
 
-    def leave(self, event: asyncio.Event) -> None:
-        """Tell someone no more."""
+    def unfollow(self, event: asyncio.Event) -> None:
+        """Stop setting an event."""
         with self._lock:
             self._followers.pop(event, None)
 
     def stop(self) -> None:
-        """All who follow go away."""
+        """Have all followers leave."""
         self.stopping = True
         with self._lock:
             jobs = {job for job, _ in self._followers.values()}
@@ -155,7 +156,7 @@ class ProgressHub(Watcher):
             self.wake(job)
 
     def wake(self, job: str) -> None:
-        """Something is new of a job."""
+        """Wake the followers of a job."""
         with self._lock:
             followers = [
                 (event, loop) for event, (name, loop) in self._followers.items() if name == job

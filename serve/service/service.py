@@ -1,398 +1,204 @@
-"""The videos of one server: a queue in a folder, and an engine that works on it."""
+"""The videos of one server: a queue in a folder, and what renders and removes them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
-from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.engine import VideoEngine
-from longtake.engine.media.output_files import metadata_path, output_paths
-from longtake.engine.media.snapshot import drop_snapshot
-from longtake.engine.request import resolve
-from longtake.engine.supervisor import Supervisor
-from longtake.engine.video import Metadata
-from longtake.errors import RefusedInputError, RequestError, Stopped
-from longtake.serve.http.openai_request import Asked, FieldError, asked_of
+from longtake.engine.media.output_files import output_paths
+from longtake.engine.metadata import Metadata
+from longtake.engine.outline import EngineOutline
+from longtake.errors import RequestError
 from longtake.serve.queue.job_database import QueueError
-from longtake.serve.queue.job_records import JobRecord, NewJob
+from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.queue_watch import QueueWatch
-from longtake.serve.queue.submissions import DOOR, OtherRequestError, Submissions
-from longtake.serve.runner.job_renderer import ReplicaSettings
-from longtake.serve.runner.outputs import (
-    earlier_metadata_path,
-    snapshot_of,
-    strip_of,
-    sweep,
-    sweep_partials,
-)
-from longtake.serve.runner.replica import Replica
-from longtake.serve.runner.scratch import alone_in, prepare_folder, scratch_folder
+from longtake.serve.queue.submissions import Submissions
+from longtake.serve.runner.outputs import filmstrip_path, sweep
+from longtake.serve.runner.scratch import lock_folder, prepare_folder, scratch_folder
+from longtake.serve.service.admission import VIDEOS_FOLDER, Admission
 from longtake.serve.service.eta import EtaEstimator
-from longtake.serve.service.metrics import Metrics
+from longtake.serve.service.metrics import Metrics, ServerState
 from longtake.serve.service.pictures import Pictures
 from longtake.serve.service.progress_hub import ProgressHub
-from longtake.serve.service.recovered import finished_jobs
+from longtake.serve.service.ranks_state import RanksState
+from longtake.serve.service.recovery import find_finished_jobs
+from longtake.serve.service.retention import Retention
+from longtake.serve.service.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
-VIDEOS, PICTURES = "videos", "pictures"
-_TIDY_EVERY_S = 2.0
-_FRAMES_SHOWN = 6
-_LONGEST_WAIT_S = 30.0
-_BUSY_S = 3.0
+PICTURES_FOLDER = "pictures"
+_CLEAN_UP_EVERY_S = 2.0
+_LOCK_TIMEOUT_S = 3.0
 _POSITIONS_KEPT = 10_000
-"""Of deleted jobs, for clients who delete while they go through pages."""
+"""Positions of deleted jobs, for clients that delete videos while they page through them."""
 
 
 class VideoService:
-    """Takes requests, renders them one after the other, and keeps what comes of it.
+    """The queue of one server and all that the API and the page need of it.
 
-    Building one checks the model and takes the folder; :meth:`start` loads the model. Threads may
-    share it.
+    Building one checks the model and locks the data folder; :meth:`start` starts the loops of
+    ``background``, each in a thread; :meth:`close` ends them. Threads may share a service.
 
     Args:
-        config: the model and its ranks.
-        settings: of the server.
-        how_often: snapshots are written.
-        on_failure: called if it turns out that the model cannot be loaded at all.
+        config: The model and its ranks.
+        settings: The server's settings.
 
     Attributes:
-        model: the name that clients know the model by.
-        failure: why it cannot be loaded.
-        scratch: folder for files that are not whole, of this process alone.
-        queue: whether the queue's file can be used.
+        engine: What checks requests; it has no ranks.
+        model: The served model.
+        folder: The data folder.
+        scratch: Folder of this process for incomplete files.
+        store: The job queue.
+        queue_watch: Whether the queue's file can be used.
+        admission: The way into the queue.
+        retention: Removal of deleted and expired videos.
+        pictures: The clients' pictures.
+        progress: Progress of the jobs.
+        eta: Estimates of how long videos take.
+        metrics: Prometheus metrics.
+        ranks: State of the ranks.
+        stop_event: Set when the service stops.
+        background: Loops that run from :meth:`start` until ``stop_event`` is set.
 
     Raises:
-        RefusedInputError: the model or the folder cannot be used.
-        EngineError: the folder cannot be written.
+        RefusedInputError: The model or the folder cannot be used.
+        EngineError: The folder cannot be written.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        settings: ServeConfig,
-        how_often: SnapshotConfig,
-        on_failure: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, config: EngineConfig, settings: ServeConfig) -> None:
         self.settings = settings
         self.folder = folder = settings.data_dir.expanduser().absolute()
         if folder.exists() and not folder.is_dir():
             raise RequestError(f"data_dir={str(folder)!r} is a file: name a folder")
-        pictures = folder / PICTURES
-        self.engine = VideoEngine(
-            config.model_copy(update={"image_folder": pictures}), isolated=True
-        )
-        self.model = config.model.rstrip("/").rpartition("/")[2] or config.model
-        self._weights = f"{self.model}@{self.engine.identity_part().split()[0][:16]}"
-        self.failure: Exception | None = None
-        self._how_often = how_often
-        self._on_failure = on_failure
-        self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
-        self._stop = threading.Event()
+        pictures = folder / PICTURES_FOLDER
+        self.engine = EngineOutline(config.model_copy(update={"image_folder": pictures}))
+        self.model = ServedModel.of(self.engine, config.model)
+        self.stop_event = threading.Event()
         with ExitStack() as opened:
-            prepare_folder("data_dir", folder, VIDEOS, PICTURES)
-            opened.callback(alone_in(folder).close)
+            prepare_folder("data_dir", folder, VIDEOS_FOLDER, PICTURES_FOLDER)
+            opened.callback(lock_folder(folder).close)
             self.store = opened.enter_context(
-                Submissions(folder, create=True, busy_s=_BUSY_S, patience=self._stop)
+                Submissions(
+                    folder, create=True, busy_s=_LOCK_TIMEOUT_S, retry_until=self.stop_event
+                )
             )
             self.scratch = opened.enter_context(scratch_folder(folder))
             self._opened = opened.pop_all()
-        self.metrics = Metrics(self)
-        self.live = ProgressHub(self._rendered, self.metrics.ended)
-        self.pace = EtaEstimator(self.engine, self.store, self.live, self._digest)
-        self.queue = QueueWatch(self.store, self.live.note)
+        self.ranks = RanksState()
+        self.metrics = Metrics(self.engine.spec)
+        self.progress = ProgressHub(self._on_rendered, self.metrics.count_ended)
+        self.eta = EtaEstimator(self.engine.layouts, self.store, self.progress, self.model.digest)
+        self.queue_watch = QueueWatch(self.store, self.progress.note)
+        self.metrics.add_state(
+            ServerState(self.store, self.queue_watch, self.ranks, lambda: self.unready)
+        )
         self.pictures = Pictures(pictures)
-        self._positions: OrderedDict[str, int] = OrderedDict()
-        self.supervisor: Supervisor | None = None
-        self._starts = 0
-        self._threads = [
-            threading.Thread(target=each, daemon=True) for each in (self._work, self._keep_tidy)
-        ]
-
-    # What clients ask.
-
-    def create(
-        self,
-        values: Mapping[str, Any],
-        upload: bytes | None = None,
-        *,
-        asker: str = "",
-        once: str | None = None,
-    ) -> JobRecord:
-        """Queue a video.
-
-        Args:
-            values: fields by name; see :func:`longtake.serve.http.openai_request.asked_of`.
-            upload: the picture's file.
-            asker: label of the API key.
-            once: a key of the client's: the same again is the same job.
-
-        Raises:
-            FieldError: it cannot be rendered here; nothing was queued.
-            QueueFullError: too many wait.
-        """
-        asked = asked_of(values, upload, self.model, self.engine.spec)
-        if asked.picture is None and self.engine.spec.image is not None:
-            raise FieldError(
-                f"{self.model} animates a picture: send input_reference, a PNG, JPEG or WebP file",
-                "input_reference",
-            )
-        picture = hashlib.sha256(asked.picture or b"").hexdigest()
-        left_out = asked.request.left_at_default
-        fingerprint = _digest(asked.request.model_dump_json(exclude=left_out), picture)
-        name = secrets.token_hex(16) if once is None else _digest(asker, once)[:32]
-        name = f"video_{name}"
-        try:
-            if (known := self.store.found(name)) is not None:
-                if known.fingerprint == fingerprint:
-                    return known
-                raise OtherRequestError(f"{name} is that of another request: choose another")
-            return self._queued(name, asked, fingerprint, asker)
-        except OtherRequestError as error:
-            raise FieldError(
-                "this Idempotency-Key came with another request: choose another",
-                "Idempotency-Key",
-            ) from error
-
-    def _queued(self, name: str, asked: Asked, fingerprint: str, asker: str) -> JobRecord:
-        request, path = asked.request, None
-        if "embed_metadata" not in request.model_fields_set:
-            request = request.model_copy(update={"embed_metadata": self.settings.embed_metadata})
-        if asked.picture is not None:
-            path = self.pictures.write(name, asked.picture)
-            request = request.model_copy(update={"image": path})
-        kept = None
-        try:
-            resolved = self.resolved(request)
-            suffix = ".safetensors" if resolved.output_type == "latents" else ".mp4"
-            job = NewJob(
-                id=name,
-                source=f"{DOOR} {asker}".strip(),
-                position=0,
-                output=f"{VIDEOS}/{name}{suffix}",
-                engine=self._digest,
-                request=resolved,
-                fingerprint=fingerprint,
-                model=self._weights,
-            )
-            settings = self.settings
-            several = len(settings.api_key) > 1
-            of_key = settings.most_waiting_per_key if several else settings.most_waiting
-            queued, _ = self.store.add(
-                job, time.time(), most_waiting=settings.most_waiting, most_of_source=of_key
-            )
-            kept = queued.request.image
-            return queued
-        finally:
-            if path is not None and kept != path:  # refused, or it was there already
-                path.unlink(missing_ok=True)
-
-    def resolved(self, request: VideoRequest) -> ResolvedRequest:
-        """A request with nothing left out, if it can be rendered here in the time that is allowed.
-
-        Raises:
-            RefusedInputError: it cannot.
-        """
-        return self._allowed(self.engine.resolve(request))
-
-    def resolved_without_picture(self, request: VideoRequest) -> ResolvedRequest:
-        """The same of a request whose picture is still to be chosen."""
-        return self._allowed(resolve(request, self.engine.spec))
-
-    def _allowed(self, resolved: ResolvedRequest) -> ResolvedRequest:
-        if reason := self.engine.layouts.misfit(resolved):
-            raise RequestError(f"this video {reason}: ask for fewer frames, or smaller ones")
-        seconds = self.pace.seconds_of(resolved)
-        if seconds > self.settings.longest_s:
-            raise RequestError(
-                f"this video would take {seconds:.0f} s by the plan, and "
-                f"{self.settings.longest_s:g} are the most (--longest-s): ask for fewer frames, "
-                "smaller ones, or fewer steps"
-            )
-        return resolved
-
-    def picture_of(self, name: str) -> bytes:
-        """A picture that was sent beforehand, or that an earlier video began with.
-
-        Raises:
-            RequestError: it is no longer there.
-        """
-        job = self.store.found(name)
-        return self.pictures.read(name if job is None else job.request.image)
-
-    def delete(self, job: JobRecord) -> None:
-        """Cancel a job, and forget it."""
-        self.store.delete(job.id, time.time())
-        self._positions[job.id] = job.position
-        while len(self._positions) > _POSITIONS_KEPT:
-            self._positions.popitem(last=False)
-        self.live.wake(job.id)
-
-    def position_of(self, name: str) -> int | None:
-        """Where a job stands among all, or stood if it was deleted not long ago."""
-        job = self.store.found(name)
-        return self._positions.get(name) if job is None else job.position
-
-    def cancel(self, job: JobRecord) -> None:
-        """Cancel a job, and keep what is known of it."""
-        self.store.cancel([job.id], time.time())
-        self.live.wake(job.id)
-
-    def outputs(self, job: JobRecord) -> list[Path]:
-        """The videos of a job."""
-        return output_paths(self.folder / job.output, job.request.num_videos)
-
-    def strip(self, job: JobRecord) -> Path:
-        """Some frames of a job, in small, as a JPEG."""
-        return strip_of(self.folder, job)
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the model is loaded on ranks that run."""
-        return self.supervisor is not None and self.supervisor.engine.running
+        self.admission = Admission(
+            self.engine, self.model, self.store, self.pictures, self.eta, settings
+        )
+        self.retention = Retention(folder, self.store, self.pictures, self.progress.note)
+        self._deleted_positions: OrderedDict[str, int] = OrderedDict()
+        self.background: list[Callable[[], None]] = [self._keep_clean]
+        self._threads: list[threading.Thread] = []
 
     @property
     def unready(self) -> str:
         """Why no video can be rendered; empty if one can."""
-        if self.queue.problem is not None:
-            return f"{self.queue.problem.summary}: the server's log says more"
-        return "" if self.loaded else "the model is being loaded"
+        if self.queue_watch.problem is not None:
+            return f"{self.queue_watch.problem.summary}: the server's log says more"
+        return "" if self.ranks.loaded else "the model is loading"
 
-    @property
-    def restarts(self) -> int:
-        """Starts of the ranks but for the first."""
-        now = 0 if self.supervisor is None else self.supervisor.starts
-        return max(0, self._starts + now - 1)
+    def picture(self, name: str) -> bytes:
+        """Content of an uploaded picture, or of the picture of an earlier video.
 
-    # What it does by itself.
+        Args:
+            name: Name of the upload, or id of the video.
+
+        Raises:
+            RequestError: The picture is no longer there.
+        """
+        job = self.store.find(name)
+        return self.pictures.read(name if job is None else job.request.image)
+
+    def delete(self, job: JobRecord) -> None:
+        """Cancel a job if it has not ended, and hide it; its files are removed soon after."""
+        self.store.delete(job.id, time.time())
+        self._deleted_positions[job.id] = job.position
+        while len(self._deleted_positions) > _POSITIONS_KEPT:
+            self._deleted_positions.popitem(last=False)
+        self.progress.wake(job.id)
+
+    def position(self, job_id: str) -> int | None:
+        """Position of a job in the queue, kept for a while after it is deleted; None if it is
+        unknown."""
+        job = self.store.find(job_id)
+        return self._deleted_positions.get(job_id) if job is None else job.position
+
+    def cancel(self, job: JobRecord) -> None:
+        """Cancel a job, and keep its record."""
+        self.store.cancel([job.id], time.time())
+        self.progress.wake(job.id)
+
+    def outputs(self, job: JobRecord) -> list[Path]:
+        """Paths of a job's videos."""
+        return output_paths(self.folder / job.output, job.request.num_videos)
+
+    def strip(self, job: JobRecord) -> Path:
+        """Path of the JPEG with some of a job's frames, side by side."""
+        return filmstrip_path(self.folder, job)
 
     def start(self) -> None:
-        """Load the model and begin to work, in threads of its own."""
-        if failed := self.store.adopt(self._digest, self._weights, time.time()):
-            self.live.note(f"{failed} videos waited for another model, and failed")
+        """Take over what an earlier server left in the folder, and start the background loops."""
+        if failed := self.store.adopt(self.model.digest, self.model.weights, time.time()):
+            self.progress.note(f"{failed} videos waited for another model, and failed")
         known = {job.id for job in self.store.jobs()}
-        found = finished_jobs(self.folder / VIDEOS, self.folder / PICTURES, known)
+        videos, pictures = self.folder / VIDEOS_FOLDER, self.folder / PICTURES_FOLDER
+        found = find_finished_jobs(videos, pictures, known)
         if found:
             self.store.restore(found)
-            videos = "1 finished video" if len(found) == 1 else f"{len(found)} finished videos"
-            self.live.note(f"{videos} found that the queue did not know: in it again")
+            count = "1 finished video" if len(found) == 1 else f"{len(found)} finished videos"
+            self.progress.note(f"{count} found that the queue did not know, and restored")
         sweep(self.store)
         self.pictures.sweep(job.request.image for job in self.store.jobs())
+        self._threads = [threading.Thread(target=each, daemon=True) for each in self.background]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Have the ranks stop, and those who follow videos go away. What was begun goes on the next
-        time. Not for signal handlers: it takes locks."""
-        self._stop.set()
-        self.live.stop()
+        """Have the ranks stop and the followers of videos leave. Unfinished jobs go on at the next
+        start. Takes locks: do not call it in a signal handler."""
+        self.stop_event.set()
+        self.progress.stop()
 
     def close(self) -> None:
-        """Stop, and let go of the folder once the ranks have ended: they have ``stop_timeout_s``
-        to reach the end of a step."""
+        """Stop, wait for the background loops, and release the folder. The ranks have
+        ``stop_timeout_s`` to reach the end of a step."""
         self.stop()
         for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+            thread.join()
+        self._threads = []
         self._opened.close()
 
-    def _work(self) -> None:
-        wait_s, was_ready = 1.0, False
-        while not self._stop.is_set():
-            self._starts += 0 if self.supervisor is None else self.supervisor.starts
-            self.supervisor = None
-            try:
-                supervisor = Supervisor(
-                    self.engine.config, self.scratch, self.live.note, self._stop.wait
-                )
-                self.supervisor = supervisor
-                supervisor.start(lambda progress: None, self._stop.is_set)
-                was_ready, wait_s = True, 1.0
-                failure = self._render_all(supervisor)
-            except Stopped:
-                return
-            except RefusedInputError as error:
-                failure = error
-                if not was_ready:
-                    self.failure = error
-                    self._on_failure()
-                    return
-            except Exception as error:
-                failure = error
-                if not self._stop.is_set():
-                    logger.exception("the ranks could not be started")
-            if failure is not None and not self._stop.is_set():
-                self.live.note(f"{failure}; it is tried again in {wait_s:.0f} s")
-                self._stop.wait(wait_s)
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-
-    def _render_all(self, supervisor: Supervisor) -> Exception | None:
-        settings = ReplicaSettings(
-            self._digest,
-            BatchConfig(watch=True, attempts=self.settings.attempts),
-            self._how_often,
-            self.scratch,
-            _FRAMES_SHOWN,
-        )
-        replica = Replica(self.store, supervisor, settings, self.live, self._stop)
-        replica.run()
-        return replica.failure
-
-    def _rendered(self, job: JobRecord, metadata: Metadata) -> None:
+    def _on_rendered(self, job: JobRecord, metadata: Metadata) -> None:
         if not metadata.ranks[0].steps_before:
-            self.pace.took(job.request, metadata.seconds)
-        self.metrics.rendered(job, metadata)
+            self.eta.add_sample(job.request, metadata.seconds)
+        self.metrics.observe_rendered(job, metadata)
 
-    def _keep_tidy(self) -> None:
-        """Look at the queue's file; remove what was deleted or is too old."""
-        while not self._stop.wait(_TIDY_EVERY_S):
+    def _keep_clean(self) -> None:
+        """Check the queue's file and remove what is deleted or expired, every few seconds."""
+        while not self.stop_event.wait(_CLEAN_UP_EVERY_S):
             try:
-                self.queue.look()
-                self.tidy(time.time() - self.settings.keep_s)
-            except QueueError:  # the line about it was written
+                self.queue_watch.look()
+                self.retention.clean_up(time.time() - self.settings.keep_s)
+            except QueueError:  # queue_watch has logged it
                 continue
             except Exception:
-                logger.exception("something could not be removed")
-
-    def tidy(self, ended_before: float) -> None:
-        """Remove the files of jobs that were deleted or ended before a time, then the jobs; and
-        pictures for which no video was asked."""
-        gone = []
-        for job in self.store.gone(ended_before):
-            try:
-                self._remove_files(job)
-                gone.append(job)
-            except OSError as error:
-                self.live.note(f"{job.id} could not be removed: {error}")
-        if gone:
-            self.store.forget(gone)
-        self.pictures.drop_old()
-
-    def _remove_files(self, job: JobRecord) -> None:
-        sweep_partials(self.folder, job)
-        output = self.folder / job.output
-        beside = metadata_path(output), earlier_metadata_path(output)
-        for path in (*self.outputs(job), *beside):
-            path.unlink(missing_ok=True)
-        self.strip(job).unlink(missing_ok=True)
-        drop_snapshot(snapshot_of(self.folder, job))
-        if job.request.image is not None:
-            self.pictures.drop(job.request.image)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+                logger.exception("clean-up failed")

@@ -1,9 +1,16 @@
-"""Templates of what is read in a browser; all that is put into them is escaped."""
+"""Jinja templates, style and script of the pages; values are escaped."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 TEMPLATES = Environment(
     loader=PackageLoader("longtake.serve"), autoescape=True, undefined=StrictUndefined
 )
+
+
+def source_of(name: str) -> str:
+    """The text of a file in this folder, as it is."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -1,20 +1,20 @@
-// What the page does by itself. The server keeps nothing of a page: what is open, what is being
-// written and which video is shown is kept here.
+// The page's own script. The server keeps no state of a page: open panels, the prompt being written
+// and the video that is shown are kept here.
 window.longtake = {
-  // The picture goes to the server by itself; the form has its name there.
+  // The picture is uploaded on its own; the form holds its name on the server.
   async picture() {
     const file = this.input()?.files[0];
     if (!file) return "";
     try {
-      const answer = await fetch("/picture", { method: "POST", body: file });
-      const told = await answer.json();
-      return told.picture || "!" + told.error.message;
+      const response = await fetch("/picture", { method: "POST", body: file });
+      const content = await response.json();
+      return content.picture || "!" + content.error.message;
     } catch (error) {
       return "!the picture could not be sent: try again";
     }
   },
   input() { return document.getElementById("picture-file"); },
-  take(files) {
+  choose(files) {
     const picture = [...files].find((file) => file.type.startsWith("image/"));
     if (!picture || !this.input()) return false;
     const one = new DataTransfer();
@@ -30,41 +30,41 @@ window.longtake = {
     shown.hidden = document.getElementById("picture-clear").hidden = !file;
     if (file) {
       shown.src = URL.createObjectURL(file);
-      this.keeps("");
+      this.showKept("");
     }
-    this.settle(document.getElementById("picture"));
+    this.clearProblem(document.getElementById("picture"));
   },
   clear() {
     if (!this.input()) return;
     this.input().value = "";
     this.chosen();
   },
-  keeps(picture) {  // that of an earlier video
+  showKept(picture) {  // the picture of an earlier video
     const line = document.getElementById("picture-kept");
     if (line) line.hidden = !picture;
   },
 
   // Which video is shown.
   draft() { return sessionStorage.getItem("prompt") || ""; },
-  written(prompt) { sessionStorage.setItem("prompt", prompt); },
-  asked() { return new URLSearchParams(location.search).get("video") || ""; },
-  shows(video) {
-    if (video !== this.asked()) history.pushState(null, "", video ? "?video=" + video : "/");
+  saveDraft(prompt) { sessionStorage.setItem("prompt", prompt); },
+  current() { return new URLSearchParams(location.search).get("video") || ""; },
+  setAddress(video) {
+    if (video !== this.current()) history.pushState(null, "", video ? "?video=" + video : "/");
   },
   show(video) {
     this.write(document.querySelector("#video textarea, #video input"), video);
-    this.shows(video);
+    this.setAddress(video);
   },
   write(field, text) {
     field.value = text;
     field.dispatchEvent(new Event("input", { bubbles: true }));
   },
 
-  // What is amiss, below the field that it is of.
-  async problem(told) {
-    document.querySelectorAll(".lt.problem").forEach((each) => this.settle(each.parentElement));
-    if (!told) return;
-    const { field, message } = JSON.parse(told);
+  // Errors, each below the field that it names.
+  async problem(json) {
+    document.querySelectorAll(".lt.problem").forEach((each) => this.clearProblem(each.parentElement));
+    if (!json) return;
+    const { field, message } = JSON.parse(json);
     const panel = document.getElementById("more-settings");
     if (!document.getElementById(field)?.offsetParent) this.open(panel, true);
     const place = await this.appears(field);
@@ -78,28 +78,28 @@ window.longtake = {
     input?.setAttribute("aria-invalid", "true");
     line.scrollIntoView({ block: "nearest" });
   },
-  async appears(name) {  // what a panel holds comes once it is open
+  async appears(name) {  // a panel's content is added once it is open
     for (let frame = 0; frame < 60 && !document.getElementById(name); frame++)
       await new Promise(requestAnimationFrame);
     return document.getElementById(name);
   },
-  settle(place) {
+  clearProblem(place) {
     place?.querySelectorAll(".problem").forEach((each) => each.remove());
     place?.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
   },
   submitted(video, problem) {
     this.problem(problem);
-    if (video === this.asked()) return;
-    this.written("");
-    this.shows(video);
+    if (video === this.current()) return;
+    this.saveDraft("");
+    this.setAddress(video);
     document.getElementById("status").scrollIntoView({ block: "nearest" });
   },
 
-  // What was opened stays open, over a reload, too.
+  // Panels stay open over a reload.
   panels: (() => {
     try {
       return JSON.parse(localStorage.getItem("longtake.panels")) || {};
-    } catch (error) {  // written by another program of this address, say
+    } catch (error) {  // not ours
       return {};
     }
   })(),
@@ -112,28 +112,28 @@ window.longtake = {
     if (head && head.classList.contains("open") !== open) head.click();
   },
 
-  // A video goes a while after it was asked for, so that it can be called back.
-  leaving: new Map(),
+  // A video is deleted after five seconds, in which the user can undo it.
+  pendingDeletes: new Map(),
   remove(video) {
-    if (!video || this.leaving.has(video)) return;
-    this.leaving.set(video, setTimeout(() => this.delete(video), 5000));
+    if (!video || this.pendingDeletes.has(video)) return;
+    this.pendingDeletes.set(video, setTimeout(() => this.delete(video), 5000));
     this.fade();
   },
   restore() {
-    this.leaving.forEach(clearTimeout);
-    this.leaving.clear();
+    this.pendingDeletes.forEach(clearTimeout);
+    this.pendingDeletes.clear();
     this.fade();
   },
   async delete(video) {
-    const answer = await fetch("/v1/videos/" + video, { method: "DELETE", keepalive: true })
+    const response = await fetch("/v1/videos/" + video, { method: "DELETE", keepalive: true })
       .catch(() => null);
-    if (answer && (answer.ok || answer.status === 404)) {
-      if (video === this.asked()) this.show("");
+    if (response && (response.ok || response.status === 404)) {
+      if (video === this.current()) this.show("");
     } else this.announce("The video could not be deleted.");
-    setTimeout(() => { this.leaving.delete(video); this.fade(); }, 2000);
+    setTimeout(() => { this.pendingDeletes.delete(video); this.fade(); }, 2000);
   },
   fade() {
-    const rules = [...this.leaving.keys()].map((video) => `[data-video="${video}"]`);
+    const rules = [...this.pendingDeletes.keys()].map((video) => `[data-video="${video}"]`);
     this.sheet ||= document.head.appendChild(document.createElement("style"));
     this.sheet.textContent = rules.length
       ? `.gallery :is(${rules}) { display: none } #result :is(${rules}) { opacity: .35 }` : "";
@@ -143,9 +143,9 @@ window.longtake = {
       rules.length > 1 ? `${rules.length} videos are deleted.` : "The video is deleted.";
   },
 
-  // What is told of the video that is shown.
+  // The title, announcements and panels of the video that is shown.
   announce(text) { document.getElementById("announcement").textContent = text; },
-  told() {
+  update() {
     const shown = document.querySelector("#status [data-title]");
     if (!shown) return;
     const { title, announcement } = shown.dataset;
@@ -162,20 +162,20 @@ window.longtake = {
       });
   },
   ready() {
-    new MutationObserver(() => this.told()).observe(
+    new MutationObserver(() => this.update()).observe(
       document.getElementById("result"),
       { subtree: true, childList: true, attributes: true, attributeFilter: ["open", "data-title"] },
     );
-    this.told();
+    this.update();
     for (const name of ["more-settings", "engine"])
       if (this.panels[name]) this.open(document.getElementById(name), true);
   },
 };
 document.addEventListener("input", (event) => {
   const field = event.target;
-  if (field.closest("#prompt")) longtake.written(field.value);
+  if (field.closest("#prompt")) longtake.saveDraft(field.value);
   if (field.id === "picture-file") longtake.chosen();
-  else longtake.settle(field.closest(".field"));
+  else longtake.clearProblem(field.closest(".field"));
 });
 document.addEventListener("focusin", (event) => {
   if (event.target.closest(".number")) event.target.inputMode = "decimal";
@@ -204,17 +204,17 @@ document.addEventListener("click", (event) => {
     longtake.show(link.closest("[data-video]").dataset.video);
     document.getElementById("status").scrollIntoView({ block: "nearest" });
   }
-}, true);  // before what is clicked changes
+}, true);  // capture: before a click changes the panel
 document.addEventListener("paste", (event) => {
-  if (longtake.take(event.clipboardData.files)) event.preventDefault();
+  if (longtake.choose(event.clipboardData.files)) event.preventDefault();
 });
 document.addEventListener("dragover", (event) => {
   if (longtake.input() && event.dataTransfer.types.includes("Files")) event.preventDefault();
 });
 document.addEventListener("drop", (event) => {
-  if (longtake.input() && longtake.take(event.dataTransfer.files)) event.preventDefault();
+  if (longtake.input() && longtake.choose(event.dataTransfer.files)) event.preventDefault();
 });
-window.addEventListener("popstate", () => longtake.show(longtake.asked()));
+window.addEventListener("popstate", () => longtake.show(longtake.current()));
 window.addEventListener("pagehide", () => {
-  longtake.leaving.forEach((timer, video) => { clearTimeout(timer); longtake.delete(video); });
+  longtake.pendingDeletes.forEach((timer, video) => { clearTimeout(timer); longtake.delete(video); });
 });

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.picture import any_picture
+from longtake.engine.media.picture import noise_picture
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
@@ -64,9 +64,9 @@ def test_split_weights_give_the_same_latents(
 def num_still(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
     """On a rank: how many of its tokens are the picture's, and how many of the video it has."""
     pipeline = loaded(folder, True)
-    grid, mesh = pipeline.grid(asked), world().mesh(dims)
+    grid, mesh = pipeline.spec.grid(asked), world().mesh(dims)
     streams = world().broadcast_tensors(
-        pipeline.encode(asked, any_picture(asked)) if world().rank == 0 else None
+        pipeline.encode(asked, noise_picture(asked)) if world().rank == 0 else None
     )
     branch = pipeline.denoiser.branch(streams, grid, dims, mesh, asked)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)

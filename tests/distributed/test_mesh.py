@@ -11,8 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
-from longtake.parallel.dims import CFG_AXIS, RING_AXIS, ULYSSES_AXIS
-from longtake.parallel.mesh import axis_rank, sequence_rank
+from longtake.parallel.mesh import CFG_AXIS, RING_AXIS, ULYSSES_AXIS, axis_rank, sequence_rank
 from tests.distributed.test_attention_parity import Case, check_cases
 from tests.ranks import RankGroups, mesh_of, random_tensors
 

@@ -9,10 +9,8 @@ import torch
 
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.all_to_all import UlyssesGroup, heads_to_tokens, split_kv, tokens_to_heads
-from longtake.parallel.dims import RING_AXIS, ULYSSES_AXIS
-from longtake.parallel.mesh import axis_rank, sequence_rank
-from longtake.parallel.shards import HeadShards
-from longtake.parallel.split import ulysses_counts
+from longtake.parallel.heads import HeadShards
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_rank, sequence_rank
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups, mesh_of, random_tensors
 
@@ -88,8 +86,8 @@ def check_there_and_back(dims: ParallelDims, heads: tuple[int, int], batch: int)
         ulysses = UlyssesGroup(
             mesh.get_group(ULYSSES_AXIS),
             rank,
-            ulysses_counts(shards, mesh),
-            ulysses_counts(kv_shards, mesh),
+            shards.ulysses_counts(mesh),
+            kv_shards.ulysses_counts(mesh),
             head_shards,
         )
         q, k, v = random_tensors(
@@ -134,7 +132,7 @@ def own_copy_is_a_view(dims: ParallelDims) -> tuple[bool, bool]:
     mesh = mesh_of(dims)
     shards = TokenShards.even(12, dims)
     rank = axis_rank(mesh, ULYSSES_AXIS)
-    counts = ulysses_counts(shards, mesh)
+    counts = shards.ulysses_counts(mesh)
     ulysses = UlyssesGroup(
         mesh.get_group(ULYSSES_AXIS), rank, counts, counts, HeadShards.even(4, 4, 2)
     )

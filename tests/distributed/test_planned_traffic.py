@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from longtake.configs.hardware import load_hardware
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines import registry
@@ -34,7 +35,7 @@ def predicted(
     model: str, dims: ParallelDims, shard_weights: bool = False, **changes: Any
 ) -> tuple[int, ...]:
     """Bytes that each rank sends in one step, by arithmetic on the configuration."""
-    setting = Setting(
+    setting = PlanInput(
         spec=registry.inspect(Checkpoint.open(model, configs_only=True), weights=False),
         hardware=load_hardware("h100"),
         request=request(**changes),
@@ -62,7 +63,7 @@ def test_attention_by_arithmetic_alone(dims: ParallelDims) -> None:
         heads = (num_heads, num_kv_heads)
         for rank in range(dims.world_size):
             expected = expected_bytes(dims, rank, shards.counts, shards.counts, heads, 2, 4)
-            assert traffic.sent_by(rank) == expected
+            assert traffic.bytes_sent_by(rank) == expected
 
 
 @pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
@@ -123,7 +124,7 @@ def test_image_to_video(
     spec = registry.inspect(Checkpoint.open(folder, configs_only=True), weights=False)
     of_picture = {"token_replace": 4, "latent_concat": 8}[conditioning]
     assert spec.text_tokens(asked) == tiny.MAX_TOKENS - 4 + of_picture  # its last four are dropped
-    setting = Setting(
+    setting = PlanInput(
         spec=spec,
         hardware=load_hardware("h100"),
         request=asked,

@@ -12,7 +12,6 @@ from longtake.parallel import ParallelDims, TokenShards, usp_attention
 from longtake.parallel.all_to_all import pack_kv
 from longtake.parallel.mesh import sequence_rank
 from longtake.parallel.ring import RingGroup, ring_attention
-from longtake.parallel.split import ring_counts
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups, mesh_of, random_tensors
 
@@ -147,7 +146,7 @@ def order_of_events(dims: ParallelDims) -> list[str]:
     (whole,) = random_tensors(0, [(1, 13, 6, 8)])
     q = shards.split(whole, mesh, dim=1)
     rank = sequence_rank(mesh)
-    ring = RingGroup(mesh.get_group("ring"), rank, ring_counts(shards, mesh))
+    ring = RingGroup(mesh.get_group("ring"), rank, shards.ring_counts(mesh))
     events = []
 
     class Events(TrafficMeter):

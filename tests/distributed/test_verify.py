@@ -1,4 +1,4 @@
-"""What longtake verify finds on ranks where something is wrong, and that it finds nothing else."""
+"""longtake verify finds the rank, step and block of a fault, and nothing on sound ranks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from longtake.cli.command_line import parsed
+from longtake.cli.command_line import parse
 from longtake.cli.commands import verify as command
-from longtake.cli.terminal import view_of
+from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, Launcher
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.sinks import NullSink, Sink, TraceSink
 from longtake.engine.tools import verify as engine
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
-from longtake.engine.worker import Array, NullSink, Sink, TraceSink, Worker
+from longtake.engine.worker import Worker
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
-from longtake.pipelines.trace import TracePoint, TraceRequest
+from longtake.pipelines.trace_points import TracePoint, TraceRequest
 from tests.ranks import RankGroups
 from tests.rendering import request, world
 
@@ -34,12 +37,13 @@ GUIDED = request(**SIZE, true_cfg_scale=3.0, negative_prompt="red dog")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong on one rank.
+    """Wrong weights on one rank.
 
     Attributes:
-        module: of the denoiser, by name, whose weights are not the other ranks'.
-        step: the first for which they are.
-        factor: of all its weights.
+        rank: The rank.
+        module: Name of the denoiser's module with the wrong weights.
+        step: The first step in which they are wrong.
+        factor: Factor on all weights of the module.
     """
 
     rank: int
@@ -49,7 +53,7 @@ class Fault:
 
 
 class OnGroup(Launcher):
-    """Stands for the processes of an engine: the tests' ranks, one of which may be at fault."""
+    """The ranks of the tests as a launcher; one of them may be at fault."""
 
     def __init__(self, ranks: RankGroups, config: EngineConfig, fault: Fault | None = None) -> None:
         self._ranks, self._config, self._fault = ranks, config, fault
@@ -70,8 +74,8 @@ class OnGroup(Launcher):
         return list(reports)
 
 
-class Taken(NullSink):
-    """A sink that keeps what is recorded."""
+class Recorder(NullSink):
+    """A sink that keeps traced values."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[TracePoint, Array]] = []
@@ -88,14 +92,14 @@ def worker_of(config: EngineConfig) -> Worker:
 def rendered(
     config: EngineConfig, job: Job, fault: Fault | None
 ) -> tuple[list[tuple[TracePoint, Array]], list[RankReport]]:
-    """On a rank: what is recorded of a job in which one of them may be at fault."""
-    worker, sink = worker_of(config), Taken()
+    """On a rank: the traced values of a job, in which one rank may be at fault."""
+    worker, sink = worker_of(config), Recorder()
     module = None
     if fault is not None and fault.rank == world().rank:
         module = worker._pipeline.denoiser.get_submodule(fault.module)
     held = [parameter.clone() for parameter in module.parameters()] if module else []
 
-    def spoil(progress: Progress) -> None:
+    def break_weights(progress: Progress) -> None:
         assert fault is not None
         if module and (progress.phase, progress.done) == ("denoising", fault.step - 1):
             with torch.no_grad():
@@ -103,7 +107,9 @@ def rendered(
                     parameter.mul_(fault.factor)
 
     try:
-        reports = worker.render(job, sink, spoil if fault else lambda progress: None, lambda: False)
+        reports = worker.render(
+            job, sink, break_weights if fault else lambda progress: None, lambda: False
+        )
     finally:
         if module:
             with torch.no_grad():
@@ -139,7 +145,7 @@ def test_all_layouts_of_sound_ranks_are_within(ranks: RankGroups, model: str, de
     found = compared(ranks, model, devices)
     assert len(found) == {1: 1, 2: 3, 3: 2, 4: 5}[devices]
     for each in found:
-        assert each.parting is None
+        assert each.divergence is None
         assert len(each.errors) == 3
         assert each.max_error < 1e-4
         assert each.psnr_db > 100
@@ -175,7 +181,7 @@ FAULTS = {
     ),
     "what goes into the first block": ("1x1x2", Fault(1, "transformer.x_embedder"), 0, "positive"),
     "what comes after the last": ("1x1x2", Fault(1, "transformer.proj_out", step=2), None, ""),
-    "no number": (
+    "not a number": (
         "1x2x1",
         Fault(1, "transformer.transformer_blocks.1.attn.to_q", step=2, factor=math.nan),
         2,
@@ -191,20 +197,20 @@ def test_a_rank_at_fault_is_found_in_its_step_and_block(
     layout, fault, block, branch = FAULTS[name]
     dims = ParallelDims.parse(layout)
     (found,) = compared(ranks, model, dims.world_size, layout, fault=fault)
-    parting = found.parting
-    assert parting is not None
-    assert (parting.step, parting.block, parting.num_blocks) == (fault.step, block, 4)
+    divergence = found.divergence
+    assert divergence is not None
+    assert (divergence.step, divergence.block, divergence.num_blocks) == (fault.step, block, 4)
     assert all(error <= 1e-4 for error in found.errors[: fault.step - 1])
     assert not any(error <= 1e-4 for error in found.errors[fault.step - 1 :])
     if block is not None:
-        assert parting.branch == branch
-        assert not parting.error <= 1e-4
-        assert fault.module.startswith(parting.name)
+        assert divergence.branch == branch
+        assert not divergence.error <= 1e-4
+        assert fault.module.startswith(divergence.name)
     if math.isnan(fault.factor):
-        assert math.isnan(found.max_error) and math.isnan(parting.error)
+        assert math.isnan(found.max_error) and math.isnan(divergence.error)
 
 
-def test_only_the_layouts_that_part_are_looked_at_again(ranks: RankGroups, model: str) -> None:
+def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str) -> None:
     jobs: list[Job] = []
     fault = Fault(1, "transformer.transformer_blocks.0", step=3)
 
@@ -222,17 +228,17 @@ def test_only_the_layouts_that_part_are_looked_at_again(ranks: RankGroups, model
         lambda progress: None,
     )
     found = verification.run(cases_of([], 2, PLAIN, GUIDED))
-    assert [each.parting is None for each in found] == [True, False, True]
+    assert [each.divergence is None for each in found] == [True, False, True]
     assert [job.dims.name for job in jobs] == ["1x1x2", "1x2x1", "2x1x1", "1x2x1"]
     assert [job.trace for job in jobs] == [TraceRequest()] * 3 + [TraceRequest(3)]
 
 
-def test_split_weights_are_looked_into(ranks: RankGroups, model: str) -> None:
+def test_split_weights_are_traced(ranks: RankGroups, model: str) -> None:
     fault = Fault(1, "transformer.single_transformer_blocks.0", step=2)
     (found,) = compared(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
-    assert found.parting is not None
-    assert (found.parting.step, found.parting.block, found.parting.num_blocks) == (2, 3, 4)
-    assert found.parting.name == fault.module
+    assert found.divergence is not None
+    assert (found.divergence.step, found.divergence.block, found.divergence.num_blocks) == (2, 3, 4)
+    assert found.divergence.name == fault.module
 
 
 @pytest.mark.parametrize(("factor", "step"), [(1.1, 2), (math.nan, 1)])
@@ -253,7 +259,7 @@ def test_the_command_says_which_block(
     code, out = run_command(arguments, capsys)
     assert code == 1
     assert f"step {step}, block 3 of 4 ({module})" in out
-    assert out.splitlines()[-1] == "1 of 1 part by more than 0.0001: 1x1x2"
+    assert out.splitlines()[-1] == "1 of 1 differ by more than 0.0001: 1x1x2"
 
     code, out = run_command([*arguments, "--json"], capsys)
     (layout,) = json.loads(out, parse_constant=refuse)["layouts"]
@@ -265,8 +271,8 @@ def test_the_command_says_which_block(
 
 
 def run_command(arguments: list[str], capsys: Any) -> tuple[int, str]:
-    _, options = parsed(arguments)
-    with view_of(quiet=options["quiet"], as_json=options["json"]) as view:
+    _, options = parse(arguments)
+    with make_view(quiet=options["quiet"], as_json=options["json"]) as view:
         code = command.run(options, view)
     out: str = capsys.readouterr().out
     return code, out

@@ -6,7 +6,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from torch.distributed.elastic.multiprocessing import start_processes
 
+from longtake.engine.launch import rank_processes
+from tests import forked_ranks
 from tests.ranks import RankGroups
 
 
@@ -24,3 +27,19 @@ def put_back_signals() -> Iterator[None]:
     yield
     for each, handler in handlers.items():
         signal.signal(each, handler)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def forked_ranks_by_default() -> Iterator[None]:
+    """Fork the ranks that tests start in this process; commands of their own start new ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_processes, "start_processes", forked_ranks.start_processes)
+        yield
+
+
+@pytest.fixture(scope="module")
+def new_ranks() -> Iterator[None]:
+    """Ranks are new processes: for tests about their start, memory or command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_processes, "start_processes", start_processes)
+        yield

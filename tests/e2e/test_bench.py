@@ -1,4 +1,4 @@
-"""longtake bench: what it writes, and that a plan takes it."""
+"""The files that longtake bench writes, and that longtake plan reads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import yaml
 from longtake.cli import main as cli
 from longtake.configs.hardware import load_hardware
 
+pytestmark = pytest.mark.usefixtures("new_ranks")
+
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of this machine, measured once on two ranks."""
+    """This machine's profile, measured once on two ranks."""
     path = tmp_path_factory.mktemp("profile") / "here.yaml"
     arguments = ["bench", "--calibrate", "--devices", "2", "--rounds", "1", "--quiet"]
     assert cli.main([*arguments, "-o", str(path)]) == 0
     return path
 
 
-def test_a_profile_says_where_its_figures_come_from(profile: Path) -> None:
+def test_a_profile_names_its_sources(profile: Path) -> None:
     assert [path.name for path in profile.parent.iterdir()] == ["here.yaml"]
     content = yaml.safe_load(profile.read_text())
     assert "measured by longtake bench --calibrate" in content["launch_s"]["source"]
@@ -35,13 +37,13 @@ def test_a_profile_says_where_its_figures_come_from(profile: Path) -> None:
     assert 1e8 < hardware.runtime_bytes.value < 2e9
 
 
-def test_a_plan_takes_it(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reads_the_profile(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--gpu", str(profile), "--devices", "2", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert {each["name"] for each in plan["layouts"]} >= {"1x1x2", "1x2x1"}
 
 
-def test_a_step_beside_its_prediction(
+def test_a_measured_and_predicted_step(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bench.md"

@@ -123,7 +123,7 @@ def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("devices", ["1", "2"])
-def test_a_prompt_that_is_cut_is_the_one_line(model: str, tmp_path: Path, devices: str) -> None:
+def test_a_truncated_prompt_is_the_only_warning(model: str, tmp_path: Path, devices: str) -> None:
     newer = {"what_a_newer_version_saved": 1, "torch_dtype": "float32"}
     other = tiny.changed(Path(model), tmp_path / "other", "transformer/config.json", newer)
     prompt = "a cat walks on the green grass and " * 20  # longer than CLIP reads, too
@@ -233,7 +233,7 @@ def test_a_prompt_that_begins_with_a_dash(model: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
-    """Found while the ranks load: refused by one of them, with the same line and exit code."""
+    """The damage shows while the ranks load: one rank refuses it, with the usual line and code."""
     copy = shutil.copytree(model, tmp_path / "model")
     config = json.loads((copy / "transformer/config.json").read_text())
     (copy / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 3}))
@@ -246,7 +246,7 @@ def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
 
 
 def test_a_port_in_use(model: str, tmp_path: Path) -> None:
-    """Joining torchrun's group where another program holds its port."""
+    """Joining torchrun's group while another program holds its port."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -282,7 +282,7 @@ def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> 
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a program on two ranks, in a session of its own; nothing of it is left afterwards."""
+    """Start a program on two ranks in its own session, which is killed afterwards."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*program: str) -> subprocess.Popen[str]:
@@ -304,7 +304,7 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def steps_taken(process: subprocess.Popen[str]) -> None:
-    """Wait until a program that prints events has taken three steps."""
+    """Wait for the third step among the events that a program prints."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{") and json.loads(line).get("done") == 3:
@@ -359,7 +359,7 @@ def test_a_rank_of_torchrun_that_dies_ends_the_others(
 def test_a_rank_of_torchrun_that_raises_ends_the_others(
     model: str, tmp_path: Path, torchrun: Any
 ) -> None:
-    """It waits for nobody on its way out, with the others in the middle of a step."""
+    """It exits at once, while the others are in the middle of a step."""
     program = tmp_path / "program.py"
     program.write_text(
         "import json, sys\n"
@@ -390,7 +390,7 @@ def test_a_rank_of_torchrun_that_raises_ends_the_others(
         (dict(RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="0"), "LOCAL_WORLD_SIZE='0'"),
     ],
 )
-def test_what_torchrun_would_not_say(
+def test_invalid_variables_of_torchrun(
     generate: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], text: str
 ) -> None:
     for name, value in environment.items():
@@ -400,7 +400,7 @@ def test_what_torchrun_would_not_say(
     assert text in err
 
 
-def test_ranks_end_with_a_parent_that_dies_before_they_have_begun(model: str) -> None:
+def test_ranks_end_with_a_parent_that_dies_while_they_start(model: str) -> None:
     command = [*COMMAND, "generate", "a", "--model", model, "--devices", "2", "--quiet"]
     with subprocess.Popen(command, start_new_session=True) as process:
         ranks: list[psutil.Process] = []
@@ -415,7 +415,7 @@ def test_ranks_end_with_a_parent_that_dies_before_they_have_begun(model: str) ->
 def test_a_disk_that_fills_up(
     generate: Any, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here a limit on the size of a file, which the video's or its metadata's runs into."""
+    """Simulated by a limit on file size, which the video or its metadata exceeds."""
     monkeypatch.setattr(files, "_PROBE_BYTES", 1)  # there was room when it began
     size = ["--height", "64", "--width", "64", "--num-inference-steps", "1"]
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -429,8 +429,8 @@ def test_a_disk_that_fills_up(
     assert names(tmp_path) == []
 
 
-def test_nobody_reads_what_is_printed(model: str, tmp_path: Path) -> None:
-    """A closed pipe, and a full disk behind stdout and stderr, stop no rendering."""
+def test_closed_output_streams_do_not_stop_a_rendering(model: str, tmp_path: Path) -> None:
+    """A closed pipe, and a full disk behind stdout and stderr."""
     for at, (view, where) in enumerate((("--json", "| head -1"), ("--metadata", "&> /dev/full"))):
         path = tmp_path / f"{at}.npy"
         words = [*COMMAND, "generate", "a", "--model", model, "-o", str(path), view]

@@ -16,17 +16,18 @@ import pytest
 
 from longtake import ParallelConfig, VideoEngine, VideoRequest
 from longtake.engine import Progress, ResolvedRequest
+from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.errors import EngineError, KernelError, LayoutError, ModelError, RequestError, Stopped
 from tests import tiny
 
 
 def ranks_of(engine: VideoEngine) -> list[psutil.Process]:
     """The processes that an engine started."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "longtake.engine.launch.local_rank" in process.cmdline()
-    ]
+    launcher = engine._ranks._launcher
+    assert isinstance(launcher, LocalProcesses)
+    assert launcher._processes is not None
+    pids = launcher._processes._started.pids()
+    return [psutil.Process(pid) for pid in pids.values()]
 
 
 def request(**changes: Any) -> VideoRequest:

@@ -1,4 +1,4 @@
-"""Ranks that hang: deadlines end them all, with the reason; never a hang."""
+"""Deadlines end ranks that hang, and name the reason."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 
 from longtake import VideoEngine, VideoRequest
 from longtake.engine import EngineConfig, Progress
-from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.launch.rank_protocol import RankState, check_idle
 from longtake.errors import RankError
 from tests.e2e.test_engine import ranks_of
+
+pytestmark = pytest.mark.usefixtures("new_ranks")
 
 ENDLESS = VideoRequest(prompt="a cat", num_inference_steps=10_000)
 
@@ -22,7 +24,7 @@ ENDLESS = VideoRequest(prompt="a cat", num_inference_steps=10_000)
 def hang(
     model: str, victims: Callable[[list[psutil.Process]], list[psutil.Process]], **timeouts: Any
 ) -> tuple[str, float]:
-    """Suspend some ranks in the middle of denoising; what the engine says, and after how long."""
+    """Suspend some ranks while denoising; the engine's error, and the seconds until it."""
     suspended_at = 0.0
 
     def suspend(progress: Progress) -> None:
@@ -42,7 +44,7 @@ def hang(
 
 
 def test_a_rank_that_hangs_is_waited_for_until_the_deadline(model: str) -> None:
-    """Here because it is suspended, which the engine has not yet noticed by then."""
+    """It hangs because it is suspended, which the engine has not noticed by then."""
     text, taken = hang(model, lambda ranks: ranks[1:], step_timeout_s=3, rank_loss_timeout_s=30)
     assert re.match(
         r"rank 0 (made no progress for 3 s and was ended \(rank 1 had not ended\)"
@@ -60,12 +62,13 @@ def test_suspended_ranks_end_all_within_the_time_for_a_lost_one(model: str, firs
     assert 3 < taken < 8
 
 
-def test_ranks_that_neither_move_nor_end_are_given_up(model: str) -> None:
-    """In a driver that does not return, say: no deadline of their own can end them."""
+def test_ranks_that_make_no_progress_are_given_up(model: str) -> None:
+    """For example in a driver call: no deadline of their own can end them."""
     config = EngineConfig(model=model, devices=2, load_timeout_s=7, rank_loss_timeout_s=4)
-    launcher = LocalProcesses(config, "cpu")
-    launcher._check_progress({}, 10.9)
-    launcher._check_progress({0: {"timeout_s": 5}, 1: {"timeout_s": 60}}, 63.9)
-    for states, idle_s in (({}, 11.1), ({0: {"timeout_s": 5}, 1: {"timeout_s": 60}}, 64.1)):
+    step = Progress("denoising", 1, 2)
+    working = {rank: RankState(step, timeout_s, 0.0) for rank, timeout_s in enumerate((5, 60))}
+    check_idle(config, {}, 10.9)
+    check_idle(config, working, 63.9)
+    for states, idle_s in (({}, 11.1), (working, 64.1)):
         with pytest.raises(RankError, match=f"no rank made progress for {idle_s:.0f} s"):
-            launcher._check_progress(states, idle_s)
+            check_idle(config, states, idle_s)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -169,8 +170,10 @@ def test_an_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Pat
     assert entry.read_text().strip() == str(checkout)  # which type checkers follow, too
 
     # Beside the clone its folder, of the package's name, comes first on the path.
+    dependencies = str(distribution("lazy-loader").locate_file(""))
     found = (
-        f"import site; site.addsitedir({str(tmp_path)!r})\n"
+        f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
+        f"sys.path.append({dependencies!r})\n"  # whose .pth are not read
         "import longtake, longtake.__main__, longtake.parallel\n"
         "print(longtake.__file__)"
     )

@@ -15,11 +15,13 @@ from longtake.configs.hardware import Figure, load_hardware
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 
+pytestmark = pytest.mark.usefixtures("new_ranks")
+
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The CPU's, with what a process takes here before it loads a model."""
-    held = on_ranks(measures.process, 1, "cpu", 120, dtype="float32")[0]["bytes"]
+    held = on_ranks(measures.runtime, 1, "cpu", 120, dtype="float32")[0]["bytes"]
     own = {"runtime_bytes": Figure(value=held, source="measured by this test")}
     path = tmp_path_factory.mktemp("profile") / "cpu.yaml"
     hardware = load_hardware("cpu").model_copy(update=own)

@@ -1,4 +1,4 @@
-"""longtake verify on processes of its own."""
+"""The longtake verify command, with ranks in processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Verify = Callable[..., tuple[int, str, str]]
 
 
 class StaysUp(Launcher):
-    """Two processes that several tests use, since starting them takes longest."""
+    """Two ranks that several tests share, since starting them takes longest."""
 
     def __init__(self) -> None:
         self._processes: LocalProcesses | None = None
         self._started = False
 
     def __call__(self, config: EngineConfig, device_type: str) -> Launcher:
-        """What makes a launcher: always this one."""
+        """Stands for the launcher's class: always returns this launcher."""
         assert config.devices == 2
         self._processes = self._processes or LocalProcesses(config, device_type)
         return self
@@ -71,7 +71,7 @@ def start_anew(model: str, capsys: Any) -> Verify:
 
 @pytest.fixture
 def verify(start_anew: Verify, processes: StaysUp, monkeypatch: pytest.MonkeyPatch) -> Verify:
-    """The same, with processes that stay up."""
+    """Run the command with the shared ranks."""
     monkeypatch.setattr(engine, "LocalProcesses", processes)
     return start_anew
 
@@ -89,7 +89,7 @@ def test_every_layout_of_two_ranks(verify: Verify) -> None:
     assert verify("--devices", "2", "--layout", "1x2", "--quiet") == (0, "", "")
 
 
-def test_with_no_tolerance_rounding_parts(verify: Verify) -> None:
+def test_rounding_exceeds_a_tolerance_of_zero(verify: Verify) -> None:
     code, out, err = verify(
         "a dog", "--devices", "2", "--layout", "2x1", "--tolerance", "0", "--seed", "4", "--json"
     )

@@ -27,7 +27,7 @@ def test_a_kernel_equals_its_definition(
     kernel: Kernel, dtype: torch.dtype, heads: tuple[int, int], head_size: int
 ) -> None:
     needs = KernelNeeds(torch.device("cuda", 0), dtype, head_size, log_sum_exp=False)
-    refusal = kernel.refusal(needs)
+    refusal = kernel.unsupported_reason(needs)
     if refusal is not None:
         pytest.skip(refusal)
     num_heads, num_kv_heads = heads

@@ -1,4 +1,4 @@
-"""This machine's hardware profile, measured: what ``longtake plan --gpu FILE`` reckons with."""
+"""Measures this machine's hardware profile, which ``longtake plan --gpu FILE`` reads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
 
-from longtake.configs.hardware import Dtype, Figure, Hardware, Link, PartOfOne, Share
-from longtake.engine.planning.attention import ELEMENT_BYTES
+from longtake.configs.base import ELEMENT_BYTES, Dtype
+from longtake.configs.hardware import Figure, Fraction, Hardware, Link, Share
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 
@@ -24,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 _DEADLINE_S = 1200.0
 _KINDS = ("linear", "attention", "convolution")
-"""The fastest of them is what the profile calls the peak."""
+"""Operations whose fastest rate is the profile's peak."""
 
 _READ_BYTES = 2**28
-_ANY_NUMBER = 1024
+_UNLIMITED_DEVICES = 1024
 _SLOWER = 0.75
-"""A link is another than the one within it where less than this part of its bandwidth is left."""
+"""Share of the bandwidth of fewer ranks, below which more ranks span another level of links."""
 
 
 def calibrate(
@@ -40,26 +41,24 @@ def calibrate(
     rounds: int,
     say: Callable[[str], None] = lambda what: None,
 ) -> Hardware:
-    """Measure a profile, on all ranks at one time.
+    """Measure a profile on all ranks at the same time.
 
     Args:
-        head_size: of the attention that it is for.
-        rounds: of which the median counts.
-        say: called with what is measured next.
+        device_type: "cpu" or "cuda".
+        num_ranks: Number of ranks.
+        head_size: Head size of the attention measured.
+        rounds: Rounds whose median counts.
+        say: Called with what is measured next.
 
     Raises:
-        RankError: a rank failed, or was not done in time.
+        RankError: A rank failed, or the deadline passed.
     """
-    source = f"measured by longtake bench --calibrate, {datetime.now():%Y-%m-%d}, {rounds} rounds"
-
-    def figure(value: float) -> Figure:
-        return Figure(value=float(f"{value:.4g}"), source=source)
-
     if num_ranks == 1:
         logger.warning("one rank measures no links: pass --devices 2 or more for plans of several")
+    source = f"measured by longtake bench --calibrate, {datetime.now():%Y-%m-%d}, {rounds} rounds"
     say("kernels and links")
     main: Dtype = "bfloat16" if device_type == "cuda" else "float32"
-    answers = on_ranks(
+    by_rank = on_ranks(
         measures.everything,
         num_ranks,
         device_type,
@@ -68,62 +67,100 @@ def calibrate(
         head_size=head_size,
         rounds=rounds,
     )
-    rates = {dtype: _slowest([each["rates"][dtype] for each in answers]) for dtype in ELEMENT_BYTES}
-    found = links_of(answers[0]["links"], figure)
-    overlap = min(each["overlap"] for each in answers)
     say("storage")
-    own = rates[main]
-    peak = max(own[kind] for kind in _KINDS)
-    memory = psutil.virtual_memory().total
-    if device_type == "cuda":
-        memory = min(
-            torch.cuda.get_device_properties(each).total_memory
-            for each in range(torch.cuda.device_count())
-        )
     return Hardware(
-        description=_description(device_type),
-        names=(torch.cuda.get_device_name(0),) if device_type == "cuda" else (),
-        device=device_type,
-        flops_per_s={
-            dtype: figure(rate["linear"] * peak / own["linear"]) for dtype, rate in rates.items()
-        },
-        linear_share=Share(value=round(own["linear"] / peak, 4), source=source),
-        attention_share=Share(
-            value=round(own["attention"] / peak, 4), source=f"{source}, heads of {head_size}"
-        ),
-        convolution_share=Share(value=round(own["convolution"] / peak, 4), source=source),
-        memory_bytes=figure(memory),
-        memory_bytes_per_s=figure(own["memory"]),
-        memory_share=Share(value=1.0, source="the bandwidth is what copies reach here"),
-        launch_s=figure(own["launch_s"]),
-        overlap_share=PartOfOne(value=round(overlap, 3), source=source),
-        host_bytes_per_s=None if device_type == "cpu" else figure(_host_bytes_per_s()),
-        storage_bytes_per_s=figure(_storage_bytes_per_s()),
-        startup_s=figure(max(each["startup_s"] for each in answers)),
-        runtime_bytes=figure(max(each["bytes"] for each in answers)),
-        # on a CPU all ranks, however many, are processes of one host
-        devices_per_node=torch.cuda.device_count() if device_type == "cuda" else _ANY_NUMBER,
-        links=tuple(found) or (_unmeasured(),),
+        **_device(device_type, source),
+        **_rates(by_rank, main, source, head_size),
+        links=tuple(links_of(by_rank[0]["links"], partial(_figure, source=source)))
+        or (_unmeasured(),),
     )
 
 
-def links_of(measured: Sequence[dict[str, Any]], figure: Callable[[float], Figure]) -> list[Link]:
-    """The levels that bandwidths over more and more ranks show.
+def _figure(value: float, source: str) -> Figure:
+    return Figure(value=float(f"{value:.4g}"), source=source)
+
+
+def _device(device_type: Literal["cpu", "cuda"], source: str) -> dict[str, Any]:
+    """The fields of a profile that need no ranks."""
+    if device_type == "cpu":
+        return {
+            "description": f"{platform.machine()} CPU of {os.cpu_count()} cores, a core a rank, "
+            "measured",
+            "names": (),
+            "device": device_type,
+            "memory_bytes": _figure(psutil.virtual_memory().total, source),
+            "host_bytes_per_s": None,
+            "storage_bytes_per_s": _figure(_storage_bytes_per_s(), source),
+            # all ranks are processes of one host, however many there are
+            "devices_per_node": _UNLIMITED_DEVICES,
+        }
+    name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
+    memory = min(torch.cuda.get_device_properties(each).total_memory for each in range(count))
+    return {
+        "description": f"{name}, measured",
+        "names": (name,),
+        "device": device_type,
+        "memory_bytes": _figure(memory, source),
+        "host_bytes_per_s": _figure(_host_bytes_per_s(), source),
+        "storage_bytes_per_s": _figure(_storage_bytes_per_s(), source),
+        "devices_per_node": count,
+    }
+
+
+def _rates(
+    by_rank: Sequence[dict[str, Any]], main: Dtype, source: str, head_size: int
+) -> dict[str, Any]:
+    """The fields of a profile that ranks measured; the slowest rank counts.
 
     Args:
-        measured: as :func:`longtake.engine.tools.bench.measures.links` returns it.
+        by_rank: As :func:`longtake.engine.tools.bench.measures.everything` returns it.
+        main: The dtype in which all kinds of operations were measured.
+        source: Source of the figures.
+        head_size: Head size of the attention measured.
     """
-    found: list[Link] = []
-    spans, before = 1, 0.0
+    rates = {dtype: _slowest([each["rates"][dtype] for each in by_rank]) for dtype in ELEMENT_BYTES}
+    own = rates[main]
+    peak = max(own[kind] for kind in _KINDS)
+    shares = {
+        f"{kind}_share": Share(value=round(own[kind] / peak, 4), source=source) for kind in _KINDS
+    }
+    of_heads = {"source": f"{source}, heads of {head_size}"}
+    shares["attention_share"] = shares["attention_share"].model_copy(update=of_heads)
+    return {
+        **shares,
+        "flops_per_s": {
+            dtype: _figure(rate["linear"] * peak / own["linear"], source)
+            for dtype, rate in rates.items()
+        },
+        "memory_bytes_per_s": _figure(own["memory"], source),
+        "memory_share": Share(value=1.0, source="the bandwidth is what copies reach here"),
+        "launch_s": _figure(own["launch_s"], source),
+        "overlap_share": Fraction(
+            value=round(min(each["overlap"] for each in by_rank), 3), source=source
+        ),
+        "startup_s": _figure(max(each["startup_s"] for each in by_rank), source),
+        "runtime_bytes": _figure(max(each["bytes"] for each in by_rank), source),
+    }
+
+
+def links_of(measured: Sequence[dict[str, Any]], figure: Callable[[float], Figure]) -> list[Link]:
+    """The levels of links, derived from bandwidths over more and more ranks.
+
+    Args:
+        measured: As :func:`longtake.engine.tools.bench.measures.links` returns it.
+        figure: Makes a figure of a measured value.
+    """
+    levels: list[Link] = []
+    spans, previous = 1, 0.0
     for each in measured:
         bandwidth = each["exchange_bytes_per_s"]
-        if not found or bandwidth < _SLOWER * before:
+        if not levels or bandwidth < _SLOWER * previous:
             count = each["ranks"]
-            if found:
-                found[-1] = found[-1].model_copy(update={"spans": spans})
-            # of what each rank sends, what leaves its group of the level within is all that is new
+            if levels:
+                levels[-1] = levels[-1].model_copy(update={"spans": spans})
+            # only what leaves a rank's group of the inner level crosses this one
             leaving = spans * (count - spans) / (count - 1)
-            found.append(
+            levels.append(
                 Link(
                     name=f"of {count}",
                     shared_by=spans,
@@ -131,13 +168,13 @@ def links_of(measured: Sequence[dict[str, Any]], figure: Callable[[float], Figur
                     latency_s=figure(each["latency_s"]),
                 )
             )
-            before = bandwidth
+            previous = bandwidth
         spans = each["ranks"]
-    return found
+    return levels
 
 
 def _slowest(answers: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of all ranks: the lowest rates, the longest times."""
+    """The lowest rates and the longest times of all ranks."""
     slowest = {}
     for name in answers[0]:
         values = [answer[name] for answer in answers]
@@ -146,6 +183,7 @@ def _slowest(answers: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _unmeasured() -> Link:
+    """An assumed link, where one rank measures none."""
     figure = Figure(value=1e9, source="assumption: one rank measures no link")
     return Link(
         name="unmeasured",
@@ -154,14 +192,8 @@ def _unmeasured() -> Link:
     )
 
 
-def _description(device_type: str) -> str:
-    if device_type == "cuda":
-        return f"{torch.cuda.get_device_name(0)}, measured"
-    return f"{platform.machine()} CPU of {os.cpu_count()} cores, a core a rank, measured"
-
-
 def _storage_bytes_per_s() -> float:
-    """Reading a file that is not in memory."""
+    """Rate of reading a file that is not in the page cache."""
     with tempfile.TemporaryDirectory(prefix="longtake-") as folder:
         path = Path(folder) / "read"
         path.write_bytes(os.urandom(_READ_BYTES))
@@ -175,7 +207,7 @@ def _storage_bytes_per_s() -> float:
 
 
 def _host_bytes_per_s() -> float:
-    """From pinned memory to the first GPU."""
+    """Rate of copies from pinned memory to the first GPU."""
     host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
     device = torch.empty_like(host, device="cuda")
     device.copy_(host)

@@ -1,13 +1,15 @@
-"""What a rank measures of its device and of the links to the others; all ranks at one time, since
-ranks that compute side by side share caches, memory and power."""
+"""Measurements of a rank's device and of its links to other ranks.
+
+All ranks measure at the same time, since ranks on one machine share caches, memory and power.
+"""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,79 +18,84 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from longtake.configs.request import VideoRequest
+from longtake.engine.memory_use import resident_bytes
 from longtake.engine.request import resolve
-from longtake.errors import KernelError
-from longtake.parallel import KERNELS, KernelNeeds, ParallelDims, World, select_kernel
-from longtake.parallel.exchange import all_to_all, swap_point_to_point
+from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World, select_kernel
+from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
-from longtake.pipelines.rendering import render_latents
+from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.stages import StageReport
 
 Json = dict[str, Any]
 
-_SIZES: dict[str, dict[str, int]] = {
-    "cpu": {
-        "tokens": 2048,
-        "width": 512,
-        "heads": 4,
-        "channels": 64,
-        "frames": 4,
-        "side": 64,
-        "copied": 2**25,
-        "sent": 2**24,
-    },
-    "cuda": {
-        "tokens": 16384,
-        "width": 3072,
-        "heads": 24,
-        "channels": 128,
-        "frames": 16,
-        "side": 256,
-        "copied": 2**30,
-        "sent": 2**27,
-    },
-}
-"""Large enough that a device does what it does in a rendering; of copies and exchanges, bytes."""
 
-_HOT_S = 2.0
-"""For which a GPU computes attention, most of a step, before it is measured: with heads of 128 an
-H100 does 678 TFLOP/s at first, and 624 once its clock has fallen to what 700 W allow."""
+@dataclass(frozen=True)
+class _Sizes:
+    """Problem sizes, large enough that a device is as busy as in a rendering.
+
+    Attributes:
+        tokens: Tokens of attention, and rows of a matrix product.
+        width: Width of the model; a matrix product has 4 times as many columns.
+        heads: Attention heads.
+        channels: Channels of a convolution.
+        frames: Frames of a convolution.
+        side: Height and width of a convolution.
+        copied_bytes: Bytes of a copy.
+        sent_bytes: Bytes that each rank sends in an exchange.
+    """
+
+    tokens: int
+    width: int
+    heads: int
+    channels: int
+    frames: int
+    side: int
+    copied_bytes: int
+    sent_bytes: int
+
+
+_SIZES = {
+    "cpu": _Sizes(2048, 512, 4, 64, 4, 64, copied_bytes=2**25, sent_bytes=2**24),
+    "cuda": _Sizes(16384, 3072, 24, 128, 16, 256, copied_bytes=2**30, sent_bytes=2**27),
+}
+
+_WARM_UP_S = 2.0
+"""How long a GPU computes attention, most of a step, before it is measured: with heads of 128 an
+H100 reaches 678 TFLOP/s at first, and 624 once its clock has fallen to what 700 W allow."""
 
 _SMALL_BYTES = 1024
 _LAUNCHES = 1000
+_WHOLE = [(slice(None), slice(None))]
+"""The one block of attention from all queries to all keys."""
 
 
 def everything(world: World, *, dtypes: list[str], head_size: int, rounds: int) -> Json:
-    """All that a profile takes, by ranks that are started once.
+    """All measurements of a hardware profile.
 
     Args:
-        dtypes: all but matrix products are measured in the first.
+        world: All ranks.
+        dtypes: Dtypes of matrix products; everything else is measured in the first.
+        head_size: Head size of attention.
+        rounds: Rounds whose median counts.
 
     Returns:
-        ``startup_s`` until a rank could load; ``bytes`` as :func:`process`; ``rates`` by dtype;
-        ``links``; ``overlap``, 1 where there is one rank.
+        ``startup_s`` and ``bytes`` as :func:`runtime`; ``rates`` by dtype; ``links``; ``overlap``,
+        which is 1 for a single rank.
     """
-    importlib.import_module("longtake.pipelines.hunyuan_video.pipeline")
-    startup_s = time.time() - psutil.Process().create_time()
-    several = world.size > 1
+    several, main = world.size > 1, dtypes[0]
     return {
-        "startup_s": startup_s,
-        "bytes": process(world, dtype=dtypes[0])["bytes"],
+        **runtime(world, dtype=main),
         "rates": {
             dtype: rates(
-                world,
-                dtype=dtype,
-                head_size=head_size,
-                rounds=rounds,
-                products_only=dtype != dtypes[0],
+                world, dtype=dtype, head_size=head_size, rounds=rounds, products_only=dtype != main
             )
             for dtype in dtypes
         },
         "links": links(world, rounds=rounds) if several else [],
-        "overlap": overlap(world, dtype=dtypes[0], head_size=head_size, rounds=rounds)
+        "overlap": overlap(world, dtype=main, head_size=head_size, rounds=rounds)
         if several
         else 1.0,
     }
@@ -97,115 +104,138 @@ def everything(world: World, *, dtypes: list[str], head_size: int, rounds: int) 
 def rates(
     world: World, *, dtype: str, head_size: int, rounds: int, products_only: bool = False
 ) -> Json:
-    """How fast this device is while all others work, too.
+    """Speed of this device while all others work, too.
 
     Args:
-        head_size: of the attention.
-        products_only: measure ``linear`` alone.
+        world: All ranks.
+        dtype: Dtype of the operands.
+        head_size: Head size of attention.
+        rounds: Rounds whose median counts.
+        products_only: Whether to measure ``linear`` alone.
 
     Returns:
-        ``linear``, ``attention`` and ``convolution`` in floating-point operations a second,
-        ``memory`` in bytes a second, ``launch_s``.
+        ``linear``, ``attention`` and ``convolution`` in floating-point operations per second,
+        ``memory`` in bytes per second, and ``launch_s``.
     """
-    device, sizes = world.device, _SIZES[world.device.type]
-    kind: torch.dtype = getattr(torch, dtype)
-    tokens, width = sizes["tokens"], sizes["width"]
-    x = torch.randn(tokens, width, device=device, dtype=kind)
-    weight = torch.randn(4 * width, width, device=device, dtype=kind)
+    torch_dtype: torch.dtype = getattr(torch, dtype)
     with torch.no_grad():
-        linear_s = _median_s(lambda: F.linear(x, weight), world, rounds)
-    found = {"linear": 2 * tokens * width * 4 * width / linear_s}
-    if products_only:
-        return found
-    return {**found, **_other_rates(world, kind, head_size, rounds)}
+        products = {"linear": _linear_rate(world, torch_dtype, rounds)}
+        if products_only:
+            return products
+        return {
+            **products,
+            "attention": _attention_rate(world, torch_dtype, head_size, rounds),
+            "convolution": _convolution_rate(world, torch_dtype, rounds),
+            "memory": _memory_rate(world, torch_dtype, rounds),
+            "launch_s": _launch_s(world, torch_dtype, rounds),
+        }
 
 
-def _other_rates(world: World, dtype: torch.dtype, head_size: int, rounds: int) -> Json:
+def _linear_rate(world: World, dtype: torch.dtype, rounds: int) -> float:
+    """Operations per second of a matrix product."""
     device, sizes = world.device, _SIZES[world.device.type]
-    tokens, heads = sizes["tokens"], sizes["heads"]
-    q, k, v = torch.randn(3, 1, tokens, heads, head_size, device=device, dtype=dtype)
-    channels, frames, side = sizes["channels"], sizes["frames"], sizes["side"]
-    padded = (1, channels, frames + 2, side + 2, side + 2)
-    cubes = torch.randn(padded, device=device, dtype=dtype)
-    kernel3d = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
-    ones = torch.ones(sizes["copied"] // dtype.itemsize, device=device, dtype=dtype)
-    twos, tiny = torch.empty_like(ones), torch.zeros(8, device=device, dtype=dtype)
+    tokens, width = sizes.tokens, sizes.width
+    x = torch.randn(tokens, width, device=device, dtype=dtype)
+    weight = torch.randn(4 * width, width, device=device, dtype=dtype)
+    return 2 * tokens * width * 4 * width / _median_s(lambda: F.linear(x, weight), world, rounds)
+
+
+def _attention_rate(world: World, dtype: torch.dtype, head_size: int, rounds: int) -> float:
+    """Operations per second of the local attention kernel that a ring uses."""
+    compute, operations = _attention(world, dtype, head_size)
+    return operations / _median_s(compute, world, rounds, warm_up=True)
+
+
+def _attention(
+    world: World, dtype: torch.dtype, head_size: int
+) -> tuple[Callable[[], object], float]:
+    """A function that computes attention with the kernel of a ring, and its operations."""
+    device, sizes = world.device, _SIZES[world.device.type]
+    q, k, v = torch.randn(3, 1, sizes.tokens, sizes.heads, head_size, device=device, dtype=dtype)
     kernel = select_kernel("auto", KernelNeeds(device, dtype, head_size, log_sum_exp=True))
-    whole = [(slice(None), slice(None))]
+    return lambda: attend(kernel, q, k, v, head_size**-0.5, _WHOLE), _operations(sizes, head_size)
+
+
+def _operations(sizes: _Sizes, head_size: int) -> float:
+    """Floating-point operations of attention."""
+    return 4 * sizes.tokens * sizes.tokens * sizes.heads * head_size
+
+
+def _convolution_rate(world: World, dtype: torch.dtype, rounds: int) -> float:
+    """Operations per second of a 3 x 3 x 3 convolution."""
+    device, sizes = world.device, _SIZES[world.device.type]
+    channels, frames, side = sizes.channels, sizes.frames, sizes.side
+    padded = (1, channels, frames + 2, side + 2, side + 2)
+    x = torch.randn(padded, device=device, dtype=dtype)
+    weight = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
+    seconds = _median_s(lambda: F.conv3d(x, weight), world, rounds)
+    return 2 * 27 * channels * channels * frames * side * side / seconds
+
+
+def _memory_rate(world: World, dtype: torch.dtype, rounds: int) -> float:
+    """Bytes per second that are read and written."""
+    copied_bytes = _SIZES[world.device.type].copied_bytes
+    source = torch.ones(copied_bytes // dtype.itemsize, device=world.device, dtype=dtype)
+    target = torch.empty_like(source)
+    seconds = _median_s(lambda: torch.add(source, 1, out=target), world, rounds)
+    return 2 * copied_bytes / seconds
+
+
+def _launch_s(world: World, dtype: torch.dtype, rounds: int) -> float:
+    """Seconds of an operation that does next to nothing."""
+    tiny = torch.zeros(8, device=world.device, dtype=dtype)
 
     def launches() -> None:
         for _ in range(_LAUNCHES):
             tiny.add_(1)
 
-    with torch.no_grad():
-        attention_s = _median_s(
-            lambda: attend(kernel, q, k, v, head_size**-0.5, whole), world, rounds, hot=True
-        )
-        convolution_s = _median_s(lambda: F.conv3d(cubes, kernel3d), world, rounds)
-        memory_s = _median_s(lambda: torch.add(ones, 1, out=twos), world, rounds)
-        launches_s = _median_s(launches, world, rounds)
-    out = frames * side * side
-    return {
-        "attention": 4 * tokens * tokens * heads * head_size / attention_s,
-        "convolution": 2 * 27 * channels * channels * out / convolution_s,
-        "memory": 2 * sizes["copied"] / memory_s,
-        "launch_s": launches_s / _LAUNCHES,
-    }
+    return _median_s(launches, world, rounds) / _LAUNCHES
 
 
 def links(world: World, *, rounds: int) -> list[Json]:
     """All-to-alls and ring hops over the first 2, 4, 8, ... ranks and all of them.
 
     Returns:
-        For each number of ranks ``ranks``, ``exchange_bytes_per_s`` and ``hop_bytes_per_s`` that
-        each rank sends, ``latency_s`` of a small exchange; on ranks that take part.
+        For each number of ranks, on the ranks that take part: ``ranks``; ``exchange_bytes_per_s``
+        and ``hop_bytes_per_s``, which each rank sends; ``latency_s`` of a small exchange.
     """
     counts = sorted({*(2**n for n in range(1, 16) if 2**n < world.size), world.size} - {1})
-    found = []
+    measured = []
     for count in counts:
         mesh = ParallelDims(ulysses_degree=count).build_mesh(
             world.device.type, ranks=list(range(count)), timeout_s=world.timeout_s
         )
         if world.rank < count:
-            group = mesh.get_group("ulysses")
-            exchange = _exchange_s(world, group, _SIZES[world.device.type]["sent"], rounds)
-            small = _exchange_s(world, group, _SMALL_BYTES * count, rounds)
-            hop = _hop_s(world, group, _SIZES[world.device.type]["sent"], rounds)
-            sent = _SIZES[world.device.type]["sent"]
-            found.append(
-                {
-                    "ranks": count,
-                    "exchange_bytes_per_s": sent
-                    * (count - 1)
-                    / count
-                    / max(exchange - small, 1e-9),
-                    "hop_bytes_per_s": sent / max(hop - small, 1e-9),
-                    "latency_s": small,
-                }
-            )
-    return found
+            measured.append(_link(world, mesh.get_group("ulysses"), count, rounds))
+    return measured
+
+
+def _link(world: World, group: dist.ProcessGroup, count: int, rounds: int) -> Json:
+    """The measurements of one group of ranks."""
+    sent_bytes = _SIZES[world.device.type].sent_bytes
+    exchange_s = _exchange_s(world, group, sent_bytes, rounds)
+    latency_s = _exchange_s(world, group, _SMALL_BYTES * count, rounds)
+    hop_s = _hop_s(world, group, sent_bytes, rounds)
+    leaving_bytes = sent_bytes * (count - 1) / count
+    return {
+        "ranks": count,
+        "exchange_bytes_per_s": leaving_bytes / max(exchange_s - latency_s, 1e-9),
+        "hop_bytes_per_s": sent_bytes / max(hop_s - latency_s, 1e-9),
+        "latency_s": latency_s,
+    }
 
 
 def overlap(world: World, *, dtype: str, head_size: int, rounds: int) -> float:
-    """The part of a ring hop that goes on while this rank computes attention: 0 to 1."""
-    device, sizes = world.device, _SIZES[world.device.type]
-    kind: torch.dtype = getattr(torch, dtype)
-    q, k, v = torch.randn(
-        3, 1, sizes["tokens"], sizes["heads"], head_size, device=device, dtype=kind
-    )
-    kernel = select_kernel("auto", KernelNeeds(device, kind, head_size, log_sum_exp=True))
+    """The share of a ring hop, 0 to 1, that proceeds while this rank computes attention."""
+    sent_bytes = _SIZES[world.device.type].sent_bytes
+    compute, _ = _attention(world, getattr(torch, dtype), head_size)
     group = world.group
     assert group is not None
-    sent, received = (torch.empty(sizes["sent"], dtype=torch.uint8, device=device) for _ in "ab")
-
-    def compute() -> None:
-        attend(kernel, q, k, v, head_size**-0.5, [(slice(None), slice(None))])
+    sent, received = (torch.empty(sent_bytes, dtype=torch.uint8, device=world.device) for _ in "ab")
 
     def hop() -> Callable[[], None]:
         rank, size = world.rank, world.size
-        return swap_point_to_point(
-            [(sent, (rank + 1) % size)], [(received, (rank - 1) % size)], group
-        )
+        return start_send_recv([(sent, (rank + 1) % size)], [(received, (rank - 1) % size)], group)
 
     def both() -> None:
         wait = hop()
@@ -213,57 +243,80 @@ def overlap(world: World, *, dtype: str, head_size: int, rounds: int) -> float:
         wait()
 
     with torch.no_grad():
-        computing = _median_s(compute, world, rounds)
-        hopping = _median_s(lambda: hop()(), world, rounds)
-        together = _median_s(both, world, rounds)
-    hidden = computing + hopping - together
-    return max(0.0, min(1.0, hidden / min(computing, hopping)))
+        compute_s = _median_s(compute, world, rounds)
+        hop_s = _median_s(lambda: hop()(), world, rounds)
+        both_s = _median_s(both, world, rounds)
+    hidden_s = compute_s + hop_s - both_s
+    return max(0.0, min(1.0, hidden_s / min(compute_s, hop_s)))
 
 
-def process(world: World, *, dtype: str) -> Json:
-    """What a rank holds beside its weights: ``bytes``, once it has rendered a little."""
+def runtime(world: World, *, dtype: str) -> Json:
+    """What a rank takes apart from its weights.
+
+    Returns:
+        ``startup_s`` from the start of the process until it loads its first weights, and ``bytes``
+        that it holds apart from them once it has rendered a little.
+    """
     alone, checkpoint = World(world.device), Checkpoint.open("demo")
     spec = registry.inspect(checkpoint)
     request = resolve(VideoRequest(prompt="red", num_inference_steps=1, seed=0), spec)
-    kind: torch.dtype = getattr(torch, dtype)
-    pipeline = registry.load(checkpoint, alone, dtype=kind)
-    latents = render_latents(pipeline, request, ParallelDims(), alone, StageReport())
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    loads_at: list[float] = []
+    pipeline = registry.load(
+        checkpoint,
+        alone,
+        dtype=torch_dtype,
+        on_component=lambda name: loads_at.append(time.time()),
+    )
+    latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
     decoder = pipeline.decoder(request)
     decode_videos(decoder, latents, alone, StageReport(), lambda video, index, frame: None)
     gc.collect()
-    weights = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
-    if world.device.type == "cuda":
+    parameters = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
+    return {
+        "startup_s": loads_at[0] - psutil.Process().create_time(),
+        "bytes": _used_bytes(world.device) - parameters * torch_dtype.itemsize,
+    }
+
+
+def _used_bytes(device: torch.device) -> int:
+    """Memory in use on the GPU, or by this process."""
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(world.device)
-        return {"bytes": total - free - weights * kind.itemsize}
-    return {"bytes": psutil.Process().memory_info().rss - weights * kind.itemsize}
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    return resident_bytes()
 
 
 def kernels(world: World, *, dtype: str, head_size: int, rounds: int) -> Json:
-    """Each local attention kernel: operations a second, or why it cannot run."""
+    """Operations per second of each local attention kernel, or why it cannot run."""
     device, sizes = world.device, _SIZES[world.device.type]
-    kind: torch.dtype = getattr(torch, dtype)
-    tokens, heads = sizes["tokens"], sizes["heads"]
-    q, k, v = torch.randn(3, 1, tokens, heads, head_size, device=device, dtype=kind)
-    found: Json = {}
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    q, k, v = torch.randn(
+        3, 1, sizes.tokens, sizes.heads, head_size, device=device, dtype=torch_dtype
+    )
+    needs = KernelNeeds(device, torch_dtype, head_size, log_sum_exp=False)
+    measured: Json = {}
     for kernel in KERNELS:
-        try:
-            select_kernel(kernel.name, KernelNeeds(device, kind, head_size, log_sum_exp=False))
-        except KernelError:
-            found[kernel.name] = kernel.refusal(KernelNeeds(device, kind, head_size, False))
+        if refusal := kernel.unsupported_reason(needs):
+            measured[kernel.name] = refusal
             continue
 
-        def run(kernel: Any = kernel) -> None:
-            attend(kernel, q, k, v, head_size**-0.5, [(slice(None), slice(None))])
+        def run(kernel: Kernel = kernel) -> None:
+            attend(kernel, q, k, v, head_size**-0.5, _WHOLE)
 
         with torch.no_grad():
             seconds = _median_s(run, world, rounds)
-        found[kernel.name] = 4 * tokens * tokens * heads * head_size / seconds
-    return found
+        measured[kernel.name] = _operations(sizes, head_size) / seconds
+    return measured
 
 
 def _exchange_s(world: World, group: dist.ProcessGroup, size: int, rounds: int) -> float:
-    """An all-to-all in which each rank sends so many bytes in all, its own share included."""
+    """Seconds of an all-to-all.
+
+    Args:
+        size: Bytes per rank, including those it keeps.
+    """
     count = dist.get_world_size(group)
     shares = [size // count] * count
     sent, received = (
@@ -275,11 +328,12 @@ def _exchange_s(world: World, group: dist.ProcessGroup, size: int, rounds: int) 
 
 
 def _hop_s(world: World, group: dist.ProcessGroup, size: int, rounds: int) -> float:
+    """Seconds of sending this many bytes to the next rank of a ring."""
     count, rank = dist.get_world_size(group), dist.get_rank(group)
     sent, received = (torch.zeros(size, dtype=torch.uint8, device=world.device) for _ in "ab")
 
     def hop() -> None:
-        swap_point_to_point([(sent, (rank + 1) % count)], [(received, (rank - 1) % count)], group)()
+        start_send_recv([(sent, (rank + 1) % count)], [(received, (rank - 1) % count)], group)()
 
     return _median_s(hop, world, rounds, group)
 
@@ -290,35 +344,38 @@ def _median_s(
     rounds: int,
     group: dist.ProcessGroup | None = None,
     *,
-    hot: bool = False,
+    warm_up: bool = False,
 ) -> float:
-    """The median of some rounds that all ranks begin together, after one that does not count.
+    """Median seconds of a function over rounds that all ranks begin together.
+
+    The first of ``rounds + 1`` rounds does not count.
 
     Args:
-        hot: after as much of it as brings a GPU to its power limit; it must exchange nothing.
+        group: The ranks that begin together; None: all.
+        warm_up: Whether to bring a GPU to its power limit first; the function must not communicate.
     """
     seconds = []
-    if hot and world.device.type == "cuda":
-        _heat(function, world)
+    if warm_up and world.device.type == "cuda":
+        _warm_up(function, world)
     for number in range(rounds + 1):
         dist.barrier(group)
-        _finish(world)
+        _synchronize(world)
         begun = time.perf_counter()
         function()
-        _finish(world)
+        _synchronize(world)
         if number > 0:
             seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds)
 
 
-def _heat(function: Callable[[], Any], world: World) -> None:
-    """Keep this rank's GPU at work until its clock has fallen to what its power allows."""
+def _warm_up(function: Callable[[], Any], world: World) -> None:
+    """Keep this rank's GPU busy until its clock has fallen to what its power limit allows."""
     begun = time.perf_counter()
-    while time.perf_counter() - begun < _HOT_S:
+    while time.perf_counter() - begun < _WARM_UP_S:
         function()
-        _finish(world)
+        _synchronize(world)
 
 
-def _finish(world: World) -> None:
+def _synchronize(world: World) -> None:
     if world.device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,9 +1,10 @@
-"""What ``longtake bench`` measures beside a profile, as Markdown: a suite each."""
+"""The suites of ``longtake bench``, each of which returns a table in Markdown."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -12,25 +13,26 @@ import numpy as np
 import psutil
 import torch
 
-import longtake
 from longtake.configs.engine import EngineConfig
-from longtake.configs.hardware import Dtype, Hardware
+from longtake.configs.hardware import Hardware
 from longtake.configs.request import VideoRequest
+from longtake.engine.dtypes import compute_dtype_name
 from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess, Launcher
-from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.media.picture import any_picture
-from longtake.engine.planning.layouts import candidates
-from longtake.engine.planning.planner import dtypes
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.launch.choose_launcher import launcher_factory
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.media.picture import noise_picture
+from longtake.engine.planning.layouts import candidate_layouts
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
+from longtake.engine.sinks import NullSink
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
-from longtake.engine.worker import NullSink
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
+from longtake.version import __version__
 
 _DEADLINE_S = 1200.0
 _STEPS = 6
@@ -41,10 +43,11 @@ class Suites:
     """The suites, for one model on one number of ranks.
 
     Args:
-        config: the engine's; its model is opened, and its ranks are started where a suite renders.
-        hardware: what predictions are made from.
-        rounds: of which the median counts.
-        say: called with what is measured next.
+        config: Configuration of the engine that is measured.
+        device_type: "cpu" or "cuda".
+        hardware: Profile that predictions are made from.
+        rounds: Rounds whose median counts.
+        say: Called with what is measured next.
     """
 
     config: EngineConfig
@@ -54,10 +57,10 @@ class Suites:
     say: Callable[[str], None]
 
     def kernels(self) -> str:
-        """Each local attention kernel."""
+        """Speed of each local attention kernel."""
         self.say("kernels")
-        spec, dtype = self._spec(), self._dtypes()[0]
-        answer = on_ranks(
+        spec, dtype = self._spec(), compute_dtype_name(self.config, self.device_type)
+        (measured,) = on_ranks(
             measures.kernels,
             1,
             self.device_type,
@@ -65,26 +68,26 @@ class Suites:
             dtype=dtype,
             head_size=spec.head_size,
             rounds=self.rounds,
-        )[0]
+        )
         lines = [f"| kernel, {dtype}, heads of {spec.head_size} | TFLOP/s |", "|---|---|"]
-        for name, found in answer.items():
-            shown = f"cannot: {found}" if isinstance(found, str) else f"{found / 1e12:.4g}"
-            lines.append(f"| {name} | {shown} |")
+        for name, rate in measured.items():
+            cell = f"cannot: {rate}" if isinstance(rate, str) else f"{rate / 1e12:.4g}"
+            lines.append(f"| {name} | {cell} |")
         return "\n".join(lines)
 
     def links(self) -> str:
-        """All-to-alls and ring hops, by the ranks that take part."""
+        """Speed of all-to-alls and ring hops, by number of ranks."""
         if self.config.devices == 1:
             return "One rank has no links: pass --devices 2 or more."
         self.say("links")
-        answer = on_ranks(
+        measured = on_ranks(
             measures.links, self.config.devices, self.device_type, _DEADLINE_S, rounds=self.rounds
         )[0]
         lines = [
             "| ranks | all-to-all GB/s a rank | ring hop GB/s | latency ms |",
             "|---|---|---|---|",
         ]
-        for each in answer:
+        for each in measured:
             lines.append(
                 f"| {each['ranks']} | {each['exchange_bytes_per_s'] / 1e9:.3g} "
                 f"| {each['hop_bytes_per_s'] / 1e9:.3g} | {1e3 * each['latency_s']:.3g} |"
@@ -92,61 +95,33 @@ class Suites:
         return "\n".join(lines)
 
     def step(self) -> str:
-        """A denoising step in every layout, beside what is predicted of it."""
+        """Measured and predicted time of a denoising step, in every layout."""
         spec = self._spec()
         request = resolve(
             VideoRequest(prompt="a red circle", seed=0, num_inference_steps=_STEPS), spec
         ).model_copy(update={"output_type": "latents"})
-        dtype, vae_dtype = self._dtypes()
-        setting = Setting(
-            spec=spec,
-            hardware=self.hardware,
-            request=request,
-            dtype=dtype,
-            vae_dtype=vae_dtype,
-            text_tokens=spec.text_tokens(request),
-        )
+        plan_input = PlanInput.for_engine(self.config, spec, self.hardware, request)
         lines = [
             "| layout | measured s a step | predicted | predicted / it | MB sent | peak GiB |",
             "|---|---|---|---|---|---|",
         ]
-        launcher: Launcher = (
-            InProcess(self.config, self.device_type)
-            if self.config.devices == 1
-            else LocalProcesses(self.config, self.device_type)
-        )
-        self.say("loading")
-        launcher.start(lambda progress: None)
-        try:
-            for dims in candidates(
-                self.config.parallel,
-                self.config.devices,
-                num_heads=spec.num_heads,
-                true_cfg=False,
+        parallel, devices = self.config.parallel, self.config.devices
+        with self._started() as launcher:
+            for dims in candidate_layouts(
+                parallel, devices, num_heads=spec.num_heads, true_cfg=False
             ):
                 self.say(f"a step on {dims.name}")
-                reports: list[RankReport] = []
-                for _ in range(2):  # the first also loads and allocates what lasts
-                    job = Job.of(request, dims)
+                job = Job.of(request, dims)
+                for _ in range(2):  # the first also loads libraries and allocates lasting buffers
                     reports = launcher.render(
-                        job, NullSink(), lambda progress: None, any_picture(request)
+                        job, NullSink(), lambda progress: None, noise_picture(request)
                     )
-                measured = max(each.seconds["denoising"] for each in reports) / _STEPS
-                predicted = predict(
-                    setting, dims, shard_weights=self.config.parallel.shard_weights
-                ).step.seconds
-                sent = sum(each.bytes_sent["denoising"] for each in reports) / _STEPS
-                peak = max(each.peak_memory_bytes for each in reports)
-                lines.append(
-                    f"| {dims.name} | {measured:.4g} | {predicted:.4g} "
-                    f"| {predicted / measured:.2f} | {sent / 1e6:.4g} | {peak / 2**30:.3f} |"
-                )
-        finally:
-            launcher.close()
+                predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)
+                lines.append(_step_row(dims.name, reports, predicted.step.seconds))
         return "\n".join(lines)
 
     def decode(self) -> str:
-        """Decoding a video of the model's own size over all ranks."""
+        """Time of decoding a video of the model's default size on all ranks."""
         self.say("decoding")
         spec = self._spec()
         request = resolve(VideoRequest(prompt="a red circle", seed=0), spec)
@@ -164,21 +139,41 @@ class Suites:
             f"| {frames / min(seconds):.3g} |"
         )
 
+    @contextmanager
+    def _started(self) -> Iterator[Launcher]:
+        """Ranks that have loaded the model, and are ended afterwards."""
+        make = launcher_factory(self.config, None, isolated=False, scratch=None)
+        launcher = make(self.config, self.device_type)
+        self.say("loading")
+        launcher.start(lambda progress: None)
+        try:
+            yield launcher
+        finally:
+            launcher.close()
+
     def _spec(self) -> ModelSpec:
         return registry.inspect(Checkpoint.open(self.config.model, self.config.revision))
 
-    def _dtypes(self) -> tuple[Dtype, Dtype]:
-        return dtypes(self.config, self._spec(), self.device_type)
+
+def _step_row(layout: str, reports: Sequence[RankReport], predicted_s: float) -> str:
+    """A row of the step suite's table."""
+    measured_s = max(each.seconds["denoising"] for each in reports) / _STEPS
+    sent = sum(each.bytes_sent["denoising"] for each in reports) / _STEPS
+    peak = max(each.peak_memory_bytes for each in reports)
+    return (
+        f"| {layout} | {measured_s:.4g} | {predicted_s:.4g} | {predicted_s / measured_s:.2f} "
+        f"| {sent / 1e6:.4g} | {peak / 2**30:.3f} |"
+    )
 
 
 def environment(device_type: str) -> str:
-    """Hardware and versions, in a line."""
+    """Hardware and versions in one line."""
     if device_type == "cuda":
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     else:
         gib = psutil.virtual_memory().total / 2**30
         device = f"{platform.machine()} CPU, {psutil.cpu_count()} logical cores, {gib:.0f} GiB"
-    versions = [f"longtake {longtake.__version__}", f"Python {platform.python_version()}"]
+    versions = [f"longtake {__version__}", f"Python {platform.python_version()}"]
     for library in ("torch", "diffusers", "flash-attn", "xformers"):
         try:
             versions.append(f"{library} {version(library)}")

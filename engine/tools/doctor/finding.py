@@ -1,4 +1,4 @@
-"""What the doctor is asked for, and what it says."""
+"""What the doctor's checks receive and return."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ TRIAL_S = 60.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        way_out: what to do about it; empty where nothing need be done.
+        name: Name of what was checked.
+        status: How bad it is.
+        message: What was found, in one line.
+        way_out: What to do about it; empty if the status is "ok".
     """
 
     name: str
@@ -29,11 +32,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is looked at.
+class CheckContext:
+    """What the checks look at.
 
     Attributes:
-        trial_s: in which two ranks must have exchanged something.
+        doctor: The command's options.
+        engine: Configuration of the engine that would render here.
+        trial_s: Deadline of a trial on two ranks, in seconds.
     """
 
     doctor: DoctorConfig
@@ -42,36 +47,38 @@ class Asked:
 
     @property
     def num_gpus(self) -> int:
-        """That a rendering would find; each has a rank of its own."""
+        """GPUs that an engine would use, one per rank."""
         import torch
 
         return 0 if self.engine.device == "cpu" else torch.cuda.device_count()
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:
-        """What can be rendered on here."""
+        """The kind of device that an engine would use."""
         return "cuda" if self.num_gpus else "cpu"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A look at one thing.
+    """A check of one thing.
 
     Attributes:
-        way_out: where it raises.
+        name: Name of what is checked.
+        run: Yields findings.
+        way_out: What to do if ``run`` raises.
     """
 
     name: str
-    run: Callable[[Asked], Iterator[Finding]]
+    run: Callable[[CheckContext], Iterator[Finding]]
     way_out: str
 
 
 def worst(findings: Iterable[Finding]) -> Status:
-    """The status of all together."""
+    """The worst status of all findings; "ok" if there are none."""
     order: tuple[Status, ...] = ("ok", "warning", "failure")
     return max((finding.status for finding in findings), key=order.index, default="ok")
 
 
 def gib(num_bytes: float) -> str:
-    """A size in words."""
+    """A size in GiB, as text."""
     return f"{num_bytes / 2**30:.1f} GiB"

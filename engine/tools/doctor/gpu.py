@@ -1,4 +1,4 @@
-"""Checks of what computes and of what ranks talk over: torch, GPUs, links, kernels."""
+"""Checks of torch, GPUs, the links between them, and attention kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from longtake.engine.planning.topology import topology
-from longtake.engine.tools.doctor.finding import Asked, Finding, gib
+from longtake.engine.tools.doctor.finding import CheckContext, Finding, gib
 from longtake.errors import one_line
 
 if TYPE_CHECKING:
@@ -18,78 +18,80 @@ if TYPE_CHECKING:
     from longtake.parallel import Kernel, KernelNeeds
 
 SLOW_PCIE_BYTES_PER_S = 12e9
-"""Less than 16 lanes of the third generation, or 8 of the fourth."""
+"""Less than 16 lanes of PCIe 3.0, or 8 of PCIe 4.0."""
 TOLERANCES = {"cpu": 1e-5, "cuda": 2e-2}
-"""Of attention in float32 and in half precision."""
+"""Largest error of attention in float32 on the CPU and in half precision on a GPU."""
 
 
-def torch_build(asked: Asked) -> Iterator[Finding]:
-    """What torch was made for."""
+def torch_build(context: CheckContext) -> Iterator[Finding]:
+    """The devices and backends torch was built for."""
     import torch
     import torch.distributed as dist
 
-    made_for = "the CPU"
+    built_for = "the CPU"
     if torch.version.cuda or torch.version.hip:
         hip = torch.version.hip
-        made_for = f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}"
+        built_for = f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda}"
     has = {
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available(),
     }
-    backends = " and ".join(name for name, there in has.items() if there) or "no backend"
-    message = f"{torch.__version__}, made for {made_for}; torch.distributed has {backends}"
-    wanted = ["gloo", "nccl"] if asked.num_gpus > 1 else ["gloo"]
-    lacking = " and ".join(name for name in wanted if not has[name])
-    if lacking:
-        message += f"; several ranks need {lacking}"
-        yield Finding("torch", "failure", message, "install a torch from pytorch.org, which has it")
+    backends = " and ".join(name for name, available in has.items() if available) or "no backend"
+    message = f"{torch.__version__}, built for {built_for}; torch.distributed has {backends}"
+    wanted = ["gloo", "nccl"] if context.num_gpus > 1 else ["gloo"]
+    missing = " and ".join(name for name in wanted if not has[name])
+    if missing:
+        message += f"; several ranks need {missing}"
+        yield Finding(
+            "torch", "failure", message, "install torch from pytorch.org, which includes it"
+        )
     else:
         yield Finding("torch", "ok", message)
 
 
-def driver(asked: Asked) -> Iterator[Finding]:
-    """The driver of NVIDIA's GPUs, and whether torch can use it."""
+def driver(context: CheckContext) -> Iterator[Finding]:
+    """The NVIDIA driver, and whether torch can use it."""
     import torch
 
     found = topology()
-    if asked.engine.device == "cpu":
-        yield Finding("cuda", "ok", "not looked at with device=cpu")
+    if context.engine.device == "cpu":
+        yield Finding("cuda", "ok", "not checked with device=cpu")
     elif found.broken:
-        way_out = "reboot, or load the driver that was installed last: nvidia-smi must work"
+        way_out = "reboot, or load the driver installed last: nvidia-smi must work"
         yield Finding("cuda", "failure", found.reason, way_out)
-    elif torch.version.hip and asked.num_gpus:
+    elif torch.version.hip and context.num_gpus:
         yield Finding("cuda", "ok", f"ROCm {torch.version.hip}")
-    elif not found.gpus and asked.engine.device == "cuda":
+    elif not found.gpus and context.engine.device == "cuda":
         way_out = "install the driver, give the container its GPUs, or pass --device cpu"
         yield Finding("cuda", "failure", f"device=cuda, and {found.reason}", way_out)
     elif not found.gpus:
         yield Finding("cuda", "ok", f"{found.reason}: renders on the CPU")
     elif torch.version.cuda is None:
-        message = f"driver {found.driver} is there, but torch {torch.__version__} has no CUDA"
+        message = f"driver {found.driver} is installed, but torch {torch.__version__} has no CUDA"
         way_out = "install torch for CUDA, as pytorch.org says, or pass --device cpu"
         yield Finding("cuda", "failure", message, way_out)
     else:
-        torch.cuda.init()  # raises what is amiss, which is_available() keeps to itself
-        can = f"driver {found.driver} can do CUDA {found.cuda}"
-        yield Finding("cuda", "ok", f"{can}, torch is made for {torch.version.cuda}")
+        torch.cuda.init()  # raises the reason that is_available() hides
+        supports = f"driver {found.driver} supports CUDA {found.cuda}"
+        yield Finding("cuda", "ok", f"{supports}, torch is built for {torch.version.cuda}")
 
 
-def devices(asked: Asked) -> Iterator[Finding]:
-    """Each GPU, and whether there are as many devices as were asked for."""
-    wanted, num_gpus = asked.engine.devices, asked.num_gpus
+def enough_devices(context: CheckContext) -> Iterator[Finding]:
+    """Each GPU, and whether there are enough devices."""
+    devices, num_gpus = context.engine.devices, context.num_gpus
     for index in range(num_gpus):
         yield _gpu(index)
-    if asked.engine.device == "cuda" or num_gpus:
-        message = f"devices={wanted} with {num_gpus} GPUs here"
-        if wanted > num_gpus:
+    if context.engine.device == "cuda" or num_gpus:
+        message = f"devices={devices} with {num_gpus} GPUs here"
+        if devices > num_gpus:
             way_out = f"--devices {num_gpus}, or --device cpu" if num_gpus else "--device cpu"
             yield Finding("devices", "failure", message, way_out)
         else:
             yield Finding("devices", "ok", message)
         return
     cores = len(os.sched_getaffinity(0))
-    message = f"devices={wanted} with {cores} CPU cores here, and no GPU"
-    if wanted > cores:
+    message = f"devices={devices} with {cores} CPU cores here, and no GPU"
+    if devices > cores:
         way_out = f"--devices {cores}: ranks on the same core wait for each other"
         yield Finding("devices", "warning", message, way_out)
     else:
@@ -97,7 +99,7 @@ def devices(asked: Asked) -> Iterator[Finding]:
 
 
 def _gpu(index: int) -> Finding:
-    """One GPU, on which something is computed."""
+    """One GPU, tried with a small matrix product."""
     import torch
 
     name, properties = f"gpu {index}", torch.cuda.get_device_properties(index)
@@ -106,23 +108,23 @@ def _gpu(index: int) -> Finding:
     try:
         free, _ = torch.cuda.mem_get_info(index)
         ones = torch.ones(64, 64, device=f"cuda:{index}")
-        right = float((ones @ ones).sum()) == 64**3
+        correct = float((ones @ ones).sum()) == 64**3
     except RuntimeError as error:
         way_out = "install torch for this GPU and its driver; see whether nvidia-smi lists it"
         return Finding(name, "failure", f"{message}, cannot compute: {one_line(error)}", way_out)
     message = f"{message}, {gib(free)} free"
-    if not right:
-        way_out = "leave it out: CUDA_VISIBLE_DEVICES"
+    if not correct:
+        way_out = "exclude it with CUDA_VISIBLE_DEVICES"
         return Finding(name, "failure", f"{message}, computes wrongly", way_out)
     if free < total / 2:
-        return Finding(name, "warning", message, "end what else runs there: see nvidia-smi")
+        return Finding(name, "warning", message, "end the other processes on it: see nvidia-smi")
     return Finding(name, "ok", message)
 
 
-def links(asked: Asked) -> Iterator[Finding]:
-    """How the GPUs are linked, two by two."""
+def links(context: CheckContext) -> Iterator[Finding]:
+    """The link of each pair of GPUs."""
     found = topology()
-    if asked.num_gpus < 2 or len(found.gpus) < 2:
+    if context.num_gpus < 2 or len(found.gpus) < 2:
         return
     kinds = Counter(
         f"NVLink ({link.num_nvlinks})" if link.kind == "nvlink" else link.kind
@@ -133,10 +135,12 @@ def links(asked: Asked) -> Iterator[Finding]:
     apart = [pair for pair, link in found.links.items() if link.peer_access is False]
     if apart:
         pairs = ", ".join(f"{one}-{other}" for one, other in apart)
-        message = f"GPUs {pairs} cannot reach each other's memory, and send through the host's"
-        way_out = "nvidia-smi topo -p2p w says why; with GPUs that can, PCIe ACS must be off"
+        message = f"GPUs {pairs} cannot access each other's memory, and copy through the host's"
+        way_out = "nvidia-smi topo -p2p w shows why; where GPUs support it, PCIe ACS must be off"
         yield Finding("links", "warning", message, way_out)
-    over_pcie = {at for pair, link in found.links.items() if link.kind != "nvlink" for at in pair}
+    over_pcie = {
+        index for pair, link in found.links.items() if link.kind != "nvlink" for index in pair
+    }
     slow = [
         f"GPU {gpu.index} {gpu.pcie_bytes_per_s / 1e9:.1f}"
         for gpu in found.gpus
@@ -145,49 +149,49 @@ def links(asked: Asked) -> Iterator[Finding]:
         and gpu.pcie_bytes_per_s < SLOW_PCIE_BYTES_PER_S
     ]
     if slow:
-        message = f"PCIe gives few GB a second, {SLOW_PCIE_BYTES_PER_S / 1e9:g} at least are wanted"
-        way_out = "put them into slots that have all lanes: nvidia-smi topo -m, lspci -vv"
+        message = f"PCIe is slower than {SLOW_PCIE_BYTES_PER_S / 1e9:g} GB/s"
+        way_out = "use slots with all lanes: see nvidia-smi topo -m and lspci -vv"
         yield Finding("links", "warning", f"{message}: {', '.join(slow)}", way_out)
 
 
-def nccl(asked: Asked) -> Iterator[Finding]:
-    """What GPUs talk over."""
+def nccl(context: CheckContext) -> Iterator[Finding]:
+    """The version of NCCL, if several GPUs need it."""
     import torch
     import torch.distributed as dist
 
-    if asked.num_gpus > 1 and dist.is_available() and dist.is_nccl_available():
+    if context.num_gpus > 1 and dist.is_available() and dist.is_nccl_available():
         yield Finding("nccl", "ok", ".".join(map(str, torch.cuda.nccl.version())))
 
 
-def kernels(asked: Asked) -> Iterator[Finding]:
-    """Each attention kernel: why it cannot run here, or what came of running it."""
+def kernels(context: CheckContext) -> Iterator[Finding]:
+    """Each attention kernel: why it cannot run here, or the result of running it."""
     import torch
 
-    from longtake.parallel import KERNELS, KernelNeeds
+    from longtake.parallel.kernels import KERNELS, KernelNeeds
 
-    device = torch.device(asked.device_type)
+    device = torch.device(context.device_type)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     needs = KernelNeeds(device, dtype, head_size=128, log_sum_exp=False)
-    refusals = {kernel.name: kernel.refusal(needs) for kernel in KERNELS}
+    refusals = {kernel.name: kernel.unsupported_reason(needs) for kernel in KERNELS}
     faults = {kernel.name: _fault(kernel, needs) for kernel in KERNELS if not refusals[kernel.name]}
-    able = [name for name, fault in faults.items() if not fault]
+    correct = [name for name, fault in faults.items() if not fault]
     for kernel in KERNELS:
         name = f"kernel {kernel.name}"
         if refusals[kernel.name]:
             yield Finding(name, "ok", f"cannot: {refusals[kernel.name]}")
         elif faults[kernel.name]:
-            way_out = f"--attention-kernel {able[0]}" if able else "install its library again"
+            way_out = f"--attention-kernel {correct[0]}" if correct else "reinstall its library"
             yield Finding(name, "warning", f"should, but {faults[kernel.name]}", way_out)
         else:
             ring = "" if kernel.has_log_sum_exp else ", but not in a ring"
             yield Finding(name, "ok", f"can{ring}")
-    if not able:
+    if not correct:
         message = f"none of {len(KERNELS)} can compute attention on {device}"
-        yield Finding("kernels", "failure", message, "install torch again, as pytorch.org says")
+        yield Finding("kernels", "failure", message, "reinstall torch as pytorch.org says")
 
 
 def _fault(kernel: Kernel, needs: KernelNeeds) -> str:
-    """What is wrong with what a kernel computes; empty if it is right."""
+    """What is wrong with a kernel's result; empty if it is correct."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -195,39 +199,39 @@ def _fault(kernel: Kernel, needs: KernelNeeds) -> str:
     q, k, v = qkv.to(needs.device, needs.dtype)
     try:
         out, lse = kernel.run(q, k, v, 0.1, "none")
-        expected, expected_lse = _by_definition(q.float(), k.float(), v.float(), 0.1)
+        expected, expected_lse = _reference(q.float(), k.float(), v.float(), 0.1)
         difference = float((out.float() - expected).abs().max())
         if lse is not None:
             difference = max(difference, float((lse.float() - expected_lse).abs().max()))
-    except Exception as error:  # of whatever kind: it comes from another library
+    except Exception as error:  # other libraries raise anything
         return f"fails: {one_line(error)}"
     tolerance = TOLERANCES[needs.device.type]
     return "" if difference <= tolerance else f"is wrong by {difference:.0e}, not {tolerance:.0e}"
 
 
-def _by_definition(
+def _reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and the log-sum-exp of its scores."""
+    """Attention by its definition, and the log-sum-exp of its scores."""
     import torch
 
     scores = torch.einsum("bsnh,btnh->bsnt", q, k) * scale
     return torch.einsum("bsnt,btnh->bsnh", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
-def exchange(backend: Literal["gloo", "nccl"], asked: Asked) -> Iterator[Finding]:
-    """Attention across two ranks, in processes of their own; over NCCL where there are two GPUs."""
-    if backend == "nccl" and asked.num_gpus < 2:
+def exchange(backend: Literal["gloo", "nccl"], context: CheckContext) -> Iterator[Finding]:
+    """Attention across two ranks in processes of their own; NCCL only with two GPUs."""
+    if backend == "nccl" and context.num_gpus < 2:
         return
     from longtake.engine.tools.doctor import trial
 
     device_type: Literal["cpu", "cuda"] = "cuda" if backend == "nccl" else "cpu"
-    begun = time.monotonic()
-    difference = trial.exchange(device_type, asked.trial_s)
-    taken, name = time.monotonic() - begun, f"exchange {backend}"
-    message = f"attention on 2 ranks in {taken:.1f} s, {difference:.0e} from that on one"
+    started_at = time.monotonic()
+    difference = trial.exchange(device_type, context.trial_s)
+    elapsed_s, name = time.monotonic() - started_at, f"exchange {backend}"
+    message = f"attention on 2 ranks in {elapsed_s:.1f} s, {difference:.0e} from that on one"
     if difference <= TOLERANCES[device_type]:
         yield Finding(name, "ok", message)
     else:
         message += f", more than {TOLERANCES[device_type]:.0e}"
-        yield Finding(name, "failure", message, "install torch again, as pytorch.org says")
+        yield Finding(name, "failure", message, "reinstall torch as pytorch.org says")

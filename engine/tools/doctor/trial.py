@@ -1,4 +1,4 @@
-"""The doctor's trial: two ranks on this machine that really exchange something."""
+"""The doctor's trial: attention across two ranks on this machine."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ NUM_RANKS = 2
 def exchange(device_type: Literal["cpu", "cuda"], deadline_s: float) -> float:
     """Compute attention on two ranks, over gloo, or over NCCL on the first two GPUs.
 
+    Args:
+        device_type: "cpu" or "cuda".
+        deadline_s: Seconds after which the ranks are ended.
+
     Returns:
         The largest difference from attention in one process.
 
     Raises:
-        RankError: a rank failed or died, or they were not done by the deadline.
+        RankError: A rank failed or died, or the deadline passed.
     """
     return float(max(on_ranks(difference, NUM_RANKS, device_type, deadline_s)))
 
 
 def difference(world: World) -> float:
-    """On a rank: the largest difference of attention over all from that in this process alone.
+    """On a rank: the largest difference of attention across all ranks from that in one process.
 
-    Tokens and heads are odd, so that the ranks hold different numbers of them.
+    Odd counts of tokens and heads give ranks different numbers of them.
     """
     device, dtype = world.device, torch.float16 if world.device.type == "cuda" else torch.float32
     torch.manual_seed(0)

@@ -1,1 +1,1 @@
-"""What each command does, a module a command; imported only when it is asked for."""
+"""One module per command, imported when the command runs."""

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from longtake.cli.commands.dry_run import plan_shots, show
-from longtake.cli.settings import engine_config, flags
+from longtake.cli.settings import engine_config, given_values
 from longtake.cli.terminal import View
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.launch.torchrun import TorchrunPlace
 from longtake.engine.outline import EngineOutline
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.serve.batch.shot_file import ShotFile, replica_configs
 
@@ -23,9 +23,9 @@ EXIT_SOME_LEFT = 1
 
 def run(options: dict[str, Any], view: View) -> int:
     """Render the shots of a file. Returns 1 if some failed or were cancelled."""
-    if TorchrunPlace.given():
+    if TorchrunPlace.is_set():
         raise RequestError("batch under torchrun: it starts its ranks itself; pass --devices")
-    values = flags(options)
+    values = given_values(options)
     source, folder = (
         Path(os.path.expanduser(values.pop(name, None) or "")) for name in ("shots", "outputs")
     )

@@ -18,7 +18,7 @@ from rich.table import Table as LiveTable
 from rich.text import Text
 
 from longtake.cli.table import Table
-from longtake.cli.terminal import Display, duration, say
+from longtake.cli.terminal import Display, format_duration, print_line
 from longtake.pipelines.progress import Progress
 from longtake.serve.batch.batch import BatchWatcher
 from longtake.serve.queue.job_records import JobRecord, State
@@ -81,7 +81,7 @@ class BatchView(Display, BatchWatcher):
         self.reports += reports
         for job in jobs:
             if job.state == "failed":
-                say(f"longtake: {job.id} failed: {job.error}", sys.stderr)
+                print_line(f"longtake: {job.id} failed: {job.error}", sys.stderr)
 
     def _counted(self) -> str:
         counts = Counter(self._states.values())
@@ -95,11 +95,11 @@ class _Lines(BatchView):
 
     def note(self, text: str) -> None:
         with self._lock:
-            say(text, sys.stderr)
+            print_line(text, sys.stderr)
 
     def _changed(self, job: str, state: State, text: str) -> None:
         reason = f": {text}" if text else ""
-        say(f"{job}: {state}{reason.partition(chr(10))[0]} ({self._counted()})", sys.stderr)
+        print_line(f"{job}: {state}{reason.partition(chr(10))[0]} ({self._counted()})", sys.stderr)
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         self.close()
@@ -108,20 +108,20 @@ class _Lines(BatchView):
             (
                 job.id,
                 job.state,
-                duration(sum(job.seconds.values())),
+                format_duration(sum(job.seconds.values())),
                 str(job.claims),
                 job.output,
                 job.error.partition("\n")[0],
             )
             for job in listed[:_LISTED]
         ]
-        say("\n".join(_TABLE.lines(rows)), sys.stdout)
+        print_line("\n".join(_TABLE.lines(rows)), sys.stdout)
         if len(jobs) > _LISTED:
-            say(f"... and {len(jobs) - _LISTED} more", sys.stdout)
+            print_line(f"... and {len(jobs) - _LISTED} more", sys.stdout)
         super().ended(jobs, reports)
         counts = Counter(job.state for job in jobs)
         states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no shots"
-        say(f"{states}; see {' and '.join(map(str, reports))}", sys.stdout)
+        print_line(f"{states}; see {' and '.join(map(str, reports))}", sys.stdout)
 
 
 class _Json(BatchView):
@@ -144,7 +144,7 @@ class _Json(BatchView):
 
     def _print(self, event: dict[str, object]) -> None:
         with self._lock:
-            say(json.dumps(event), sys.stdout)
+            print_line(json.dumps(event), sys.stdout)
 
 
 class _Table(_Lines):
@@ -183,7 +183,7 @@ class _Table(_Lines):
                     Text(job, overflow="ellipsis", no_wrap=True),
                     f"{at.phase} {part}".strip(),
                     ProgressBar(total=at.total or 1, completed=at.done, width=24),
-                    duration(time.monotonic() - running.since),
+                    format_duration(time.monotonic() - running.since),
                 )
             notes = [
                 Text(each, style="dim", overflow="ellipsis", no_wrap=True) for each in self._notes

@@ -1,18 +1,19 @@
-"""longtake bench: measures the machine at hand, or writes its profile for plans."""
+"""longtake bench: measure this machine, or write its hardware profile for plans."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from longtake.cli.settings import flags
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import given_values, pop_fields
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.tools import BenchConfig
 from longtake.engine.outline import device_type_of
@@ -20,78 +21,94 @@ from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.engine.tools.bench.suites import Suites, environment
 from longtake.errors import RequestError
-from longtake.files.atomic import cause, probe, write_new, write_whole
+from longtake.files.atomic import cause, probe, write_atomically, write_to_unused
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.progress import Progress
 
 _SUITES = ("kernels", "links", "step", "decode")
 
+OnMeasure = Callable[[str], None]
+"""Called with the name of each measurement before it starts."""
+
 
 def run(options: dict[str, Any], view: View) -> None:
-    """Measure what the options ask for, and write it to a file."""
-    values = flags(options)
-    output = options["output"]
-    asked = BenchConfig(
-        **{name: values[name] for name in BenchConfig.model_fields if name in values}
-    )
-    config = EngineConfig(
-        **{name: values[name] for name in EngineConfig.model_fields if name in values}
-    )
+    """Measure this machine, and write the results or its hardware profile to a file."""
+    values = given_values(options)
+    settings = BenchConfig(**pop_fields(values, BenchConfig), output=options["output"] or None)
+    config = EngineConfig(**values)
     device_type = device_type_of(config)
-    begun = datetime.now()
-    kind = "profile" if asked.calibrate else "bench"
-    suffix = "yaml" if asked.calibrate else "md"
-    path = Path(os.path.expanduser(output or f"longtake-{kind}-{begun:%Y-%m-%d-%H%M}.{suffix}"))
-    overwrite = bool(options["overwrite"])
-    _check(path, suffix, replaced=overwrite or output is None)
+    started = datetime.now()
+    kind, suffix = ("profile", "yaml") if settings.calibrate else ("bench", "md")
+    name = settings.output or f"longtake-{kind}-{started:%Y-%m-%d-%H%M}.{suffix}"
+    path = Path(os.path.expanduser(name))
+    _check_output(path, suffix, may_exist=settings.overwrite or settings.output is None)
 
-    def measuring(what: str) -> None:
+    def on_measure(what: str) -> None:
         view.progress(Progress("measuring", detail=what))
 
-    checkpoint = Checkpoint.open(config.model, config.revision, configs_only=asked.calibrate)
-    spec = registry.inspect(checkpoint, weights=not asked.calibrate)
-    if asked.calibrate:
-        profile = calibrate(
-            device_type,
-            config.devices,
-            head_size=spec.head_size,
-            rounds=asked.rounds,
-            say=measuring,
-        )
-        content = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    measure = _profile if settings.calibrate else _report
+    content = measure(settings, config, device_type, on_measure)
+    if settings.overwrite:
+        write_atomically(path, content.encode())
     else:
-        suites = Suites(config, device_type, hardware_here(device_type), asked.rounds, measuring)
-        named = _SUITES if asked.suite == "all" else (asked.suite,)
-        parts = [f"# longtake bench, {begun:%Y-%m-%d %H:%M}", environment(device_type)]
-        for name in named:
-            parts += [f"## {name}", getattr(suites, name)()]
-        content = "\n\n".join(parts) + "\n"
-    if overwrite:
-        write_whole(path, content.encode())
-    else:
-        path = write_new(path, content.encode())
+        path = write_to_unused(path, content.encode())
     view.written.append(path)
     view.close()
     if options["json"]:
-        done = {"event": "done", "output": str(path), "content": content}
-        say(json.dumps(done), sys.stdout)
+        event = {"event": "done", "output": str(path), "content": content}
+        print_line(json.dumps(event), sys.stdout)
     elif not options["quiet"]:
-        if not asked.calibrate:
-            say(content, sys.stdout)
-        say(f"written to {path}", sys.stdout)
+        if not settings.calibrate:
+            print_line(content, sys.stdout)
+        print_line(f"written to {path}", sys.stdout)
 
 
-def _check(path: Path, suffix: str, *, replaced: bool) -> None:
-    """Refuse before anything is measured what could not be written.
+def _profile(
+    settings: BenchConfig,
+    config: EngineConfig,
+    device_type: Literal["cpu", "cuda"],
+    on_measure: OnMeasure,
+) -> str:
+    """The hardware profile of this machine, in YAML."""
+    checkpoint = Checkpoint.open(config.model, config.revision, configs_only=True)
+    head_size = registry.inspect(checkpoint, weights=False).head_size
+    profile = calibrate(
+        device_type, config.devices, head_size=head_size, rounds=settings.rounds, say=on_measure
+    )
+    return yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+
+
+def _report(
+    settings: BenchConfig,
+    config: EngineConfig,
+    device_type: Literal["cpu", "cuda"],
+    on_measure: OnMeasure,
+) -> str:
+    """The results of the suites, in Markdown."""
+    registry.inspect(Checkpoint.open(config.model, config.revision))  # refuse before measuring
+    suites = Suites(config, device_type, hardware_here(device_type), settings.rounds, on_measure)
+    names = _SUITES if settings.suite == "all" else (settings.suite,)
+    parts = [f"# longtake bench, {datetime.now():%Y-%m-%d %H:%M}", environment(device_type)]
+    for name in names:
+        parts += [f"## {name}", getattr(suites, name)()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _check_output(path: Path, suffix: str, *, may_exist: bool) -> None:
+    """Refuse an output that cannot be written, before anything is measured.
 
     Args:
-        replaced: whether a file may be there: it is replaced, or the name gets a number.
+        path: The output file.
+        suffix: The suffix that it must have, without the dot.
+        may_exist: Whether an existing file is no error: it is replaced, or the name gets a number.
     """
     if path.suffix != f".{suffix}":
         raise RequestError(f"output={str(path)!r} must end in .{suffix}")
     if not path.parent.is_dir():
-        raise RequestError(f"output={str(path)!r}: there is no folder {path.parent}: make it first")
+        raise RequestError(
+            f"output={str(path)!r}: there is no folder {path.parent}: create it first"
+        )
     if path.is_dir():
         raise RequestError(f"output={str(path)!r} is a folder: name a file")
     try:
@@ -101,7 +118,7 @@ def _check(path: Path, suffix: str, *, replaced: bool) -> None:
         return
     except OSError as error:
         raise RequestError(f"output={str(path)!r} cannot be written: {cause(error)}") from error
-    if not replaced:
+    if not may_exist:
         raise RequestError(
             f"output={str(path)!r} is there already: name another one, or pass --overwrite"
         )

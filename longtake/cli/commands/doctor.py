@@ -1,4 +1,4 @@
-"""longtake doctor: what this machine has for rendering, and what is amiss."""
+"""longtake doctor: check this machine and report problems."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longtake.cli.settings import engine_config, flags
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import engine_config, given_values, pop_fields
+from longtake.cli.terminal import View, print_line
 from longtake.configs.tools import DoctorConfig
-from longtake.engine.launch.torchrun import TorchrunPlace
-from longtake.engine.tools.doctor import Asked, Finding, Status, examine, worst
+from longtake.engine.tools.doctor import CheckContext, Finding, Status, examine, worst
+from longtake.engine.torchrun import TorchrunPlace
 
-EXIT_CODES: dict[Status, int] = {"ok": 0, "warning": 1, "failure": 3}
+_EXIT_CODES: dict[Status, int] = {"ok": 0, "warning": 1, "failure": 3}
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
-_WIDE = 10_000
+_UNLIMITED_WIDTH = 10_000
+"""Width where the output is not a terminal: one line per finding."""
 
 
 def run(options: dict[str, Any], view: View) -> int:
-    """Say what is found. Returns 0 if all is well, 1 if something might be better, 3 if something
-    will fail."""
-    values = flags(options)
-    own = {name: values.pop(name) for name in list(values) if name in DoctorConfig.model_fields}
-    asked = Asked(DoctorConfig(**own), engine_config(values))
-    if not TorchrunPlace.writes():
-        return EXIT_CODES["ok"]
-    view.close()  # a bar would take what is printed for itself
+    """Run all checks and print a line for each.
+
+    Returns:
+        0 if all is well, 1 if something could be better, 3 if something will fail.
+    """
+    values = given_values(options)
+    asked = CheckContext(DoctorConfig(**pop_fields(values, DoctorConfig)), engine_config(values))
+    if not TorchrunPlace.is_writer():
+        return _EXIT_CODES["ok"]
+    view.close()  # a progress bar would capture what is printed
     if options["json"]:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for one object and nothing else
+        with contextlib.redirect_stdout(sys.stderr):  # libraries may print; stdout is one object
             findings = list(examine(asked))
-        told = [asdict(finding) for finding in findings]
-        say(json.dumps({"status": worst(findings), "findings": told}), sys.stdout)
-        return EXIT_CODES[worst(findings)]
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+        described = [asdict(finding) for finding in findings]
+        print_line(json.dumps({"status": worst(findings), "findings": described}), sys.stdout)
+        return _EXIT_CODES[worst(findings)]
+    console = Console() if sys.stdout.isatty() else Console(width=_UNLIMITED_WIDTH)
     findings = []
     for finding in examine(asked):
         findings.append(finding)
         if finding.status != "ok" or not options["quiet"]:
             for line in _lines(finding, console):
-                say(line, sys.stdout)
-    return EXIT_CODES[worst(findings)]
+                print_line(line, sys.stdout)
+    return _EXIT_CODES[worst(findings)]
 
 
 def _lines(finding: Finding, console: Console) -> list[str]:
-    """A finding in three columns, and its way out below; colours and breaks on a terminal alone."""
+    """A finding in three columns with the remedy below; a terminal adds colours and breaks."""
     row = Table.grid(padding=(0, 2))
     for width in (len("failure"), len("kernel sdpa-efficient"), None):
         row.add_column(width=width, overflow="fold")

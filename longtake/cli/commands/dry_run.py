@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from longtake.cli.table import Table
-from longtake.cli.terminal import duration, say
+from longtake.cli.terminal import format_duration, print_line
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.serve.batch.shot_checker import Shot
 
@@ -39,7 +39,7 @@ def plan_shots(
     for shot in shots:
         request, seconds = shot.request, layouts.predicted(shot.request).rendering_s
         size, frames = f"{request.width}x{request.height}", str(request.num_frames)
-        cells = shot.id, shot.output, *map(sys.intern, (size, frames, duration(seconds)))
+        cells = shot.id, shot.output, *map(sys.intern, (size, frames, format_duration(seconds)))
         found.append(PlannedShot(cells, seconds, _event(shot, seconds) if as_json else ""))
     return found
 
@@ -52,7 +52,7 @@ def show(shots: Sequence[PlannedShot], replicas: int, *, quiet: bool, as_json: b
         _print_all(_TABLE.lines([each.cells for each in shots]))
         total = sum(each.seconds for each in shots) / min(replicas, len(shots))
         count = f"{len(shots)} shot{'s' if len(shots) != 1 else ''}"
-        say(f"{count}, about {duration(total)} once the model is loaded", sys.stdout)
+        print_line(f"{count}, about {format_duration(total)} once the model is loaded", sys.stdout)
 
 
 def _event(shot: Shot, seconds: float) -> str:
@@ -67,7 +67,7 @@ def _print_all(lines: Iterable[str]) -> None:
     for line in lines:
         chunk.append(line)
         if len(chunk) >= _CHUNK:
-            say("\n".join(chunk), sys.stdout)
+            print_line("\n".join(chunk), sys.stdout)
             chunk.clear()
     if chunk:
-        say("\n".join(chunk), sys.stdout)
+        print_line("\n".join(chunk), sys.stdout)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from longtake.cli.table import Table
-from longtake.cli.terminal import View, say
-from longtake.errors import RequestError, nearly
+from longtake.cli.terminal import View, print_line
+from longtake.errors import RequestError, did_you_mean
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import JobStore
 
@@ -34,7 +34,7 @@ def run(options: dict[str, Any], view: View) -> None:
     folder = Path(os.path.expanduser(options["folder"]))
     if action not in _ACTIONS:
         raise RequestError(
-            f"{action[:60]!r} is none of {', '.join(_ACTIONS)}{nearly(action, _ACTIONS)}"
+            f"{action[:60]!r} is none of {', '.join(_ACTIONS)}{did_you_mean(action, _ACTIONS)}"
         )
     if action in ("show", "cancel") and not ids:
         raise RequestError(f"jobs {action} wants ids: see longtake jobs list {folder}")
@@ -56,7 +56,7 @@ def run(options: dict[str, Any], view: View) -> None:
             lines = [f"{name} is queued; the batch command renders it" for name in queued]
             lines += [f"{name} did not fail" for name in ids if name not in queued]
     for line in lines:
-        say(line, sys.stdout)
+        print_line(line, sys.stdout)
 
 
 def _list_lines(jobs: list[JobRecord], as_json: bool) -> list[str]:

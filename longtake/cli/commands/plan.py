@@ -1,4 +1,4 @@
-"""longtake plan: how long a video will take and whether it fits, by layout, before it runs."""
+"""longtake plan: predicts time and memory of a video for each layout, without rendering it."""
 
 from __future__ import annotations
 
@@ -12,76 +12,79 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from longtake.cli.settings import flags
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import given_values
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.planner import Plan, dtypes, make_plan
-from longtake.engine.planning.prediction import Prediction, Setting
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.planner import Plan, make_plan
+from longtake.engine.planning.prediction import Prediction
 from longtake.engine.request import resolve
 from longtake.errors import RefusedInputError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 
 _ANY_PROMPT = "any"
-_WIDE = 140
-"""Columns of a table, at least."""
+_MIN_TABLE_WIDTH = 140
+"""Minimum width of a table in columns."""
 
 
 def run(options: dict[str, Any], view: View) -> int:
-    """Print a plan; refused where no layout can run, and then says what would."""
-    plan = _plan(flags(options))
+    """Print a plan.
+
+    Raises:
+        RequestError: No layout can run; the message suggests what would.
+    """
+    plan = _plan(given_values(options))
     if options["json"]:
         return _print_json(plan)
     if not options["quiet"]:
         _print_tables(plan)
-    _ = plan.best  # raises where there is none
+    _ = plan.best  # raises if no layout can run
     return 0
 
 
-def _own(kind: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a class's own fields."""
+def _fields_of(kind: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of the fields of a class."""
     return {name: values[name] for name in kind.model_fields if name in values}
 
 
 def _plan(values: dict[str, Any]) -> Plan:
-    asked, engine, parallel = (
-        PlanConfig(**_own(PlanConfig, values)),
-        EngineConfig(**_own(EngineConfig, values)),
-        ParallelConfig(**_own(ParallelConfig, values)),
+    options, engine, parallel = (
+        PlanConfig(**_fields_of(PlanConfig, values)),
+        EngineConfig(**_fields_of(EngineConfig, values)),
+        ParallelConfig(**_fields_of(ParallelConfig, values)),
     )
-    wanted = {name: values[name] for name in VideoRequest.model_fields if name in values}
-    request = VideoRequest(**{"prompt": _ANY_PROMPT, **wanted})
-    hardware = hardware_here() if asked.gpu == "here" else load_hardware(asked.gpu)
-    if asked.gpus_per_node is not None:
-        hardware = hardware.with_node_of(asked.gpus_per_node)
+    fields = {name: values[name] for name in VideoRequest.model_fields if name in values}
+    request = VideoRequest(**{"prompt": _ANY_PROMPT, **fields})
+    hardware = hardware_here() if options.gpu == "here" else load_hardware(options.gpu)
+    if options.gpus_per_node is not None:
+        hardware = hardware.with_node_of(options.gpus_per_node)
     checkpoint = Checkpoint.open(engine.model, engine.revision, configs_only=True)
     spec = registry.inspect(checkpoint, weights=False)
-    resolved = resolve(request, spec)
-    dtype, vae_dtype = dtypes(engine, spec, hardware.device)
-    setting = Setting(
-        spec=spec,
-        hardware=hardware,
-        request=resolved,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        text_tokens=asked.text_tokens or spec.text_tokens(resolved),
-        decode_ranks=asked.decode_ranks,
+    plan_input = PlanInput.for_engine(
+        engine,
+        spec,
+        hardware,
+        resolve(request, spec),
+        text_tokens=options.text_tokens,
+        decode_ranks=options.decode_ranks,
     )
-    return make_plan(setting, parallel, engine.devices, shard_weights=values.get("shard_weights"))
+    shard_weights = values.get("shard_weights")
+    return make_plan(plan_input, parallel, engine.devices, shard_weights=shard_weights)
 
 
 def _print_json(plan: Plan) -> int:
-    """One object on stdout, the reason on stderr where nothing can run."""
+    """Print one JSON object to stdout; if no layout can run, the reason to stderr as well."""
     layouts = [_as_json(plan, each) for each in plan.layouts]
-    request = plan.setting.request
+    request = plan.plan_input.request
     described: dict[str, Any] = {
-        "hardware": plan.setting.hardware.description,
-        "devices_per_node": plan.setting.hardware.devices_per_node,
+        "hardware": plan.plan_input.hardware.description,
+        "devices_per_node": plan.plan_input.hardware.devices_per_node,
         "devices": plan.devices,
         "request": {
             "height": request.height,
@@ -89,9 +92,9 @@ def _print_json(plan: Plan) -> int:
             "num_frames": request.num_frames,
             "num_inference_steps": request.num_inference_steps,
             "num_videos": request.num_videos,
-            "dtype": plan.setting.dtype,
-            "vae_dtype": plan.setting.vae_dtype,
-            "text_tokens": plan.setting.text_tokens,
+            "dtype": plan.plan_input.dtype,
+            "vae_dtype": plan.plan_input.vae_dtype,
+            "text_tokens": plan.plan_input.text_tokens,
         },
         "best": layouts[0] if layouts else None,
         "layouts": layouts,
@@ -103,8 +106,8 @@ def _print_json(plan: Plan) -> int:
     except RefusedInputError as error:
         code = 2
         described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
-        say(f"longtake: {error}", sys.stderr)
-    say(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
+        print_line(f"longtake: {error}", sys.stderr)
+    print_line(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
     return code
 
 
@@ -137,34 +140,35 @@ def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:
 
 def _print_tables(plan: Plan) -> None:
     terminal, text = Console(), io.StringIO()
-    width = max(terminal.width, _WIDE)  # a narrow terminal wraps lines, and loses nothing
+    width = max(terminal.width, _MIN_TABLE_WIDTH)  # the terminal wraps, nothing is cut off
     console = Console(file=text, width=width, markup=False, highlight=False)
-    request, setting = plan.setting.request, plan.setting
+    request, plan_input = plan.plan_input.request, plan.plan_input
     branches = ", true CFG" if request.uses_true_cfg else ""
     console.print(
         f"{request.num_frames} frames of {request.width}x{request.height}, "
-        f"{setting.grid.num_tokens} video tokens, {request.num_inference_steps} steps{branches}, "
-        f"{setting.dtype}, on {plan.devices} x {setting.hardware.description}, "
-        f"{setting.hardware.devices_per_node} to a node"
+        f"{plan_input.grid.num_tokens} video tokens, "
+        f"{request.num_inference_steps} steps{branches}, "
+        f"{plan_input.dtype}, on {plan.devices} x {plan_input.hardware.description}, "
+        f"{plan_input.hardware.devices_per_node} to a node"
     )
     if plan.layouts:
         best = plan.layouts[0]
         console.print(
-            f"best: {best.name} (cfg x ring x ulysses), {_time(best.step.seconds)} a step, "
-            f"{_time(best.end_to_end_s)} end to end"
+            f"best: {best.name} (cfg x ring x ulysses), {_duration(best.step.seconds)} a step, "
+            f"{_duration(best.end_to_end_s)} end to end"
         )
-        console.print(_times(plan))
-        console.print(_memory(plan))
+        console.print(_duration_table(plan))
+        console.print(_memory_table(plan))
     if plan.refused:
         table = _table("refused", "why")
         for refused in plan.refused:
             table.add_row(refused.name, refused.reason)
         console.print(table)
-    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()), sys.stdout)
+    print_line("\n".join(line.rstrip() for line in text.getvalue().splitlines()), sys.stdout)
 
 
-def _times(plan: Plan) -> Table:
-    """Of each layout: a step, what it is made of, and the stages."""
+def _duration_table(plan: Plan) -> Table:
+    """Durations by layout: a step, its parts, and the stages."""
     table = _table(
         "layout",
         "a step",
@@ -183,20 +187,20 @@ def _times(plan: Plan) -> Table:
         step, whole = each.step, each.step.seconds
         table.add_row(
             each.name,
-            _time(whole),
+            _duration(whole),
             _percent((step.compute_s + step.copies_s) / whole),
             _percent(step.exposed_s / whole),
             _percent(step.hidden_s / whole),
             f"{sum(each.step_bytes) / 1e9:.3g}",
-            *(_time(each.stages[stage]) for stage in ("load", "text", "denoise", "decode")),
-            _time(each.end_to_end_s),
+            *(_duration(each.stages[stage]) for stage in ("load", "text", "denoise", "decode")),
+            _duration(each.end_to_end_s),
             _percent(plan.efficiency(each)),
         )
     return table
 
 
-def _memory(plan: Plan) -> Table:
-    """Of each layout: what a rank holds, by part."""
+def _memory_table(plan: Plan) -> Table:
+    """Memory of a rank by layout and part."""
     parts = ("runtime", "weights", "text", "activations", "buffers", "decode")
     table = _table("GiB a rank", *parts, "at most")
     for each in plan.layouts:
@@ -210,12 +214,12 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column(first, no_wrap=True)
     for column in columns:
-        words = column == "why"
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
+        is_text = column == "why"
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     return table
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 0.1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 600:

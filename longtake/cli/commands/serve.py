@@ -1,4 +1,4 @@
-"""longtake serve: an HTTP API and a page."""
+"""``longtake serve``: an HTTP API and a page."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import os
 import sys
 from typing import Any
 
-from longtake.cli.settings import engine_config, flags
-from longtake.cli.terminal import View, say
+from longtake.cli.settings import engine_config, given_values
+from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.launch.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.serve.server import serve
 
-KEYS = "LONGTAKE_API_KEY"
+API_KEYS_VARIABLE = "LONGTAKE_API_KEY"
 
 
 def run(options: dict[str, Any], view: View) -> None:
-    """Serve until it is told to end."""
-    if TorchrunPlace.given():
+    """Serve until a signal ends it."""
+    if TorchrunPlace.is_set():
         raise RequestError("serve under torchrun: it starts its ranks itself; pass --devices")
-    values = flags(options)
-    if "api_key" not in values and os.environ.get(KEYS):
-        values["api_key"] = os.environ[KEYS].split()
+    values = given_values(options)
+    if "api_key" not in values and os.environ.get(API_KEYS_VARIABLE):
+        values["api_key"] = os.environ[API_KEYS_VARIABLE].split()
     parts = {
         kind: {name: values.pop(name) for name in list(values) if name in kind.model_fields}
         for kind in (ServeConfig, SnapshotConfig)
@@ -33,13 +33,15 @@ def run(options: dict[str, Any], view: View) -> None:
     config: EngineConfig = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
     settings = ServeConfig(**parts[ServeConfig])
-    how_often: SnapshotConfig = SnapshotConfig(**parts[SnapshotConfig])
+    snapshots: SnapshotConfig = SnapshotConfig(**parts[SnapshotConfig])
     logging.getLogger("longtake.serve").setLevel(logging.INFO)
-    view.close()  # what happens is in the log
+    view.close()  # progress is in the log
 
-    def listening(address: str) -> None:
+    def announce(address: str) -> None:
         if not options["quiet"]:
-            say(f"longtake: {config.model} at {address}, videos in {settings.data_dir}", sys.stderr)
+            print_line(
+                f"longtake: {config.model} at {address}, videos in {settings.data_dir}", sys.stderr
+            )
 
-    serve(config, settings, how_often, listening)
-    raise KeyboardInterrupt  # that is how a server ends
+    serve(config, settings, snapshots, announce)
+    raise KeyboardInterrupt  # the exit path of all interrupted commands

@@ -1,4 +1,4 @@
-"""Whatever its document allows, and what it does not, the API answers as the document says."""
+"""Responses conform to the OpenAPI document, for valid and invalid requests."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_every_operation(server: Server) -> None:
             suppress_health_check=list(HealthCheck),
         )
         @given(case=case)
-        def answers_as_it_says(case: Case[Any]) -> None:
+        def conforms(case: Case[Any]) -> None:
             case.call_and_validate(checks=CHECKS)
 
-        answers_as_it_says()
+        conforms()
         tried += 1
     assert tried == 11
     while videos := server.client.get("/v1/videos?limit=100").json()["data"]:

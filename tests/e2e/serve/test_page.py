@@ -36,7 +36,7 @@ CONTRAST = """
   return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
 }
 """
-"""Of a text and what is behind it, by WCAG 2."""
+"""Contrast of a text and its background, by WCAG 2."""
 GIVE = """
 ([kind, content]) => {
   const given = new DataTransfer();
@@ -65,36 +65,36 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(browser: Any, server: Server) -> Iterator[Any]:
-    """The page; nothing that it does may lead elsewhere, or fail."""
+    """The page, which may request nothing elsewhere and raise no error."""
     with TabOf(browser, server) as page:
         yield page
 
 
 class TabOf:
-    """A tab that is watched: what it asks of others, what fails, what its scripts raise."""
+    """A tab that records requests to other hosts, failures and errors of scripts."""
 
     def __init__(self, browser: Any, server: Server, width: int = 1280, path: str = "/") -> None:
         self._url, self._server = server.url + path, server
         self._context = browser.new_context(viewport={"width": width, "height": 900})
-        self.amiss: list[str] = []
+        self.errors: list[str] = []
 
     def __enter__(self) -> Any:
         page = self._context.new_page()
         own = (self._server.url, "data:", "blob:")
         page.on("request", lambda r: self._note(r.url, r.url.startswith(own)))
         page.on("response", lambda r: self._note(f"{r.status} {r.url}", r.status < 500))
-        page.on("pageerror", lambda error: self.amiss.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(self._url)
         return page
 
-    def _note(self, what: str, well: bool) -> None:
-        if not well:
-            self.amiss.append(what)
+    def _note(self, event: str, ok: bool) -> None:
+        if not ok:
+            self.errors.append(event)
 
     def __exit__(self, *error: object) -> None:
         self._context.close()
         if error[0] is None:
-            assert self.amiss == []
+            assert self.errors == []
 
 
 def photographed(page: Any, name: str) -> None:
@@ -156,7 +156,7 @@ def test_cancel_and_the_live_bar(tab: Any, server: Server) -> None:
 
 
 def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server: Server) -> None:
-    """Frames are shown before the end, too: a longer video, which decodes for a while."""
+    """Frames are shown while a longer video is decoded."""
     prompt = "a <b>green</b> circle"
     name = server.create(prompt=prompt, num_frames=257, num_inference_steps=2)["id"]
     tab.goto(f"{server.url}/?video={name}")
@@ -171,11 +171,11 @@ def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server:
     for page in (tab, second):
         page.locator("video").wait_for(timeout=60_000)
     assert tab.get_by_label("Prompt").input_value() == prompt
-    assert tab.locator(".gallery b, .lt p b").count() == 0  # what a user wrote is no HTML
+    assert tab.locator(".gallery b, .lt p b").count() == 0  # prompts are escaped
     second.close()
 
 
-def test_errors_are_understood(tab: Any) -> None:
+def test_errors_are_shown(tab: Any) -> None:
     tab.get_by_role("button", name="Generate").click()
     tab.get_by_role("alert").get_by_text("must hold more than blanks").wait_for()
     tab.get_by_label("Prompt").fill("a")
@@ -201,7 +201,7 @@ def test_everything_by_the_keyboard(tab: Any) -> None:
         assert any(name in str(each) for each in reached), (name, reached)
 
 
-def test_what_was_being_written_is_still_there_after_a_reload(tab: Any) -> None:
+def test_an_unsent_prompt_survives_a_reload(tab: Any) -> None:
     tab.get_by_text("About").wait_for()
     tab.get_by_label("Prompt").fill("a prompt of many words")
     tab.reload()
@@ -255,13 +255,13 @@ def test_the_look(browser: Any, server: Server) -> None:
 
 
 def test_the_settings(tab: Any, server: Server) -> None:
-    """They stay open; what is amiss is said below its field; Ctrl+Enter begins."""
+    """They stay open; errors are shown below their field; Ctrl+Enter submits."""
     tab.get_by_text("More settings").click()
     tab.get_by_label("Frame rate (fps)").fill("no")
     tab.get_by_label("Seed").focus()
-    told = tab.locator("#fps").get_by_role("alert")
-    told.get_by_text("must be a number").wait_for()
-    assert "\n" not in told.inner_text()
+    alert = tab.locator("#fps").get_by_role("alert")
+    alert.get_by_text("must be a number").wait_for()
+    assert "\n" not in alert.inner_text()
     tab.reload()
     tab.get_by_label("Frame rate (fps)").fill("4")
     tab.get_by_label("Steps").fill("2")
@@ -276,8 +276,8 @@ def test_the_settings(tab: Any, server: Server) -> None:
     tab.get_by_role("row", name="id").get_by_text(name).wait_for()  # open all the time
     video = server.video(name)
     assert video["prompt"] == "a green triangle moving up on a navy background"
-    asked = ("fps", "num_inference_steps", "negative_prompt", "true_cfg_scale", "num_videos")
-    assert [video[each] for each in asked] == [4, 2, "a ring", 2, 2]
+    names = ("fps", "num_inference_steps", "negative_prompt", "true_cfg_scale", "num_videos")
+    assert [video[each] for each in names] == [4, 2, "a ring", 2, 2]
 
 
 def test_retry_and_delete(tab: Any, server: Server) -> None:
@@ -293,7 +293,7 @@ def test_retry_and_delete(tab: Any, server: Server) -> None:
     tab.get_by_role("button", name="Undo").click()
     tab.get_by_role("button", name="Remove: a ring").last.click()
     tab.get_by_text("The video is deleted.").wait_for()
-    assert server.client.get(f"/v1/videos/{again}").status_code == 200  # it was called back
+    assert server.client.get(f"/v1/videos/{again}").status_code == 200  # the deletion was undone
     delete.click()
     tab.get_by_text("2 videos are deleted.").wait_for()
     tab.get_by_text("What you generate appears here.").wait_for()
@@ -340,7 +340,7 @@ def test_a_key_and_a_picture_on_a_phone(browser: Any, animating: Server, width: 
         photographed(page, "picture")
         kept = list((animating.folder / "pictures").glob(f"{name}-*"))
         assert [each.read_bytes() for each in kept] == [content]
-        page.reload()  # and once more, with the picture that is there already
+        page.reload()  # again, with the picture that the server has
         page.locator("video").wait_for()
         until(lambda: page.get_by_label("Prompt").input_value() != "")
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""A running server on two ranks, and the clients that people have."""
+"""A server on two ranks, with OpenAI's client and plain HTTP."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ def events(server: Server, name: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def test_every_finished_step_is_told_to_whoever_follows(server: Server) -> None:
+def test_every_finished_step_is_an_event(server: Server) -> None:
     name = server.create(num_inference_steps=40)["id"]
-    told = events(server, name)
-    assert told[0][0] == "video"
-    assert told[-1][0] == "completed"
-    steps = [each["done"] for kind, each in told if each.get("phase") == "denoising"]
+    followed = events(server, name)
+    assert followed[0][0] == "video"
+    assert followed[-1][0] == "completed"
+    steps = [each["done"] for kind, each in followed if each.get("phase") == "denoising"]
     assert steps == list(range(41))
-    phases = dict.fromkeys(each["phase"] for kind, each in told if kind == "progress")
+    phases = dict.fromkeys(each["phase"] for kind, each in followed if kind == "progress")
     kept = [each for each in phases if each != "waiting"]
     assert kept == ["text", "denoising", "decoding", "writing"]
-    late = events(server, name)  # everything is told again to one who comes late
+    late = events(server, name)  # a late client gets all events, too
     assert [each["done"] for _, each in late if each.get("phase") == "denoising"] == steps
 
 
@@ -164,7 +164,7 @@ def test_a_running_video_ends_between_two_steps_when_it_is_deleted(server: Serve
 
 
 def test_a_step_without_end_does_not_hold_the_queue(server: Server) -> None:
-    """Its ranks are killed, which is nobody's fault, and others render what waits."""
+    """Its ranks are killed, and new ones render the next video."""
     restarts = [
         line for line in server.client.get("/metrics").text.splitlines() if "restarts" in line
     ]
@@ -194,7 +194,7 @@ def test_two_invalid_requests_at_once_do_not_stop_the_next(server: Server) -> No
 
 
 def test_a_crowd(server: Server) -> None:
-    """200 requests of 50 clients on a queue of 32; each ends, and none is lost."""
+    """200 requests of 50 clients on a queue of 32; each ends."""
     family = server.family()
     server.wait(server.create(num_inference_steps=1)["id"])
     before = sum(each.memory_info().rss for each in family)
@@ -248,7 +248,7 @@ def test_a_crowd(server: Server) -> None:
     assert after - before < 64 * 2**20, (before, after)
 
 
-def test_metrics_have_all_that_happened(server: Server) -> None:
+def test_metrics(server: Server) -> None:
     text = server.client.get("/metrics").text
     values = {}
     for line in text.splitlines():
@@ -276,7 +276,7 @@ def test_a_rank_that_dies_is_replaced_and_counted(server: Server) -> None:
 
 
 def test_kill_9_in_the_middle_and_start_again(tmp_path: Path) -> None:
-    """The job finishes under its id, and whoever polls sees it done; so does what waited."""
+    """The running and the waiting job finish under their ids."""
     arguments = ["--devices", "2", "--no-page", "--snapshot-steps", "10"]
     with serving(tmp_path, *arguments) as first:
         name = first.create(num_inference_steps=250, seed=1)["id"]
@@ -287,8 +287,8 @@ def test_kill_9_in_the_middle_and_start_again(tmp_path: Path) -> None:
         assert second.video(name)["status"] in ("queued", "in_progress")
         video = second.wait(name)
         assert video["status"] == "completed"
-        told = json.loads((second.folder / "videos" / f"{name}.mp4.json").read_text())
-        assert told["snapshots"]["steps_before"] >= 30
+        metadata = json.loads((second.folder / "videos" / f"{name}.mp4.json").read_text())
+        assert metadata["snapshots"]["steps_before"] >= 30
         assert second.wait(waiting)["status"] == "completed"
         assert "longtake_recoveries_total 1.0" in second.client.get("/metrics").text
         content = second.client.get(f"/v1/videos/{waiting}/content").content

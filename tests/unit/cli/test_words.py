@@ -1,13 +1,8 @@
-"""Names and words as people type them: sizes, prompts, commands, YAML, and what errors say."""
+"""Sizes and YAML as people type them, and the words of errors."""
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +10,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import _pydantic_core
 
-from longtake.cli import main as cli
-from longtake.cli.command_line import parsed
-from longtake.cli.prompts import with_prompts
-from longtake.cli.table import Table
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
@@ -26,7 +17,7 @@ from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
-from longtake.configs.sizes import over
+from longtake.configs.sizes import merge_fields
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 from longtake.configs.yaml_reader import YamlError, read_yaml
@@ -62,15 +53,15 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
-def test_no_error_has_pydantics_words(kind: type[BaseModel]) -> None:
-    """Of any wrong value of any field; and it is one line."""
-    told = 0
+def test_errors_are_not_worded_by_pydantic(kind: type[BaseModel]) -> None:
+    """Any wrong value of any field gives one line in our own words."""
+    refused = 0
     for name in [*kind.model_fields, "heigth"]:
         for value in WRONG:
             try:
                 kind.model_validate({name: value})
             except ValidationError as error:
-                told += 1
+                refused += 1
                 text = one_line(error, kind.model_fields)
                 assert not PYDANTICS.search(re.sub(r"='.*?' |=\".*?\" |<object.*?>", " ", text)), (
                     text
@@ -78,11 +69,11 @@ def test_no_error_has_pydantics_words(kind: type[BaseModel]) -> None:
                 assert "\n" not in text
                 assert text.isprintable()
                 assert len(text) < 900
-    assert told > len(WRONG)
+    assert refused > len(WRONG)
 
 
-def test_every_rule_that_is_declared_has_words() -> None:
-    """The kinds of errors are pydantic's own list; those that values can meet are not left out."""
+def test_every_declared_rule_has_a_message() -> None:
+    """Every type of pydantic error that the fields can raise has a message."""
     kinds = {each["type"] for each in _pydantic_core.list_all_errors()}
     met: set[str] = set()
     for kind in DECLARED:
@@ -164,28 +155,31 @@ def test_the_models_own_sizes_come_first() -> None:
         (dict(prompt="a caf\udce9"), r"prompt='a caf\\xe9' is not UTF-8"),
     ],
 )
-def test_sizes_that_are_none(asked: dict[str, Any], words: str) -> None:
+def test_invalid_sizes(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         VideoRequest(**{"prompt": "a", **asked})
 
 
-def test_too_long_a_side_is_refused() -> None:
+def test_a_side_beyond_the_limit_is_refused() -> None:
     with pytest.raises(RequestError, match="longer side would have 262144 pixels, 16384 at most"):
         size(resolution="16384p", aspect_ratio="16:1")
 
 
-def test_a_later_source_counts_more() -> None:
+def test_a_later_source_overrides_an_earlier_one() -> None:
     file = {"height": 720, "width": 1280, "num_frames": 129}
-    assert over(file, {"size": "64x64"}) == {"num_frames": 129, "size": "64x64"}
-    assert over(file, {"resolution": "480p", "seconds": 2}) == {"resolution": "480p", "seconds": 2}
-    assert over({"size": "64x32"}, {"height": 48}) == {"width": 64, "height": 48}
-    assert over({"resolution": "720p", "seconds": 1}, {"height": 48, "num_frames": 5}) == {
+    assert merge_fields(file, {"size": "64x64"}) == {"num_frames": 129, "size": "64x64"}
+    assert merge_fields(file, {"resolution": "480p", "seconds": 2}) == {
+        "resolution": "480p",
+        "seconds": 2,
+    }
+    assert merge_fields({"size": "64x32"}, {"height": 48}) == {"width": 64, "height": 48}
+    assert merge_fields({"resolution": "720p", "seconds": 1}, {"height": 48, "num_frames": 5}) == {
         "height": 48,
         "num_frames": 5,
     }
 
 
-def test_words_of_yaml_stay_words() -> None:
+def test_yaml_words_stay_text() -> None:
     content = (
         "a: off\nb: 12:30\nc: 007\nd: 1.10\ne: 2026-01-01\nf: ~\ng: 'null'\nh: [yes, =, 1e3]\n"
     )
@@ -213,173 +207,6 @@ def test_words_of_yaml_stay_words() -> None:
         (b"? [1]\n: 2", "line 1: has a key that is no word"),
     ],
 )
-def test_yaml_that_is_none_names_its_line(content: bytes, words: str) -> None:
+def test_invalid_yaml_names_its_line(content: bytes, words: str) -> None:
     with pytest.raises(YamlError, match=words):
         read_yaml(content)
-
-
-def test_prompts_of_files_and_of_standard_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "p.txt"
-    file.write_bytes("\ufeffa dög\r\n".encode())
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a cät\n".encode())))
-    options = {"prompt": "-", "negative_prompt": f"@{file}"}
-    assert with_prompts(options) == {"prompt": "a cät", "negative_prompt": "a dög"}
-    assert with_prompts({"prompt": "@@home"}) == {"prompt": "@home"}
-    assert with_prompts({"prompt": None, "prompt_option": "a"}) == {"prompt": "a"}
-    assert with_prompts({"prompt": "a", "prompt_option": "a"}) == {"prompt": "a"}
-    assert with_prompts({"prompt": None, "prompt_as_it_is": "-"}) == {"prompt": "-"}
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"a caf\xe9", "line 1 is not UTF-8"),
-        (b" \n", "is empty"),
-        (b"a" * 500_000, "more than 100000 characters"),
-        (b"a\0", "zero bytes"),
-        (None, "No such file.*; write @@"),
-    ],
-)
-def test_prompts_that_are_none(tmp_path: Path, content: bytes | None, words: str) -> None:
-    file = tmp_path / "p.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(RequestError, match=words):
-        with_prompts({"prompt": f"@{file}"})
-    with pytest.raises(RequestError, match="no regular file"):
-        with_prompts({"prompt": f"@{tmp_path}"})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["genrate", "a"], "'genrate' is not a command: perhaps you meant generate"),
-        (["job", "list"], "'job' is not a command: perhaps you meant jobs"),
-        (["a cat"], "longtake generate 'a cat' renders a prompt"),
-        (["xyz"], "'xyz' is not a command: use generate, batch"),
-        (["--size", "64x64"], "--size before a command"),
-        (["generate", "a", "--heigth", "3"], "perhaps you meant --height; see longtake generate"),
-        (["generate", "a", "--steps", "3"], "perhaps you meant --num-inference-steps;"),
-        (["generate", "a", "--Seed=3"], "perhaps you meant --seed;"),
-        (["generate", "a", "--dry-run"], "--dry-run is not an option of generate, but of batch;"),
-        (["generate", "a", "--no-json"], "--no-json is not an option of generate"),
-        (["generate", "a", "cat"], "more words than one prompt (cat): put it in quotes"),
-        (["generate", "-a cat"], "'-a cat' begins with a dash: put it behind --"),
-        (["generate", "a", "--seed"], "--seed wants a value"),
-        (["generate", "--decode-tile-size", "3"], "--decode-tile-size wants FRAMES HEIGHT WIDTH"),
-        (["jobs"], "jobs wants list, show, cancel or retry and FOLDER"),
-        (["decode"], "decode wants LATENTS.safetensors"),
-        (["generate", "a caf\udce9"], r"the argument 'a caf\xe9' is not UTF-8: "),
-        (["generate", "a", "-o", "\udce9.mp4"], r"the argument '\xe9.mp4' is not UTF-8: "),
-    ],
-)
-def test_what_is_no_command_is_one_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parsed(arguments)
-    out, err = capsys.readouterr()
-    assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("longtake: ")
-    assert words in err
-
-
-@pytest.mark.parametrize(
-    "arguments", [["help", "jobs"], ["jobs", "help"], ["--help", "jobs"], ["jobs", "-h"]]
-)
-def test_help_helps(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parsed(arguments)
-    assert caught.value.code in (None, 0)
-    assert "usage: longtake jobs" in capsys.readouterr().out
-
-
-def test_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parsed([])
-    assert caught.value.code == 2
-    assert "usage: longtake" in capsys.readouterr().err
-
-
-def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
-    """As a shell gives them to the program."""
-    command = [os.fsencode(sys.executable), b"-m", b"longtake", b"generate", b"a caf\xe9"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert ran.returncode == 2
-    assert ran.stderr.startswith(r"longtake: the argument 'a caf\xe9' is not UTF-8: ")
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 1000])
-def test_state_and_error_stay_in_sight(width: int) -> None:
-    table = Table(
-        ("id", "state", "took", "attempts", "output", "error"),
-        shortened=("id", "output"),
-        dropped=("output", "attempts", "took"),
-        wrapped="error",
-    )
-    name, error = "a-long-name-" * 6, "rank 1 ran out of memory: try fewer frames"
-    lines = list(table.lines([(name, "failed", "3:07", "5", f"{name}.mp4", error)], width))
-    assert max(map(len, lines)) <= width
-    assert "state" in lines[0]
-    assert "failed" in lines[1]
-    wide = lines[0].index("error")
-    assert " ".join(line[wide:].strip() for line in lines[1:]) == error
-    assert list(table.lines([("日本語" * 20, "done", "", "", "", "")], 40))[1].split()[1] == "done"
-
-
-def batch(folder: Path, name: str, content: str, *options: str) -> tuple[int, Callable[[], str]]:
-    file = folder / name
-    file.write_text(content)
-    return cli.main(["batch", str(file), "-o", str(folder / "out"), "--dry-run", *options]), str
-
-
-def test_a_dry_run_imports_no_torch_and_is_quick(tmp_path: Path) -> None:
-    """5,000 rows: 1 s on an idle core, and 70 MB."""
-    rows = "".join(f"  - {{id: x{n}, prompt: a red circle, seed: {n}}}\n" for n in range(5000))
-    (tmp_path / "a.yaml").write_text(f"shots:\n{rows}")
-    program = (
-        "import resource, sys; from longtake.cli import main as cli\n"
-        "code = cli.main(sys.argv[1:])\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "(peak,) = [line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line]\n"
-        "assert 'torch' not in sys.modules\n"
-        "print(code, used.ru_utime, peak)"
-    )
-    command = [sys.executable, "-c", program, "batch", "a.yaml", "-o", "out", "--dry-run"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    ran = subprocess.run(
-        [*command, "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-    *lines, last = ran.stdout.splitlines()
-    code, seconds, kibibytes = last.split()
-    assert code == "0"
-    assert lines[0].split() == ["id", "output", "size", "frames", "about"]
-    assert lines[5000].startswith("x4999")
-    assert float(seconds) < 8
-    assert int(kibibytes) < 150_000
-
-
-def test_words_and_lines_of_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = (
-        "defaults:\n  resolution: 64p\n  fps: fast\nshots:\n  - {id: off, prompt: 12:30}\n"
-        "  - prompt: b\n    heigth: 5\n  - prompt: c\n    size: 40x64\n"
-    )
-    assert batch(tmp_path, "a.yaml", content)[0] == 2
-    err = capsys.readouterr().err
-    assert "  line 3: fps='fast' must be a number" in err
-    assert "heigth is not an option: perhaps you meant height" in err
-    content = content.replace("  fps: fast\n", "").replace("heigth: 5", "seconds: 1")
-    assert batch(tmp_path, "a.yaml", content)[0] == 2
-    assert "line 8: width=40 must be a multiple of 16" in capsys.readouterr().err
-    content = content.replace("40x64", "48x64")
-    assert batch(tmp_path, "a.yaml", content)[0] == 0
-    rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines()]
-    assert rows[1] == ["off", "off.mp4", "64x64", "17"]
-    assert [rows[2][2:], rows[3][2]] == [["64x64", "9"], "48x64"]

@@ -1,4 +1,4 @@
-"""What becomes of a group of ranks whose devices fail, one or all; without any ranks."""
+"""Restarts and exclusion of failing devices, with a simulated engine."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine import supervisor
+from longtake.engine.sinks import NullSink
 from longtake.engine.supervisor import Supervisor
-from longtake.engine.worker import NullSink
 from longtake.errors import EngineError, LayoutError, RankError, Stopped
 from tests.rendering import request
 
 
 class Engine:
-    """Stands in for a VideoEngine: its devices fail as a test says."""
+    """A VideoEngine whose devices fail as the test sets."""
 
-    dying_at_start: dict[int, int] = {}
-    """Starts that a device has yet to spoil."""
-    dying_at_work: list[int | None] = []
-    """The device that fails in each rendering."""
-    made: list[EngineConfig] = []
+    failing_starts: dict[int, int] = {}
+    """Number of starts that still fail, by device."""
+    failing_renders: list[int | None] = []
+    """The device that fails in each rendering; None: none."""
+    created: list[EngineConfig] = []
 
     def __init__(self, config: EngineConfig, *, isolated: bool, scratch: Path) -> None:
         assert isolated
         if config.parallel.ulysses_degree not in (None, config.devices):
             raise LayoutError("the degrees do not fit")
         self.config = config
-        self.made.append(config)
+        self.created.append(config)
         self.closed = False
         self.running = False
 
     def start(self, on_progress: Any, stop_requested: Any) -> None:
         for rank, device in enumerate(self.config.devices_by_rank):
-            if self.dying_at_start.get(device, 0) > 0:
-                self.dying_at_start[device] -= 1
-                raise died(rank, "starting")
+            if self.failing_starts.get(device, 0) > 0:
+                self.failing_starts[device] -= 1
+                raise rank_error(rank, "starting")
 
     def render(self, asked: Any, sink: Any, on_progress: Any, **rest: Any) -> str:
-        device = self.dying_at_work.pop(0) if self.dying_at_work else None
+        device = self.failing_renders.pop(0) if self.failing_renders else None
         if device is not None:
-            raise died(self.config.devices_by_rank.index(device), "denoising")
+            raise rank_error(self.config.devices_by_rank.index(device), "denoising")
         return "rendered"
 
     def close(self) -> None:
         self.closed = True
 
 
-def died(rank: int | None, phase: str) -> RankError:
+def rank_error(rank: int | None, phase: str) -> RankError:
     error = RankError(f"rank {rank} was killed")
     error.rank, error.phase = rank, phase
     return error
@@ -59,12 +59,12 @@ def died(rank: int | None, phase: str) -> RankError:
 @pytest.fixture
 def supervised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(supervisor, "VideoEngine", Engine)
-    Engine.dying_at_start, Engine.dying_at_work, Engine.made = {}, [], []
+    Engine.failing_starts, Engine.failing_renders, Engine.created = {}, [], []
 
     def make(**settings: Any) -> tuple[Supervisor, list[str]]:
-        said: list[str] = []
+        lines: list[str] = []
         config = EngineConfig(**settings)
-        return Supervisor(config, tmp_path, said.append, lambda seconds: None), said
+        return Supervisor(config, tmp_path, lines.append, lambda seconds: None), lines
 
     return make
 
@@ -73,50 +73,52 @@ def render(group: Supervisor, seed: int = 0) -> Any:
     return group.render(request(seed=seed), NullSink(), lambda progress: None)
 
 
-def test_a_start_that_fails_once_is_made_again(supervised: Any) -> None:
-    group, said = supervised(devices=4)
-    Engine.dying_at_start = {2: 1}
+def test_a_start_that_fails_once_is_repeated(supervised: Any) -> None:
+    group, lines = supervised(devices=4)
+    Engine.failing_starts = {2: 1}
     assert render(group) == "rendered"
     assert group.devices == (0, 1, 2, 3)
-    assert said == ["the ranks did not start: rank 2 was killed"]
+    assert lines == ["the ranks did not start: rank 2 was killed"]
 
 
-def test_a_device_that_fails_at_every_start_is_left_out(supervised: Any) -> None:
-    group, said = supervised(devices=4, parallel=ParallelConfig(ulysses_degree=4))
-    Engine.dying_at_start = {2: 99}
+def test_a_device_that_fails_at_every_start_is_excluded(supervised: Any) -> None:
+    group, lines = supervised(devices=4, parallel=ParallelConfig(ulysses_degree=4))
+    Engine.failing_starts = {2: 99}
     assert render(group) == "rendered"
     assert group.devices == (0, 1, 3)
-    assert Engine.made[-1].device_ids == (0, 1, 3)
-    assert Engine.made[-1].parallel.ulysses_degree is None  # 4 fits no three
-    assert said[-1] == "device 2 is left out: it failed again and again; 3 are left"
+    assert Engine.created[-1].device_ids == (0, 1, 3)
+    assert Engine.created[-1].parallel.ulysses_degree is None  # 4 does not fit 3 devices
+    assert lines[-1] == "device 2 is left out: it failed again and again; 3 are left"
 
 
-def test_two_devices_can_be_left_out_and_the_last_one_cannot(supervised: Any) -> None:
-    group, said = supervised(devices=3, device_ids=(4, 5, 6))
-    Engine.dying_at_start = {4: 99, 6: 99}
+def test_all_devices_but_the_last_can_be_excluded(supervised: Any) -> None:
+    group, lines = supervised(devices=3, device_ids=(4, 5, 6))
+    Engine.failing_starts = {4: 99, 6: 99}
     assert render(group) == "rendered"
     assert group.devices == (5,)
-    assert said[-1] == "device 6 is left out: it failed again and again; 1 is left"
-    Engine.dying_at_start[5] = 99
+    assert lines[-1] == "device 6 is left out: it failed again and again; 1 is left"
+    Engine.failing_starts[5] = 99
     with pytest.raises(EngineError, match="no ranks can be started: rank 0 was killed"):
         render(group)
 
 
-def test_faults_of_no_one_device_end_it(supervised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    group, said = supervised(devices=2)
+def test_faults_of_no_single_device_end_it(
+    supervised: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, lines = supervised(devices=2)
 
     def fail(self: Any, *rest: Any) -> None:
-        raise died(None, "")
+        raise rank_error(None, "")
 
     monkeypatch.setattr(Engine, "start", fail)
     with pytest.raises(EngineError, match="no ranks can be started"):
         render(group)
-    assert len(said) == 3
+    assert len(lines) == 3
 
 
-def test_a_device_that_fails_whatever_it_renders_is_left_out(supervised: Any) -> None:
+def test_a_device_that_fails_with_several_requests_is_excluded(supervised: Any) -> None:
     group, _ = supervised(devices=2)
-    Engine.dying_at_work = [1, 1, 1, None]
+    Engine.failing_renders = [1, 1, 1, None]
     for seed in (1, 2, 3):
         with pytest.raises(RankError):
             render(group, seed)
@@ -125,9 +127,9 @@ def test_a_device_that_fails_whatever_it_renders_is_left_out(supervised: Any) ->
 
 
 @pytest.mark.parametrize("devices", [[1, 0, 1, 1], [1, 1, None, 1], [0, 1, 0, 1]])
-def test_devices_that_fail_now_and_then_stay(supervised: Any, devices: list[int | None]) -> None:
+def test_devices_that_fail_occasionally_stay(supervised: Any, devices: list[int | None]) -> None:
     group, _ = supervised(devices=2)
-    Engine.dying_at_work = list(devices)
+    Engine.failing_renders = list(devices)
     for seed, device in enumerate(devices):
         if device is None:
             render(group, seed)
@@ -139,18 +141,16 @@ def test_devices_that_fail_now_and_then_stay(supervised: Any, devices: list[int 
 
 def test_a_request_that_kills_the_same_rank_costs_no_device(supervised: Any) -> None:
     group, _ = supervised(devices=2)
-    Engine.dying_at_work = [0] * 6
-    for number in range(6):  # nor do two
+    Engine.failing_renders = [0] * 6
+    for number in range(6):  # two requests are not enough either
         with pytest.raises(RankError):
             render(group, number % 2)
     assert group.devices == (0, 1)
 
 
-def test_ranks_that_were_killed_as_asked_are_no_fault(
-    supervised: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither a device's nor one that is counted, however many videos are cancelled."""
-    group, said = supervised(devices=2)
+def test_a_requested_stop_is_not_a_fault(supervised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many videos are cancelled, no device is blamed and no start is counted."""
+    group, lines = supervised(devices=2)
 
     def killed(self: Any, *rest: Any, **more: Any) -> None:
         raise Stopped("it was told to stop")
@@ -163,4 +163,4 @@ def test_ranks_that_were_killed_as_asked_are_no_fault(
     with pytest.raises(Stopped):
         group.start(lambda progress: None, lambda: True)
     assert render(group) == "rendered"
-    assert (group.starts, group.devices, said) == (1, (0, 1), [])
+    assert (group.starts, group.devices, lines) == (1, (0, 1), [])

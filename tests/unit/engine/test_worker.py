@@ -1,4 +1,4 @@
-"""What all ranks must have in common is refused before anything is loaded."""
+"""Ranks that differ in model or dtype are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rendering import ALONE
     ("at", "other", "text"),
     [
         (0, "abc", "is at commit None on rank 0 and at abc on another: pass --revision"),
-        (1, "torch.bfloat16", "is torch.float32 on rank 0 and torch.bfloat16 on another: pass --d"),
+        (1, "bfloat16", "is float32 on rank 0 and bfloat16 on another: pass --dtype"),
     ],
 )
 def test_ranks_that_differ(
@@ -32,11 +32,11 @@ def test_ranks_that_differ(
         Worker(EngineConfig(model=model), ALONE, lambda progress: None)
 
 
-def test_the_decoders_dtype_is_that_of_rank_0(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which alone may know what latents that were read there are to be decoded in."""
+def test_the_decoder_has_rank_0s_dtype(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only rank 0 may have read the latents' file, which names a dtype."""
 
     def on_another_rank(world: World, own: list[Any]) -> list[Any]:
-        return [[*own[:2], "torch.float16"], own]
+        return [[*own[:2], "float16"], own]
 
     monkeypatch.setattr(World, "gather_json", on_another_rank)
     worker = Worker(EngineConfig(model=model, autoencoder_only=True), ALONE, lambda progress: None)

@@ -116,12 +116,12 @@ def test_auto_on_the_cpu() -> None:
 
 def test_every_kernel_says_why_it_cannot() -> None:
     for kernel in KERNELS:
-        refusal = kernel.refusal(needs())
+        refusal = kernel.unsupported_reason(needs())
         assert (refusal is None) == (kernel.name == "cpu-flash")
-    assert BY_NAME["sdpa"].refusal(needs()) == (
+    assert BY_NAME["sdpa"].unsupported_reason(needs()) == (
         "returns no log-sum-exp, which ring_degree > 1 merges by"
     )
-    assert BY_NAME["cpu-flash"].refusal(needs(dtype=torch.int64)) == (
+    assert BY_NAME["cpu-flash"].unsupported_reason(needs(dtype=torch.int64)) == (
         "takes float16, bfloat16, float32, float64"
     )
 

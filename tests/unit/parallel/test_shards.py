@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.parallel.shards import HeadShards, even_ranges
+from longtake.parallel.heads import HeadShards, even_ranges
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=4), st.integers(1, 9), st.integers(1, 9))

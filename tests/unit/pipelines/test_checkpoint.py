@@ -310,8 +310,8 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "a tokenizer without a pad_token",
     ),
     "an impossible architecture": (
-        lambda f: edit(f, "transformer/config.json", qk_norm="nonsense"),
-        "describes no HunyuanVideoTransformer3DModel",
+        lambda f: edit(f, "vae/config.json", act_fn="nonsense"),
+        "describes no AutoencoderKLHunyuanVideo",
     ),
     "a damaged text encoder": (
         lambda f: edit(f, "text_encoder/config.json", hidden_size=12),

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.parallel.shards import HeadShards
+from longtake.parallel.heads import HeadShards
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.costs import ModelCosts, Work

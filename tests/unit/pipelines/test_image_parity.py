@@ -18,8 +18,7 @@ from longtake.pipelines.base import ImageToVideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.picture import Pixels
 from longtake.pipelines.quiet import quiet_libraries
-from longtake.pipelines.rendering import render_latents
-from longtake.pipelines.stages import StageReport
+from longtake.pipelines.rendering import RenderRun, render_latents
 from tests import tiny
 from tests.rendering import ALONE, ONE_RANK, Array, decode, image_request, loaded
 from tests.unit.pipelines.test_pipeline_parity import LONG, diffusers_arguments
@@ -91,7 +90,7 @@ def diffusers_gives(
 def longtake_gives(folder: str, asked: ResolvedRequest, shown: Pixels) -> tuple[Array, Array]:
     """The latents, and the frames of all videos."""
     pipeline = loaded(folder, False)
-    latents = render_latents(pipeline, asked, ONE_RANK, ALONE, StageReport(), picture=shown)
+    latents = render_latents(RenderRun(pipeline, asked, ONE_RANK, ALONE, picture=shown))
     dropped = registry.inspect(Checkpoint.open(folder)).dropped_frames
     return latents.numpy(), decode(pipeline, latents, asked, ALONE, dropped)
 
@@ -123,7 +122,7 @@ def test_the_dynamic_mode_begins_with_noise_alone(
     asked = image_request(i2v_mode="dynamic", flow_shift=17.0)
     pipeline = loaded(folder, False)
     assert isinstance(pipeline, ImageToVideoPipeline)
-    grid = pipeline.grid(asked)
+    grid = pipeline.spec.grid(asked)
     noise = grid.noise(asked.seed)
     latents, _ = longtake_gives(folder, asked, shown)
     stable, _ = longtake_gives(folder, asked.model_copy(update={"i2v_mode": "stable"}), shown)

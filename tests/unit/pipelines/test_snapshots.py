@@ -13,8 +13,8 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.snapshot import (
     Identity,
     UnusableSnapshotError,
+    read_resume_state,
     read_snapshot,
-    usable_snapshot,
     write_snapshot,
 )
 from longtake.errors import EngineError
@@ -113,7 +113,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     path, kept = tmp_path / "x.snapshot.safetensors", state()
     assert read_snapshot(path) is None
     write_snapshot(path, identity(), kept)
-    found = usable_snapshot(path, identity(fps=30.0, decode="whole", output_type="latents"))
+    found = read_resume_state(path, identity(fps=30.0, decode="whole", output_type="latents"))
     assert found is not None
     assert found.steps_done == 2
     assert torch.equal(found.latents, kept.latents)
@@ -134,7 +134,7 @@ def test_another_requests_is_refused(tmp_path: Path, changes: dict[str, Any], wo
     path = tmp_path / "x"
     write_snapshot(path, identity(**changes), state())
     with pytest.raises(UnusableSnapshotError, match=words):
-        usable_snapshot(path, identity())
+        read_resume_state(path, identity())
 
 
 def test_another_models_or_versions_is_refused(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_another_models_or_versions_is_refused(tmp_path: Path) -> None:
     ):
         write_snapshot(path, other, state())
         with pytest.raises(UnusableSnapshotError, match=words):
-            usable_snapshot(path, mine)
+            read_resume_state(path, mine)
 
 
 def test_a_damaged_one_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_damaged_one_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None
         damaged[at] ^= 0x21
         path.write_bytes(damaged)
         with pytest.raises(UnusableSnapshotError):
-            usable_snapshot(path, identity())
+            read_resume_state(path, identity())
     for length in (0, 7, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(UnusableSnapshotError):

@@ -1,4 +1,4 @@
-"""How ranks, videos and commands stop: bounded by time, however long a step takes."""
+"""Ranks, videos and commands stop within a time limit, however long a step takes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from longtake.cli.interrupts import Interrupted
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import Job
 from longtake.engine.launch import local_processes
-from longtake.engine.launch.channel import Mailbox, listen_locally
 from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.worker import NullSink
+from longtake.engine.launch.local_rendezvous import listen_locally
+from longtake.engine.launch.rank_protocol import EngineSide
+from longtake.engine.sinks import NullSink
 from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.serve.page.views import Views
 from tests.rendering import request
-from tests.standin import GrayRanks, gray_server
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 
-class Deaf:
-    """Stands in for processes of ranks that are in the middle of a step for ever."""
+class EndlessStep:
+    """Processes of ranks whose step never ends."""
 
     def __init__(self) -> None:
         self.killed_at = 0.0
@@ -42,12 +43,10 @@ class Deaf:
         self.killed_at = time.monotonic()
 
 
-def deaf_ranks(stop_timeout_s: float) -> tuple[LocalProcesses, Deaf]:
-    config, processes = EngineConfig(stop_timeout_s=stop_timeout_s), Deaf()
+def ranks_in_endless_step(stop_timeout_s: float) -> tuple[LocalProcesses, EndlessStep]:
+    config, processes = EngineConfig(stop_timeout_s=stop_timeout_s), EndlessStep()
     launcher = LocalProcesses(config, "cpu")
-    launcher._store = listen_locally()
-    launcher._mailbox = Mailbox(launcher._store, "mail")
-    launcher._jobs = Mailbox(launcher._store, "jobs", keep=True)
+    launcher._ranks = EngineSide(listen_locally(), config, "cpu")
     launcher._processes = processes  # type: ignore[assignment]
     return launcher, processes
 
@@ -56,37 +55,37 @@ JOB = Job.of(request(), ParallelDims(), from_latents=False)
 
 
 def test_ranks_that_do_not_stop_in_time_are_killed(caplog: pytest.LogCaptureFixture) -> None:
-    launcher, processes = deaf_ranks(stop_timeout_s=0.5)
+    launcher, processes = ranks_in_endless_step(stop_timeout_s=0.5)
     begun = time.monotonic()
     with pytest.raises(Stopped, match="it was told to stop"):
         launcher.render(JOB, NullSink(), lambda progress: None, stop_requested=lambda: True)
-    assert launcher._store.check(["stop/1"])  # they were asked before
+    assert launcher._ranks._store.check(["stop/1"])  # the ranks were asked to stop first
     assert 0.5 < processes.killed_at - begun < 5
     assert not launcher.alive
-    (said,) = caplog.messages
-    assert said == "the ranks were ended in the middle of a step: they did not stop within 0.5 s"
+    (warning,) = caplog.messages
+    assert warning == "the ranks were ended in the middle of a step: they did not stop within 0.5 s"
 
 
 def test_a_second_ctrl_c_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    launcher, processes = deaf_ranks(stop_timeout_s=1000)
+    launcher, processes = ranks_in_endless_step(stop_timeout_s=1000)
     first = Interrupted(signal.SIGINT)
 
     def read(timeout_s: float) -> None:
-        first.again = launcher._store.check(["stop/1"])
+        first.again = launcher._ranks._store.check(["stop/1"])
         if not first.again:
             raise first
 
-    monkeypatch.setattr(launcher._mailbox, "read", read)
+    monkeypatch.setattr(launcher._ranks._output, "read", read)
     with pytest.raises(Interrupted):
         launcher.render(JOB, NullSink(), lambda progress: None)
     assert processes.killed_at
     assert caplog.messages == []
 
 
-def test_ranks_that_are_loading_are_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes = Deaf()
+def test_ranks_that_load_are_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = EndlessStep()
     monkeypatch.setattr(local_processes, "RankProcesses", lambda *arguments: processes)
     launcher = LocalProcesses(EngineConfig(), "cpu")
     with pytest.raises(Stopped):
@@ -94,23 +93,23 @@ def test_ranks_that_are_loading_are_ended_at_once(monkeypatch: pytest.MonkeyPatc
     assert processes.killed_at
 
 
-def test_no_time_left_is_shown_of_a_video_that_is_being_cancelled(
+def test_a_video_being_cancelled_shows_no_time_left(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nor does it count for those that wait behind it."""
+    """Nor does its time left count for the videos behind it."""
     with gray_server(monkeypatch, tmp_path) as (client, service):
         GrayRanks.hold = GrayRanks.deaf = True
         first, second = (
             client.post("/v1/videos", json={"prompt": "a"}).json()["id"] for _ in range(2)
         )
-        # Known once two steps of it were told, some time after it is in progress.
+        # Known after two steps, some time after the video is in progress.
         until(lambda: client.get(f"/v1/videos/{first}").json()["estimated_seconds"] is not None)
         service.cancel(service.store.job(first))
         shown = client.get(f"/v1/videos/{first}").json()["estimated_seconds"]
         cancelling, waiting = (service.store.job(name) for name in (first, second))
-        views = Views(service)
+        views = Views(service, objects(service))
         words = views.status(cancelling), views.status(waiting)
-        GrayRanks.deaf = False  # else they would not even end with the server
+        GrayRanks.deaf = False  # else they would outlive the server
         assert shown is None
         assert "Ends after this step, in 30 s at most" in words[0]
         assert "time left" not in words[0]
@@ -122,18 +121,18 @@ def test_no_time_left_is_shown_of_a_video_that_is_being_cancelled(
 def test_a_video_whose_end_cannot_be_written_at_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What clients, the queue and the metrics say agrees, and it comes right by itself."""
+    """Clients, queue and metrics agree, and the end is written once there is room."""
     with gray_server(monkeypatch, tmp_path) as (client, service):
-        real, full = service.store.finish, True
+        real, full = service.store.claims.finish, True
 
         def finish(*arguments: Any) -> None:
             if full:
                 raise EngineError("jobs.sqlite cannot be used (database or disk is full)")
             real(*arguments)
 
-        monkeypatch.setattr(service.store, "finish", finish)
+        monkeypatch.setattr(service.store.claims, "finish", finish)
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
-        until(lambda: "disk is full" in service.live.said)
+        until(lambda: "disk is full" in service.progress.last_note)
         assert client.get(f"/v1/videos/{name}").json()["status"] == "in_progress"
         assert "longtake_videos_running 1.0" in client.get("/metrics").text
         full = False
@@ -154,13 +153,13 @@ if sys.argv[1] != "importing":
 try:
     threading.Timer(0.5, lambda: print("begun", flush=True)).start()
     if sys.argv[1] == "computing":
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # of which no handler is called
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # runs no signal handlers
     time.sleep(60)
 except KeyboardInterrupt:
     try:
         time.sleep(60 if sys.argv[1] == "closing" else 0.1)
     finally:
-        taken.over = True
+        taken.finished = True
         print("longtake: stopped; by itself", file=sys.stderr)
         time.sleep(0.1)
         os._exit(130)

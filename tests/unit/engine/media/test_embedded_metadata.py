@@ -105,7 +105,7 @@ def test_a_server_writes_it_unless_a_request_or_the_operator_says_not(
             until(partial(_is_completed, client, url))
             content = client.get(f"{url}/content").content
             assert (b"a secret" in content) == (b"seed: 7, model: demo" in content) == expected
-            job = service.store.found(name)
+            job = service.store.find(name)
             assert job is not None
             path = tmp_path / f"{name}.mp4"
             with VideoFiles(path, job.request, service.engine.config) as files:

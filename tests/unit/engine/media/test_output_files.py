@@ -23,14 +23,14 @@ from longtake.engine.media.output_files import (
 )
 from longtake.engine.media.output_names import (
     check_index,
-    filled,
+    fill_placeholders,
     pattern_of,
+    placeholder_values,
     request_id,
-    values_for,
 )
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import RequestError
-from longtake.files.atomic import place_new, write_new
+from longtake.files.atomic import rename_to_unused, write_to_unused
 from tests.rendering import request
 
 OURS = json.dumps({"request": {}, "engine": {}})
@@ -153,10 +153,10 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
     with pytest.raises(FileExistsError):
-        place_new(tmp_path / "a", tmp_path / "b")
-    place_new(tmp_path / "a", tmp_path / "c")
+        rename_to_unused(tmp_path / "a", tmp_path / "b")
+    rename_to_unused(tmp_path / "a", tmp_path / "c")
     assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["b", "a"]
-    assert write_new(tmp_path / "b", b"x").name == "b-2"
+    assert write_to_unused(tmp_path / "b", b"x").name == "b-2"
 
 
 def test_without_a_name_outputs_are_numbered(tmp_path: Path) -> None:
@@ -177,15 +177,15 @@ def test_without_a_name_outputs_are_numbered(tmp_path: Path) -> None:
 
 
 def test_names_are_filled_in() -> None:
-    values = values_for(seed=7, name="a-cat", model="org/Some Model!/", num_videos=2)
-    name = filled("{model}_{seed}_{id}_{date}_{index}_{{x}}.mp4", values)
+    values = placeholder_values(seed=7, name="a-cat", model="org/Some Model!/", num_videos=2)
+    name = fill_placeholders("{model}_{seed}_{id}_{date}_{index}_{{x}}.mp4", values)
     assert name == f"Some-Model_7_a-cat_{date.today()}_{{index}}_{{x}}.mp4"
     paths = output_paths(Path("d/cat-{index}.mp4"), 2)
     assert paths == [Path("d/cat-0.mp4"), Path("d/cat-1.mp4")]
     assert metadata_path(Path("cat-{index}.mp4")) == Path("cat-0.mp4.json")
-    assert values_for(seed=None, name="", model=".", num_videos=1)["index"] == "0"
+    assert placeholder_values(seed=None, name="", model=".", num_videos=1)["index"] == "0"
     for model in ("/", "..", "\0", "a/../..", "x" * 999):
-        made = values_for(seed=None, name="", model=model, num_videos=1)["model"]
+        made = placeholder_values(seed=None, name="", model=model, num_videos=1)["model"]
         assert re.fullmatch(r"[\w.-]{1,100}", made) and made.strip(".")
     assert re.fullmatch(pattern_of("a.{id}-{seed}", {"id": "x+"}), "a.x+-7")
     assert not re.fullmatch(pattern_of("a.{id}-{seed}", {"id": "x+"}), "abx+-7")
@@ -209,9 +209,9 @@ def test_names_are_filled_in() -> None:
 )
 def test_other_placeholders_are_refused(template: str) -> None:
     known = "use {seed}, {id}, {date}, {model}, {index}, or {{ and }} for braces"
-    values = values_for(seed=7, name="a", model="m", num_videos=1)
+    values = placeholder_values(seed=7, name="a", model="m", num_videos=1)
     with pytest.raises(RequestError, match=re.escape(known)) as caught:
-        filled(f"{template}.mp4", values)
+        fill_placeholders(f"{template}.mp4", values)
     assert len(str(caught.value)) < 200
     with pytest.raises(RequestError, match="one folder"):
         check_index(Path("{index}/cat.mp4"))

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from longtake.engine.media import picture
-from longtake.engine.media.picture import MAX_BYTES, decoded, read_picture
+from longtake.engine.media.picture import MAX_BYTES, decode_picture, read_picture
 from longtake.engine.media.picture_process import MAX_PIXELS
 from longtake.errors import RequestError
 from longtake.pipelines.picture import Pixels, as_video, fitted
@@ -212,7 +212,7 @@ def test_what_is_not_whole(tmp_path: Path, name: str) -> None:
     whole = saved(tmp_path / name, Image.fromarray(noise)).read_bytes()
     for length in range(0, len(whole) - 64, max(1, len(whole) // 60)):
         with pytest.raises(RequestError, match="^It (is damaged or not whole|is no picture)"):
-            decoded(whole[:length], "It")
+            decode_picture(whole[:length], "It")
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     assert "is damaged or not whole" in refused(tmp_path / "cut")
 
@@ -226,7 +226,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> N
         for at in rng.integers(0, len(whole), 3):
             changed[at] = int(rng.integers(256))
         try:
-            assert decoded(bytes(changed), "It").shape[2] == 3
+            assert decode_picture(bytes(changed), "It").shape[2] == 3
         except RequestError as error:
             assert "\n" not in str(error)
 
@@ -299,17 +299,17 @@ _READING = """
 import resource, sys
 from pathlib import Path
 from longtake.engine.media.picture import read_picture
-from longtake.engine.worker import process_bytes
+from longtake.engine.memory_use import resident_bytes
 from longtake.errors import RequestError
 
 for path in map(Path, sys.argv[1:]):
-    before = process_bytes("VmRSS")
+    before = resident_bytes()
     try:
         said = str(read_picture(path).size)
     except RequestError as error:
         said = str(error)
     most = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(path.name, most, process_bytes("VmRSS") - before, said, sep="|")
+    print(path.name, most, resident_bytes() - before, said, sep="|")
 """
 
 
@@ -390,6 +390,6 @@ def test_as_a_video() -> None:
 def test_any_picture_is_for_those_that_need_one() -> None:
     from tests.rendering import image_request, request
 
-    assert picture.any_picture(request()) is None
-    found = picture.any_picture(image_request())
+    assert picture.noise_picture(request()) is None
+    found = picture.noise_picture(image_request())
     assert found is not None and found.shape == (32, 48, 3) and found.std() > 60

@@ -107,11 +107,11 @@ def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyP
     """It is not decoded again to be looked at, and has more time when it is rendered."""
     allowed_s = []
 
-    def decoded(content: bytes, said: str, cpu_s: float) -> Any:
+    def decoded(content: bytes, label: str, cpu_s: float) -> Any:
         allowed_s.append(cpu_s)
-        return picture.decoded(content, said)
+        return picture.decode_picture(content, label)
 
-    monkeypatch.setattr(picture, "decoded_apart", decoded)
+    monkeypatch.setattr(picture, "decode_in_subprocess", decoded)
     picture._sizes.clear()
     first = check_picture(plain)
     again = plain.with_name("again")
@@ -156,4 +156,4 @@ def test_only_three_decoders_ever_run(tmp_path: Path) -> None:
         content = io.BytesIO()
         Image.new("RGB", (4, 4)).save(content, kind)
         with pytest.raises(RequestError, match="^It is no picture in PNG, JPEG or WebP"):
-            picture.decoded(content.getvalue(), "It")
+            picture.decode_picture(content.getvalue(), "It")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.frame_writers import _CODECS, _Target
+from longtake.engine.media.frame_writers import _CODECS, _FailsOnce
 from longtake.engine.media.latents import read_latents
 from longtake.engine.media.output_files import check_output
 from longtake.engine.media.video_writer import VideoFiles
@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_at_the_last_byte(
         io.BufferedWriter.close(target)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_Target, "close", full)
+    monkeypatch.setattr(_FailsOnce, "close", full)
     with pytest.raises(EngineError, match="out.mp4 cannot be written: No space left on device"):
         write(tmp_path / "out.mp4", request(), [smooth_frames()])
     assert list(tmp_path.iterdir()) == []

@@ -87,4 +87,4 @@ def test_a_gpu_that_no_profile_knows(
     with caplog.at_level(logging.WARNING):
         found = hardware_here()
     assert found.description.startswith("NVIDIA H100")
-    assert "there is no profile of NVIDIA GB999: plans take it for h100" in caplog.text
+    assert "there is no profile of NVIDIA GB999: plans use that of h100" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longtake.configs.hardware import Figure, Hardware, Link, load_hardware
-from longtake.engine.planning.network import Network, ring_of
+from longtake.engine.planning.network import Network, ring_transfers
 
 
 def link(spans: int | None, shared_by: int, bytes_per_s: float, latency_s: float) -> Link:
@@ -55,7 +55,7 @@ def test_the_busiest_port_counts_whether_it_sends_or_receives() -> None:
     assert network.seconds([(0, peer, 20) for peer in range(1, 8)]) == pytest.approx(140 / 100 + 1)
     assert network.seconds([(peer, 0, 20) for peer in range(1, 8)]) == pytest.approx(140 / 100 + 1)
     # A round of neighbours keeps every port equally busy.
-    assert network.seconds(ring_of(8, 20)) == pytest.approx(20 / 100 + 1)
+    assert network.seconds(ring_transfers(8, 20)) == pytest.approx(20 / 100 + 1)
 
 
 def test_two_neighbours_on_one_switch() -> None:
@@ -82,7 +82,7 @@ def test_an_all_to_all_of_eight_crowds_between_the_sockets() -> None:
 
 def test_a_round_of_eight_passes_each_way_once() -> None:
     """Only 3 -> 4 and 7 -> 0 pass from socket to socket."""
-    assert Network(PCIE).seconds(ring_of(8, 10)) == pytest.approx(10 / 5 + 3)
+    assert Network(PCIE).seconds(ring_transfers(8, 10)) == pytest.approx(10 / 5 + 3)
 
 
 def test_hops_between_nodes_share_their_ways_out() -> None:

@@ -13,9 +13,11 @@ import pytest
 from longtake.configs.hardware import Figure, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.engine.planning.layouts import candidates, check_degrees
-from longtake.engine.planning.planner import MAX_RANKS, choose_dims, make_plan
-from longtake.engine.planning.prediction import Setting, predict
+from longtake.engine.planning.layout_chooser import choose_layout
+from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts, check_degrees
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.planner import make_plan
+from longtake.engine.planning.prediction import predict
 from longtake.engine.request import resolve
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
@@ -34,7 +36,7 @@ def spec_of(model: str) -> ModelSpec:
 
 def setting(
     gpu: str = "h100", *, model: str = "hunyuan-video", heads: int | None = None, **changes: Any
-) -> Setting:
+) -> PlanInput:
     """A request of the model's own size, but for the changes; of a model with other heads."""
     spec = spec_of(model)
     if heads is not None:
@@ -44,7 +46,7 @@ def setting(
         costs = replace(costs, transformer=costs.transformer.model_copy(update=update))
         spec = replace(spec, num_heads=heads, head_size=3072 // heads, costs=costs)
     request = resolve(VideoRequest(prompt="a cat", seed=0, **changes), spec)
-    return Setting(
+    return PlanInput(
         spec=spec,
         hardware=load_hardware(gpu),
         request=request,
@@ -74,7 +76,7 @@ def degrees(**asked: int) -> ParallelConfig:
     ids=str,
 )
 def test_the_fastest(devices: int, changes: dict[str, Any], chosen: str) -> None:
-    dims, why = choose_dims(setting(**changes), ANY, devices)
+    dims, why = choose_layout(setting(**changes), ANY, devices)
     assert dims.name == chosen
     if devices > 1:
         assert why.startswith("the best of ") and "a step predicted" in why
@@ -98,7 +100,7 @@ def test_degrees_that_are_given_stay(
 ) -> None:
     config = degrees(**asked)
     check_degrees(config, devices, num_heads=24)
-    layouts = candidates(config, devices, num_heads=24, true_cfg=true_cfg)
+    layouts = candidate_layouts(config, devices, num_heads=24, true_cfg=true_cfg)
     assert {dims.name for dims in layouts} == found
 
 
@@ -139,18 +141,18 @@ def test_degrees_that_fit_nothing(asked: dict[str, int], devices: int, text: str
 
 def test_branches_side_by_side_need_true_cfg() -> None:
     with pytest.raises(LayoutError, match="cfg_degree=2 without true CFG: there is no second"):
-        choose_dims(setting(), degrees(cfg_degree=2), 2)
+        choose_layout(setting(), degrees(cfg_degree=2), 2)
 
 
 def test_ranks_without_heads_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        choose_dims(setting(heads=6), degrees(ulysses_degree=8), 8)
-    assert "ranks without a head idle in attention (2); raise ring_degree instead" in caplog.text
+        choose_layout(setting(heads=6), degrees(ulysses_degree=8), 8)
+    assert "2 ranks without a head idle during attention; raise ring_degree instead" in caplog.text
 
 
 def test_what_may_not_fit_is_warned_of_and_comes_last(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        dims, _ = choose_dims(setting("rtx4090"), ANY, 4)
+        dims, _ = choose_layout(setting("rtx4090"), ANY, 4)
     assert dims.world_size == 4
     assert "may run out of memory: needs 39.9 GiB a rank and there are 23.3" in caplog.text
 

@@ -24,8 +24,8 @@ from benchmarks.published import (
 )
 from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
+from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
-from longtake.engine.planning.prediction import Setting
 from longtake.pipelines.hunyuan_video.configs import TransformerConfig
 from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
 
@@ -84,7 +84,7 @@ def test_rank_correlation() -> None:
 # What the USP paper (arXiv 2405.07719) says of where each way of splitting belongs.
 
 
-def setting(gpu: str) -> Setting:
+def setting(gpu: str) -> PlanInput:
     """HunyuanVideo at 1280 x 720, 129 frames, as in the published runs."""
     return Latency(gpu, 50, 1, (1.0, 1.0)).setting(load_hardware(gpu))
 

@@ -1,4 +1,4 @@
-"""The levels of links that measured bandwidths show."""
+"""Levels of links derived from measured bandwidths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def measured(*pairs: tuple[int, float]) -> list[dict[str, Any]]:
 
 
 def exchange_s(links: list[Any], ranks: int, size: float) -> float:
-    """An all-to-all of so many bytes a rank over these links, by the planner's network."""
+    """Predicted seconds of an all-to-all over these links, with ``size`` bytes per rank."""
     profile = load_hardware("l20").model_dump() | {"links": [link.model_dump() for link in links]}
     pairs = [(i, j, size / (ranks - 1)) for i in range(ranks) for j in range(ranks) if i != j]
     return Network(Hardware.model_validate(profile)).seconds(pairs)
@@ -40,7 +40,7 @@ def test_slower_links_are_further_levels() -> None:
 
 
 @pytest.mark.parametrize("bandwidths", [(20e9, 5e9, 2e9), (20e9, 19e9, 3e9), (7e9, 2e9, 0.5e9)])
-def test_the_plan_gives_back_what_was_measured(bandwidths: tuple[float, ...]) -> None:
+def test_the_plan_predicts_what_was_measured(bandwidths: tuple[float, ...]) -> None:
     links = links_of(measured(*zip((2, 4, 8), bandwidths, strict=True)), figure)
     for ranks, bandwidth in zip((2, 4, 8), bandwidths, strict=True):
         seconds = exchange_s(links, ranks, 1e9)

@@ -1,4 +1,4 @@
-"""The doctor's checks, on machines that are made up where this one lacks something."""
+"""The doctor's checks, on simulated machines where this one lacks hardware."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from longtake.engine.planning.topology import Gpu, Link, Topology
 from longtake.engine.tools import doctor
 from longtake.engine.tools.doctor import (
     CHECKS,
-    Asked,
     Check,
+    CheckContext,
     Finding,
     examine,
     gpu,
@@ -43,13 +43,15 @@ from longtake.parallel import kernels as kernels_module
 from longtake.pipelines import memory
 
 
-def asked(folder: str = ".", port: int = 0, devices: int = 1, device: str = "auto") -> Asked:
+def asked(folder: str = ".", port: int = 0, devices: int = 1, device: str = "auto") -> CheckContext:
     engine = EngineConfig.model_validate({"devices": devices, "device": device})
-    return Asked(DoctorConfig(folder=folder, port=port), engine)
+    return CheckContext(DoctorConfig(folder=folder, port=port), engine)
 
 
-def found(check: Callable[[Asked], Iterator[Finding]], of: Asked | None = None) -> list[Finding]:
-    """What a check finds; what is amiss has a way out, and what is not has none."""
+def found(
+    check: Callable[[CheckContext], Iterator[Finding]], of: CheckContext | None = None
+) -> list[Finding]:
+    """A check's findings; each one that is not "ok" has a way out."""
     findings = list(check(of or asked()))
     for finding in findings:
         assert bool(finding.way_out) == (finding.status != "ok"), finding
@@ -57,14 +59,16 @@ def found(check: Callable[[Asked], Iterator[Finding]], of: Asked | None = None) 
     return findings
 
 
-def only(check: Callable[[Asked], Iterator[Finding]], of: Asked | None = None) -> Finding:
+def only(
+    check: Callable[[CheckContext], Iterator[Finding]], of: CheckContext | None = None
+) -> Finding:
     (finding,) = found(check, of)
     return finding
 
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine whose torch finds two GPUs; that they compute is made up."""
+    """A machine whose torch finds two GPUs, which are not really tried."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(gpu, "_gpu", lambda index: Finding(f"gpu {index}", "ok", "there"))
     return monkeypatch
@@ -92,11 +96,11 @@ def test_the_worst_counts() -> None:
 def test_a_check_that_raises_is_a_failure_and_the_next_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def breaks(asked: Asked) -> Iterator[Finding]:
+    def breaks(asked: CheckContext) -> Iterator[Finding]:
         yield Finding("first", "ok", "half of it")
         raise OSError("of several\nlines")
 
-    def loses(asked: Asked) -> Iterator[Finding]:
+    def loses(asked: CheckContext) -> Iterator[Finding]:
         raise RankError("rank 1 died")
         yield
 
@@ -111,8 +115,8 @@ def test_a_check_that_raises_is_a_failure_and_the_next_goes_on(
     assert [finding.name for finding in findings[3:]] == ["python"]
 
 
-def test_ctrl_c_in_a_check_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(asked: Asked) -> Iterator[Finding]:
+def test_ctrl_c_in_a_check_is_not_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(asked: CheckContext) -> Iterator[Finding]:
         raise KeyboardInterrupt
         yield
 
@@ -121,7 +125,7 @@ def test_ctrl_c_in_a_check_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> Non
         list(examine(asked()))
 
 
-def test_every_check_says_what_to_do_where_it_raises() -> None:
+def test_every_check_has_a_way_out() -> None:
     assert all(check.way_out for check in CHECKS)
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
@@ -158,7 +162,7 @@ def test_what_is_printed(
     assert told["findings"][0] == {"name": "one", "status": "ok", "message": "is so", "way_out": ""}
 
 
-def test_long_lines_are_whole_where_no_terminal_is(
+def test_long_lines_are_not_wrapped_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     finding = Finding("one", "warning", "word [red]" * 50, "way " * 50)
@@ -210,30 +214,30 @@ def test_torch(two_gpus: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "made_for", "status", "words"),
+    ("driver", "built_for", "status", "words"),
     [
         (Topology(reason="there is no driver"), None, "ok", "no driver: renders on the CPU"),
         (Topology(reason="there is no driver"), "12.8", "ok", "no driver: renders on the CPU"),
-        (machine(), None, "failure", "driver 580.1 is there, but torch"),
-        (machine(), "12.8", "ok", "driver 580.1 can do CUDA 13.0, torch is made for 12.8"),
+        (machine(), None, "failure", "driver 580.1 is installed, but torch"),
+        (machine(), "12.8", "ok", "driver 580.1 supports CUDA 13.0, torch is built for 12.8"),
         (Topology(reason="it is silent", broken=True), "12.8", "failure", "it is silent"),
     ],
 )
 def test_the_driver(
     monkeypatch: pytest.MonkeyPatch,
     driver: Topology,
-    made_for: str | None,
+    built_for: str | None,
     status: str,
     words: str,
 ) -> None:
     monkeypatch.setattr(gpu, "topology", lambda: driver)
-    monkeypatch.setattr(torch.version, "cuda", made_for)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     finding = only(gpu.driver)
     assert (finding.status, words in finding.message) == (status, True)
     assert only(gpu.driver, asked(device="cpu")).status == "ok"
     insisting = only(gpu.driver, asked(device="cuda"))
-    assert (insisting.status == "ok") == bool(driver.gpus and made_for)
+    assert (insisting.status == "ok") == bool(driver.gpus and built_for)
 
 
 def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,23 +254,23 @@ def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_more_devices_than_gpus(two_gpus: pytest.MonkeyPatch) -> None:
-    *gpus, finding = found(gpu.devices, asked(devices=2))
+    *gpus, finding = found(gpu.enough_devices, asked(devices=2))
     assert [each.name for each in gpus] == ["gpu 0", "gpu 1"]
     assert finding.status == "ok"
     for device in ("auto", "cuda"):
-        finding = found(gpu.devices, asked(devices=3, device=device))[-1]
+        finding = found(gpu.enough_devices, asked(devices=3, device=device))[-1]
         assert (finding.status, finding.message) == ("failure", "devices=3 with 2 GPUs here")
         assert finding.way_out == "--devices 2, or --device cpu"
     two_gpus.setattr(torch.cuda, "device_count", lambda: 0)
-    finding = only(gpu.devices, asked(device="cuda"))
+    finding = only(gpu.enough_devices, asked(device="cuda"))
     assert (finding.status, finding.way_out) == ("failure", "--device cpu")
 
 
 def test_ranks_on_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
-    assert only(gpu.devices, asked(devices=3)).status == "ok"
-    assert only(gpu.devices, asked(devices=4)).status == "warning"
+    assert only(gpu.enough_devices, asked(devices=3)).status == "ok"
+    assert only(gpu.enough_devices, asked(devices=4)).status == "warning"
 
 
 @pytest.mark.parametrize(
@@ -298,8 +302,8 @@ def test_one_gpu(
         (machine(kind="nvlink", num_nvlinks=18, peer_access=True, pcie_gb_per_s=2), []),
         (machine(4, kind="host-bridge", peer_access=True), []),
         (machine(kind="socket", peer_access=None), []),
-        (machine(kind="socket", peer_access=False), ["GPUs 0-1 cannot reach"]),
-        (machine(kind="pcie-switch", pcie_gb_per_s=3.9), ["PCIe gives few GB a second"]),
+        (machine(kind="socket", peer_access=False), ["GPUs 0-1 cannot access"]),
+        (machine(kind="pcie-switch", pcie_gb_per_s=3.9), ["PCIe is slower than 12 GB/s"]),
         (machine(kind="socket", peer_access=False, pcie_gb_per_s=3.9), ["GPUs 0-1", "PCIe"]),
     ],
 )
@@ -322,7 +326,7 @@ def test_kernels() -> None:
     assert findings["kernel xformers"].message == "cannot: runs on cuda only"
 
 
-def test_kernels_that_do_not_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_fail_or_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*arguments: Any) -> Any:
         out, lse = kernels_module._cpu_flash(*arguments)
         return out, lse + 1e-3
@@ -371,7 +375,7 @@ def test_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, words in (("nothing", "there is no folder"), ("file", "is no folder")):
         finding = only(host.folder, asked(str(tmp_path / name)))
         assert (finding.status, words in finding.message) == ("failure", True)
-    finding = only(host.folder, asked("/proc"))  # where nobody can, root neither
+    finding = only(host.folder, asked("/proc"))  # not even root can write there
     assert finding.status == "failure"
     assert finding.message.startswith("/proc cannot be written to: ")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -393,7 +397,7 @@ def test_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
 def test_encoders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert only(partial(host.encoder, suffix)).message == "8 frames written, 8 read again"
+    assert only(partial(host.encoder, suffix)).message == "8 frames written, 8 read back"
     writer: Any = frame_writers.WRITERS[suffix]
 
     class Lossy(writer):  # type: ignore[misc]
@@ -403,11 +407,11 @@ def test_encoders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffix: str) 
 
     monkeypatch.setitem(frame_writers.WRITERS, suffix, Lossy)
     finding = only(partial(host.encoder, suffix))
-    assert (finding.status, finding.message) == ("failure", "8 frames written, 7 read again")
+    assert (finding.status, finding.message) == ("failure", "8 frames written, 7 read back")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(frame_writers._CODECS, ".mp4", "no-such-codec")
     monkeypatch.setattr(doctor, "CHECKS", [c for c in CHECKS if c.name == "encoder .mp4"])
     (finding,) = examine(asked())
@@ -424,7 +428,7 @@ def test_port() -> None:
         number = taken.getsockname()[1]
         finding = only(host.port, asked(port=number))
         assert finding.status == "failure"
-        assert f"port {number} cannot be had on localhost: Address already" in finding.message
+        assert f"port {number} cannot be used on localhost: Address already" in finding.message
     assert only(host.port, asked(port=number)).message == f"{number} is free on localhost"
 
 

@@ -1,4 +1,4 @@
-"""What is compared by default, what is refused, and how far two arrays are apart."""
+"""Default cases, refusals, differences between arrays, and the command's output."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from torch import nn
 
 from longtake.cli.commands.verify import _as_json, _lines, _requests
 from longtake.configs.engine import EngineConfig
+from longtake.engine.arrays import Array
 from longtake.engine.job import Job, RankReport
-from longtake.engine.launch.launcher import InProcess
-from longtake.engine.tools.differences import Array, max_error, psnr_db, relative_error
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.sinks import NullSink
+from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.engine.tools.verify import (
     Case,
     Comparison,
-    Parting,
+    Divergence,
     Verification,
     cases_of,
     layouts_of,
     uneven_size,
 )
-from longtake.engine.worker import NullSink, Worker
+from longtake.engine.worker import Worker
 from longtake.errors import KernelError, LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
-from longtake.pipelines.trace import TracePoint, TraceRequest
+from longtake.pipelines.trace_points import TracePoint, TraceRequest
 from tests.rendering import ALONE, request
 from tests.tiny import num_text_tokens
 
@@ -199,27 +201,31 @@ def test_a_refusal_says_of_which_layout() -> None:
 CASE = Case(TWO, PLAIN)
 FOUND = [
     Comparison(CASE, [0.0, 0.0], math.inf, "sdpa"),
-    Comparison(CASE, [1e-6, 2.5e-3], 60.04, "sdpa", Parting(2, 3, 6, "blocks.2", "negative", 0.25)),
-    Comparison(CASE, [math.nan, 1.0], math.nan, "sdpa", Parting(1, 0, 6, error=math.nan)),
-    Comparison(Case(ParallelDims(cfg_degree=2), GUIDED), [1.0], 1.0, "sdpa", Parting(1, None, 6)),
+    Comparison(
+        CASE, [1e-6, 2.5e-3], 60.04, "sdpa", Divergence(2, 3, 6, "blocks.2", "negative", 0.25)
+    ),
+    Comparison(CASE, [math.nan, 1.0], math.nan, "sdpa", Divergence(1, 0, 6, error=math.nan)),
+    Comparison(
+        Case(ParallelDims(cfg_degree=2), GUIDED), [1.0], 1.0, "sdpa", Divergence(1, None, 6)
+    ),
 ]
 
 
 def test_the_table() -> None:
     config = EngineConfig(devices=2, device="cpu", dtype="float32")
-    parted = "3 of 4 part by more than 0.0001: 1x1x2 1x1x2 2x1x1"
+    diverged = "3 of 4 differ by more than 0.0001: 1x1x2 1x1x2 2x1x1"
     assert _lines(FOUND, config, 1e-4) == [
         "demo on one rank and on 2 cpu ranks, float32: 9 frames of 48x32 in 3 steps, seed 3",
-        "layout  true CFG      max error  PSNR     parts at",
+        "layout  true CFG      max error  PSNR     diverges at",
         "1x1x2   no            0.0e+00    exact    -",
         "1x1x2   no            2.5e-03    60.0 dB  "
-        "step 2, block 3 of 6 (blocks.2), of the negative branch",
+        "step 2, block 3 of 6 (blocks.2), negative branch",
         "1x1x2   no            nan        nan dB   step 1, before the first block",
-        "2x1x1   side by side  1.0e+00    1.0 dB   step 1, in no block by itself",
-        parted,
+        "2x1x1   side by side  1.0e+00    1.0 dB   step 1, in no single block",
+        diverged,
     ]
     config = EngineConfig(dtype="float16")
-    assert _lines(FOUND, config, 1e-4)[-1].startswith(f"{parted}; float16 may do so by rounding")
+    assert _lines(FOUND, config, 1e-4)[-1].startswith(f"{diverged}; float16 may do so by rounding")
     assert _lines(FOUND[:1], config, 1e-4)[-1].startswith("all within 0.0001 after every step (")
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API, before ranks that are none: what it takes, what it refuses, and how."""
+"""The HTTP API with stand-in ranks: valid and invalid requests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
-from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.picture import decoded
+from longtake.engine.media.picture import decode_picture
 from longtake.errors import RankError, RequestError
-from longtake.serve.http.objects import video_object
+from longtake.serve.http.access import SESSION_S, Access
 from longtake.serve.service.service import VideoService
-from tests.standin import GrayRanks, gray_server
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 Gray = tuple[TestClient, VideoService]
@@ -137,8 +138,8 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
 ]  # fmt: skip
 
 
-def test_what_cannot_be_rendered_is_refused_with_its_field(gray: Gray) -> None:
-    """And nothing of it is queued or left behind."""
+def test_invalid_fields_are_named(gray: Gray) -> None:
+    """Nothing is queued or written."""
     client, service = gray
     for body, param in BAD:
         error = refused(client.post("/v1/videos", content=json.dumps(body)))
@@ -169,7 +170,7 @@ def test_what_cannot_be_rendered_is_refused_with_its_field(gray: Gray) -> None:
         (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400),
     ],
 )
-def test_bodies_that_are_none(gray: Gray, content: bytes, kind: str, status: int) -> None:
+def test_invalid_bodies(gray: Gray, content: bytes, kind: str, status: int) -> None:
     client, _ = gray
     headers = {"content-type": kind} if kind else {}
     refused(client.post("/v1/videos", content=content, headers=headers), status)
@@ -185,7 +186,7 @@ def test_bodies_of_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         refused(client.post("/v1/videos", content=b"", headers={"content-length": "1" * 30}), 413)
 
 
-def test_pictures_in_every_way(animating: Gray) -> None:
+def test_pictures_in_every_encoding(animating: Gray) -> None:
     client, service = animating
     for kind in ("PNG", "JPEG", "WEBP"):
         content = picture((80, 64), kind)
@@ -202,13 +203,13 @@ def test_pictures_in_every_way(animating: Gray) -> None:
             assert answer.status_code == 200, answer.text
             video = ended(client, answer.json()["id"])
             assert video["status"] == "completed"
-            job = service.store.found(video["id"])
+            job = service.store.find(video["id"])
             assert job is not None
             assert job.request.image is not None
             assert job.request.image.parent == service.folder / "pictures"
             assert job.request.image.read_bytes() == content
             client.delete(f"/v1/videos/{video['id']}")
-    service.tidy(0)
+    service.retention.clean_up(0)
     assert not list((service.folder / "pictures").iterdir())
     assert not list((service.folder / "videos").iterdir())
 
@@ -245,7 +246,7 @@ NO_PICTURES = {
 }
 
 
-def test_files_that_are_no_pictures(animating: Gray) -> None:
+def test_files_that_are_not_pictures(animating: Gray) -> None:
     client, service = animating
     for name, content in NO_PICTURES.items():
         answer = client.post(
@@ -259,13 +260,12 @@ def test_files_that_are_no_pictures(animating: Gray) -> None:
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_files_that_were_tampered_with(animating: Gray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever becomes of a picture's bytes, the answer is one or a refusal, and the server goes
-    on."""
+def test_corrupted_pictures(animating: Gray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any bytes are accepted or refused, and the server goes on."""
     client, service = animating
     monkeypatch.setattr(  # here: a process for each would take long
-        "longtake.engine.media.picture.decoded_apart",
-        lambda content, said, cpu_s: decoded(content, said),
+        "longtake.engine.media.picture.decode_in_subprocess",
+        lambda content, name, cpu_s: decode_picture(content, name),
     )
     whole = picture((64, 64), "JPEG") + picture((32, 32))
 
@@ -288,7 +288,7 @@ def test_files_that_were_tampered_with(animating: Gray, monkeypatch: pytest.Monk
     assert client.get("/health").status_code == 200
 
 
-def test_one_file_and_only_where_it_belongs(animating: Gray) -> None:
+def test_one_file_in_its_field(animating: Gray) -> None:
     client, _ = animating
     files = [("input_reference", picture()), ("input_reference", picture())]
     refused(client.post("/v1/videos", data={"prompt": "a"}, files=files))
@@ -296,9 +296,7 @@ def test_one_file_and_only_where_it_belongs(animating: Gray) -> None:
     assert error["param"] == "image"
 
 
-def test_a_full_queue_says_when_to_come_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_full_queue_says_when_to_retry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path, most_waiting=2) as (client, service):
         GrayRanks.hold = True
         first = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
@@ -312,7 +310,7 @@ def test_a_full_queue_says_when_to_come_back(
         error = refused(answer, 429)
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
         assert int(answer.headers["retry-after"]) >= 1
-        # The same again needs no room.
+        # A repeated request needs no room.
         again = client.post("/v1/videos", json={"prompt": "b"}, headers=keyed)
         assert again.json()["id"] == waiting.json()["id"]
         assert not client.get(f"/v1/videos/{first}").json()["completed_at"]
@@ -336,7 +334,7 @@ def test_one_of_several_keys_cannot_fill_the_queue(
             for who in (0, 0, 0, 1, 1, 1)
         ]
         assert codes == [200, 200, 429, 200, 200, 429]
-        # The same word of two keys is two videos.
+        # One idempotency key of two clients is two videos.
         sent = [
             client.post(
                 "/v1/videos", json={"prompt": "z"}, headers={**each, "Idempotency-Key": "1"}
@@ -346,7 +344,7 @@ def test_one_of_several_keys_cannot_fill_the_queue(
         assert [each.status_code for each in sent] == [429, 429]
 
 
-def test_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_api_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path, api_key=(KEY,), host="0.0.0.0") as (client, _):
         until(lambda: client.get("/ready").status_code == 200)
         for path in ("/health", "/ready", "/login"):
@@ -382,20 +380,23 @@ def test_the_page_asks_for_the_key_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
         right = client.post("/login", data={"key": KEY})
         assert (right.status_code, right.headers["location"]) == (303, "/")
-        said = right.headers["set-cookie"].lower()
-        assert "httponly" in said
-        assert "samesite=strict" in said
-        assert KEY not in said
+        attributes = right.headers["set-cookie"].lower()
+        assert "httponly" in attributes
+        assert "samesite=strict" in attributes
+        assert KEY not in attributes
         assert client.get("/v1/videos").status_code == 200  # by the cookie
         cookie = client.cookies["longtake_session"]
-        for other in (cookie[:-1] + "x", cookie[1:], "..", "a.b.c", f"{cookie}.x", "x"):
+        label, signed_at, signature = cookie.split(".")
+        flipped = "B" if signature[0] == "A" else "A"
+        tampered = [
+            f"{label}.{signed_at}.{flipped}{signature[1:]}",
+            f"{label}.{flipped}{signed_at}.{signature}",
+            f"{label[1:]}.{signed_at}.{signature}",
+        ]
+        for other in (*tampered, cookie[1:], "..", "a.b.c", f"{cookie}.x", "x"):
             client.cookies.clear()
             client.cookies.set("longtake_session", other)
             refused(client.get("/v1/videos"), 401)
-        label, until_when, signature = cookie.split(".")
-        client.cookies.clear()
-        client.cookies.set("longtake_session", f"{label}.{int(until_when) + 9}.{signature}")
-        refused(client.get("/v1/videos"), 401)
 
 
 def test_other_sites_and_other_names_are_refused(gray: Gray) -> None:
@@ -427,7 +428,7 @@ def test_other_sites_and_other_names_are_refused(gray: Gray) -> None:
     assert "access-control-allow-origin" not in preflight.headers
 
 
-def test_errors_of_ranks_are_told_without_the_servers_paths(
+def test_errors_of_ranks_hide_the_servers_paths(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with gray_server(monkeypatch, tmp_path, attempts=1) as (client, service):
@@ -440,7 +441,7 @@ def test_errors_of_ranks_are_told_without_the_servers_paths(
         refused(client.get(f"/v1/videos/{name}/content"), 404)
 
 
-def test_paths_that_lead_nowhere(gray: Gray) -> None:
+def test_unknown_paths(gray: Gray) -> None:
     client, _ = gray
     for path in (
         "/v1/videos/..%2f..%2fetc%2fpasswd",
@@ -480,7 +481,7 @@ def test_several_videos_and_latents(gray: Gray) -> None:
     assert latents.headers["content-type"] == "application/octet-stream"
 
 
-def test_lists_that_cannot_be(gray: Gray) -> None:
+def test_invalid_list_queries(gray: Gray) -> None:
     client, _ = gray
     for query, param in (
         ("limit=0", "limit"),
@@ -497,9 +498,9 @@ def test_videos_expire(gray: Gray) -> None:
     client, service = gray
     name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
     video = ended(client, name)
-    service.tidy(video["completed_at"] - 10)
+    service.retention.clean_up(video["completed_at"] - 10)
     assert client.get(f"/v1/videos/{name}/content").status_code == 200
-    service.tidy(video["completed_at"] + 10)
+    service.retention.clean_up(video["completed_at"] + 10)
     refused(client.get(f"/v1/videos/{name}"), 404)
     assert not list((service.folder / "videos").iterdir())
 
@@ -512,7 +513,7 @@ def test_models(gray: Gray) -> None:
     refused(client.get("/v1/models/sora-2"), 404)
 
 
-def test_what_waited_for_another_model_fails_and_says_why(
+def test_videos_that_waited_for_another_model_fail(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with gray_server(monkeypatch, tmp_path) as (client, _):
@@ -520,7 +521,7 @@ def test_what_waited_for_another_model_fails_and_says_why(
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
         until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "in_progress")
         with pytest.raises(RequestError, match="is served by another process"):
-            VideoService(EngineConfig(), ServeConfig(data_dir=tmp_path), SnapshotConfig())
+            VideoService(EngineConfig(), ServeConfig(data_dir=tmp_path))
     with gray_server(monkeypatch, tmp_path, "demo-i2v") as (client, _):
         video = client.get(f"/v1/videos/{name}").json()
         assert (video["status"], video["model"]) == ("failed", "demo")
@@ -529,7 +530,7 @@ def test_what_waited_for_another_model_fails_and_says_why(
         )
 
 
-def test_any_headers(gray: Gray) -> None:
+def test_odd_headers(gray: Gray) -> None:
     client, _ = gray
     name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
     ended(client, name)
@@ -554,7 +555,35 @@ def test_any_headers(gray: Gray) -> None:
     assert refused(client.put(f"/v1/videos/{name}"), 405)
 
 
-def test_keys_of_idempotency(gray: Gray) -> None:
+def test_headers_of_too_many_bytes(gray: Gray) -> None:
+    client, _ = gray
+    refused(client.get("/health", headers={"x-long": "a" * 40_000}), 431)
+
+
+def test_a_removed_key_ends_its_sessions() -> None:
+    first, both = Access((KEY,), "127.0.0.1"), Access(("another-key-of-it", KEY), "127.0.0.1")
+    label = first.label_of_key(KEY)
+    assert label is not None
+    cookie = f"longtake_session={first.new_session(label)}".encode()
+    connection = HTTPConnection({"type": "http", "headers": [(b"cookie", cookie)]})
+    assert first.label_of(connection) == both.label_of(connection) == label
+    assert Access(("another-key-of-it",), "127.0.0.1").label_of(connection) is None
+
+
+def test_a_session_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    access = Access((KEY,), "127.0.0.1")
+    label = access.label_of_key(KEY)
+    assert label is not None
+    cookie = f"longtake_session={access.new_session(label)}".encode()
+    connection = HTTPConnection({"type": "http", "headers": [(b"cookie", cookie)]})
+    opened = time.time()
+    monkeypatch.setattr(time, "time", lambda: opened + SESSION_S - 60)
+    assert access.label_of(connection) == label
+    monkeypatch.setattr(time, "time", lambda: opened + SESSION_S + 60)
+    assert access.label_of(connection) is None
+
+
+def test_idempotency_keys(gray: Gray) -> None:
     client, _ = gray
     body = {"prompt": "a", "num_frames": 1}
     for key in ("../../x", "a" * 255, "\xe9"):
@@ -565,7 +594,7 @@ def test_keys_of_idempotency(gray: Gray) -> None:
         refused(client.post("/v1/videos", json=body, headers={"Idempotency-Key": key}))
 
 
-def test_what_a_client_thinks_up_cannot_fill_the_memory_or_the_answer(gray: Gray) -> None:
+def test_oversized_names_and_values_are_refused_briefly(gray: Gray) -> None:
     client, _ = gray
     keys, long = {f"k{n}": 1 for n in range(5000)}, "x" * 20_000
     for body, param in (
@@ -580,7 +609,7 @@ def test_what_a_client_thinks_up_cannot_fill_the_memory_or_the_answer(gray: Gray
         assert len(answer.content) < 2000
 
 
-def test_deleting_while_going_through_pages(gray: Gray) -> None:
+def test_deleting_while_paging(gray: Gray) -> None:
     client, _ = gray
     names = []
     for _ in range(5):
@@ -597,7 +626,7 @@ def test_deleting_while_going_through_pages(gray: Gray) -> None:
     assert seen == names
 
 
-def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray) -> None:
+def test_a_picture_sent_again_after_its_video_was_deleted(animating: Gray) -> None:
     client, service = animating
 
     def send() -> Any:
@@ -613,7 +642,7 @@ def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray)
     client.delete(f"/v1/videos/{first}")
     error = refused(send(), 409)
     assert error["message"].endswith("was deleted a moment ago: try again")
-    service.tidy(0)
+    service.retention.clean_up(0)
     again = send()
     assert again.status_code == 200
     assert send().json()["id"] == first
@@ -621,40 +650,38 @@ def test_a_picture_that_comes_again_after_its_video_was_deleted(animating: Gray)
     assert len(list((service.folder / "pictures").iterdir())) == 1
 
 
-def test_pictures_that_nobody_asked_a_video_of_go(animating: Gray) -> None:
+def test_uploads_that_no_video_uses_are_removed(animating: Gray) -> None:
     _, service = animating
-    name = service.pictures.send(picture())
+    name = service.pictures.upload(picture())
     assert service.pictures.read(name) == picture()
     for other in ("../../etc/passwd", "sent-", name + "x", "/etc/passwd", ""):
         with pytest.raises(RequestError, match="no longer there"):
-            service.picture_of(other)
+            service.picture(other)
     with pytest.raises(RequestError, match="^the picture is no picture"):
-        service.pictures.send(b"none")
+        service.pictures.upload(b"none")
     for _ in range(70):
-        service.pictures.send(picture())
+        service.pictures.upload(picture())
     assert len(list((service.folder / "pictures").iterdir())) == 64
 
 
-def test_another_layout_than_jobs_were_made_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_jobs_of_another_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path) as (client, _):
         done = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
         ended(client, done)
         GrayRanks.hold = True
         name = client.post("/v1/videos", json={"prompt": "a"}).json()["id"]
     other = EngineConfig(model="demo", devices=2, parallel=ParallelConfig(cfg_degree=2))
-    service = VideoService(other, ServeConfig(data_dir=tmp_path), SnapshotConfig())
+    service = VideoService(other, ServeConfig(data_dir=tmp_path))
     try:
-        job = service.store.found(name)
+        job = service.store.find(name)
         assert job is not None
-        assert video_object(service, job)["estimated_seconds"] is None
-        assert service.store.found(done) is not None
+        assert objects(service).video(job)["estimated_seconds"] is None
+        assert service.store.find(done) is not None
     finally:
         service.close()
 
 
-def test_routes_that_are_none_say_so_as_all_others(gray: Gray) -> None:
+def test_unknown_routes_and_methods(gray: Gray) -> None:
     client, _ = gray
     for method, path, status in (
         ("GET", "/v1/anything", 404),
@@ -667,7 +694,7 @@ def test_routes_that_are_none_say_so_as_all_others(gray: Gray) -> None:
     assert client.head("/health").status_code == 200
 
 
-def test_ranges_that_are_none(gray: Gray) -> None:
+def test_invalid_ranges_are_ignored(gray: Gray) -> None:
     client, _ = gray
     name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
     ended(client, name)

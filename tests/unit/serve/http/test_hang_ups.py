@@ -1,4 +1,4 @@
-"""Clients that hang up: their own doing, and no fault of the server."""
+"""Clients that hang up are counted, and are no errors of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = "application/x-www-form-urlencoded"
 
 
 def hung_up(application: Any, path: str, kind: str, *parts: bytes) -> list[Message]:
-    """What a client would be sent that hangs up after some parts of a body."""
+    """The messages sent to a client that hangs up after some parts of a body."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -52,8 +52,8 @@ def hung_up(application: Any, path: str, kind: str, *parts: bytes) -> list[Messa
 
 
 def test_in_mid_body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each counts as a 499, and nothing is raised, which would be a traceback in the log."""
-    asked: list[tuple[str, str, tuple[bytes, ...]]] = [
+    """Each is counted as a 499, and nothing is raised."""
+    requests: list[tuple[str, str, tuple[bytes, ...]]] = [
         ("/v1/videos", "application/json", ()),
         ("/v1/videos", "application/json", (b'{"prompt": ', b'"a"')),
         ("/v1/videos", FORM, (PART[:30],)),
@@ -62,10 +62,10 @@ def test_in_mid_body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("/login", TEXTS, (b"key=",)),
     ]
     with gray_server(monkeypatch, tmp_path) as (client, _):
-        for path, kind, parts in asked:
+        for path, kind, parts in requests:
             assert hung_up(client.app, path, kind, *parts) == [], (path, kind)
         counted = client.get("/metrics").text
         assert client.get("/v1/videos").json()["data"] == []
     lines = [line for line in counted.splitlines() if line.startswith("longtake_http_requests_t")]
     assert all('status="499"' in line for line in lines), lines
-    assert sum(float(line.split()[-1]) for line in lines) == len(asked)
+    assert sum(float(line.split()[-1]) for line in lines) == len(requests)

@@ -10,7 +10,7 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.models import ModelDefaults
 from longtake.engine.engine import VideoEngine
-from longtake.serve.http.openai_request import asked_of
+from longtake.serve.http.openai_request import parse_submission
 from longtake.serve.page.form import AS_THE_PICTURE, FIELDS, SETTINGS, Form
 
 
@@ -25,15 +25,15 @@ def engine(request: pytest.FixtureRequest) -> VideoEngine:
 
 
 def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
-    form = Form(engine)
+    form = Form(engine.spec)
     untouched = dict.fromkeys(FIELDS, "")
     sizes, lengths = form.sizes(), form.lengths()
     assert form.default_length in [frames for _, frames in lengths]
     for _, size in sizes:
         for _, frames in lengths:
             values = {**untouched, "prompt": "a", "size": size, "length": frames}
-            asked = form.request([values[name] for name in FIELDS])
-            request = asked_of(asked, None, "demo", engine.spec).request
+            fields = form.request([values[name] for name in FIELDS])
+            request = parse_submission(fields, None, "demo", engine.spec).request
             assert (request.num_frames or 0) % engine.spec.frames_multiple == 1
             if size != AS_THE_PICTURE:
                 assert f"{request.width}x{request.height}" == size
@@ -43,14 +43,14 @@ def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
 def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
     if engine.spec.image is not None:
         pytest.skip("wants a picture")
-    form = Form(engine)
+    form = Form(engine.spec)
     settings = ["5", 2.0, "4", "1.5", "12.5", "2", "blurred"]
     values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", *settings]
-    asked = form.request(values)
-    resolved = engine.resolve(asked_of(asked, None, "demo", engine.spec).request)
+    fields = form.request(values)
+    resolved = engine.resolve(parse_submission(fields, None, "demo", engine.spec).request)
     frames = resolved.num_frames
     again = form.request(form.values(resolved))
-    same = engine.resolve(asked_of(again, None, "demo", engine.spec).request)
+    same = engine.resolve(parse_submission(again, None, "demo", engine.spec).request)
     assert same == resolved
     assert (resolved.seed, resolved.width, resolved.height, resolved.flow_shift) == (7, 64, 96, 4)
     assert abs(frames / resolved.fps - 3.1) <= 2 / resolved.fps
@@ -59,7 +59,7 @@ def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
 
 
 def test_what_a_setting_is_when_it_is_left_out(engine: VideoEngine) -> None:
-    form, spec = Form(engine), engine.spec
+    form, spec = Form(engine.spec), engine.spec
     shown = [form.default(name) for name in SETTINGS]
     defaults = spec.defaults
     numbers = [defaults.num_inference_steps, defaults.guidance_scale, spec.flow_shift, 1]
@@ -77,4 +77,4 @@ def test_odd_values_are_left_to_be_refused_where_all_are() -> None:
     engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
     values: list[Any] = [{}, [], 5, "x", None]
     for odd in values:
-        Form(engine).request([odd] * len(FIELDS))
+        Form(engine.spec).request([odd] * len(FIELDS))

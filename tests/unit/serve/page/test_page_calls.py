@@ -1,4 +1,4 @@
-"""What Gradio is handed of what the page's script sends."""
+"""What Gradio receives of the calls that a client sends."""
 
 from __future__ import annotations
 
@@ -8,40 +8,56 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from longtake.serve.page.gradio_internals import CALL_PATH
 from longtake.serve.page.page_calls import PageCalls
 
-CALL = "/gradio_api/run/predict"
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 
 
-async def said(request: Request) -> JSONResponse:
+async def echo(request: Request) -> Response:
     body = await request.body()
+    if b"fault" in body:
+        raise RuntimeError("a fault")
+    if b"status" in body:
+        return Response(status_code=500)
     return JSONResponse({"body": body.decode(), "query": request.url.query})
 
 
 @pytest.fixture
 def client() -> TestClient:
-    routes = [Route(path, said, methods=["GET", "POST"]) for path in (CALL, "/picture")]
-    return TestClient(PageCalls(Starlette(routes=routes), {0: 2, 3: 0}))
+    routes = [Route(path, echo, methods=["GET", "POST"]) for path in (CALL_PATH, "/other")]
+    app = PageCalls(Starlette(routes=routes), {0: 2, 3: 0})
+    return TestClient(app, headers={"content-type": "application/json"})
 
 
-def test_a_function_and_its_values_are_all_that_is_handed_on(client: TestClient) -> None:
+def test_a_function_and_its_arguments_are_all_that_is_passed_on(client: TestClient) -> None:
     call = {"fn_index": 0, "data": ["é", None]}
     more = {"session_hash": "x" * 100, "trigger_id": 5, "event_id": "x", "batched": True}
-    handed_on = client.post(f"{CALL}?a=b", json={**call, **more}).json()
-    assert json.loads(handed_on["body"]) == call
-    assert handed_on["query"] == ""
-    assert client.get(f"{CALL}?page=x").json()["query"] == ""
-    assert client.post("/picture", content=b"{").json()["body"] == "{"
+    passed_on = client.post(f"{CALL_PATH}?a=b", json={**call, **more}).json()
+    assert json.loads(passed_on["body"]) == call
+    assert passed_on["query"] == ""
+    assert client.get(f"{CALL_PATH}?page=x").json()["query"] == ""
+    assert client.post("/other", content=b"{").json()["body"] == "{"
+
+
+def test_what_is_understood_is_what_is_passed_on(client: TestClient) -> None:
+    twice = b'{"data": [{"path": "/etc/passwd"}], "data": ["a", 1], "fn_index": 0}'
+    for content in (twice, twice.decode().encode("utf-16")):
+        passed_on = client.post(CALL_PATH, content=content).json()
+        assert json.loads(passed_on["body"]) == {"data": ["a", 1], "fn_index": 0}
 
 
 @pytest.mark.parametrize(
     "call",
     [
         {},
+        [],
+        5,
+        None,
         {"fn_index": 0, "data": []},
         {"fn_index": 3, "data": [1]},
         {"fn_index": 1, "data": []},
@@ -49,9 +65,30 @@ def test_a_function_and_its_values_are_all_that_is_handed_on(client: TestClient)
         {"fn_index": None, "data": []},
         {"fn_index": 3.5, "data": []},
         {"fn_index": 0, "data": ["\ud800", 1]},
+        {"fn_index": 0, "data": [FILE, 1]},
+        {"fn_index": 0, "data": [[1], 1]},
+        {"fn_index": 0, "data": "ab"},
+        {"fn_index": 0, "data": FILE},
+        {"fn_index": 3, "data": [], "event_data": FILE},
     ],
 )
-def test_what_no_page_sends_is_refused(client: TestClient, call: dict[str, Any]) -> None:
-    answer = client.post(CALL, content=json.dumps(call))
+def test_what_no_page_sends_is_refused(client: TestClient, call: Any) -> None:
+    answer = client.post(CALL_PATH, content=json.dumps(call))
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == "no page sends this"
+    assert answer.json()["error"]["message"] == "not a call of the page"
+
+
+def test_calls_that_are_too_large_or_no_json(client: TestClient) -> None:
+    call = {"fn_index": 0, "data": ["x" * 300_000, 1]}
+    assert client.post(CALL_PATH, json=call).status_code == 413
+    form = {"content-type": "text/plain"}
+    assert client.post(CALL_PATH, content=b"{}", headers=form).status_code == 404
+    assert client.post(CALL_PATH, content=b"[" * 100_000).status_code == 400
+
+
+@pytest.mark.parametrize("value", ["fault", "status"])
+def test_values_that_a_function_cannot_take_are_the_clients_error(
+    client: TestClient, value: str
+) -> None:
+    answer = client.post(CALL_PATH, json={"fn_index": 0, "data": [value, 1]})
+    assert answer.status_code == 400

@@ -265,8 +265,8 @@ NO_SPACE = EngineError("shot.npy cannot be written: No space left on device")
         (VideoFiles, "publish", NO_SPACE, True, 2),
         (VideoFiles, "publish", NO_SPACE, False, 1),  # it is there, and is found to be
         (Filmstrip, "save", NO_SPACE, True, 1),
-        (job_renderer, "strip_of", OSError(28, "No space left on device"), True, 1),
-        (job_renderer, "snapshot_of", OSError(28, "No space left on device"), True, 1),
+        (job_renderer, "filmstrip_path", OSError(28, "No space left on device"), True, 1),
+        (job_renderer, "snapshot_path", OSError(28, "No space left on device"), True, 1),
         (replica, "drop_snapshot", OSError(5, "Input/output error"), True, 1),
     ],
 )

@@ -74,7 +74,7 @@ def test_nothing_is_written_into_what_is_no_queue_any_more(tmp_path: Path, way: 
             lambda: store.delete("a", NOW),
             store.check_usable,
             store.jobs,
-            lambda: store.found("a"),
+            lambda: store.find("a"),
             lambda: store.claims.take("engine", NOW),
         ):
             with pytest.raises(QueueLostError) as error:
@@ -167,7 +167,7 @@ def test_readers_wait_for_no_writer(tmp_path: Path) -> None:
             store.check_usable()  # it says nothing of the file
             begun = time.monotonic()
             for _ in range(100):
-                assert store.found("a")
+                assert store.find("a")
             with JobStore(tmp_path, read_only=True) as reader:  # longtake jobs list
                 assert [each.id for each in reader.jobs()] == ["a"]
             assert time.monotonic() - begun < 5
@@ -200,9 +200,9 @@ def created(client: TestClient, key: str) -> Any:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.setattr(service_module, "_TIDY_EVERY_S", 0.1)
-    monkeypatch.setattr(queue_watch, "_PERIOD_S", 0.05)
-    monkeypatch.setattr(service_module, "_BUSY_S", 1.0)
+    monkeypatch.setattr(service_module, "_CLEAN_UP_EVERY_S", 0.1)
+    monkeypatch.setattr(queue_watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(service_module, "_LOCK_TIMEOUT_S", 1.0)
     return lambda: gray_server(monkeypatch, tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_a_queue_that_is_deleted_while_it_is_served(
         assert "jobs.sqlite is gone: move it back, or start again" in lines[0]
     caplog.clear()
     with server() as (client, service):
-        assert "1 finished video found that the queue did not know: in it again" in caplog.messages
+        assert "1 finished video found that the queue did not know, and restored" in caplog.messages
         (video,) = client.get("/v1/videos").json()["data"]
         assert (video["id"], video["status"], video["model"]) == (name, "completed", "demo")
         assert (video["prompt"], video["seed"], video["num_videos"]) == ("a", 7, 2)
@@ -250,7 +250,7 @@ def test_a_queue_that_is_deleted_while_it_is_served(
             assert content.status_code == 200
         assert created(client, "x").json()["id"] == name
         assert client.delete(f"/v1/videos/{name}").status_code == 200
-        service.tidy(0)
+        service.retention.clean_up(0)
         assert not list((tmp_path / "videos").iterdir())
 
 

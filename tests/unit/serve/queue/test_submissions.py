@@ -79,7 +79,7 @@ def test_pages(store: Submissions) -> None:
     assert ([each.id for each in rest], more) == (["a"], False)
     oldest, _ = store.page(None, 9, newest_first=False)
     assert [each.id for each in oldest] == ["a", "b", "c"]
-    assert store.found("x") is None
+    assert store.find("x") is None
 
 
 def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
@@ -89,13 +89,13 @@ def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
     assert running is not None
     for name in "ab":
         store.delete(name, NOW)
-        assert store.found(name) is None
-    assert [each.id for each in store.gone(0)] == ["b"]
+        assert store.find(name) is None
+    assert [each.id for each in store.removable(0)] == ["b"]
     with pytest.raises(BeingDeletedError):  # its files are still being written
         added(store, "a")
     assert store.claims.renew(running, "denoising", 1, NOW)
     store.claims.finish_cancelled(running, NOW)
-    store.forget(store.gone(0))
+    store.forget(store.removable(0))
     assert store.jobs() == []
     assert store.events("a") == []
     assert added(store, "a")[1]
@@ -107,8 +107,8 @@ def test_old_ones_are_gone_too(store: Submissions) -> None:
     assert done is not None
     store.claims.finish(done, {}, NOW)
     added(store, "b")
-    assert store.gone(NOW) == []
-    assert [each.id for each in store.gone(NOW + 1)] == ["a"]
+    assert store.removable(NOW) == []
+    assert [each.id for each in store.removable(NOW + 1)] == ["a"]
 
 
 def test_another_engine_takes_on_what_waits(store: Submissions) -> None:
@@ -142,4 +142,4 @@ def test_a_file_of_the_version_before_is_brought_to_this_one(tmp_path: Path) -> 
     with Submissions(tmp_path) as store:
         assert store.job("a").model == ""
         store.delete("a", NOW)
-        assert store.found("a") is None
+        assert store.find("a") is None

@@ -17,7 +17,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.job import RankReport
 from longtake.engine.media.snapshot import Identity, SnapshotPlan, write_snapshot
-from longtake.engine.video import Metadata
+from longtake.engine.metadata import Metadata
 from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
@@ -33,7 +33,7 @@ from longtake.serve.runner.outputs import (
     is_rendered,
     is_still_rendered,
     network_file_system,
-    snapshot_of,
+    snapshot_path,
     sweep,
 )
 from longtake.serve.runner.replica import Replica
@@ -311,7 +311,7 @@ def test_a_link_that_was_put_there_meanwhile(work: Any, tmp_path: Path) -> None:
 def test_snapshots_that_nobody_goes_on_from_are_removed(work: Any, tmp_path: Path) -> None:
     jobs, _ = work(Ranks(EngineError("once"), None), request(), request(seed=2), attempts=1)
     assert [job.state for job in jobs] == ["failed", "done"]
-    kept = [snapshot_of(tmp_path, job) for job in jobs]
+    kept = [snapshot_path(tmp_path, job) for job in jobs]
     for path in [*kept, kept[0].with_name("ffffffffffff.safetensors")]:
         path.write_bytes(b"x")
     with JobStore(tmp_path) as store:

@@ -14,10 +14,10 @@ import pytest
 from longtake.errors import EngineError, RequestError
 from longtake.serve.batch.report import check_reports, write_report
 from longtake.serve.batch.shot_checker import Shot, ShotChecker
-from longtake.serve.batch.shots import BadRow, Row
+from longtake.serve.batch.shots import InvalidRow, Row
 from longtake.serve.queue.job_records import NewJob
 from longtake.serve.queue.job_store import JobStore
-from longtake.serve.runner.outputs import key_of, sweep, sweep_partials
+from longtake.serve.runner.outputs import job_key, sweep, sweep_partials
 from longtake.serve.runner.scratch import prepare_folder
 from longtake.serve.service.pictures import Pictures
 from tests.rendering import request
@@ -83,7 +83,7 @@ def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
         kept, out = tmp_path / ".longtake" / "snapshots", tmp_path / "out"
         kept.mkdir()
         out.mkdir()
-        key = key_of("a")
+        key = job_key("a")
         for name in ("mine.safetensors", f"{HEX[:12]}.safetensors", f"{key}.safetensors"):
             (kept / name).touch()
         (kept / f"{HEX[::-1][:12]}.safetensors").symlink_to(kept / "mine.safetensors")
@@ -98,7 +98,7 @@ def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
         (out / f".a.{HEX[:8]}.{key}-3.partial").symlink_to(tmp_path)
         folders = NewJob("b", "x", 0, "out/b", "engine", request(num_videos=2), "f")
         store.enqueue([folders], lambda job: True, 0.0)
-        (out / "b-1" / f".b-1.{HEX[:8]}.{key_of('b')}-1.partial").mkdir(parents=True)
+        (out / "b-1" / f".b-1.{HEX[:8]}.{job_key('b')}-1.partial").mkdir(parents=True)
         sweep_partials(tmp_path, store.job("b"))
         assert names(out / "b-1") == []
         (out / "b-1").rmdir()
@@ -158,18 +158,18 @@ class Engine:
     def identity_part(self) -> str:
         return ""
 
-    def resolve(self, asked: Any) -> Any:
-        seed = time.monotonic_ns() % 2**32 if asked.seed is None else asked.seed
-        return request(seed=seed, num_videos=asked.num_videos)
+    def resolve(self, requested: Any) -> Any:
+        seed = time.monotonic_ns() % 2**32 if requested.seed is None else requested.seed
+        return request(seed=seed, num_videos=requested.num_videos)
 
 
 def told_apart(
     checker: ShotChecker, rows: list[Row], known: dict[str, Any]
-) -> tuple[list[Shot], list[BadRow]]:
+) -> tuple[list[Shot], list[InvalidRow]]:
     """The shots of some rows, and those that are none."""
     found = list(checker.check(rows, known))
     shots = [each for each in found if isinstance(each, Shot)]
-    return shots, [each for each in found if isinstance(each, BadRow)]
+    return shots, [each for each in found if isinstance(each, InvalidRow)]
 
 
 def test_rows_name_their_outputs_by_placeholders(tmp_path: Path) -> None:

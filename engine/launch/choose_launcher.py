@@ -1,0 +1,39 @@
+"""Which launcher an engine uses by default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from longtake.configs.engine import EngineConfig
+from longtake.engine.launch.in_process import InProcess
+from longtake.engine.launch.joined_group import JoinedGroup
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.torchrun import TorchrunPlace
+
+LauncherFactory = Callable[[EngineConfig, str], Launcher]
+"""Makes a launcher from a resolved config and a device type, "cpu" or "cuda"; starts nothing."""
+
+
+def launcher_factory(
+    config: EngineConfig,
+    place: TorchrunPlace | None,
+    *,
+    isolated: bool,
+    scratch: Path | None,
+) -> LauncherFactory:
+    """The launcher for this process and this number of devices.
+
+    Args:
+        config: The engine's configuration, with ``devices`` resolved.
+        place: This process's place under torchrun, or None.
+        isolated: Run a single rank in a process of its own, too, so that this process survives it.
+        scratch: Folder for the ranks' logs; the system's temporary folder if None.
+    """
+    if place is not None:
+        return partial(JoinedGroup, place=place)
+    if config.devices == 1 and not isolated:
+        return InProcess
+    return partial(LocalProcesses, scratch=scratch)

@@ -1,0 +1,60 @@
+"""One rank in the calling process."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from longtake.configs.engine import EngineConfig
+from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.memory_use import is_out_of_memory
+from longtake.engine.sinks import Sink
+from longtake.engine.worker import Worker
+from longtake.errors import EngineError, LongtakeError, one_line
+from longtake.parallel import World
+from longtake.pipelines.progress import OnProgress, StopRequested, never
+
+
+class InProcess(Launcher):
+    """Runs the only rank in this process."""
+
+    def __init__(self, config: EngineConfig, device_type: str) -> None:
+        self._config = config
+        name = f"cuda:{config.devices_by_rank[0]}" if device_type == "cuda" else device_type
+        self._world = World(torch.device(name))
+        self._worker: Worker | None = None
+
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
+        """Load the model in this process."""
+        self._worker = Worker(self._config, self._world, on_progress)
+
+    def render(
+        self,
+        job: Job,
+        sink: Sink,
+        on_progress: OnProgress,
+        job_input: JobInput = None,
+        stop_requested: StopRequested = never,
+    ) -> list[RankReport]:
+        """Render in this process; running out of memory raises EngineError."""
+        assert self._worker is not None
+        try:
+            return self._worker.render(job, sink, on_progress, stop_requested, job_input)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, LongtakeError) or not is_out_of_memory(error):
+                raise
+            request = job.request
+            raise EngineError(
+                f"out of memory with {request.num_videos} x {request.num_frames} frames of "
+                f"{request.width}x{request.height}: ask for fewer or smaller ones, or for more "
+                f"devices ({one_line(error)[:200]})"
+            ) from error
+
+    def close(self) -> None:
+        """Release the model and return a GPU's cached memory."""
+        self._worker = None
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()

@@ -1,0 +1,126 @@
+"""What a plan is made for: a model, a request and hardware; the same for all of its layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from longtake.configs.base import ELEMENT_BYTES, Dtype
+from longtake.configs.engine import EngineConfig
+from longtake.configs.hardware import Hardware
+from longtake.configs.request import ResolvedRequest
+from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
+from longtake.errors import RequestError
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel.heads import HeadShards
+from longtake.pipelines.costs import Work
+from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlanInput:
+    """The model, the request and the hardware of one plan.
+
+    Args:
+        spec: The model.
+        hardware: The hardware profile.
+        request: The request to plan.
+        dtype: The dtype of weights and activations.
+        vae_dtype: The dtype of the autoencoder.
+        text_tokens: Tokens of the encoded prompt; a negative prompt has as many.
+        decode_ranks: Maximum number of ranks that decode; None for all.
+
+    Raises:
+        RequestError: The hardware profile has no rate for a dtype.
+    """
+
+    spec: ModelSpec
+    hardware: Hardware
+    request: ResolvedRequest
+    dtype: Dtype
+    vae_dtype: Dtype
+    text_tokens: int
+    decode_ranks: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "vae_dtype"):
+            if getattr(self, name) not in self.hardware.flops_per_s:
+                raise RequestError(
+                    f"{name}={getattr(self, name)}: the profile of {self.hardware.description} has "
+                    f"no rate for it: use {', '.join(self.hardware.flops_per_s)}"
+                )
+
+    @classmethod
+    def for_engine(
+        cls,
+        config: EngineConfig,
+        spec: ModelSpec,
+        hardware: Hardware,
+        request: ResolvedRequest,
+        *,
+        text_tokens: int | None = None,
+        decode_ranks: int | None = None,
+    ) -> PlanInput:
+        """The input for an engine of this configuration.
+
+        Args:
+            text_tokens: Tokens of the encoded prompt; the model's maximum if None.
+
+        Raises:
+            RequestError: The hardware profile has no rate for a dtype.
+        """
+        return cls(
+            spec=spec,
+            hardware=hardware,
+            request=request,
+            dtype=compute_dtype_name(config, hardware.device),
+            vae_dtype=vae_dtype_name(config, spec, hardware.device),
+            text_tokens=text_tokens or spec.text_tokens(request),
+            decode_ranks=decode_ranks,
+        )
+
+    @cached_property
+    def grid(self) -> LatentGrid:
+        """The latent grid of the request."""
+        return self.spec.grid(self.request)
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of one element of weights and activations."""
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def num_branches(self) -> int:
+        """Passes through the transformer per step: 2 with true CFG, else 1."""
+        return 2 if self.request.uses_true_cfg else 1
+
+    def shards(self, dims: ParallelDims) -> TokenShards:
+        """Ownership of the video and text tokens in a layout."""
+        return shards_of(self.grid.num_tokens, self.text_tokens, dims)[0]
+
+    def head_share(self, dims: ParallelDims) -> float:
+        """Query heads of the rank that has most, over an even share of them."""
+        heads, degree = self.spec.costs.attention, dims.ulysses_degree
+        shards = HeadShards.even(heads.num_heads, heads.num_kv_heads, degree)
+        return max(map(len, shards.query)) * degree / heads.num_heads
+
+    def seconds(self, work: Work, dtype: Dtype | None = None) -> float:
+        """The time that one device takes for some work.
+
+        A GPU computes while the host launches the next operations; on a CPU both share a core.
+
+        Args:
+            work: Operations, bytes and launches.
+            dtype: The dtype of the operations; that of the transformer if None.
+        """
+        hardware = self.hardware
+        peak = hardware.flops_per_s[dtype or self.dtype].value
+        memory_rate = hardware.memory_bytes_per_s.value * hardware.memory_share.value
+        compute_s = (
+            work.linear_flops / (peak * hardware.linear_share.value)
+            + work.attention_flops / (peak * hardware.attention_share.value)
+            + work.convolution_flops / (peak * hardware.convolution_share.value)
+            + work.memory_bytes / memory_rate
+        )
+        launch_s = work.launches * hardware.launch_s.value
+        return max(compute_s, launch_s) if hardware.device == "cuda" else compute_s + launch_s

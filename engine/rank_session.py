@@ -1,0 +1,127 @@
+"""The ranks of one engine from their start to their end, and which of its jobs they run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.launch.launcher import Launcher
+from longtake.engine.sinks import Sink
+from longtake.errors import RefusedInputError, RequestError
+from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
+
+
+class RankSession:
+    """Ranks with a loaded model, started on first use and restarted after they have ended.
+
+    Threads may share one: their jobs run one after the other.
+
+    Args:
+        new_launcher: Makes a launcher; called for each start.
+
+    Attributes:
+        loading_s: Seconds that the last start took.
+    """
+
+    def __init__(self, new_launcher: Callable[[], Launcher]) -> None:
+        self._new_launcher = new_launcher
+        self._launcher: Launcher | None = None
+        self._lock = threading.RLock()
+        self._in_use = False
+        self.loading_s = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether ranks were started and none is known to have ended."""
+        return self._launcher is not None
+
+    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> Launcher:
+        """Start the ranks and load the model, unless they are running.
+
+        Raises:
+            ModelError: The weights do not fit the architecture.
+            RankError: A rank died or hung.
+            Stopped: ``stop_requested`` returned true.
+        """
+        with self._lock:
+            if self._launcher is None:
+                start = time.perf_counter()
+                launcher = self._new_launcher()
+                on_progress(Progress("loading"))
+                launcher.start(on_progress, stop_requested)
+                self._launcher = launcher
+                self.loading_s = time.perf_counter() - start
+            return self._launcher
+
+    def run(
+        self,
+        prepare: Callable[[], tuple[Job | None, JobInput]],
+        sink: Sink,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+    ) -> tuple[Job, list[RankReport]]:
+        """Start the ranks if need be, agree with all of them on a job, and run it.
+
+        Args:
+            prepare: Makes the job and the array that comes with it. Rank 0's counts; other ranks of
+                torchrun may return None.
+            sink: Receives latents and frames, on rank 0.
+            on_progress: Called as ranks finish steps.
+            stop_requested: Polled; once true, all ranks stop.
+
+        Returns:
+            The job, and what each rank measured.
+
+        Raises:
+            RefusedInputError: Raised by ``prepare`` on rank 0, or by all ranks; they stay usable.
+            RankError, Stopped: As :meth:`Launcher.render`.
+        """
+        with self._exclusive(on_progress, stop_requested) as launcher:
+            job: Job | None = None
+            array: JobInput = None
+            refusal: RefusedInputError | None = None
+            try:
+                job, array = prepare()
+            except RefusedInputError as error:
+                refusal = error
+            agreed = launcher.agree(job, refusal)
+            return agreed, launcher.render(agreed, sink, on_progress, array, stop_requested)
+
+    def refuse(self, refusal: RefusedInputError, on_progress: OnProgress) -> None:
+        """Have all ranks of torchrun raise rank 0's refusal, this one included."""
+        with self._exclusive(on_progress) as launcher:
+            launcher.agree(None, refusal)
+
+    @contextmanager
+    def _exclusive(
+        self, on_progress: OnProgress, stop_requested: StopRequested = never
+    ) -> Iterator[Launcher]:
+        """The running ranks, for one thread at a time. They are closed if an exception ended them.
+
+        Raises:
+            RequestError: A callback of a rendering on these ranks renders.
+            ModelError, RankError, Stopped: As :meth:`start`.
+        """
+        with self._lock:
+            if self._in_use:
+                raise RequestError("generate() was called by a callback of its own: let it return")
+            launcher = self.start(on_progress, stop_requested)
+            self._in_use = True
+            try:
+                yield launcher
+            except BaseException:
+                if not launcher.alive:
+                    self.close()
+                raise
+            finally:
+                self._in_use = False
+
+    def close(self) -> None:
+        """End the ranks, which releases the model. The next :meth:`start` starts others."""
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
+            if launcher is not None:
+                launcher.close()

@@ -1,0 +1,208 @@
+"""Finds what interrupted renderings left next to their outputs, and resumes from it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from longtake.configs.request import ResolvedRequest
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.arrays import Array
+from longtake.engine.media.latents import kept_latents_path, read_latents
+from longtake.engine.media.output_files import output_paths
+from longtake.engine.media.output_names import DEFAULT_OUTPUT, fill_placeholders, pattern_of
+from longtake.engine.media.snapshot import (
+    Identity,
+    SnapshotPlan,
+    UnusableSnapshotError,
+    drop_partial_snapshot,
+    drop_snapshot,
+    is_snapshot,
+    plan_snapshots,
+    read_snapshot,
+    snapshot_path,
+)
+from longtake.errors import EngineError, RequestError, Stopped, with_message
+
+
+@dataclass(frozen=True)
+class InterruptedDecode:
+    """Latents of a rendering that ended while it was decoded.
+
+    Attributes:
+        path: Their file.
+        latents: ``[B, C, F, H, W]``.
+    """
+
+    path: Path
+    latents: Array
+
+
+def find_interrupted(
+    template: str | None, values: Mapping[str, str], request: ResolvedRequest, *, seed_drawn: bool
+) -> tuple[Path, ResolvedRequest] | None:
+    """The newest interrupted rendering of a request.
+
+    Args:
+        template: The output's path, which may have placeholders; None: ``out.mp4`` with any number.
+        values: Values of the placeholders now. A date, or a drawn seed, may have been another.
+        request: The request.
+        seed_drawn: Whether its seed was drawn: then any seed matches.
+
+    Returns:
+        The interrupted rendering's output, and the request with its seed; None if there is none.
+    """
+    for output, file in _files_left(template, values, seed_drawn):
+        taken = any(map(os.path.lexists, output_paths(output, request.num_videos)))
+        if template is None and taken:
+            continue
+        identity = _identity_in(file)
+        if identity is None:
+            continue
+        seeded = request
+        if seed_drawn:
+            seeded = request.model_copy(update={"seed": identity.request.seed})
+        if not identity.model_copy(update={"request": seeded}).difference_from(identity):
+            return output, seeded
+    return None
+
+
+def _files_left(
+    template: str | None, values: Mapping[str, str], seed_drawn: bool
+) -> Iterator[tuple[Path, Path]]:
+    """Outputs that the template may have named, each with the file left beside it, newest first."""
+    path = Path(DEFAULT_OUTPUT if template is None else fill_placeholders(template, values))
+    if template is None:
+        stem = r"out(?:-\d+)?"
+    else:
+        varying = {"date", "seed"} if seed_drawn else {"date"}
+        fixed = {name: value for name, value in values.items() if name not in varying}
+        stem = pattern_of(Path(template).stem, fixed)
+    pattern = re.compile(rf"({stem})\.(?:snapshot|latents)(?:-\d+)?\.safetensors", re.DOTALL)
+    found = []
+    for file in path.parent.iterdir():
+        match = pattern.fullmatch(file.name)
+        if match is not None and file.is_file():
+            found.append((file.stat().st_mtime_ns, path.with_name(match[1] + path.suffix), file))
+    for _, output, file in sorted(found, reverse=True):
+        yield output, file
+
+
+def _identity_in(file: Path) -> Identity | None:
+    """The identity in a snapshot or a file of latents; None if it has none or is damaged."""
+    with suppress(UnusableSnapshotError, RequestError):
+        if is_snapshot(file):
+            snapshot = read_snapshot(file)
+            return None if snapshot is None else snapshot.identity
+        origin = read_latents(file).origin
+        return None if origin is None else origin.identity
+    return None
+
+
+def find_kept_latents(output: Path, identity: Identity) -> InterruptedDecode | None:
+    """The kept latents of an output that have this identity; None if there are none."""
+    for path in _numbered_files(output, kept_latents_path):
+        with suppress(RequestError):
+            file = read_latents(path)
+            found = None if file.origin is None else file.origin.identity
+            if found is not None and not identity.difference_from(found):
+                return InterruptedDecode(path, file.latents)
+    return None
+
+
+def _numbered_files(output: Path, path_of: Callable[[Path, int], Path]) -> Iterator[Path]:
+    """The files of one kind that interrupted renderings left beside an output."""
+    for number in itertools.count():
+        path = path_of(output, number)
+        if not os.path.lexists(path):
+            return
+        if path.is_file():
+            yield path
+
+
+def choose_snapshot(
+    output: Path,
+    identity: Identity,
+    config: SnapshotConfig,
+    note: Callable[[str], None],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> SnapshotPlan:
+    """The snapshot that a rendering resumes from, if any, and the file that it writes its own to.
+
+    A snapshot that is not resumed from stays, unless ``overwrite`` is set.
+
+    Args:
+        output: Path of the output.
+        identity: Identity of the rendering.
+        config: How often snapshots are written.
+        note: Called with a line for the user: where the rendering starts, and which files stay.
+        resume: Resume from a snapshot of this rendering.
+        overwrite: Replace the first snapshot beside the output.
+    """
+    found = list(_numbered_files(output, snapshot_path))
+    for path in found if resume else []:
+        plan, where = plan_snapshots(path, identity, config, resume=True, at_the_end=False)
+        if where:
+            note(where)
+        if plan.steps_done:
+            return plan
+    path = snapshot_path(output)
+    if resume and not found:
+        note(f"{path} is not there: it begins with the first step")
+    if not (overwrite and is_snapshot(path)):
+        numbers = (snapshot_path(output, number) for number in itertools.count())
+        path = next(each for each in numbers if not os.path.lexists(each))
+        if found and not resume:
+            note(f"{found[0]} stays: --resume goes on from it, if it is of the same rendering")
+    return plan_snapshots(path, identity, config, resume=False, at_the_end=False)[0]
+
+
+@contextmanager
+def snapshot_kept_on_failure(
+    path: Path, on_kept: Callable[[Path], None], *, resume: bool
+) -> Iterator[None]:
+    """Remove a rendering's snapshot when the context ends, unless it failed.
+
+    After Ctrl-C without ``resume`` the video is not wanted: a snapshot that this rendering wrote is
+    removed, too, and an earlier one stays.
+
+    Args:
+        path: The snapshot.
+        on_kept: Called with the path if a snapshot stays.
+        resume: Whether the user asked to resume.
+
+    Raises:
+        EngineError: The context's own, with a line that says how to resume.
+    """
+    before = _stamp(path)
+    try:
+        yield
+    except BaseException as error:
+        drop_partial_snapshot(path)  # no rank is writing it: all have ended
+        interrupted = isinstance(error, KeyboardInterrupt | Stopped)
+        if interrupted and not resume and not getattr(error, "terminated", False):
+            if _stamp(path) != before:
+                drop_snapshot(path)
+        elif path.exists():
+            on_kept(path)
+            if isinstance(error, EngineError):
+                hint = f"{path} holds the steps that are done: --resume goes on from there"
+                raise with_message(error, f"{error}\n{hint}") from error
+        raise
+    drop_snapshot(path)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Inode and time of modification, which differ once a file was replaced."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns

@@ -1,0 +1,22 @@
+# What the package exports. lazy_loader and type checkers both read this file.
+from .attention import usp_attention
+from .dims import ParallelDims
+from .exchange import Traffic, count_traffic
+from .kernels import KERNELS, Kernel, KernelNeeds, select_kernel
+from .shards import TokenShards
+from .stream import GatherStream
+from .world import World
+
+__all__ = [
+    "KERNELS",
+    "GatherStream",
+    "Kernel",
+    "KernelNeeds",
+    "ParallelDims",
+    "TokenShards",
+    "Traffic",
+    "World",
+    "count_traffic",
+    "select_kernel",
+    "usp_attention",
+]

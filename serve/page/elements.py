@@ -1,0 +1,124 @@
+"""The page's elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from longtake.configs.request import MAX_SEED
+from longtake.pipelines.spec import ModelSpec
+from longtake.serve.page.form import SETTINGS, Form
+from longtake.serve.page.views import Views
+from longtake.serve.templates import TEMPLATES
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The form's elements.
+
+    Attributes:
+        fields: The fields by name, in the form's order.
+        draw: The button that draws a seed.
+        estimate: How long the video will take, or what is wrong with the form.
+        generate: The button that submits the form.
+    """
+
+    fields: dict[str, Any]
+    draw: Any
+    estimate: Any
+    generate: Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """The elements that show one video and what can be done with it."""
+
+    status: Any
+    details: Any
+    cancel: Any
+    retry: Any
+    reuse: Any
+    delete: Any
+
+    @property
+    def actions(self) -> list[Any]:
+        """The buttons."""
+        return [self.cancel, self.retry, self.reuse, self.delete]
+
+
+def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
+    """Add the form."""
+    fields: dict[str, Any] = {}
+    fields["prompt"] = gr.Textbox(
+        label="Prompt",
+        lines=3,
+        max_lines=8,
+        placeholder="What to show",
+        autofocus=True,
+        elem_id="prompt",
+        elem_classes="field",
+    )
+    if spec.defaults.examples:
+        html(views.examples())
+    if spec.image is not None:
+        html(TEMPLATES.get_template("picture.html").render())
+    with gr.Row():
+        fields["size"] = _dropdown("size", form.sizes(), form.sizes()[0][1])
+        fields["length"] = _dropdown("length", form.lengths(), form.default_length)
+    with gr.Row(elem_id="seeds"):
+        fields["seed"] = _text_field("seed", "Seed", "drawn", max_length=len(str(MAX_SEED)))
+        draw = gr.Button("⚄ Draw", size="sm", min_width=90, scale=0)
+    with gr.Accordion("More settings", open=False, elem_id="more-settings"):
+        names = list(SETTINGS)
+        for start in range(0, len(names), 2):
+            with gr.Row():
+                for name in names[start : start + 2]:
+                    fields[name] = _text_field(name, SETTINGS[name], form.default(name))
+    estimate = html(elem_id="estimate")
+    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+    return Inputs(fields, draw, estimate, generate)
+
+
+def add_result(views: Views) -> Result:
+    """Add what shows one video."""
+    status = html(views.status(None), elem_id="status")
+    with gr.Row(elem_id="actions"):
+        buttons = [
+            gr.Button(label, size="sm", min_width=90, visible=False)
+            for label in ("Cancel", "Retry", "Use these settings", "Delete")
+        ]
+    return Result(status, html(elem_id="details"), *buttons)
+
+
+def html(content: str = "", **options: Any) -> Any:
+    """Add HTML that has the page's own style."""
+    return gr.HTML(content, padding=False, apply_default_css=False, **options)
+
+
+def _dropdown(name: str, choices: list[tuple[str, str]], value: str) -> Any:
+    return gr.Dropdown(
+        choices,
+        value=value,
+        label=name.capitalize(),
+        allow_custom_value=True,
+        min_width=180,
+        elem_id=name,
+        elem_classes="field",
+    )
+
+
+def _text_field(name: str, label: str, placeholder: str, **options: Any) -> Any:
+    """Add a field for a number or a text. Whether it is a number is checked with the request."""
+    is_text = name == "negative_prompt"
+    return gr.Textbox(
+        label=label,
+        placeholder=placeholder,
+        min_width=320 if is_text else 140,
+        lines=2 if is_text else 1,
+        max_lines=8 if is_text else 1,
+        elem_id=name,
+        elem_classes="field" if is_text else "field number",
+        **options,
+    )

@@ -1,0 +1,166 @@
+"""Admission of submitted videos: limits, and the way into the queue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.configs.serve import ServeConfig
+from longtake.engine.outline import EngineOutline
+from longtake.engine.request import resolve
+from longtake.errors import RequestError
+from longtake.serve.queue.job_records import JobRecord, NewJob
+from longtake.serve.queue.submissions import SERVER_SOURCE, OtherRequestError, Submissions
+from longtake.serve.service.eta import EtaEstimator
+from longtake.serve.service.pictures import Pictures
+from longtake.serve.service.served_model import ServedModel
+from longtake.serve.service.submission import FieldError, Submission
+
+VIDEOS_FOLDER = "videos"
+
+
+class Admission:
+    """Puts submitted videos into the queue, if they can be rendered within the server's limits.
+
+    Args:
+        engine: The engine that checks requests.
+        model: The served model.
+        store: The job queue.
+        pictures: Folder of the clients' pictures.
+        eta: Estimates of how long videos take.
+        settings: Limits of the server.
+    """
+
+    def __init__(
+        self,
+        engine: EngineOutline,
+        model: ServedModel,
+        store: Submissions,
+        pictures: Pictures,
+        eta: EtaEstimator,
+        settings: ServeConfig,
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._store = store
+        self._pictures = pictures
+        self._eta = eta
+        self._settings = settings
+
+    def submit(
+        self, submission: Submission, *, client: str = "", idempotency_key: str | None = None
+    ) -> JobRecord:
+        """Queue a video.
+
+        Args:
+            submission: The request and its picture.
+            client: Label of the client's API key; empty if no key is needed.
+            idempotency_key: The same request with the same key is the same job.
+
+        Raises:
+            FieldError: The video cannot be rendered here; nothing was queued.
+            QueueFullError: Too many videos wait.
+            BeingDeletedError: The job of this key is being deleted.
+        """
+        if submission.picture is None and self._engine.spec.image is not None:
+            raise FieldError(
+                f"{self._model.name} animates a picture: send input_reference, a PNG, JPEG or "
+                "WebP file",
+                "input_reference",
+            )
+        fingerprint = _fingerprint(submission)
+        key = idempotency_key
+        digest = secrets.token_hex(16) if key is None else _digest(client, key)[:32]
+        job_id = f"video_{digest}"
+        try:
+            existing = self._store.find(job_id)
+            if existing is not None and existing.fingerprint == fingerprint:
+                return existing
+            if existing is not None:
+                raise OtherRequestError(f"{job_id} is that of another request: choose another")
+            return self._enqueue(job_id, submission, fingerprint, client)
+        except OtherRequestError as error:
+            raise FieldError(
+                "this Idempotency-Key was used for another request: choose another",
+                "Idempotency-Key",
+            ) from error
+
+    def resolve(self, request: VideoRequest) -> ResolvedRequest:
+        """The request with nothing left out, if it can be rendered in the allowed time.
+
+        Raises:
+            RefusedInputError: It cannot.
+        """
+        return self._within_limits(self._engine.resolve(request))
+
+    def resolve_without_picture(self, request: VideoRequest) -> ResolvedRequest:
+        """As :meth:`resolve`, of a request whose picture is still to be chosen."""
+        return self._within_limits(resolve(request, self._engine.spec))
+
+    def _within_limits(self, request: ResolvedRequest) -> ResolvedRequest:
+        if reason := self._engine.layouts.misfit(request):
+            raise RequestError(f"this video {reason}: ask for fewer frames, or smaller ones")
+        seconds = self._eta.rendering_s(request)
+        if seconds > self._settings.longest_s:
+            raise RequestError(
+                f"this video would take {seconds:.0f} s by the plan, and "
+                f"{self._settings.longest_s:g} are allowed (--longest-s): ask for fewer frames, "
+                "smaller ones, or fewer steps"
+            )
+        return request
+
+    def _enqueue(
+        self, job_id: str, submission: Submission, fingerprint: str, client: str
+    ) -> JobRecord:
+        request, path = submission.request, None
+        if "embed_metadata" not in request.model_fields_set:
+            request = request.model_copy(update={"embed_metadata": self._settings.embed_metadata})
+        if submission.picture is not None:
+            path = self._pictures.write(job_id, submission.picture)
+            request = request.model_copy(update={"image": path})
+        kept: Path | None = None
+        try:
+            job = self._new_job(job_id, self.resolve(request), fingerprint)
+            queued = self._add(replace(job, source=f"{SERVER_SOURCE} {client}".strip()))
+            kept = queued.request.image
+            return queued
+        finally:
+            if path is not None and kept != path:  # refused, or the job was there already
+                path.unlink(missing_ok=True)
+
+    def _new_job(self, job_id: str, request: ResolvedRequest, fingerprint: str) -> NewJob:
+        suffix = ".safetensors" if request.output_type == "latents" else ".mp4"
+        return NewJob(
+            id=job_id,
+            source=SERVER_SOURCE,
+            position=0,
+            output=f"{VIDEOS_FOLDER}/{job_id}{suffix}",
+            engine=self._model.digest,
+            request=request,
+            fingerprint=fingerprint,
+            model=self._model.weights,
+        )
+
+    def _add(self, job: NewJob) -> JobRecord:
+        settings = self._settings
+        several_keys = len(settings.api_key) > 1
+        of_key = settings.most_waiting_per_key if several_keys else settings.most_waiting
+        queued, _ = self._store.add(
+            job, time.time(), most_waiting=settings.most_waiting, most_of_source=of_key
+        )
+        return queued
+
+
+def _fingerprint(submission: Submission) -> str:
+    request = submission.request
+    picture = hashlib.sha256(submission.picture or b"").hexdigest()
+    return _digest(request.model_dump_json(exclude=request.new_fields_at_default), picture)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""What a server knows of the ranks that render."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class RunningEngine(Protocol):
+    """An engine that knows whether its ranks run."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the ranks were started and none has ended."""
+        ...
+
+
+class SupervisedRanks(Protocol):
+    """The part of :class:`longtake.engine.supervisor.Supervisor` that a server shows."""
+
+    starts: int
+
+    @property
+    def engine(self) -> RunningEngine:
+        """The engine that renders now."""
+        ...
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Numbers of the devices in use."""
+        ...
+
+
+class RanksState:
+    """State of the ranks. The render loop writes it; any thread may read it.
+
+    Attributes:
+        failure: Why the model cannot be loaded at all; None if it may be.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self._current: SupervisedRanks | None = None
+        self._earlier_starts = 0
+
+    def replace(self, ranks: SupervisedRanks | None) -> None:
+        """Watch another group of ranks; starts of the one before still count."""
+        self._earlier_starts += 0 if self._current is None else self._current.starts
+        self._current = ranks
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is loaded on running ranks."""
+        return self._current is not None and self._current.engine.running
+
+    @property
+    def devices(self) -> tuple[int, ...] | None:
+        """Numbers of the devices in use; None before the ranks are started."""
+        return None if self._current is None else self._current.devices
+
+    @property
+    def restarts(self) -> int:
+        """Starts of the ranks except for the first."""
+        now = 0 if self._current is None else self._current.starts
+        return max(0, self._earlier_starts + now - 1)

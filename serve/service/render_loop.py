@@ -1,0 +1,87 @@
+"""Rendering of a server's queue on ranks that are started again when they fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from longtake.configs.batch import BatchConfig
+from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.supervisor import Supervisor
+from longtake.errors import RefusedInputError, Stopped
+from longtake.serve.runner.job_renderer import ReplicaSettings
+from longtake.serve.runner.replica import Replica
+from longtake.serve.service.service import VideoService
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
+_FRAMES_SHOWN = 6
+
+
+class RenderLoop:
+    """Renders the jobs of a service, one after the other, until the service stops.
+
+    Args:
+        service: The service.
+        snapshots: How often denoising states are saved.
+        on_failure: Called if the model cannot be loaded at all.
+    """
+
+    def __init__(
+        self, service: VideoService, snapshots: SnapshotConfig, on_failure: Callable[[], None]
+    ) -> None:
+        self._service = service
+        self._snapshots = snapshots
+        self._on_failure = on_failure
+        self._was_loaded = False
+        self._wait_s = _FIRST_WAIT_S
+
+    def run(self) -> None:
+        """Start the ranks and render; start over, after a growing wait, when the ranks fail.
+
+        If the model is refused at the first start, the reason is left in
+        ``service.ranks.failure``, ``on_failure`` is called, and the loop ends.
+        """
+        service, stop = self._service, self._service.stop_event
+        while not stop.is_set():
+            try:
+                failure = self._render_until_failure()
+            except Stopped:
+                return
+            except RefusedInputError as error:
+                failure = error
+                if not self._was_loaded:
+                    service.ranks.failure = error
+                    self._on_failure()
+                    return
+            except Exception as error:
+                failure = error
+                if not stop.is_set():
+                    logger.exception("the ranks could not be started")
+            if failure is not None and not stop.is_set():
+                service.progress.note(f"{failure}; retrying in {self._wait_s:.0f} s")
+                stop.wait(self._wait_s)
+                self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
+
+    def _render_until_failure(self) -> Exception | None:
+        """Load the model and render; returns why rendering ended, None if the service stops."""
+        service, stop = self._service, self._service.stop_event
+        service.ranks.replace(None)
+        supervisor = Supervisor(
+            service.engine.config, service.scratch, service.progress.note, stop.wait
+        )
+        service.ranks.replace(supervisor)
+        supervisor.start(lambda progress: None, stop.is_set)
+        self._was_loaded, self._wait_s = True, _FIRST_WAIT_S
+        settings = ReplicaSettings(
+            service.model.digest,
+            BatchConfig(watch=True, attempts=service.settings.attempts),
+            self._snapshots,
+            service.scratch,
+            _FRAMES_SHOWN,
+        )
+        replica = Replica(service.store, supervisor, settings, service.progress, stop)
+        replica.run()
+        return replica.failure

@@ -1,0 +1,99 @@
+"""Extensions of uvicorn beyond its documented options. No other module uses its internals."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class Server(uvicorn.Server):
+    """A server that leaves signals to its caller, and announces its shutdown.
+
+    Args:
+        config: uvicorn's configuration.
+        on_shutdown: Called before the server waits for the responses in progress, so that endless
+            ones can be ended.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_shutdown: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_shutdown = on_shutdown
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Install no signal handlers: uvicorn's second signal cuts responses short, and it raises
+        the signals again at the end."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Announce the shutdown, then shut down."""
+        self._on_shutdown()
+        await super().shutdown(sockets)
+
+
+def protocol_with_timeouts(headers_s: float, write_s: float) -> type[asyncio.Protocol]:
+    """An HTTP/1.1 protocol that drops slow clients. uvicorn has no time limit but for idle
+    connections between two requests.
+
+    Args:
+        headers_s: Seconds from the first byte of a request, or from connecting, to the end of its
+            headers.
+        write_s: Seconds that a client may take no data while a response is sent.
+    """
+    timeouts = {"headers_s": headers_s, "write_s": write_s}
+    return type("TimedProtocol", (_TimedProtocol,), timeouts)
+
+
+class _TimedProtocol(H11Protocol):
+    headers_s: float
+    write_s: float
+    _headers_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._start_headers_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_headers_timer()
+        elif self._headers_timer is None:
+            self._start_headers_timer()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._stop_headers_timer()  # uvicorn limits the time between two requests
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_write_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_headers_timer()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def _start_headers_timer(self) -> None:
+        self._stop_headers_timer()
+        self._headers_timer = self.loop.call_later(self.headers_s, self.transport.abort)
+
+    def _stop_headers_timer(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None

@@ -1,0 +1,116 @@
+"""Commands and options as people type them, and the errors of one line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longtake.cli.command_line import parse
+from longtake.cli.options import COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["genrate", "a"], "'genrate' is not a command: perhaps you meant generate"),
+        (["job", "list"], "'job' is not a command: perhaps you meant jobs"),
+        (["a cat"], "longtake generate 'a cat' renders a prompt"),
+        (["xyz"], "'xyz' is not a command: use generate, batch"),
+        (["--size", "64x64"], "--size before a command"),
+        (["generate", "a", "--heigth", "3"], "perhaps you meant --height; see longtake generate"),
+        (["generate", "a", "--steps", "3"], "perhaps you meant --num-inference-steps;"),
+        (["generate", "a", "--Seed=3"], "perhaps you meant --seed;"),
+        (["generate", "a", "--dry-run"], "--dry-run is not an option of generate, but of batch;"),
+        (["generate", "a", "--no-json"], "--no-json is not an option of generate"),
+        (["generate", "a", "cat"], "more words than one prompt (cat): put it in quotes"),
+        (["generate", "-a cat"], "'-a cat' begins with a dash: put it behind --"),
+        (["generate", "a", "--seed"], "--seed needs a value"),
+        (["generate", "--decode-tile-size", "3"], "--decode-tile-size needs FRAMES HEIGHT WIDTH"),
+        (["generate", "a", "--seed", "--json"], "--seed needs a value"),
+        (["jobs", "list", ".", "-o", "x"], "-o is not an option of jobs, but of generate, batch,"),
+        (["generate", "--quiet=yes"], "--quiet takes no value"),
+        (["generate", "-é"], "-é is not an option of generate"),
+        (["doctor", "x"], "x: more than doctor takes"),
+        (["jobs"], "jobs needs list|show|cancel|retry and FOLDER"),
+        (["decode"], "decode needs LATENTS.safetensors"),
+        (["generate", "a caf\udce9"], r"the argument 'a caf\xe9' is not UTF-8: "),
+        (["generate", "a", "-o", "\udce9.mp4"], r"the argument '\xe9.mp4' is not UTF-8: "),
+    ],
+)
+def test_an_invalid_command_line_is_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("longtake: ")
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["help", "jobs"], ["jobs", "help"], ["--help", "jobs"], ["jobs", "-h"]]
+)
+def test_every_spelling_of_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code in (None, 0)
+    assert "usage: longtake jobs" in capsys.readouterr().out
+
+
+def test_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([])
+    assert caught.value.code == 2
+    assert "usage: longtake" in capsys.readouterr().err
+
+
+def test_every_word_is_checked_before_tyro_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever words follow a command: a command, help, or an error of one line."""
+    odd = ["a", "-1", "-", "-é", "---x", "--seed=", "--seed", "-o", "-oa", "--no-metadata=1", "="]
+    for command in COMMANDS:
+        for words in itertools.product(odd, repeat=2):
+            try:
+                parse([command, *words])
+            except SystemExit as end:
+                assert end.code == 2
+            assert capsys.readouterr().err.count("\n") <= 1, words
+
+
+def test_options_that_are_not_given_have_no_value() -> None:
+    command, options = parse(["generate", "a", "--no-shard-weights", "--sigmas", "1", "0.5", "-ox"])
+    given = {name: value for name, value in options.items() if value not in (None, False)}
+    assert command == "generate"
+    assert given == {"prompt": "a", "sigmas": ("1", "0.5"), "output": "x", "metadata": True}
+    assert options["shard_weights"] is False
+    assert options["embed_metadata"] is None
+    assert {*options} == {option.name for option in COMMANDS["generate"].options}
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    """As a shell gives them to the program."""
+    command = [os.fsencode(sys.executable), b"-m", b"longtake", b"generate", b"a caf\xe9"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(r"longtake: the argument 'a caf\xe9' is not UTF-8: ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["generate", "--x"]])
+def test_parsing_imports_no_heavy_library(arguments: list[str]) -> None:
+    """0.25 s of CPU time on an idle core, most of it pydantic's and tyro's."""
+    program = (
+        "import sys; from longtake.cli import main as cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'av', 'PIL', 'gradio'}\n"
+        "sys.exit(' '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr

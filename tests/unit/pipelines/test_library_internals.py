@@ -1,0 +1,35 @@
+"""Names inside torch, diffusers and transformers that longtake relies on without a promise.
+
+Each test fails where a new version moves what the named module uses.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longtake.configs.request import PromptTemplate
+from longtake.pipelines.hunyuan_video.image_text import CLIPImageProcessor, ImageTextEncoders
+from longtake.pipelines.hunyuan_video.text import TextEncoders
+from longtake.pipelines.memory import peak_bytes
+
+
+def test_torch_counts_bytes_without_computing() -> None:
+    """``pipelines/memory.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
+    size = 1000 * 4
+    peak = peak_bytes(lambda x: (x + 1) * 2, (1000,), torch.device("cpu"))
+    assert peak == 3 * size  # the input, the sum and the product
+
+
+@pytest.mark.parametrize("encoders", [TextEncoders, ImageTextEncoders])
+def test_diffusers_names_its_prompt_templates(encoders: type[TextEncoders]) -> None:
+    """``pipelines/hunyuan_video``: DEFAULT_PROMPT_TEMPLATE of two modules of pipelines."""
+    template = encoders.default_template()
+    assert isinstance(template, PromptTemplate)
+    assert "{}" in template.template
+    assert template.crop_start > 0
+
+
+def test_transformers_has_an_image_processor_without_torchvision() -> None:
+    """``pipelines/hunyuan_video/image_text.py``: CLIPImageProcessorPil, since transformers 5."""
+    assert CLIPImageProcessor().crop_size

@@ -1,0 +1,81 @@
+"""uvicorn's internals are still what :mod:`longtake.serve.uvicorn_internals` extends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from longtake.serve.uvicorn_internals import Server, protocol_with_timeouts
+from tests.until import until
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+LARGE = 2**25
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    large = scope["path"] == "/large"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"a" * (LARGE if large else 1)})
+
+
+@contextmanager
+def running(events: list[str]) -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            application,
+            http=protocol_with_timeouts(0.5, 0.5),
+            lifespan="off",
+            log_config=None,
+            timeout_keep_alive=2,
+        )
+        server = Server(config, lambda: events.append("shutdown"))
+        thread = threading.Thread(target=server.run, args=[[listener]])
+        thread.start()
+        until(lambda: server.started)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def closed_after(port: int, content: bytes, *, read: bool = True) -> float:
+    """Seconds until the server closes a connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        began = time.monotonic()
+        connection.sendall(content)
+        if not read:
+            time.sleep(1.5)
+        received = 0
+        try:
+            while part := connection.recv(2**16):
+                received += len(part)
+        except ConnectionError:
+            pass
+        assert read or received < LARGE
+        return time.monotonic() - began
+
+
+def test_slow_clients_are_dropped_and_shutdown_is_announced() -> None:
+    events: list[str] = []
+    with running(events) as port:
+        assert closed_after(port, b"") < 1.5
+        assert closed_after(port, HEAD) < 1.5
+        assert closed_after(port, HEAD + b"\r\n") > 1.5  # idle between two requests
+        assert closed_after(port, HEAD.replace(b"/", b"/large", 1) + b"\r\n", read=False) < 5
+        assert not events
+    assert events == ["shutdown"]
+
+
+def test_signals_are_left_to_the_caller() -> None:
+    server = Server(uvicorn.Config(application), lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with server.capture_signals():
+        assert signal.getsignal(signal.SIGTERM) is before
