@@ -1,1 +1,1 @@
-"""Renders a file of shots."""
+"""Renders a shots file."""

@@ -1,4 +1,4 @@
-"""A file of shots, rendered into a folder by groups of ranks that share one queue."""
+"""Renders a shots file into a folder, on replicas that share one queue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LongtakeError, RequestError
 from longtake.serve.batch.report import check_reports, write_report
 from longtake.serve.batch.shot_checker import Shot
-from longtake.serve.batch.shot_file import ShotFile, of_replicas
+from longtake.serve.batch.shot_file import ShotFile, replica_configs
 from longtake.serve.queue.job_records import JobRecord, NewJob
 from longtake.serve.queue.job_store import JobStore
 from longtake.serve.queue.queue_watch import QueueWatch
@@ -34,30 +34,30 @@ from longtake.serve.runner.replica import Replica
 from longtake.serve.runner.scratch import prepare_folder, scratch_folder
 from longtake.serve.runner.watcher import Watcher
 
-_LOOK_AGAIN_S = 0.2
-_LEFT_ALONE_S = 0.5
+_POLL_S = 0.2
+_SETTLE_S = 0.5
 
 
 class BatchWatcher(Watcher):
-    """Is told how a batch gets on, too."""
+    """Observes a batch and its jobs."""
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
-        """The batch is over, if not done, and reports on it."""
+        """The batch has ended, successfully or not, and its reports are written."""
 
 
 class Batch:
-    """A file of shots and its folder. Building one checks the model; nothing is loaded.
+    """A shots file and its output folder. The constructor checks the model; nothing is loaded.
 
     Args:
-        source: the file of shots.
-        folder: of the outputs; made if it is not there.
-        config: the model, and the devices of each replica.
-        settings: of the batch.
-        how_often: snapshots are written.
-        defaults: fields of a request that rows need not name.
+        source: Path of the shots file.
+        folder: Output folder; created if missing.
+        config: The model, and the devices of each replica.
+        settings: Settings of the batch.
+        snapshots: How often snapshots are written.
+        defaults: Request fields for rows that leave them out.
 
     Raises:
-        RefusedInputError: the model, the layout, or the folder cannot be used.
+        RefusedInputError: The model, the layout or the folder cannot be used.
     """
 
     def __init__(
@@ -66,27 +66,27 @@ class Batch:
         folder: Path,
         config: EngineConfig,
         settings: BatchConfig,
-        how_often: SnapshotConfig,
+        snapshots: SnapshotConfig,
         defaults: dict[str, Any],
     ) -> None:
         self._source = source
         self._folder = folder
         self._settings = settings
-        self._how_often = how_often
+        self._snapshots = snapshots
         self.engine = VideoEngine(config, isolated=True)
-        # As they are settled here: a branch of a hub may move before the ranks load it.
-        self._configs = of_replicas(self.engine.config, settings.replicas)
+        # From the resolved config: a branch on the hub may move before the ranks load it.
+        self._configs = replica_configs(self.engine.config, settings.replicas)
         self._file = ShotFile(source, folder, self.engine, defaults)
         self._ids: list[str] = []
-        self._changed = _change_of(source)
+        self._changed = _change_detector(source)
         self._digest = hashlib.sha256(self.engine.identity_part().encode()).hexdigest()
 
     def check(self) -> list[Shot]:
         """Read and check all rows.
 
         Raises:
-            InvalidRowsError: some cannot be rendered.
-            RequestError: the file cannot be read, or has no rows.
+            InvalidRowsError: Some rows cannot be rendered.
+            RequestError: The file cannot be read, or has no rows.
         """
         shots = list(self._file.shots())
         if not shots and (self._ids or not self._settings.watch):
@@ -94,15 +94,15 @@ class Batch:
         return shots
 
     def run(self, shots: Sequence[Shot], watcher: BatchWatcher) -> list[JobRecord]:
-        """Queue the shots and render what is not there yet, until nothing is left to do.
+        """Queue the shots, and render those without output until no work is left.
 
         Returns:
-            How the file's jobs stand then, in its order.
+            The jobs of the file, in its order.
 
         Raises:
-            RequestError: the folder cannot be written, or holds reports of something else.
-            KeyboardInterrupt: after all ranks have ended; what was begun goes on the next time.
-            EngineError: no ranks can be started, or the queue cannot be written.
+            RequestError: The folder cannot be written, or the name of a report is taken.
+            KeyboardInterrupt: After all ranks have ended; the next run resumes unfinished jobs.
+            EngineError: No ranks can be started, or the queue cannot be written.
         """
         prepare_folder("output", self._folder)
         check_reports(self._folder)
@@ -113,13 +113,13 @@ class Batch:
             sweep(store)
             if self._settings.retry_failed:
                 failed = [each.id for each in self._jobs(store) if each.state == "failed"]
-                if failed:  # none would be all
+                if failed:  # an empty list would mean all failed jobs
                     store.retry(failed, time.time())
             with scratch_folder(self._folder) as scratch:
                 try:
                     self._work(store, watcher, scratch)
                 except BaseException:
-                    with suppress(EngineError):  # the first error is the one to tell
+                    with suppress(EngineError):  # report the first error, not this one
                         self._report(store, watcher, scratch)
                     raise
                 return self._report(store, watcher, scratch)
@@ -130,7 +130,7 @@ class Batch:
         return jobs
 
     def _jobs(self, store: JobStore) -> list[JobRecord]:
-        """Those of the file as it stands."""
+        """The jobs of the current rows of the file."""
         named = set(self._ids)
         return [job for job in store.jobs() if job.id in named]
 
@@ -147,14 +147,14 @@ class Batch:
         ]
         counts = store.enqueue(jobs, lambda job: is_still_rendered(self._folder, job), now)
         gone = store.withdraw(source, self._ids, now)
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         watcher.note(
-            f"{len(jobs)} shots: {told or 'none'}" + (f", {len(gone)} withdrawn" if gone else "")
+            f"{len(jobs)} shots: {summary or 'none'}" + (f", {len(gone)} withdrawn" if gone else "")
         )
 
     def _work(self, store: JobStore, watcher: BatchWatcher, scratch: Path) -> None:
         stop = threading.Event()
-        settings = ReplicaSettings(self._digest, self._settings, self._how_often, scratch)
+        settings = ReplicaSettings(self._digest, self._settings, self._snapshots, scratch)
         replicas = [
             Replica(
                 store,
@@ -165,7 +165,7 @@ class Batch:
             )
             for config in self._configs
         ]
-        # Not threads that are joined: to Python 3.11 one whose join() a signal ends has ended, too.
+        # Not plain threads: Python 3.11 marks a thread as ended if a signal interrupts join().
         with ThreadPoolExecutor(len(replicas)) as pool:
             try:
                 running = [pool.submit(each.run) for each in replicas]
@@ -182,9 +182,9 @@ class Batch:
     def _wait(
         self, store: JobStore, running: Sequence[Future[None]], watcher: BatchWatcher
     ) -> None:
-        """Until all have ended; meanwhile, queue the rows that are added to the file."""
+        """Wait for all replicas; meanwhile, queue the rows that are added to the file."""
         queue_watch = QueueWatch(store, watcher.note)
-        while wait(running, _LOOK_AGAIN_S).not_done:
+        while wait(running, _POLL_S).not_done:
             queue_watch.look()
             if self._settings.watch and self._changed():
                 try:
@@ -193,27 +193,27 @@ class Batch:
                     watcher.note(str(error))
 
 
-def _change_of(path: Path) -> Callable[[], bool]:
-    """Says whether a file was changed since it was last said, and then left alone for a while."""
+def _change_detector(path: Path) -> Callable[[], bool]:
+    """Returns a function: whether the file has changed since its last True, and has settled."""
 
-    def seen() -> tuple[int, int] | None:
+    def stamp() -> tuple[int, int] | None:
         try:
             stat = path.stat()
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size
 
-    told = last = seen()
+    reported = last = stamp()
     since = time.monotonic()
 
     def changed() -> bool:
-        nonlocal told, last, since
-        now = seen()
+        nonlocal reported, last, since
+        now = stamp()
         if now != last:
             last, since = now, time.monotonic()
-        if now is None or now == told or time.monotonic() - since < _LEFT_ALONE_S:
+        if now is None or now == reported or time.monotonic() - since < _SETTLE_S:
             return False
-        told = now
+        reported = now
         return True
 
     return changed

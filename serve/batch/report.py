@@ -1,4 +1,4 @@
-"""What became of a batch: a table for programs, and a page to look at."""
+"""The reports on a batch: ``report.json`` for programs, ``report.html`` for people."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from longtake.serve.templates import TEMPLATES
 from longtake.version import library_versions
 
 REPORTS = ("report.json", "report.html")
-_IN_A_REPORT = re.compile(rb"longtake \S+ .{1,9}\d+ s of rendering</p>")
+_HTML_SIGNATURE = re.compile(rb"longtake \S+ .{1,9}\d+ s of rendering</p>")
 
 
 def check_reports(folder: Path) -> None:
-    """Refuse a folder where something else stands under the names of the reports.
+    """Refuse a folder in which the names of the reports are taken by other files.
 
     Raises:
-        RequestError: something does.
+        RequestError: One is taken.
     """
     for path in (folder / name for name in REPORTS):
-        if reason := _other_at(path):
+        if reason := _conflict(path):
             raise RequestError(reason)
 
 
-def _other_at(path: Path) -> str:
-    """What stands at a report's name and is none of longtake's, in words; else empty."""
+def _conflict(path: Path) -> str:
+    """Why a report cannot be written to a path; empty if it can."""
     if not os.path.lexists(path) or _is_report(path):
         return ""
     return f"{path} is there, and is no report of a batch: move it, or name another folder"
@@ -48,25 +48,30 @@ def _is_report(path: Path) -> bool:
         return False
     content = path.read_bytes()
     if path.suffix == ".html":
-        return _IN_A_REPORT.search(content) is not None
+        return _HTML_SIGNATURE.search(content) is not None
     try:
-        told = json.loads(content)
+        report = json.loads(content)
     except (ValueError, RecursionError):
         return False
-    return isinstance(told, dict) and {"counts", "versions", "shots"} <= told.keys()
+    return isinstance(report, dict) and {"counts", "versions", "shots"} <= report.keys()
 
 
 def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list[Path]:
-    """Write ``report.json`` and ``report.html`` into a folder.
+    """Write the reports into an output folder.
 
     Args:
-        scratch: folder for files that are not whole.
+        folder: Output folder.
+        jobs: Jobs of the batch, in the order of the shots file.
+        scratch: Folder for partial files.
+
+    Returns:
+        The paths of the reports.
 
     Raises:
-        EngineError: they cannot be written; earlier ones are still there.
+        EngineError: A report cannot be written; earlier reports are still there.
     """
     for path in (folder / name for name in REPORTS):
-        if reason := _other_at(path):
+        if reason := _conflict(path):
             raise EngineError(reason)
     rows = [_row(folder, job) for job in jobs]
     counts = Counter(job.state for job in jobs)
@@ -111,7 +116,7 @@ def _row(folder: Path, job: JobRecord) -> dict[str, Any]:
 
 
 def _picture(folder: Path, job: JobRecord) -> str:
-    """Its thumbnails, within the page, which then is one file."""
+    """The thumbnails of a job as a data URL, which keeps the page in one file."""
     try:
         content = filmstrip_path(folder, job).read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""A file of shots, checked as a whole: nothing of it is rendered if one row cannot be."""
+"""A shots file, checked as a whole: nothing is rendered if one row is invalid."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from longtake.serve.batch.shots import InvalidRow, read_shots
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import JobStore
 
-_MOST_TOLD = 1000
-"""Bad rows that a message names."""
+_MAX_LISTED = 1000
+"""Maximum number of invalid rows that a message lists."""
 
 
 class InvalidRowsError(RequestError):
-    """A file has rows that cannot be rendered; nothing of it was queued.
+    """A shots file has rows that cannot be rendered; nothing was queued.
 
     Attributes:
-        rows: all of them.
+        rows: All invalid rows.
     """
 
     def __init__(self, source: Path, rows: Sequence[InvalidRow]) -> None:
-        lines = "".join(f"\n  {each}" for each in rows[:_MOST_TOLD])
-        if len(rows) > _MOST_TOLD:
-            lines += f"\n  and {len(rows) - _MOST_TOLD} more"
+        lines = "".join(f"\n  {each}" for each in rows[:_MAX_LISTED])
+        if len(rows) > _MAX_LISTED:
+            lines += f"\n  and {len(rows) - _MAX_LISTED} more"
         count = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
         super().__init__(f"{source} has {count} that cannot be rendered:{lines}")
         self.rows = list(rows)
 
 
 class ShotFile:
-    """A file of shots, and the folder that they are rendered into. Imports no torch.
+    """A shots file and its output folder. Does not import torch.
 
     Args:
-        source: the file.
-        folder: of the outputs.
-        engine: that would render them; nothing is loaded.
-        defaults: fields of a request that rows need not name.
+        source: Path of the shots file.
+        folder: Output folder.
+        engine: The engine that would render the shots; nothing is loaded.
+        defaults: Request fields for rows that leave them out.
 
     Raises:
-        RequestError: the folder is a file.
+        RequestError: The folder is a file.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class ShotFile:
         self._checker = ShotChecker(engine, folder, source, defaults)
 
     def shots(self) -> Iterator[Shot]:
-        """All shots, in the order of the file: they can be rendered once the last one came.
+        """Yield all shots, in the order of the file. They are valid once all have been yielded.
 
         Raises:
-            InvalidRowsError: after the last one: some cannot be rendered.
-            RequestError: the file cannot be read.
+            InvalidRowsError: After the last shot, if some rows cannot be rendered.
+            RequestError: The file cannot be read.
         """
         rows, bad = read_shots(self._source)
         for each in self._checker.check(rows, self._known_jobs()):
@@ -74,19 +74,18 @@ class ShotFile:
             raise InvalidRowsError(self._source, rows_by_line)
 
     def _known_jobs(self) -> dict[str, JobRecord]:
-        """What the folder's queue holds already; if it cannot be read, that is told once it is
-        needed."""
+        """The jobs in the folder's queue, by ID. Errors are reported once the queue is used."""
         with suppress(LongtakeError), JobStore(self._folder, read_only=True) as store:
             return {job.id: job for job in store.jobs()}
         return {}
 
 
-def of_replicas(config: EngineConfig, replicas: int) -> list[EngineConfig]:
-    """The engine of each replica: on devices of its own.
+def replica_configs(config: EngineConfig, replicas: int) -> list[EngineConfig]:
+    """The engine configuration of each replica, on devices of its own.
 
     Raises:
-        LayoutError: there are not so many devices.
-        RequestError: the devices are named by number.
+        LayoutError: There are too few devices.
+        RequestError: ``device_ids`` is set.
     """
     if replicas == 1:
         return [config]

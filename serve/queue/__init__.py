@@ -1,1 +1,1 @@
-"""Jobs on disk: the database, who may change a job, and who has claimed it."""
+"""The durable queue of jobs: database, claims and retries."""

@@ -1,10 +1,10 @@
-"""The file that a folder's queue of jobs is in: SQLite with a write-ahead log.
+"""The queue's file: an SQLite database with a write-ahead log.
 
-Several processes of one host may use it at once. Not of several hosts: the log needs memory that
-all of them share, and so does not work on network file systems.
+Several processes of one host may use it at once. Several hosts may not: the log needs shared
+memory, so it does not work on network file systems.
 
-Readers have connections of their own, so they wait for no writer. SQLite goes on with a file that
-was deleted or moved; so each use checks that the file is still the one that was opened.
+Readers have connections of their own and never wait for a writer. SQLite keeps using a file that
+was deleted or moved, so each use checks that the path still names the file that was opened.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from longtake.errors import EngineError, RequestError, one_line
-from longtake.serve.queue.job_tables import BESIDE, FROM_VERSION, VERSION, create_file
+from longtake.serve.queue.job_tables import FROM_VERSION, VERSION, WAL_SUFFIXES, create_file
 
-_LOOK_AGAIN_S = 0.5
-_READERS_WAIT_S = 1.0
-"""For the moments in which another process repairs the log."""
-_MOST_OF_THE_TIME = 0.02
-"""Part of the time in which a file's content is looked at."""
-_OF_THE_SYSTEM = ("full", "readonly", "unable to open", "disk I/O error", "out of memory")
-"""What SQLite says where the file's content is not to blame."""
+_RETRY_S = 0.5
+_READER_BUSY_S = 1.0
+"""Covers the moments in which another process recovers the log."""
+_MAX_CHECK_SHARE = 0.02
+"""Maximum share of time spent on reading the whole file to check it."""
+_SYSTEM_ERRORS = ("full", "readonly", "unable to open", "disk I/O error", "out of memory")
+"""Messages of SQLite for errors of the system, as opposed to a damaged file."""
 
 
 class QueueError(EngineError):
-    """The queue cannot be used at the moment.
+    """The queue is unusable at the moment.
 
     Attributes:
-        summary: what clients of a server are told; no path is in it.
+        summary: Message for the clients of a server; contains no path.
     """
 
     summary = "the queue cannot be written to"
 
 
 class QueueBusyError(QueueError):
-    """Another process holds the queue's write lock for too long."""
+    """Another process has held the write lock for too long."""
 
     summary = "another process is writing to the queue"
 
@@ -52,19 +52,20 @@ class QueueLostError(QueueError):
 
 
 class JobDatabase:
-    """The tables of jobs and of what happened to them. Threads may share one.
+    """The database of jobs and events. Thread-safe.
 
     Args:
-        path: of the file.
-        read: reads all that must be readable.
-        create: make the file if there is none, in a folder that is there.
-        read_only: look, and change nothing.
-        busy_s: seconds to wait for other writers.
-        retry_until: until it is set, a transaction may wait for as long as the file cannot be used.
+        path: Path of the file.
+        read: Reads everything that must be readable; used to detect damage.
+        create: Create the file if there is none; its folder must exist.
+        read_only: Open the file without changing it.
+        busy_s: Seconds to wait for other writers.
+        retry_until: Transactions that allow it wait while the file is unusable, until this event is
+            set; None: they fail at once.
 
     Raises:
-        RequestError: it is damaged or of another version.
-        EngineError: it cannot be written.
+        RequestError: The file is damaged or of another version.
+        EngineError: The file cannot be written.
     """
 
     def __init__(
@@ -89,19 +90,19 @@ class JobDatabase:
         self._damage = ""
         self._examined: tuple[int, int] | None = None
         self._size_bytes = 0
-        self._look_at = 0.0
+        self._next_check_at = 0.0
         self._busy_at = 0.0
         self._write_failed = False
         if create:
             create_file(path)
         try:
-            with self._speaking():
+            with self._translated_errors():
                 self._open()
         except QueueLostError as error:
             raise RequestError(str(error)) from error
 
     def _open(self) -> None:
-        if _stat(self.path).st_size == 0:  # SQLite would take it for a new one
+        if _stat(self.path).st_size == 0:  # SQLite would treat it as a new database
             raise sqlite3.DatabaseError("it is empty")
         if self._read_only:
             with self.reading() as reader:
@@ -110,14 +111,14 @@ class JobDatabase:
         self._connection = self._connect("rw", self._busy_s)
         self._set_up()
         self._check_version(self._connection, VERSION)
-        files = [self.path, *(Path(f"{self.path}{suffix}") for suffix in BESIDE)]
+        files = [self.path, *(Path(f"{self.path}{suffix}") for suffix in WAL_SUFFIXES)]
         self._opened = {file: _identity(file) for file in files}
         self.check()
 
     def _connect(self, mode: str, busy_s: float) -> sqlite3.Connection:
         path = self.path.absolute()
         if self._read_only and not os.access(path.parent, os.W_OK):
-            if not os.path.exists(f"{path}{BESIDE[0]}"):  # nor can SQLite make one
+            if not os.path.exists(f"{path}{WAL_SUFFIXES[0]}"):  # and SQLite cannot create it
                 mode += "&immutable=1"
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode={mode}",
@@ -135,12 +136,12 @@ class JobDatabase:
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 break
-            except sqlite3.OperationalError as error:  # SQLite does not wait for others here
+            except sqlite3.OperationalError as error:  # the busy timeout does not apply here
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
         self._connection.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing
-        with self._alone():
+        with self._exclusive():
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             while version in FROM_VERSION:
                 for statement in filter(str.strip, FROM_VERSION[version].split(";")):
@@ -157,9 +158,9 @@ class JobDatabase:
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close all connections."""
         self._closed = True
-        with self._lock, self._speaking():
+        with self._lock, self._translated_errors():
             self._close_readers()
             if not self._read_only:
                 self._connection.close()
@@ -172,13 +173,13 @@ class JobDatabase:
     def transaction(
         self, waits_for: type[QueueError] | tuple[()] = ()
     ) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, and alone meanwhile; one within another is part of it.
+        """An exclusive write transaction. A nested one joins the outer one.
 
         Args:
-            waits_for: what is waited for to pass, before it begins, where there is retry_until.
+            waits_for: Errors after which to try again to begin, if the database retries.
 
         Raises:
-            QueueError: it was not, or may not have been, written.
+            QueueError: The transaction was not, or may not have been, committed.
         """
         with ExitStack() as opened:
             while True:
@@ -186,54 +187,54 @@ class JobDatabase:
                     connection = opened.enter_context(self._transaction())
                     break
                 except waits_for:
-                    if self._retry_until is None or self._retry_until.wait(_LOOK_AGAIN_S):
+                    if self._retry_until is None or self._retry_until.wait(_RETRY_S):
                         raise
             yield connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         begun = time.monotonic()
-        with self._lock, self._speaking():
+        with self._lock, self._translated_errors():
             if self._connection.in_transaction:
                 yield self._connection
                 return
-            if self._busy_at > begun:  # another thread has waited meanwhile, and in vain
+            if self._busy_at > begun:  # another thread has just waited in vain
                 raise sqlite3.OperationalError("database is locked")
             self._check_usable()
             self._check_writable()
             if _stamp(self.path) != self._examined:
                 self._examine()
-            with self._alone():
+            with self._exclusive():
                 yield self._connection
             self._check_usable()
             self._write_failed = False
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:  # a full disk has ended it already
+            if self._connection.in_transaction:  # not if a full disk ended it already
                 self._connection.execute("ROLLBACK")
             raise
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that reads, for this thread alone.
+        """A read-only connection for the calling thread.
 
         Raises:
-            QueueError: it cannot be read.
+            QueueError: The file cannot be read.
         """
-        with self._speaking():
+        with self._translated_errors():
             if self._closed:
                 raise sqlite3.ProgrammingError
             self._check_usable()
             try:
                 reader = self._readers.pop()
             except IndexError:
-                reader = self._connect("ro", _READERS_WAIT_S)
+                reader = self._connect("ro", _READER_BUSY_S)
             try:
                 yield reader
             finally:
@@ -242,34 +243,35 @@ class JobDatabase:
                     self._close_readers()
 
     def check(self) -> None:
-        """See whether the file can be used: whether it is the one that was opened, is whole, and
-        can be written to. Its content is looked at if it was changed from outside, and otherwise
-        as often as that takes little of the time.
+        """Check that the file is the one that was opened, is intact, and can be written to.
+
+        The content is read if another process changed it, and otherwise only as often as that
+        takes a small share of the time.
 
         Raises:
-            QueueError: it cannot.
+            QueueError: The file is unusable.
         """
-        with self._speaking():
-            self._check_there()
-            if time.monotonic() >= self._look_at or _stamp(self.path) != self._examined:
+        with self._translated_errors():
+            self._check_identity()
+            if time.monotonic() >= self._next_check_at or _stamp(self.path) != self._examined:
                 begun = time.monotonic()
                 try:
                     self._examine(self._read)
                     self._damage = ""
                 finally:
                     ended = time.monotonic()
-                    self._look_at = ended + (ended - begun) / _MOST_OF_THE_TIME
+                    self._next_check_at = ended + (ended - begun) / _MAX_CHECK_SHARE
             self._check_usable()
             self._check_writable()
-            self._complete()
+            self._checkpoint()
             if self._write_failed:
                 with self.transaction() as writer:
                     writer.execute(f"PRAGMA user_version = {VERSION}")
 
     def _examine(self, read: Callable[[sqlite3.Connection], object] = lambda reader: None) -> None:
-        """Read the file on a new connection, which has nothing cached."""
+        """Read the file through a new connection, which has an empty cache."""
         stamp, self._examined = _stamp(self.path), None
-        with closing(self._connect("ro", _READERS_WAIT_S)) as reader:
+        with closing(self._connect("ro", _READER_BUSY_S)) as reader:
             (verdict,) = reader.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict.replace("*** in database main ***", ""))
@@ -283,66 +285,66 @@ class JobDatabase:
             read(reader)
         self._examined, self._size_bytes = stamp, stamp[1]
 
-    def _complete(self) -> None:
-        """Carry over what is in the log alone, so that the file's damage is seen."""
+    def _checkpoint(self) -> None:
+        """Write the log back to the file, so that damage to the file is not masked by the log."""
         with closing(self._connect("rw", 0.0)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._examined = _stamp(self.path)
 
     def _check_usable(self) -> None:
-        self._check_there()
+        self._check_identity()
         if self._damage:
             raise sqlite3.DatabaseError(self._damage)
 
     def _check_writable(self) -> None:
-        if not os.access(self.path, os.W_OK):  # though what is open may still be written to
+        if not os.access(self.path, os.W_OK):  # SQLite could still write through its open file
             raise sqlite3.OperationalError("attempt to write a readonly database")
 
-    def _check_there(self) -> None:
-        """Whether the file is still the one that was opened."""
+    def _check_identity(self) -> None:
+        """Check that the path still names the file that was opened."""
         for file, opened in self._opened.items():
             if _identity(file) != opened:
                 raise QueueLostError(
-                    f"{file} was replaced while it was in use: start again; {_KEPT}"
+                    f"{file} was replaced while it was in use: start again; {_REASSURANCE}"
                 )
         if self._opened and _stat(self.path).st_size == 0:
             raise sqlite3.DatabaseError("it is empty")
 
     @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        """SQLite's errors in one line, and a way out."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Translate SQLite's errors into one line each, with a remedy."""
         try:
             yield
         except sqlite3.ProgrammingError as error:
             raise EngineError(f"{self.path} was closed: the batch is ending") from error
         except sqlite3.DatabaseError as error:
-            raise self._told(error) from error
+            raise self._queue_error(error) from error
 
-    def _told(self, error: sqlite3.DatabaseError) -> QueueError:
-        said = one_line(error)
+    def _queue_error(self, error: sqlite3.DatabaseError) -> QueueError:
+        message = one_line(error)
         if isinstance(error, sqlite3.OperationalError):
-            if "locked" in said:
+            if "locked" in message:
                 self._busy_at = time.monotonic()
                 return QueueBusyError(
-                    f"{self.path} cannot be written now ({said}): see which process holds it, or "
-                    "try again later"
+                    f"{self.path} cannot be written now ({message}): see which process holds it, "
+                    "or try again later"
                 )
-            if any(words in said for words in _OF_THE_SYSTEM):
+            if any(words in message for words in _SYSTEM_ERRORS):
                 self._write_failed = True
-                way_out = "free some space, or see to its disk"
-                if "readonly" in said or "unable to open" in said:
-                    way_out = "make it and its folder writable"
+                remedy = "free some space, or check its disk"
+                if "readonly" in message or "unable to open" in message:
+                    remedy = "make it and its folder writable"
                 return QueueError(
-                    f"{self.path} cannot be used ({said}): {way_out}; what is rendered is kept, "
+                    f"{self.path} cannot be used ({message}): {remedy}; finished videos are kept, "
                     "and the same command goes on"
                 )
-        self._damage = said
+        self._damage = message
         return QueueLostError(
-            f"{self.path} is damaged ({said}): move it away and start again; {_KEPT}"
+            f"{self.path} is damaged ({message}): move it away and start again; {_REASSURANCE}"
         )
 
 
-_KEPT = "what is rendered stays, and is known by its .json"
+_REASSURANCE = "finished videos are kept, and are recognized by their .json"
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -351,7 +353,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written to."""
+    """Modification time and size: they change with each write to the file."""
     stat = _stat(path)
     return stat.st_mtime_ns, stat.st_size
 
@@ -360,8 +362,10 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return os.stat(path)
     except FileNotFoundError as error:
-        raise QueueLostError(f"{path} is gone: move it back, or start again; {_KEPT}") from error
+        raise QueueLostError(
+            f"{path} is gone: move it back, or start again; {_REASSURANCE}"
+        ) from error
     except OSError as error:
         raise QueueLostError(
-            f"{path} cannot be seen ({error.strerror}): mend that, or start again; {_KEPT}"
+            f"{path} cannot be seen ({error.strerror}): mend that, or start again; {_REASSURANCE}"
         ) from error

@@ -1,4 +1,4 @@
-"""The tables of a queue's file, and how such a file is made."""
+"""The schema of the queue's file, its migrations, and its creation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from longtake.files.atomic import flush_to_disk, partial_path, writing
 
 VERSION = 2
-BESIDE = ("-wal", "-shm")
-"""Suffixes of what SQLite keeps beside the file that is in use: its log, and the log's index."""
+WAL_SUFFIXES = ("-wal", "-shm")
+"""Suffixes of the files next to an open database: the write-ahead log and its index."""
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY,
@@ -57,26 +57,25 @@ ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0
 """,
 }
-"""What brings a file of an earlier version to the next one."""
+"""SQL that migrates a file from each version to the next."""
 
 
 def create_file(path: Path) -> None:
-    """Make the file if there is none; it appears under its name once it is whole.
+    """Create the file if there is none. It appears at its path only once it is complete.
 
-    What SQLite left beside an earlier file of that name is renamed: it would take it for the new
-    one's log.
+    Logs left by an earlier file of that name are renamed: SQLite would apply them to the new one.
     """
     with writing(path):
         folder, partial = os.open(path.parent, os.O_RDONLY), partial_path(path)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            fcntl.flock(folder, fcntl.LOCK_EX)  # released on close
             if path.exists():
                 return
             with closing(sqlite3.connect(partial)) as connection:
                 connection.executescript(
                     f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
                 )
-            for suffix in (*BESIDE, "-journal"):
+            for suffix in (*WAL_SUFFIXES, "-journal"):
                 with suppress(FileNotFoundError):
                     os.replace(f"{path}{suffix}", f"{path}.left{suffix}")
             os.replace(partial, path)

@@ -1,1 +1,1 @@
-"""Renders queued jobs, and writes their files."""
+"""Renders queued jobs and writes their files."""

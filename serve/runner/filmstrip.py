@@ -1,4 +1,4 @@
-"""Small copies of some frames of a video side by side, as they are decoded."""
+"""Thumbnails of some frames of a video, side by side, made while the video is decoded."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ _HEIGHT_PX = 120
 
 
 class Filmstrip:
-    """A sink that hands all on to another, and keeps small copies of the first frame, the last, and
-    some between them.
+    """A sink that forwards to another sink and keeps thumbnails of evenly spaced frames.
 
     Args:
-        sink: that takes it.
-        num_frames: of each video.
-        show: is told of each copy, with a JPEG of those that there are.
-        count: of copies, at most.
+        sink: The sink to forward to.
+        num_frames: Number of frames of each video.
+        show: Called with a JPEG of the thumbnails so far, after each new one.
+        count: Maximum number of thumbnails; the first and the last frame are among them.
     """
 
     def __init__(
@@ -40,11 +39,11 @@ class Filmstrip:
         self._pictures: dict[int, Image.Image] = {}
 
     def latents(self, latents: Array) -> None:
-        """Hand them on."""
+        """Forward the latents."""
         self._sink.latents(latents)
 
     def frame(self, video: int, index: int, frame: Array) -> None:
-        """Hand it on."""
+        """Forward a frame, and keep a thumbnail of it if it is one of those wanted."""
         self._sink.frame(video, index, frame)
         if video == 0 and index in self._wanted:
             values = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
@@ -54,10 +53,11 @@ class Filmstrip:
             self._show(self._jpeg())
 
     def save(self, path: Path, partial: Path) -> None:
-        """Write them as a JPEG; nothing where there were no frames.
+        """Write the thumbnails as a JPEG. Without frames, an earlier file is removed.
 
         Args:
-            partial: where it stands until it is whole.
+            path: Path of the JPEG.
+            partial: Path of the file until it is complete.
         """
         if self._pictures:
             write_atomically(path, self._jpeg(), partial=partial)
@@ -77,11 +77,11 @@ class Filmstrip:
 
 
 def middle_frame(strip: bytes, shape: float) -> bytes:
-    """The middle one of the frames of a strip.
+    """The middle thumbnail of a filmstrip, as a JPEG.
 
     Args:
-        strip: a JPEG.
-        shape: width over height of a frame.
+        strip: The filmstrip, a JPEG.
+        shape: Width over height of a frame.
     """
     with Image.open(io.BytesIO(strip), formats=("JPEG",)) as picture:
         width = max(1, round(shape * picture.height))

@@ -1,5 +1,4 @@
-"""What one process has for itself in a folder of outputs: a place for what its ranks print and for
-files that are not whole; and, of a server, all of it."""
+"""The folders of one process inside an output folder, and the lock of a server on all of it."""
 
 from __future__ import annotations
 
@@ -23,26 +22,27 @@ from longtake.serve.queue.process_identity import Owner
 logger = logging.getLogger(__name__)
 
 _OWNER = "owner.json"
-_OF_A_PROCESS = re.compile(r"\d+-\d+", re.ASCII)
-_BEING_MADE_S = 60.0
-_OF_WORK = ("ranks", "snapshots", "strips")
-_FILES_OF_WORK = ("jobs.sqlite", "serve.lock")
+_SCRATCH_NAME = re.compile(r"\d+-\d+", re.ASCII)
+_CREATION_GRACE_S = 60.0
+_WORK_SUBFOLDERS = ("ranks", "snapshots", "strips")
+_WORK_FILES = ("jobs.sqlite", "serve.lock")
 
 
 def prepare_folder(named: str, folder: Path, *parts: str) -> None:
-    """Make a folder of outputs, and those in it, and write something into each.
+    """Create an output folder and its subfolders, and check that each can be written to.
 
     Args:
-        named: what the user calls it, for the error.
-        parts: folders in it, beside those that the queue needs.
+        named: The option that names the folder, for the error message.
+        folder: The output folder.
+        parts: Subfolders to create besides those that the queue needs.
 
     Raises:
-        RequestError: one cannot be made or written to, or its disk is full. What was made by then
-            is removed.
+        RequestError: A folder cannot be created or written to, or its disk is full. The folders
+            created until then are removed.
     """
     work = folder / WORK_FOLDER
     made: list[Path] = []
-    inside = [*(folder / part for part in parts), work, *(work / part for part in _OF_WORK)]
+    inside = [*(folder / part for part in parts), work, *(work / part for part in _WORK_SUBFOLDERS)]
     try:
         for path in (folder, *inside):
             new = [each for each in (path, *path.parents) if not os.path.lexists(each)]
@@ -52,7 +52,7 @@ def prepare_folder(named: str, folder: Path, *parts: str) -> None:
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             probe(path)
-        for path in (work / file for file in _FILES_OF_WORK):
+        for path in (work / file for file in _WORK_FILES):
             if os.path.lexists(path) and not (path.is_file() and os.access(path, os.W_OK)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -66,10 +66,13 @@ def prepare_folder(named: str, folder: Path, *parts: str) -> None:
 
 
 def lock_folder(folder: Path) -> IO[str]:
-    """A lock on a folder, until it is closed or this process ends.
+    """Lock a folder for one server.
+
+    Returns:
+        A file; the lock holds until it is closed or the process ends.
 
     Raises:
-        RequestError: another server has it.
+        RequestError: Another server holds the lock.
     """
     path = folder / WORK_FOLDER / "serve.lock"
     with writing(path):
@@ -86,8 +89,10 @@ def lock_folder(folder: Path) -> IO[str]:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder for what ranks print and for files that are not whole; those of processes that have
-    ended are removed."""
+    """A folder for the logs of ranks and for partial files, removed at the end.
+
+    Scratch folders of processes that have ended are removed, too.
+    """
     parent = folder / WORK_FOLDER / "ranks"
     here = Owner.this_process()
     own = parent / f"{here.pid}-{here.started}"
@@ -95,8 +100,8 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         own.mkdir(parents=True, exist_ok=True)
         (own / _OWNER).write_text(here.model_dump_json())
     for other in parent.iterdir():
-        if _OF_A_PROCESS.fullmatch(other.name) and _is_left(other, here):
-            logger.debug("%s is of a process that has ended, and is removed", other)
+        if _SCRATCH_NAME.fullmatch(other.name) and _is_abandoned(other, here):
+            logger.debug("removing %s, left by a process that has ended", other)
             shutil.rmtree(other, ignore_errors=True)
     try:
         yield own
@@ -104,13 +109,13 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _is_left(scratch: Path, here: Owner) -> bool:
-    """Whether the process that made such a folder has ended."""
+def _is_abandoned(scratch: Path, here: Owner) -> bool:
+    """Whether the process that made a scratch folder has ended."""
     try:
         return bool(Owner.model_validate_json((scratch / _OWNER).read_text()).ended(here))
     except ValueError:  # the disk was full
         return True
-    except OSError:  # it is being made, or was being removed
+    except OSError:  # the folder is being created or removed
         with suppress(OSError):
-            return time.time() - scratch.stat().st_mtime > _BEING_MADE_S
+            return time.time() - scratch.stat().st_mtime > _CREATION_GRACE_S
         return False

@@ -1,4 +1,4 @@
-"""longtake batch: a file of shots, rendered into a folder."""
+"""longtake batch: renders a shots file into a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from longtake.cli.commands.dry_run import planned, show
+from longtake.cli.commands.dry_run import plan_shots, show
 from longtake.cli.settings import engine_config, given_values
 from longtake.cli.terminal import View
 from longtake.configs.batch import BatchConfig
@@ -16,13 +16,13 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
-from longtake.serve.batch.shot_file import ShotFile, of_replicas
+from longtake.serve.batch.shot_file import ShotFile, replica_configs
 
 EXIT_SOME_LEFT = 1
 
 
 def run(options: dict[str, Any], view: View) -> int:
-    """Render what the file asks for; returns 1 where some of it failed or was cancelled."""
+    """Render the shots of a file. Returns 1 if some failed or were cancelled."""
     if TorchrunPlace.is_set():
         raise RequestError("batch under torchrun: it starts its ranks itself; pass --devices")
     values = given_values(options)
@@ -41,12 +41,12 @@ def run(options: dict[str, Any], view: View) -> int:
     config: EngineConfig = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
     settings = BatchConfig(**parts[BatchConfig])
-    how_often = SnapshotConfig(**parts[SnapshotConfig])
+    snapshots = SnapshotConfig(**parts[SnapshotConfig])
     if settings.dry_run:
         outline = EngineOutline(config)
-        of_replicas(outline.config, settings.replicas)
+        replica_configs(outline.config, settings.replicas)
         file = ShotFile(source, folder, outline, defaults)
-        shots = planned(file.shots(), outline.layouts, as_json=options["json"])
+        shots = plan_shots(file.shots(), outline.layouts, as_json=options["json"])
         if not shots:
             raise RequestError(f"{source} has no shots")
         view.close()
@@ -54,13 +54,13 @@ def run(options: dict[str, Any], view: View) -> int:
         return 0
 
     # These import torch.
-    from longtake.cli.commands.batch_view import batch_view_of
+    from longtake.cli.commands.batch_view import make_batch_view
     from longtake.serve.batch.batch import Batch
 
-    batch = Batch(source, folder, config, settings, how_often, defaults)
+    batch = Batch(source, folder, config, settings, snapshots, defaults)
     found = batch.check()
-    view.close()  # a batch has a view of its own
-    with batch_view_of(quiet=options["quiet"], as_json=options["json"]) as table:
+    view.close()  # the batch view takes over
+    with make_batch_view(quiet=options["quiet"], as_json=options["json"]) as table:
         table.expect([shot.id for shot in found])
         try:
             jobs = batch.run(found, table)

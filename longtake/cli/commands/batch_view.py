@@ -1,4 +1,4 @@
-"""What longtake batch shows: a table that changes, plain lines, JSON, or nothing."""
+"""The output of longtake batch: a live table, plain lines, JSON, or nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Running:
 
 
 class BatchView(Display, BatchWatcher):
-    """Shows nothing but what went wrong; the others show more. Threads may share it."""
+    """Shows failures only; subclasses show more. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -50,18 +50,18 @@ class BatchView(Display, BatchWatcher):
         self.reports: list[Path] = []
 
     def expect(self, jobs: Sequence[str]) -> None:
-        """These are the jobs, as far as they are known."""
+        """Add jobs to the count, as queued."""
         with self._lock:
             for job in jobs:
                 self._states.setdefault(job, "queued")
 
     def progress(self, job: str, progress: Progress) -> None:
-        """A job got on."""
+        """A job made progress."""
         with self._lock:
             self._running.setdefault(job, _Running(time.monotonic())).progress = progress
 
     def state(self, job: str, state: State, text: str) -> None:
-        """A job is in another state."""
+        """A job changed its state."""
         with self._lock:
             self._states[job] = state
             if state == "running":
@@ -71,13 +71,13 @@ class BatchView(Display, BatchWatcher):
             self._changed(job, state, text)
 
     def _changed(self, job: str, state: State, text: str) -> None:
-        """Show that; under the lock."""
+        """Show a change of state. Called under the lock."""
 
     def note(self, text: str) -> None:
-        """Something that is worth a line."""
+        """A message for the user."""
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
-        """It is over."""
+        """The batch has ended; list the failures."""
         self.reports += reports
         for job in jobs:
             if job.state == "failed":
@@ -91,19 +91,19 @@ class BatchView(Display, BatchWatcher):
 
 
 class _Lines(BatchView):
-    """A line a change, for logs."""
+    """One line per change, for logs."""
 
     def note(self, text: str) -> None:
         with self._lock:
             print_line(text, sys.stderr)
 
     def _changed(self, job: str, state: State, text: str) -> None:
-        said = f": {text}" if text else ""
-        print_line(f"{job}: {state}{said.partition(chr(10))[0]} ({self._counted()})", sys.stderr)
+        reason = f": {text}" if text else ""
+        print_line(f"{job}: {state}{reason.partition(chr(10))[0]} ({self._counted()})", sys.stderr)
 
     def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
         self.close()
-        looked_at = sorted(jobs, key=lambda job: job.state == "done")  # what is not done first
+        listed = sorted(jobs, key=lambda job: job.state == "done")  # unfinished jobs first
         rows = [
             (
                 job.id,
@@ -113,7 +113,7 @@ class _Lines(BatchView):
                 job.output,
                 job.error.partition("\n")[0],
             )
-            for job in looked_at[:_LISTED]
+            for job in listed[:_LISTED]
         ]
         print_line("\n".join(_TABLE.lines(rows)), sys.stdout)
         if len(jobs) > _LISTED:
@@ -125,7 +125,7 @@ class _Lines(BatchView):
 
 
 class _Json(BatchView):
-    """An event a line on stdout, for scripts."""
+    """One JSON event per line on stdout, for scripts."""
 
     def progress(self, job: str, progress: Progress) -> None:
         self._print({"event": "progress", "id": job, **asdict(progress)})
@@ -148,7 +148,7 @@ class _Json(BatchView):
 
 
 class _Table(_Lines):
-    """A table on a terminal: what runs, how far it is, and the last things that were said."""
+    """A live table on a terminal: running jobs, their progress, and the latest messages."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -191,8 +191,8 @@ class _Table(_Lines):
             return Group(Text(self._counted(), style="bold"), table, *notes)
 
 
-def batch_view_of(*, quiet: bool, as_json: bool) -> BatchView:
-    """The view that was asked for, or that suits where the output goes."""
+def make_batch_view(*, quiet: bool, as_json: bool) -> BatchView:
+    """The view for the given options and the kind of output."""
     if as_json:
         return _Json()
     if quiet:

@@ -1,4 +1,4 @@
-"""What longtake batch --dry-run shows: every shot, and how long it takes by the plan."""
+"""longtake batch --dry-run: lists the shots and their predicted durations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.serve.batch.shot_checker import Shot
 
 _TABLE = Table(("id", "output", "size", "frames", "about"), ("id", "output"), ("output",))
-_AT_A_TIME = 1000
-"""Lines that are printed together."""
+_CHUNK = 1000
+"""Number of lines printed at once."""
 
 
-class Planned(NamedTuple):
-    """What is kept of a shot, of which there may be many.
+class PlannedShot(NamedTuple):
+    """The printable part of a shot; a file may have very many.
 
     Attributes:
-        cells: of its row in the table.
-        seconds: that it takes by the plan, once the model is loaded.
-        event: in JSON; empty if that is not asked for.
+        cells: Cells of the row in the table.
+        seconds: Predicted duration in seconds, without loading the model.
+        event: The shot as JSON; empty if not requested.
     """
 
     cells: tuple[str, ...]
@@ -31,39 +31,43 @@ class Planned(NamedTuple):
     event: str
 
 
-def planned(shots: Iterable[Shot], layouts: LayoutChooser, *, as_json: bool) -> list[Planned]:
-    """The plan of each shot."""
+def plan_shots(
+    shots: Iterable[Shot], layouts: LayoutChooser, *, as_json: bool
+) -> list[PlannedShot]:
+    """Predict the duration of each shot."""
     found = []
     for shot in shots:
         request, seconds = shot.request, layouts.predicted(shot.request).rendering_s
         size, frames = f"{request.width}x{request.height}", str(request.num_frames)
         cells = shot.id, shot.output, *map(sys.intern, (size, frames, format_duration(seconds)))
-        found.append(Planned(cells, seconds, _event(shot, seconds) if as_json else ""))
+        found.append(PlannedShot(cells, seconds, _event(shot, seconds) if as_json else ""))
     return found
 
 
-def show(shots: Sequence[Planned], replicas: int, *, quiet: bool, as_json: bool) -> None:
-    """Print the plan of each shot, and what they take together."""
+def show(shots: Sequence[PlannedShot], replicas: int, *, quiet: bool, as_json: bool) -> None:
+    """Print the predictions and the total duration."""
     if as_json:
-        _say_all(each.event for each in shots)
+        _print_all(each.event for each in shots)
     elif not quiet:
-        _say_all(_TABLE.lines([each.cells for each in shots]))
+        _print_all(_TABLE.lines([each.cells for each in shots]))
         total = sum(each.seconds for each in shots) / min(replicas, len(shots))
         count = f"{len(shots)} shot{'s' if len(shots) != 1 else ''}"
         print_line(f"{count}, about {format_duration(total)} once the model is loaded", sys.stdout)
 
 
 def _event(shot: Shot, seconds: float) -> str:
-    told = {"id": shot.id, "output": shot.output, "seconds": seconds}
-    return json.dumps({"event": "planned", **told, "request": shot.request.model_dump(mode="json")})
+    values = {"id": shot.id, "output": shot.output, "seconds": seconds}
+    return json.dumps(
+        {"event": "planned", **values, "request": shot.request.model_dump(mode="json")}
+    )
 
 
-def _say_all(lines: Iterable[str]) -> None:
-    held: list[str] = []
+def _print_all(lines: Iterable[str]) -> None:
+    chunk: list[str] = []
     for line in lines:
-        held.append(line)
-        if len(held) >= _AT_A_TIME:
-            print_line("\n".join(held), sys.stdout)
-            held.clear()
-    if held:
-        print_line("\n".join(held), sys.stdout)
+        chunk.append(line)
+        if len(chunk) >= _CHUNK:
+            print_line("\n".join(chunk), sys.stdout)
+            chunk.clear()
+    if chunk:
+        print_line("\n".join(chunk), sys.stdout)

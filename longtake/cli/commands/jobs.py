@@ -1,4 +1,4 @@
-"""longtake jobs: what a batch renders in a folder, and what became of it."""
+"""longtake jobs: lists, shows, cancels and retries the jobs of an output folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BUSY_S = 5.0
 
 
 def run(options: dict[str, Any], view: View) -> None:
-    """Do what the options ask for, and print it."""
+    """Run the requested action and print its result."""
     action, ids = options["action"], options["ids"]
     folder = Path(os.path.expanduser(options["folder"]))
     if action not in _ACTIONS:
@@ -42,9 +42,9 @@ def run(options: dict[str, Any], view: View) -> None:
         raise RequestError(f"jobs list takes no ids: longtake jobs show {folder} {' '.join(ids)}")
     with JobStore(folder, read_only=action in ("list", "show"), busy_s=_BUSY_S) as store:
         if action == "list":
-            lines = _listed(store.jobs(), options["json"])
+            lines = _list_lines(store.jobs(), options["json"])
         elif action == "show":
-            lines = [_shown(store, name, options["json"]) for name in ids]
+            lines = [_describe(store, name, options["json"]) for name in ids]
         elif action == "cancel":
             ended = store.cancel(ids, time.time())
             lines = [
@@ -59,7 +59,7 @@ def run(options: dict[str, Any], view: View) -> None:
         print_line(line, sys.stdout)
 
 
-def _listed(jobs: list[JobRecord], as_json: bool) -> list[str]:
+def _list_lines(jobs: list[JobRecord], as_json: bool) -> list[str]:
     if as_json:
         return [json.dumps(_as_json(job)) for job in jobs]
     rows = [
@@ -78,7 +78,7 @@ def _listed(jobs: list[JobRecord], as_json: bool) -> list[str]:
     return list(_TABLE.lines(rows))
 
 
-def _shown(store: JobStore, name: str, as_json: bool) -> str:
+def _describe(store: JobStore, name: str, as_json: bool) -> str:
     job, events = store.job(name), store.events(name)
     if as_json:
         return json.dumps({**_as_json(job), "events": [asdict(event) for event in events]})
