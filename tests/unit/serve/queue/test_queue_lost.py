@@ -201,7 +201,7 @@ def created(client: TestClient, key: str) -> Any:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(service_module, "_CLEAN_UP_EVERY_S", 0.1)
-    monkeypatch.setattr(queue_watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(queue_watch, "_PERIOD_S", 0.05)
     monkeypatch.setattr(service_module, "_LOCK_TIMEOUT_S", 1.0)
     return lambda: gray_server(monkeypatch, tmp_path)
 
