@@ -1,4 +1,4 @@
-"""Rows of a file of shots, checked: what each renders, and where it goes."""
+"""Checks the rows of a shots file and resolves them into shots."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from longtake.serve.runner.outputs import (
 )
 
 _ENCODER = json.JSONEncoder(sort_keys=True)
-_LONGEST_NAME = 200
-_OF_A_ROW = ("id", "output")
-_FIELDS = (*VideoRequest.model_fields, *_OF_A_ROW)
+_MAX_NAME_BYTES = 200
+_ROW_FIELDS = ("id", "output")
+_FIELDS = (*VideoRequest.model_fields, *_ROW_FIELDS)
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A row that can be rendered.
+    """A valid row.
 
     Attributes:
-        line: of the file.
-        id: its own, or of its content.
-        output: path in the folder of outputs.
-        request: with nothing left out.
-        fingerprint: of the row and of all else that its output follows from.
+        line: Line of the row in the file.
+        id: ID of the row; derived from its content if it has none.
+        output: Output path, relative to the output folder.
+        request: The resolved request.
+        fingerprint: Digest of everything that determines the output.
     """
 
     line: int
@@ -66,10 +66,10 @@ class ShotChecker:
     """Checks rows against a model, a folder, and each other.
 
     Args:
-        engine: that will render them; nothing is loaded.
-        folder: of the outputs.
-        source: the file; pictures are named from its folder.
-        defaults: fields of a request that a row need not name.
+        engine: The engine that will render the shots; nothing is loaded.
+        folder: Output folder.
+        source: Path of the shots file; picture paths are relative to its folder.
+        defaults: Request fields for rows that leave them out.
     """
 
     def __init__(
@@ -88,10 +88,11 @@ class ShotChecker:
     def check(
         self, rows: Iterable[Row], known: Mapping[str, JobRecord]
     ) -> Iterator[Shot | InvalidRow]:
-        """The shot of each row, or why it is none.
+        """Yield the shot of each row, or the reason why it is invalid.
 
         Args:
-            known: jobs that the folder's queue holds already, by id.
+            rows: Rows of the file.
+            known: Jobs in the folder's queue, by ID.
         """
         taken = _Taken(self._folder)
         self._known = known
@@ -110,27 +111,27 @@ class ShotChecker:
 
     def _checked(self, row: Row, taken: _Taken) -> Shot:
         values = as_fields(row.values)
-        own = {name: values.pop(name) for name in _OF_A_ROW if name in values}
+        own = {name: values.pop(name) for name in _ROW_FIELDS if name in values}
         if not {"prompt"} <= values.keys() | self._defaults.keys():
             raise RequestError("has no prompt")
-        name = _checked_id(own["id"]) if "id" in own else _id_of(values, taken.ids)
+        name = _checked_id(own["id"]) if "id" in own else _derived_id(values, taken.ids)
         output = str(own.get("output", f"{name}.mp4"))
-        if "image" in values:  # as a folder would be by a shell's cd
+        if "image" in values:  # a ~ is expanded as by a shell
             values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
-        asked = {**merge_fields(self._defaults, values), "output_type": output_type(Path(output))}
+        fields = {**merge_fields(self._defaults, values), "output_type": output_type(Path(output))}
         try:
-            request = VideoRequest.model_validate(asked)
+            request = VideoRequest.model_validate(fields)
         except ValidationError as error:
             raise RequestError(one_line(error, _FIELDS)) from error
         resolved = self._engine.resolve(request)
-        told = {
+        determinants = {
             "request": request.model_dump(mode="json", exclude=request.new_fields_at_default),
             "image": resolved.image_sha256,
             "output": output,
             "engine": self._engine_part,
         }
-        shot = Shot(row.line, name, output, resolved, _digest(told))
-        if self._is_known(shot):  # what was drawn for it, or the date then, may be in its name
+        shot = Shot(row.line, name, output, resolved, _digest(determinants))
+        if self._is_known(shot):  # its name may contain the date or the seed drawn at that time
             output = self._known[name].output
         elif "output" in own:
             output = fill_placeholders(output, self._values_of(shot))
@@ -138,7 +139,7 @@ class ShotChecker:
         return replace(shot, output=str(PurePosixPath(output)))
 
     def _values_of(self, shot: Shot) -> dict[str, str]:
-        """What can be filled into the name of its output."""
+        """Values for the placeholders of an output name."""
         request = shot.request
         return placeholder_values(
             seed=request.seed,
@@ -148,26 +149,26 @@ class ShotChecker:
         )
 
     def _is_known(self, shot: Shot) -> bool:
-        """Whether the queue holds this very shot."""
+        """Whether the queue holds this shot, unchanged."""
         known = self._known.get(shot.id)
         return known is not None and known.fingerprint == shot.fingerprint
 
     def _place(self, output: str) -> None:
-        """Refuse an output that goes elsewhere than into the folder."""
+        """Refuse an output path that is invalid or outside of the folder."""
         pure = PurePosixPath(output)
         path = self._folder / pure
         if not output or "\0" in output or pure.name in ("", ".."):
             raise RequestError(f"output={output!r} is no name of a file")
         if pure.is_absolute() or ".." in pure.parts or not self._stays_inside(path.parent):
             raise RequestError(f"output={output!r} leaves {self._folder}: name a path inside of it")
-        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in pure.parts):
-            raise RequestError(f"output={output[:60]!r}...: {_LONGEST_NAME} bytes a name at most")
+        if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in pure.parts):
+            raise RequestError(f"output={output[:60]!r}...: {_MAX_NAME_BYTES} bytes a name at most")
         if pure.parts[0] == WORK_FOLDER:
             raise RequestError(f"output={output!r}: {WORK_FOLDER} is the batch's own")
         check_index(PurePosixPath(output))
 
     def _check_place(self, shot: Shot, taken: _Taken) -> None:
-        """Refuse a shot that cannot be written where it goes, or would replace another's file."""
+        """Refuse a shot whose files cannot be written, or would replace a foreign file."""
         path, request = self._folder / shot.output, shot.request
         there = [each for each in written_paths(path, request.num_videos) if taken.is_there(each)]
         for each in there:
@@ -184,11 +185,13 @@ class ShotChecker:
 
 
 class _Taken:
-    """The names that rows have taken so far, with the line of each: of shots, of files, and of
-    folders that files are in.
+    """IDs, files and folders used by the rows so far, each with its line.
 
     Args:
-        folder: of the outputs.
+        folder: Output folder.
+
+    Attributes:
+        ids: Line of each ID.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -199,10 +202,10 @@ class _Taken:
         self._folders: dict[str, int] = {}
 
     def add(self, shot: Shot) -> None:
-        """Take a shot's names.
+        """Record the ID and the files of a shot.
 
         Raises:
-            RequestError: one is taken: by another row, or by what is no output.
+            RequestError: One is used by another row or reserved.
         """
         if shot.id in self.ids:
             raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
@@ -217,7 +220,7 @@ class _Taken:
         self._folders.update(dict.fromkeys(folders, shot.line))
 
     def is_there(self, path: Path) -> bool:
-        """Whether something stands at a name already; by one look at all of its folder."""
+        """Whether a path exists. Each folder is listed only once."""
         found = self._there.get(path.parent)
         if found is None:
             found = frozenset()
@@ -239,12 +242,12 @@ class _Taken:
 
 @cache
 def _folders_of(parent: Path) -> list[str]:
-    """A folder of outputs, and those around it."""
+    """A folder and its parents, sorted."""
     return sorted(str(each) for each in (parent, *parent.parents) if each.parts)
 
 
 def _unwritable(folder: Path) -> str:
-    """Why nothing can be written into a folder, which is made if it is not there; else empty."""
+    """Why a folder, possibly still to be created, cannot be written to; empty if it can."""
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
@@ -256,14 +259,16 @@ def _checked_id(name: object) -> str:
     text = str(name) if isinstance(name, str | int | float) else ""
     if not text.strip() or text.startswith(".") or "/" in text or not text.isprintable():
         raise RequestError(f"id={name!r} must be a word that can be a file's name")
-    if len(text.encode()) > _LONGEST_NAME // 2:
-        raise RequestError(f"id={text[:60]!r}...: {_LONGEST_NAME // 2} bytes at most")
+    if len(text.encode()) > _MAX_NAME_BYTES // 2:
+        raise RequestError(f"id={text[:60]!r}...: {_MAX_NAME_BYTES // 2} bytes at most")
     return text
 
 
-def _id_of(values: dict[str, Any], ids: dict[str, int]) -> str:
-    """Of a row without one: some words of its prompt, and a digest of it, so that it stays the same
-    when other rows come before it. Rows that are alike are counted."""
+def _derived_id(values: dict[str, Any], ids: dict[str, int]) -> str:
+    """An ID for a row without one: words of its prompt and a digest of its values.
+
+    It does not depend on the other rows. Equal rows are numbered.
+    """
     name = request_id(values)
     number, counted = 1, name
     while counted in ids:

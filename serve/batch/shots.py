@@ -1,6 +1,6 @@
-"""Files of shots: JSON lines, CSV, plain text or YAML; read row by row, each with its line.
+"""Reads shots files (JSON Lines, CSV, plain text, YAML) into rows with line numbers.
 
-A row that cannot be read is told, and does not hide the others.
+An invalid row is reported and does not hide the others.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from longtake.errors import RequestError, is_utf8, one_line
 MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
 MAX_ROWS = 100_000
-_LISTS = ("sigmas", "decode_tile_size", "decode_tile_stride")
-"""Fields of several values, which a cell of text holds with blanks between."""
+_LIST_FIELDS = ("sigmas", "decode_tile_size", "decode_tile_stride")
+"""Fields with several values, which a text cell separates by blanks or commas."""
 
 _NO_UTF8 = "is not UTF-8: save the file in that encoding"
 
 
 _Place = tuple[str, int]
-"""A field, and the line on which its value stands."""
+"""A field and the line of its value."""
 
 _Choice = tuple[Any, _Place]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One shot as it stands in a file.
+    """One row of a shots file, not checked yet.
 
     Attributes:
-        line: where it begins, counted from 1.
-        values: by the name of the field.
-        sources: mappings of YAML that its values are from, the one that counts most first.
-        chosen: of a product.
+        line: First line, counted from 1.
+        values: Values by field name.
+        sources: YAML mappings that the values come from, in order of precedence.
+        chosen: Fields whose values were chosen by a product, with their lines.
     """
 
     line: int
@@ -58,7 +58,7 @@ class Row:
     chosen: tuple[_Place, ...] = ()
 
     def line_of(self, field: str) -> int:
-        """Where the value of a field stands, or what says it in other words."""
+        """The line of the value of a field, or of a field that implies it."""
         for name in (field, *SHORTHANDS_OF.get(field, ())):
             for chosen, line in self.chosen:
                 if chosen == name:
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class InvalidRow:
-    """A row that cannot be used, and why."""
+    """A row that cannot be rendered, and the reason."""
 
     line: int
     reason: str
@@ -81,7 +81,7 @@ class InvalidRow:
 
 
 class _BadRowError(Exception):
-    """Raised where a row is found to be of no use."""
+    """Raised while a row is parsed, if it is invalid."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -92,13 +92,13 @@ Rows = tuple[list[Row], list[InvalidRow]]
 
 
 def read_shots(path: Path) -> Rows:
-    """Read a file of shots.
+    """Read a shots file.
 
     Returns:
-        Its rows, and what of it is none.
+        The rows, and the invalid rows in the order of their lines.
 
     Raises:
-        RequestError: it cannot be read, is of no known kind, or far too large.
+        RequestError: The file cannot be read, has an unknown suffix, or is too large.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -106,7 +106,7 @@ def read_shots(path: Path) -> Rows:
             f"shots={str(path)!r} has the suffix {path.suffix!r}: use {', '.join(_READERS)}"
         )
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             raise RequestError(f"shots={str(path)!r} is no file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -117,7 +117,7 @@ def read_shots(path: Path) -> Rows:
         raise RequestError(
             f"shots={str(path)!r} is larger than {MAX_FILE_BYTES >> 20} MiB: split it"
         )
-    # What is no UTF-8 is told of the row that it stands in.
+    # Invalid UTF-8 is reported for the row that contains it.
     found, bad = reader(data.decode("utf-8-sig", "surrogateescape"))
     rows = []
     for row in found:
@@ -133,7 +133,7 @@ def read_shots(path: Path) -> Rows:
 
 
 def _each_line(text: str, row_of: Callable[[int, str], Row]) -> Rows:
-    """A row a line, but for those that are blank."""
+    """One row per line; blank lines are skipped."""
     rows: list[Row] = []
     bad: list[InvalidRow] = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -157,7 +157,7 @@ def _json_row(number: int, line: str) -> Row:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise _BadRowError(number, f"has {_first_twice(name for name, _ in pairs)} twice")
+            raise _BadRowError(number, f"has {_first_duplicate(name for name, _ in pairs)} twice")
         return found
 
     try:
@@ -174,7 +174,7 @@ def _txt(text: str) -> Rows:
 
 
 def _csv(text: str) -> Rows:
-    """A header, then a row a shot; a cell in quotes may hold commas, quotes and line breaks."""
+    """A header, then one row per shot. Quoted cells may contain commas, quotes and line breaks."""
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
@@ -202,8 +202,8 @@ def _csv(text: str) -> Rows:
 
 
 def _yaml(text: str) -> Rows:
-    """``defaults``, and a list of ``shots``; ``product`` in one, or beside them, gives every
-    combination of its lists."""
+    """``defaults`` and a list of ``shots``. A ``product``, of the file or of one shot, expands to
+    every combination of its lists."""
     if not is_utf8(text):
         broken = [n for n, line in enumerate(text.split("\n"), start=1) if not is_utf8(line)]
         return [], [InvalidRow(number, _NO_UTF8) for number in broken]
@@ -241,10 +241,13 @@ def _yaml_shots(document: Any) -> Rows:
 
 
 def _mapping(value: Any, line: int, what: str, *, deep: bool = True) -> Mapping:
-    """A mapping of fields, whose names are written as the fields' are; an empty one of nothing.
+    """A mapping with normalized field names; empty for a missing value.
 
     Args:
-        deep: nothing in it may be broken.
+        value: The value to check.
+        line: Line of the value.
+        what: Name of the value in error messages.
+        deep: Whether to refuse syntax errors inside the mapping, too.
     """
     if isinstance(value, InvalidValue) or deep:
         for broken in invalid_values(value):
@@ -321,8 +324,8 @@ _READERS: dict[str, Callable[[str], Rows]] = {
 }
 
 
-def _first_twice(names: Iterable[str]) -> str:
-    """The first name that was there before; empty if none was."""
+def _first_duplicate(names: Iterable[str]) -> str:
+    """The first name that occurs twice; empty if there is none."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -332,7 +335,7 @@ def _first_twice(names: Iterable[str]) -> str:
 
 
 def _unwritable(value: Any) -> str:
-    """Why a value cannot be written down again; empty if it can."""
+    """Why a value cannot be serialized; empty if it can."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -343,13 +346,13 @@ def _unwritable(value: Any) -> str:
 
 
 def as_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a row as a request takes them: none for what is left out, lists as lists."""
+    """The values of a row as request fields: names normalized, None left out, lists split."""
     named = {
         str(name).strip().replace("-", "_"): value
         for name, value in values.items()
         if value is not None
     }
-    for name in _LISTS:
+    for name in _LIST_FIELDS:
         if isinstance(text := named.get(name), str):
             named[name] = text.replace(",", " ").split()
     return named

@@ -19,7 +19,7 @@ class Fault:
     """The verdict on a fault.
 
     Attributes:
-        message: What the queue and the user are told.
+        message: Message for the queue and the user.
         count: Consecutive faults without progress, this one included.
         step: Denoising step from which the job can resume.
         low_memory: Whether to decode with minimal memory from now on.
