@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from longtake.configs.base import Dtype
 from longtake.configs.engine import EngineConfig
-from longtake.pipelines.spec import ModelSpec
 
 
 def compute_dtype_name(config: EngineConfig, device_type: str) -> Dtype:
@@ -19,14 +18,14 @@ def compute_dtype_name(config: EngineConfig, device_type: str) -> Dtype:
     return "bfloat16" if device_type == "cuda" else "float32"
 
 
-def vae_dtype_name(config: EngineConfig, spec: ModelSpec, device_type: str) -> Dtype:
+def vae_dtype_name(config: EngineConfig, model_dtype: Dtype | None, device_type: str) -> Dtype:
     """The dtype of the autoencoder: the configured one, else the model's, else the compute dtype.
 
     Args:
         config: The engine's configuration.
-        spec: The model's specification.
+        model_dtype: The dtype that the model names for its autoencoder, if it does.
         device_type: "cuda" or "cpu".
     """
     if config.vae_dtype != "auto":
         return config.vae_dtype
-    return spec.defaults.vae_dtype or compute_dtype_name(config, device_type)
+    return model_dtype or compute_dtype_name(config, device_type)

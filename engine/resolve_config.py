@@ -25,7 +25,7 @@ def resolve_config(
         "revision": checkpoint.revision,
         "device": device_type,
         "dtype": compute_dtype_name(config, device_type),
-        "vae_dtype": vae_dtype_name(config, spec, device_type),
+        "vae_dtype": vae_dtype_name(config, spec.defaults.vae_dtype, device_type),
     }
     if config.image_folder is not None:
         used["image_folder"] = config.image_folder.expanduser().absolute()

@@ -79,7 +79,7 @@ class Worker:
         checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = compute_dtype_name(config, world.device.type)
-        vae_dtype = vae_dtype_name(config, self._spec, world.device.type)
+        vae_dtype = vae_dtype_name(config, self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._pipeline = registry.load(

@@ -74,7 +74,7 @@ class PlanInput:
             hardware=hardware,
             request=request,
             dtype=compute_dtype_name(config, hardware.device),
-            vae_dtype=vae_dtype_name(config, spec, hardware.device),
+            vae_dtype=vae_dtype_name(config, spec.defaults.vae_dtype, hardware.device),
             text_tokens=text_tokens or spec.text_tokens(request),
             decode_ranks=decode_ranks,
         )
