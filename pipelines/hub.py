@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub: named files of a repository, each once."""
+"""Downloads named files of a repository from the Hugging Face hub, each once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
 
 
 def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
-    """Download some files of a repository, of those that it has.
+    """Download files of a repository; names that it does not have are ignored.
 
-    Without a network, what was downloaded before is used.
+    Without a network, earlier downloads are used.
 
     Args:
-        repository: ``owner/name``.
-        revision: branch, tag or commit; None is the newest.
+        repository: The hub id, ``owner/name``.
+        revision: Branch, tag or commit; None is the latest.
 
     Returns:
-        The folder that they are in, named after the commit.
+        The folder of the files, named after the commit.
 
     Raises:
-        ModelError: it is no hub id, or cannot be had.
+        ModelError: It is not a hub id, or cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -45,7 +45,7 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
         )
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
-    except Exception as error:  # the errors of its HTTP library, which differ by version, too
+    except Exception as error:  # errors of its HTTP library differ by version
         raise ModelError(
             f"there is no folder {repository}, and that cannot be had from the hub at revision "
             f"{revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
@@ -53,7 +53,7 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
 
 
 def listed_files(repository: str, commit: str) -> list[str] | None:
-    """The names of all files of a repository; None if the hub cannot be asked."""
+    """Names of all files of a repository; None if the hub is unreachable."""
     from huggingface_hub import HfApi, constants
 
     try:

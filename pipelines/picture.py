@@ -1,4 +1,4 @@
-"""A picture brought to the size of a video, and to what an autoencoder takes.
+"""Resizes a picture to the size of a video, and converts it to an autoencoder's input.
 
 Legend: H W pixels.
 """
@@ -23,7 +23,7 @@ _BLACK = (0, 0, 0)
 
 
 def fitted(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels:
-    """A picture in another size, by Lanczos' filter.
+    """Resize a picture with a Lanczos filter.
 
     Args:
         mode: ``crop`` keeps its middle, as much of it as has the shape that is asked for; ``pad``
@@ -49,5 +49,5 @@ def as_video(picture: torch.Tensor) -> torch.Tensor:
 
 
 def black(height: int, width: int) -> Pixels:
-    """A picture of nothing."""
+    """A black picture."""
     return np.zeros((height, width, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Where a rendering stands, as ranks say it."""
+"""The progress of a rendering, as ranks report it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a rendering stands.
+    """The progress of a rendering.
 
     Attributes:
-        phase: "loading", "text", "denoising", "decoding", "writing", or "waiting" for
+        phase: One of "loading", "text", "denoising", "decoding", "writing", or "waiting" for
             other ranks.
-        done: steps or tiles that are finished; on a GPU, that the device has finished.
-        total: of them; 0 where the phase has no parts.
-        detail: e.g. which component is loading, or that it is the picture that is encoded.
+        done: Number of finished steps or tiles; on a GPU, finished by the device.
+        total: Number of steps or tiles; 0 if the phase has none.
+        detail: For example the component that is loading.
     """
 
     phase: str
@@ -27,9 +27,9 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 StopRequested = Callable[[], bool]
-"""Says whether a rendering is to stop."""
+"""Returns whether the rendering should stop."""
 
 
 def never() -> bool:
-    """Nothing is to stop."""
+    """Never request a stop."""
     return False

@@ -1,4 +1,4 @@
-"""How much of a prompt a model reads."""
+"""Counts the tokens of a prompt, and those that a model uses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from longtake.configs.request import PromptTemplate
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Tokens of a prompt, without those of its template.
+    """Number of tokens of a prompt, excluding its template.
 
     Attributes:
-        used: tokens that are encoded, from the first on.
-        total: tokens that the prompt has.
+        used: Number of leading tokens that are encoded.
+        total: Number of tokens of the whole prompt.
     """
 
     used: int
@@ -24,11 +24,11 @@ class PromptTokens:
 def count_prompt_tokens(
     tokenizer: Any, prompt: str, template: PromptTemplate, max_tokens: int
 ) -> PromptTokens:
-    """Count the tokens of a prompt that are left when its template is cut to a length.
+    """Count the tokens of a prompt before and after truncation.
 
     Args:
-        tokenizer: of transformers.
-        max_tokens: tokens that are kept behind the template's ``crop_start``.
+        tokenizer: A tokenizer of transformers.
+        max_tokens: Most tokens kept after the template's ``crop_start``.
     """
     text, limit = template.template.format(prompt), template.crop_start + max_tokens
     begin = template.template.index("{}")

@@ -1,4 +1,4 @@
-"""Keeps libraries off the terminal, which is the caller's."""
+"""Silences libraries: the terminal belongs to the caller."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ _LIBRARIES = (diffusers_logging, transformers_logging)
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Run the enclosed lines with no log line and no progress bar of diffusers and transformers.
-    What goes wrong is still raised."""
+    """Disable log lines and progress bars of diffusers and transformers in the enclosed block."""
     levels = [library.get_verbosity() for library in _LIBRARIES]
     shown = [library.is_progress_bar_enabled() for library in _LIBRARIES]
     for library in _LIBRARIES:

@@ -1,4 +1,4 @@
-"""Where a denoising loop can be taken up again: what is kept of it, and when.
+"""Saves the state of a denoising loop, so that it can resume.
 
 Legend: B videos, C channels, F H W latent frames, height and width.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 MOST_OF_THE_TIME = 0.01
-"""What snapshots may cost of the denoising time, where nothing else was asked for."""
+"""Default share of the denoising time that snapshots may take."""
 
 _FIRST_GUESS_S = 0.02
 _BYTES_A_SECOND = 200e6
-"""What a snapshot is taken to cost before one was measured."""
+"""Assumed cost of a snapshot before one was measured."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Snapshots:
         self.failure = ""
 
     def begin(self, steps_done: int) -> None:
-        """The loop begins, after so many steps that were done before."""
+        """Called before the loop starts, with the number of steps done by an earlier run."""
         self._begun = self._last_at = self._clock()
         self._last_step = steps_done
 
     def due(self, done: int) -> bool:
-        """Whether the state after so many steps is to be kept."""
+        """Whether the state after step ``done`` should be saved."""
         steps, seconds, now = self._config.snapshot_steps, self._config.snapshot_s, self._clock()
         if steps is None and seconds is None:
             allowed_s = MOST_OF_THE_TIME * (now - self._begun)
@@ -96,14 +96,14 @@ class Snapshots:
         return by_steps or (seconds is not None and now - self._last_at >= seconds)
 
     def take(self, gather: Callable[[], LoopState]) -> None:
-        """Keep the state that ``gather`` brings together."""
+        """Save the state that ``gather`` returns, in the background."""
         with self._standing_still():
             state = gather()
             self._last_at, self._last_step = self._clock(), state.steps_done
             self._writing = self._thread.submit(self._write, state)
 
     def settle(self) -> None:
-        """Wait until what was kept is written."""
+        """Wait until the last snapshot is written."""
         if self._writing is None:
             return
         with self._standing_still():
@@ -117,7 +117,7 @@ class Snapshots:
         self._spent_before_s = self.seconds
 
     def close(self) -> None:
-        """Let go of the thread that writes, once it has written."""
+        """Wait for the last snapshot, then end the writing thread."""
         self.settle()
         self._thread.shutdown()
 

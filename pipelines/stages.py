@@ -1,4 +1,4 @@
-"""What a rank measures of a rendering, by stage."""
+"""Time and traffic of a rendering on one rank, by stage."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from longtake.parallel import count_traffic
 
 @dataclass
 class StageReport:
-    """What this rank measured, by stage: text, image, denoising, gathering, decoding.
+    """Measurements of one rank by stage: text, image, denoising, gathering, decoding.
 
     Attributes:
-        seconds: of each stage.
-        bytes_sent: to other ranks; "weights" are those that others fetched while denoising.
-        tiles_at_once: that are decoded at once, at most; 0 where nothing is decoded.
+        seconds: Duration of each stage.
+        bytes_sent: Bytes sent to other ranks; "weights" are split weights, while denoising.
+        tiles_at_once: Most tiles decoded at once; 0 if nothing is decoded.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class StageReport:
 
 @contextmanager
 def stage(report: StageReport, name: str) -> Iterator[None]:
-    """Add the enclosed lines' time and traffic to a stage."""
+    """Add the time and traffic of the enclosed block to a stage."""
     begun = time.perf_counter()
     with count_traffic() as traffic:
         yield
