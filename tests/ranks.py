@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import signal
 import tempfile
 import time
 import traceback
@@ -110,8 +111,22 @@ class RankGroup:
                     deadline = min(deadline, time.monotonic() + self._grace_s)
         return list(answers.values())
 
+    def suspend(self) -> None:
+        """Stop the processes until :meth:`resume`: gloo's threads poll, which takes cores."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let suspended processes go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
     def close(self) -> None:
         """End all processes."""
+        self.resume()
         for connection in self._connections:
             connection.close()
         for process in self.processes:
@@ -123,7 +138,8 @@ class RankGroup:
 
 
 class RankGroups:
-    """The groups of one test run, one a world size; a group that failed is started anew."""
+    """The groups of one test run, one a world size, suspended while they are not in use. A group
+    that failed is started anew."""
 
     def __init__(self) -> None:
         self._groups: dict[int, RankGroup] = {}
@@ -132,11 +148,15 @@ class RankGroups:
         """Call a function on every rank of the group of that size (see RankGroup.run)."""
         if world_size not in self._groups:
             self._groups[world_size] = RankGroup(world_size)
+        group = self._groups[world_size]
+        group.resume()
         try:
-            return self._groups[world_size].run(function, *args)
-        except RankFailure:
+            returned = group.run(function, *args)
+        except BaseException:
             self._groups.pop(world_size).close()
             raise
+        group.suspend()
+        return returned
 
     def close(self) -> None:
         """End all processes; those that are needed again are started anew."""

@@ -63,6 +63,12 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_video_done(server: Server) -> None:
+    """Estimates are known once a video was timed."""
+    server.wait(server.create(num_frames=1, num_inference_steps=2)["id"])
+
+
 @pytest.fixture
 def tab(browser: Any, server: Server) -> Iterator[Any]:
     """The page, which may request nothing elsewhere and raise no error."""
@@ -256,6 +262,7 @@ def test_the_look(browser: Any, server: Server) -> None:
 
 def test_the_settings(tab: Any, server: Server) -> None:
     """They stay open; errors are shown below their field; Ctrl+Enter submits."""
+    tab.get_by_text("About").wait_for()  # the page listens
     tab.get_by_text("More settings").click()
     tab.get_by_label("Frame rate (fps)").fill("no")
     tab.get_by_label("Seed").focus()
@@ -263,6 +270,7 @@ def test_the_settings(tab: Any, server: Server) -> None:
     alert.get_by_text("must be a number").wait_for()
     assert "\n" not in alert.inner_text()
     tab.reload()
+    tab.get_by_text("About").wait_for()
     tab.get_by_label("Frame rate (fps)").fill("4")
     tab.get_by_label("Steps").fill("2")
     tab.get_by_label("Negative prompt").fill("a ring")
