@@ -1,1 +1,1 @@
-"""tencent's HunyuanVideo, text to video, over diffusers' modules."""
+"""Tencent's HunyuanVideo, text to video and image to video, built on diffusers' modules."""

@@ -1,6 +1,6 @@
-"""HunyuanVideo's attention over a sequence that is split across ranks.
+"""HunyuanVideo attention over a sequence split across ranks.
 
-Legend: B videos, n this rank's tokens (video, then text), N heads, H head size, D width.
+Legend: B videos, n local tokens (video, then text), N heads, H head size, D model width.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from longtake.parallel import TokenShards, usp_attention
 
 @dataclass(frozen=True)
 class SequencePlace:
-    """This rank's stretch of a sequence, and how it attends to the rest.
+    """This rank's shard of a sequence, and the arguments of its attention.
 
-    Blocks hand it to their attention in the place of diffusers' rotary embedding.
+    Passed through the blocks as diffusers' ``image_rotary_emb`` argument.
 
     Attributes:
-        shards: who owns which tokens of the whole sequence.
-        mesh: the grid of ranks.
-        rotation: ``[n, H / 2]``, complex: by how much each own token turns; 1 for text.
-        kernel: name of the local kernel.
+        shards: Ownership of the sequence's tokens by rank.
+        mesh: Device mesh of the sequence-parallel ranks; None for a single rank.
+        rotation: ``[n, H / 2]``, complex: rotary embedding of the local tokens; 1 for text.
+        kernel: Name of the local attention kernel.
     """
 
     shards: TokenShards
@@ -34,15 +34,15 @@ class SequencePlace:
 
     @property
     def head_size(self) -> int:
-        """H."""
+        """Head size H."""
         return 2 * self.rotation.shape[-1]
 
 
 class UspAttnProcessor:
-    """An attention processor of diffusers that computes exact attention across ranks.
+    """A stateless diffusers attention processor that computes exact attention across ranks.
 
-    Serves HunyuanVideo's double-stream blocks, where video and text have projections of their own,
-    and its single-stream blocks, where the caller may cut the sequence anywhere. It has no state.
+    Supports the double-stream blocks, where video and text have separate projections, and the
+    single-stream blocks, where the caller may split the sequence at any token.
     """
 
     def __call__(
@@ -53,17 +53,17 @@ class UspAttnProcessor:
         attention_mask: None,
         image_rotary_emb: SequencePlace,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend from this rank's tokens to the whole sequence.
+        """Attend from the local tokens to the whole sequence.
 
         Args:
-            attn: diffusers' Attention module.
-            hidden_states: ``[B, v, D]``.
-            encoder_hidden_states: ``[B, n - v, D]``.
-            attention_mask: there is none; padding was cut off.
-            image_rotary_emb: the place of the n tokens.
+            attn: diffusers' ``Attention`` module.
+            hidden_states: First v local tokens, ``[B, v, D]``.
+            encoder_hidden_states: Remaining local tokens, ``[B, n - v, D]``.
+            attention_mask: Always None: padding has been removed.
+            image_rotary_emb: Sequence shard and rotary embedding of the n local tokens.
 
         Returns:
-            Both again, in the same shapes.
+            Attention outputs in the shapes of ``hidden_states`` and ``encoder_hidden_states``.
         """
         place, num_first = image_rotary_emb, hidden_states.shape[1]
         two_streams = attn.add_q_proj is not None
@@ -89,9 +89,9 @@ class UspAttnProcessor:
 
 
 def rotate_(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of neighbouring values of ``[B, n, N, H]`` by ``rotation``, in float32.
+    """Rotate each pair of adjacent values of ``[B, n, N, H]`` by ``rotation``, in float32.
 
-    In place where ``x`` is float32 already.
+    Modifies ``x`` in place if it is already float32.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     pairs.mul_(rotation[:, None])
@@ -99,7 +99,7 @@ def rotate_(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 
 def _projections(attn: Any, tokens: torch.Tensor, head_size: int) -> list[torch.Tensor]:
-    """q, k and v of one stream, normalized: ``[B, n, N, H]`` each."""
+    """q, k and v of one stream, ``[B, n, N, H]`` each; q and k are normalized."""
     heads = (-1, head_size)
     q, k, v = (
         project(tokens).unflatten(-1, heads) for project in (attn.to_q, attn.to_k, attn.to_v)
@@ -110,15 +110,15 @@ def _projections(attn: Any, tokens: torch.Tensor, head_size: int) -> list[torch.
 def _joint_projections(
     attn: Any, video: torch.Tensor, text: torch.Tensor, head_size: int
 ) -> list[torch.Tensor]:
-    """q, k and v of both streams, one after the other."""
+    """q, k and v of both streams, concatenated along the sequence: video, then text."""
     heads = (-1, head_size)
     q, k, v = (
         project(text).unflatten(-1, heads)
         for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
     )
-    of_text = [_normalized(attn.norm_added_q, q), _normalized(attn.norm_added_k, k), v]
-    of_video = _projections(attn, video, head_size)
-    return [torch.cat(pair, dim=1) for pair in zip(of_video, of_text, strict=True)]
+    text_qkv = [_normalized(attn.norm_added_q, q), _normalized(attn.norm_added_k, k), v]
+    video_qkv = _projections(attn, video, head_size)
+    return [torch.cat(pair, dim=1) for pair in zip(video_qkv, text_qkv, strict=True)]
 
 
 def _normalized(norm: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""HunyuanVideo's autoencoder in tiles, in both directions."""
+"""Tiled encoding and decoding with HunyuanVideo's autoencoder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from longtake.pipelines.tiles import Spans, TileCoder
 
 
 class _Coder(TileCoder):
-    """What both directions share.
+    """Base class of the encoder and the decoder.
 
     Args:
-        vae: with its weights.
-        request: says how it is cut.
+        vae: Autoencoder with loaded weights.
+        request: Tiling mode, tile size and tile stride.
     """
 
     _decodes: bool
@@ -29,12 +29,12 @@ class _Coder(TileCoder):
         self.dtype = vae.dtype
 
     def spans(self, shape: Sequence[int]) -> Spans:
-        """As diffusers cuts it."""
+        """Tile spans identical to diffusers'."""
         return self._tiling.spans(shape)
 
 
 class HunyuanVideoDecoder(_Coder):
-    """Latents, as the denoising loop leaves them, to pixels in [-1, 1] and a little beyond."""
+    """Decodes scaled latents to pixels, nominally in [-1, 1] and not clamped."""
 
     _decodes = True
 
@@ -43,14 +43,14 @@ class HunyuanVideoDecoder(_Coder):
         self.channels = vae.config.out_channels
 
     def code(self, cells: torch.Tensor) -> torch.Tensor:
-        """Decode tiles of latents, ``[b, C, f, h, w]`` of any dtype."""
+        """Decode latent tiles ``[b, C, f, h, w]`` of any dtype."""
         scaled = cells.to(self.dtype) / self._vae.config.scaling_factor
         pixels: torch.Tensor = self._vae.decoder(self._vae.post_quant_conv(scaled))
         return pixels
 
 
 class HunyuanVideoEncoder(_Coder):
-    """Pixels in [-1, 1] to the moments of their latents: mean, then logarithm of the variance."""
+    """Encodes pixels in [-1, 1] to latent moments: mean, then log-variance, along channels."""
 
     _decodes = False
 
@@ -59,6 +59,6 @@ class HunyuanVideoEncoder(_Coder):
         self.channels = 2 * vae.config.latent_channels
 
     def code(self, cells: torch.Tensor) -> torch.Tensor:
-        """Encode tiles of pixels, ``[b, 3, f, h, w]`` of any dtype."""
+        """Encode pixel tiles ``[b, 3, f, h, w]`` of any dtype."""
         moments: torch.Tensor = self._vae.quant_conv(self._vae.encoder(cells.to(self.dtype)))
         return moments

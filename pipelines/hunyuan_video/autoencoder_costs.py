@@ -1,4 +1,4 @@
-"""What AutoencoderKLHunyuanVideo's decoder takes, layer by layer, from its configuration."""
+"""Per-layer cost model of AutoencoderKLHunyuanVideo's decoder, from its configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from longtake.pipelines.costs import Work
 from longtake.pipelines.hunyuan_video.configs import VaeConfig
 
 _KERNEL = 27
-"""Values of a 3 x 3 x 3 convolution."""
+"""Elements of a 3 x 3 x 3 convolution kernel."""
 
 Cells = tuple[int, int, int]
 
@@ -20,10 +20,10 @@ class _Layer:
     """One layer of the decoder on one tile.
 
     Attributes:
-        kind: "convolution" (3 x 3 x 3), "pointwise", "attention", or "upsampling" (nothing but the
-            copies around its convolution).
-        channels: in and out.
-        cells: that come out.
+        kind: "convolution" (3 x 3 x 3), "pointwise", "attention", or "upsampling" (the copies
+            around its convolution, which is a separate layer).
+        channels: Input and output channels.
+        cells: Output frames, height and width.
     """
 
     kind: str
@@ -33,20 +33,23 @@ class _Layer:
 
 @dataclass(frozen=True)
 class AutoencoderCosts:
-    """The decoder of one autoencoder."""
+    """Decoding costs of one autoencoder."""
 
     config: VaeConfig
 
     def decoding(self, cells: Sequence[int], element_size: int) -> Work:
-        """Decoding one tile of ``(f, h, w)`` latents."""
+        """Work of decoding one tile of ``(f, h, w)`` latents."""
         work = Work()
         for layer in self._layers(*cells):
             work += _work_of(layer, element_size)
         return work
 
     def peak_bytes(self, cells: Sequence[int], element_size: int) -> int:
-        """The most that one tile's tensors take: the last block's first convolutions, or the
-        attention's scores and mask, which grow with the square of the cells."""
+        """Peak activation memory of decoding one tile, in bytes.
+
+        The peak is in the last block's first convolutions, or in the attention's scores and mask,
+        which grow with the square of the number of cells.
+        """
         channels = self.config.block_out_channels
         before, last = channels[min(1, len(channels) - 1)], channels[0]
         *_, out = self._layers(*cells)
@@ -98,7 +101,8 @@ def _work_of(layer: _Layer, element_size: int) -> Work:
         return Work(memory_bytes=3.5 * channels * size * element_size, launches=4)
     if layer.kind == "pointwise":
         return Work(convolution_flops=2 * before * channels * size, launches=1)
-    # Before it comes a norm, an activation and padding; behind every other one a sum.
+    # A norm, an activation and padding precede each convolution; a residual sum follows every
+    # second one.
     values = 6.3 * before + 1.5 * channels
     return Work(
         convolution_flops=2 * _KERNEL * before * channels * size,

@@ -1,4 +1,4 @@
-"""The fields of HunyuanVideo's configuration files that matter here; defaults: diffusers'."""
+"""Validated fields of HunyuanVideo's configuration files, with diffusers' defaults."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ Switch = Annotated[bool, Field(strict=True)]
 
 
 class Component(BaseModel):
-    """What every config.json may have. Fields that must be null or false are switches that are not
-    supported."""
+    """Fields common to every config.json.
+
+    Fields whose only valid value is null or false are unsupported features.
+    """
 
     quantization_config: None = None
 
 
 class TransformerConfig(Component):
-    """HunyuanVideoTransformer3DModel's."""
+    """Configuration of HunyuanVideoTransformer3DModel."""
 
     in_channels: Count = 16
     out_channels: Count | None = 16
@@ -53,39 +55,42 @@ class TransformerConfig(Component):
     @model_validator(mode="after")
     def _first_frame_has_tokens(self) -> TransformerConfig:
         if self.image_condition_type == "token_replace" and self.patch_size_t != 1:
-            raise ValueError("token_replace needs patch_size_t=1: its first frame has own tokens")
+            raise ValueError(
+                "token_replace needs patch_size_t=1: the first frame must have its own tokens"
+            )
         return self
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents; latent_concat takes in the picture's and one more besides."""
+        """Latent channels. With latent_concat, in_channels also counts the picture's latents and a
+        one-channel mask."""
         if self.image_condition_type == "latent_concat":
             return (self.in_channels - 1) // 2
         return self.in_channels
 
     @property
     def width(self) -> int:
-        """Values of one token in the blocks."""
+        """Model width: values per token in the blocks."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
     def mlp_width(self) -> int:
-        """Values between the two layers of a feed-forward."""
+        """Hidden width of a feed-forward."""
         return int(self.width * self.mlp_ratio)
 
     @property
     def values_in(self) -> int:
-        """Values of one token that are embedded."""
+        """Values per token at the input of the patch embedding."""
         return self.in_channels * self.patch_size_t * self.patch_size**2
 
     @property
     def token_values(self) -> int:
-        """Values of one token as the denoising loop holds it."""
+        """Values per token of the latents in the denoising loop."""
         return self.latent_channels * self.patch_size_t * self.patch_size**2
 
 
 class VaeConfig(Component):
-    """AutoencoderKLHunyuanVideo's."""
+    """Configuration of AutoencoderKLHunyuanVideo."""
 
     in_channels: Count = 3
     out_channels: Count = 3
@@ -112,14 +117,19 @@ class VaeConfig(Component):
         count = len(self.block_out_channels)
         if {len(self.down_block_types), len(self.up_block_types)} != {count}:
             raise ValueError(
-                "down_block_types and up_block_types must be as many as block_out_channels"
+                "down_block_types and up_block_types must be as long as block_out_channels"
             )
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             raise ValueError("block_out_channels must be multiples of norm_num_groups")
         return self
 
     def scales(self, place: int) -> tuple[int, int]:
-        """By how much a block grows time and space (in the encoder: shrinks them)."""
+        """A block's temporal and spatial scale factors: upsampling in the decoder, downsampling in
+        the encoder.
+
+        Args:
+            place: Index of the block, in execution order.
+        """
         blocks = len(self.block_out_channels)
         in_space = place < int(math.log2(self.spatial_compression_ratio))
         times = int(math.log2(self.temporal_compression_ratio))
@@ -128,7 +138,7 @@ class VaeConfig(Component):
 
 
 class Encoder(Component):
-    """What the configurations of all encoders have."""
+    """Fields common to all text and vision encoders."""
 
     hidden_size: Count
     num_attention_heads: Count
@@ -141,7 +151,7 @@ class Encoder(Component):
 
 
 class LlamaConfig(Encoder):
-    """LlamaModel's; defaults: transformers'."""
+    """Configuration of LlamaModel, with transformers' defaults."""
 
     vocab_size: Count = 32000
     hidden_size: Count = 4096
@@ -162,7 +172,7 @@ class LlamaConfig(Encoder):
 
 
 class ClipVisionConfig(Encoder):
-    """CLIPVisionModel's; defaults: transformers'."""
+    """Configuration of CLIPVisionModel, with transformers' defaults."""
 
     hidden_size: Count = 768
     intermediate_size: Count = 3072
@@ -175,7 +185,7 @@ class ClipVisionConfig(Encoder):
 
 
 class LlavaConfig(Component):
-    """LlavaForConditionalGeneration's."""
+    """Configuration of LlavaForConditionalGeneration."""
 
     text_config: LlamaConfig = LlamaConfig()
     vision_config: ClipVisionConfig = ClipVisionConfig()
@@ -186,13 +196,13 @@ class LlavaConfig(Component):
 
     @property
     def num_patches(self) -> int:
-        """Tokens that a picture has."""
+        """Number of tokens of a picture."""
         patches: int = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
         return patches + (self.vision_feature_select_strategy == "full")
 
 
 class ClipTextConfig(Encoder):
-    """CLIPTextModel's; defaults: transformers'."""
+    """Configuration of CLIPTextModel, with transformers' defaults."""
 
     vocab_size: Count = 49408
     hidden_size: Count = 512
@@ -203,14 +213,14 @@ class ClipTextConfig(Encoder):
 
 
 class ImageProcessorConfig(BaseModel):
-    """CLIPImageProcessor's."""
+    """Configuration of CLIPImageProcessor."""
 
     size: Pixels | dict[str, Pixels] = {"shortest_edge": 224}
     crop_size: Pixels | dict[str, Pixels] = {"height": 224, "width": 224}
 
 
 class SchedulerConfig(BaseModel):
-    """FlowMatchEulerDiscreteScheduler's."""
+    """Configuration of FlowMatchEulerDiscreteScheduler."""
 
     num_train_timesteps: Count = 1000
     shift: Annotated[float, Field(strict=True, ge=0.01, le=1000, allow_inf_nan=False)] = 1.0

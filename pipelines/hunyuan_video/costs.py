@@ -1,8 +1,9 @@
-"""What HunyuanVideo's work comes to, from its configuration files alone.
+"""Cost model of HunyuanVideo, from its configuration files alone.
 
-Floating-point operations and parameters are exact; bytes through memory and bytes held at one time
-are counted in units of one activation, s x D x e bytes, as torch's dispatcher counts them in the
-blocks' forwards (tests/unit/pipelines/test_costs.py holds both to the code).
+Floating-point operations and parameter counts are exact. Memory traffic and peak memory are
+in units of one activation, s x D x e bytes (tokens x model width x element size), as measured in
+the blocks' forward passes with a torch dispatch mode. tests/unit/pipelines/test_costs.py checks
+both against the code.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from longtake.pipelines.hunyuan_video.tiling import Tiling
 from longtake.pipelines.tiles import Spans
 
 _TEMPLATE_TOKENS = 95
-"""Of diffusers' prompt template, in front of the prompt: encoded, then cropped."""
+"""Tokens of diffusers' prompt template before the prompt: encoded, then cropped."""
 
 
 @dataclass(frozen=True)
 class HunyuanVideoCosts(ModelCosts):
-    """The costs of one checkpoint."""
+    """Costs of one checkpoint."""
 
     transformer: TransformerConfig
     vae: VaeConfig
@@ -51,13 +52,13 @@ class HunyuanVideoCosts(ModelCosts):
 
     @property
     def llama(self) -> LlamaConfig:
-        """Of the text encoder, LLaVA's own where that is one."""
+        """Configuration of the LLaMA text encoder, or of LLaVA's language model."""
         encoder = self.text_encoder
         return encoder.text_config if isinstance(encoder, LlavaConfig) else encoder
 
     @property
     def attention(self) -> AttentionHeads:  # type: ignore[override]
-        """One attention a block; as many KV heads as query heads."""
+        """One attention per block, with as many KV heads as query heads."""
         config = self.transformer
         return AttentionHeads(
             config.num_layers + config.num_single_layers,
@@ -68,17 +69,17 @@ class HunyuanVideoCosts(ModelCosts):
 
     @property
     def token_values(self) -> int:  # type: ignore[override]
-        """Channels times the patch."""
+        """Latent channels times the patch volume."""
         return self.transformer.token_values
 
     @cached_property
     def transformer_shapes(self) -> Sequence[Shape]:
-        """As :func:`transformer_tensors` has them."""
+        """Shapes of the transformer's tensors, in the order of :func:`transformer_tensors`."""
         return _shapes(transformer_tensors(self.transformer))
 
     @property
     def block_parameters(self) -> int:
-        """Of a double-stream block, or a single-stream one where there is no other."""
+        """Parameters of the largest block."""
         blocks = []
         if self.transformer.num_layers:
             blocks.append(self._double_block)
@@ -88,7 +89,7 @@ class HunyuanVideoCosts(ModelCosts):
 
     @property
     def parameters_outside(self) -> int:
-        """Of embedders, refiner and output."""
+        """Parameters of the embedders, the refiner and the output layers."""
         config = self.transformer
         blocks = config.num_layers * self._double_block
         blocks += config.num_single_layers * self._single_block
@@ -96,7 +97,7 @@ class HunyuanVideoCosts(ModelCosts):
 
     @property
     def other_parameters(self) -> Mapping[str, int]:
-        """The autoencoder, both directions; LLaMA and CLIP."""
+        """Parameters of the autoencoder (encoder and decoder) and of the text encoders."""
         return {
             "autoencoder": _count(vae_tensors(self.vae)),
             "text_encoders": self._llama_parameters
@@ -106,22 +107,23 @@ class HunyuanVideoCosts(ModelCosts):
         }
 
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
-        """Blocks on this rank's tokens; embedders, refiner and modulation, which all ranks do."""
+        """Work of one forward pass: blocks on the local tokens, and the embedders, refiner and
+        modulation, which every rank computes."""
         config, width = self.transformer, self.transformer.width
         num_blocks = config.num_layers + config.num_single_layers
         mlp = config.mlp_width
-        of_a_token = 2 * num_blocks * (4 * width * width + 2 * width * mlp)
-        of_a_token += 2 * width * (config.values_in + config.token_values)  # in, and out
+        per_token = 2 * num_blocks * (4 * width * width + 2 * width * mlp)
+        per_token += 2 * width * (config.values_in + config.token_values)  # in, and out
         once = self.transformer_parameters - self._streamed_parameters  # embeddings, modulation
         refined = config.num_refiner_layers * (4 + 2 * REFINER_RATIO) * width * width
-        of_a_text_token = 2 * (config.text_embed_dim * width + refined)
+        per_text_token = 2 * (config.text_embed_dim * width + refined)
         attention = 4 * config.num_refiner_layers * num_text_tokens**2 * width
         unit = num_tokens * width * element_size
         wide = element_size >= 4
         units = (27.5 if wide else 44.5) + 4 * config.mlp_ratio
         units += (14 if wide else 34) if config.qk_norm else 0
         return Work(
-            linear_flops=of_a_token * num_tokens + of_a_text_token * num_text_tokens + 2 * once,
+            linear_flops=per_token * num_tokens + per_text_token * num_text_tokens + 2 * once,
             attention_flops=attention,
             memory_bytes=unit * (units * num_blocks + 11) + once * element_size,
             launches=80 * (config.num_layers + 1) + 40 * config.num_single_layers,
@@ -136,8 +138,12 @@ class HunyuanVideoCosts(ModelCosts):
         ring: bool,
         head_share: float,
     ) -> int:
-        """The larger of a single-stream block's feed-forward and its attention, beside which the
-        feed-forward's result waits; the latents' tokens, their velocity and their rotation."""
+        """Peak activation memory of one forward pass, in bytes.
+
+        The peak is the larger of a single-stream block's feed-forward and its attention, during
+        which the feed-forward's result is live. The latent tokens, their velocity and their rotary
+        embedding add to it.
+        """
         config, wide = self.transformer, element_size >= 4
         if ring:
             attention = 7 + 9 * head_share if wide else 8 + 11 * head_share
@@ -150,8 +156,8 @@ class HunyuanVideoCosts(ModelCosts):
         return int(num_tokens * (units * config.width * element_size + tokens))
 
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
-        """LLaMA over template and prompt of their largest length; CLIP over its own. LLaVA over the
-        picture's patches besides, after its tower."""
+        """Work of encoding one prompt: LLaMA at the maximum length of template and prompt, and CLIP
+        at its own. LLaVA adds the vision tower and the picture's patches."""
         llama = self._llama_parameters - self.llama.vocab_size * self.llama.hidden_size
         clip = self._clip_parameters - self.clip.vocab_size * self.clip.hidden_size
         patches = self._num_patches
@@ -163,7 +169,7 @@ class HunyuanVideoCosts(ModelCosts):
         return Work(linear_flops=flops, memory_bytes=read, launches=25 * layers)
 
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
-        """As diffusers cuts them."""
+        """Tile spans identical to diffusers'."""
         vae = self.vae
         tiling = Tiling(
             request, vae.temporal_compression_ratio, vae.spatial_compression_ratio, decodes=True
@@ -171,11 +177,11 @@ class HunyuanVideoCosts(ModelCosts):
         return tiling.spans(latents_shape)
 
     def tile_decoding(self, cells: Sequence[int], element_size: int) -> Work:
-        """See :class:`AutoencoderCosts`."""
+        """Work of decoding one tile; see :class:`AutoencoderCosts`."""
         return AutoencoderCosts(self.vae).decoding(cells, element_size)
 
     def tile_bytes(self, cells: Sequence[int], element_size: int) -> int:
-        """See :class:`AutoencoderCosts`."""
+        """Peak memory of decoding one tile, in bytes; see :class:`AutoencoderCosts`."""
         return AutoencoderCosts(self.vae).peak_bytes(cells, element_size)
 
     @property
@@ -193,14 +199,14 @@ class HunyuanVideoCosts(ModelCosts):
 
     @cached_property
     def _vision_parameters(self) -> int:
-        """LLaVA's tower and the two layers behind it."""
+        """Parameters of LLaVA's vision tower and its two-layer projector."""
         if not isinstance(self.text_encoder, LlavaConfig):
             return 0
         return _count(vision_tensors(self.text_encoder))
 
     @property
     def _head_parameters(self) -> int:
-        """LLaVA's words again, which are not used."""
+        """Parameters of LLaVA's untied output head, which is loaded and not used."""
         if isinstance(self.text_encoder, LlavaConfig) and not self.text_encoder.tied:
             return self.llama.vocab_size * self.llama.hidden_size
         return 0
@@ -217,7 +223,7 @@ class HunyuanVideoCosts(ModelCosts):
 
     @property
     def _streamed_parameters(self) -> int:
-        """Those that multiply tokens: of video or text in the blocks, of text in the refiner."""
+        """Parameters applied to every token: blocks, refiner, input and output projections."""
         config, width = self.transformer, self.transformer.width
         mlp = config.mlp_width
         block = 4 * width * width + 2 * width * mlp

@@ -1,7 +1,7 @@
-"""HunyuanVideo's transformer over split tokens.
+"""HunyuanVideo's transformer on tokens split across ranks.
 
-Legend: B videos, C channels, F H W latent frames, height and width, s this rank's video tokens, t
-its text tokens, L text tokens of the whole prompt, P values in one token, D width.
+Legend: B videos, C channels, F H W latent frames, height and width, S video tokens, s local video
+tokens, L text tokens of the whole prompt, P values per token, D model width.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from longtake.pipelines.spec import LatentGrid, shards_of
 
 @dataclass(frozen=True)
 class HunyuanVideoBranch:
-    """What one branch of guidance needs at each step of one video.
+    """Inputs of one guidance branch that are constant over the steps of a video.
 
     Attributes:
-        place: of this rank's tokens in ``[video ; text]``.
-        text_shards: who owns which text tokens.
-        text: ``[B, L, text width]``, whole: it is refined before it is split.
-        pooled: ``[B, pooled width]``.
-        guidance: ``[B]``, float32, the embedded scale x 1000.
-        num_still: this rank's first tokens that are the picture's (token_replace): they take the
-            modulation of noise level 0, and stay as they are.
-        beside: ``[B, s, P']``, values that each token takes in besides its own (latent_concat): the
-            picture's latents and where they are. None: there are none.
+        place: Sequence shard of the local tokens in ``[video ; text]``.
+        text_shards: Ownership of the text tokens by rank.
+        text: Whole text embedding, ``[B, L, text width]``: it is refined before it is split.
+        pooled: Pooled text embedding, ``[B, pooled width]``.
+        guidance: Guidance scale x 1000 to embed, ``[B]``, float32.
+        num_still: Number of leading local tokens that are the picture's (token_replace). They are
+            modulated at noise level 0, and their velocity is 0.
+        beside: Values concatenated to each local token (latent_concat), ``[B, s, P']``: the
+            picture's latents and a mask; None without latent_concat.
     """
 
     place: SequencePlace
@@ -49,12 +49,12 @@ class HunyuanVideoBranch:
 
 
 class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
-    """Calls diffusers' embedders, refiner, blocks and output layers on this rank's tokens.
+    """Runs diffusers' embedders, refiner, blocks and output layers on the local tokens.
 
     Args:
-        transformer: of text-to-video, or of image-to-video in either way of taking a picture; its
-            blocks' attention is replaced by one across ranks.
-        kernel: name of the local attention kernel.
+        transformer: Text-to-video or image-to-video transformer (token_replace or latent_concat).
+            The attention of its blocks is replaced by attention across ranks.
+        kernel: Name of the local attention kernel.
     """
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, kernel: str = "auto") -> None:
@@ -68,8 +68,8 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         across_ranks = UspAttnProcessor()
         transformer.set_attn_processor(
             {
-                name: own if name.startswith("context_embedder.") else across_ranks
-                for name, own in transformer.attn_processors.items()
+                name: processor if name.startswith("context_embedder.") else across_ranks
+                for name, processor in transformer.attn_processors.items()
             }
         )
 
@@ -87,25 +87,29 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         request: ResolvedRequest,
         image: torch.Tensor | None = None,
     ) -> HunyuanVideoBranch:
-        """Prepare one branch. ``streams``: text ``[1, L, text width]``, pooled ``[1, width]``."""
+        """Prepare one guidance branch.
+
+        Args:
+            streams: ``text``, ``[1, L, text width]``, and ``pooled``, ``[1, pooled width]``.
+        """
         batch = grid.shape[0]
         device, dtype = streams["text"].device, self.transformer.dtype
         shards, video_shards, text_shards = shards_of(
             grid.num_tokens, streams["text"].shape[1], dims
         )
         rotation = video_rotation(self.transformer.rope, grid, request.num_frames, device)
-        still = rotation.new_ones(text_shards.num_tokens, rotation.shape[1])
+        no_rotation = rotation.new_ones(text_shards.num_tokens, rotation.shape[1])
         own_rotation = torch.cat(
-            [video_shards.split(rotation, mesh, dim=0), text_shards.split(still, mesh, dim=0)]
+            [video_shards.split(rotation, mesh, dim=0), text_shards.split(no_rotation, mesh, dim=0)]
         )
-        num_still, beside = 0, None
+        num_still, concatenated = 0, None
         if self._conditioning == "token_replace":
             first_frame = video_shards.segment(range(grid.num_tokens // grid.cells[0]))
             num_still = first_frame.counts[sequence_rank(mesh)]
         elif self._conditioning == "latent_concat":
             assert image is not None
-            whole = _picture_and_place(image.to(device), grid)
-            beside = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
+            whole = _picture_and_mask(image.to(device), grid)
+            concatenated = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
         return HunyuanVideoBranch(
             place=SequencePlace(shards, mesh, own_rotation, self._kernel),
             text_shards=text_shards,
@@ -113,17 +117,19 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
             pooled=streams["pooled"].to(dtype).expand(batch, -1),
             guidance=torch.full((batch,), request.guidance_scale * 1000.0, device=device),
             num_still=num_still,
-            beside=beside,
+            beside=concatenated,
         )
 
     def forward(
         self, tokens: torch.Tensor, timestep: torch.Tensor, branch: HunyuanVideoBranch
     ) -> torch.Tensor:
-        """The velocity of this rank's video tokens, ``[B, s, P]``."""
+        """Return the velocity of the local video tokens, ``[B, s, P]``."""
         model, place = self.transformer, branch.place
         timesteps = timestep.expand(len(tokens))
-        modulation, of_still = model.time_text_embed(timesteps, branch.pooled, branch.guidance)
-        still = (of_still, branch.num_still)  # which blocks without token_replace ignore
+        modulation, still_modulation = model.time_text_embed(
+            timesteps, branch.pooled, branch.guidance
+        )
+        still = (still_modulation, branch.num_still)  # ignored by blocks without token_replace
         values = tokens.to(branch.text.dtype)
         if branch.beside is not None:
             values = torch.cat([values, branch.beside], dim=-1)
@@ -133,21 +139,21 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
 
         for block in model.transformer_blocks:
             video, text = block(video, text, modulation, None, place, *still)
-        # Where a single-stream block is cut does not matter to it, but behind the cut must be one
-        # token at least, and a rank may own no text.
-        own = torch.cat([video, text], dim=1)
-        before, behind = own.tensor_split((max(own.shape[1] - 1, 0),), dim=1)
-        del video, text, own  # each as large as an activation, and dead
+        # A single-stream block takes its sequence in two parts, split at any token. The second part
+        # must not be empty, and a rank may own no text, so split off the last token.
+        local = torch.cat([video, text], dim=1)
+        first, last = local.tensor_split((max(local.shape[1] - 1, 0),), dim=1)
+        del video, text, local  # free activations that are no longer needed
         for block in model.single_transformer_blocks:
-            before, behind = block(before, behind, modulation, None, place, *still)
-        video = torch.cat([before, behind], dim=1)[:, : tokens.shape[1]]
+            first, last = block(first, last, modulation, None, place, *still)
+        video = torch.cat([first, last], dim=1)[:, : tokens.shape[1]]
 
         velocity: torch.Tensor = model.proj_out(model.norm_out(video, modulation))
         velocity[:, : branch.num_still] = 0
         return velocity
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """``[B, s, P]`` to ``[B, s, D]``: the tokens embedded as one row of patches."""
+        """Embed tokens ``[B, s, P]`` as one row of patches; returns ``[B, s, D]``."""
         batch, num_tokens, _ = tokens.shape
         if num_tokens == 0:
             return tokens.new_empty(batch, 0, self._width)
@@ -158,12 +164,14 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         return embedded
 
 
-def _picture_and_place(image: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
-    """What latent_concat puts beside the latents, as tokens ``[1, S, P']`` of the whole video.
+def _picture_and_mask(image: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
+    """The values that latent_concat appends to the tokens of the whole video, ``[1, S, P']``.
+
+    They are the picture's latents and a mask channel of ones in the first frame, and zeros in all
+    later frames.
 
     Args:
-        image: ``[1, C, 1, H, W]``: in the first frame, before a channel that is 1 there; all later
-            frames are 0.
+        image: Latents of the picture, ``[1, C, 1, H, W]``.
     """
     _, channels, *size = grid.shape
     whole = image.new_zeros(1, channels + 1, *size)

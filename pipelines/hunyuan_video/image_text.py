@@ -1,6 +1,6 @@
-"""HunyuanVideo's prompts beside a picture: LLaVA's hidden states of both, CLIP's of the words.
+"""Image-to-video text encoders: LLaVA encodes picture and prompt, CLIP the prompt alone.
 
-Legend: H W pixels, L tokens that are left.
+Legend: H W pixels, L tokens of the encoded picture and prompt.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ except ImportError:  # before transformers 5
     from transformers import CLIPImageProcessor
 
 _LAYERS_SKIPPED = 2
-"""The last ones of LLaMA, whose states are not used."""
+"""Last LLaMA layers whose hidden states are not used."""
 
 _END_OF_HEADER = "<|end_header_id|>"
-_LONGEST_SHAPE = 32
-"""CLIP looks at the middle square; of a longer picture no more than this is scaled for it."""
+_MAX_ASPECT_RATIO = 32
+"""Largest aspect ratio that is resized for CLIP, which sees only the central square."""
 
 
 class ImageTextEncoders(TextEncoders):
-    """LLaVA and CLIP. LLaVA's tokens of the picture stand before those of the words."""
+    """LLaVA and CLIP. LLaVA's picture tokens precede its prompt tokens."""
 
     _CLASSES: ClassVar[dict[str, Any]] = {
         "text_encoder": LlavaForConditionalGeneration,
@@ -55,23 +55,23 @@ class ImageTextEncoders(TextEncoders):
         max_tokens: int,
         image_stride: int,
     ) -> dict[str, torch.Tensor]:
-        """Encode one prompt and a picture.
+        """Encode one prompt together with a picture.
 
         Args:
-            picture: ``[H, W, 3]``.
-            template: None is diffusers' own.
-            max_tokens: that are used of the prompt at most.
-            image_stride: one in so many of the picture's tokens is used.
+            picture: Pixels, ``[H, W, 3]``.
+            template: Prompt template; None for diffusers' default.
+            max_tokens: Maximum number of prompt tokens.
+            image_stride: Stride at which the picture's tokens are sampled.
 
         Returns:
-            As :meth:`encode`.
+            ``text`` and ``pooled``, as :meth:`encode`.
 
         Raises:
-            RequestError: no token is left behind the template, or the prompt holds the token that
-                stands for the picture.
+            RequestError: No token remains after the template's, or the prompt contains the image
+                token.
         """
         template = template or self.default_template()
-        pixels = self._processor(_middle(picture), return_tensors="pt").pixel_values
+        pixels = self._processor(_center_crop(picture), return_tensors="pt").pixel_values
         with self._on_device(), quiet_libraries():
             text = self._states(prompt, pixels.to(self._device), template, max_tokens, image_stride)
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
@@ -82,14 +82,14 @@ class ImageTextEncoders(TextEncoders):
 
     @staticmethod
     def default_template() -> PromptTemplate:
-        """diffusers' own, whose module has transformers speak of torchvision."""
+        """Return diffusers' default; importing it makes transformers warn about torchvision."""
         with quiet_libraries():
             from diffusers.pipelines.hunyuan_video import (
-                pipeline_hunyuan_video_image2video as theirs,
+                pipeline_hunyuan_video_image2video as image_to_video,
             )
 
-        own = theirs.DEFAULT_PROMPT_TEMPLATE
-        return PromptTemplate(template=own["template"], crop_start=own["crop_start"])
+        default = image_to_video.DEFAULT_PROMPT_TEMPLATE
+        return PromptTemplate(template=default["template"], crop_start=default["crop_start"])
 
     def _states(
         self,
@@ -99,7 +99,7 @@ class ImageTextEncoders(TextEncoders):
         max_tokens: int,
         image_stride: int,
     ) -> torch.Tensor:
-        """``[1, L, text width]``: some of the picture's tokens, then the prompt's."""
+        """Hidden states ``[1, L, text width]``: sampled picture tokens, then prompt tokens."""
         llava, tokenizer = self._encoders[0], self._pipeline.tokenizer
         ids = tokenizer(
             template.template.format(prompt),
@@ -110,9 +110,9 @@ class ImageTextEncoders(TextEncoders):
         found = (ids == llava.config.image_token_id).nonzero().flatten().tolist()
         if len(found) != 1:
             raise RequestError(
-                f"prompt={prompt[:60]!r} and the prompt template hold {len(found)} tokens for the "
-                "picture, and must hold one, in the template: take <image> out of the prompt, or "
-                "put it into the template"
+                f"prompt={prompt[:60]!r} and the prompt template hold {len(found)} image tokens; "
+                "there must be one, in the template: take <image> out of the prompt, or put it "
+                "into the template"
             )
         at, num_patches = found[0], self._num_patches
         expanded = torch.cat([ids[:at], ids[at].expand(num_patches), ids[at + 1 :]])[None]
@@ -123,42 +123,42 @@ class ImageTextEncoders(TextEncoders):
             output_hidden_states=True,
             logits_to_keep=1,
         ).hidden_states[-(_LAYERS_SKIPPED + 1)]
-        of_picture = states[:, at : at + num_patches : image_stride]
-        of_words = torch.cat([states[:, :at], states[:, at + num_patches - 1 :]], dim=1)
-        kept = self._words(ids, template)
+        picture_states = states[:, at : at + num_patches : image_stride]
+        prompt_states = torch.cat([states[:, :at], states[:, at + num_patches - 1 :]], dim=1)
+        kept = self._prompt_mask(ids, template)
         kept[at] = False
         if not kept.any():
-            raise self._nothing_left(prompt, template.crop_start)
-        return torch.cat([of_picture, of_words[:, kept.to(states.device)]], dim=1)
+            raise self._no_tokens_error(prompt, template.crop_start)
+        return torch.cat([picture_states, prompt_states[:, kept.to(states.device)]], dim=1)
 
-    def _words(self, ids: torch.Tensor, template: PromptTemplate) -> torch.Tensor:
-        """Which tokens are the prompt's or stand behind the header of an answer to it."""
+    def _prompt_mask(self, ids: torch.Tensor, template: PromptTemplate) -> torch.Tensor:
+        """Mask of the tokens after the template's prefix, without the answer's header."""
         kept = torch.arange(len(ids)) >= template.crop_start
         headers = template.template.count(_END_OF_HEADER)
         if headers:
             marker = self._pipeline.tokenizer.convert_tokens_to_ids(_END_OF_HEADER)
             ends = (ids == marker).nonzero().flatten().tolist()
-            # Of a prompt that was cut short the answer's header is gone; then its own last go.
+            # Truncation removes the answer's header; then the last prompt tokens are dropped.
             end = 1 + (ends[-1] if len(ends) >= headers else len(ids) - 1)
             kept[max(0, end - HEADER_TOKENS) : end] = False
         return kept
 
 
-def _middle(picture: Pixels) -> Image.Image:
-    """A picture, or the middle of a very long one."""
+def _center_crop(picture: Pixels) -> Image.Image:
+    """Crop a picture of extreme aspect ratio to its center."""
     height, width, _ = picture.shape
-    longest = _LONGEST_SHAPE * min(height, width)
+    longest = _MAX_ASPECT_RATIO * min(height, width)
     top, left = (max(0, side - longest) // 2 for side in (height, width))
     return Image.fromarray(picture[top : top + longest, left : left + longest])
 
 
 def _image_processor(checkpoint: Checkpoint) -> Any:
-    """What CLIP sees of a picture: by PIL, whether or not there is torchvision."""
+    """Load CLIP's image processor: the PIL one, whether or not torchvision is installed."""
     try:
         with quiet_libraries():
             folder = checkpoint.folder / "image_processor"
             return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises anything on damaged files
+    except Exception as error:  # transformers raises arbitrary exceptions on damaged files
         raise ModelError(
             f"{checkpoint.model} has an image_processor that cannot be loaded: {one_line(error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""HunyuanVideo that animates a picture, loaded on one rank."""
+"""HunyuanVideo image to video, loaded on one rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
 
 _NOISE_SHARE = 0.999
-"""Of what denoising begins with in the stable mode; the rest is the picture."""
+"""Weight of the noise in the initial latents of stable mode; the rest is the picture."""
 
 
 class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
@@ -39,10 +39,10 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     def encode(
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
-        """``text`` (the picture's tokens, then the prompt's) and ``pooled``.
+        """Encode the prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.
 
-        A negative prompt has a black picture beside it, of which twice as many tokens are used with
-        token_replace: as in diffusers.
+        As in diffusers, a negative prompt is encoded with a black picture, of which token_replace
+        uses twice as many tokens.
         """
         if negative:
             prompt = request.negative_prompt or ""
@@ -57,8 +57,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     def encode_image(
         self, pixels: torch.Tensor, request: ResolvedRequest, world: World
     ) -> torch.Tensor:
-        """The mean of the encoder's distribution, scaled: of the whole picture, however its video
-        is decoded. It takes no more than a tile of the decoder does at 720p."""
+        """Return the scaled mean of the encoder's distribution.
+
+        The picture is encoded untiled, whatever the decoding mode: at 720p this takes no more
+        memory than one tile of the decoder.
+        """
         whole = {"decode": "whole", "decode_tile_size": None, "decode_tile_stride": None}
         encoder = self.encoder(request.model_copy(update=whole))
         moments = encode_videos(encoder, pixels, world)
@@ -68,8 +71,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     def start(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Noise; in the stable mode with a thousandth of the picture in each frame. With
-        token_replace the first frame is the picture."""
+        """Return the initial latents.
+
+        They are noise, blended in stable mode with a thousandth of the picture in every frame. With
+        token_replace the first frame is the picture.
+        """
         assert image is not None
         start, picture = grid.noise(request.seed), image.cpu()
         if request.i2v_mode == "stable":

@@ -1,4 +1,4 @@
-"""HunyuanVideo loaded on one rank."""
+"""HunyuanVideo text to video, loaded on one rank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class HunyuanVideo(VideoPipeline):
-    """HunyuanVideo, text to video. The text encoders are on rank 0 alone."""
+    """HunyuanVideo text to video. Only rank 0 loads the text encoders."""
 
     _text: TextEncoders
 
@@ -48,14 +48,18 @@ class HunyuanVideo(VideoPipeline):
         autoencoder_only: bool,
         on_component: Callable[[str], None],
     ) -> None:
-        """Load the model, on all ranks together.
+        """Load the model; collective over all ranks.
 
         Args:
-            autoencoder_only: load nothing else; then it can decode, and no more.
-            on_component: called with the name of each component before it is loaded.
+            dtype: Data type of the transformer and the text encoders.
+            vae_dtype: Data type of the autoencoder.
+            kernel: Name of the local attention kernel.
+            shard_weights: Whether to shard the transformer's weights over the ranks.
+            autoencoder_only: Whether to load only the autoencoder, which suffices to decode.
+            on_component: Callback invoked with each component's name before it is loaded.
 
         Raises:
-            ModelError: a component cannot be loaded, or its weights are another model's.
+            ModelError: A component cannot be loaded, or its weights belong to another model.
         """
         self.spec = spec
         on_component("vae")
@@ -82,7 +86,7 @@ class HunyuanVideo(VideoPipeline):
     def _load_text(
         checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     ) -> TextEncoders:
-        # Imported on rank 0 only: transformers' models take time to import.
+        # Imported on rank 0 only: transformers' models are slow to import.
         from longtake.pipelines.hunyuan_video.text import TextEncoders
 
         return TextEncoders(checkpoint, device, dtype)
@@ -90,18 +94,19 @@ class HunyuanVideo(VideoPipeline):
     def encode(
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
-        """``text`` and ``pooled`` of a prompt."""
+        """Encode a prompt to ``text`` and ``pooled``."""
         prompt = _prompt(request, negative)
         return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
 
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
-        """LLaMA's tokens: CLIP gives a pooled vector of the first 77, and loses no detail."""
+        """Count LLaMA's tokens. CLIP's limit of 77 does not count: its pooled vector carries no
+        detail of the prompt."""
         return self._text.prompt_tokens(
             _prompt(request, negative), request.prompt_template, request.max_sequence_length
         )
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
-        """The model's scheduler with the request's shift and noise levels."""
+        """Return the model's scheduler with the request's shift and noise levels."""
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             self._scheduler_config, shift=request.flow_shift
         )
@@ -110,11 +115,11 @@ class HunyuanVideo(VideoPipeline):
         return Stepper(scheduler)
 
     def decoder(self, request: ResolvedDecode) -> TileCoder:
-        """Its autoencoder's decoder, in the tiles of a request."""
+        """Return the autoencoder's decoder, tiled as requested."""
         return HunyuanVideoDecoder(self._vae, request)
 
     def encoder(self, request: ResolvedDecode) -> TileCoder:
-        """Its autoencoder's encoder, in the tiles of a request."""
+        """Return the autoencoder's encoder, tiled as requested."""
         return HunyuanVideoEncoder(self._vae, request)
 
 

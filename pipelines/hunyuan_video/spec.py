@@ -1,4 +1,4 @@
-"""What HunyuanVideo's configuration files say, read without importing diffusers."""
+"""Inspection of HunyuanVideo checkpoints without importing diffusers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _UNUSED = re.compile(
     r"(lm_head|text_projection|vision_model|visual_projection)\..*|logit_scale"
     r"|.*(inv_freq|position_ids)"
 )
-"""Tensors that some files hold besides, and that text encoders do without."""
+"""Tensors of some weight files that the text encoders do not use."""
 
-_RENAMED = (
+_RENAMED_PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "language_model."),
     ("vision_tower.vision_model.", "vision_tower."),
@@ -51,36 +51,36 @@ _RENAMED = (
 _IMAGE_CLASSES = {**CLASSES, "text_encoder": "LlavaForConditionalGeneration"}
 
 IMAGE_STRIDES = {"token_replace": 4, "latent_concat": 2}
-"""Of the picture's tokens, one in so many stands before the prompt's."""
+"""Stride at which the picture's tokens are sampled, by image_condition_type."""
 
 HEADER_TOKENS = 4
-"""From the end of the prompt to the end of the answer's header: dropped, as diffusers does."""
+"""Tokens from the end of the prompt to the end of the answer's header; dropped, as in diffusers."""
 
 NEGATIVE_IMAGE_STRIDE = 2
-"""Beside a negative prompt."""
+"""Stride for the black picture encoded with a negative prompt."""
 
 _CONCAT_DROPS_FRAMES = 4
-"""With latent_concat the first frames are not the picture's, and diffusers drops them."""
+"""Leading frames dropped with latent_concat, as in diffusers: they do not show the picture."""
 
 TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
-"""Frames, height and width: what AutoencoderKLHunyuanVideo of diffusers is made with."""
+"""Default tiles of diffusers' AutoencoderKLHunyuanVideo: frames, height and width in pixels."""
 
 
 def inspect(
     checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
 ) -> ModelSpec:
-    """Check that a folder is a whole HunyuanVideo, and say what requests it can serve.
+    """Check that a checkpoint is a complete HunyuanVideo, and return its specification.
 
     Args:
-        weights: whether it must have weights and vocabularies, too, not configuration files alone.
-            Those of a model from the hub are downloaded.
-        autoencoder_only: of its weights, the autoencoder's are enough.
+        weights: Whether to require weights and vocabularies as well as configuration files. For a
+            model on the hub, they are downloaded.
+        autoencoder_only: Whether to require only the autoencoder's weights.
 
     Raises:
-        ModelError: something is missing, damaged, not supported, or another model's.
+        ModelError: A file is missing, damaged, unsupported, or belongs to another model.
     """
-    needed = _weighted(weights, autoencoder_only)
-    _check_index(checkpoint, CLASSES, needed)
+    required = _required_weights(weights, autoencoder_only)
+    _check_index(checkpoint, CLASSES, required)
     transformer = checkpoint.parse_config(TransformerConfig, "transformer")
     if transformer.image_condition_type is not None:
         raise ModelError(
@@ -90,16 +90,16 @@ def inspect(
         )
     costs = _costs(checkpoint, transformer, checkpoint.parse_config(LlamaConfig, "text_encoder"))
     spec = _spec(checkpoint, costs)
-    _check_files(checkpoint, costs, needed)
+    _check_files(checkpoint, costs, required)
     return spec
 
 
 def inspect_image_to_video(
     checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
 ) -> ModelSpec:
-    """The same of a HunyuanVideo-I2V, with either way of taking a picture."""
-    needed = _weighted(weights, autoencoder_only)
-    _check_index(checkpoint, _IMAGE_CLASSES, needed)
+    """Inspect a HunyuanVideo-I2V (token_replace or latent_concat); see :func:`inspect`."""
+    required = _required_weights(weights, autoencoder_only)
+    _check_index(checkpoint, _IMAGE_CLASSES, required)
     checkpoint.parse_config(ImageProcessorConfig, "image_processor", "preprocessor_config.json")
     transformer = checkpoint.parse_config(TransformerConfig, "transformer")
     conditioning = transformer.image_condition_type
@@ -116,18 +116,18 @@ def inspect_image_to_video(
     )
     costs = _costs(checkpoint, transformer, llava)
     spec = _spec(checkpoint, costs, image)
-    _check_files(checkpoint, costs, needed)
+    _check_files(checkpoint, costs, required)
     return spec
 
 
-def _weighted(weights: bool, autoencoder_only: bool) -> Sequence[str]:
-    """The components whose weights are needed."""
+def _required_weights(weights: bool, autoencoder_only: bool) -> Sequence[str]:
+    """Components whose weights are required."""
     if not weights:
         return ()
     return ("vae",) if autoencoder_only else ("transformer", "vae", *_TEXT_ENCODERS)
 
 
-def _check_index(checkpoint: Checkpoint, classes: dict[str, str], weighted: Sequence[str]) -> None:
+def _check_index(checkpoint: Checkpoint, classes: dict[str, str], required: Sequence[str]) -> None:
     for component, expected in classes.items():
         found = checkpoint.component_class(component)
         if found != expected:
@@ -135,30 +135,30 @@ def _check_index(checkpoint: Checkpoint, classes: dict[str, str], weighted: Sequ
                 f"{checkpoint.model} has a {component} of class {found}: HunyuanVideo needs "
                 f"{expected}"
             )
-    for component in weighted:
+    for component in required:
         checkpoint.weights_name(component)
 
 
-def _check_files(checkpoint: Checkpoint, costs: HunyuanVideoCosts, weighted: Sequence[str]) -> None:
-    """Check that weights and vocabularies are there, whole, and as the configurations say."""
-    if not weighted:
+def _check_files(checkpoint: Checkpoint, costs: HunyuanVideoCosts, required: Sequence[str]) -> None:
+    """Check that weights and vocabularies are complete and match the configurations."""
+    if not required:
         return
-    encodes = "text_encoder" in weighted
+    encodes = "text_encoder" in required
     tokenizers = ("tokenizer", "tokenizer_2") if encodes else ()
-    checkpoint.fetch(weighted, tokenizers)
-    for component in weighted:
+    checkpoint.fetch(required, tokenizers)
+    for component in required:
         tensors = checkpoint.tensors(component)
         if component in _TEXT_ENCODERS:
-            renamed = {_new_name(name): tensor for name, tensor in tensors.items()}
+            renamed = {_current_name(name): tensor for name, tensor in tensors.items()}
             tensors = {name: renamed[name] for name in renamed if not _UNUSED.fullmatch(name)}
-        expected = dict(_described(costs, component))
+        expected = dict(_expected_tensors(costs, component))
         check_tensors(tensors, expected, checkpoint.folder / component)
     for component in tokenizers:
         checkpoint.check_vocabulary(component)
 
 
-def _described(costs: HunyuanVideoCosts, component: str) -> NamedShapes:
-    """The tensors that a component's configuration describes."""
+def _expected_tensors(costs: HunyuanVideoCosts, component: str) -> NamedShapes:
+    """Names and shapes of the tensors that a component's configuration implies."""
     if component == "transformer":
         return transformer_tensors(costs.transformer)
     if component == "vae":
@@ -169,11 +169,11 @@ def _described(costs: HunyuanVideoCosts, component: str) -> NamedShapes:
     return llava_tensors(encoder) if isinstance(encoder, LlavaConfig) else llama_tensors(encoder)
 
 
-def _new_name(name: str) -> str:
-    """The name of a text encoder's tensor in transformers' newest naming, which renames the others
-    as it loads them."""
+def _current_name(name: str) -> str:
+    """Map a text encoder's tensor name to its name in the latest transformers, which maps older
+    names on loading."""
     name = name.removeprefix("model.").removeprefix("text_model.")
-    for old, new in _RENAMED:
+    for old, new in _RENAMED_PREFIXES:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
@@ -206,7 +206,7 @@ def _spec(
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:
             raise ModelError(
-                f"{checkpoint.model} names a size of {height}x{width} in its longtake.yaml: "
+                f"{checkpoint.model} lists size {height}x{width} in its longtake.yaml: "
                 f"height and width must be multiples of {multiple}"
             )
     return ModelSpec(

@@ -1,6 +1,6 @@
-"""Names and shapes of the tensors that HunyuanVideo's weights hold, from its configuration alone.
+"""Names and shapes of HunyuanVideo's weight tensors, from its configuration alone.
 
-They are made one after another, so that a configuration may name any number of layers.
+They are generated lazily, so that memory does not grow with the configured number of layers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Shape = tuple[int, ...]
 NamedShapes = Iterator[tuple[str, Shape]]
 
 REFINER_RATIO = 4
-"""Width of a refiner block's feed-forward, over its own: diffusers does not configure it."""
+"""Feed-forward expansion of the token refiner, fixed in diffusers."""
 
 _FREQUENCIES = 256
-"""Values that a timestep or a guidance scale is spelled out in."""
+"""Size of the sinusoidal embedding of a timestep or a guidance scale."""
 
 _PROJECTIONS = ("to_q", "to_k", "to_v")
 
 
 def transformer_tensors(config: TransformerConfig) -> NamedShapes:
-    """HunyuanVideoTransformer3DModel's."""
+    """Tensors of HunyuanVideoTransformer3DModel."""
     width, text, patch = config.width, config.text_embed_dim, config.patch_size
     yield (
         "x_embedder.proj.weight",
@@ -38,23 +38,23 @@ def transformer_tensors(config: TransformerConfig) -> NamedShapes:
     refined = {"timestep": _FREQUENCIES, "text": text}
     yield from _embedders("context_embedder.time_text_embed.", width, refined)
     yield from _linear("context_embedder.proj_in", text, width)
-    for place in range(config.num_refiner_layers):
-        yield from _refiner_block(f"context_embedder.token_refiner.refiner_blocks.{place}.", width)
+    for index in range(config.num_refiner_layers):
+        yield from _refiner_block(f"context_embedder.token_refiner.refiner_blocks.{index}.", width)
     embedded = {"timestep": _FREQUENCIES, "text": config.pooled_projection_dim}
     if config.guidance_embeds:
         embedded["guidance"] = _FREQUENCIES
     yield from _embedders("time_text_embed.", width, embedded)
-    for place in range(config.num_layers):
-        yield from double_block_tensors(f"transformer_blocks.{place}.", config)
-    for place in range(config.num_single_layers):
-        yield from single_block_tensors(f"single_transformer_blocks.{place}.", config)
+    for index in range(config.num_layers):
+        yield from double_block_tensors(f"transformer_blocks.{index}.", config)
+    for index in range(config.num_single_layers):
+        yield from single_block_tensors(f"single_transformer_blocks.{index}.", config)
     yield from _linear("norm_out.linear", width, 2 * width)
     out = config.out_channels or config.in_channels
     yield from _linear("proj_out", width, config.patch_size_t * patch**2 * out)
 
 
 def vae_tensors(config: VaeConfig) -> NamedShapes:
-    """AutoencoderKLHunyuanVideo's."""
+    """Tensors of AutoencoderKLHunyuanVideo."""
     latents, channels = config.latent_channels, config.block_out_channels
     yield from _convolution("quant_conv", 2 * latents, 2 * latents, 1)
     yield from _convolution("post_quant_conv", latents, latents, 1)
@@ -65,13 +65,13 @@ def vae_tensors(config: VaeConfig) -> NamedShapes:
         encodes = part == "encoder"
         before = order[0]
         yield from _convolution(f"{part}.conv_in.conv", first, before, 3)
-        yield from _middle(f"{part}.mid_block.", channels[-1], config.mid_block_add_attention)
-        for place, width in enumerate(order):
-            block = f"{part}.{'down' if encodes else 'up'}_blocks.{place}."
+        yield from _mid_block(f"{part}.mid_block.", channels[-1], config.mid_block_add_attention)
+        for index, width in enumerate(order):
+            block = f"{part}.{'down' if encodes else 'up'}_blocks.{index}."
             for layer in range(config.layers_per_block + (not encodes)):
                 yield from _residual(f"{block}resnets.{layer}.", before, width)
                 before = width
-            if config.scales(place) != (1, 1):
+            if config.scales(index) != (1, 1):
                 scaling = "downsamplers" if encodes else "upsamplers"
                 yield from _convolution(f"{block}{scaling}.0.conv.conv", width, width, 3)
         yield from _norm(f"{part}.conv_norm_out", before)
@@ -79,14 +79,14 @@ def vae_tensors(config: VaeConfig) -> NamedShapes:
 
 
 def llama_tensors(config: LlamaConfig) -> NamedShapes:
-    """LlamaModel's."""
+    """Tensors of LlamaModel."""
     width, wide = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads
     size = config.head_dim or width // heads
     kv_width = size * (config.num_key_value_heads or heads)
     yield "embed_tokens.weight", (config.vocab_size, width)
-    for place in range(config.num_hidden_layers):
-        layer = f"layers.{place}."
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}."
         for name, size_in, size_out in (
             ("q_proj", width, size * heads),
             ("k_proj", width, kv_width),
@@ -103,7 +103,7 @@ def llama_tensors(config: LlamaConfig) -> NamedShapes:
 
 
 def clip_tensors(config: ClipTextConfig) -> NamedShapes:
-    """CLIPTextModel's."""
+    """Tensors of CLIPTextModel."""
     width = config.hidden_size
     yield "embeddings.token_embedding.weight", (config.vocab_size, width)
     yield "embeddings.position_embedding.weight", (config.max_position_embeddings, width)
@@ -112,14 +112,14 @@ def clip_tensors(config: ClipTextConfig) -> NamedShapes:
 
 
 def llava_tensors(config: LlavaConfig) -> NamedShapes:
-    """LlavaForConditionalGeneration's, but for its head, which may be tied."""
+    """Tensors of LlavaForConditionalGeneration without its output head, which may be tied."""
     for name, shape in llama_tensors(config.text_config):
         yield f"language_model.{name}", shape
     yield from vision_tensors(config)
 
 
 def vision_tensors(config: LlavaConfig) -> NamedShapes:
-    """LLaVA's tower and the two layers behind it."""
+    """Tensors of LLaVA's vision tower and its two-layer projector."""
     vision, tower = config.vision_config, "vision_tower."
     width, patch = vision.hidden_size, vision.patch_size
     positions = (vision.image_size // patch) ** 2 + 1
@@ -155,10 +155,10 @@ def _refiner_block(start: str, width: int) -> NamedShapes:
 
 
 def double_block_tensors(start: str, config: TransformerConfig) -> NamedShapes:
-    """Those of a double-stream block.
+    """Tensors of a double-stream block.
 
     Args:
-        start: of their names.
+        start: Prefix of the tensor names, with its trailing dot.
     """
     width = config.width
     for norm in ("norm1", "norm1_context"):
@@ -174,7 +174,7 @@ def double_block_tensors(start: str, config: TransformerConfig) -> NamedShapes:
 
 
 def single_block_tensors(start: str, config: TransformerConfig) -> NamedShapes:
-    """Those of a single-stream block."""
+    """Tensors of a single-stream block."""
     width, wide = config.width, config.mlp_width
     for name in _PROJECTIONS:
         yield from _linear(f"{start}attn.{name}", width, width)
@@ -191,8 +191,8 @@ def _head_norms(start: str, config: TransformerConfig, names: tuple[str, ...]) -
 
 
 def _clip_layers(start: str, width: int, wide: int, num_layers: int) -> NamedShapes:
-    for place in range(num_layers):
-        layer = f"{start}encoder.layers.{place}."
+    for index in range(num_layers):
+        layer = f"{start}encoder.layers.{index}."
         yield from _norm(f"{layer}layer_norm1", width)
         yield from _norm(f"{layer}layer_norm2", width)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -201,9 +201,9 @@ def _clip_layers(start: str, width: int, wide: int, num_layers: int) -> NamedSha
         yield from _linear(f"{layer}mlp.fc2", wide, width)
 
 
-def _middle(start: str, width: int, attends: bool) -> NamedShapes:
-    for place in (0, 1):
-        yield from _residual(f"{start}resnets.{place}.", width, width)
+def _mid_block(start: str, width: int, attends: bool) -> NamedShapes:
+    for index in (0, 1):
+        yield from _residual(f"{start}resnets.{index}.", width, width)
     if attends:
         yield from _norm(f"{start}attentions.0.group_norm", width)
         for name in (*_PROJECTIONS, "to_out.0"):

@@ -1,4 +1,4 @@
-"""HunyuanVideo's prompts: LLaMA's hidden states of the words, CLIP's pooled vector."""
+"""Text encoders: LLaMA's hidden states and CLIP's pooled vector of a prompt."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from longtake.pipelines.weights import read_weights
 
 
 class TextEncoders:
-    """LLaMA and CLIP. On a GPU they are there only while they encode, else in host memory.
+    """LLaMA and CLIP. They are kept in host memory and moved to a GPU only while they encode.
 
     Args:
-        device: where they compute.
-        dtype: of their weights.
+        checkpoint: Checkpoint that holds the encoders and their tokenizers.
+        device: Device that encodes.
+        dtype: Data type of the weights.
 
     Raises:
-        ModelError: a component cannot be loaded.
+        ModelError: A component cannot be loaded.
     """
 
     _CLASSES: ClassVar[dict[str, Any]] = {
@@ -42,7 +43,7 @@ class TextEncoders:
                 self._encoders, tokenizers = self._load(checkpoint, dtype)
         except ModelError:
             raise
-        except Exception as error:  # transformers raises anything on damaged files
+        except Exception as error:  # transformers raises arbitrary exceptions on damaged files
             raise ModelError(
                 f"{checkpoint.model} has text encoders that cannot be loaded: {one_line(error)}"
             ) from error
@@ -59,16 +60,16 @@ class TextEncoders:
     def _load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
         encoders = []
         for component, encoder in self._CLASSES.items():
-            # Nothing but these tensors and this configuration is looked for in the folder.
+            # Without a path, transformers uses only these tensors and this configuration.
             loaded, info = encoder.from_pretrained(
                 None,
                 config=encoder.config_class.from_dict(checkpoint.config(component)),
                 state_dict=read_weights(checkpoint.weights(component)),
                 dtype=dtype,
-                attn_implementation="sdpa",  # a configuration could name code of the hub
+                attn_implementation="sdpa",  # a configuration could name a kernel on the hub
                 output_loading_info=True,
             )
-            if info["missing_keys"]:  # transformers would draw them at random
+            if info["missing_keys"]:  # transformers would initialize them randomly
                 raise ModelError(
                     f"{checkpoint.folder / component} lacks {min(info['missing_keys'])}: its "
                     "weights and its config.json are not of the same model"
@@ -90,52 +91,48 @@ class TextEncoders:
     def encode(
         self, prompt: str, template: PromptTemplate | None, max_tokens: int
     ) -> dict[str, torch.Tensor]:
-        """Encode one prompt, and cut off the padding.
+        """Encode one prompt and remove the padding.
 
         Args:
-            template: None is diffusers' own.
-            max_tokens: that are used of the prompt at most.
+            template: Prompt template; None for diffusers' default.
+            max_tokens: Maximum number of prompt tokens.
 
         Returns:
-            ``text`` ``[1, L, text width]``, the tokens that are really there, and ``pooled``
-            ``[1, pooled width]``.
+            ``text``, ``[1, L, text width]``, the hidden states of the L tokens without padding, and
+            ``pooled``, ``[1, pooled width]``.
 
         Raises:
-            RequestError: no token is left behind the template.
+            RequestError: No token remains after the template's.
         """
-        around = (template or self.default_template()).model_dump()
+        prompt_template = (template or self.default_template()).model_dump()
         with self._on_device(), quiet_libraries():
             text, pooled, mask = self._pipeline.encode_prompt(
                 prompt=prompt,
-                prompt_template=around,
+                prompt_template=prompt_template,
                 device=self._device,
                 max_sequence_length=max_tokens,
             )
         text = text[:, mask[0].bool()]
         if text.shape[1] == 0:
-            raise self._nothing_left(prompt, around["crop_start"])
+            raise self._no_tokens_error(prompt, prompt_template["crop_start"])
         return {"text": text, "pooled": pooled}
 
     def prompt_tokens(
         self, prompt: str, template: PromptTemplate | None, max_tokens: int
     ) -> PromptTokens:
-        """How many tokens a prompt has, and how many of them :meth:`encode` uses.
-
-        Args:
-            prompt, template, max_tokens: as for :meth:`encode`.
-        """
-        around = template or self.default_template()
+        """Count a prompt's tokens, and those of them that :meth:`encode` uses."""
+        template = template or self.default_template()
         with quiet_libraries():
-            return count_prompt_tokens(self._pipeline.tokenizer, prompt, around, max_tokens)
+            return count_prompt_tokens(self._pipeline.tokenizer, prompt, template, max_tokens)
 
     @staticmethod
     def default_template() -> PromptTemplate:
-        """diffusers' own."""
+        """Return diffusers' default prompt template."""
         return PromptTemplate.model_validate(DEFAULT_PROMPT_TEMPLATE)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """The encoders are where they compute."""
+        """Hold the encoders on their device within the context, then return them to the CPU."""
         for encoder in self._encoders:
             encoder.to(self._device)
         try:
@@ -146,9 +143,9 @@ class TextEncoders:
                     encoder.to("cpu")
 
     @staticmethod
-    def _nothing_left(prompt: str, crop_start: int) -> RequestError:
+    def _no_tokens_error(prompt: str, crop_start: int) -> RequestError:
         return RequestError(
-            f"no token of prompt={prompt[:60]!r} is left behind the prompt template's first "
+            f"no token of prompt={prompt[:60]!r} is left after the prompt template's first "
             f"{crop_start} tokens: the model needs a template of its own, in longtake.yaml in its "
             "folder (prompt_template: {template, crop_start})"
         )

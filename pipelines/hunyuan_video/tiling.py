@@ -1,6 +1,7 @@
-"""How diffusers' AutoencoderKLHunyuanVideo cuts videos and latents into tiles; without torch.
+"""Tiling of videos and latents as in diffusers' AutoencoderKLHunyuanVideo, without torch.
 
-Time is causal: the first latent frame is one frame of the video, each later one several.
+The autoencoder is causal in time: the first latent frame is one video frame, each later one is
+several.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from longtake.pipelines.tiles import Spans, overlapping, single
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of one direction.
+    """Tiles of an encoder or a decoder.
 
     Args:
-        request: the sizes of tiles, in frames and pixels.
-        time, space: frames to a latent frame, pixels to a latent.
-        decodes: whether latents go in and pixels come out, or the other way round.
+        request: Tiling mode, and tile size and stride in frames and pixels.
+        time: Temporal compression ratio.
+        space: Spatial compression ratio.
+        decodes: Whether latents are decoded to pixels, rather than pixels encoded to latents.
     """
 
     request: ResolvedDecode
@@ -28,8 +30,11 @@ class Tiling:
     decodes: bool
 
     def spans(self, shape: Sequence[int]) -> Spans:
-        """As diffusers cuts it: in time where it is longer than a tile; in space in both
-        directions where it is larger than a tile in one, and if that is asked for."""
+        """Return the tile spans of a ``(frames, height, width)`` input, identical to diffusers'.
+
+        Time is tiled if it exceeds a tile. Height and width are both tiled if either exceeds a tile
+        and the request asks for spatial tiling.
+        """
         request = self.request
         frames, height, width = shape
         times, rows, columns = (
@@ -49,13 +54,13 @@ class Tiling:
         return times, rows, columns
 
     def _cells(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """So many frames and pixels in what goes in."""
+        """Convert frames and pixels to the units of the input."""
         if self.decodes:
             return frames // self.time, height // self.space, width // self.space
         return frames, height, width
 
     def _in_time(self, cells: int) -> int:
-        """Values along time that come of so many cells."""
+        """Output frames of ``cells`` input frames."""
         return (cells - 1) * self.time + 1 if self.decodes else (cells - 1) // self.time + 1
 
     def _in_space(self, cells: int) -> int:
