@@ -48,8 +48,8 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
     except Exception as error:  # HTTP exceptions differ between versions of huggingface_hub
         raise ModelError(
-            f"there is no folder {repository}, and it cannot be downloaded from the hub at revision "
-            f"{revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
+            f"there is no folder {repository}, and it cannot be downloaded from the hub at "
+            f"revision {revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
         ) from error
 
 

@@ -386,7 +386,7 @@ def test_a_folder_that_is_not_there(name: str) -> None:
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="cannot be downloaded from the hub at revision main: check"):
+    with pytest.raises(ModelError, match="be downloaded from the hub at revision main: check"):
         Checkpoint.open("nobody-at-all/nothing")
 
 
