@@ -43,7 +43,7 @@ class Sight(nn.Module):
         }
 
     def loss(self, step: int, rng: random.Random) -> torch.Tensor:
-        """Mean squared error of the used patches, which map to color, shape and background in turn."""
+        """Mean squared error of used patches, mapped to color, shape and background in turn."""
         scenes = [Scene.draw(rng) for _ in range(PICTURES)]
         clips = render(scenes, rng, ANY_TRAVEL_PX, **{**model.SIZE, "frames": 1})
         llava, names = self._llava[0], ("color", "shape", "background")
