@@ -1,13 +1,13 @@
-"""Attention across ranks: longtake against its peers, the same shapes, interleaved in one run.
+"""Attention across ranks: longtake against its peers, interleaved in one run.
 
     make benchmark                            # the peers' environment, two ranks, all shapes
     python -m benchmarks.attention --ranks 4 --shapes 1x4096x8x64 --dtypes float32
     python -m benchmarks.attention --kernels  # the local kernels of one device, as with one GPU
 
-Every contestant has ranks of its own, which sleep while another's work: none can disturb another,
-and one that dies is reported. In each round every contestant runs once, in an order drawn anew.
-Two of longtake's own are yardsticks: one rank alone, and ranks that compute their shares at the
-same time but exchange nothing. One thread a rank. Prints a table a shape, and writes them all to a
+Every contestant has its own ranks, which sleep while others run, so that contestants cannot affect
+each other and a crash is reported. In each round every contestant runs once, in random order. Two
+of longtake's contestants are baselines: one rank, and ranks that compute their shares concurrently
+without communication. One thread per rank. Prints one table per shape and writes all of them to a
 dated file with hardware and versions.
 """
 
@@ -36,12 +36,13 @@ BASELINE, OURS = "longtake one rank", "longtake ulysses"
 
 @dataclass
 class Result:
-    """What was measured of one contestant on one shape.
+    """Measurements of one contestant on one shape.
 
     Attributes:
-        seconds: of each round, the slowest rank's.
-        one_call: the most of any rank (see measuring.prepare).
-        refusal: why it cannot run, if it cannot.
+        contestant: The contestant.
+        seconds: Time of the slowest rank, by round.
+        one_call: Figures from ``measuring.prepare``, the maximum over ranks.
+        refusal: Reason why the contestant cannot run; None if it can.
     """
 
     contestant: Contestant
@@ -51,7 +52,7 @@ class Result:
 
     @property
     def median_s(self) -> float:
-        """Median seconds of one call."""
+        """Median time of one call, in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -96,13 +97,13 @@ def _run(result: Result, group: RankGroup, device_type: str) -> None:
     """Time one call of one contestant."""
     try:
         result.seconds.append(max(group.run(run_once, device_type)))
-    except RankFailure as failure:  # killed for its memory, say
+    except RankFailure as failure:  # such as a rank killed for running out of memory
         result.refusal = reason(failure)
         group.close()
 
 
 def table(results: list[Result], num_ranks: int) -> str:
-    """The results of one shape in Markdown. Ratios above 1 are slower than what they compare to."""
+    """Results of one shape in Markdown. Ratios above 1 are slower than the baseline."""
     seconds = {r.contestant.name: r.median_s for r in results if r.refusal is None}
     lines = [
         "| contestant | median s | / longtake ulysses | / (one rank / ranks) | max error "
@@ -145,7 +146,7 @@ def _version(package: str) -> str:
 
 
 def reason(failure: RankFailure) -> str:
-    """The exception of the first rank that failed, in one short line."""
+    """The exception of the first failed rank, shortened to one line."""
     raised = re.search(
         r"^(?:rank \d+: )?([\w.]*(?:Error|Exception|died|answer).*)", str(failure), re.M
     )
@@ -159,7 +160,7 @@ def _shape(text: str) -> Shape:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,4 +1,4 @@
-"""Contestants that take turns in one run, each on ranks of its own, which sleep meanwhile."""
+"""Interleaved measurement of contestants, each on its own ranks, which sleep between turns."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tests.ranks import RankFailure, RankGroup
 
 @dataclass
 class Contestant:
-    """A package in a layout.
+    """A package in one layout.
 
     Attributes:
-        degrees: of its layout; one rank without any.
-        seconds: of each round, the slowest rank's.
-        figures: what preparing it gave, the most of any rank.
-        refusal: why it cannot run, if it cannot.
+        package: Name of the package.
+        degrees: Parallel degrees of the layout, by name; empty for one rank.
+        seconds: Time of the slowest rank, by round.
+        figures: Figures returned by ``prepare``, the maximum over ranks.
+        refusal: Reason why the contestant cannot run; None if it can.
     """
 
     package: str
@@ -33,12 +34,12 @@ class Contestant:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that it runs on."""
+        """Number of ranks."""
         return self.degrees.get("ulysses_degree", 1) * self.degrees.get("ring_degree", 1)
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """Label in tables."""
         words = " ".join(
             f"{axis.removesuffix('_degree')} {degree}" for axis, degree in self.degrees.items()
         )
@@ -46,7 +47,7 @@ class Contestant:
 
     @property
     def median_s(self) -> float:
-        """Median seconds of one turn."""
+        """Median time of one turn, in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -58,11 +59,16 @@ def measure(
     settings: tuple[Any, ...],
     run_once: Callable[[str], float],
 ) -> None:
-    """Fill in what each contestant does; in each round all take a turn, in an order drawn anew.
+    """Measure contestants in place. Each round runs all of them once, in random order.
 
     Args:
-        prepare: called on each rank with package, degrees and ``settings``; returns figures.
-        run_once: called on each rank with the device's type; returns seconds.
+        entered: Contestants to measure.
+        rounds: Number of rounds.
+        device_type: "cuda" or "cpu".
+        prepare: Function called on each rank with package, degrees and ``settings``; returns
+            figures by name.
+        settings: Additional arguments of ``prepare``.
+        run_once: Function called on each rank with the device type; returns seconds.
     """
     groups: dict[str, RankGroup] = {}
     try:
@@ -91,11 +97,13 @@ def measure(
 
 
 class Report:
-    """A dated file of results, printed as it grows.
+    """A dated Markdown file of results, whose paragraphs are also printed.
 
     Args:
-        title: of the file; ``what`` names it.
-        folder: where it goes.
+        title: Heading of the file.
+        what: Subject of the benchmark, used in the file name.
+        device_type: "cuda" or "cpu".
+        folder: Folder of the file.
     """
 
     def __init__(self, title: str, what: str, device_type: str, folder: Path) -> None:

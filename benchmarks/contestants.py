@@ -1,8 +1,8 @@
-"""Sequence-parallel attention as longtake and its peers offer it, behind one signature.
+"""Adapters for the sequence-parallel attention of longtake and its peers.
 
-A contestant's ``prepare`` runs on every rank of a process group over all ranks, and gives a
-function of this rank's ``q, k, v [B, s, N, H]`` that returns its ``out [B, s, N, H]``. Each is
-called as its own code does it, with the fastest local kernel that it has on the device at hand.
+A contestant's ``prepare`` runs on every rank of a process group over all ranks. It returns a
+function of this rank's ``q, k, v [B, s, N, H]`` that returns this rank's ``out [B, s, N, H]``. Each
+library is called as its own code does, with its fastest local kernel on the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longtake.parallel import ParallelDims, TokenShards, usp_attention
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Prepare = Callable[[str, int], Attention]
-"""(device type, tokens of the whole sequence) -> attention of one rank's part."""
+"""(device type, number of tokens of the whole sequence) -> attention of one rank's shard."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Contestant:
     """One way to compute attention across ranks.
 
     Args:
-        package: the distribution that it comes from, as pip names it.
+        package: Name of the distribution on PyPI.
         method: "one rank", "no exchange", "ulysses" or "ring".
-        prepare: makes the function, on every rank.
-        exact: whether it computes the attention that was asked for.
+        prepare: Function that creates the attention function, called on every rank.
+        exact: Whether the result is attention over the whole sequence.
     """
 
     package: str
@@ -41,7 +41,7 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Label in tables."""
         return f"{self.package} {self.method}"
 
 
@@ -59,9 +59,9 @@ def _longtake(method: str) -> Prepare:
 
 
 def _no_exchange(device_type: str, num_tokens: int) -> Attention:
-    """What is left of a rank's work when nothing is sent: all tokens, its share of the heads.
+    """A rank's work without communication: all tokens, its share of the heads.
 
-    All ranks still compute at once, so that this is what the machine could give at best.
+    All ranks compute at the same time, so this is the lower bound for this machine.
     """
     mesh = ParallelDims(cfg_degree=dist.get_world_size()).build_mesh(device_type)
     shards = TokenShards.even(num_tokens, ParallelDims())
@@ -84,7 +84,7 @@ def _yunchang_ulysses(device_type: str, num_tokens: int) -> Attention:
     from yunchang.kernels.attention import pytorch_attn_forward
 
     attention = UlyssesAttention(dist.group.WORLD, attn_type=AttnType.TORCH_MATH)
-    # by itself it takes its CUDA kernel whatever the type says; its math kernel has fewer arguments
+    # yunchang ignores attn_type and uses its CUDA kernel; its math kernel takes fewer arguments
     attention.attn_fn = lambda q, k, v, causal, **_: pytorch_attn_forward(
         q, k, v, causal=causal, op_type="flash" if device_type == "cuda" else "math"
     )
@@ -147,7 +147,7 @@ def _diffusers(method: str) -> Prepare:
 
 
 def _set_up(config: Any, device_type: str) -> None:
-    """What enable_parallelism does to such a config."""
+    """Set up a config as diffusers' and cache-dit's enable_parallelism does."""
     mesh = init_device_mesh(
         device_type,
         config.context_parallel_config.mesh_shape,
@@ -219,5 +219,5 @@ CONTESTANTS = (
 
 BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
 
-# No contestant may ask the network for kernels or weights.
+# No contestant may download kernels or weights.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

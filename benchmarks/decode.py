@@ -3,8 +3,8 @@
     make benchmark-decode                   # the peers' environment, two ranks
     python -m benchmarks.decode --ranks 2 --rounds 7
 
-All decode the same latents with the same autoencoder in the same tiles, one thread a rank. Prints a
-table, and writes it to a dated file with hardware and versions.
+All contestants decode the same latents with the same autoencoder and tiling, one thread per rank.
+Prints a table and writes it to a dated file with hardware and versions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.decodes import Setup, prepare, run_once
 
 
 def contestants(num_ranks: int) -> list[Contestant]:
-    """diffusers on one rank, which the others are compared with, then all ranks."""
+    """Contestants on one rank and on all ranks. The first, diffusers, is the baseline."""
     ranks = {"ulysses_degree": num_ranks}
     return [
         Contestant("diffusers", {}),
@@ -30,7 +30,7 @@ def contestants(num_ranks: int) -> list[Contestant]:
 
 
 def table(entered: list[Contestant]) -> str:
-    """The results in Markdown; the second figure is how often as fast as diffusers on one rank."""
+    """Results in Markdown. The second figure is the speedup over diffusers on one rank."""
     lines = [
         "| contestant | median s | diffusers / it | first frame s | max error | MB sent | calls "
         "| peak MB |",
@@ -51,7 +51,7 @@ def table(entered: list[Contestant]) -> str:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)

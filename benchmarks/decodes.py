@@ -1,8 +1,8 @@
-"""What a rank does in the decoding benchmark: prepare one contestant, then decode when told.
+"""Per-rank part of the decoding benchmark: prepares one contestant, then decodes on request.
 
-The autoencoder is HunyuanVideo's in small, with random weights; tiles and their strides are alike
-for all. A contestant decodes the latents of one video to float32 frames in [0, 1] on the CPU of
-rank 0, and there they are dropped.
+The autoencoder is a small HunyuanVideo autoencoder with random weights. All contestants use the
+same tiling. A contestant decodes the latents of one video to float32 frames in [0, 1] on the CPU of
+rank 0, where they are discarded.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from longtake.pipelines.stages import StageReport
 
 OnFrame = Callable[[torch.Tensor], None]
 Decode = Callable[[OnFrame], None]
-"""Decode the video; hand over each frame, ``[height, width, 3]``, on rank 0."""
+"""Decodes the video and passes each frame, ``[height, width, 3]``, to a callback on rank 0."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is decoded.
+    """Video, tiling and autoencoder of the benchmark.
 
     Attributes:
-        channels: of the autoencoder's blocks.
-        size: frames, height and width.
-        tile_size, tile_stride: frames, height and width.
-        dtype: name of the autoencoder's.
+        channels: Output channels of the autoencoder's blocks.
+        size: Frames, height and width of the video.
+        tile_size: Frames, height and width of a tile.
+        tile_stride: Distance between neighboring tiles, in frames, height and width.
+        dtype: Name of the autoencoder's dtype.
     """
 
     channels: tuple[int, ...]
@@ -48,23 +49,23 @@ class Setup:
     dtype: str
 
     def autoencoder(self, device: torch.device) -> Any:
-        """The same on every rank, tiled as diffusers does it."""
+        """The autoencoder with diffusers' tiling, identical on every rank."""
         torch.manual_seed(0)
         vae = AutoencoderKLHunyuanVideo(block_out_channels=self.channels, norm_num_groups=4)
         (frames, height, width), (in_time, down, across) = self.tile_size, self.tile_stride
         vae.enable_tiling(height, width, frames, down, across, in_time)
-        # diffusers' own `to` warns of modules to be kept in float32, of which there are none
+        # diffusers' own `to` warns about modules kept in float32, but the VAE has none
         return nn.Module.to(vae.eval().requires_grad_(False), device, getattr(torch, self.dtype))
 
     def latents(self, device: torch.device) -> torch.Tensor:
-        """The same on every rank: ``[1, 16, F, H, W]``."""
+        """Random latents, ``[1, 16, F, H, W]``, identical on every rank."""
         frames, height, width = self.size
         shape = (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8)
         return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
 
 
 def longtake_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
-    """longtake's, on as many ranks as there are."""
+    """longtake's decoder, on all ranks."""
     world = World(latents.device, dist.group.WORLD, dist.group.WORLD)
     frames, height, width = setup.size
     request = ResolvedDecode(
@@ -86,7 +87,7 @@ def longtake_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
 
 
 def diffusers_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
-    """diffusers' own."""
+    """diffusers' decoder, on one rank."""
     scaled = latents.to(vae.dtype) / vae.config.scaling_factor
 
     def decode(on_frame: OnFrame) -> None:
@@ -100,7 +101,7 @@ def diffusers_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
 
 
 def cache_dit_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
-    """cache-dit's tiles over ranks. Its own entry asks for an accelerator; its planner does not."""
+    """cache-dit's tile parallelism. Its entry point requires an accelerator; its planner does not."""
     from cache_dit.distributed.autoencoders.autoencoder_kl_hunyuanvideo import (
         AutoencoderKLHunyuanVideoDataParallelismPlanner as Planner,
     )
@@ -119,7 +120,7 @@ DECODES: dict[str, Callable[[Any, torch.Tensor, Setup], Decode]] = {
 
 
 class _Prepared:
-    """What a rank keeps from ``prepare`` to ``run_once``."""
+    """State of a rank between ``prepare`` and ``run_once``."""
 
     decode: Decode
 
@@ -127,7 +128,7 @@ class _Prepared:
 def prepare(
     package: str, degrees: dict[str, int], setup: Setup, device_type: str
 ) -> dict[str, float]:
-    """On one rank: make the autoencoder, decode twice, check and count what it did.
+    """Create the autoencoder; measure error, traffic and memory of decoding. Runs on each rank.
 
     Returns:
         ``error``, the largest difference from diffusers on one rank; ``bytes_sent``,
@@ -142,7 +143,7 @@ def prepare(
     with torch.no_grad():
         latents = setup.latents(device)
         _Prepared.decode = DECODES[package](setup.autoencoder(device), latents, setup)
-        with TrafficMeter() as meter:  # this first time also loads and allocates what lasts
+        with TrafficMeter() as meter:  # the first call includes lazy loading and persistent buffers
             _Prepared.decode(lambda frame: frames.append(frame.clone()))
         if dist.get_rank() == 0:
             diffusers_decode(setup.autoencoder(device), latents, setup)(expected.append)
@@ -165,7 +166,7 @@ def prepare(
 
 
 def run_once(device_type: str) -> float:
-    """On one rank: seconds of one decoding; all ranks start together."""
+    """Time of one decoding in seconds, after a barrier. Runs on each rank."""
     with torch.no_grad():
         dist.barrier()
         begun = time.perf_counter()

@@ -3,9 +3,9 @@
     make benchmark-denoise                   # the peers' environment, two ranks
     python -m benchmarks.denoise --ranks 2 --rounds 15
 
-Every contestant has ranks of its own, which sleep while another's work. In each round every
-contestant takes one step, in an order drawn anew. One thread a rank. Prints a table, and writes it
-to a dated file with hardware and versions.
+Every contestant has its own ranks, which sleep while others run. In each round every contestant
+takes one step, in random order. One thread per rank. Prints a table and writes it to a dated file
+with hardware and versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.steps import prepare, run_once
 
 
 def contestants(num_ranks: int) -> list[Contestant]:
-    """One rank, then all ranks; the first of each is what the others are compared with."""
+    """Contestants on one rank, then on all ranks. The first of each layout is the baseline."""
     alone = [Contestant(package, {}) for package in ("longtake", "diffusers")]
     axes = ("ulysses_degree", "ring_degree")
     return alone + [
@@ -31,7 +31,7 @@ def contestants(num_ranks: int) -> list[Contestant]:
 
 
 def table(entered: list[Contestant]) -> str:
-    """The results in Markdown. Ratios above 1 are slower than longtake in the same layout."""
+    """Results in Markdown. Ratios above 1 are slower than longtake in the same layout."""
     ours = {str(each.degrees): each.median_s for each in entered if each.package == "longtake"}
     alone = ours["{}"]
     lines = [
@@ -54,7 +54,7 @@ def table(entered: list[Contestant]) -> str:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)

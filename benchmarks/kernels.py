@@ -1,4 +1,4 @@
-"""The local attention kernels of one device: each one's time, error, or why it cannot run."""
+"""Benchmarks the local attention kernels of one device: time and error of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longtake.parallel.kernels import Kernel, attend
 
 
 def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str) -> str:
-    """Time every kernel on one shape, interleaved; a Markdown table."""
+    """Time all kernels on one shape, interleaved; returns a Markdown table."""
     device = torch.device("cuda", 0) if device_type == "cuda" else torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
@@ -33,7 +33,7 @@ def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str
     }
     seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in able}
     for _ in range(rounds):
-        for kernel in random.sample(able, len(able)):  # a GPU's clock remembers the one before
+        for kernel in random.sample(able, len(able)):  # the previous kernel affects a GPU's clock
             begun = time.perf_counter()
             run(kernel)
             if device_type == "cuda":

@@ -1,4 +1,4 @@
-"""What a rank does in the attention benchmark: prepare one contestant, then run it when told."""
+"""Per-rank part of the attention benchmark: prepares one contestant, then runs it on request."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from longtake.engine.memory_use import peak_resident_bytes, resident_bytes
 from longtake.parallel import ParallelDims, TokenShards
 
 Shape = tuple[int, int, int, int]
-"""Batch, tokens of the whole sequence, heads, head size."""
+"""Batch size, tokens of the whole sequence, number of heads, head size."""
 
 _SAMPLED_QUERIES = 16
 
 
 class _Prepared:
-    """What a rank keeps from ``prepare`` to ``run_once``."""
+    """State of a rank between ``prepare`` and ``run_once``."""
 
     attention: Attention
     inputs: list[torch.Tensor]
 
 
 def prepare(name: str, shape: Shape, dtype: torch.dtype, device_type: str) -> dict[str, float]:
-    """On one rank: make the inputs and the function, call it, check and count what it did.
+    """Create the inputs and measure error, traffic and memory of a call. Runs on each rank.
 
     Returns:
         ``error``, the largest difference from attention in float64 over some of this rank's
@@ -48,7 +48,7 @@ def prepare(name: str, shape: Shape, dtype: torch.dtype, device_type: str) -> di
     del q, k, v
     with torch.inference_mode():
         _Prepared.attention = BY_NAME[name].prepare(device_type, shape[1])
-        with TrafficMeter() as meter:  # this first call also loads and allocates what lasts
+        with TrafficMeter() as meter:  # the first call includes lazy loading and persistent buffers
             out = _Prepared.attention(*_Prepared.inputs)
         with peak_memory(device_type) as peak_bytes:
             _Prepared.attention(*_Prepared.inputs)
@@ -64,7 +64,7 @@ def prepare(name: str, shape: Shape, dtype: torch.dtype, device_type: str) -> di
 
 
 def run_once(device_type: str) -> float:
-    """On one rank: seconds of one call; all ranks start together."""
+    """Time of one call in seconds, after a barrier. Runs on each rank."""
     with torch.inference_mode():
         dist.barrier()
         begun = time.perf_counter()
@@ -75,7 +75,7 @@ def run_once(device_type: str) -> float:
 
 
 def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention in float64, a head at a time; ``[B, S, N, H]`` in and out, N alike in all."""
+    """Attention in float64, one head at a time; ``[B, S, N, H]`` in and out, with equal N."""
     by_head = zip(*(tensor.transpose(1, 2).split(1, dim=1) for tensor in (q, k, v)), strict=True)
     outs = [
         F.scaled_dot_product_attention(one.double(), k.double(), v.double())
@@ -86,14 +86,14 @@ def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def peak_memory(device_type: str) -> Iterator[Callable[[], int]]:
-    """Bytes that the enclosed lines had in use at most, above what was in use before them."""
+    """Measure peak memory inside the context, in bytes above the memory in use on entry."""
     if device_type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         yield lambda: torch.cuda.max_memory_allocated() - before
         return
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is in use
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before, peak = resident_bytes(), 0
     yield lambda: peak - before
     peak = peak_resident_bytes()

@@ -1,11 +1,11 @@
-"""What the planner predicts of this machine beside what is measured, on one rank and on several.
+"""The planner's predictions for this machine against measurements, on one rank and on several.
 
     make benchmark-plan                          # two ranks
     python -m benchmarks.predictions --ranks 2 --profile mine.yaml
 
-Calibrates a profile first, as longtake bench does, unless one is given; then takes denoising steps
-of the 45 M model of benchmarks/steps.py, in every factorisation, all interleaved in one run, one
-thread a rank. Writes a dated file with hardware and versions.
+Calibrates a profile first, as longtake bench does, unless one is given. Then measures denoising
+steps of the 45 M model of benchmarks/steps.py in every factorisation, interleaved in one run, with
+one thread per rank. Writes a dated file with hardware and versions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 
 def setting(hardware: Hardware) -> PlanInput:
-    """The benchmark's model and latents."""
+    """Planner input for the benchmark's model and latents."""
     transformer, vae = TransformerConfig(**MODEL), VaeConfig()
     spec = ModelSpec(
         num_heads=transformer.num_attention_heads,
@@ -74,7 +74,7 @@ def setting(hardware: Hardware) -> PlanInput:
 
 
 def factorisations(num_ranks: int) -> list[dict[str, int]]:
-    """Of one rank, and of all."""
+    """Parallel degrees for one rank, and all factorisations over ``num_ranks``."""
     return [{}] + [
         {"ring_degree": num_ranks // ulysses, "ulysses_degree": ulysses}
         for ulysses in range(1, num_ranks + 1)
@@ -83,7 +83,7 @@ def factorisations(num_ranks: int) -> list[dict[str, int]]:
 
 
 def table(entered: list[Contestant], hardware: Hardware) -> str:
-    """Measured beside predicted, in Markdown."""
+    """Measured and predicted figures, in Markdown."""
     lines = [
         "| layout | measured s | predicted s | ratio | MB sent by a rank | predicted "
         "| peak MB | predicted |",
@@ -104,7 +104,7 @@ def table(entered: list[Contestant], hardware: Hardware) -> str:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def _yaml(hardware: Hardware) -> str:
-    """The figures alone."""
+    """The profile in YAML, without names and sources."""
     figures = hardware.model_dump(mode="json", exclude={"names", "links"})
     plain = {
         name: value["value"] if isinstance(value, dict) and "value" in value else value

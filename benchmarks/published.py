@@ -1,12 +1,11 @@
-"""Published measurements beside what the planner predicts, and how its figures were fitted.
+"""The planner's predictions against published measurements, and the fit of its figures.
 
     python -m benchmarks.published          # both tables
-    python -m benchmarks.published --fit    # the rates that follow from one GPU's row; links
+    python -m benchmarks.published --fit    # attention rates fitted to one-GPU rows, and links
 
-HunyuanVideo end to end, with FlashAttention-2: a GPU's rate of attention follows from the row of
-one GPU, once all else is taken off that it predicts from work alone; the rows of 2, 4 and 8 GPUs
-are predictions. Attention alone: the USP paper's tables; the links of 8 L20 were fitted to the
-ratios between layouts.
+HunyuanVideo end to end, with FlashAttention-2: a GPU's attention rate is fitted to the row of one
+GPU, with all other times predicted; the rows of 2, 4 and 8 GPUs are predictions. Attention alone:
+the USP paper's tables; the links of 8 L20 were fitted to the ratios between layouts.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from longtake.pipelines.checkpoint import Checkpoint
 FOLDER = Path(__file__).parent / "published"
 
 _FLASH_ATTENTION_2 = {"h100": {"attention_share": 0.3265, "convolution_share": 0.05}}
-"""What the published runs reached where a profile has what longtake was measured with."""
+"""Rates of the published runs, for profiles whose own rates were measured with longtake."""
 
 _PROFILES = {"8xL20-PCIe": "l20", "8xA100-NVLink": "a100-80g"}
 
@@ -43,7 +42,10 @@ class Latency:
     """One published run of HunyuanVideo.
 
     Attributes:
-        seconds: as published, and by another source.
+        gpu: Name of the hardware profile.
+        steps: Number of denoising steps.
+        gpus: Number of GPUs.
+        seconds: Published time, and the time from another source.
     """
 
     gpu: str
@@ -52,13 +54,13 @@ class Latency:
     seconds: tuple[float, float]
 
     def predicted_s(self, hardware: Hardware | None = None) -> float:
-        """Text, denoising and a decode on one GPU, as in those runs."""
+        """Predicted time of text encoding, denoising and decoding on one GPU, in seconds."""
         dims = ParallelDims(ulysses_degree=self.gpus)
         prediction = predict(self.setting(hardware or as_published(self.gpu)), dims)
         return prediction.rendering_s
 
     def setting(self, hardware: Hardware) -> PlanInput:
-        """What was run."""
+        """Planner input of the run."""
         spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
         request = resolve(
             VideoRequest(prompt="a cat", num_inference_steps=self.steps, seed=0), spec
@@ -74,18 +76,21 @@ class Latency:
         )
 
     def error(self, hardware: Hardware | None = None) -> float:
-        """Predicted over published, less 1; the nearer source counts."""
+        """Relative error of the prediction against the closer source."""
         predicted = self.predicted_s(hardware)
         return min((predicted / each - 1 for each in self.seconds), key=abs)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the USP paper's tables: causal attention of one sequence, layouts of 8 GPUs.
+    """One column of the USP paper's tables: causal attention in several layouts of 8 GPUs.
 
     Attributes:
-        layouts: Ulysses and ring degree.
-        seconds: of one attention, as published, by layout.
+        hardware: Name of the machine.
+        sequence: Number of tokens.
+        causal: How the causal mask is balanced over ranks.
+        layouts: Ulysses and ring degrees.
+        seconds: Published time of one attention call, by layout.
     """
 
     hardware: str
@@ -95,7 +100,7 @@ class Column:
     seconds: tuple[float, ...]
 
     def predicted_s(self, hardware: Hardware | None = None) -> list[float]:
-        """By layout: 32 heads of 128 and 8 KV heads in bfloat16."""
+        """Predicted times by layout, for 32 heads of size 128 and 8 KV heads in bfloat16."""
         hardware = hardware or load_hardware(_PROFILES[self.hardware])
         predicted = []
         for ulysses_degree, ring_degree in self.layouts:
@@ -107,7 +112,7 @@ class Column:
         return predicted
 
     def rank_of_best(self, hardware: Hardware | None = None) -> int:
-        """Where the layout that was fastest stands in the prediction: 1 is first."""
+        """Predicted rank of the layout with the best published time, from 1."""
         predicted = self.predicted_s(hardware)
         best = predicted[self.seconds.index(min(self.seconds))]
         return sorted(predicted).index(best) + 1
@@ -118,7 +123,7 @@ class Column:
 
 
 def as_published(gpu: str) -> Hardware:
-    """The profile of a GPU, at the rates of the published runs."""
+    """The profile of a GPU, with the rates of the published runs."""
     rates = _FLASH_ATTENTION_2.get(gpu, {})
     shares = {name: Share(value=each, source="published runs") for name, each in rates.items()}
     return load_hardware(gpu).model_copy(update=shares)
@@ -152,7 +157,7 @@ def columns() -> list[Column]:
 
 
 def spearman(ones: Sequence[float], others: Sequence[float]) -> float:
-    """Rank correlation; equal values share their ranks' mean."""
+    """Spearman's rank correlation; ties get the mean of their ranks."""
     first, second = _ranks(ones), _ranks(others)
     mean = (len(ones) - 1) / 2
     products = sum((a - mean) * (b - mean) for a, b in zip(first, second, strict=True))
@@ -161,7 +166,7 @@ def spearman(ones: Sequence[float], others: Sequence[float]) -> float:
 
 
 def fitted_attention_share(latency: Latency) -> float:
-    """The rate of attention, over the peak, with which the row of one GPU comes out."""
+    """Share of peak attention throughput at which the prediction equals the published time."""
     hardware, low, high = as_published(latency.gpu), 0.01, 1.0
     for _ in range(40):
         share = (low + high) / 2
@@ -174,11 +179,11 @@ def fitted_attention_share(latency: Latency) -> float:
 
 
 def fitted_links(hardware: str) -> tuple[float, float, float, float]:
-    """Efficiency and two links with which the ratios between layouts come out best.
+    """Fit the attention efficiency and two link bandwidths to the ratios between layouts.
 
     Returns:
-        The squared error of the ratios' logarithms, the share of the peak, bytes a second of a
-        port, and of a link between switches or sockets.
+        Squared error of the log ratios, share of peak attention throughput, bytes/s of a port, and
+        bytes/s of a link between switches or sockets.
     """
     ours = [column for column in columns() if column.hardware == hardware]
     profile = load_hardware(_PROFILES[hardware])
@@ -230,7 +235,7 @@ def _rows(name: str) -> Iterator[dict[str, str]]:
 
 
 def latency_table() -> str:
-    """Published beside predicted, in Markdown."""
+    """Published and predicted times of HunyuanVideo, in Markdown."""
     lines = ["| GPUs | steps | published s | predicted s | error |", "|---|---|---|---|---|"]
     for each in latencies():
         published = " / ".join(f"{seconds:.0f}" for seconds in dict.fromkeys(each.seconds))
@@ -242,7 +247,7 @@ def latency_table() -> str:
 
 
 def attention_table() -> str:
-    """Published beside predicted, in Markdown."""
+    """Published and predicted times of attention, in Markdown."""
     lines = [
         "| hardware | tokens | causal | published ms (U8, U4 R2, U2 R4, R8) | predicted ms "
         "| best layout ranked | Spearman |",
@@ -261,7 +266,7 @@ def attention_table() -> str:
 
 
 def main() -> None:
-    """Print what the command line asks for."""
+    """Parse the command line and print the tables or the fit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--fit", action="store_true")
     if parser.parse_args().fit:

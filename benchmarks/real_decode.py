@@ -3,10 +3,10 @@
     python -m benchmarks.real_decode
     python -m benchmarks.real_decode --size 129x720x1280 --rounds 1 --profile measured.yaml
 
-The released architecture in float16 with random weights, in tiles as released. The contestants
-decode the same latents to frames on the host and take turns in each round, in an order drawn anew;
-a round before them does not count. Beside it stand the memory that longtake foresees of one call of
-the decoder, and what the planner predicts.
+The released architecture in float16 with random weights and the released tiling. The contestants
+decode the same latents to frames on the host. Each round runs all of them in random order, after an
+untimed warmup. Also reported: longtake's memory estimate for one call of the decoder, and the
+planner's prediction.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def autoencoder(device: torch.device) -> Any:
     with device:
         vae = AutoencoderKLHunyuanVideo.from_config(config)
     vae.enable_tiling()
-    # diffusers' own `to` warns of modules to be kept in float32, of which there are none
+    # diffusers' own `to` warns about modules kept in float32, but the VAE has none
     return nn.Module.to(vae.eval().requires_grad_(False), torch.float16)
 
 
 def contestants(
     vae: Any, decoder: HunyuanVideoDecoder, latents: torch.Tensor
 ) -> Mapping[str, Decode]:
-    """diffusers first, which the others are compared with."""
+    """Contestants by name. The first, diffusers, is the reference."""
 
     def theirs() -> list[torch.Tensor]:
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
@@ -80,7 +80,7 @@ def contestants(
 
 
 def table(entered: Mapping[str, Decode], rounds: int) -> str:
-    """All contestants in Markdown."""
+    """Time, error and memory of all contestants, in Markdown."""
     expected: list[torch.Tensor] = []
     errors, peaks = {}, {}
     for name, decode in entered.items():
@@ -108,23 +108,23 @@ def table(entered: Mapping[str, Decode], rounds: int) -> str:
 
 
 def memory(decoder: HunyuanVideoDecoder, latents: torch.Tensor) -> str:
-    """What one call of the decoder takes, beside what is foreseen, in Markdown."""
+    """Estimated and measured peak memory of one call of the decoder, in Markdown."""
     cells = [max(span.num_cells for span in axis) for axis in decoder.spans(latents.shape[2:])]
-    lines = ["| latents | foreseen GB | measured GB | ratio |", "|---|---|---|---|"]
+    lines = ["| latents | estimated GB | measured GB | ratio |", "|---|---|---|---|"]
     for count, *size in [*((count, *cells) for count in (1, 2, 4)), (1, cells[0], 64, 64)]:
         tiles = latents.new_zeros(count, latents.shape[1], *size)
-        foreseen = peak_bytes(decoder.code, tuple(tiles.shape), latents.device)
+        estimated = peak_bytes(decoder.code, tuple(tiles.shape), latents.device)
         with peak_memory("cuda") as peak:
             decoder.code(tiles)
         lines.append(
-            f"| {' x '.join(map(str, tiles.shape))} | {foreseen / 1e9:.2f} | {peak() / 1e9:.2f} "
-            f"| {peak() / foreseen:.2f} |"
+            f"| {' x '.join(map(str, tiles.shape))} | {estimated / 1e9:.2f} | {peak() / 1e9:.2f} "
+            f"| {peak() / estimated:.2f} |"
         )
     return "\n".join(lines)
 
 
 def how(request: ResolvedRequest) -> str:
-    """What is decoded, in words."""
+    """Description of the video, its dtype and its tiling."""
     return (
         f"{request.num_frames} frames of {request.height} x {request.width} in float16, in tiles "
         f"of {request.decode_tile_size}, {request.decode_tile_stride} apart"
@@ -132,7 +132,7 @@ def how(request: ResolvedRequest) -> str:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--size", type=size_of, default=(33, 720, 1280))
     parser.add_argument("--rounds", type=int, default=3)

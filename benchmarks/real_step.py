@@ -3,10 +3,10 @@
     python -m benchmarks.real_step
     python -m benchmarks.real_step --sizes 129x720x1280 --rounds 3 --profile measured.yaml
 
-13 B parameters in bfloat16, drawn at random on the GPU, which needs 80 GB. The contestants share
-them and take turns in each round, in an order drawn anew; a round before them does not count. Text
-is 256 tokens, of which 100 are real. Beside the step stand what the GPU spends it in
-and what the planner predicts, by the profile of this GPU or by a file that bench --calibrate wrote.
+13 B random parameters in bfloat16, shared by the contestants; the GPU needs 80 GB. Each round runs
+all contestants in random order, after an untimed warmup. Text is 256 tokens, of which 100 are not
+padding. Also reported: GPU time by kind of kernel, and the planner's prediction from the profile of
+this GPU or from a file written by bench --calibrate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from longtake.pipelines.spec import LatentGrid
 PADDED_TEXT, REAL_TEXT = 256, 100
 TEXT_WIDTH, POOLED_WIDTH = 4096, 768
 GUIDANCE_SCALE = 6.016
-"""A thousand times of which bfloat16 can tell: diffusers rounds that, longtake does not."""
+"""1000 times this scale is exact in bfloat16, to which diffusers rounds it; longtake does not."""
 SIZES = [(65, 544, 960), (129, 720, 1280)]
 MODEL = "hunyuan-video"
 
@@ -51,13 +51,17 @@ Size = tuple[int, int, int]
 
 @dataclass
 class Contestant:
-    """A way to take the step.
+    """One implementation of the step.
 
     Attributes:
-        processors: of attention, which it sets before its turn.
-        peak_bytes: above the weights and inputs.
-        kernels: that it spent its first step in.
-        refusal: why it cannot run, if it cannot.
+        name: Label in tables.
+        step: Runs one step.
+        processors: Attention processors, set on the model before each step.
+        seconds: Time of each timed step.
+        velocity: Result of the first step.
+        peak_bytes: Peak memory above weights and inputs.
+        kernels: GPU time of the first step, by kind of kernel.
+        refusal: Reason why the contestant cannot run; None if it can.
     """
 
     name: str
@@ -70,7 +74,7 @@ class Contestant:
     refusal: str | None = None
 
     def begin(self, model: HunyuanVideoTransformer3DModel) -> None:
-        """Take the step that does not count, watched."""
+        """Run the warmup step, measuring memory and kernels."""
         model.set_attn_processor(dict(self.processors))
         try:
             with (
@@ -86,7 +90,7 @@ class Contestant:
         self.kernels = kinds(p)
 
     def turn(self, model: HunyuanVideoTransformer3DModel) -> None:
-        """Take a step."""
+        """Run and time one step."""
         model.set_attn_processor(dict(self.processors))
         torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -96,7 +100,7 @@ class Contestant:
 
 
 def kinds(profiled: Any) -> str:
-    """The GPU's seconds of a step by kind of kernel, and the kernel of attention."""
+    """GPU time of a step by kind of kernel, and the name of the attention kernel."""
     seconds, of_attention = {"attention": 0.0, "matrix products": 0.0, "all else": 0.0}, ""
     for each in sorted(profiled.key_averages(), key=lambda each: each.device_time_total):
         kind = "all else"
@@ -123,7 +127,13 @@ def transformer(device: torch.device) -> HunyuanVideoTransformer3DModel:
 def contestants(
     model: HunyuanVideoTransformer3DModel, theirs: dict[str, Any], size: Size
 ) -> list[Contestant]:
-    """All on the same inputs. ``theirs``: diffusers' own processors of attention."""
+    """Contestants with the same inputs.
+
+    Args:
+        model: The transformer.
+        theirs: diffusers' attention processors, by name.
+        size: Frames, height and width of the video.
+    """
     frames, height, width = size
     grid = LatentGrid((1, 16, (frames - 1) // 4 + 1, height // 8, width // 8), (1, 2, 2))
     generator = torch.Generator().manual_seed(1)
@@ -139,7 +149,7 @@ def contestants(
     inputs = Inputs(model, latents, *half, scheduler, GUIDANCE_SCALE, REAL_TEXT, grid)
     padded = replace(inputs, scheduler=copy.deepcopy(scheduler))
     cut = replace(inputs, scheduler=copy.deepcopy(scheduler), text=half[0][:, :REAL_TEXT])
-    model.set_attn_processor(dict(theirs))  # of which longtake leaves some
+    model.set_attn_processor(dict(theirs))  # longtake replaces some of them
     step = longtake_step(inputs, {})
     ours = model.attn_processors
     return [
@@ -150,7 +160,7 @@ def contestants(
 
 
 def setting(size: Size, hardware: Hardware) -> PlanInput:
-    """What the planner is asked."""
+    """Planner input for a video size."""
     spec = registry.inspect(Checkpoint.open(MODEL, configs_only=True), weights=False)
     frames, height, width = size
     request = VideoRequest(prompt="any", num_frames=frames, height=height, width=width, seed=0)
@@ -165,12 +175,12 @@ def setting(size: Size, hardware: Hardware) -> PlanInput:
 
 
 def read_profiles(path: Path | None) -> list[Hardware]:
-    """This GPU's own, and the one that was measured, if there is one."""
+    """The profile of this GPU and, if given, the measured one."""
     return [hardware_here(), *([load_hardware(str(path))] if path else [])]
 
 
 def operations(asked: PlanInput) -> float:
-    """Floating-point operations of a step."""
+    """Number of floating-point operations of a step."""
     costs, tokens = asked.spec.costs, asked.grid.num_tokens + REAL_TEXT
     heads = costs.attention
     attention = 4 * tokens**2 * heads.num_heads * heads.head_size * heads.num_attentions
@@ -202,7 +212,7 @@ def table(entered: list[Contestant]) -> str:
 
 
 def predictions(size: Size, ours: Contestant, profiles: list[Hardware]) -> str:
-    """longtake's step beside the planner's, in Markdown."""
+    """Measured and predicted figures of longtake's step, in Markdown."""
     measured = statistics.median(ours.seconds)
     lines = [
         "| profile | predicted s | / measured | peak GB | / measured |",
@@ -231,7 +241,7 @@ def size_of(text: str) -> Size:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--sizes", nargs="+", type=size_of, default=SIZES)
     parser.add_argument("--rounds", type=int, default=3)

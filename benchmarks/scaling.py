@@ -2,9 +2,9 @@
 
     make plots
 
-720 x 1280, 129 frames and ten times as many, 50 steps, text, denoising and decoding; the fastest
-layout of each number of GPUs. Once with 8 GPUs to a node and InfiniBand between nodes, once as if
-all were in one node. Hollow where no layout fits in memory: the fastest is drawn all the same.
+720 x 1280, 129 and 1289 frames, 50 steps; text encoding, denoising and decoding; the fastest layout
+for each number of GPUs. Two topologies: 8 GPUs per node with InfiniBand between nodes, and all GPUs
+in one node. Hollow markers: no layout fits in memory, and the fastest one is shown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64)
 
 @dataclass(frozen=True)
 class Point:
-    """The fastest layout of one number of GPUs."""
+    """The fastest layout for one number of GPUs."""
 
     count: int
     speedup: float
@@ -63,7 +63,7 @@ def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -
 
 
 def _fastest(setting: PlanInput, count: int) -> tuple[Prediction, bool]:
-    """Of the layouts that fit, or of all where none does."""
+    """The fastest layout that fits in memory, or the fastest of all if none fits."""
     found = candidate_layouts(
         ParallelConfig(), count, num_heads=setting.spec.num_heads, true_cfg=False
     )
@@ -81,7 +81,7 @@ def _fastest(setting: PlanInput, count: int) -> tuple[Prediction, bool]:
 
 
 def draw(path: Path) -> None:
-    """Write the picture, and print what it shows."""
+    """Plot the curves to a file and print them."""
     from matplotlib import pyplot
 
     h100 = load_hardware("h100")
@@ -120,7 +120,7 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    """Draw into docs/."""
+    """Parse the command line and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path("docs/scaling.png"))
     draw(parser.parse_args().output)

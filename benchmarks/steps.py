@@ -1,8 +1,8 @@
-"""What a rank does in the denoising benchmark: prepare one contestant's step, then take it.
+"""Per-rank part of the denoising benchmark: prepares one contestant's step, then runs it.
 
-The model is HunyuanVideo's in small: 40 M parameters, 8 heads x 64, 2 double- and 4 single-stream
-blocks; the latents are 9 x 40 x 40, the text 64 tokens of which 40 are real. A step is the
-transformer and the scheduler. Peers take padded text with a mask, as their pipelines do.
+The model is a small HunyuanVideo transformer: 40 M parameters, 8 heads x 64, 2 double- and 4
+single-stream blocks. Latents are 9 x 40 x 40; text is 64 tokens, of which 40 are not padding. A step
+is the transformer and the scheduler. Peers get padded text with a mask, as in their pipelines.
 """
 
 from __future__ import annotations
@@ -38,16 +38,22 @@ MODEL: dict[str, Any] = dict(
 )
 
 Step = Callable[[], torch.Tensor]
-"""One step; returns the velocity of this rank's tokens, or of all."""
+"""Runs one step; returns the velocity of this rank's tokens or of all tokens."""
 
 
 @dataclass
 class Inputs:
-    """The same on every rank and for every contestant.
+    """Model and inputs, identical on every rank and for every contestant.
 
     Attributes:
-        text: padded to its length, of which ``real_text`` tokens are real.
-        grid: of the latents.
+        model: The transformer.
+        latents: Noisy latents of shape ``grid.shape``, float32.
+        text: Text embeddings, padded, ``[1, tokens, width]``.
+        pooled: Pooled text embedding, ``[1, width]``.
+        scheduler: The scheduler, with its timesteps set.
+        guidance_scale: Embedded guidance scale.
+        real_text: Number of tokens of ``text`` that are not padding.
+        grid: Latent grid.
     """
 
     model: HunyuanVideoTransformer3DModel
@@ -77,7 +83,7 @@ class Inputs:
         return cls(model, latents, text.to(dtype), pooled.to(dtype), scheduler)
 
     def call_whole(self) -> Step:
-        """A step as diffusers' pipeline takes it: whole latents, padded text and a mask."""
+        """A step as in diffusers' pipeline: whole latents, padded text and a mask."""
         dtype = self.text.dtype
         real = torch.arange(self.text.shape[1]) < self.real_text
         mask = real[None].to(self.text.device, dtype)
@@ -102,7 +108,7 @@ class Inputs:
 
 
 def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
-    """longtake's, on as many ranks as there are."""
+    """longtake's step, on all ranks."""
     group = dist.group.WORLD if dist.is_initialized() else None
     world = World(inputs.latents.device, group, group)
     dims = ParallelDims(**degrees)
@@ -141,12 +147,12 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
 
 
 def diffusers_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
-    """diffusers' own, on one rank."""
+    """diffusers' step, on one rank."""
     return inputs.call_whole()
 
 
 def cache_dit_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
-    """cache-dit's context parallelism."""
+    """A step with cache-dit's context parallelism."""
     from cache_dit.distributed import ParallelismConfig
     from cache_dit.distributed.dispatch import enable_parallelism
 
@@ -168,7 +174,7 @@ STEPS: dict[str, Callable[[Inputs, dict[str, int]], Step]] = {
 
 
 class _Prepared:
-    """What a rank keeps from ``prepare`` to ``run_once``."""
+    """State of a rank between ``prepare`` and ``run_once``."""
 
     step: Step
 
@@ -176,7 +182,7 @@ class _Prepared:
 def prepare(
     package: str, degrees: dict[str, int], dtype: torch.dtype, device_type: str
 ) -> dict[str, Any]:
-    """On one rank: make the model and the step, take it twice, check and count what it did.
+    """Create the model and measure error, traffic and memory of a step. Runs on each rank.
 
     Returns:
         ``error``, the largest difference from diffusers' velocity on one rank; ``bytes_sent``,
@@ -188,7 +194,7 @@ def prepare(
         expected = Inputs.make(dtype, device).call_whole()()
         inputs = Inputs.make(dtype, device)
         _Prepared.step = STEPS[package](inputs, degrees)
-        with TrafficMeter() as meter:  # this first step also loads and allocates what lasts
+        with TrafficMeter() as meter:  # the first step includes lazy loading and persistent buffers
             velocity = _Prepared.step()
         with peak_memory(device_type) as peak_bytes:
             _Prepared.step()
@@ -206,7 +212,7 @@ def prepare(
 
 
 def run_once(device_type: str) -> float:
-    """On one rank: seconds of one step; all ranks start together."""
+    """Time of one step in seconds, after a barrier. Runs on each rank."""
     with torch.no_grad():
         dist.barrier()
         begun = time.perf_counter()

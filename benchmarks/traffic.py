@@ -1,4 +1,4 @@
-"""Count what is handed to torch.distributed, whoever hands it."""
+"""Counts collectives and bytes sent through torch.distributed, by any library."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class TrafficMeter(TorchDispatchMode):
-    """Counts the collectives and the bytes that this rank sends to others, while it is entered.
+    """Counts collectives, and bytes that this rank sends to other ranks, while active.
 
-    It stands below torch.distributed's Python functions, where every backend's calls pass, so that
-    it counts a library that it knows nothing of. Counted as sent: of an all-to-all what goes to the
-    others; of an all-gather this rank's part to each other; of a broadcast or a
-    reduction the tensor to each other; of a send the tensor.
+    It intercepts operations below torch.distributed's Python functions, on the path of all
+    backends, so it works for any library. Bytes sent are counted as follows. All-to-all: the parts
+    for other ranks. All-gather: this rank's part, once per other rank. Broadcast and reduction: the
+    tensor, once per other rank. Send: the tensor.
 
     Attributes:
-        bytes_sent: to other ranks.
-        order: the operations as they were called.
+        bytes_sent: Bytes sent to other ranks.
+        order: Names of the operations, in call order.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class TrafficMeter(TorchDispatchMode):
 
     @property
     def calls(self) -> Counter[str]:
-        """How often each operation was called, e.g. ``{"alltoall_base_": 2, "send": 1}``."""
+        """Number of calls by operation, e.g. ``{"alltoall_base_": 2, "send": 1}``."""
         return Counter(self.order)
 
     @property
     def collectives(self) -> int:
-        """All calls but the receiving halves of point-to-point transfers."""
+        """Number of calls, excluding receives."""
         return sum(count for name, count in self.calls.items() if not name.startswith("recv"))
 
     def __torch_dispatch__(
@@ -47,7 +47,7 @@ class TrafficMeter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Count the operation if it communicates, then run it."""
+        """Count the operation if it communicates, then execute it."""
         namespace, _, name = func._schema.name.partition("::")
         if namespace in ("c10d", "_c10d_functional") and name not in _FREE:
             self.order.append(name)

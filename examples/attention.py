@@ -1,8 +1,8 @@
-"""Exact attention over a sequence that several ranks share.
+"""Exact attention over a sequence sharded across ranks.
 
     torchrun --standalone --nproc-per-node 2 examples/attention.py
 
-Every rank holds a part of the tokens. The result is compared with attention in one process.
+Every rank holds a shard of the tokens. The result is compared with attention in one process.
 """
 
 from __future__ import annotations

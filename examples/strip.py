@@ -1,8 +1,8 @@
-"""Render with the models that come with the package; a strip of frames for each video.
+"""Render with the bundled models and draw a strip of frames for each video.
 
     python examples/strip.py docs/strip.png docs/animated.png
 
-The pictures of the README and of docs/: videos of prompts, and of a picture that is drawn here.
+Writes the pictures of the README and docs/: text-to-video, and image-to-video from a drawn picture.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRAMES, ZOOM, GAP_PX = 6, 2, 4
 
 
 def main() -> None:
-    """Render both, and write a strip of each."""
+    """Render with both models and write one strip per model."""
     with VideoEngine.from_pretrained("demo") as engine:
         videos = [engine.generate(VideoRequest(prompt=prompt, seed=1)) for prompt in PROMPTS]
     write(sys.argv[1], [chosen(video.frames, FRAMES) for video in videos])
@@ -45,13 +45,13 @@ def main() -> None:
 
 
 def chosen(frames: Array, count: int) -> Array:
-    """Some frames, evenly apart, with the first and the last."""
+    """Evenly spaced frames, including the first and the last."""
     some: Array = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
     return some
 
 
 def write(path: str, videos: Sequence[Array]) -> None:
-    """Put the frames of each video side by side, and the videos below each other, on white."""
+    """Write an image with one row of frames per video, on white."""
     gaps = ((0, 0), (0, GAP_PX), (0, GAP_PX), (0, 0))
     rows = []
     for frames in videos:

@@ -1,4 +1,4 @@
-"""What every model shares: the schedule, the denoiser, the denoising loop, the pipeline.
+"""Interfaces common to all models: scheduler steps, denoiser, denoising loop, pipeline.
 
 Legend: B videos, C channels, F H W latent frames, height and width, s this rank's tokens, P values
 in one token (C x patch).
@@ -28,17 +28,17 @@ from longtake.pipelines.spec import LatentGrid, ModelSpec
 from longtake.pipelines.tiles import TileCoder
 
 Streams = Mapping[str, torch.Tensor]
-"""What one branch of guidance is conditioned on, by name: text, pooled text, an image's tokens."""
+"""Conditioning of one guidance branch, by name: text, pooled text, image tokens."""
 
 
 class Stepper:
-    """A scheduler of diffusers, and its steps over one video's tokens.
+    """Steps a diffusers scheduler over the tokens of one video, in float32.
 
-    Works on split tokens as on whole ones, since a flow-matching step looks at one value at a time;
-    what it remembers is split like the tokens. All in float32.
+    A flow-matching step is elementwise, so it works on a rank's shard as on the whole sequence. The
+    scheduler's state is sharded like the tokens.
 
     Args:
-        scheduler: of this video alone, with its timesteps set.
+        scheduler: A diffusers scheduler with its timesteps set, not shared with other videos.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -52,22 +52,22 @@ class Stepper:
         return timesteps
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What it needs, beside the tokens and the number of steps done, to go on elsewhere."""
+        """State for :meth:`resume`, excluding the tokens and the number of completed steps."""
         return {"sigmas": self._scheduler.sigmas, "timesteps": self._scheduler.timesteps}
 
     def resume(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on after so many steps, with what another's :meth:`state` was then."""
+        """Continue after ``done`` completed steps from a saved :meth:`state`."""
         self._scheduler.sigmas, self._scheduler.timesteps = state["sigmas"], state["timesteps"]
         self._scheduler.set_begin_index(done)
 
     def step(
         self, velocity: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
-        """The tokens one step on.
+        """Advance the tokens by one step.
 
         Args:
             velocity: ``[B, s, P]``, any dtype.
-            timestep: the next of :attr:`timesteps`.
+            timestep: The next element of :attr:`timesteps`.
             tokens: ``[B, s, P]``, float32.
         """
         stepped: torch.Tensor = self._scheduler.step(
@@ -80,19 +80,20 @@ BranchT = TypeVar("BranchT")
 
 
 class Denoiser(nn.Module, ABC, Generic[BranchT]):
-    """A diffusion transformer over split tokens.
+    """A diffusion transformer over sharded tokens.
 
-    It is an ``nn.Module`` with a forward of its own around a library's transformer, since that is
-    where weight sharding attaches.
+    It is an ``nn.Module`` that wraps a library's transformer with its own ``forward``, because
+    weight sharding attaches to modules.
     """
 
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The transformer's blocks in the order in which they run.
+        """The transformer's blocks, in execution order.
 
-        Each takes the parts of this rank's tokens before anything else, and returns them in the
-        same order: ``[B, n, D]`` each, together ``[its video tokens ; its other tokens]``.
+        The first arguments of each block are the segments of this rank's tokens, ``[B, n, D]``
+        each, which concatenate to ``[video tokens ; other tokens]``. A block returns the segments
+        in the same order.
         """
 
     @abstractmethod
@@ -105,25 +106,31 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
         request: ResolvedRequest,
         image: torch.Tensor | None = None,
     ) -> BranchT:
-        """Prepare, once a video, what one branch of guidance needs at each step.
+        """Prepare the step-independent inputs of one guidance branch; called once per video.
 
         Args:
-            image: latents of the picture that the videos begin with, ``[1, C, 1, H, W]``, float32;
-                None of a text-to-video model.
+            streams: Conditioning of the branch.
+            grid: Latent grid of the request.
+            dims: Parallel degrees.
+            mesh: Device mesh; None on one rank.
+            request: The request.
+            image: Latents of the first-frame picture, ``[1, C, 1, H, W]``, float32; None for a
+                text-to-video model.
         """
 
     @abstractmethod
     def forward(
         self, tokens: torch.Tensor, timestep: torch.Tensor, branch: BranchT
     ) -> torch.Tensor:
-        """The velocity of this rank's tokens.
+        """Predict the velocity of this rank's tokens.
 
         Args:
             tokens: ``[B, s, P]``, float32.
-            timestep: one value, float32.
+            timestep: Scalar tensor, float32.
+            branch: Result of :meth:`branch`.
 
         Returns:
-            ``[B, s, P]``, in the dtype of the weights; 0 for tokens that are to stay as they are.
+            ``[B, s, P]``, in the dtype of the weights; 0 for tokens that must not change.
         """
 
 
@@ -138,7 +145,7 @@ class Guidance:
         branches: Results of :meth:`Denoiser.branch`: the positive one and, with true CFG, the
             negative one.
         scale: Scale of true CFG; not used with one branch.
-        mesh: The grid of ranks; None on one rank.
+        mesh: Device mesh; None on one rank.
     """
 
     branches: Sequence[Any]
@@ -182,8 +189,8 @@ def denoise(
         tokens: Noise or, if ``steps_done`` > 0, the tokens after that step: ``[B, s, P]``, float32.
         guidance: Computes the velocity of a step.
         stepper: The scheduler, at step ``steps_done``.
-        after_step: Called with the number of steps done and the tokens; may raise, on all ranks
-            alike.
+        after_step: Called with the number of completed steps and the tokens. If it raises, it must
+            raise on all ranks.
         steps_done: Number of steps to skip.
 
     Returns:
@@ -197,13 +204,13 @@ def denoise(
 
 
 class VideoPipeline(ABC):
-    """One loaded model on one rank: what :func:`longtake.pipelines.rendering.render` works with.
+    """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render`.
 
-    It may hold the autoencoder alone, and then only decodes.
+    A pipeline loaded with the autoencoder only supports decoding only.
 
     Attributes:
-        spec: The model's arithmetic, such as the latent grid of a request.
-        denoiser: The transformer, on every rank.
+        spec: Sizes, defaults and costs of the model.
+        denoiser: The transformer, present on every rank.
     """
 
     spec: ModelSpec
@@ -213,27 +220,28 @@ class VideoPipeline(ABC):
     def encode(
         self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
     ) -> Streams:
-        """Encode a request's prompt; on rank 0 alone, which holds the text encoders.
+        """Encode a request's prompt. Called on rank 0 only, which holds the text encoders.
 
         Args:
-            picture: that the videos begin with, ``[H, W, 3]``; of an image-to-video model.
-            negative: its negative prompt.
+            request: The request.
+            picture: First-frame picture, ``[H, W, 3]``; None for a text-to-video model.
+            negative: Whether to encode the negative prompt.
 
         Raises:
-            RequestError: nothing is left of the prompt once it is encoded.
+            RequestError: No prompt tokens remain after encoding.
         """
 
     @abstractmethod
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
-        """How much of a request's prompt :meth:`encode` uses; on rank 0 alone.
+        """Number of prompt tokens, in total and used by :meth:`encode`. Called on rank 0 only.
 
         Args:
-            negative: its negative prompt.
+            request: The request.
+            negative: Whether to count the negative prompt.
         """
 
     def truncated_prompts(self, request: ResolvedRequest) -> dict[str, PromptTokens]:
-        """The prompts of a request, by field, that are longer than what is used of them; on rank 0
-        alone."""
+        """Token counts of the truncated prompts, by request field. Called on rank 0 only."""
         names = ["prompt", *(["negative_prompt"] if request.uses_true_cfg else [])]
         counts = {
             name: self.prompt_tokens(request, negative=name == "negative_prompt") for name in names
@@ -243,25 +251,30 @@ class VideoPipeline(ABC):
     def start(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What denoising begins with, ``[B, C, F, H, W]``, float32: noise, but for a picture.
+        """Initial latents, ``[B, C, F, H, W]``, float32: noise unless overridden.
 
         Args:
-            image: from :meth:`ImageToVideoPipeline.encode_image`; None of a text-to-video model.
+            grid: Latent grid of the request.
+            request: The request.
+            image: Result of :meth:`ImageToVideoPipeline.encode_image`; None for a text-to-video
+                model.
         """
         return grid.noise(request.seed)
 
     @abstractmethod
     def stepper(self, request: ResolvedRequest) -> Stepper:
-        """A schedule of its own for one video."""
+        """A new stepper for one video."""
 
     @abstractmethod
     def decoder(self, request: ResolvedDecode) -> TileCoder:
-        """Latents to pixels in [-1, 1], in the tiles of a request."""
+        """Tile coder from latents to pixels in [-1, 1], with the tiling of a request."""
 
     @contextmanager
     def denoiser_on_host(self) -> Iterator[None]:
-        """Have the denoiser in the host's memory, not the GPU's, for as long as the enclosed lines
-        decode. One that is not loaded, or split over ranks, stays where it is."""
+        """Offload the denoiser to host memory inside the context, to free GPU memory for decoding.
+
+        No-op if the denoiser is not loaded, not on a GPU, or sharded over ranks.
+        """
         denoiser: nn.Module = getattr(self, "denoiser", nn.Module())
         weights = list(denoiser.parameters())
         if not weights or not weights[0].is_cuda or isinstance(weights[0], DTensor):
@@ -277,49 +290,51 @@ class VideoPipeline(ABC):
 
     @abstractmethod
     def encoder(self, request: ResolvedDecode) -> TileCoder:
-        """Pixels in [-1, 1] to the moments of their latents, in the same tiles."""
+        """Tile coder from pixels in [-1, 1] to latent moments, with the same tiling."""
 
 
 class ImageToVideoPipeline(VideoPipeline):
-    """One whose videos begin with a picture."""
+    """A pipeline whose videos start from a picture."""
 
     @abstractmethod
     def encode_image(
         self, pixels: torch.Tensor, request: ResolvedRequest, world: World
     ) -> torch.Tensor:
-        """The latents of a picture; called by all ranks together.
+        """Encode a picture to latents. Collective: all ranks call it.
 
         Args:
-            pixels: ``[1, 3, 1, H, W]`` in [-1, 1], the same on all ranks.
+            pixels: ``[1, 3, 1, H, W]`` in [-1, 1], identical on all ranks.
+            request: The request.
+            world: The ranks.
 
         Returns:
-            ``[1, C, 1, H, W]``, float32, scaled as those that are denoised, on every rank.
+            ``[1, C, 1, H, W]``, float32, with the scale of denoised latents, on every rank.
         """
 
 
 def check_latents(latents: torch.Tensor) -> torch.Tensor:
-    """Refuse latents that went to infinity or became no number, rather than write black frames."""
+    """Raise if denoised latents are infinite or NaN, which would decode to black frames."""
     return _finite(
         latents,
-        "the latents are not finite after denoising: weights that do not fit the architecture, or "
-        "numbers too large for float16; try dtype bfloat16 or float32",
+        "the latents are not finite after denoising: the weights do not fit the architecture, or "
+        "float16 overflowed; try dtype bfloat16 or float32",
     )
 
 
 def check_image(image: torch.Tensor) -> torch.Tensor:
-    """The same for what the encoder made of a picture, before anything is denoised."""
-    return _finite(image, f"the picture's latents are not finite: {_OF_THE_VAE}")
+    """Raise if the encoded picture is infinite or NaN, before denoising."""
+    return _finite(image, f"the picture's latents are not finite: {_VAE_CAUSES}")
 
 
 def check_frames(values: torch.Tensor) -> torch.Tensor:
-    """The same for what the decoder made of good latents, before it is cut to [0, 1]."""
-    return _finite(values, f"the decoded frames are not finite: {_OF_THE_VAE}")
+    """Raise if decoded frames are infinite or NaN, before they are clamped to [0, 1]."""
+    return _finite(values, f"the decoded frames are not finite: {_VAE_CAUSES}")
 
 
-_OF_THE_VAE = "damaged weights of the vae, or numbers too large for float16; try vae_dtype float32"
+_VAE_CAUSES = "the VAE's weights are damaged, or float16 overflowed; try vae_dtype float32"
 
 
-def _finite(values: torch.Tensor, otherwise: str) -> torch.Tensor:
+def _finite(values: torch.Tensor, message: str) -> torch.Tensor:
     if not bool(torch.isfinite(values).all()):
-        raise EngineError(otherwise)
+        raise EngineError(message)
     return values

@@ -1,4 +1,4 @@
-"""A model's files in diffusers layout: found, checked and opened; nothing is loaded here."""
+"""Locates, checks and opens a model's files in diffusers layout. Loads no weights."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Checkpoint:
     """A model's folder in diffusers layout.
 
     Attributes:
-        model: as the user named it.
-        folder: where its files are.
-        index: its ``model_index.json``: pipeline class, and the class of each component.
-        revision: the commit, of one from the hub.
-        repository: the hub id, of one from the hub.
+        model: The model's name, as given by the user.
+        folder: Folder of the model's files.
+        index: Content of ``model_index.json``: the pipeline class and each component's class.
+        revision: Commit, for a model from the hub.
+        repository: Hub id, for a model from the hub.
     """
 
     model: str
@@ -52,26 +52,25 @@ class Checkpoint:
         """Find a model and read its index.
 
         Args:
-            model: the name of one that comes with the package ("demo"; a folder of that name is
-                "./demo") or of a preset, a folder, or the id of a repository on the Hugging Face
-                hub (``owner/name``), of which the configuration files are downloaded;
-                :meth:`fetch` downloads the rest.
-            revision: branch, tag or commit of a hub id; None is the newest.
-            configs_only: a preset's own configuration files are enough.
+            model: A bundled model ("demo"; a folder of that name is "./demo"), a preset, a folder,
+                or a repository id on the Hugging Face hub (``owner/name``). Only the configuration
+                files of a hub model are downloaded; :meth:`fetch` downloads the rest.
+            revision: Branch, tag or commit of a hub id; None is the latest.
+            configs_only: Whether a preset's bundled configuration files suffice.
 
         Raises:
-            ModelError: there is no such folder or repository, or it is no pipeline.
+            ModelError: The folder or repository does not exist, or is not a pipeline.
         """
         folder = bundled().get(model, Path(os.path.expanduser(model)))
         commit = repository = None
-        if not os.path.exists(folder):  # Path's own raises for a name that no file can have
+        if not os.path.exists(folder):  # Path.exists raises on names that no file can have
             preset = preset_of(model)
             if preset is not None and configs_only and revision is None:
                 folder = preset[0]
             else:
                 repository = preset[1] if preset else model
                 folder = hub.fetch(repository, revision, (_INDEX, DEFAULTS_FILE))
-                commit = folder.name  # of the cache's snapshots/COMMIT
+                commit = folder.name  # the cache's snapshots/COMMIT
         elif model not in bundled() and folder.is_dir():
             model_files.check_folder(folder)
         if not (folder / _INDEX).is_file():
@@ -87,10 +86,10 @@ class Checkpoint:
 
     @property
     def components(self) -> list[str]:
-        """The names of the components that the index names, but for those that are null.
+        """Names of the index's components, excluding null ones.
 
         Raises:
-            ModelError: there are far too many.
+            ModelError: There are more than 32.
         """
         names = [name for name, class_ in self.index.items() if isinstance(class_, list)]
         named = [name for name in names if name.isidentifier()]
@@ -103,14 +102,14 @@ class Checkpoint:
 
     @property
     def pipeline_class(self) -> str:
-        """The name of the pipeline's class in diffusers."""
+        """Name of the pipeline's class in diffusers."""
         return model_files.shown(self.index.get("_class_name"))
 
     def component_class(self, component: str) -> str:
-        """The name of a component's class.
+        """Name of a component's class.
 
         Raises:
-            ModelError: the index does not name one.
+            ModelError: The index does not name one.
         """
         named = self.index.get(component)
         if not (isinstance(named, list) and len(named) == 2 and isinstance(named[1], str)):
@@ -124,7 +123,7 @@ class Checkpoint:
         """A component's configuration.
 
         Raises:
-            ModelError: it is missing or no JSON object.
+            ModelError: The file is missing, or not a JSON object.
         """
         return _read_json(self.folder / component / name)
 
@@ -139,7 +138,7 @@ class Checkpoint:
             name: Name of the file.
 
         Raises:
-            ModelError: It is missing, no JSON object, or does not match.
+            ModelError: The file is missing, not a JSON object, or does not match.
         """
         content = self.config(component, name)
         try:
@@ -150,22 +149,22 @@ class Checkpoint:
             ) from error
 
     def weights_name(self, component: str) -> str:
-        """The name of the file that holds a component's weights, or of the index of several.
+        """Name of a component's weights file, or of the index of its shards.
 
         Raises:
-            ModelError: there is none.
+            ModelError: There is none.
         """
         return model_files.weights_file(self._names(component), self.folder / component)
 
     def fetch(self, weighted: Sequence[str], others: Sequence[str] = ()) -> None:
-        """Download what is read of some components, of a model from the hub.
+        """Download the files of components; a no-op for a model that is not from the hub.
 
         Args:
-            weighted: components that have weights.
-            others: components that have none.
+            weighted: Names of components that have weights.
+            others: Names of components without weights.
 
         Raises:
-            ModelError: something cannot be had.
+            ModelError: A file cannot be downloaded.
         """
         if self.repository is None or self._listed is None:
             return
@@ -184,10 +183,10 @@ class Checkpoint:
         hub.fetch(self.repository, self.revision, wanted)
 
     def weights(self, component: str) -> tuple[Path, ...]:
-        """The safetensors files of a component, each complete as its header says.
+        """A component's safetensors files, each checked against its header for completeness.
 
         Raises:
-            ModelError: one is missing, damaged, or a pickle.
+            ModelError: A file is missing, damaged, or a pickle.
         """
         files = self._weights(component)
         for file in files:
@@ -195,18 +194,18 @@ class Checkpoint:
         return files
 
     def tensors(self, component: str) -> dict[str, Tensor]:
-        """What the headers of a component's weights say of its tensors, by name.
+        """A component's tensors by name, from the headers of its weights files.
 
         Raises:
-            ModelError: as :meth:`weights`, or two files hold the same tensor.
+            ModelError: As :meth:`weights`, or two files hold the same tensor.
         """
         return model_files.read_tensors(self._weights(component))
 
     def check_vocabulary(self, component: str) -> None:
-        """Check that a tokenizer's files are there, and no larger than any that is known.
+        """Check that a tokenizer's files exist, are within the size limit, and can be parsed.
 
         Raises:
-            ModelError: one is missing, too large, damaged, or names code to run.
+            ModelError: A file is missing, too large, damaged, or names code to run.
         """
         folder, names = self.folder / component, self._names(component)
         model_files.check_vocabulary(names, folder)
@@ -221,14 +220,13 @@ class Checkpoint:
             model_files.check_tokenizer(folder / "tokenizer.json")
 
     def fingerprint(self) -> str:
-        """A digest of the files that are read, alike wherever they lie and whenever they were
-        written.
+        """A digest of the model's files, independent of their location and modification times.
 
-        Of each tensor of the weights its name, type, place, and first and last 4 KiB count:
-        training changes them all, and a model of many GB is not read whole.
+        Covers each tensor's name, dtype, offsets, and first and last 4 KiB. Training changes all
+        tensors, so these samples suffice, and a model of many GB is not read whole.
 
         Raises:
-            ModelError: a file cannot be read.
+            ModelError: A file cannot be read.
         """
         digest = hashlib.sha256()
         for path in self._files_read():
@@ -261,25 +259,25 @@ class Checkpoint:
         return tuple(folder / file for file in files)
 
     def _names(self, component: str) -> set[str]:
-        """The names of the files in a component's folder, downloaded or not."""
+        """Names of the files in a component's folder, downloaded or not."""
         if self._listed is not None:
             start = f"{component}/"
             return {name[len(start) :] for name in self._listed if name.startswith(start)}
         try:
             return set(os.listdir(self.folder / component))
-        except OSError:  # what is missing is said of the file that is needed
+        except OSError:  # the error is raised for the file that is needed
             return set()
 
     @cached_property
     def _listed(self) -> list[str] | None:
-        """All files of a repository of the hub."""
+        """Names of all files of the hub repository; None if not from the hub, or unreachable."""
         if self.repository is None or self.revision is None:
             return None
         return hub.listed_files(self.repository, self.revision)
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index of weights names, all in its own folder."""
+    """Names of the shards in a weights index, all in the index's folder."""
     mapped = _read_json(index).get("weight_map")
     shards = list(mapped.values()) if isinstance(mapped, dict) else []
     if not shards or any(not isinstance(each, str) for each in shards):

@@ -1,7 +1,7 @@
-"""What a model's work comes to, by arithmetic on its configuration: no weights, no torch.
+"""Cost model of a model family: arithmetic on its configuration; needs no weights and no torch.
 
-Units: floating-point operations (a multiply and an add are two), bytes, operations that the host
-starts. Legend: s a rank's tokens, D width, e bytes an element.
+Units: floating-point operations (a multiply-add counts as two), bytes, kernel launches.
+Legend: s a rank's tokens, D width, e bytes per element.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from longtake.pipelines.tiles import Spans
 
 @dataclass(frozen=True)
 class Work:
-    """What one device has to do, by what limits it.
+    """Work of one device, by the resource that limits it.
 
     Attributes:
-        linear_flops: of matrix products with weights.
-        attention_flops: of attention.
-        convolution_flops: of convolutions.
-        memory_bytes: read and written by everything else: norms, gates, copies.
-        launches: operations that the host starts.
+        linear_flops: Floating-point operations of matrix products with weights.
+        attention_flops: Floating-point operations of attention.
+        convolution_flops: Floating-point operations of convolutions.
+        memory_bytes: Bytes read and written by all other operations: norms, gates, copies.
+        launches: Number of kernel launches.
     """
 
     linear_flops: float = 0.0
@@ -44,7 +44,7 @@ class Work:
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """How often a pass through the transformer attends across ranks, and with what heads."""
+    """Number and head layout of the attentions across ranks in one transformer pass."""
 
     num_attentions: int
     num_heads: int
@@ -53,16 +53,16 @@ class AttentionHeads:
 
     @property
     def width(self) -> int:
-        """Values of all query heads of one token."""
+        """Values of one token over all query heads."""
         return self.num_heads * self.head_size
 
 
 class ModelCosts(ABC):
-    """What the planner asks of a model family.
+    """Costs of a model family, as used by the planner.
 
     Attributes:
-        attention: its attention across ranks.
-        token_values: values of one token as the denoising loop holds it, in float32.
+        attention: The attention across ranks.
+        token_values: Values per token in the denoising loop, in float32.
     """
 
     attention: AttentionHeads
@@ -71,31 +71,31 @@ class ModelCosts(ABC):
     @property
     @abstractmethod
     def transformer_shapes(self) -> Sequence[tuple[int, ...]]:
-        """The shape of every parameter of the transformer."""
+        """Shapes of all transformer parameters."""
 
     @property
     @abstractmethod
     def block_parameters(self) -> int:
-        """Parameters of its largest block, which come together where weights are split."""
+        """Parameters of the largest block, the unit that sharded weights are gathered in."""
 
     @property
     @abstractmethod
     def parameters_outside(self) -> int:
-        """Parameters of the transformer that are in no block: together for the whole pass."""
+        """Transformer parameters outside any block; gathered for the whole pass."""
 
     @property
     @abstractmethod
     def other_parameters(self) -> Mapping[str, int]:
-        """Parameters of what is not the transformer: ``autoencoder``, ``text_encoders``."""
+        """Parameters of ``autoencoder`` and ``text_encoders``, by name."""
 
     @abstractmethod
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
-        """One pass of one rank through the transformer, without its attention across ranks.
+        """Work of one transformer pass on one rank, excluding attention across ranks.
 
         Args:
-            num_tokens: of this rank, of video and text.
-            num_text_tokens: of the whole prompt, which every rank refines.
-            element_size: bytes.
+            num_tokens: Video and text tokens of this rank.
+            num_text_tokens: Tokens of the whole prompt, which every rank refines.
+            element_size: Bytes per element.
         """
 
     @abstractmethod
@@ -108,36 +108,38 @@ class ModelCosts(ABC):
         ring: bool,
         head_share: float,
     ) -> int:
-        """The most that one pass holds at one time beside the weights, buffers included.
+        """Peak activation memory of one pass in bytes, including buffers, excluding weights.
 
         Args:
-            num_tokens: of this rank, of video and text, of all videos.
-            ulysses, ring: whether it is split so.
-            head_share: heads of this rank, over an even share of them.
+            num_tokens: Video and text tokens of this rank, over all videos.
+            element_size: Bytes per element.
+            ulysses: Whether attention is split over the Ulysses axis.
+            ring: Whether attention is split over the ring axis.
+            head_share: Heads of this rank, divided by an even share of the heads.
         """
 
     @abstractmethod
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
-        """Encoding one prompt."""
+        """Work of encoding one prompt."""
 
     @abstractmethod
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
-        """The tiles of latents of ``(F, H, W)``."""
+        """Tiles of latents of shape ``(F, H, W)``."""
 
     @abstractmethod
     def tile_decoding(self, cells: Sequence[int], element_size: int) -> Work:
-        """Decoding one tile of ``(f, h, w)`` latents."""
+        """Work of decoding one tile of ``(f, h, w)`` latents."""
 
     @abstractmethod
     def tile_bytes(self, cells: Sequence[int], element_size: int) -> int:
-        """The most that decoding one tile holds at one time."""
+        """Peak memory of decoding one tile, in bytes."""
 
     @property
     def transformer_parameters(self) -> int:
-        """Parameters of the transformer."""
+        """Number of transformer parameters."""
         return count(self.transformer_shapes)
 
 
 def count(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Values of some shapes together."""
+    """Total number of values of tensors of these shapes."""
     return sum(map(math.prod, shapes))

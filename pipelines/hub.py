@@ -1,4 +1,4 @@
-"""Downloads named files of a repository from the Hugging Face hub, each once."""
+"""Downloads files of a repository from the Hugging Face hub into its cache."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
 
 
 def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
-    """Download files of a repository; names that it does not have are ignored.
+    """Download files of a repository. Names not in the repository are ignored.
 
-    Without a network, earlier downloads are used.
+    Cached files are used when the hub is unreachable.
 
     Args:
         repository: The hub id, ``owner/name``.
         revision: Branch, tag or commit; None is the latest.
+        names: Paths of the files in the repository.
 
     Returns:
-        The folder of the files, named after the commit.
+        The folder of the downloaded files, named after the commit.
 
     Raises:
-        ModelError: It is not a hub id, or cannot be downloaded.
+        ModelError: The repository is not a hub id, or cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -45,10 +46,10 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
         )
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(names)))
-    except Exception as error:  # errors of its HTTP library differ by version
+    except Exception as error:  # HTTP exceptions differ between versions of huggingface_hub
         raise ModelError(
-            f"there is no folder {repository}, and that cannot be had from the hub at revision "
-            f"{revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
+            f"there is no folder {repository}, and it cannot be downloaded from the hub at "
+            f"revision {revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
         ) from error
 
 
@@ -62,8 +63,7 @@ def listed_files(repository: str, commit: str) -> list[str] | None:
     except Exception as error:  # as above
         if not constants.HF_HUB_OFFLINE:
             logger.warning(
-                "the hub does not say what files %s has: those that were downloaded before are "
-                "used (%s)",
+                "the hub does not list the files of %s: using those downloaded earlier (%s)",
                 repository,
                 one_line(error)[:200],
             )

@@ -1,4 +1,4 @@
-"""Which files of a model's folder are read, by their names alone, and what no folder may hold."""
+"""Selects the files of a model's folder by name, and checks folders, headers and tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 MAX_VOCABULARY_BYTES = 36 * 2**20
-"""The largest that are known have 32 MiB; parsed, a hostile one takes 20 times as much memory."""
+"""The largest known vocabularies have 32 MiB. Parsing a hostile file takes 20 times its size."""
 
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 _TOKENIZER = {
@@ -36,32 +36,32 @@ _MAX_ENTRIES = 10_000
 
 
 def text_files(names: Collection[str]) -> list[str]:
-    """The configurations and vocabularies that are read of a component.
+    """A component's configuration and vocabulary files.
 
     Args:
-        names: of the files in its folder.
+        names: Names of the files in the component's folder.
     """
     return sorted({*CONFIGS, *_TOKENIZER}.intersection(names))
 
 
 def weights_file(names: Collection[str], folder: Path) -> str:
-    """The file that holds a component's weights, or the index of several files.
+    """A component's weights file, or the index of its shards.
 
-    The one without a variant in its name is taken; else the only variant that is there.
+    A file without a variant in its name takes precedence over the only variant.
 
     Args:
-        names: of the files in its folder.
-        folder: for the error.
+        names: Names of the files in the component's folder.
+        folder: The component's folder, for error messages.
 
     Raises:
-        ModelError: there is none, or only a pickle, or more than one variant.
+        ModelError: There are no weights, only a pickle, or several variants.
     """
     for stem in _WEIGHTS:
         for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
             if name in names:
                 return name
     variants: dict[str, str] = {}
-    for name in sorted(names, reverse=True):  # an index before the file of its name
+    for name in sorted(names, reverse=True):  # an index precedes the file of the same name
         if found := _VARIANT.fullmatch(name):
             variants.setdefault(found["file"] or found["index"], name)
     if len(variants) > 1:
@@ -75,10 +75,10 @@ def weights_file(names: Collection[str], folder: Path) -> str:
 
 
 def check_vocabulary(names: Collection[str], folder: Path) -> None:
-    """Check that a tokenizer's folder has all files of one kind of vocabulary.
+    """Check that a tokenizer's folder has its configuration and one complete vocabulary.
 
     Raises:
-        ModelError: it has not.
+        ModelError: A file is missing.
     """
     if TOKENIZER_CONFIG not in names:
         raise ModelError(
@@ -92,29 +92,29 @@ def check_vocabulary(names: Collection[str], folder: Path) -> None:
 
 
 def check_tokenizer(path: Path) -> None:
-    """Check that a tokenizer.json can be used.
+    """Check that a tokenizer.json can be parsed.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: The file is damaged.
     """
     from tokenizers import Tokenizer
 
     try:
         Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # it raises nothing else
+    except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(
             f"{path} holds no tokenizer ({one_line(error)[:150]}): download or save the model again"
         ) from error
 
 
 def check_folder(root: Path) -> None:
-    """Look through a model's folder for what must not be in one.
+    """Check a model's folder, recursively, for entries that are not allowed.
 
-    Hidden files and folders are left out, and so are links that lead nowhere.
+    Hidden files and folders and dangling links are ignored.
 
     Raises:
-        ModelError: there is a circle of links, a pipe, a device, a socket, a damaged safetensors
-            file, something that cannot be read, or far too much.
+        ModelError: The folder contains a cycle of links, a pipe, a device, a socket, a damaged
+            safetensors file, an unreadable entry, or more than 10,000 entries.
     """
     num_entries = 0
     seen: set[tuple[int, int]] = set()
@@ -153,17 +153,17 @@ def check_folder(root: Path) -> None:
 def _check_file(path: Path) -> None:
     try:
         check_regular(path)
-    except FileNotFoundError:  # a link that leads nowhere
+    except FileNotFoundError:  # a dangling link
         return
     if path.suffix == ".safetensors":
         read_header(path)
 
 
 def read_header(path: Path) -> TensorFile:
-    """The header of a safetensors file of a model.
+    """Read the header of a model's safetensors file.
 
     Raises:
-        ModelError: it is missing, or no whole safetensors file.
+        ModelError: The file is missing, or not a complete safetensors file.
     """
     try:
         return TensorFile.read(path)
@@ -178,17 +178,17 @@ def read_header(path: Path) -> TensorFile:
 
 
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors that some files hold together, by name.
+    """The tensors of several files, by name.
 
     Raises:
-        ModelError: a file is missing or damaged, or two hold the same tensor.
+        ModelError: A file is missing or damaged, or two files hold the same tensor.
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
         held = read_header(file).tensors
         if twice := sorted(tensors.keys() & held):
             raise ModelError(
-                f"{file} holds {shown(twice[0])}, which another file beside it holds, too: "
+                f"{file} holds {shown(twice[0])}, which another file of the component also holds: "
                 "download or save the model again"
             )
         tensors |= held
@@ -198,15 +198,16 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
 def check_tensors(
     tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], folder: Path
 ) -> None:
-    """Compare the tensors of a component with those that its configuration describes.
+    """Check a component's tensors against its configuration.
 
     Args:
-        tensors: that its files hold, by name.
-        expected: shapes, by name.
-        folder: the component's.
+        tensors: Tensors in the component's files, by name.
+        expected: Expected shapes, by name.
+        folder: The component's folder, for error messages.
 
     Raises:
-        ModelError: one is missing, is too many, or has another shape or a dtype of no floats.
+        ModelError: A tensor is missing or unexpected, or has the wrong shape or a dtype that is
+            not floating-point.
     """
     missing = sorted(expected.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - expected.keys())
@@ -214,7 +215,7 @@ def check_tensors(
         wrong = (
             f"lacks {missing[0]}"
             if missing
-            else f"holds {shown(unknown[0])}, which the model has not"
+            else f"holds {shown(unknown[0])}, which the model does not have"
         )
         raise ModelError(
             f"{folder} {wrong} ({len(missing)} missing, {len(unknown)} too many): its weights and "
@@ -235,7 +236,7 @@ def check_tensors(
 
 
 def shown(value: Any) -> str:
-    """A name from a file, as it can stand in an error."""
+    """A name from a file, truncated and escaped for an error message."""
     name = str(value)
     return name if name.isprintable() and len(name) <= 80 else repr(name[:80])
 

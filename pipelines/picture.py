@@ -1,4 +1,4 @@
-"""Resizes a picture to the size of a video, and converts it to an autoencoder's input.
+"""Resizes a picture to the size of a video and converts it to autoencoder input.
 
 Legend: H W pixels.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Pixels = npt.NDArray[np.uint8]
-"""``[H, W, 3]``: red, green and blue."""
+"""RGB pixels, ``[H, W, 3]``."""
 
 _BLACK = (0, 0, 0)
 
@@ -26,8 +26,11 @@ def fitted(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels
     """Resize a picture with a Lanczos filter.
 
     Args:
-        mode: ``crop`` keeps its middle, as much of it as has the shape that is asked for; ``pad``
-            keeps all of it, between black bars; ``stretch`` keeps all of it, and distorts it.
+        picture: The picture, ``[H, W, 3]``.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
+        mode: ``crop`` center-crops to the target aspect ratio, ``pad`` adds black bars, and
+            ``stretch`` changes the aspect ratio.
     """
     image, size = Image.fromarray(picture), (width, height)
     if mode == "crop":
@@ -44,7 +47,7 @@ def fitted(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels
 
 
 def as_video(picture: torch.Tensor) -> torch.Tensor:
-    """A picture, ``[H, W, 3]`` in 0..255, as one frame: ``[1, 3, 1, H, W]`` in [-1, 1], float32."""
+    """``[H, W, 3]`` in 0..255 to a one-frame video ``[1, 3, 1, H, W]`` in [-1, 1], float32."""
     return (picture.permute(2, 0, 1)[None, :, None].float() / 255) * 2 - 1
 
 

@@ -1,4 +1,4 @@
-"""The progress of a rendering, as ranks report it."""
+"""Progress of a rendering, as reported by ranks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a rendering.
+    """Progress of a rendering.
 
     Attributes:
         phase: One of "loading", "text", "denoising", "decoding", "writing", or "waiting" for
             other ranks.
-        done: Number of finished steps or tiles; on a GPU, finished by the device.
+        done: Number of completed steps or tiles; on a GPU, completed by the device.
         total: Number of steps or tiles; 0 if the phase has none.
-        detail: For example the component that is loading.
+        detail: Details of the phase, such as the component being loaded.
     """
 
     phase: str

@@ -1,4 +1,4 @@
-"""Counts the tokens of a prompt, and those that a model uses."""
+"""Counts the tokens of a prompt before and after truncation."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ def count_prompt_tokens(
     """Count the tokens of a prompt before and after truncation.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-        max_tokens: Most tokens kept after the template's ``crop_start``.
+        tokenizer: A transformers tokenizer.
+        prompt: The prompt, without its template.
+        template: The template that the prompt is inserted into.
+        max_tokens: Largest number of tokens kept after the template's ``crop_start``.
     """
     text, limit = template.template.format(prompt), template.crop_start + max_tokens
     begin = template.template.index("{}")
     end = begin + len(prompt)
 
-    def count(**cut: Any) -> int:
-        encoded = tokenizer(text, return_offsets_mapping=bool(tokenizer.is_fast), **cut)
+    def count(**truncation: Any) -> int:
+        encoded = tokenizer(text, return_offsets_mapping=bool(tokenizer.is_fast), **truncation)
         if tokenizer.is_fast:
             spans = encoded["offset_mapping"]
             return sum(left < end and right > begin for left, right in spans)
-        return len(encoded["input_ids"]) - template.crop_start  # and what stands behind it
+        return len(encoded["input_ids"]) - template.crop_start  # includes the template's suffix
 
     return PromptTokens(used=count(truncation=True, max_length=limit), total=count())

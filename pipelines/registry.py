@@ -1,4 +1,4 @@
-"""The model families, by the class of pipeline that a checkpoint names."""
+"""The model families, by pipeline class."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Family:
-    """What renders the checkpoints of one pipeline class.
+    """The implementation of one pipeline class.
 
     Attributes:
-        inspect: reads configuration files alone.
-        module, pipeline: where its VideoPipeline is; imported on need, since diffusers is slow.
+        inspect: Builds the ModelSpec from a checkpoint's files, without loading weights.
+        module: Module of the VideoPipeline subclass; imported lazily, since diffusers is slow to
+            import.
+        pipeline: Name of the VideoPipeline subclass.
     """
 
     inspect: Callable[..., ModelSpec]
@@ -51,15 +53,15 @@ _FAMILIES = {
 def inspect(
     checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
 ) -> ModelSpec:
-    """Check a model's files and say what requests it can serve; nothing is loaded.
+    """Check a model's files and return its specification, without loading weights.
 
     Args:
-        weights: whether it must have weights, too, not configuration files alone. Those of a
-            model from the hub are downloaded.
-        autoencoder_only: of its weights, those of what decodes are enough.
+        checkpoint: The model's files.
+        weights: Whether to check the weights, too. Those of a hub model are downloaded.
+        autoencoder_only: Whether the autoencoder's weights suffice.
 
     Raises:
-        ModelError: no family can serve it, or it is damaged.
+        ModelError: The pipeline class is not supported, or a file is missing or damaged.
     """
     return _family(checkpoint).inspect(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
@@ -77,18 +79,20 @@ def load(
     autoencoder_only: bool = False,
     on_component: Callable[[str], None] = lambda name: None,
 ) -> VideoPipeline:
-    """Load a model, on all ranks together.
+    """Load a model. Collective: all ranks call it.
 
     Args:
-        dtype: of its weights and activations.
-        vae_dtype: of its autoencoder; None is ``dtype``.
-        kernel: name of the local attention kernel.
-        shard_weights: split the transformer's weights over all ranks.
-        autoencoder_only: load nothing but what decodes.
-        on_component: called with the name of each component before it is loaded.
+        checkpoint: The model's files.
+        world: The ranks.
+        dtype: Dtype of weights and activations.
+        vae_dtype: Dtype of the autoencoder; None is ``dtype``.
+        kernel: Name of the local attention kernel.
+        shard_weights: Whether to shard the transformer's weights over all ranks.
+        autoencoder_only: Whether to load the autoencoder only.
+        on_component: Called with the name of each component before it is loaded.
 
     Raises:
-        ModelError: a component cannot be loaded.
+        ModelError: A component cannot be loaded.
     """
     family = _family(checkpoint)
     load_family = getattr(_import(family.module), family.pipeline)
@@ -107,11 +111,11 @@ def load(
 
 
 def _import(name: str) -> ModuleType:
-    """Import a family's module, without garbage collections.
+    """Import a family's module with garbage collection disabled.
 
     diffusers and transformers create about a million objects that live as long as the process.
-    Scanning them again and again took a quarter of a rank's start. A frozen object is still
-    freed by its reference count.
+    Scanning them repeatedly took a quarter of a rank's startup time. Frozen objects are still
+    freed by reference counting.
     """
     if name in sys.modules or not gc.isenabled():
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""What can be said of a model and of a video before anything is loaded: arithmetic, without torch.
+"""Arithmetic on a model's configuration and a request's sizes; needs no weights and no torch.
 
 Legend: B videos, C channels, F H W latent frames, height and width, S tokens of the whole video, P
 values in one token (C x patch).
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AutoencoderSpec:
-    """What can be said of an autoencoder before it is loaded.
+    """Sizes of an autoencoder, from its configuration.
 
     Attributes:
-        latent_channels: of its latents.
-        spatial_ratio: pixels to a latent, in height and in width.
-        temporal_ratio: frames to a latent frame, but for the first, which is one frame.
-        tile_size, tile_stride: frames, height and width of diffusers' tiles, and from one to the
-            next.
+        latent_channels: Channels of the latents.
+        spatial_ratio: Pixels per latent, in height and in width.
+        temporal_ratio: Frames per latent frame. The first latent frame is a single frame.
+        tile_size: Frames, height and width of a diffusers tile.
+        tile_stride: Distance between neighboring tiles, in frames, height and width.
     """
 
     latent_channels: int
@@ -39,30 +39,30 @@ class AutoencoderSpec:
 
     @property
     def ratios(self) -> tuple[int, int, int]:
-        """In time, height and width."""
+        """Compression along time, height and width."""
         return self.temporal_ratio, self.spatial_ratio, self.spatial_ratio
 
     def grid(self, request: ResolvedRequest, patch: tuple[int, int, int]) -> LatentGrid:
-        """The latents of a request, and how they become tokens."""
+        """The latent grid of a request."""
         frames = (request.num_frames - 1) // self.temporal_ratio + 1
         rows, columns = request.height // self.spatial_ratio, request.width // self.spatial_ratio
         shape = (request.num_videos, self.latent_channels, frames, rows, columns)
         return LatentGrid(shape, patch)
 
     def video_size(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
-        """Frames, height and width of some latents."""
+        """Frames, height and width of the video that latents of this size decode to."""
         in_space = self.spatial_ratio
         return (frames - 1) * self.temporal_ratio + 1, rows * in_space, columns * in_space
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a model takes the picture that its videos begin with.
+    """How an image-to-video model uses its picture.
 
     Attributes:
-        num_tokens: of the picture, that stand before those of the prompt, less those of the
-            template behind it that are dropped.
-        dropped_frames: at the start of what is decoded.
+        num_tokens: Picture tokens before those of the prompt, minus the template tokens dropped
+            after the prompt.
+        dropped_frames: Decoded frames discarded at the start of the video.
     """
 
     num_tokens: int
@@ -71,18 +71,19 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What can be said of a model before it is loaded.
+    """Sizes, defaults and costs of a model, from its configuration.
 
     Attributes:
-        num_heads, head_size: of its attention.
-        size_multiple: pixels that height and width are a multiple of.
-        frames_multiple: k of "frames are one more than a multiple of k".
-        autoencoder: what turns its latents into frames.
-        defaults: what a request leaves out.
-        flow_shift: of its own scheduler.
-        patch: latent frames, rows and columns that make one token.
-        costs: what its work comes to.
-        image: None of a text-to-video model.
+        num_heads: Number of attention heads.
+        head_size: Values per attention head.
+        size_multiple: Height and width are multiples of this number of pixels.
+        frames_multiple: k, where the number of frames is ``1 + n * k``.
+        autoencoder: Sizes of the autoencoder.
+        defaults: Defaults for the fields that a request omits.
+        flow_shift: Timestep shift of the model's own scheduler.
+        patch: Latent frames, rows and columns per token.
+        costs: Cost model of the transformer, the text encoders and the autoencoder.
+        image: How the model uses its picture; None for a text-to-video model.
     """
 
     num_heads: int
@@ -98,26 +99,26 @@ class ModelSpec:
 
     @property
     def dropped_frames(self) -> int:
-        """At the start of what is decoded: a video has so many fewer than its latents say."""
+        """Decoded frames discarded at the start of the video; 0 for a text-to-video model."""
         return 0 if self.image is None else self.image.dropped_frames
 
     def text_tokens(self, request: ResolvedRequest) -> int:
-        """The most tokens that a prompt of a request has, with those of its picture."""
-        of_picture = 0 if self.image is None else self.image.num_tokens
-        return request.max_sequence_length + of_picture
+        """Largest number of prompt and picture tokens of a request."""
+        image_tokens = 0 if self.image is None else self.image.num_tokens
+        return request.max_sequence_length + image_tokens
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
-        """The latents of a request."""
+        """The latent grid of a request."""
         return self.autoencoder.grid(request, self.patch)
 
 
 @dataclass(frozen=True)
 class LatentGrid:
-    """The shape of the latents of some videos, and how they become tokens.
+    """Shape of a batch of latents, and their division into tokens.
 
     Args:
         shape: B, C, F, H, W.
-        patch: latent frames, rows and columns that make one token.
+        patch: Latent frames, rows and columns per token.
     """
 
     shape: tuple[int, int, int, int, int]
@@ -150,10 +151,10 @@ class LatentGrid:
         return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(self.shape)
 
     def noise(self, seed: int) -> torch.Tensor:
-        """The noise of the whole video: what diffusers draws from a CPU generator of that seed.
+        """Draw the initial noise of the whole video, as diffusers does from a CPU generator.
 
         Returns:
-            ``[B, C, F, H, W]``, float32, on the CPU; the same on every rank.
+            ``[B, C, F, H, W]``, float32, on the CPU; identical on every rank.
         """
         import torch
 
@@ -164,10 +165,13 @@ class LatentGrid:
 def shards_of(
     num_video_tokens: int, num_text_tokens: int, dims: ParallelDims
 ) -> tuple[TokenShards, TokenShards, TokenShards]:
-    """Who owns which tokens of ``[video ; text]``: of the whole sequence, the video, the text.
+    """Assign the tokens of ``[video ; text]`` to ranks.
 
-    Counts differ by one at most, of the video and of both together; who owns which of the video
-    does not depend on the text.
+    Token counts per rank differ by one at most, both for the video and for the whole sequence. The
+    assignment of video tokens does not depend on the text.
+
+    Returns:
+        The shards of the whole sequence, of the video and of the text.
     """
     whole = TokenShards.even((num_video_tokens, num_text_tokens), dims)
     num_tokens = num_video_tokens + num_text_tokens

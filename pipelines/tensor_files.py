@@ -1,4 +1,4 @@
-"""safetensors files, checked before anything of them is used."""
+"""Reads safetensors files, and validates them before use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_HEADER_BYTES = 4 * 2**20
 """A model of 10,000 tensors has a header of about 1 MB."""
 
 MAX_LATENTS_BYTES = 4 * 2**30
-"""Largest latents that are read: 16384 frames of 720p in 16 channels, the longest video that can be
-requested, take 3.8 GB."""
+"""Size limit of a latents file. The longest video that can be requested, 16384 frames of 720p in 16
+channels, takes 3.8 GB."""
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -28,15 +28,17 @@ _SAMPLE_BYTES = 4096
 
 
 class TensorFileError(ValueError):
-    """A file that is no whole safetensors file."""
+    """The file is not a complete safetensors file."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file.
+    """Header entry of one tensor.
 
     Attributes:
-        offsets: of its first byte and the one behind its last, from the end of the header.
+        dtype: Name of the dtype in the safetensors format, such as "BF16".
+        shape: Size of each dimension.
+        offsets: Offsets of the first byte and of the end (exclusive), from the end of the header.
     """
 
     dtype: str
@@ -46,11 +48,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What the header of a safetensors file says.
+    """Header of a safetensors file.
 
     Attributes:
-        header: as it stands in the file.
-        tensors: by name.
+        path: Path of the file.
+        header: The unparsed header, without its length prefix.
+        tensors: Header entries of the tensors, by name.
     """
 
     path: Path
@@ -59,11 +62,11 @@ class TensorFile:
 
     @classmethod
     def read(cls, path: Path) -> TensorFile:
-        """Read a header, and check that the file is whole.
+        """Read a header, and check that the file is complete.
 
         Raises:
-            OSError: it cannot be read, or is no regular file.
-            TensorFileError: it is no whole safetensors file.
+            OSError: The file cannot be read, or is not a regular file.
+            TensorFileError: The file is not a complete safetensors file.
         """
         with open_tensors(path, "np"):
             pass
@@ -78,10 +81,10 @@ class TensorFile:
         return cls(path, header, tensors)
 
     def samples(self) -> Iterator[bytes]:
-        """The header, and of each tensor the first and the last 4 KiB.
+        """Yield the header, then the first and the last 4 KiB of each tensor.
 
         Raises:
-            OSError: the file cannot be read any more.
+            OSError: The file can no longer be read.
         """
         yield self.header
         with open_regular(self.path) as file:
@@ -94,15 +97,16 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: Path, framework: str, max_bytes: int | None = None) -> Iterator[Any]:
-    """Open a safetensors file; its tensors are read on demand.
+    """Open a safetensors file; tensors are read on demand.
 
     Args:
-        framework: whose tensors they become: "pt" or "np".
-        max_bytes: the largest file that is opened; None is any.
+        path: Path of the file.
+        framework: Framework of the returned tensors: "pt" or "np".
+        max_bytes: Largest allowed file size; None is unlimited.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        TensorFileError: it is no whole safetensors file.
+        OSError: The file cannot be read, or is not a regular file.
+        TensorFileError: The file is not a complete safetensors file, or is too large.
     """
     with open_regular(path) as file:
         header_bytes, size_bytes = _header_bytes(file.read(8)), os.fstat(file.fileno()).st_size

@@ -22,19 +22,19 @@ logger = logging.getLogger(__name__)
 
 
 def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) -> None:
-    """Train `demo` from scratch: all stages, each from its last checkpoint.
+    """Train `demo` from scratch, resuming each stage from its last checkpoint.
 
     Args:
-        folder: of checkpoints and logs.
-        output: folder that the model is saved to.
-        guidance_scale: that the model's defaults name.
+        folder: Folder of checkpoints and logs.
+        output: Folder to save the model to.
+        guidance_scale: Default guidance scale of the saved model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = autoencoder.train_autoencoder(folder)
     psnr_db = autoencoder.psnr_db(vae, autoencoder.unseen(16))
-    logger.info("the autoencoder's round trip of unseen clips: %.1f dB", psnr_db)
+    logger.info("autoencoder round trip of held-out clips: %.1f dB", psnr_db)
     encoded = latents.Latents(vae, folder)
-    logger.info("%d clips are encoded", latents.CLIPS)
+    logger.info("encoded %d clips", latents.CLIPS)
     trained = denoiser.train_denoiser(encoded, folder)
     parts = (vae, trained.transformer, trained.llama, trained.clip)
     model.save(output, *parts, guidance_scale=guidance_scale)
@@ -48,17 +48,17 @@ def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) ->
 
 
 def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
-    """Train `demo-i2v` on from `demo`, whose autoencoder it keeps.
+    """Train `demo-i2v`, starting from `demo` and reusing its autoencoder.
 
     Args:
-        folder: of checkpoints and logs.
-        start: folder of the text-to-video model.
-        output: folder that the model is saved to.
+        folder: Folder of checkpoints and logs.
+        start: Folder of the text-to-video model.
+        output: Folder to save the model to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKLHunyuanVideo.from_pretrained(start / "vae").eval().requires_grad_(False)
     encoded = latents.Latents(vae, folder, from_pictures=True)
-    logger.info("%d clips are encoded", latents.CLIPS)
+    logger.info("encoded %d clips", latents.CLIPS)
     trained = animator.train_animator(start, encoded, folder)
     model.save_image_to_video(output, vae, trained.transformer, trained.llava, trained.clip)
     stages = _stages(animator.SEEN, animator.PICTURES)
@@ -76,9 +76,9 @@ def _stages(schedules: Mapping[str, Schedule], videos: int) -> list[dict[str, An
 def _write_figures(
     output: Path, folder: Path, stages: list[dict[str, Any]], more: dict[str, Any]
 ) -> None:
-    """Say beside the model how it was trained."""
+    """Write training.json, the record of the training, to the model's folder."""
     figures = {
-        "seeds": "0 for the first weights; for a step's chance, its number",
+        "seeds": "0 for the initial weights; the step index for each step",
         "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers)},
         "stages": [
             {**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages

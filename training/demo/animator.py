@@ -1,4 +1,4 @@
-"""The demo's image-to-video: text-to-video's weights, trained on with the first frame given."""
+"""Trains the demo's image-to-video model, starting from the text-to-video weights."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ PICTURES = 64
 
 
 class Sight(nn.Module):
-    """LLaVA's tower and projector, which learn to say what a picture shows in the words that
-    text-to-video knows: the states of some patches become the words' own.
+    """LLaVA's vision tower and projector, trained to map patches of a picture to the embeddings of
+    the words for its color, shape and background.
 
     Args:
-        llava: whose words stay what they are.
+        llava: The LLaVA model, whose word embeddings are frozen.
     """
 
     def __init__(self, llava: LlavaForConditionalGeneration) -> None:
         super().__init__()
         self.tower = llava.model.vision_tower
         self.projector = llava.model.multi_modal_projector
-        self._llava = [llava]  # whose other weights are not this module's
+        self._llava = [llava]  # in a list, so that its other weights are not registered here
         tokens = model.tokenizer(model.MAX_TEXT_TOKENS)
         self._number = {
             name: tokens.convert_tokens_to_ids(name) for name in (*COLORS, *SHAPES, *BACKGROUNDS)
         }
 
     def loss(self, step: int, rng: random.Random) -> torch.Tensor:
-        """Of the patches that are used, by turns: color, shape and background."""
+        """Mean squared error of used patches, mapped to color, shape and background in turn."""
         scenes = [Scene.draw(rng) for _ in range(PICTURES)]
         clips = render(scenes, rng, ANY_TRAVEL_PX, **{**model.SIZE, "frames": 1})
         llava, names = self._llava[0], ("color", "shape", "background")
@@ -57,10 +57,10 @@ class Sight(nn.Module):
 
 
 class ImageToVideo(nn.Module):
-    """The transformer, with token_replace, and its encoders, which are trained together.
+    """The transformer, with token_replace, and its encoders, trained jointly.
 
     Args:
-        start: folder of a trained text-to-video model.
+        start: Folder of a trained text-to-video model.
     """
 
     def __init__(self, start: Path) -> None:
@@ -84,12 +84,13 @@ class ImageToVideo(nn.Module):
         phrases: list[str],
         pictures: torch.Tensor,
     ) -> torch.Tensor:
-        """The velocity, ``[B, C, F, H, W]``.
+        """Predict the velocity, ``[B, C, F, H, W]``.
 
         Args:
-            noisy: ``[B, C, F, H, W]``, with the pictures' latents as first frame.
-            sigma: noise level of each, ``[B]``.
-            pictures: ``[B, 3, H, W]`` in [-1, 1].
+            noisy: Noisy latents, ``[B, C, F, H, W]``, with the pictures' latents as first frame.
+            sigma: Noise levels, ``[B]``.
+            phrases: Prompts, B in number.
+            pictures: First frames, ``[B, 3, H, W]`` in [-1, 1].
         """
         states, mask = self._encode(phrases, pictures)
         words = self._clip_tokens(phrases, return_tensors="pt", padding=True, truncation=True)
@@ -107,13 +108,13 @@ class ImageToVideo(nn.Module):
     def _encode(
         self, phrases: list[str], pictures: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some of the image's states, then those of the words, ``[B, L, D]``, and their mask."""
+        """Hidden states ``[B, L, D]`` of the used image tokens and of the text, and their mask."""
         words = self._tokens(
             [model.IMAGE_TEMPLATE.format(each) for each in phrases],
             return_tensors="pt",
             padding=True,
         )
-        image_at, patches = 1, model.IMAGE_TOKENS  # behind <|begin|>
+        image_at, patches = 1, model.IMAGE_TOKENS  # after <|begin|>
 
         def expanded(values: torch.Tensor) -> torch.Tensor:
             image = values[:, image_at, None].expand(-1, patches)
@@ -131,7 +132,7 @@ class ImageToVideo(nn.Module):
         ends = words.attention_mask.sum(1)[:, None] - model.IMAGE_CROP_START - 1  # the last <|end|>
         at = torch.arange(text.shape[1])[None]
         kept = (at < ends - model.NUM_MARKS) | (at == ends)
-        order = (~kept).int().argsort(dim=1, stable=True)  # those that are kept, first
+        order = (~kept).int().argsort(dim=1, stable=True)  # kept tokens first
         text = text.gather(1, order[..., None].expand(-1, -1, text.shape[-1]))
         mask = torch.arange(text.shape[1])[None] < kept.sum(1)[:, None]
         whole = mask.new_ones(len(mask), image.shape[1])
@@ -139,11 +140,12 @@ class ImageToVideo(nn.Module):
 
 
 def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
-    """Train it, or go on.
+    """Train the image-to-video model, resuming from the last checkpoint.
 
     Args:
-        start: folder of a trained text-to-video model.
-        folder: of the checkpoints.
+        start: Folder of a trained text-to-video model.
+        latents: Encoded clips, with their first frames.
+        folder: Folder of the checkpoints.
     """
     torch.manual_seed(0)
     student = ImageToVideo(start)
@@ -156,7 +158,7 @@ def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
 
 
 def _loss(student: ImageToVideo, latents: Latents, step: int, rng: random.Random) -> torch.Tensor:
-    """Of all frames but the first. In float32, since few CPUs have bfloat16."""
+    """Flow-matching loss, excluding the first frame. In float32, since few CPUs have bfloat16."""
     batch = latents.batch(rng, BATCH)
     assert batch.pictures is not None
     phrases = [

@@ -1,4 +1,4 @@
-"""The demo's autoencoder: single frames first, then clips as they are rendered later, in tiles."""
+"""Trains the demo's autoencoder: on single frames first, then on clips."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from training.demo.scenes import Scene, render
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the training.
+    """One stage of the training.
 
     Attributes:
-        videos: of a batch, each ``frames`` long and cut to a square of ``size_px``.
-        decoder_alone: latents stay what they are. In float32: bfloat16 costs half a decibel.
+        name: Name of the stage and of its checkpoint.
+        schedule: Steps and learning rate.
+        videos: Number of videos per batch.
+        frames: Frames per video.
+        size_px: Side of the square crop, in pixels.
+        decoder_alone: Whether to freeze the encoder and train in float32; bfloat16 costs 0.5 dB.
     """
 
     name: str
@@ -43,10 +47,12 @@ _KL_WEIGHT = 1e-4
 
 
 def train_autoencoder(folder: Path) -> AutoencoderKLHunyuanVideo:
-    """Train it, or go on; then set the scale that gives its latents a deviation of 1.
+    """Train the autoencoder, resuming from the last checkpoint.
+
+    Sets the scaling factor so that latents have standard deviation 1.
 
     Args:
-        folder: of the checkpoints.
+        folder: Folder of the checkpoints.
     """
     torch.manual_seed(0)
     vae = model.autoencoder().to(memory_format=torch.channels_last_3d)
@@ -62,14 +68,14 @@ def train_autoencoder(folder: Path) -> AutoencoderKLHunyuanVideo:
 
 
 def unseen(count: int) -> list[torch.Tensor]:
-    """Whole clips that no stage is trained on, ``[1, 3, F, H, W]`` in [-1, 1] each."""
+    """Held-out clips, ``[1, 3, F, H, W]`` in [-1, 1] each."""
     rng = random.Random("unseen")
     return [render([Scene.draw(rng)], rng, **model.SIZE) * 2 - 1 for _ in range(count)]
 
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKLHunyuanVideo, clips: list[torch.Tensor]) -> float:
-    """Mean of the round trip, as it is rendered: clamped, over values in [0, 1]."""
+    """Mean PSNR of the round trip in dB, with decoded values clamped and scaled to [0, 1]."""
     errors = [
         (vae.decode(vae.encode(clip).latent_dist.mean).sample.clamp(-1, 1) - clip).pow(2).mean() / 4
         for clip in clips
@@ -90,7 +96,7 @@ def _crops(stage: Stage, rng: random.Random) -> torch.Tensor:
 def _loss(
     vae: AutoencoderKLHunyuanVideo, stage: Stage, step: int, rng: random.Random
 ) -> torch.Tensor:
-    """Squares and differences, a little of the divergence: so that latents stay near one scale."""
+    """L2 and L1 reconstruction loss, and a small KL term that keeps latents near unit scale."""
     clips = _crops(stage, rng)
     with torch.autocast("cpu", torch.bfloat16, enabled=not stage.decoder_alone):
         posterior = vae.encode(clips).latent_dist

@@ -1,4 +1,4 @@
-"""The demo's transformer and text encoders: flow matching, then guidance distilled into them."""
+"""Trains the demo's transformer and text encoders: flow matching, then guidance distillation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Noised = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]
 
 
 class TextToVideo(nn.Module):
-    """The transformer and its text encoders, which are trained together."""
+    """The transformer and its text encoders, trained jointly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,12 +43,13 @@ class TextToVideo(nn.Module):
         phrases: list[str],
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """The velocity, ``[B, C, F, H, W]``.
+        """Predict the velocity, ``[B, C, F, H, W]``.
 
         Args:
-            noisy: ``[B, C, F, H, W]``.
-            sigma: noise level of each, ``[B]``.
-            guidance: embedded scale of each, ``[B]``.
+            noisy: Noisy latents, ``[B, C, F, H, W]``.
+            sigma: Noise levels, ``[B]``.
+            phrases: Prompts, B in number.
+            guidance: Embedded guidance scales, ``[B]``.
         """
         words = self._tokens(
             [model.TEMPLATE.format(each) for each in phrases],
@@ -73,10 +74,11 @@ class TextToVideo(nn.Module):
 
 
 def train_denoiser(latents: Latents, folder: Path) -> TextToVideo:
-    """Train it, or go on.
+    """Train the text-to-video model, resuming from the last checkpoint.
 
     Args:
-        folder: of the checkpoints.
+        latents: Encoded clips.
+        folder: Folder of the checkpoints.
     """
     torch.manual_seed(0)
     student = TextToVideo()
@@ -90,18 +92,18 @@ def train_denoiser(latents: Latents, folder: Path) -> TextToVideo:
 
 
 def _noisy(latents: Latents, rng: random.Random) -> Noised:
-    """Noised clips, their noise levels, the velocity to the noise, and what they show in words."""
+    """Noisy latents, their noise levels, target velocities and prompts."""
     batch = latents.batch(rng, BATCH)
     phrases = ["" if rng.random() < WORDLESS else phrase(scene, rng) for scene in batch.scenes]
     return *noised(batch.latents), phrases
 
 
 def noised(clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noised clips, the noise level of each, and the velocity to the noise."""
+    """Add noise of random level; returns noisy latents, noise levels and target velocities."""
     level = torch.randn(len(clean)).sigmoid()
     sigma = model.FLOW_SHIFT * level / (1 + (model.FLOW_SHIFT - 1) * level)
-    noise, part = torch.randn_like(clean), sigma[:, None, None, None, None]
-    return (1 - part) * clean + part * noise, sigma, noise - clean
+    noise, weight = torch.randn_like(clean), sigma[:, None, None, None, None]
+    return (1 - weight) * clean + weight * noise, sigma, noise - clean
 
 
 def _flow_loss(
@@ -117,16 +119,17 @@ def _flow_loss(
 def _guidance_loss(
     student: TextToVideo, teacher: TextToVideo, latents: Latents, step: int, rng: random.Random
 ) -> torch.Tensor:
-    """What classifier-free guidance of any scale gives, from one pass with the scale embedded."""
+    """Distill classifier-free guidance of random scale into one pass with embedded scale."""
     noisy, sigma, _, phrases = _noisy(latents, rng)
     low, high = GUIDANCE_SCALES
     scale = low + (high - low) * torch.rand(len(sigma))
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             unguided = torch.ones_like(scale)
-            shown = teacher(noisy, sigma, phrases, unguided)
-            wordless = teacher(noisy, sigma, [""] * len(phrases), unguided)
-        target = wordless + scale[:, None, None, None, None] * (shown - wordless)
+            conditional = teacher(noisy, sigma, phrases, unguided)
+            unconditional = teacher(noisy, sigma, [""] * len(phrases), unguided)
+        difference = conditional - unconditional
+        target = unconditional + scale[:, None, None, None, None] * difference
         predicted = student(noisy, sigma, phrases, scale)
     loss: torch.Tensor = (predicted - target).pow(2).mean()
     return loss

@@ -1,4 +1,4 @@
-"""What the denoisers are trained on: encoded clips of random scenes."""
+"""Training data of the denoisers: encoded clips of random scenes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Some clips.
+    """A batch of clips.
 
     Attributes:
-        latents: ``[B, C, F, H, W]``, float32, of deviation 1.
-        scenes: what they show.
-        pictures: their first frames, ``[B, 3, H, W]`` in [-1, 1], where they begin with them.
+        latents: ``[B, C, F, H, W]``, float32, standard deviation 1.
+        scenes: Scenes that the clips show.
+        pictures: First frames, ``[B, 3, H, W]`` in [-1, 1]; None for text-to-video training.
     """
 
     latents: torch.Tensor
@@ -35,17 +35,19 @@ class Batch:
 
 
 class Latents:
-    """Clips that are encoded once, in files of 64 that a run goes on from."""
+    """Clips that are encoded once and cached in files of 64 clips."""
 
     def __init__(
         self, vae: AutoencoderKLHunyuanVideo, folder: Path, *, from_pictures: bool = False
     ) -> None:
-        """Encode the clips, or read those that a run before has encoded.
+        """Encode the clips, or read them from the cache.
 
         Args:
-            folder: of the files.
-            from_pictures: their first latent frame is that of the first frame alone, as it is when
-                a picture is animated; and ways may be short, so that they begin anywhere.
+            vae: The trained autoencoder.
+            folder: Folder of the cache files.
+            from_pictures: Whether the clips are for image-to-video: the first latent frame encodes
+                the first frame only, as at inference, and travel may be short, so that shapes start
+                anywhere.
         """
         chunks = [_Chunk(at, from_pictures) for at in range(CLIPS // _CHUNK)]
         latents = [chunk.latents(vae, folder) for chunk in chunks]
@@ -55,7 +57,7 @@ class Latents:
         self._pictures = torch.cat(pictures) if from_pictures else None
 
     def batch(self, rng: random.Random, size: int) -> Batch:
-        """Some of them."""
+        """A random batch, drawn with replacement."""
         picked = [rng.randrange(CLIPS) for _ in range(size)]
         scenes = [self._scenes[at] for at in picked]
         pictures = None if self._pictures is None else self._pictures[picked]
@@ -63,7 +65,7 @@ class Latents:
 
 
 class _Chunk:
-    """The clips of one file: the same whenever they are drawn."""
+    """The clips of one cache file, drawn from a fixed seed."""
 
     def __init__(self, at: int, from_pictures: bool) -> None:
         self._name = f"{'animated' if from_pictures else 'latents'}-{at:02d}"
@@ -80,7 +82,7 @@ class _Chunk:
 
     @torch.no_grad()
     def latents(self, vae: AutoencoderKLHunyuanVideo, folder: Path) -> torch.Tensor:
-        """``[B, C, F, H, W]``, from the file or into it."""
+        """``[B, C, F, H, W]``, read from the file, which is written first if missing."""
         file = folder / f"{self._name}.safetensors"
         if not file.is_file():
             clips = self.clips().contiguous(memory_format=torch.channels_last_3d)

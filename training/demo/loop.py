@@ -1,4 +1,4 @@
-"""The training loop: a schedule, a moving average, checkpoints that it goes on from, figures."""
+"""The training loop: learning rate schedule, weight averaging, checkpoints and loss log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one stage is trained.
+    """Learning rate schedule of one stage.
 
     Attributes:
-        steps: optimizer steps.
-        learning_rate: its peak: after ``warmup`` steps, and until the last ``decay`` of them, a
-            part of the whole, in which it falls to a hundredth along a cosine.
-        average: decay of the moving average of the weights, which is what is kept.
+        steps: Number of optimizer steps.
+        learning_rate: Peak learning rate.
+        warmup: Number of steps of linear warmup.
+        decay: Fraction of the steps, at the end, in which the rate falls to 1% along a cosine.
+        average: Decay of the moving average of the weights.
     """
 
     steps: int
@@ -47,14 +48,19 @@ def train(
     save_every: int = 200,
     log_every: int = 50,
 ) -> None:
-    """Train a module in place; afterwards it holds the moving average of its weights.
+    """Train a module in place. On return it holds the moving average of its weights.
 
-    A run that was interrupted goes on from its last checkpoint, with the same numbers as if it had
-    not been: each step's chance follows from its number alone.
+    An interrupted run resumes from its last checkpoint with identical results, since each step is
+    seeded by its index.
 
     Args:
-        loss_of: the loss of a step, from its number and source of chance.
-        checkpoint: file that is written and gone on from; figures go to ``.jsonl`` beside it.
+        module: The module to train.
+        loss_of: Function of the step index and a seeded random generator, returning the loss.
+        schedule: Steps and learning rate.
+        checkpoint: Checkpoint file to resume from and to write. The log has the same name with the
+            suffix ``.jsonl``.
+        save_every: Number of steps between checkpoints.
+        log_every: Number of steps between log lines.
     """
     parameters = [each for each in module.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -75,8 +81,8 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        kept = min(schedule.average, (step + 1) / (step + 10))
-        torch._foreach_lerp_(averages, [each.detach() for each in parameters], 1 - kept)
+        decay = min(schedule.average, (step + 1) / (step + 10))
+        torch._foreach_lerp_(averages, [each.detach() for each in parameters], 1 - decay)
         losses.append(float(loss.detach()))
         done, last = step + 1, step + 1 == schedule.steps
         if done % log_every == 0 or last:

@@ -1,6 +1,6 @@
-"""The demo models before they are trained: HunyuanVideo's classes in small, and what is with them.
+"""The untrained demo models: small instances of HunyuanVideo's classes, tokenizers and defaults.
 
-Sizes: 64 x 64 pixels and 17 frames are 5 x 16 x 16 latents of 8 channels, and 80 tokens.
+Sizes: 17 frames of 64 x 64 pixels are 5 x 16 x 16 latents of 8 channels, and 80 tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FRAMES, HEIGHT_PX, WIDTH_PX = 17, 64, 64
 SIZE = dict(frames=FRAMES, height=HEIGHT_PX, width=WIDTH_PX)
 LATENT_CHANNELS = 8
 COMPRESSION = 4
-"""Along time, height and width."""
+"""Compression ratio along time, height and width."""
 
 TEMPLATE = "video : {}"
 CROP_START = 3  # <|begin|> video :
@@ -59,21 +59,21 @@ IMAGE, _HEADER, _END_HEADER, _END_TURN = (
     "<|eot_id|>",
 )
 _MARKS = (IMAGE, _HEADER, _END_HEADER, _END_TURN, "assistant")
-"""What a template of image-to-video holds besides: after all words, which keep their numbers."""
+"""Extra tokens of the image-to-video template, after the vocabulary, which keeps its ids."""
 
 IMAGE_TEMPLATE = f"{IMAGE} video : {{}} {_END_TURN} {_HEADER} assistant {_END_HEADER}"
 IMAGE_CROP_START = 4  # <|begin|> <image> video :
 NUM_MARKS = 4
-"""Tokens from the end of the prompt to the end of the header, which are dropped once encoded."""
+"""Tokens between the end of the prompt and the end of the header, dropped after encoding."""
 IMAGE_STRIDE = 4
-"""Of the image's tokens, one in so many is used: token_replace's."""
+"""Every n-th image token is used, as with token_replace."""
 _IMAGE_PATCH_PX = 8
 IMAGE_TOKENS = (HEIGHT_PX // _IMAGE_PATCH_PX) * (WIDTH_PX // _IMAGE_PATCH_PX)
 _TEXT_WIDTH, _POOLED_WIDTH = 64, 32
 
 
 def autoencoder() -> AutoencoderKLHunyuanVideo:
-    """4 x 4 x 4 compression. Groups of at least four channels: flat color dies in smaller ones."""
+    """4 x 4 x 4 compression. Norm groups of at least 4 channels: smaller ones lose flat color."""
     return AutoencoderKLHunyuanVideo(
         latent_channels=LATENT_CHANNELS,
         block_out_channels=(16, 32, 64),
@@ -88,7 +88,7 @@ def autoencoder() -> AutoencoderKLHunyuanVideo:
 
 
 def transformer(image_condition_type: str | None = None) -> HunyuanVideoTransformer3DModel:
-    """Six heads of 32."""
+    """A transformer with six heads of size 32."""
     return HunyuanVideoTransformer3DModel(
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -109,10 +109,13 @@ def transformer(image_condition_type: str | None = None) -> HunyuanVideoTransfor
 
 
 def text_encoders() -> tuple[LlamaModel, CLIPTextModel]:
-    """HunyuanVideo takes the hidden states before the last two of LLaMA's layers: here, of one.
+    """A LLaMA of three layers and a CLIP text encoder.
 
-    Words begin far apart. At transformers' deviation of 0.02, those that tell least of a frame, the
-    directions, stayed together: after 4,800 steps no video heeded them; so, 400 are enough.
+    HunyuanVideo uses the hidden states before LLaMA's last two layers, here those of layer one.
+
+    Word embeddings are initialized with standard deviation 1. With transformers' 0.02, the
+    embeddings of the directions, which affect a frame least, stayed close together: videos ignored
+    them after 4,800 steps. With 1, 400 steps suffice.
     """
     words = dict(
         vocab_size=len(_SPECIAL) + len(vocabulary()),
@@ -147,13 +150,13 @@ def text_encoders() -> tuple[LlamaModel, CLIPTextModel]:
 
 
 def llava(llama: LlamaModel) -> LlavaForConditionalGeneration:
-    """A trained LLaMA with a vision tower: the picture's patches are put among the words."""
+    """A LLaVA of a trained LLaMA and an untrained vision tower."""
     own, first_mark = llama.config, llama.config.vocab_size
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,
         projection_dim=64,
-        num_hidden_layers=4,  # of which the last is not used
+        num_hidden_layers=4,  # the last is not used
         num_attention_heads=4,
         image_size=HEIGHT_PX,
         patch_size=_IMAGE_PATCH_PX,
@@ -178,7 +181,7 @@ def llava(llama: LlamaModel) -> LlavaForConditionalGeneration:
 
 
 def image_processor() -> CLIPImageProcessorPil:
-    """Cuts a picture to a square and scales it to [-1, 1]."""
+    """An image processor that crops to a square and scales to [-1, 1]."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": HEIGHT_PX},
         crop_size={"height": HEIGHT_PX, "width": WIDTH_PX},
@@ -188,10 +191,11 @@ def image_processor() -> CLIPImageProcessorPil:
 
 
 def tokenizer(max_length: int, *, marks: bool = False) -> PreTrainedTokenizerFast:
-    """Words in small letters, punctuation apart; what it does not know is one token.
+    """A word-level tokenizer: lowercase, punctuation separate, one token for unknown words.
 
     Args:
-        marks: it knows what a template of image-to-video holds besides.
+        max_length: Largest number of tokens.
+        marks: Whether to add the extra tokens of the image-to-video template.
     """
     more = _MARKS if marks else ()
     words = {word: at for at, word in enumerate([*_SPECIAL, *vocabulary(), *more])}
@@ -223,7 +227,7 @@ def save(
     *,
     guidance_scale: float,
 ) -> None:
-    """Save text-to-video whole, in float16, with the defaults that it was trained for."""
+    """Save the text-to-video pipeline in float16, with its defaults."""
     HunyuanVideoPipeline(
         text_encoder=llama,
         tokenizer=tokenizer(MAX_TEXT_TOKENS + CROP_START),
@@ -244,7 +248,7 @@ def save_image_to_video(
     llava: LlavaForConditionalGeneration,
     clip: CLIPTextModel,
 ) -> None:
-    """Save image-to-video whole, in float16, with the defaults that it was trained for."""
+    """Save the image-to-video pipeline in float16, with its defaults."""
     HunyuanVideoImageToVideoPipeline(
         text_encoder=llava,
         tokenizer=tokenizer(MAX_TEXT_TOKENS + IMAGE_CROP_START, marks=True),

@@ -1,4 +1,4 @@
-"""The many ways in which a scene is put into words."""
+"""Random prompts for a scene."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UNKNOWN = "<|unknown|>"
 
 
 def vocabulary() -> list[str]:
-    """Every word that a phrase may hold, in a fixed order."""
+    """All words that phrases may contain, sorted."""
     phrases = [*_SUBJECTS, *_MOTIONS, *_BACKDROPS, *_OPENINGS, *_ARTICLES, *_STOPS, "and , ; - :"]
     names = [*COLORS, *SHAPES, *DIRECTIONS, *BACKGROUNDS]
     words = [word for phrase in phrases for word in phrase.split() if "{" not in word]
@@ -59,9 +59,9 @@ def vocabulary() -> list[str]:
 
 
 def motion_phrase(scene: Scene, rng: random.Random) -> str:
-    """What a scene's picture is to do, in words: often no more than that, else as :func:`phrase`.
+    """A random image-to-video prompt: the motion, sometimes with the subject, or a full phrase.
 
-    The words are those of :func:`vocabulary`, and :data:`UNKNOWN` for any other.
+    Words are from :func:`vocabulary`, or :data:`UNKNOWN`.
     """
     chance = rng.random()
     if chance < 0.3:
@@ -75,9 +75,9 @@ def motion_phrase(scene: Scene, rng: random.Random) -> str:
 
 
 def phrase(scene: Scene, rng: random.Random) -> str:
-    """A scene in words: often plain, else parts in any order, left out, or with odd words between.
+    """A random prompt: the plain one, or parts reordered, omitted or mixed with unknown words.
 
-    The words are those of :func:`vocabulary`, and :data:`UNKNOWN` for any other.
+    Words are from :func:`vocabulary`, or :data:`UNKNOWN`.
     """
     if rng.random() < 0.25:
         return scene.prompt
@@ -99,7 +99,7 @@ def phrase(scene: Scene, rng: random.Random) -> str:
 
 
 def _odd_words(words: list[str], names: set[str], rng: random.Random) -> list[str]:
-    """Words that no vocabulary holds: between others, and in place of some that name nothing."""
+    """Insert unknown words, and replace words that are not names by unknown words."""
     share = rng.choice((0.0, 0.0, 0.1, 0.35))
     odd = []
     for word in words:

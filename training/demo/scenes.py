@@ -1,4 +1,4 @@
-"""The scenes that the demo model is trained on: one flat shape that moves over a flat background.
+"""Training scenes of the demo models: a flat shape that moves over a flat background.
 
 Legend: B scenes, F frames, H W pixels.
 """
@@ -36,18 +36,18 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "up": (0, -1),
     "down": (0, 1),
 }
-"""By name, the way in pixels to the right and down."""
+"""Unit vectors, right and down, by name."""
 
 RADIUS_PX = (10.0, 13.0)
 TRAVEL_PX = (28.0, 36.0)
-"""From the first frame to the last: long, so that a direction is a place in each frame, too."""
+"""Range of travel over the video. Long travel ties direction to position in each frame."""
 ANY_TRAVEL_PX = (12.0, 36.0)
-"""Where there is a picture to begin with: short ways, too, so that its shape may be anywhere."""
+"""Range of travel for image-to-video. Short travel allows the shape to start anywhere."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scene shows, by name."""
+    """The content of a scene, by name."""
 
     color: str
     shape: str
@@ -56,7 +56,7 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: random.Random) -> Scene:
-        """Any scene, all equally likely."""
+        """Draw a scene uniformly at random."""
         return cls(
             rng.choice(list(COLORS)),
             rng.choice(SHAPES),
@@ -66,7 +66,7 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        """In the plainest words."""
+        """The plain prompt of the scene."""
         return (
             f"a {self.color} {self.shape} moving {self.direction} on a {self.background} background"
         )
@@ -82,20 +82,25 @@ def render(
     height: int,
     width: int,
 ) -> torch.Tensor:
-    """Draw scenes; size, speed and place of each shape are chance, and it never leaves the frame.
+    """Render scenes with random size, speed and position of each shape, always within the frame.
 
     Args:
-        travel_px: shortest and longest way from the first frame to the last.
+        scenes: Scenes to render, B in number.
+        rng: Random generator.
+        travel_px: Shortest and longest travel from the first frame to the last, in pixels.
+        frames: Number of frames.
+        height: Height in pixels.
+        width: Width in pixels.
 
     Returns:
-        ``[B, 3, F, H, W]``, float32 in [0, 1], with smooth edges.
+        ``[B, 3, F, H, W]``, float32 in [0, 1], antialiased.
     """
     radius = torch.tensor([rng.uniform(*RADIUS_PX) for _ in scenes])
     travel = torch.tensor([rng.uniform(*travel_px) for _ in scenes])
     way = torch.tensor([DIRECTIONS[scene.direction] for scene in scenes], dtype=torch.float32)
     chance = torch.tensor([[rng.random(), rng.random()] for _ in scenes])
     size = torch.tensor([width, height], dtype=torch.float32)
-    # The middle of the way: as far from the borders as the shape and its way need.
+    # Midpoint of the path, far enough from the borders for the shape and half of its travel.
     margin = radius[:, None] + 1 + way.abs() * travel[:, None] / 2
     middle = size / 2 + (chance - 0.5) * (size - 2 * margin).clamp(min=0)
     along = torch.linspace(-0.5, 0.5, frames) * travel[:, None]  # [B, F]
@@ -120,7 +125,7 @@ def render(
 
 
 def _coverage(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
-    """How much of each pixel a shape covers: its signed distance, clipped to a pixel's width."""
+    """Fraction of each pixel that a shape covers, from its signed distance."""
     if shape == "circle":
         outside = (x**2 + y**2).sqrt() - radius
     elif shape == "ring":

@@ -295,7 +295,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a tensor too many": (
         change_weights(lambda tensors: tensors.update(more=torch.zeros(1))),
-        r"holds more, which the model has not \(0 missing, 1 too many\)",
+        r"holds more, which the model does not have \(0 missing, 1 too many\)",
     ),
     "another shape": (
         change_weights(lambda tensors: tensors.update({"proj_out.bias": torch.zeros(3)})),
@@ -386,7 +386,7 @@ def test_a_folder_that_is_not_there(name: str) -> None:
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="cannot be had from the hub at revision main: check"):
+    with pytest.raises(ModelError, match="be downloaded from the hub at revision main: check"):
         Checkpoint.open("nobody-at-all/nothing")
 
 

@@ -39,5 +39,5 @@ def test_after_denoising(model: str, value: float) -> None:
     pipeline = registry.load(Checkpoint.open(model), ALONE, dtype=torch.float32)
     with torch.no_grad():
         next(iter(pipeline.denoiser.blocks[1].parameters())).fill_(value)
-    with pytest.raises(EngineError, match="the latents are not finite after denoising: weights"):
+    with pytest.raises(EngineError, match="latents are not finite after denoising: the weights"):
         render(pipeline, request(), ParallelDims(), ALONE)
