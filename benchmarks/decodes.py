@@ -101,7 +101,7 @@ def diffusers_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
 
 
 def cache_dit_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
-    """cache-dit's tile parallelism. Its entry point requires an accelerator; its planner does not."""
+    """cache-dit's tile parallelism, by its planner: its entry point requires an accelerator."""
     from cache_dit.distributed.autoencoders.autoencoder_kl_hunyuanvideo import (
         AutoencoderKLHunyuanVideoDataParallelismPlanner as Planner,
     )

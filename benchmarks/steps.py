@@ -1,8 +1,8 @@
 """Per-rank part of the denoising benchmark: prepares one contestant's step, then runs it.
 
 The model is a small HunyuanVideo transformer: 40 M parameters, 8 heads x 64, 2 double- and 4
-single-stream blocks. Latents are 9 x 40 x 40; text is 64 tokens, of which 40 are not padding. A step
-is the transformer and the scheduler. Peers get padded text with a mask, as in their pipelines.
+single-stream blocks. Latents are 9 x 40 x 40; text is 64 tokens, of which 40 are not padding. A
+step is the transformer and the scheduler. Peers get padded text with a mask, as in their pipelines.
 """
 
 from __future__ import annotations
