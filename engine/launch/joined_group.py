@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -115,6 +116,10 @@ class JoinedGroup(Launcher):
             with contextlib.suppress(LongtakeError):
                 all_reduce_max(0, self._world.control)  # else gloo ranks abort at exit now and then
             dist.destroy_process_group()
+            # The last references: gloo joins its threads here. At interpreter exit they would abort
+            # the process now and then.
+            del self._world
+            gc.collect()
         self._created_group = False
 
     def _host_group(self) -> dist.ProcessGroup | None:
