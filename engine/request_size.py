@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longtake.engine.media.picture import CheckedPicture
 
 _MAX_ASPECT_RATIO = 4
-"""Limit of sizes that follow from a picture, as in HunyuanVideo-I2V's buckets."""
+"""Limit of sizes that follow from a picture."""
 
 _ASPECT_RATIO_TOLERANCE = 0.05
 """Relative difference up to which one of the model's own sizes has the requested aspect ratio."""

@@ -234,17 +234,17 @@ def test_processes_and_threads_take_each_job_once(store: JobStore, tmp_path: Pat
 
 
 def test_it_costs_little(store: JobStore) -> None:
-    begun = time.process_time()  # not wall-clock time: the machine may be busy
+    begun = time.perf_counter()
     queued(store, *map(job, range(1000)))
-    assert time.process_time() - begun < 1
+    assert time.perf_counter() - begun < 1
     took = []
     for _ in range(100):
-        begun = time.process_time()
+        begun = time.perf_counter()
         taken = claimed(store)
         store.claims.renew(taken, "denoising", 5, NOW)
         store.claims.check(taken)
         store.claims.finish(taken, {"denoising": 1.0}, NOW)
-        took.append(time.process_time() - begun)
+        took.append(time.perf_counter() - begun)
     assert statistics.median(took) < 0.02
 
 
