@@ -24,7 +24,7 @@ from longtake.configs.models import ModelDefaults
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.parallel import ParallelDims
 from longtake.pipelines.hunyuan_video.configs import (

@@ -23,7 +23,7 @@ from longtake.configs.request import VideoRequest
 from longtake.engine.planning.attention import AttentionModel, Causal
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines import registry

@@ -32,7 +32,7 @@ from longtake.configs.request import VideoRequest
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint

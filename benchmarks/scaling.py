@@ -23,7 +23,7 @@ from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import out_of_memory_reason
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 

@@ -10,6 +10,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -33,6 +34,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 NamedPath = Annotated[Path, AfterValidator(_check_utf8)]
+
+Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
 def matches(pattern: str, rule: str) -> AfterValidator:

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longtake.configs.base import Dtype, NamedPath, StrictModel
+from longtake.configs.base import Dtype, NamedPath, Seconds, StrictModel
 from longtake.configs.parallel import ParallelConfig
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
 class EngineConfig(StrictModel):
@@ -92,3 +91,25 @@ class EngineConfig(StrictModel):
         default=1800,
         description="Seconds to decode and write one tile, or a video without tiles",
     )
+
+    def compute_dtype(self, device_type: str) -> Dtype:
+        """The dtype of weights and activations: the configured one, else the device's default.
+
+        Args:
+            device_type: "cuda" or "cpu".
+        """
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if device_type == "cuda" else "float32"
+
+    def autoencoder_dtype(self, model_dtype: Dtype | None, device_type: str) -> Dtype:
+        """The dtype of the autoencoder: the configured one, else the model's, else that of
+        :meth:`compute_dtype`.
+
+        Args:
+            model_dtype: The dtype that the model names for its autoencoder, if it names one.
+            device_type: "cuda" or "cpu".
+        """
+        if self.vae_dtype != "auto":
+            return self.vae_dtype
+        return model_dtype or self.compute_dtype(device_type)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.base import NamedPath, StrictModel, matches
+from longtake.configs.base import NamedPath, Seconds, StrictModel, matches
 from longtake.configs.batch import Attempts
-from longtake.configs.engine import Seconds
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 ApiKey = Annotated[

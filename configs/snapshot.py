@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from longtake.configs.base import StrictModel
-from longtake.configs.engine import Seconds
+from longtake.configs.base import Seconds, StrictModel
 from longtake.configs.request import Steps
 
 

@@ -13,18 +13,19 @@ import numpy.typing as npt
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
-from longtake.engine.arrays import Array
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
+from longtake.engine.launch.rank_session import RankSession
+from longtake.engine.media.arrays import Array
 from longtake.engine.media.latents import checked_latents
-from longtake.engine.media.picture import read_picture
+from longtake.engine.media.pictures.picture import read_picture
+from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.metadata import Metadata
-from longtake.engine.outline import EngineOutline
-from longtake.engine.rank_session import RankSession
-from longtake.engine.request_arguments import request_from_arguments
-from longtake.engine.sinks import Sink
+from longtake.engine.rank_report import RankReport
+from longtake.engine.resolve.arguments import request_from_arguments
+from longtake.engine.resolve.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.video import FramesInMemory, Video
 from longtake.errors import EngineError, RefusedInputError, RequestError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -94,37 +93,6 @@ class Job(BaseModel):
             ring_degree=self.ring_degree,
             ulysses_degree=self.ulysses_degree,
         )
-
-
-@dataclass
-class RankReport:
-    """What one rank measured in one job.
-
-    Attributes:
-        rank: The rank.
-        device: The rank's device, as torch names it.
-        attention_kernel: Name of the attention kernel; empty if nothing was denoised.
-        seconds: Duration by stage.
-        bytes_sent: Bytes sent to other ranks, by stage.
-        tiles_at_once: The most tiles decoded at once.
-        peak_memory_bytes: Peak memory of the GPU, or of the process, since the rank started.
-        steps_before: Steps that the snapshot resumed from already held.
-        snapshots: Number of snapshots written.
-        snapshot_failure: Why a snapshot could not be written; empty if all were.
-        truncated: Prompts that were cut, by field, with token counts "used" and "total"; on rank 0.
-    """
-
-    rank: int
-    device: str
-    attention_kernel: str
-    seconds: dict[str, float]
-    bytes_sent: dict[str, int]
-    tiles_at_once: int
-    peak_memory_bytes: int
-    steps_before: int = 0
-    snapshots: int = 0
-    snapshot_failure: str = ""
-    truncated: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def refusal_of(type_name: str, message: str) -> RefusedInputError:

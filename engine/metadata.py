@@ -8,8 +8,8 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode
-from longtake.engine.job import RankReport
 from longtake.engine.media.latents import Origin
+from longtake.engine.rank_report import RankReport
 from longtake.parallel import ParallelDims
 from longtake.version import library_versions
 

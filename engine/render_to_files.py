@@ -11,10 +11,11 @@ from typing import Protocol
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest, VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.arrays import Array
 from longtake.engine.engine import VideoEngine
+from longtake.engine.media.arrays import Array
 from longtake.engine.media.latents import LatentsFile, Origin
 from longtake.engine.media.output_names import OutputSpec
+from longtake.engine.media.sinks import NullSink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
@@ -24,7 +25,6 @@ from longtake.engine.resume import (
     find_kept_latents,
     snapshot_kept_on_failure,
 )
-from longtake.engine.sinks import NullSink
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.pipelines.progress import Progress
 

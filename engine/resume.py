@@ -12,12 +12,12 @@ from pathlib import Path
 
 from longtake.configs.request import ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.arrays import Array
-from longtake.engine.media.latents import kept_latents_path, read_latents
-from longtake.engine.media.output_files import output_paths
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.identity import Identity
+from longtake.engine.media.latents import read_latents
 from longtake.engine.media.output_names import DEFAULT_OUTPUT, fill_placeholders, pattern_of
+from longtake.engine.media.paths import kept_latents_path, output_paths, snapshot_path
 from longtake.engine.media.snapshot import (
-    Identity,
     SnapshotPlan,
     UnusableSnapshotError,
     drop_partial_snapshot,
@@ -25,7 +25,6 @@ from longtake.engine.media.snapshot import (
     is_snapshot,
     plan_snapshots,
     read_snapshot,
-    snapshot_path,
 )
 from longtake.errors import EngineError, RequestError, Stopped, with_message
 

@@ -12,9 +12,9 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.engine import VideoEngine
+from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.metadata import Metadata
-from longtake.engine.sinks import Sink
 from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError, Stopped
 from longtake.pipelines.progress import OnProgress, StopRequested, never
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.arrays import Array
+from longtake.engine.media.arrays import Array
 from longtake.engine.media.output_files import check_output, output_type
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata

@@ -9,11 +9,11 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput
+from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
 from longtake.engine.memory_use import peak_memory_bytes
-from longtake.engine.sinks import Sink, TraceSink
+from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
@@ -78,8 +78,8 @@ class Worker:
         self._kernel = config.attention_kernel
         checkpoint = Checkpoint.open(config.model, config.revision)
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
-        dtype = compute_dtype_name(config, world.device.type)
-        vae_dtype = vae_dtype_name(config, self._spec.defaults.vae_dtype, world.device.type)
+        dtype = config.compute_dtype(world.device.type)
+        vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._pipeline = registry.load(

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from longtake import VideoEngine, VideoRequest
-from longtake.engine.arrays import Array
+from longtake.engine.media.arrays import Array
 
 PROMPTS = (
     "a green triangle moving up on a navy background",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.hunyuan_video import spec as hunyuan_video
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -26,26 +25,44 @@ if TYPE_CHECKING:
 class _Family:
     """The implementation of one pipeline class.
 
+    Its modules are imported on first use: nothing here depends on a family, and diffusers is slow
+    to import.
+
     Attributes:
-        inspect: Builds the ModelSpec from a checkpoint's files, without loading weights.
-        module: Module of the VideoPipeline subclass; imported lazily, since diffusers is slow to
-            import.
+        folder: The family's package.
+        inspect: Name of the function in its ``spec`` that builds the ModelSpec from a checkpoint's
+            files, without loading weights.
+        module: Name of the module of the VideoPipeline subclass.
         pipeline: Name of the VideoPipeline subclass.
     """
 
-    inspect: Callable[..., ModelSpec]
+    folder: str
+    inspect: str
     module: str
     pipeline: str
 
+    def inspect_checkpoint(
+        self, checkpoint: Checkpoint, *, weights: bool, autoencoder_only: bool = False
+    ) -> ModelSpec:
+        """The ModelSpec of a checkpoint; see :func:`inspect`."""
+        module = importlib.import_module(f"{self.folder}.spec")
+        spec: ModelSpec = getattr(module, self.inspect)(
+            checkpoint, weights=weights, autoencoder_only=autoencoder_only
+        )
+        return spec
 
+    def pipeline_class(self) -> Callable[..., VideoPipeline]:
+        """The VideoPipeline subclass."""
+        module = _import_with_diffusers(f"{self.folder}.{self.module}")
+        found: Callable[..., VideoPipeline] = getattr(module, self.pipeline)
+        return found
+
+
+_HUNYUAN_VIDEO = "longtake.pipelines.hunyuan_video"
 _FAMILIES = {
-    "HunyuanVideoPipeline": _Family(
-        hunyuan_video.inspect, "longtake.pipelines.hunyuan_video.pipeline", "HunyuanVideo"
-    ),
+    "HunyuanVideoPipeline": _Family(_HUNYUAN_VIDEO, "inspect", "pipeline", "HunyuanVideo"),
     "HunyuanVideoImageToVideoPipeline": _Family(
-        hunyuan_video.inspect_image_to_video,
-        "longtake.pipelines.hunyuan_video.image_to_video",
-        "HunyuanVideoImageToVideo",
+        _HUNYUAN_VIDEO, "inspect_image_to_video", "image_to_video", "HunyuanVideoImageToVideo"
     ),
 }
 
@@ -63,7 +80,7 @@ def inspect(
     Raises:
         ModelError: The pipeline class is not supported, or a file is missing or damaged.
     """
-    return _family(checkpoint).inspect(
+    return _family(checkpoint).inspect_checkpoint(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
 
@@ -95,10 +112,9 @@ def load(
         ModelError: A component cannot be loaded.
     """
     family = _family(checkpoint)
-    load_family = getattr(_import(family.module), family.pipeline)
-    pipeline: VideoPipeline = load_family(
+    return family.pipeline_class()(
         checkpoint,
-        family.inspect(checkpoint, weights=False),
+        family.inspect_checkpoint(checkpoint, weights=False),
         world,
         dtype=dtype,
         vae_dtype=vae_dtype or dtype,
@@ -107,10 +123,9 @@ def load(
         autoencoder_only=autoencoder_only,
         on_component=on_component,
     )
-    return pipeline
 
 
-def _import(name: str) -> ModuleType:
+def _import_with_diffusers(name: str) -> ModuleType:
     """Import a family's module with garbage collection disabled.
 
     diffusers and transformers create about a million objects that live as long as the process.

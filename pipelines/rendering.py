@@ -189,7 +189,8 @@ def _tracing(run: RenderRun, branches: list[Any]) -> AbstractContextManager[None
     if run.trace is None:
         return nullcontext()
     grid = run.pipeline.spec.grid(run.request)
-    return run.trace.watching(run.pipeline.denoiser, branches, grid, run.dims)
+    denoiser = run.pipeline.denoiser
+    return run.trace.watching(denoiser, denoiser.blocks, branches, grid, run.dims)
 
 
 class _AfterStep:

@@ -6,7 +6,7 @@ this rank's, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from longtake.pipelines.spec import LatentGrid, shards_of
 from longtake.pipelines.trace_points import BRANCHES, TracePoint, TraceRequest
 
 if TYPE_CHECKING:
-    from longtake.pipelines.base import Denoiser
+    pass
 
 
 class Trace:
@@ -54,7 +54,8 @@ class Trace:
     @contextmanager
     def watching(
         self,
-        denoiser: Denoiser[Any],
+        denoiser: nn.Module,
+        blocks: Iterable[nn.Module],
         branches: Sequence[Any],
         grid: LatentGrid,
         dims: ParallelDims,
@@ -62,6 +63,8 @@ class Trace:
         """Look at the blocks while the enclosed lines denoise.
 
         Args:
+            denoiser: The transformer.
+            blocks: Its blocks, in order.
             branches: that the denoiser is called with: the positive and, of true CFG, the negative.
         """
         if self._request.blocks_of_step is None:
@@ -84,7 +87,7 @@ class Trace:
 
         with ExitStack() as hooks:
             hooks.enter_context(denoiser.register_forward_pre_hook(begin))
-            for number, block in enumerate(denoiser.blocks, start=1):
+            for number, block in enumerate(blocks, start=1):
                 hooks.enter_context(block.register_forward_hook(partial(record, number)))
             yield
 

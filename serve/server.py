@@ -13,6 +13,7 @@ import uvicorn
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.supervisor import Supervisor
 from longtake.errors import RequestError
 from longtake.serve.http.access import Access, is_local
 from longtake.serve.http.api import build_api
@@ -94,7 +95,13 @@ def build_service(
         EngineError: The folder cannot be written.
     """
     service = VideoService(config, settings)
-    service.background.append(RenderLoop(service, snapshots, on_failure).run)
+
+    def make_ranks() -> Supervisor:
+        return Supervisor(
+            service.engine.config, service.scratch, service.progress.note, service.stop_event.wait
+        )
+
+    service.background.append(RenderLoop(service, make_ranks, snapshots, on_failure).run)
     return service
 
 

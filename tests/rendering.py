@@ -14,7 +14,7 @@ import torch.distributed as dist
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
 from longtake.pipelines.base import VideoPipeline

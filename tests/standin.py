@@ -16,13 +16,13 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
-from longtake.engine.job import RankReport
 from longtake.engine.metadata import Metadata
+from longtake.engine.rank_report import RankReport
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress
+from longtake.serve import server
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.server import build_application, build_service
-from longtake.serve.service import render_loop
 from longtake.serve.service.service import VideoService
 
 
@@ -86,7 +86,7 @@ def gray_server(
     monkeypatch: pytest.MonkeyPatch, folder: Path, model: str = "demo", **settings: Any
 ) -> Iterator[tuple[TestClient, VideoService]]:
     """A client of the whole application, and its service."""
-    monkeypatch.setattr(render_loop, "Supervisor", GrayRanks)
+    monkeypatch.setattr(server, "Supervisor", GrayRanks)
     GrayRanks.hold = GrayRanks.deaf = False
     GrayRanks.fails = None
     config = ServeConfig(**{"data_dir": folder, "page": False, **settings})

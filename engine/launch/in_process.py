@@ -7,10 +7,11 @@ import gc
 import torch
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput
 from longtake.engine.launch.launcher import Launcher
+from longtake.engine.media.sinks import Sink
 from longtake.engine.memory_use import is_out_of_memory
-from longtake.engine.sinks import Sink
+from longtake.engine.rank_report import RankReport
 from longtake.engine.worker import Worker
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.parallel import World

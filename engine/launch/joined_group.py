@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.arrays import Array
-from longtake.engine.job import Job, JobInput, RankReport, refusal_of
-from longtake.engine.launch.deadlines import Deadlines
+from longtake.engine.job import Job, JobInput, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.process_group import Rendezvous, control_group, join_group
-from longtake.engine.sinks import Sink
+from longtake.engine.launch.protocol.deadlines import Deadlines
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.sinks import Sink
+from longtake.engine.rank_report import RankReport
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import LongtakeError, PeerLostError, RankError, RefusedInputError, Stopped

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from longtake.engine.job import Job, JobInput, RankReport
-from longtake.engine.sinks import Sink
+from longtake.engine.job import Job, JobInput
+from longtake.engine.media.sinks import Sink
+from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError
 from longtake.pipelines.progress import OnProgress, StopRequested, never
 
@@ -50,8 +51,7 @@ class Launcher(ABC):
 
         Args:
             job: The job.
-            sink: Receives the output; a :class:`~longtake.engine.sinks.TraceSink` if the job is
-                traced.
+            sink: Receives the output; a :class:`TraceSink` if the job is traced.
             on_progress: Called as ranks make progress.
             job_input: The array that the job needs, if any.
             stop_requested: Polled while rendering. Ranks in other processes that do not stop

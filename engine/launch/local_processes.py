@@ -12,13 +12,19 @@ from pathlib import Path
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput, RankReport, refusal_of
-from longtake.engine.launch.deadlines import TIMED_OUT
+from longtake.engine.job import Job, JobInput, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
+from longtake.engine.launch.protocol.deadlines import TIMED_OUT
+from longtake.engine.launch.protocol.rank_protocol import (
+    LOADING,
+    EngineSide,
+    RankFailure,
+    RankState,
+)
 from longtake.engine.launch.rank_processes import RankProcesses
-from longtake.engine.launch.rank_protocol import LOADING, EngineSide, RankFailure, RankState
-from longtake.engine.sinks import NullSink, Sink
+from longtake.engine.media.sinks import NullSink, Sink
+from longtake.engine.rank_report import RankReport
 from longtake.errors import LongtakeError, RankError, Stopped, one_line
 from longtake.pipelines.progress import OnProgress, StopRequested, never
 

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from longtake.engine.launch.local_rendezvous import LocalPlace
-from longtake.engine.launch.rank_server import run_rank
+from longtake.engine.launch.protocol.rank_server import run_rank
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import PngImagePlugin
 
-from longtake.engine.arrays import Array
+from longtake.engine.media.arrays import Array
 
 _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
 _ENCODER_OPTIONS = {

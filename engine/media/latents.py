@@ -18,8 +18,9 @@ from safetensors.numpy import save
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequest
-from longtake.engine.arrays import Array
-from longtake.engine.media.snapshot import Identity
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.identity import Identity
+from longtake.engine.media.paths import kept_latents_path
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError, one_line
 from longtake.files.atomic import cause, partial_path, rename_to_unused
@@ -32,7 +33,6 @@ from longtake.pipelines.tensor_files import (
 
 logger = logging.getLogger(__name__)
 
-LATENTS_SUFFIX = ".safetensors"
 _TENSOR = "latents"
 _HEADER = "longtake"
 
@@ -143,12 +143,6 @@ class KeptLatents:
         first, *lines = str(error).split("\n")
         first += f"; the latents are kept, and can be decoded: {shlex.join(command)}"
         return "\n".join([first, *lines])
-
-
-def kept_latents_path(output: Path, number: int = 0) -> Path:
-    """The file that an output's latents are kept in while they are decoded."""
-    name = f"latents-{number}" if number else "latents"
-    return output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}")
 
 
 def output_name_of(kept: Path) -> str:

@@ -1,8 +1,4 @@
-"""The files of an output: their names, which existing files they may replace, and publishing them.
-
-Next to ``out.mp4`` are ``out.mp4.json``, its metadata, and, while it is rendered,
-``out.snapshot.safetensors`` or ``out.latents.safetensors``.
-"""
+"""The files of an output: which existing files they may replace, and publishing them."""
 
 from __future__ import annotations
 
@@ -15,13 +11,15 @@ from pathlib import Path
 
 from longtake.configs.request import OutputType
 from longtake.engine.media.frame_writers import WRITERS, kind_of
-from longtake.engine.media.latents import LATENTS_SUFFIX, kept_latents_path
-from longtake.engine.media.snapshot import snapshot_path
+from longtake.engine.media.paths import (
+    LATENTS_SUFFIX,
+    kept_latents_path,
+    metadata_path,
+    output_paths,
+    snapshot_path,
+)
 from longtake.errors import RefusedInputError, RequestError
 from longtake.files.atomic import cause, is_partial, numbered, probe, rename_to_unused
-
-INDEX = "{index}"
-"""Placeholder for the number of each of several videos."""
 
 _LARGEST_METADATA_BYTES = 2**26
 _HINT = "name another output, or pass --overwrite (overwrite=True in Python)"
@@ -42,28 +40,6 @@ def output_type(path: Path) -> OutputType:
             "files"
         )
     return "frames"
-
-
-def output_paths(path: Path, num_videos: int) -> list[Path]:
-    """The files of several videos, ``out-0.mp4``, ``out-1.mp4``, ...; a single one keeps its name.
-
-    If the name has ``{index}``, the number replaces it, for a single video as well.
-    """
-    if INDEX in path.name:
-        return [_with_index(path, video) for video in range(num_videos)]
-    if num_videos == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{video}{path.suffix}") for video in range(num_videos)]
-
-
-def _with_index(path: Path, video: int) -> Path:
-    return path.with_name(path.name.replace(INDEX, str(video)))
-
-
-def metadata_path(path: Path) -> Path:
-    """The metadata file of an output: ``out.mp4.json`` for ``out.mp4``."""
-    first = _with_index(path, 0)
-    return first.with_name(f"{first.name}.json")
 
 
 def is_metadata(path: Path) -> bool:

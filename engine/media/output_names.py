@@ -14,7 +14,8 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from longtake.configs.request import OutputType
-from longtake.engine.media.output_files import INDEX, check_output, free_output, output_type
+from longtake.engine.media.output_files import check_output, free_output, output_type
+from longtake.engine.media.paths import INDEX
 from longtake.errors import RequestError
 
 DEFAULT_OUTPUT = "out.mp4"

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from longtake.configs.engine import EngineConfig
-from longtake.configs.request import NON_LATENT_FIELDS, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.media.identity import Identity
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.files.atomic import cause, partial_path, write_atomically
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.tensor_files import MAX_LATENTS_BYTES, TensorFileError, open_tensors
-from longtake.version import library_versions
 
 if TYPE_CHECKING:
     import torch
@@ -34,59 +32,10 @@ if TYPE_CHECKING:
 
 _HEADER = "longtake-snapshot"
 _HEADER_BYTES = 4096
-_PIXEL_VERSIONS = ("longtake", "torch", "diffusers", "transformers")
 
 
 class UnusableSnapshotError(LongtakeError):
     """A snapshot is damaged, or another rendering's: this one starts from the beginning."""
-
-
-class Identity(BaseModel):
-    """Everything that latents depend on.
-
-    Attributes:
-        request: The request.
-        model: Fingerprint of the model's files; see :meth:`Checkpoint.fingerprint`.
-        dtype: Dtype of weights and activations; with a picture, also that of the autoencoder, which
-            encodes it.
-        versions: Versions of longtake and of the libraries that compute, by name.
-    """
-
-    request: ResolvedRequest
-    model: str
-    dtype: str
-    versions: dict[str, str]
-
-    @classmethod
-    def of(cls, request: ResolvedRequest, engine: EngineConfig, model: str) -> Identity:
-        """The identity of a rendering by this installation.
-
-        Args:
-            request: The request.
-            engine: The engine's configuration, with resolved dtypes.
-            model: Fingerprint of the model's files.
-        """
-        installed = library_versions()
-        named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
-        dtype: str = engine.dtype
-        if request.i2v_mode is not None:
-            dtype += f", the vae's {engine.vae_dtype}"
-        return cls(request=request, model=model, dtype=dtype, versions=named)
-
-    def difference_from(self, other: Identity) -> str:
-        """The first difference that changes latents, in words; empty if there is none."""
-        own, others = self.request.model_dump(), other.request.model_dump()
-        for name in own.keys() - NON_LATENT_FIELDS:
-            if own[name] != others[name]:
-                return f"another request: {name}={others[name]!r}, not {own[name]!r}"
-        if self.model != other.model:
-            return "another model, or other weights"
-        if self.dtype != other.dtype:
-            return f"another dtype: {other.dtype}, not {self.dtype}"
-        for name, version in self.versions.items():
-            if other.versions.get(name) != version:
-                return f"another version: {name} {other.versions.get(name)}, not {version}"
-        return ""
 
 
 class _Header(BaseModel):
@@ -101,17 +50,6 @@ class Snapshot:
 
     identity: Identity
     state: LoopState
-
-
-def snapshot_path(output: Path, number: int = 0) -> Path:
-    """The snapshot file next to an output.
-
-    Args:
-        output: Path of the output.
-        number: Tells it from those that other renderings left there.
-    """
-    name = f"snapshot-{number}" if number else "snapshot"
-    return output.with_name(f"{output.stem}.{name}.safetensors")
 
 
 def is_snapshot(path: Path) -> bool:

@@ -15,11 +15,12 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
-from longtake.engine.arrays import Array
+from longtake.engine.media.arrays import Array
 from longtake.engine.media.embedded_metadata import embedded_metadata
 from longtake.engine.media.frame_writers import WRITERS, FrameWriter, frame_path, kind_of
-from longtake.engine.media.latents import LATENTS_SUFFIX, KeptLatents, Origin, latents_bytes
-from longtake.engine.media.output_files import metadata_path, output_paths, place_all
+from longtake.engine.media.latents import KeptLatents, Origin, latents_bytes
+from longtake.engine.media.output_files import place_all
+from longtake.engine.media.paths import LATENTS_SUFFIX, metadata_path, output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, drop_snapshot
 from longtake.errors import EngineError, Stopped, with_message
 from longtake.files.atomic import flush_to_disk, numbered, partial_path, writing

@@ -80,7 +80,7 @@ class LayoutChooser:
             _store(self._predictions, shape, prediction)
         return prediction
 
-    def misfit(self, request: ResolvedRequest) -> str | None:
+    def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
         """Why a request will not fit in memory according to the plan; None if it fits."""
         dims, _ = self.choose(request)
         shard_weights = self._config.parallel.shard_weights

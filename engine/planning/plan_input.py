@@ -9,7 +9,6 @@ from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
@@ -73,8 +72,8 @@ class PlanInput:
             spec=spec,
             hardware=hardware,
             request=request,
-            dtype=compute_dtype_name(config, hardware.device),
-            vae_dtype=vae_dtype_name(config, spec.defaults.vae_dtype, hardware.device),
+            dtype=config.compute_dtype(hardware.device),
+            vae_dtype=config.autoencoder_dtype(spec.defaults.vae_dtype, hardware.device),
             text_tokens=text_tokens or spec.text_tokens(request),
             decode_ranks=decode_ranks,
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from longtake.engine.arrays import Array
+from longtake.engine.media.arrays import Array
 
 _PIECE = 2**20
 """Values compared at once."""

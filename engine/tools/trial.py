@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from longtake.engine.launch.channel import Mailbox
 from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
+from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.rank_processes import RankProcesses
 from longtake.engine.tools.trial_rank import RESULTS
 from longtake.errors import RankError

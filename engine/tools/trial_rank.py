@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from longtake.engine.launch.channel import Mailbox
 from longtake.engine.launch.local_rendezvous import LocalPlace
 from longtake.engine.launch.process_group import join_group, leave_group
+from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.errors import one_line
 from longtake.parallel import World
 

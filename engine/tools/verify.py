@@ -19,14 +19,14 @@ import numpy as np
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.arrays import Array
 from longtake.engine.job import Job
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
-from longtake.engine.media.picture import noise_picture
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.sinks import NullSink
 from longtake.engine.planning.layouts import candidate_layouts
-from longtake.engine.sinks import NullSink
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims

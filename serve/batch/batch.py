@@ -32,17 +32,10 @@ from longtake.serve.runner.outputs import (
 )
 from longtake.serve.runner.replica import Replica
 from longtake.serve.runner.scratch import prepare_folder, scratch_folder
-from longtake.serve.runner.watcher import Watcher
+from longtake.serve.runner.watcher import BatchWatcher
 
 _POLL_S = 0.2
 _SETTLE_S = 0.5
-
-
-class BatchWatcher(Watcher):
-    """Observes a batch and its jobs."""
-
-    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
-        """The batch has ended, successfully or not, and its reports are written."""
 
 
 class Batch:

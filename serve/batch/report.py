@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from longtake.engine.media.output_files import output_paths
+from longtake.engine.media.paths import output_paths
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import write_atomically
 from longtake.serve.queue.job_records import JobRecord

@@ -23,7 +23,7 @@ from longtake.engine.media.output_names import (
     placeholder_values,
     request_id,
 )
-from longtake.engine.outline import EngineOutline
+from longtake.engine.resolve.outline import EngineOutline
 from longtake.errors import RefusedInputError, RequestError, leading_field, one_line
 from longtake.files.atomic import cause
 from longtake.serve.batch.report import REPORTS

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.outline import EngineOutline, device_type_of
+from longtake.engine.resolve.outline import EngineOutline, device_type_of
 from longtake.errors import LongtakeError, RequestError
 from longtake.serve.batch.shot_checker import Shot, ShotChecker
 from longtake.serve.batch.shots import InvalidRow, read_shots

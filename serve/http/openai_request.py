@@ -11,7 +11,7 @@ from typing import Any
 
 from longtake.configs.request import VideoRequest
 from longtake.configs.sizes import SHORTHANDS_OF
-from longtake.engine.request_size import expand_size
+from longtake.engine.resolve.size import expand_size
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longtake.engine.arrays import Array
-from longtake.engine.sinks import Sink
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.sinks import Sink
 from longtake.files.atomic import write_atomically
 
 _HEIGHT_PX = 120

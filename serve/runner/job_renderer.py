@@ -9,11 +9,10 @@ from pathlib import Path
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.output_files import output_paths
+from longtake.engine.media.paths import output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, plan_snapshots
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
-from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import writing
 from longtake.pipelines.progress import OnProgress, Progress
@@ -33,6 +32,7 @@ from longtake.serve.runner.outputs import (
     snapshot_path,
 )
 from longtake.serve.runner.queue_writer import QueueWriter
+from longtake.serve.runner.ranks import Ranks
 from longtake.serve.runner.watcher import Watcher
 
 _JOB_FIELDS = ("id", "fingerprint", "engine", "model", "claims", "queued_at", "started_at")
@@ -63,7 +63,7 @@ class JobRenderer:
 
     Args:
         store: The queue.
-        supervisor: Runs the ranks, which must have been started.
+        ranks: The ranks, which must have been started.
         settings: How to render.
         watcher: Observes the jobs.
         writer: Writes to the queue.
@@ -72,13 +72,13 @@ class JobRenderer:
     def __init__(
         self,
         store: JobStore,
-        supervisor: Supervisor,
+        ranks: Ranks,
         settings: ReplicaSettings,
         watcher: Watcher,
         writer: QueueWriter,
     ) -> None:
         self._store = store
-        self._supervisor = supervisor
+        self._ranks = ranks
         self._settings = settings
         self._watcher = watcher
         self._writer = writer
@@ -105,12 +105,12 @@ class JobRenderer:
         files = self._open_files(job, output)
         filmstrip = Filmstrip(
             files,
-            self._supervisor.engine.num_frames_of(job.request),
+            self._ranks.engine.num_frames_of(job.request),
             lambda picture: self._watcher.frames(job.id, picture),
             self._settings.frames_shown,
         )
         with files:
-            metadata = self._supervisor.render(
+            metadata = self._ranks.render(
                 job.request,
                 filmstrip,
                 on_progress,
@@ -148,7 +148,7 @@ class JobRenderer:
         return output
 
     def _plan_snapshots(self, job: JobRecord) -> SnapshotPlan:
-        identity = self._supervisor.engine.identity_of(job.request)
+        identity = self._ranks.engine.identity_of(job.request)
         path = snapshot_path(self._store.folder, job)
         plan, note = plan_snapshots(path, identity, self._settings.snapshots, resume=True)
         if note:
@@ -158,7 +158,7 @@ class JobRenderer:
         return plan
 
     def _open_files(self, job: JobRecord, output: Path) -> VideoFiles:
-        engine = self._supervisor.engine
+        engine = self._ranks.engine
         return VideoFiles(
             output,
             job.request,

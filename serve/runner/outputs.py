@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.output_files import is_empty_folder, metadata_path, output_paths
+from longtake.engine.media.output_files import is_empty_folder
+from longtake.engine.media.paths import metadata_path, output_paths
 from longtake.engine.media.snapshot import UnusableSnapshotError, drop_snapshot, read_snapshot
 from longtake.files.reading import read_json
 from longtake.serve.queue.job_records import JobRecord, NewJob

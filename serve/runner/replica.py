@@ -7,7 +7,6 @@ import time
 from contextlib import suppress
 
 from longtake.engine.media.snapshot import drop_snapshot
-from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, RefusedInputError, Stopped, one_line
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.claims import CANCELLED, ClaimLostError
@@ -23,6 +22,7 @@ from longtake.serve.runner.outputs import (
     sweep_partials,
 )
 from longtake.serve.runner.queue_writer import QueueWriter, WorkerEndsError
+from longtake.serve.runner.ranks import Ranks
 from longtake.serve.runner.stages import UNCOUNTED_STAGES
 from longtake.serve.runner.watcher import Watcher
 
@@ -35,7 +35,7 @@ class Replica:
 
     Args:
         store: The queue.
-        supervisor: Runs the ranks that render.
+        ranks: The ranks that render.
         settings: How to render.
         watcher: Observes the jobs.
         stop: Set when the whole batch is to stop.
@@ -47,18 +47,18 @@ class Replica:
     def __init__(
         self,
         store: JobStore,
-        supervisor: Supervisor,
+        ranks: Ranks,
         settings: ReplicaSettings,
         watcher: Watcher,
         stop: threading.Event,
     ) -> None:
         self._store = store
-        self._supervisor = supervisor
+        self._ranks = ranks
         self._settings = settings
         self._watcher = watcher
         self._stop = stop
         self._writer = QueueWriter(watcher, stop, forever=settings.batch.watch)
-        self._renderer = JobRenderer(store, supervisor, settings, watcher, self._writer)
+        self._renderer = JobRenderer(store, ranks, settings, watcher, self._writer)
         self._low_memory_from_pixels: int | None = None
         self.failure: Exception | None = None
 
@@ -68,7 +68,7 @@ class Replica:
             try:
                 self._work()
             finally:
-                self._supervisor.close()
+                self._ranks.close()
         except Exception as error:
             self.failure = error
 
@@ -118,7 +118,7 @@ class Replica:
     def _start_ranks(self, lease: Lease) -> None:
         """Start the ranks. If none can be started, requeue the job and end the replica."""
         try:
-            self._supervisor.start(
+            self._ranks.start(
                 lambda progress: self._progress(lease, progress), lease.stop_requested
             )
         except (EngineError, RefusedInputError) as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from longtake.engine.metadata import Metadata
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
@@ -27,3 +30,10 @@ class Watcher:
 
     def rendered(self, job: JobRecord, metadata: Metadata) -> None:
         """A job is done; ``metadata`` holds what it cost."""
+
+
+class BatchWatcher(Watcher):
+    """Observes a batch and its jobs."""
+
+    def ended(self, jobs: Sequence[JobRecord], reports: Sequence[Path]) -> None:
+        """The batch has ended, successfully or not, and its reports are written."""

@@ -8,12 +8,13 @@ import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
-from longtake.engine.outline import EngineOutline
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError
+from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord, NewJob
 from longtake.serve.queue.submissions import SERVER_SOURCE, OtherRequestError, Submissions
 from longtake.serve.service.eta import EtaEstimator
@@ -24,11 +25,25 @@ from longtake.serve.service.submission import FieldError, Submission
 VIDEOS_FOLDER = "videos"
 
 
+class RequestChecker(Protocol):
+    """What checks requests; :class:`longtake.engine.resolve.outline.EngineOutline` is one."""
+
+    spec: ModelSpec
+
+    def resolve(self, request: VideoRequest) -> ResolvedRequest:
+        """The request with nothing left out; raises RefusedInputError."""
+        ...
+
+    def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
+        """Why a request will not fit in memory; None if it fits."""
+        ...
+
+
 class Admission:
     """Puts submitted videos into the queue, if they can be rendered within the server's limits.
 
     Args:
-        engine: The engine that checks requests.
+        engine: Checks requests.
         model: The served model.
         store: The job queue.
         pictures: Folder of the clients' pictures.
@@ -38,7 +53,7 @@ class Admission:
 
     def __init__(
         self,
-        engine: EngineOutline,
+        engine: RequestChecker,
         model: ServedModel,
         store: Submissions,
         pictures: Pictures,
@@ -103,7 +118,7 @@ class Admission:
         return self._within_limits(resolve(request, self._engine.spec))
 
     def _within_limits(self, request: ResolvedRequest) -> ResolvedRequest:
-        if reason := self._engine.layouts.misfit(request):
+        if reason := self._engine.out_of_memory_reason(request):
             raise RequestError(f"this video {reason}: ask for fewer frames, or smaller ones")
         seconds = self._eta.rendering_s(request)
         if seconds > self._settings.longest_s:

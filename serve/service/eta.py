@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.errors import RefusedInputError
 from longtake.pipelines.progress import Progress
 from longtake.serve.queue.job_database import QueueError
@@ -53,16 +52,21 @@ class EtaEstimator:
     video was timed or two steps of the running one were seen.
 
     Args:
-        layouts: The planner's estimates of requests.
+        predict_stages: The planned seconds of each stage of a request, ``load`` among them; raises
+            RefusedInputError if no layout fits.
         store: The job queue; its finished jobs are the first samples.
         progress: Progress of the running jobs.
         digest: Digest of the engine; jobs of other engines are no samples.
     """
 
     def __init__(
-        self, layouts: LayoutChooser, store: Submissions, progress: ProgressSource, digest: str
+        self,
+        predict_stages: Callable[[ResolvedRequest], Mapping[str, float]],
+        store: Submissions,
+        progress: ProgressSource,
+        digest: str,
     ) -> None:
-        self._layouts = layouts
+        self._predict_stages = predict_stages
         self._store = store
         self._progress = progress
         self._digest = digest
@@ -86,13 +90,13 @@ class EtaEstimator:
         """
         measured_s = sum(value for stage, value in seconds.items() if stage not in UNCOUNTED_STAGES)
         with suppress(RefusedInputError):  # the degrees may have changed since
-            predicted_s = self._layouts.predicted(request).rendering_s
+            predicted_s = self._predicted_s(request)
             if measured_s > 0:
                 self._ratios.append(measured_s / predicted_s)
 
     def rendering_s(self, request: ResolvedRequest) -> float:
         """Seconds that a video takes once it starts; the plan's own until a video was timed."""
-        return (self._median_ratio() or 1.0) * self._layouts.predicted(request).rendering_s
+        return (self._median_ratio() or 1.0) * self._predicted_s(request)
 
     def current(self, job: JobRecord) -> tuple[Progress, int]:
         """The latest progress and the finished steps of a job that has not ended."""
@@ -111,7 +115,7 @@ class EtaEstimator:
         ratio, total, found = self._median_ratio(), 0.0, {}
         for job in self._in_order():
             try:
-                stages = dict(self._layouts.predicted(job.request).stages)
+                stages = dict(self._predict_stages(job.request))
             except RefusedInputError:
                 continue
             progress, own_ratio = self._running(job), None
@@ -130,6 +134,11 @@ class EtaEstimator:
         """Seconds after which a client may retry on a full queue: until the first job is done."""
         left = min(self.seconds_left().values(), default=_DEFAULT_RETRY_S)
         return min(max(1.0, left), _LONGEST_RETRY_S)
+
+    def _predicted_s(self, request: ResolvedRequest) -> float:
+        """Planned seconds of a video once the model is loaded."""
+        stages = self._predict_stages(request)
+        return sum(stages.values()) - stages["load"]
 
     def _in_order(self) -> list[JobRecord]:
         """Jobs in the order of rendering, without those that are being cancelled."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from longtake.engine.media.picture import check_content
+from longtake.engine.media.pictures.picture import check_content
 from longtake.errors import RequestError
 from longtake.files.atomic import write_atomically
 

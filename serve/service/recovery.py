@@ -16,7 +16,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.output_files import metadata_path, output_paths, output_type
+from longtake.engine.media.output_files import output_type
+from longtake.engine.media.paths import metadata_path, output_paths
 from longtake.errors import RequestError, one_line
 from longtake.serve.queue.job_records import DoneJob
 from longtake.serve.queue.submissions import SERVER_SOURCE

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.supervisor import Supervisor
 from longtake.errors import RefusedInputError, Stopped
 from longtake.serve.runner.job_renderer import ReplicaSettings
+from longtake.serve.runner.ranks import Ranks
 from longtake.serve.runner.replica import Replica
 from longtake.serve.service.service import VideoService
 
@@ -25,14 +25,20 @@ class RenderLoop:
 
     Args:
         service: The service.
+        make_ranks: Makes a group of ranks; starts nothing.
         snapshots: How often denoising states are saved.
         on_failure: Called if the model cannot be loaded at all.
     """
 
     def __init__(
-        self, service: VideoService, snapshots: SnapshotConfig, on_failure: Callable[[], None]
+        self,
+        service: VideoService,
+        make_ranks: Callable[[], Ranks],
+        snapshots: SnapshotConfig,
+        on_failure: Callable[[], None],
     ) -> None:
         self._service = service
+        self._make_ranks = make_ranks
         self._snapshots = snapshots
         self._on_failure = on_failure
         self._was_loaded = False
@@ -69,11 +75,9 @@ class RenderLoop:
         """Load the model and render; returns why rendering ended, None if the service stops."""
         service, stop = self._service, self._service.stop_event
         service.ranks.replace(None)
-        supervisor = Supervisor(
-            service.engine.config, service.scratch, service.progress.note, stop.wait
-        )
-        service.ranks.replace(supervisor)
-        supervisor.start(lambda progress: None, stop.is_set)
+        ranks = self._make_ranks()
+        service.ranks.replace(ranks)
+        ranks.start(lambda progress: None, stop.is_set)
         self._was_loaded, self._wait_s = True, _FIRST_WAIT_S
         settings = ReplicaSettings(
             service.model.digest,
@@ -82,6 +86,6 @@ class RenderLoop:
             service.scratch,
             _FRAMES_SHOWN,
         )
-        replica = Replica(service.store, supervisor, settings, service.progress, stop)
+        replica = Replica(service.store, ranks, settings, service.progress, stop)
         replica.run()
         return replica.failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from longtake.engine.media.output_files import metadata_path, output_paths
+from longtake.engine.media.paths import metadata_path, output_paths
 from longtake.engine.media.snapshot import drop_snapshot
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import Submissions

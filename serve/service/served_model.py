@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from longtake.engine.outline import EngineOutline
-
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -24,14 +22,14 @@ class ServedModel:
     digest: str
 
     @classmethod
-    def of(cls, engine: EngineOutline, configured: str) -> ServedModel:
-        """The identity of an engine's model.
+    def of(cls, configured: str, identity: str) -> ServedModel:
+        """The names of a model.
 
         Args:
-            engine: The engine.
             configured: The model as the user named it: a folder or a hub id.
+            identity: As :meth:`EngineOutline.identity_part` returns it; starts with the weights'
+                fingerprint.
         """
         name = configured.rstrip("/").rpartition("/")[2] or configured
-        identity = engine.identity_part()
         weights = f"{name}@{identity.split()[0][:16]}"
         return cls(name, weights, hashlib.sha256(identity.encode()).hexdigest())

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
-from longtake.engine.media.output_files import output_paths
+from longtake.engine.media.paths import output_paths
 from longtake.engine.metadata import Metadata
-from longtake.engine.outline import EngineOutline
+from longtake.engine.resolve.outline import EngineOutline
 from longtake.errors import RequestError
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
@@ -80,7 +80,7 @@ class VideoService:
             raise RequestError(f"data_dir={str(folder)!r} is a file: name a folder")
         pictures = folder / PICTURES_FOLDER
         self.engine = EngineOutline(config.model_copy(update={"image_folder": pictures}))
-        self.model = ServedModel.of(self.engine, config.model)
+        self.model = ServedModel.of(config.model, self.engine.identity_part())
         self.stop_event = threading.Event()
         with ExitStack() as opened:
             prepare_folder("data_dir", folder, VIDEOS_FOLDER, PICTURES_FOLDER)
@@ -95,7 +95,13 @@ class VideoService:
         self.ranks = RanksState()
         self.metrics = Metrics(self.engine.spec)
         self.progress = ProgressHub(self._on_rendered, self.metrics.count_ended)
-        self.eta = EtaEstimator(self.engine.layouts, self.store, self.progress, self.model.digest)
+        layouts = self.engine.layouts
+        self.eta = EtaEstimator(
+            lambda request: layouts.predicted(request).stages,
+            self.store,
+            self.progress,
+            self.model.digest,
+        )
         self.queue_watch = QueueWatch(self.store, self.progress.note)
         self.metrics.add_state(
             ServerState(self.store, self.queue_watch, self.ranks, lambda: self.unready)

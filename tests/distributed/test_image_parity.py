@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check

@@ -16,11 +16,12 @@ from longtake.cli.commands import verify as command
 from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.engine.arrays import Array
-from longtake.engine.job import Job, RankReport
+from longtake.engine.job import Job
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.sinks import NullSink, Sink, TraceSink
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.sinks import NullSink, Sink, TraceSink
+from longtake.engine.rank_report import RankReport
 from longtake.engine.tools import verify as engine
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
 from longtake.engine.worker import Worker

@@ -19,8 +19,8 @@ from PIL import Image
 from longtake import VideoEngine, VideoRequest
 from longtake.cli import main as cli
 from longtake.engine.media.latents import read_latents
-from longtake.engine.media.picture_process import decode_in_subprocess
-from longtake.engine.sinks import NullSink
+from longtake.engine.media.pictures.process import decode_in_subprocess
+from longtake.engine.media.sinks import NullSink
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
 
@@ -309,8 +309,8 @@ def test_a_picture_is_decoded_once_to_be_looked_at(
         digests.append(hashlib.sha256(content).hexdigest())
         return decode_in_subprocess(content, said, cpu_s)
 
-    monkeypatch.setattr("longtake.engine.media.picture.decode_in_subprocess", counted)
-    monkeypatch.setattr("longtake.engine.media.picture._sizes", OrderedDict())
+    monkeypatch.setattr("longtake.engine.media.pictures.picture.decode_in_subprocess", counted)
+    monkeypatch.setattr("longtake.engine.media.pictures.picture._sizes", OrderedDict())
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         request = VideoRequest(prompt="a", image=picture, seed=0, num_inference_steps=1)
         engine.generate(request)

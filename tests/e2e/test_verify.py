@@ -10,9 +10,9 @@ import pytest
 
 from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import RankReport
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
+from longtake.engine.rank_report import RankReport
 from longtake.engine.tools import verify as engine
 from longtake.pipelines.progress import OnProgress
 

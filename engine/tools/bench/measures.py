@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from longtake.configs.request import VideoRequest
 from longtake.engine.memory_use import resident_bytes
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World, select_kernel
 from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend

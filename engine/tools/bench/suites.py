@@ -16,17 +16,17 @@ import torch
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import VideoRequest
-from longtake.engine.dtypes import compute_dtype_name
 from longtake.engine.engine import VideoEngine
-from longtake.engine.job import Job, RankReport
+from longtake.engine.job import Job
 from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.media.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.sinks import NullSink
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
-from longtake.engine.request import resolve
-from longtake.engine.sinks import NullSink
+from longtake.engine.rank_report import RankReport
+from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 from longtake.pipelines import registry
@@ -59,7 +59,7 @@ class Suites:
     def kernels(self) -> str:
         """Speed of each local attention kernel."""
         self.say("kernels")
-        spec, dtype = self._spec(), compute_dtype_name(self.config, self.device_type)
+        spec, dtype = self._spec(), self.config.compute_dtype(self.device_type)
         (measured,) = on_ranks(
             measures.kernels,
             1,

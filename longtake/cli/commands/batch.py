@@ -13,7 +13,7 @@ from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.outline import EngineOutline
+from longtake.engine.resolve.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
 from longtake.serve.batch.shot_file import ShotFile, replica_configs

@@ -20,8 +20,8 @@ from rich.text import Text
 from longtake.cli.table import Table
 from longtake.cli.terminal import Display, format_duration, print_line
 from longtake.pipelines.progress import Progress
-from longtake.serve.batch.batch import BatchWatcher
 from longtake.serve.queue.job_records import JobRecord, State
+from longtake.serve.runner.watcher import BatchWatcher
 
 _TABLE = Table(
     header=("id", "state", "took", "attempts", "output", "error"),

@@ -16,8 +16,8 @@ from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.tools import BenchConfig
-from longtake.engine.outline import device_type_of
 from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.resolve.outline import device_type_of
 from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.engine.tools.bench.suites import Suites, environment
 from longtake.errors import RequestError

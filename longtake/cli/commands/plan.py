@@ -23,7 +23,7 @@ from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.errors import RefusedInputError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint

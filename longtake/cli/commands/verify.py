@@ -14,8 +14,8 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.sizes import merge_fields
 from longtake.configs.tools import VerifyConfig
-from longtake.engine.outline import EngineOutline
-from longtake.engine.request import resolve
+from longtake.engine.resolve.outline import EngineOutline
+from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.verify import (
     TOLERANCES,
     Comparison,

@@ -21,9 +21,9 @@ from longtake.configs.sizes import merge_fields
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 from longtake.configs.yaml_reader import YamlError, read_yaml
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError, one_line
-from tests.unit.engine.test_request import SPEC
+from tests.unit.engine.resolve.test_request import SPEC
 
 DECLARED: list[type[BaseModel]] = [
     BatchConfig,

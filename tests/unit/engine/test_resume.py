@@ -10,9 +10,11 @@ import torch
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.latents import Origin, kept_latents_path, latents_bytes
+from longtake.engine.media.identity import Identity
+from longtake.engine.media.latents import Origin, latents_bytes
 from longtake.engine.media.output_names import placeholder_values
-from longtake.engine.media.snapshot import Identity, snapshot_path, write_snapshot
+from longtake.engine.media.paths import kept_latents_path, snapshot_path
+from longtake.engine.media.snapshot import write_snapshot
 from longtake.engine.resume import (
     choose_snapshot,
     find_interrupted,

@@ -10,7 +10,7 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine import supervisor
-from longtake.engine.sinks import NullSink
+from longtake.engine.media.sinks import NullSink
 from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LayoutError, RankError, Stopped
 from tests.rendering import request

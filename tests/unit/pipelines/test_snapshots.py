@@ -10,8 +10,8 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.engine.media.identity import Identity
 from longtake.engine.media.snapshot import (
-    Identity,
     UnusableSnapshotError,
     read_resume_state,
     read_snapshot,

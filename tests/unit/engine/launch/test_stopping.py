@@ -17,8 +17,8 @@ from longtake.engine.job import Job
 from longtake.engine.launch import local_processes
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.launch.local_rendezvous import listen_locally
-from longtake.engine.launch.rank_protocol import EngineSide
-from longtake.engine.sinks import NullSink
+from longtake.engine.launch.protocol.rank_protocol import EngineSide
+from longtake.engine.media.sinks import NullSink
 from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.serve.page.views import Views

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from longtake.configs.engine import EngineConfig
 from longtake.engine.media.embedded_metadata import embedded_metadata, model_name
 from longtake.engine.media.latents import read_latents
-from longtake.engine.media.output_files import metadata_path
+from longtake.engine.media.paths import metadata_path
 from longtake.engine.media.video_writer import VideoFiles
 from tests.rendering import request
 from tests.standin import gray_server

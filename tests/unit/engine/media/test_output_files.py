@@ -14,13 +14,7 @@ import pytest
 
 from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
-from longtake.engine.media.output_files import (
-    check_output,
-    free_output,
-    metadata_path,
-    output_paths,
-    place_all,
-)
+from longtake.engine.media.output_files import check_output, free_output, place_all
 from longtake.engine.media.output_names import (
     check_index,
     fill_placeholders,
@@ -28,6 +22,7 @@ from longtake.engine.media.output_names import (
     placeholder_values,
     request_id,
 )
+from longtake.engine.media.paths import metadata_path, output_paths
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import RequestError
 from longtake.files.atomic import rename_to_unused, write_to_unused

@@ -18,7 +18,7 @@ from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts, check
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import make_plan
 from longtake.engine.planning.prediction import predict
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry

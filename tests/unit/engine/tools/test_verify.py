@@ -14,10 +14,11 @@ from torch import nn
 
 from longtake.cli.commands.verify import _as_json, _lines, _requests
 from longtake.configs.engine import EngineConfig
-from longtake.engine.arrays import Array
-from longtake.engine.job import Job, RankReport
+from longtake.engine.job import Job
 from longtake.engine.launch.in_process import InProcess
-from longtake.engine.sinks import NullSink
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.sinks import NullSink
+from longtake.engine.rank_report import RankReport
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.engine.tools.verify import (
     Case,

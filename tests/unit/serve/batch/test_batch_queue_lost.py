@@ -13,12 +13,13 @@ import pytest
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.output_files import metadata_path
+from longtake.engine.media.paths import metadata_path
 from longtake.errors import EngineError, RequestError
 from longtake.serve.batch import batch as batch_module
-from longtake.serve.batch.batch import Batch, BatchWatcher
+from longtake.serve.batch.batch import Batch
 from longtake.serve.queue import queue_watch
 from longtake.serve.queue.job_records import JobRecord
+from longtake.serve.runner.watcher import BatchWatcher
 from tests.standin import GrayRanks
 from tests.until import until
 

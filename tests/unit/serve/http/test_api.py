@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
-from longtake.engine.media.picture import decode_picture
+from longtake.engine.media.pictures.picture import decode_picture
 from longtake.errors import RankError, RequestError
 from longtake.serve.http.access import SESSION_S, Access
 from longtake.serve.service.service import VideoService
@@ -264,7 +264,7 @@ def test_corrupted_pictures(animating: Gray, monkeypatch: pytest.MonkeyPatch) ->
     """Any bytes are accepted or refused, and the server goes on."""
     client, service = animating
     monkeypatch.setattr(  # here: a process for each would take long
-        "longtake.engine.media.picture.decode_in_subprocess",
+        "longtake.engine.media.pictures.picture.decode_in_subprocess",
         lambda content, name, cpu_s: decode_picture(content, name),
     )
     whole = picture((64, 64), "JPEG") + picture((32, 32))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from longtake.engine.media.output_files import metadata_path
+from longtake.engine.media.paths import metadata_path
 from longtake.errors import RequestError
 from longtake.serve.queue import queue_watch
 from longtake.serve.queue.job_database import QueueBusyError, QueueError, QueueLostError

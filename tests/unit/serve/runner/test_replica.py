@@ -15,9 +15,10 @@ import torch
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.job import RankReport
-from longtake.engine.media.snapshot import Identity, SnapshotPlan, write_snapshot
+from longtake.engine.media.identity import Identity
+from longtake.engine.media.snapshot import SnapshotPlan, write_snapshot
 from longtake.engine.metadata import Metadata
+from longtake.engine.rank_report import RankReport
 from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress

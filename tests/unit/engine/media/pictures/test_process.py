@@ -14,8 +14,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from longtake.engine.media import limited_process, picture, picture_process
-from longtake.engine.media.picture import check_picture, read_picture
+from longtake.engine.media.pictures import limited_process, picture, process
+from longtake.engine.media.pictures.picture import check_picture, read_picture
 from longtake.errors import EngineError, RequestError
 from tests.hostile_pictures import many_scans
 from tests.processes import still_running
@@ -32,9 +32,9 @@ def hostile(tmp_path: Path) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of which a test can wait for the end."""
-    assert (picture_process.MAX_CPU_S, picture_process._QUICK_CPU_S) == (5, 0.5)
+    assert (process.MAX_CPU_S, process._QUICK_CPU_S) == (5, 0.5)
     monkeypatch.setattr(picture, "MAX_CPU_S", 0.3)
-    monkeypatch.setattr(picture_process, "_QUICK_CPU_S", 0.2)
+    monkeypatch.setattr(process, "_QUICK_CPU_S", 0.2)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, sh
         refused.append(hostile)
 
     slow = [threading.Thread(target=read) for _ in range(3)]
-    with picture_process._slow, picture_process._slow:  # as if two were being decoded
+    with process._slow, process._slow:  # as if two were being decoded
         for thread in slow:
             thread.start()
         assert read_picture(plain).size == (6, 8)
@@ -75,7 +75,7 @@ def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, sh
 
 
 def test_one_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_process, "MAX_MEMORY_BYTES", 2**23)
+    monkeypatch.setattr(process, "MAX_MEMORY_BYTES", 2**23)
     path = tmp_path / "large.png"
     Image.new("RGB", (3000, 3000)).save(path)
     with pytest.raises(RequestError, match="takes more than 8 MiB of memory to decode"):
@@ -91,14 +91,14 @@ def test_what_ends_its_decoder(plain: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (1, EngineError, "cannot be decoded here: ImportError: no PIL"),
     ):
         ended = subprocess.CompletedProcess([], code, b"", b"Traceback\nImportError: no PIL\n")
-        monkeypatch.setattr(picture_process, "run_limited", lambda *given, ended=ended: ended)
+        monkeypatch.setattr(process, "run_limited", lambda *given, ended=ended: ended)
         with pytest.raises(error) as caught:
             read_picture(plain)
         assert str(caught.value) == f"{said} {words}"
 
 
 def test_a_machine_that_is_too_busy(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_process, "_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(process, "_TIMEOUT_S", 0.01)
     before = psutil.Process().children()
     with pytest.raises(EngineError, match=r"was not decoded within 0\.01 s, since .*: try again"):
         read_picture(hostile)
@@ -131,8 +131,8 @@ def test_a_decoder_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_decoder_ends_with_those_who_wait_for_it(hostile: Path) -> None:
     reading = (
-        "from pathlib import Path; from longtake.engine.media import picture, picture_process;"
-        "picture_process._QUICK_CPU_S = 300;"
+        "from pathlib import Path; from longtake.engine.media.pictures import picture, process;"
+        "process._QUICK_CPU_S = 300;"
         f"picture.read_picture(Path({str(hostile)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", reading])
@@ -140,7 +140,7 @@ def test_a_decoder_ends_with_those_who_wait_for_it(hostile: Path) -> None:
 
     def decoding() -> bool:
         family[:] = psutil.Process(process.pid).children()
-        return any("picture_decoder" in " ".join(each.cmdline()) for each in family)
+        return any("pictures.decoder" in " ".join(each.cmdline()) for each in family)
 
     until(decoding)
     process.kill()

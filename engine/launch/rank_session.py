@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from longtake.engine.job import Job, JobInput, RankReport
+from longtake.engine.job import Job, JobInput
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.sinks import Sink
+from longtake.engine.media.sinks import Sink
+from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError, RequestError
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 

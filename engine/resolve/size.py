@@ -14,7 +14,7 @@ from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from longtake.engine.media.picture import CheckedPicture
+    from longtake.engine.media.pictures.picture import CheckedPicture
 
 _MAX_ASPECT_RATIO = 4
 """Limit of sizes that follow from a picture."""

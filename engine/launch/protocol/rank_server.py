@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 
 from longtake.engine.job import Job
-from longtake.engine.launch.deadlines import Deadlines
-from longtake.engine.launch.heartbeat import start_heartbeat
 from longtake.engine.launch.process_group import (
     Rendezvous,
     control_group,
     join_group,
     leave_group,
 )
-from longtake.engine.launch.rank_protocol import RankSide, RankSink, report_failure
+from longtake.engine.launch.protocol.deadlines import Deadlines
+from longtake.engine.launch.protocol.heartbeat import start_heartbeat
+from longtake.engine.launch.protocol.rank_protocol import RankSide, RankSink, report_failure
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import RefusedInputError, Stopped
 from longtake.parallel import World

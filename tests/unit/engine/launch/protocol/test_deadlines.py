@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.launch.deadlines import Deadlines
+from longtake.engine.launch.protocol.deadlines import Deadlines
 from longtake.pipelines.progress import Progress
 
 

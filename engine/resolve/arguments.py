@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from longtake.configs.request import Rendering, VideoRequest
-from longtake.engine.media.picture import encode_png
+from longtake.engine.media.pictures.picture import encode_png
 from longtake.errors import RequestError
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.dtypes import compute_dtype_name, vae_dtype_name
 from longtake.engine.planning.layouts import check_degrees
 from longtake.errors import KernelError, did_you_mean
 from longtake.pipelines.checkpoint import Checkpoint
@@ -24,8 +23,8 @@ def resolve_config(
     used: dict[str, Any] = {
         "revision": checkpoint.revision,
         "device": device_type,
-        "dtype": compute_dtype_name(config, device_type),
-        "vae_dtype": vae_dtype_name(config, spec.defaults.vae_dtype, device_type),
+        "dtype": config.compute_dtype(device_type),
+        "vae_dtype": config.autoencoder_dtype(spec.defaults.vae_dtype, device_type),
     }
     if config.image_folder is not None:
         used["image_folder"] = config.image_folder.expanduser().absolute()

@@ -10,14 +10,14 @@ import pytest
 
 from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.engine.media.picture import CheckedPicture
-from longtake.engine.request import resolve, resolve_decode
+from longtake.engine.media.pictures.picture import CheckedPicture
+from longtake.engine.resolve.request import resolve, resolve_decode
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ImageSpec
 from tests import tiny
-from tests.unit.engine.test_request import SPEC
+from tests.unit.engine.resolve.test_request import SPEC
 
 RELEASED = replace(
     SPEC,

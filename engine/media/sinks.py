@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from longtake.engine.arrays import Array
+from longtake.engine.media.arrays import Array
 
 if TYPE_CHECKING:
     from longtake.pipelines.trace_points import TracePoint

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from longtake.engine.media.color_profiles import to_srgb
-from longtake.engine.media.picture_process import MAX_CPU_S, MAX_PIXELS, decode_in_subprocess
+from longtake.engine.media.pictures.color_profiles import to_srgb
+from longtake.engine.media.pictures.process import MAX_CPU_S, MAX_PIXELS, decode_in_subprocess
 from longtake.errors import RequestError, one_line
 from longtake.files.atomic import cause
 

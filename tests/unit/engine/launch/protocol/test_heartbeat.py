@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longtake.engine.launch.heartbeat import HeartbeatMonitor
+from longtake.engine.launch.protocol.heartbeat import HeartbeatMonitor
 
 
 def test_silence_is_counted_by_rank() -> None:

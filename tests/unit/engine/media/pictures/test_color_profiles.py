@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms
 
-from longtake.engine.media.color_profiles import MAX_PROFILE_BYTES, _matrix_profile
-from longtake.engine.media.picture import read_picture
+from longtake.engine.media.pictures.color_profiles import MAX_PROFILE_BYTES, _matrix_profile
+from longtake.engine.media.pictures.picture import read_picture
 from longtake.errors import RequestError
 
 Values = npt.NDArray[Any]

@@ -10,10 +10,11 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode
 from longtake.engine.engine import VideoEngine
-from longtake.engine.job import Job, RankReport
+from longtake.engine.job import Job
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.rank_session import RankSession
-from longtake.engine.sinks import NullSink
+from longtake.engine.launch.rank_session import RankSession
+from longtake.engine.media.sinks import NullSink
+from longtake.engine.rank_report import RankReport
 from longtake.errors import RankError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.progress import Progress

@@ -17,12 +17,12 @@ from longtake.configs.request import (
     TileSize,
 )
 from longtake.configs.sizes import SHORTHANDS
-from longtake.engine.request_size import resolve_num_frames, resolve_size
+from longtake.engine.resolve.size import resolve_num_frames, resolve_size
 from longtake.errors import RequestError
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from longtake.engine.media.picture import CheckedPicture
+    from longtake.engine.media.pictures.picture import CheckedPicture
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The child process that decodes one picture; see :mod:`longtake.engine.media.picture_process`."""
+"""The child process that decodes one picture; see :mod:`longtake.engine.media.pictures.process`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import sys
 from typing import Any
 
-from longtake.engine.media.limited_process import limit_this_process
-from longtake.engine.media.picture import decode_picture
-from longtake.engine.media.picture_process import MAX_PIXELS
+from longtake.engine.media.pictures.limited_process import limit_this_process
+from longtake.engine.media.pictures.picture import decode_picture
+from longtake.engine.media.pictures.process import MAX_PIXELS
 from longtake.errors import RequestError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import VideoRequest
-from longtake.engine.request import resolve
+from longtake.engine.resolve.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.hunyuan_video.configs import (
     ClipTextConfig,

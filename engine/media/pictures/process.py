@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longtake.engine.media.limited_process import run_limited
+from longtake.engine.media.pictures.limited_process import run_limited
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import cause
 
@@ -37,8 +37,8 @@ among the slow ones, so that it holds up no quick one."""
 
 
 def decode_in_subprocess(content: bytes, label: str, cpu_s: float) -> Pixels:
-    """Decode a picture as :func:`longtake.engine.media.picture.decode_picture` does, in a limited
-    child process.
+    """Decode a picture in a limited child process; see
+    :func:`longtake.engine.media.pictures.picture.decode_picture`.
 
     Args:
         content: The picture file's bytes.
@@ -66,7 +66,7 @@ def _run_decoder(
     content: bytes, result: int, label: str, cpu_s: float
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a decoder until it ends."""
-    module, limits = "longtake.engine.media.picture_decoder", [str(cpu_s), str(MAX_MEMORY_BYTES)]
+    module, limits = "longtake.engine.media.pictures.decoder", [str(cpu_s), str(MAX_MEMORY_BYTES)]
     try:
         return run_limited(module, limits, content, _TIMEOUT_S, result)
     except subprocess.TimeoutExpired as error:

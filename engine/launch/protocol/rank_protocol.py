@@ -17,12 +17,13 @@ import numpy as np
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.arrays import Array
-from longtake.engine.job import Job, JobInput, RankReport, refusal_of
-from longtake.engine.launch.channel import Mailbox
-from longtake.engine.launch.heartbeat import HeartbeatMonitor, read_heartbeats
+from longtake.engine.job import Job, JobInput, refusal_of
+from longtake.engine.launch.protocol.channel import Mailbox
+from longtake.engine.launch.protocol.heartbeat import HeartbeatMonitor, read_heartbeats
+from longtake.engine.media.arrays import Array
+from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.memory_use import is_out_of_memory
-from longtake.engine.sinks import Sink, TraceSink
+from longtake.engine.rank_report import RankReport
 from longtake.errors import (
     LongtakeError,
     PeerLostError,

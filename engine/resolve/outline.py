@@ -12,12 +12,12 @@ from typing import Literal
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
-from longtake.engine.media.picture import check_picture
-from longtake.engine.media.snapshot import Identity
+from longtake.engine.media.identity import Identity
+from longtake.engine.media.pictures.picture import check_picture
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
-from longtake.engine.request import resolve, resolve_decode
-from longtake.engine.resolve_config import resolve_config
+from longtake.engine.resolve.config import resolve_config
+from longtake.engine.resolve.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
@@ -94,6 +94,10 @@ class EngineOutline:
     def identity_of(self, request: ResolvedRequest) -> Identity:
         """Everything that a request's latents depend on in this installation."""
         return Identity.of(request, self.config, self._fingerprint)
+
+    def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
+        """Why a request will not fit in memory according to the plan; None if it fits."""
+        return self.layouts.out_of_memory_reason(request)
 
     def identity_part(self) -> str:
         """Everything but the request that a video depends on: model, dtypes, version of longtake,

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longtake.engine.media import picture
-from longtake.engine.media.picture import MAX_BYTES, decode_picture, read_picture
-from longtake.engine.media.picture_process import MAX_PIXELS
+from longtake.engine.media.pictures import picture
+from longtake.engine.media.pictures.picture import MAX_BYTES, decode_picture, read_picture
+from longtake.engine.media.pictures.process import MAX_PIXELS
 from longtake.errors import RequestError
 from longtake.pipelines.picture import Pixels, as_video, fitted
 
@@ -298,7 +298,7 @@ def test_another_picture_than_was_meant(tmp_path: Path) -> None:
 _READING = """
 import resource, sys
 from pathlib import Path
-from longtake.engine.media.picture import read_picture
+from longtake.engine.media.pictures.picture import read_picture
 from longtake.engine.memory_use import resident_bytes
 from longtake.errors import RequestError
 

@@ -1,0 +1,59 @@
+"""What latents depend on: those of equal identity are equal, bit by bit, in the same layout."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from longtake.configs.engine import EngineConfig
+from longtake.configs.request import NON_LATENT_FIELDS, ResolvedRequest
+from longtake.version import library_versions
+
+_PIXEL_VERSIONS = ("longtake", "torch", "diffusers", "transformers")
+
+
+class Identity(BaseModel):
+    """Everything that latents depend on.
+
+    Attributes:
+        request: The request.
+        model: Fingerprint of the model's files; see :meth:`Checkpoint.fingerprint`.
+        dtype: Dtype of weights and activations; with a picture, also that of the autoencoder, which
+            encodes it.
+        versions: Versions of longtake and of the libraries that compute, by name.
+    """
+
+    request: ResolvedRequest
+    model: str
+    dtype: str
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, request: ResolvedRequest, engine: EngineConfig, model: str) -> Identity:
+        """The identity of a rendering by this installation.
+
+        Args:
+            request: The request.
+            engine: The engine's configuration, with resolved dtypes.
+            model: Fingerprint of the model's files.
+        """
+        installed = library_versions()
+        named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
+        dtype: str = engine.dtype
+        if request.i2v_mode is not None:
+            dtype += f", the vae's {engine.vae_dtype}"
+        return cls(request=request, model=model, dtype=dtype, versions=named)
+
+    def difference_from(self, other: Identity) -> str:
+        """The first difference that changes latents, in words; empty if there is none."""
+        own, others = self.request.model_dump(), other.request.model_dump()
+        for name in own.keys() - NON_LATENT_FIELDS:
+            if own[name] != others[name]:
+                return f"another request: {name}={others[name]!r}, not {own[name]!r}"
+        if self.model != other.model:
+            return "another model, or other weights"
+        if self.dtype != other.dtype:
+            return f"another dtype: {other.dtype}, not {self.dtype}"
+        for name, version in self.versions.items():
+            if other.versions.get(name) != version:
+                return f"another version: {name} {other.versions.get(name)}, not {version}"
+        return ""

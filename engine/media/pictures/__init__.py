@@ -1,0 +1,1 @@
+"""Input pictures: decoded in a process of their own, color-managed, resized."""
