@@ -17,6 +17,7 @@ from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested
@@ -85,11 +86,13 @@ class Worker:
         self._pipeline = registry.load(
             checkpoint,
             world,
-            dtype=self._dtype,
-            vae_dtype=getattr(torch, first_vae_dtype),
-            kernel=config.attention_kernel,
-            shard_weights=config.parallel.shard_weights,
-            autoencoder_only=config.autoencoder_only,
+            LoadOptions(
+                dtype=self._dtype,
+                vae_dtype=getattr(torch, first_vae_dtype),
+                kernel=config.attention_kernel,
+                shard_weights=config.parallel.shard_weights,
+                autoencoder_only=config.autoencoder_only,
+            ),
             on_component=lambda name: on_progress(Progress("loading", detail=name)),
         )
 

@@ -24,6 +24,7 @@ from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World,
 from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
@@ -265,7 +266,7 @@ def runtime(world: World, *, dtype: str) -> Json:
     pipeline = registry.load(
         checkpoint,
         alone,
-        dtype=torch_dtype,
+        LoadOptions(torch_dtype),
         on_component=lambda name: loads_at.append(time.time()),
     )
     latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
