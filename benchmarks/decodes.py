@@ -21,9 +21,8 @@ from benchmarks.measuring import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
-from longtake.pipelines.stages import StageReport
 
 OnFrame = Callable[[torch.Tensor], None]
 Decode = Callable[[OnFrame], None]
@@ -80,8 +79,9 @@ def longtake_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
     decoder = HunyuanVideoDecoder(vae, request)
 
     def decode(on_frame: OnFrame) -> None:
-        report = StageReport()
-        decode_videos(decoder, latents, world, report, lambda video, index, each: on_frame(each))
+        decode_videos(
+            DecodeRun(decoder, latents, world, lambda video, index, frame: on_frame(frame))
+        )
 
     return decode
 

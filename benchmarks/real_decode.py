@@ -30,10 +30,9 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
 from longtake.pipelines.memory import peak_bytes
-from longtake.pipelines.stages import StageReport
 
 Decode = Callable[[], list[torch.Tensor]]
 """Decodes the video to frames."""
@@ -60,15 +59,16 @@ def contestants(
         pixels = vae.decode(scaled, return_dict=False)[0][0]
         return list((pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu())
 
-    def ours(at_once: int | None) -> list[torch.Tensor]:
+    def ours(tiles_at_once: int | None) -> list[torch.Tensor]:
         frames: list[torch.Tensor] = []
         decode_videos(
-            decoder,
-            latents,
-            World(latents.device),
-            StageReport(),
-            lambda video, index, frame: frames.append(frame.clone()),
-            at_once=at_once,
+            DecodeRun(
+                decoder,
+                latents,
+                World(latents.device),
+                lambda video, index, frame: frames.append(frame.clone()),
+                tiles_at_once=tiles_at_once,
+            )
         )
         return frames
 

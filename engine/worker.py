@@ -19,7 +19,7 @@ from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import check_fits, decode_videos
+from longtake.pipelines.decode import DecodeRun, check_fits, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import Snapshots
@@ -169,15 +169,17 @@ class Worker:
         low_memory, sink = rendering.job.low_memory, rendering.sink
         with self._pipeline.denoiser_on_host() if low_memory else nullcontext():
             decode_videos(
-                decoder,
-                latents,
-                self._world,
-                rendering.report,
-                lambda video, index, frame: sink.frame(video, index, frame.numpy()),
-                dropped_frames=self._spec.dropped_frames,
-                on_progress=rendering.on_progress,
-                stop_requested=rendering.stop_requested,
-                at_once=1 if low_memory else None,
+                DecodeRun(
+                    decoder,
+                    latents,
+                    self._world,
+                    lambda video, index, frame: sink.frame(video, index, frame.numpy()),
+                    rendering.report,
+                    dropped_frames=self._spec.dropped_frames,
+                    on_progress=rendering.on_progress,
+                    stop_requested=rendering.stop_requested,
+                    tiles_at_once=1 if low_memory else None,
+                )
             )
 
     def _gather_reports(self, rendering: _Rendering) -> list[RankReport]:

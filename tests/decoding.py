@@ -13,7 +13,13 @@ from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.errors import Stopped
 from longtake.parallel import World
-from longtake.pipelines.decode import code_tiles, decode_videos, encode_videos
+from longtake.pipelines.decode import (
+    DecodeRun,
+    TileRun,
+    decode_videos,
+    encode_videos,
+    run_tiles,
+)
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.tiles import Spans, TileCoder, overlapping
@@ -89,7 +95,7 @@ def in_tiles(
         parts[video].append(values.clone())
         return True
 
-    code_tiles(coder, videos, world, take, stop_requested=stop_requested, **settings)
+    run_tiles(TileRun(coder, videos, world, take, stop_requested=stop_requested, **settings))
     if world.rank != 0:
         assert not any(parts)
         return None
@@ -192,5 +198,5 @@ def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:
         written += frame.nbytes
 
     with peak_memory("cpu") as peak:
-        decode_videos(Enlarger(), latents, world(), StageReport(), take)
+        decode_videos(DecodeRun(Enlarger(), latents, world(), take))
     return peak(), written

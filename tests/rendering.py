@@ -19,7 +19,7 @@ from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
 from longtake.pipelines.base import LoadOptions, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.stages import StageReport
@@ -104,14 +104,8 @@ def decode(
         assert (video, index) == divmod(len(frames), asked.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decode_videos(
-        pipeline.decoder(asked),
-        latents,
-        world,
-        StageReport(),
-        take,
-        dropped_frames=dropped_frames,
-    )
+    decoder = pipeline.decoder(asked)
+    decode_videos(DecodeRun(decoder, latents, world, take, dropped_frames=dropped_frames))
     if world.rank != 0:
         assert not frames
         return np.zeros((0,), dtype=np.float32)

@@ -26,9 +26,8 @@ from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
-from longtake.pipelines.stages import StageReport
 
 Json = dict[str, Any]
 
@@ -271,7 +270,7 @@ def runtime(world: World, *, dtype: str) -> Json:
     )
     latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
     decoder = pipeline.decoder(request)
-    decode_videos(decoder, latents, alone, StageReport(), lambda video, index, frame: None)
+    decode_videos(DecodeRun(decoder, latents, alone, lambda video, index, frame: None))
     gc.collect()
     parameters = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
     return {
