@@ -16,12 +16,8 @@ from longtake.engine.job import Job, JobInput, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
 from longtake.engine.launch.protocol.deadlines import TIMED_OUT
-from longtake.engine.launch.protocol.rank_protocol import (
-    LOADING,
-    EngineSide,
-    RankFailure,
-    RankState,
-)
+from longtake.engine.launch.protocol.engine_side import EngineSide
+from longtake.engine.launch.protocol.messages import LOADING, RankFailure, RankState
 from longtake.engine.launch.rank_processes import RankProcesses
 from longtake.engine.media.sinks import NullSink, Sink
 from longtake.engine.rank_report import RankReport

@@ -17,7 +17,7 @@ from longtake.engine.launch.process_group import (
 )
 from longtake.engine.launch.protocol.deadlines import Deadlines
 from longtake.engine.launch.protocol.heartbeat import start_heartbeat
-from longtake.engine.launch.protocol.rank_protocol import RankSide, RankSink, report_failure
+from longtake.engine.launch.protocol.rank_side import RankSide, RankSink, report_failure
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import RefusedInputError, Stopped
 from longtake.parallel import World

@@ -17,7 +17,7 @@ from longtake.engine.job import Job
 from longtake.engine.launch import local_processes
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.launch.local_rendezvous import listen_locally
-from longtake.engine.launch.protocol.rank_protocol import EngineSide
+from longtake.engine.launch.protocol.engine_side import EngineSide
 from longtake.engine.media.sinks import NullSink
 from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
