@@ -19,7 +19,7 @@ import numpy as np
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
@@ -296,7 +296,7 @@ class Verification:
                 self._on_progress(Progress("denoising", steps, total, name))
 
             try:
-                reports = launcher.render(job, sink, count, noise_picture(job.request))
+                reports = launcher.render(JobRun(job, sink, count, noise_picture(job.request)))
             except RefusedInputError as error:
                 raise type(error)(f"{name}: {error}") from error
             done += job.request.num_inference_steps

@@ -10,6 +10,7 @@ import pytest
 
 from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
+from longtake.engine.job import JobRun
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.rank_report import RankReport
@@ -38,9 +39,9 @@ class StaysUp(Launcher):
             self._processes.start(on_progress)
             self._started = True
 
-    def render(self, *args: Any, **more: Any) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         assert self._processes is not None
-        return self._processes.render(*args, **more)
+        return self._processes.render(run)
 
     def close(self) -> None:
         pass
