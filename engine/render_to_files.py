@@ -203,13 +203,11 @@ class _FileRendering:
 
     def _files(self, request: ResolvedDecode, snapshots: SnapshotPlan | None = None) -> VideoFiles:
         return VideoFiles(
-            self.path,
+            self.output.target(self.path),
             request,
             self.engine.config,
-            metadata=self.output.metadata,
             num_frames=self.engine.num_frames_of(request),
             snapshots=snapshots,
-            overwrite=self.output.overwrite,
         )
 
     def _write(self, files: VideoFiles, render: Callable[[VideoFiles], Metadata]) -> RenderedFiles:

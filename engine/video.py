@@ -14,6 +14,7 @@ import numpy as np
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.output_files import check_output, output_type
+from longtake.engine.media.paths import OutputTarget
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
 from longtake.errors import RequestError
@@ -103,16 +104,14 @@ class Video:
                 f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
             )
         rendered = self.metadata
-        num_videos = rendered.request.num_videos
-        check_output(path, num_videos, metadata=metadata, overwrite=overwrite, keeps=False)
+        target = OutputTarget(path, metadata=metadata, overwrite=overwrite)
+        check_output(target, rendered.request.num_videos, keeps=False)
         with VideoFiles(
-            path,
+            target,
             rendered.request,
             rendered.engine,
-            metadata=metadata,
             num_frames=rendered.num_frames,
             keep_latents=False,
-            overwrite=overwrite,
         ) as files:
             if output_type(path) == "latents":
                 files.latents(self.latents)
