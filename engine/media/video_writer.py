@@ -17,7 +17,13 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.embedded_metadata import embedded_metadata
-from longtake.engine.media.frame_writers import WRITERS, FrameWriter, frame_path, kind_of
+from longtake.engine.media.frame_writers import (
+    WRITERS,
+    FrameWriter,
+    VideoHeader,
+    frame_path,
+    kind_of,
+)
 from longtake.engine.media.latents import KeptLatents, Origin, latents_bytes
 from longtake.engine.media.output_files import place_all
 from longtake.engine.media.paths import LATENTS_SUFFIX, OutputTarget, metadata_path, output_paths
@@ -125,10 +131,9 @@ class VideoFiles:
         with self._timed(self.paths[video]):
             if video not in self._writers:
                 shape = (self._num_frames, *frame.shape[:2])
+                header = VideoHeader(shape, self._request.fps, self._tags)
                 make = WRITERS[kind_of(self.paths[video])]
-                self._writers[video] = make(
-                    self._partial[video], shape, self._request.fps, self._tags
-                )
+                self._writers[video] = make(self._partial[video], header)
             self._writers[video].write(index, frame)
             if index == self._num_frames - 1:
                 self._writers[video].close()
