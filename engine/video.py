@@ -15,6 +15,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.output_files import check_output, output_type
 from longtake.engine.media.paths import OutputTarget
+from longtake.engine.media.sinks import Sink
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
 from longtake.errors import RequestError
@@ -113,14 +114,17 @@ class Video:
             num_frames=rendered.num_frames,
             keep_latents=False,
         ) as files:
-            if output_type(path) == "latents":
-                files.latents(self.latents)
-            for video, frames in enumerate(self.batch):
-                for index, frame in enumerate(frames):
-                    files.frame(video, index, frame)
+            self._send(files)
             seconds = {**rendered.seconds, "writing": files.seconds}
             files.publish(replace(rendered, seconds=seconds).as_json())
         return files.paths
+
+    def _send(self, sink: Sink) -> None:
+        """Send the latents and the frames, as a rendering does."""
+        sink.latents(self.latents)
+        for video, frames in enumerate(self.batch):
+            for index, frame in enumerate(frames):
+                sink.frame(video, index, frame)
 
 
 class FramesInMemory:
