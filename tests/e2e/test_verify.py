@@ -11,10 +11,10 @@ import pytest
 from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import JobRun
+from longtake.engine.launch import local_processes
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.rank_report import RankReport
-from longtake.engine.tools import verify as engine
 from longtake.pipelines.progress import OnProgress
 
 Verify = Callable[..., tuple[int, str, str]]
@@ -73,7 +73,7 @@ def start_anew(model: str, capsys: Any) -> Verify:
 @pytest.fixture
 def verify(start_anew: Verify, processes: StaysUp, monkeypatch: pytest.MonkeyPatch) -> Verify:
     """Run the command with the shared ranks."""
-    monkeypatch.setattr(engine, "LocalProcesses", processes)
+    monkeypatch.setattr(local_processes, "LocalProcesses", processes)
     return start_anew
 
 
