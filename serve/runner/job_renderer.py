@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.paths import output_paths
+from longtake.engine.media.paths import OutputTarget, output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, plan_snapshots
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
@@ -159,14 +159,17 @@ class JobRenderer:
 
     def _open_files(self, job: JobRecord, output: Path) -> VideoFiles:
         engine = self._ranks.engine
-        return VideoFiles(
+        target = OutputTarget(
             output,
+            overwrite=bool(batch_metadata(output)),
+            token=f"{job_key(job.id)}-{job.claims}",
+        )
+        return VideoFiles(
+            target,
             job.request,
             engine.config,
             num_frames=engine.num_frames_of(job.request),
             keep_latents=False,
-            token=f"{job_key(job.id)}-{job.claims}",
-            overwrite=bool(batch_metadata(output)),
         )
 
     def _publish(self, lease: Lease, files: VideoFiles, metadata: Metadata) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from longtake.cli.commands.batch_view import make_batch_view
 from longtake.cli.commands.dry_run import plan_shots, show
 from longtake.cli.settings import engine_config, given_values
 from longtake.cli.terminal import View
@@ -16,6 +17,7 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
+from longtake.serve.batch.batch import Batch
 from longtake.serve.batch.shot_file import ShotFile, replica_configs
 
 EXIT_SOME_LEFT = 1
@@ -52,10 +54,6 @@ def run(options: dict[str, Any], view: View) -> int:
         view.close()
         show(shots, settings.replicas, quiet=options["quiet"], as_json=options["json"])
         return 0
-
-    # These import torch.
-    from longtake.cli.commands.batch_view import make_batch_view
-    from longtake.serve.batch.batch import Batch
 
     batch = Batch(source, folder, config, settings, snapshots, defaults)
     found = batch.check()
