@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.measuring import peak_memory
+from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.errors import Stopped
