@@ -19,7 +19,7 @@ from longtake.serve.http.access import Access, is_local
 from longtake.serve.http.api import build_api
 from longtake.serve.http.login import add_login
 from longtake.serve.http.middleware import BodyLimits, PageApp, RequestFilter
-from longtake.serve.http.pictures import PictureLimit, add_picture_upload
+from longtake.serve.http.picture_upload import PictureLimit, add_picture_upload
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.http.video_routes import VideoRoutes
 from longtake.serve.service.render_loop import RenderLoop

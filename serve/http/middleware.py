@@ -14,8 +14,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longtake.serve.http.access import Access
-from longtake.serve.http.body import ByteBudget, LimitedBody, too_large
 from longtake.serve.http.problems import Problem
+from longtake.serve.http.request.body import ByteBudget, LimitedBody, too_large
 
 logger = logging.getLogger(__name__)
 

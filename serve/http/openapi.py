@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longtake.configs.request import VideoRequest
-from longtake.serve.http.openai_request import SERVER_FIELDS
+from longtake.serve.http.request.openai_request import SERVER_FIELDS
 
 _ERROR = {
     "type": "object",

@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from longtake.errors import RefusedInputError
-from longtake.serve.http.content import drop_invalid_range, frames_response, video_response
 from longtake.serve.http.events import VideoEvents
-from longtake.serve.http.openai_request import field_error, parse_submission
 from longtake.serve.http.openapi import CONTENT, CREATE, EVENTS, VIDEO
-from longtake.serve.http.pictures import PictureLimit
+from longtake.serve.http.picture_upload import PictureLimit
 from longtake.serve.http.problems import Problem
-from longtake.serve.http.request_content import request_content
+from longtake.serve.http.request.content import request_content
+from longtake.serve.http.request.openai_request import field_error, parse_submission
+from longtake.serve.http.video_files import drop_invalid_range, frames_response, video_response
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import BeingDeletedError, QueueFullError

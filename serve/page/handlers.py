@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 
 from longtake.errors import EngineError, RefusedInputError
-from longtake.serve.http.openai_request import field_error, parse_submission, request_fields
 from longtake.serve.http.problems import unavailable_message
+from longtake.serve.http.request.openai_request import field_error, parse_submission, request_fields
 from longtake.serve.page.form import FIELDS, Form
 from longtake.serve.page.views import Views
 from longtake.serve.queue.job_database import QueueError

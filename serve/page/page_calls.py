@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longtake.errors import one_line
-from longtake.serve.http.body import too_large
 from longtake.serve.http.problems import Problem
+from longtake.serve.http.request.body import too_large
 from longtake.serve.page.gradio_internals import CALL_PATH, encode_call
 
 logger = logging.getLogger(__name__)

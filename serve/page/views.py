@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longtake.serve.http.openai_request import parse_submission
+from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
