@@ -10,7 +10,6 @@ import gradio as gr
 from longtake.configs.request import MAX_SEED
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.page.form import SETTINGS, Form
-from longtake.serve.page.views import Views
 from longtake.serve.templates import TEMPLATES
 
 
@@ -48,8 +47,14 @@ class Result:
         return [self.cancel, self.retry, self.reuse, self.delete]
 
 
-def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
-    """Add the form."""
+def add_inputs(spec: ModelSpec, form: Form, examples: str) -> Inputs:
+    """Add the form's elements to the current Gradio context.
+
+    Args:
+        spec: The served model.
+        form: Its form.
+        examples: HTML of the example prompts; empty if the model has none.
+    """
     fields: dict[str, Any] = {}
     fields["prompt"] = gr.Textbox(
         label="Prompt",
@@ -60,8 +65,8 @@ def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
         elem_id="prompt",
         elem_classes="field",
     )
-    if spec.defaults.examples:
-        html(views.examples())
+    if examples:
+        html(examples)
     if spec.image is not None:
         html(TEMPLATES.get_template("picture.html").render())
     with gr.Row():
@@ -81,15 +86,19 @@ def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
     return Inputs(fields, draw, estimate, generate)
 
 
-def add_result(views: Views) -> Result:
-    """Add what shows one video."""
-    status = html(views.status(None), elem_id="status")
+def add_result(status: str) -> Result:
+    """Add the elements that show one video.
+
+    Args:
+        status: HTML of the status while no video is shown.
+    """
+    status_html = html(status, elem_id="status")
     with gr.Row(elem_id="actions"):
         buttons = [
             gr.Button(label, size="sm", min_width=90, visible=False)
             for label in ("Cancel", "Retry", "Use these settings", "Delete")
         ]
-    return Result(status, html(elem_id="details"), *buttons)
+    return Result(status_html, html(elem_id="details"), *buttons)
 
 
 def html(content: str = "", **options: Any) -> Any:

@@ -48,8 +48,10 @@ class Views:
         )
 
     def examples(self) -> str:
-        """Example prompts of the model."""
+        """Example prompts of the model; empty if it has none."""
         examples = self._service.engine.spec.defaults.examples
+        if not examples:
+            return ""
         return TEMPLATES.get_template("examples.html").render(examples=examples)
 
     def status(self, job: JobRecord | None, problem: str = "", *, gone: bool = False) -> str:

@@ -98,9 +98,9 @@ def _add_elements(service: VideoService, form: Form, views: Views) -> _Elements:
     count = gr.Textbox(str(VIDEOS_PER_PAGE), visible=False)
     with gr.Row(elem_id="columns"):
         with gr.Column(scale=5, min_width=320, elem_id="form"):
-            inputs = add_inputs(service.engine.spec, form, views)
+            inputs = add_inputs(service.engine.spec, form, views.examples())
         with gr.Column(scale=6, min_width=320, elem_id="result"):
-            result = add_result(views)
+            result = add_result(views.status(None))
     html("<h2>Videos</h2>")
     gallery = html()
     more = gr.Button("Show more", size="sm", visible=False)
