@@ -1,4 +1,4 @@
-"""The page's elements."""
+"""Gradio elements of the page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Inputs:
 
     Attributes:
         fields: The fields by name, in the form's order.
-        draw: The button that draws a seed.
-        estimate: How long the video will take, or what is wrong with the form.
-        generate: The button that submits the form.
+        draw: Button that draws a random seed.
+        estimate: HTML of the estimated time, or of an error in the form.
+        generate: Button that submits the form.
     """
 
     fields: dict[str, Any]
@@ -32,7 +32,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Result:
-    """The elements that show one video and what can be done with it."""
+    """The elements that show one video, and the buttons that act on it."""
 
     status: Any
     details: Any
@@ -102,7 +102,7 @@ def add_result(status: str) -> Result:
 
 
 def html(content: str = "", **options: Any) -> Any:
-    """Add HTML that has the page's own style."""
+    """Add HTML without Gradio's style."""
     return gr.HTML(content, padding=False, apply_default_css=False, **options)
 
 
@@ -119,7 +119,7 @@ def _dropdown(name: str, choices: list[tuple[str, str]], value: str) -> Any:
 
 
 def _text_field(name: str, label: str, placeholder: str, **options: Any) -> Any:
-    """Add a field for a number or a text. Whether it is a number is checked with the request."""
+    """Add a text field, also for numbers: they are checked with the request."""
     is_text = name == "negative_prompt"
     return gr.Textbox(
         label=label,

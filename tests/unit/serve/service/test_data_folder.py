@@ -73,7 +73,7 @@ def test_pictures_that_the_server_did_not_write_stay(
     pictures.sweep([wanted, None])
     left = [*NOT_OURS, link.name, wanted.name, f"sent-{HEX}{HEX[::-1]}"]
     assert names(folder) == sorted(left)
-    assert "4 pictures that no video needs were removed" in caplog.text
+    assert "removed 4 unused pictures" in caplog.text
 
 
 def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
