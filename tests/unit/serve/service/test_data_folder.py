@@ -143,9 +143,9 @@ def test_a_report_of_something_else_stays(tmp_path: Path, name: str) -> None:
         write_report(tmp_path, [], scratch)
     for content in ('{"shots": 3}', "<h1>longtake</h1>", "", "[" * 100_000):
         (tmp_path / name).write_text(content)
-        with pytest.raises(RequestError, match=f"{name} is there, and is no report of a batch"):
+        with pytest.raises(RequestError, match=f"{name} exists and is not a report of a batch"):
             check_reports(tmp_path)
-        with pytest.raises(EngineError, match="is no report"):
+        with pytest.raises(EngineError, match="is not a report"):
             write_report(tmp_path, [], scratch)
         assert (tmp_path / name).read_text() == content
 
