@@ -6,7 +6,8 @@
 # make demo       a video from a prompt, rendered on two ranks, in demo/
 # make quality    64 prompts and 32 pictures for the models that come with the package, judged
 # make train-demo trains them, the first from scratch, in about three hours on two cores
-# make soak       a batch whose processes are killed 200 times, in half an hour
+# make soak       a batch whose processes are killed 200 times, and a server with crowds of clients,
+#                 in half an hour
 # make plots      the pictures in docs/
 # make peers      a second environment with the projects that the benchmarks compare with
 # make benchmark  attention against the peers; make benchmark-denoise: a denoising step;
@@ -70,6 +71,7 @@ train-demo: env
 
 soak: env
 	$(BIN)/python -m tests.kills --kills 200
+	$(BIN)/python -m tests.crowd --requests 4
 
 plots: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from longtake.errors import ModelError
+from longtake.imports import garbage_collection_paused
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -51,7 +49,8 @@ class _Family:
 
     def pipeline_class(self) -> Callable[..., VideoPipeline]:
         """The VideoPipeline subclass."""
-        module = _import_with_diffusers(f"{self.folder}.{self.module}")
+        with garbage_collection_paused():
+            module = importlib.import_module(f"{self.folder}.{self.module}")
         found: Callable[..., VideoPipeline] = getattr(module, self.pipeline)
         return found
 
@@ -103,24 +102,6 @@ def load(
     family = _family(checkpoint)
     spec = family.inspect_checkpoint(checkpoint, weights=False)
     return family.pipeline_class()(checkpoint, spec, world, options, on_component)
-
-
-def _import_with_diffusers(name: str) -> ModuleType:
-    """Import a family's module with garbage collection disabled.
-
-    diffusers and transformers create about a million objects that live as long as the process.
-    Scanning them repeatedly took a quarter of a rank's startup time. Frozen objects are still
-    freed by reference counting.
-    """
-    if name in sys.modules or not gc.isenabled():
-        return importlib.import_module(name)
-    gc.disable()
-    try:
-        module = importlib.import_module(name)
-        gc.freeze()
-        return module
-    finally:
-        gc.enable()
 
 
 def _family(checkpoint: Checkpoint) -> _Family:

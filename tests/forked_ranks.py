@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 PRELOADED = [
     "torch.distributed.device_mesh",
     "longtake.parallel",
-    "longtake.engine.launch.local_rank",
+    "longtake.engine.launch.protocol.rank_server",
     "longtake.pipelines.hunyuan_video.image_to_video",
 ]
 """Modules that the server imports before the first fork."""

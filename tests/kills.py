@@ -1,5 +1,7 @@
-"""A batch whose processes are killed at random moments, again and again, until it is done; and what
-must hold then. ``make soak`` does it 200 times: ``python -m tests.kills --kills 200``.
+"""A batch whose processes are killed, and what must hold once it has ended.
+
+``make test`` runs :data:`SMALL_SAMPLE`. ``make soak`` kills at random moments:
+``python -m tests.kills --kills 200``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any, TextIO
 import numpy as np
 import psutil
 
+from longtake.cli import main as cli
 from longtake.serve.queue.job_store import JobStore
 from tests import tiny
 from tests.processes import still_running
@@ -33,105 +36,147 @@ COMMAND = [sys.executable, "-m", "longtake", "batch"]
 PHASES = ("starting", "loading", "text", "denoising", "decoding", "writing", "done")
 VICTIMS = ("rank 0", "rank 1", "supervisor", "all")
 STEPS = 24
-K = 5
-LONGEST_S = 300.0
+SNAPSHOT_STEPS = 5
+TIMEOUT_S = 300.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Kill:
-    """What is killed, and when.
+    """A SIGKILL.
 
     Attributes:
-        victim: one of VICTIMS.
-        phase: one of PHASES.
-        after_s: once the phase was seen.
+        victim: One of VICTIMS.
+        phase: One of PHASES.
+        delay_s: Seconds from the first event of the phase to the kill.
+        after_step: Denoising steps that must have been reported.
     """
 
     victim: str
     phase: str
-    after_s: float
+    delay_s: float = 0.0
+    after_step: int = 0
 
     @classmethod
-    def drawn(cls, draw: random.Random, number: int) -> Kill:
-        """A random one, of each victim and each phase alike often."""
+    def random(cls, generator: random.Random, number: int) -> Kill:
+        """A kill at a random moment; victims take turns."""
         victim = VICTIMS[number % len(VICTIMS)]
-        phase = PHASES[draw.randrange(len(PHASES))]
-        return cls(victim, phase, draw.uniform(0, 0.4))
+        return cls(victim, generator.choice(PHASES), generator.uniform(0, 0.4))
+
+    def is_due(self, event: dict[str, Any]) -> bool:
+        """Whether an event of ``--json`` is the moment for this kill."""
+        return phase_of(event) == self.phase and event.get("done", 0) >= self.after_step
+
+
+SMALL_SAMPLE = (
+    Kill("supervisor", "starting", 0.2),
+    Kill("rank 1", "loading"),
+    Kill("rank 0", "text"),
+    Kill("rank 1", "denoising", after_step=13),
+    Kill("rank 0", "decoding"),
+    Kill("all", "writing"),
+    Kill("rank 1", "done"),
+)
+"""Each phase once and each victim at least once, in the order in which phases occur."""
 
 
 @dataclass
-class Ledger:
-    """What a batch said of its progress, over all the processes that it took.
+class Observations:
+    """What the processes of a batch reported.
 
     Attributes:
-        reached: the last step that was told of each shot.
-        redone: steps that were done again after each fault that cost any.
-        seen: every process that was part of it.
-        found_s: seconds from the kill of a rank to when the batch said so.
+        steps_done: Last step reported, by shot.
+        repeated_steps: Steps repeated after each fault that lost any.
+        resumed: Notes of renderings that continued from a snapshot.
+        processes: All processes seen.
+        detection_s: Seconds from the kill of a rank to the next state or note, by kill.
+        kills: Number of kills, by victim.
     """
 
-    reached: dict[str, int] = field(default_factory=dict)
-    redone: list[int] = field(default_factory=list)
-    seen: list[psutil.Process] = field(default_factory=list)
-    found_s: list[float] = field(default_factory=list)
+    steps_done: dict[str, int] = field(default_factory=dict)
+    repeated_steps: list[int] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+    processes: list[psutil.Process] = field(default_factory=list)
+    detection_s: list[float] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
 
-    def take(self, event: dict[str, Any]) -> None:
-        """An event of ``--json``."""
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Record an event of ``--json``."""
         if event["event"] == "state" and event["state"] == "done":
-            self.reached[event["id"]] = 0
+            self.steps_done[event["id"]] = 0
+        if event["event"] == "note" and "goes on after step" in event["text"]:
+            self.resumed.append(event["text"])
         if event["event"] != "progress" or event["phase"] != "denoising":
             return
-        before, done = self.reached.get(event["id"], 0), event["done"]
-        if done < before:
-            self.redone.append(before - done)
-        self.reached[event["id"]] = done
+        previous, done = self.steps_done.get(event["id"], 0), event["done"]
+        if done < previous:
+            self.repeated_steps.append(previous - done)
+        self.steps_done[event["id"]] = done
+
+    def add(self, other: Observations) -> None:
+        """Add the figures of another batch."""
+        self.repeated_steps += other.repeated_steps
+        self.resumed += other.resumed
+        self.detection_s += other.detection_s
+        self.kills += other.kills
 
 
-class Running:
-    """One process of a batch, its events, and its ranks."""
+class BatchProcess:
+    """A process of ``longtake batch``, its events and its ranks.
+
+    Args:
+        arguments: Arguments of the command.
+        errors: File that receives stderr.
+    """
 
     def __init__(self, arguments: Sequence[str], errors: TextIO) -> None:
-        self.process = subprocess.Popen(
+        self.popen = subprocess.Popen(
             [*COMMAND, *arguments, "--json"], stdout=subprocess.PIPE, stderr=errors, text=True
         )
-        self.itself = psutil.Process(self.process.pid)
-        self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.process = psutil.Process(self.popen.pid)
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
+        assert self.popen.stdout is not None
+        with self.popen.stdout as lines:
             for line in lines:
-                with contextlib.suppress(ValueError):  # one that a kill cut off
-                    self.events.put(json.loads(line))
-        self.events.put(None)
+                with contextlib.suppress(ValueError):  # a line truncated by a kill
+                    self._events.put(json.loads(line))
+        self._events.put(None)
 
-    def next(self, timeout_s: float = LONGEST_S) -> dict[str, Any] | None:
-        """The next event; None once there will be no other."""
+    def next_event(self, timeout_s: float = TIMEOUT_S) -> dict[str, Any] | None:
+        """The next event, or None after the last."""
         try:
-            return self.events.get(timeout=timeout_s)
+            return self._events.get(timeout=timeout_s)
         except queue.Empty:
-            self.process.kill()
-            raise AssertionError("the batch stands still") from None
+            self.popen.kill()
+            raise AssertionError(f"no event within {timeout_s} s") from None
+
+    def remaining_events(self) -> list[dict[str, Any]]:
+        """All further events; the process must then exit with 0."""
+        events = []
+        while (event := self.next_event()) is not None:
+            events.append(event)
+        assert self.popen.wait(timeout=30) == 0
+        return events
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """Its ranks that run, by number."""
+        """The running ranks, by number."""
         found = {}
         with contextlib.suppress(psutil.Error):
-            for child in self.itself.children():
+            for child in self.process.children():
                 with contextlib.suppress(psutil.Error):
                     if child.status() != psutil.STATUS_ZOMBIE:
                         found[int(child.environ().get("RANK", -1))] = child
         return found
 
     def kill(self, victim: str) -> bool:
-        """Whether there was something to kill."""
+        """Kill one of VICTIMS; returns whether it was running."""
         ranks = self.ranks()
         if victim == "supervisor":
-            targets = [self.itself]
+            targets = [self.process]
         elif victim == "all":
-            targets = [*ranks.values(), self.itself]
+            targets = [*ranks.values(), self.process]
         else:
             targets = [rank for number, rank in ranks.items() if victim == f"rank {number}"]
         for target in targets:
@@ -140,41 +185,47 @@ class Running:
         return bool(targets)
 
 
-def run_killed(
+def run_with_kills(
     arguments: Sequence[str], folder: Path, kills: Sequence[Kill], errors: TextIO
-) -> Ledger:
-    """Run a batch, with the same command again whenever it dies, until it ends by itself."""
-    ledger, left = Ledger(), list(kills)
+) -> Observations:
+    """Run a batch, again whenever it dies, until all kills have happened and it exits with 0."""
+    observations, pending = Observations(), list(kills)
     while True:
-        running = Running(arguments, errors)
-        ledger.seen.append(running.itself)
-        begun = time.monotonic()
-        killed_at: float | None = None
-        while (event := running.next()) is not None:
-            assert time.monotonic() - begun < LONGEST_S
-            ledger.take(event)
-            if killed_at is not None and event["event"] in ("state", "note"):
-                ledger.found_s.append(time.monotonic() - killed_at)
-                killed_at = None
-            if left and phase_of(event) == left[0].phase:
-                ledger.seen += running.ranks().values()
-                time.sleep(left[0].after_s)
-                if running.kill(left[0].victim):
-                    kill = left.pop(0)
-                    ledger.kills[kill.victim] += 1
-                    killed_at = time.monotonic() if kill.victim.startswith("rank") else None
-        code = running.process.wait(timeout=60)
-        assert not still_running(ledger.seen, timeout=10)
+        batch = BatchProcess(arguments, errors)
+        observations.processes.append(batch.process)
+        _watch(batch, pending, observations)
+        code = batch.popen.wait(timeout=60)
+        assert not still_running(observations.processes, timeout=10)
         if code != -signal.SIGKILL:
             assert code == 0, f"exit code {code}"
-            if not left:
-                return ledger
-            for output in (folder / "out").glob("*.npy"):  # there were fewer moments than kills
+            if not pending:
+                return observations
+            for output in (folder / "out").glob("*.npy"):  # render again for the other kills
                 output.unlink()
 
 
+def _watch(batch: BatchProcess, pending: list[Kill], observations: Observations) -> None:
+    """Read the events of one process until its end, and kill what is due."""
+    start = time.monotonic()
+    killed_at: float | None = None
+    while (event := batch.next_event()) is not None:
+        assert time.monotonic() - start < TIMEOUT_S
+        observations.add_event(event)
+        if killed_at is not None and event["event"] in ("state", "note"):
+            observations.detection_s.append(time.monotonic() - killed_at)
+            killed_at = None
+        if not pending or not pending[0].is_due(event):
+            continue
+        observations.processes += batch.ranks().values()
+        time.sleep(pending[0].delay_s)
+        if batch.kill(pending[0].victim):
+            victim = pending.pop(0).victim
+            observations.kills[victim] += 1
+            killed_at = time.monotonic() if victim.startswith("rank") else None
+
+
 def phase_of(event: dict[str, Any]) -> str:
-    """The phase that an event tells of, one of PHASES, or none of them."""
+    """The phase that an event of ``--json`` reports: one of PHASES, or an empty string."""
     if event["event"] == "progress":
         return str(event["phase"])
     if event["event"] == "state":
@@ -182,22 +233,25 @@ def phase_of(event: dict[str, Any]) -> str:
     return ""
 
 
-def check(folder: Path, ledger: Ledger, whole: dict[str, np.ndarray[Any, Any]]) -> None:
-    """What must hold once a batch is done, however often it was killed."""
+def check(
+    folder: Path, observations: Observations, expected: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    """Check a batch that has ended: its videos, its faults and its leftovers."""
     out = folder / "out"
-    for name, frames in whole.items():
+    for name, frames in expected.items():
         np.testing.assert_array_equal(np.load(out / f"{name}.npy"), frames)
     assert not [path for path in out.rglob("*") if ".partial" in path.name]
     with JobStore(out) as store:
         assert {job.state for job in store.jobs()} == {"done"}
     assert not list((out / ".longtake" / "snapshots").iterdir())
     assert not list((out / ".longtake" / "ranks").iterdir())
-    assert max(ledger.redone, default=0) <= K, ledger.redone
-    assert max(ledger.found_s, default=0) < 10, ledger.found_s
+    assert max(observations.repeated_steps, default=0) <= SNAPSHOT_STEPS, observations
+    assert max(observations.detection_s, default=0) < 10, observations
+    assert "Traceback" not in (folder / "errors").read_text()
 
 
-def shots(folder: Path, count: int) -> tuple[Path, list[str]]:
-    """A file of small shots, and the arguments of a batch on two ranks that renders them."""
+def batch_arguments(folder: Path, model: str | Path, num_shots: int, devices: int = 2) -> list[str]:
+    """Write a file of small shots; returns the arguments of a batch that renders them."""
     path = folder / "shots.jsonl"
     rows = (
         {
@@ -207,63 +261,66 @@ def shots(folder: Path, count: int) -> tuple[Path, list[str]]:
             "num_inference_steps": STEPS,
             "output": f"shot-{number}.npy",
         }
-        for number in range(count)
+        for number in range(num_shots)
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [str(path), "-o", str(folder / "out"), "--devices", "2"]
-    return path, [*arguments, "--snapshot-steps", str(K), "--attempts", "1000"]
+    arguments = [str(path), "-o", str(folder / "out"), "--model", str(model)]
+    arguments += ["--devices", str(devices)]
+    return [*arguments, "--snapshot-steps", str(SNAPSHOT_STEPS), "--attempts", "1000"]
 
 
-def rendered(folder: Path, arguments: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """What a batch gives that nothing happens to; its folder is emptied again."""
+def render_uninterrupted(folder: Path, arguments: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The videos of a batch that nothing interrupts, by shot; its output folder is moved away."""
     out = folder / "out"
-    subprocess.run([*COMMAND, *arguments, "--quiet"], check=True, timeout=LONGEST_S)
-    whole = {path.stem: np.load(path) for path in out.glob("*.npy")}
-    os.rename(out, folder / "whole")
-    return whole
+    assert cli.main(["batch", *arguments, "--quiet"]) == 0
+    videos = {path.stem: np.load(path) for path in out.glob("*.npy")}
+    os.rename(out, folder / "uninterrupted")
+    return videos
 
 
 @contextlib.contextmanager
-def nothing_left_in_memory() -> Iterator[None]:
-    """No shared memory is left behind by the enclosed lines."""
+def no_shared_memory_left() -> Iterator[None]:
+    """Check that the enclosed lines leave no shared memory behind."""
     before = set(os.listdir("/dev/shm"))
     yield
     assert set(os.listdir("/dev/shm")) <= before
 
 
 def main() -> None:
-    """Kill so many times, and report."""
+    """Kill processes of batches at random moments, and report."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills-per-batch", type=int, default=20)
     parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds-of", type=int, default=20, help="kills in one batch")
-    asked = parser.parse_args()
-    draw = random.Random(asked.seed)
-    kills = [Kill.drawn(draw, number) for number in range(asked.kills)]
-    total, begun = Ledger(), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="longtake-soak-") as name, nothing_left_in_memory():
+    options = parser.parse_args()
+    generator = random.Random(options.seed)
+    kills = [Kill.random(generator, number) for number in range(options.kills)]
+    total, start = Observations(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="longtake-soak-") as name, no_shared_memory_left():
         folder = Path(name)
         model = tiny.save(folder / "tiny")
-        _, arguments = shots(folder, asked.shots)
-        arguments += ["--model", str(model)]
-        whole = rendered(folder, arguments)
+        arguments = batch_arguments(folder, model, options.shots)
+        expected = render_uninterrupted(folder, arguments)
         with (folder / "errors").open("w") as errors:
-            for first in range(0, asked.kills, asked.rounds_of):
-                some = kills[first : first + asked.rounds_of]
-                ledger = run_killed(arguments, folder, some, errors)
-                check(folder, ledger, whole)
-                total.kills += ledger.kills
-                total.redone += ledger.redone
-                total.found_s += ledger.found_s
+            for first in range(0, options.kills, options.kills_per_batch):
+                batch_kills = kills[first : first + options.kills_per_batch]
+                observations = run_with_kills(arguments, folder, batch_kills, errors)
+                check(folder, observations, expected)
+                total.add(observations)
                 os.rename(folder / "out", folder / f"out-{first}")
-                told = f"{total.kills.total()} kills, {time.monotonic() - begun:.0f} s"
-                print(f"{told}, redone {total.redone}", flush=True)
+                elapsed_s = time.monotonic() - start
+                print(
+                    f"{total.kills.total()} kills, {elapsed_s:.0f} s, "
+                    f"repeated steps {total.repeated_steps}",
+                    flush=True,
+                )
+    print(f"kills: {dict(total.kills)}; all {len(expected)} shots of every batch are exact")
     print(
-        f"kills: {dict(total.kills)}, all of {len(whole)} shots right after each {asked.rounds_of}"
+        f"faults that lost steps: {len(total.repeated_steps)}, "
+        f"at most {max(total.repeated_steps, default=0)} steps"
     )
-    print(f"faults that cost steps: {len(total.redone)}, at most {max(total.redone, default=0)}")
-    print(f"a killed rank was found within {max(total.found_s, default=0):.1f} s")
+    print(f"a killed rank was detected within {max(total.detection_s, default=0):.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Processes that a test has seen, and whether they have ended."""
+"""Processes that a test watches."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -9,20 +10,29 @@ import psutil
 
 
 def still_running(processes: Sequence[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those that do not end within ``timeout`` seconds.
+    """The processes that do not end within ``timeout`` seconds.
 
-    One that has ended and that its parent has not waited for is no longer running: where the
-    parent is gone, when that happens is up to the system's first process.
+    Zombies count as ended: when they are reaped is up to their parent, or to the init process.
     """
     deadline = time.monotonic() + timeout
-    while running := [process for process in processes if _runs(process)]:
+    while running := [process for process in processes if _is_running(process)]:
         if time.monotonic() > deadline:
             return running
         time.sleep(0.02)
     return []
 
 
-def _runs(process: psutil.Process) -> bool:
+def children_running(module: str, parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """Children of a process, by default this one, that run a Python module."""
+    found = []
+    for child in (parent or psutil.Process()).children():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if module in child.cmdline():
+                found.append(child)
+    return found
+
+
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

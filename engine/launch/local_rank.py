@@ -7,14 +7,16 @@ import os
 import signal
 import sys
 
-from longtake.engine.launch.local_rendezvous import LocalPlace
-from longtake.engine.launch.protocol.rank_server import run_rank
+from longtake.imports import garbage_collection_paused
 
 
 def main() -> int:
     """Run the rank that the environment describes; returns the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the engine handles them
         signal.signal(number, signal.SIG_IGN)
+    with garbage_collection_paused():
+        from longtake.engine.launch.local_rendezvous import LocalPlace
+        from longtake.engine.launch.protocol.rank_server import run_rank
     place = LocalPlace.from_environment()
     place.end_with_parent()
     logging.basicConfig(

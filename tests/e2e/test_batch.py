@@ -17,7 +17,7 @@ import pytest
 
 from longtake.cli import main as cli
 from longtake.serve.queue.job_store import JobStore
-from tests.kills import COMMAND, Running
+from tests.kills import COMMAND, BatchProcess
 
 Batch = Callable[..., tuple[int, str, str]]
 
@@ -258,28 +258,28 @@ def test_what_cannot_be_rendered_is_set_aside(longtake: Batch, model: str, tmp_p
         assert store.job("bad").claims == 2
 
 
-def until(running: Running, **wanted: object) -> dict[str, Any]:
+def until(running: BatchProcess, **wanted: object) -> dict[str, Any]:
     """The next event that says so."""
-    while (event := running.next(60)) is not None:
+    while (event := running.next_event(60)) is not None:
         if all(event.get(name) == value for name, value in wanted.items()):
             return event
     raise AssertionError(f"it ended without {wanted}")
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def running(tmp_path: Path) -> Iterator[Callable[..., BatchProcess]]:
     """Start a batch in a process of its own."""
-    started: list[Running] = []
+    started: list[BatchProcess] = []
     with (tmp_path / "errors").open("w") as errors:
 
-        def start(*arguments: object) -> Running:
-            started.append(Running([str(each) for each in arguments], errors))
+        def start(*arguments: object) -> BatchProcess:
+            started.append(BatchProcess([str(each) for each in arguments], errors))
             return started[-1]
 
         yield start
         for each in started:
-            each.process.kill()
-            each.process.wait()
+            each.popen.kill()
+            each.popen.wait()
 
 
 def append(path: Path, **row: object) -> None:
@@ -288,7 +288,7 @@ def append(path: Path, **row: object) -> None:
 
 
 def test_a_batch_that_is_watched_cancelled_and_stopped(
-    longtake: Batch, running: Callable[..., Running], model: str, tmp_path: Path
+    longtake: Batch, running: Callable[..., BatchProcess], model: str, tmp_path: Path
 ) -> None:
     """Two replicas; one renders without end until it is cancelled, and rows are added meanwhile."""
     shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
@@ -309,9 +309,9 @@ def test_a_batch_that_is_watched_cancelled_and_stopped(
     shots.write_text("".join(shots.read_text().splitlines(keepends=True)[:-1]))
     append(shots, id="last", prompt="a", num_inference_steps=10_000)
     until(batch, event="progress", id="last", phase="denoising", done=30)
-    batch.process.send_signal(signal.SIGTERM)
-    batch.process.wait(timeout=30)
-    assert batch.process.returncode == 130
+    batch.popen.send_signal(signal.SIGTERM)
+    batch.popen.wait(timeout=30)
+    assert batch.popen.returncode == 130
     with JobStore(out) as store:
         states = {job.id: job.state for job in store.jobs()}
         last = store.job("last")
@@ -324,7 +324,7 @@ def test_a_batch_that_is_watched_cancelled_and_stopped(
 
 
 def test_two_at_once_render_each_shot_once(
-    running: Callable[..., Running], model: str, tmp_path: Path
+    running: Callable[..., BatchProcess], model: str, tmp_path: Path
 ) -> None:
     shots, out = tmp_path / "shots.txt", tmp_path / "out"
     shots.write_text("a cat\na dog\na cat walks\na dog walks\na cat runs\na dog runs\n")
@@ -332,10 +332,10 @@ def test_two_at_once_render_each_shot_once(
     both = [running(*arguments), running(*arguments)]
     taken = []
     for each in both:
-        while (event := each.next(100)) is not None:
+        while (event := each.next_event(100)) is not None:
             if event["event"] == "state" and event["state"] == "done":
                 taken.append(event["id"])
-        assert each.process.wait(timeout=30) == 0
+        assert each.popen.wait(timeout=30) == 0
     assert len(taken) == len(set(taken)) == 6
     with JobStore(out) as store:
         assert {(job.state, job.claims) for job in store.jobs()} == {("done", 1)}

@@ -1,9 +1,8 @@
-"""Batches whose processes die, hang, or find the disk full: everything is rendered all the same."""
+"""Batches whose processes die or hang, or whose disk is full."""
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -16,23 +15,23 @@ import numpy as np
 import pytest
 
 from longtake import VideoEngine, VideoRequest
+from longtake.cli import main as cli
 from tests import kills
-from tests.kills import K, Kill, Running, nothing_left_in_memory
+from tests.kills import SMALL_SAMPLE, BatchProcess, batch_arguments, no_shared_memory_left
+from tests.processes import still_running
 
 
-def test_a_dozen_kills(model: str, tmp_path: Path) -> None:
-    """Of each rank, of the supervisor and of all at once, at random moments of each phase."""
-    draw = random.Random(11)
-    some = [Kill.drawn(draw, number) for number in range(12)]
-    _, arguments = kills.shots(tmp_path, 6)
-    arguments += ["--model", model]
-    whole = kills.rendered(tmp_path, arguments)
-    with (tmp_path / "errors").open("w") as errors, nothing_left_in_memory():
-        ledger = kills.run_killed(arguments, tmp_path, some, errors)
-    kills.check(tmp_path, ledger, whole)
-    assert ledger.kills == dict.fromkeys(kills.VICTIMS, 3)
-    assert "Traceback" not in (tmp_path / "errors").read_text()
-    assert any(0 < steps <= K for steps in ledger.redone)
+def test_killed_processes_lose_no_shot(model: str, tmp_path: Path) -> None:
+    """Each phase and each victim once; ``make soak`` repeats it at random moments."""
+    arguments = batch_arguments(tmp_path, model, 2)
+    expected = kills.render_uninterrupted(tmp_path, arguments)
+    with (tmp_path / "errors").open("w") as errors, no_shared_memory_left():
+        observations = kills.run_with_kills(arguments, tmp_path, SMALL_SAMPLE, errors)
+    kills.check(tmp_path, observations, expected)
+    assert {kill.phase for kill in SMALL_SAMPLE} == set(kills.PHASES)
+    assert observations.kills.keys() == set(kills.VICTIMS)
+    assert observations.kills.total() == len(SMALL_SAMPLE)
+    assert any(note.endswith("goes on after step 10 of 24") for note in observations.resumed)
 
 
 @pytest.fixture
@@ -41,33 +40,23 @@ def errors(tmp_path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def ended(running: Running) -> list[dict[str, Any]]:
-    """All events until it ends, which it does by itself, well."""
-    events = []
-    while (event := running.next()) is not None:
-        events.append(event)
-    assert running.process.wait(timeout=30) == 0
-    return events
-
-
-def test_a_suspended_rank_is_found_and_replaced(model: str, tmp_path: Path, errors: TextIO) -> None:
-    _, arguments = kills.shots(tmp_path, 1)
-    running = Running([*arguments, "--model", model, "--rank-loss-timeout-s", "5"], errors)
-    while (event := running.next()) is not None:
+def test_suspended_rank_is_replaced(model: str, tmp_path: Path, errors: TextIO) -> None:
+    arguments = batch_arguments(tmp_path, model, 1)
+    batch = BatchProcess([*arguments, "--rank-loss-timeout-s", "5"], errors)
+    while (event := batch.next_event()) is not None:
         if event["event"] == "progress" and event.get("done") == 13:
             break
-    ranks = running.ranks()
+    ranks = batch.ranks()
     ranks[1].suspend()
-    suspended = time.monotonic()
-    while (event := running.next()) is not None and event["event"] != "state":
+    suspended_at = time.monotonic()
+    while (event := batch.next_event()) is not None and event["event"] != "state":
         pass
     assert event is not None
     assert event["text"].startswith("rank 1 was suspended (SIGSTOP, or a debugger) for ")
-    assert time.monotonic() - suspended < 5
-    events = ended(running)
-    resumed = [each["text"] for each in events if each["event"] == "note"]
-    assert resumed == ["shot-0: goes on after step 10 of 24"]
-    assert not kills.still_running(list(ranks.values()), timeout=5)
+    assert time.monotonic() - suspended_at < 5
+    notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
+    assert notes == ["shot-0: goes on after step 10 of 24"]
+    assert not still_running(list(ranks.values()), timeout=5)
 
 
 DIES_AT_START = """
@@ -77,20 +66,19 @@ if os.environ.get("LONGTAKE_DEVICE") == "1":
 """
 
 
-def test_four_ranks_of_which_one_dies_at_every_start(
+def test_device_that_fails_at_every_start_is_left_out(
     model: str, tmp_path: Path, errors: TextIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(DIES_AT_START)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    _, arguments = kills.shots(tmp_path, 1)
-    arguments[arguments.index("--devices") + 1] = "4"
-    running = Running([*arguments, "--model", model, "--ulysses-degree", "4"], errors)
-    notes = [each["text"] for each in ended(running) if each["event"] == "note"]
+    arguments = batch_arguments(tmp_path, model, 1, devices=4)
+    batch = BatchProcess([*arguments, "--ulysses-degree", "4"], errors)
+    notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
     assert sum("rank 1 was killed by SIGKILL" in note for note in notes) == 2
     assert "device 1 is left out: it failed again and again; 3 are left" in notes
-    told = json.loads((tmp_path / "out" / "shot-0.npy.json").read_text())
-    assert told["engine"]["device_ids"] == [0, 2, 3]
-    assert told["layout"]["taken"] == "1x1x3"
+    metadata = json.loads((tmp_path / "out" / "shot-0.npy.json").read_text())
+    assert metadata["engine"]["device_ids"] == [0, 2, 3]
+    assert metadata["layout"]["taken"] == "1x1x3"
     expected = VideoEngine.from_pretrained(model).generate(
         VideoRequest(prompt="a cat walks", seed=0, num_inference_steps=kills.STEPS)
     )
@@ -100,7 +88,7 @@ def test_four_ranks_of_which_one_dies_at_every_start(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of a few MiB."""
+    """A disk of 3 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     options = ["-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
@@ -110,43 +98,47 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up(model: str, small_disk: Path, tmp_path: Path) -> None:
-    """While a snapshot, a video, and the queue are written; and what was there before stays."""
+def test_full_disk_fails_a_shot_and_keeps_its_latents(
+    model: str, small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full before the start, then while a snapshot, a video and the queue are written.
+
+    Earlier videos stay as they are.
+    """
     shots, out = tmp_path / "shots.jsonl", small_disk / "out"
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "first", "prompt": "a", "seed": 1, "output": "first.npy", "num_frames": 5},
         {"id": "second", "prompt": "a", "seed": 2, "output": "second.npy", "num_frames": 33},
     ]
     shots.write_text(json.dumps(rows[0]) + "\n")
-    arguments = [str(shots), "-o", str(out), "--model", model, "--attempts", "2"]
-    arguments += ["--num-inference-steps", "4", "--snapshot-steps", "1"]
-    batch = [*kills.COMMAND, *arguments]
-    subprocess.run(batch, check=True, capture_output=True, timeout=100)
+    batch = ["batch", str(shots), "-o", str(out), "--model", model, "--attempts", "2"]
+    batch += ["--num-inference-steps", "4", "--snapshot-steps", "1"]
+    assert cli.main(batch) == 0
     first = (out / "first.npy").read_bytes()
 
-    def run(room_bytes: int) -> tuple[int, str]:
-        """Run it on a disk that has so much room."""
-        free = shutil.disk_usage(small_disk).free
+    def run_with_free_space(free_bytes: int) -> tuple[int, str]:
+        """Run the batch on a disk with that much free space; returns exit code and stderr."""
+        capfd.readouterr()
         filler = small_disk / "filler"
-        filler.write_bytes(b"\0" * max(0, free - room_bytes))
-        ran = subprocess.run(batch, capture_output=True, text=True, check=False, timeout=100)
+        filler.write_bytes(b"\0" * max(0, shutil.disk_usage(small_disk).free - free_bytes))
+        code = cli.main(batch)
         filler.unlink()
+        stderr = capfd.readouterr().err
         assert (out / "first.npy").read_bytes() == first
-        assert "Traceback" not in ran.stderr
-        return ran.returncode, ran.stderr
+        assert "Traceback" not in stderr
+        return code, stderr
 
     shots.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, said = run(0)  # found before anything is begun
+    code, stderr = run_with_free_space(0)
     assert code == 2
-    assert len(said.splitlines()) == 1
-    assert re.search(rf"longtake: output='{out}': .* cannot be written to \(No space left", said)
-    code, said = run(400_000)  # the video, of 608 KB
-    assert code == 1, said
-    (line,) = re.findall(r"^longtake: second failed: .*$", said, re.MULTILINE)
+    assert len(stderr.splitlines()) == 1
+    assert re.search(rf"longtake: output='{out}': .* cannot be written to \(No space left", stderr)
+    code, stderr = run_with_free_space(400_000)  # the video has 608 KB
+    assert code == 1, stderr
+    (line,) = re.findall(r"^longtake: second failed: .*$", stderr, re.MULTILINE)
     assert "second.npy cannot be written: No space left on device" in line
     assert not [path for path in out.rglob("*") if ".partial" in path.name]
-    # The latents are kept: what is left to do is to decode them.
-    subprocess.run([*batch, "--retry-failed"], check=True, capture_output=True, timeout=100)
-    told = json.loads((out / "second.npy.json").read_text())
-    assert told["snapshots"]["steps_before"] == 4
+    assert cli.main([*batch, "--retry-failed"]) == 0  # only decodes the saved latents
+    metadata = json.loads((out / "second.npy.json").read_text())
+    assert metadata["snapshots"]["steps_before"] == 4
     assert (out / "first.npy").read_bytes() == first

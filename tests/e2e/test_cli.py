@@ -263,12 +263,30 @@ def test_a_port_in_use(model: str, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_torchrun_joins_its_ranks(model: str, tmp_path: Path, generate: Any) -> None:
+GENERATE_AND_CHECK_THREADS = """
+import sys
+from pathlib import Path
+from longtake.cli.main import main
+
+code = main(sys.argv[1:])
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+sys.exit(code)
+"""
+"""Threads of gloo that still run when the interpreter exits can abort the process."""
+
+
+def test_torchrun_joins_its_ranks(
+    model: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, generate: Any
+) -> None:
+    """All ranks render one video, and leave no thread of the process group behind."""
     expected, joined = tmp_path / "a.npy", tmp_path / "b.npy"
     assert generate("a cat", "-o", str(expected), "--seed", "1")[0] == 0
+    program = tmp_path_factory.mktemp("program") / "generate.py"
+    program.write_text(GENERATE_AND_CHECK_THREADS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     ran = subprocess.run(
-        [*torchrun, "-m", "longtake", "generate", "a cat", "--model", model, "--seed", "1"]
+        [*torchrun, str(program), "generate", "a cat", "--model", model, "--seed", "1"]
         + ["-o", str(joined)],
         capture_output=True,
         text=True,

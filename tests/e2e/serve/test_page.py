@@ -36,19 +36,21 @@ CONTRAST = """
   return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
 }
 """
-"""Contrast of a text and its background, by WCAG 2."""
-GIVE = """
+"""Contrast ratio of an element's text and background, as WCAG 2 defines it."""
+
+PASTE_OR_DROP = """
 ([kind, content]) => {
-  const given = new DataTransfer();
+  const data = new DataTransfer();
   const bytes = Uint8Array.from(content);
-  given.items.add(new File([bytes], "a.png", { type: "image/png" }));
-  const how = { bubbles: true, cancelable: true };
+  data.items.add(new File([bytes], "a.png", { type: "image/png" }));
+  const options = { bubbles: true, cancelable: true };
   const event = kind === "paste"
-    ? new ClipboardEvent("paste", { ...how, clipboardData: given })
-    : new DragEvent("drop", { ...how, dataTransfer: given });
+    ? new ClipboardEvent("paste", { ...options, clipboardData: data })
+    : new DragEvent("drop", { ...options, dataTransfer: data });
   document.querySelector("#prompt textarea").dispatchEvent(event);
 }
 """
+"""Paste or drop a picture on the prompt."""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 
@@ -64,20 +66,26 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_video_done(server: Server) -> None:
-    """Estimates are known once a video was timed."""
+def timed_video(server: Server) -> None:
+    """Render a video: estimates are known once one was timed."""
     server.wait(server.create(num_frames=1, num_inference_steps=2)["id"])
 
 
 @pytest.fixture
 def tab(browser: Any, server: Server) -> Iterator[Any]:
-    """The page, which may request nothing elsewhere and raise no error."""
-    with TabOf(browser, server) as page:
+    """The page, ready for input."""
+    with Tab(browser, server) as page:
+        wait_ready(page)
         yield page
 
 
-class TabOf:
-    """A tab that records requests to other hosts, failures and errors of scripts."""
+def wait_ready(page: Any) -> None:
+    """Wait for the estimate: the page handles events from then on."""
+    page.get_by_text(re.compile("About .* for|Time not known")).first.wait_for()
+
+
+class Tab:
+    """A tab that must send no request to other hosts, get no status 5xx and raise no error."""
 
     def __init__(self, browser: Any, server: Server, width: int = 1280, path: str = "/") -> None:
         self._url, self._server = server.url + path, server
@@ -103,18 +111,18 @@ class TabOf:
             assert self.errors == []
 
 
-def photographed(page: Any, name: str) -> None:
+def take_screenshots(page: Any, name: str) -> None:
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     for width, device in ((1280, "desktop"), (390, "phone")):
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(300)
         page.screenshot(path=ARTIFACTS / f"{name}-{device}.png", full_page=True)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width + 1, f"{name} is wider than a {device}"
+        content_width = page.evaluate("document.documentElement.scrollWidth")
+        assert content_width <= width + 1, f"{name} is wider than a {device}"
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def video_of(page: Any) -> str:
+def current_video(page: Any) -> str:
     page.wait_for_url(re.compile(r"\?video=video_\w+$"))
     return str(page.url.rpartition("=")[2])
 
@@ -125,12 +133,12 @@ def generate(page: Any, prompt: str, steps: int | None = None) -> str:
         page.get_by_text("More settings").click()
         page.get_by_label("Steps").fill(str(steps))
     page.get_by_role("button", name="Generate").click()
-    return video_of(page)
+    return current_video(page)
 
 
-def test_a_video_from_a_prompt(tab: Any, server: Server) -> None:
-    tab.get_by_text("About").wait_for()  # the planner's estimate
-    photographed(tab, "empty")
+def test_generates_a_video_from_a_prompt(tab: Any, server: Server) -> None:
+    tab.get_by_text("About").wait_for()
+    take_screenshots(tab, "empty")
     tab.get_by_role("button", name="Draw").click()
     until(lambda: tab.get_by_label("Seed").input_value().isdigit())
     seed = tab.get_by_label("Seed").input_value()
@@ -142,27 +150,27 @@ def test_a_video_from_a_prompt(tab: Any, server: Server) -> None:
     assert tab.get_by_role("row", name="seed").inner_text().split() == ["seed", seed]
     tab.get_by_text("Engine", exact=True).click()
     tab.get_by_role("row", name="1 cpu running").wait_for()
-    photographed(tab, "done")
+    take_screenshots(tab, "done")
     with tab.expect_download() as download:
         tab.get_by_role("link", name="Download").click()
     assert download.value.path().read_bytes()[4:8] == b"ftyp"
 
 
-def test_cancel_and_the_live_bar(tab: Any, server: Server) -> None:
-    name = generate(tab, "a blue square moving down", steps=100)
+def test_progress_and_cancel(tab: Any, server: Server) -> None:
+    name = generate(tab, "a blue square moving down", steps=2000)
     bar = tab.get_by_role("progressbar")
     bar.wait_for()
     until(lambda: int(bar.get_attribute("aria-valuenow")) > 0)
-    tab.get_by_text(re.compile(r"Step \d+ of 100")).wait_for()
+    tab.get_by_text(re.compile(r"Step \d+ of 2000")).wait_for()
     tab.get_by_text(re.compile("about .* left")).wait_for()
-    photographed(tab, "running")
+    take_screenshots(tab, "running")
     tab.get_by_role("button", name="Cancel").click()
     tab.get_by_text("Cancelled", exact=True).wait_for()
     assert server.video(name)["error"]["code"] == "cancelled"
 
 
-def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server: Server) -> None:
-    """Frames are shown while a longer video is decoded."""
+def test_reload_and_second_tab_show_a_running_video(tab: Any, browser: Any, server: Server) -> None:
+    """Decoded frames are shown while the others are decoded."""
     prompt = "a <b>green</b> circle"
     name = server.create(prompt=prompt, num_frames=257, num_inference_steps=2)["id"]
     tab.goto(f"{server.url}/?video={name}")
@@ -173,7 +181,7 @@ def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server:
     tab.reload()
     assert tab.get_by_label("Prompt").input_value() in ("", prompt)
     tab.get_by_role("img", name="frames that are decoded so far").wait_for()
-    photographed(tab, "decoding")
+    take_screenshots(tab, "decoding")
     for page in (tab, second):
         page.locator("video").wait_for(timeout=60_000)
     assert tab.get_by_label("Prompt").input_value() == prompt
@@ -181,7 +189,7 @@ def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server:
     second.close()
 
 
-def test_errors_are_shown(tab: Any) -> None:
+def test_errors_are_shown_at_their_fields(tab: Any) -> None:
     tab.get_by_role("button", name="Generate").click()
     tab.get_by_role("alert").get_by_text("must hold more than blanks").wait_for()
     tab.get_by_label("Prompt").fill("a")
@@ -190,12 +198,11 @@ def test_errors_are_shown(tab: Any) -> None:
     tab.get_by_text(re.compile("size|width=65 must be a multiple of")).first.wait_for()
     tab.get_by_role("button", name="Generate").click()
     tab.locator("[role=alert]").get_by_text("must be a multiple of").last.wait_for()
-    photographed(tab, "error")
+    take_screenshots(tab, "error")
     assert "video=" not in tab.url
 
 
-def test_everything_by_the_keyboard(tab: Any) -> None:
-    tab.get_by_text("About").wait_for()
+def test_all_controls_are_reached_by_keyboard(tab: Any) -> None:
     tab.get_by_label("Prompt").focus()
     reached = []
     for _ in range(14):
@@ -207,20 +214,19 @@ def test_everything_by_the_keyboard(tab: Any) -> None:
         assert any(name in str(each) for each in reached), (name, reached)
 
 
-def test_an_unsent_prompt_survives_a_reload(tab: Any) -> None:
-    tab.get_by_text("About").wait_for()
+def test_draft_survives_a_reload_and_a_lost_connection(tab: Any) -> None:
     tab.get_by_label("Prompt").fill("a prompt of many words")
     tab.reload()
-    written = "document.querySelector('#prompt textarea')?.value.startsWith('a prompt')"
-    tab.wait_for_function(written)
+    draft_is_back = "document.querySelector('#prompt textarea')?.value.startsWith('a prompt')"
+    tab.wait_for_function(draft_is_back)
     tab.route("**/run/predict", lambda route: route.abort())
     tab.get_by_text("Connection to the server was lost").wait_for()
-    with tab.expect_navigation():  # by itself, once the server answers
+    with tab.expect_navigation():  # the page reloads itself once the server answers
         tab.unroute("**/run/predict")
-    tab.wait_for_function(written)
+    tab.wait_for_function(draft_is_back)
 
 
-def test_use_these_settings(tab: Any, server: Server) -> None:
+def test_settings_of_a_video_are_reused(tab: Any, server: Server) -> None:
     name = server.create(prompt="a red square", seed=77, num_inference_steps=3, num_frames=5)["id"]
     server.wait(name)
     tab.locator(f".gallery a[href='/?video={name}']").click()
@@ -231,9 +237,9 @@ def test_use_these_settings(tab: Any, server: Server) -> None:
     assert tab.get_by_label("Seed").input_value() == "77"
 
 
-def test_the_look(browser: Any, server: Server) -> None:
+def test_contrast_and_layout(browser: Any, server: Server) -> None:
     server.wait(server.create(num_frames=1, num_inference_steps=1, size="64x128")["id"])
-    with TabOf(browser, server) as page:
+    with Tab(browser, server) as page:
         page.get_by_role("note").get_by_text("draws colored shapes; start with --model").wait_for()
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
@@ -260,9 +266,8 @@ def test_the_look(browser: Any, server: Server) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_the_settings(tab: Any, server: Server) -> None:
+def test_more_settings(tab: Any, server: Server) -> None:
     """They stay open; errors are shown below their field; Ctrl+Enter submits."""
-    tab.get_by_text("About").wait_for()  # the page listens
     tab.get_by_text("More settings").click()
     tab.get_by_label("Frame rate (fps)").fill("no")
     tab.get_by_label("Seed").focus()
@@ -270,7 +275,7 @@ def test_the_settings(tab: Any, server: Server) -> None:
     alert.get_by_text("must be a number").wait_for()
     assert "\n" not in alert.inner_text()
     tab.reload()
-    tab.get_by_text("About").wait_for()
+    wait_ready(tab)
     tab.get_by_label("Frame rate (fps)").fill("4")
     tab.get_by_label("Steps").fill("2")
     tab.get_by_label("Negative prompt").fill("a ring")
@@ -278,10 +283,10 @@ def test_the_settings(tab: Any, server: Server) -> None:
     tab.get_by_label("Number of videos").fill("2")
     tab.get_by_role("button", name="a green triangle moving up on a navy background").click()
     tab.get_by_label("Prompt", exact=True).press("Control+Enter")
-    name = video_of(tab)
+    name = current_video(tab)
     tab.get_by_text("Settings", exact=True).click()
     tab.locator("video").nth(1).wait_for(timeout=60_000)
-    tab.get_by_role("row", name="id").get_by_text(name).wait_for()  # open all the time
+    tab.get_by_role("row", name="id").get_by_text(name).wait_for()  # still open
     video = server.video(name)
     assert video["prompt"] == "a green triangle moving up on a navy background"
     names = ("fps", "num_inference_steps", "negative_prompt", "true_cfg_scale", "num_videos")
@@ -289,19 +294,19 @@ def test_the_settings(tab: Any, server: Server) -> None:
 
 
 def test_retry_and_delete(tab: Any, server: Server) -> None:
-    name = server.create(prompt="a ring", num_inference_steps=100, seed=5)["id"]
+    name = server.create(prompt="a ring", num_inference_steps=2000, seed=5)["id"]
     tab.goto(f"{server.url}/?video={name}")
     tab.get_by_role("button", name="Cancel").click()
     tab.get_by_role("button", name="Retry").click()
     tab.wait_for_url(lambda url: name not in url)
-    again = video_of(tab)
-    assert (server.video(again)["seed"], server.video(again)["num_inference_steps"]) == (5, 100)
+    again = current_video(tab)
+    assert (server.video(again)["seed"], server.video(again)["num_inference_steps"]) == (5, 2000)
     delete = tab.get_by_role("button", name="Delete")
     delete.click()
     tab.get_by_role("button", name="Undo").click()
     tab.get_by_role("button", name="Remove: a ring").last.click()
     tab.get_by_text("The video is deleted.").wait_for()
-    assert server.client.get(f"/v1/videos/{again}").status_code == 200  # the deletion was undone
+    assert server.client.get(f"/v1/videos/{again}").status_code == 200  # undone
     delete.click()
     tab.get_by_text("2 videos are deleted.").wait_for()
     tab.get_by_text("What you generate appears here.").wait_for()
@@ -310,24 +315,23 @@ def test_retry_and_delete(tab: Any, server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def animating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("animating")
+def image_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("image-server")
     with serving(folder, "--model", "demo-i2v", LONGTAKE_API_KEY=KEY) as running:
         yield running
 
 
-@pytest.mark.parametrize("width", [390])
-def test_a_key_and_a_picture_on_a_phone(browser: Any, animating: Server, width: int) -> None:
+def test_login_and_picture_on_a_phone(browser: Any, image_server: Server) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 64), (20, 20, 90)).save(picture, "PNG")
-    with TabOf(browser, animating, width) as page:
+    with Tab(browser, image_server, 390) as page:
         page.wait_for_url("**/login")
         page.get_by_label("API key").fill("nonsense")
         page.get_by_role("button", name="Open").click()
         page.get_by_role("alert").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_role("button", name="Open").click()
-        page.get_by_label("Prompt").wait_for()
+        wait_ready(page)
         page.get_by_label("Prompt").fill("a red circle moving right")
         page.get_by_role("button", name="Generate").click()
         page.get_by_text("animates a picture").wait_for()
@@ -337,24 +341,24 @@ def test_a_key_and_a_picture_on_a_phone(browser: Any, animating: Server, width: 
         page.get_by_text("is no picture in PNG, JPEG or WebP").wait_for()
         content = picture.getvalue()
         for kind in ("paste", "drop"):
-            page.evaluate(GIVE, [kind, list(content)])
+            page.evaluate(PASTE_OR_DROP, [kind, list(content)])
             page.get_by_role("img", name="the picture").wait_for()
             page.get_by_role("button", name="Remove the picture").click()
             assert chooser.input_value() == ""
-        page.evaluate(GIVE, ["paste", list(content)])
+        page.evaluate(PASTE_OR_DROP, ["paste", list(content)])
         page.get_by_role("button", name="Generate").click()
-        name = video_of(page)
+        name = current_video(page)
         page.locator("video").wait_for(timeout=60_000)
-        photographed(page, "picture")
-        kept = list((animating.folder / "pictures").glob(f"{name}-*"))
-        assert [each.read_bytes() for each in kept] == [content]
-        page.reload()  # again, with the picture that the server has
+        take_screenshots(page, "picture")
+        pictures = list((image_server.folder / "pictures").glob(f"{name}-*"))
+        assert [each.read_bytes() for each in pictures] == [content]
+        page.reload()  # render again with the picture that the server has
         page.locator("video").wait_for()
         until(lambda: page.get_by_label("Prompt").input_value() != "")
-        begun = time.monotonic()
+        start = time.monotonic()
         page.get_by_role("button", name="Generate").click()
         page.wait_for_url(lambda url: name not in url)
-        again = video_of(page)
+        again = current_video(page)
         page.locator("video").wait_for(timeout=60_000)
         assert again != name
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - start < 60

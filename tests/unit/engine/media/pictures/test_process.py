@@ -1,4 +1,4 @@
-"""Pictures that take too long, too much memory, or end their decoder."""
+"""Decoding of pictures in limited processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from longtake.engine.media.pictures import limited_process, picture, process
 from longtake.engine.media.pictures.picture import check_picture, read_picture
 from longtake.errors import EngineError, RequestError
 from tests.hostile_pictures import many_scans
-from tests.processes import still_running
+from tests.processes import children_running, still_running
 from tests.until import until
+
+DECODER = "longtake.engine.media.pictures.decoder"
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def hostile(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines of which a test can wait for the end."""
+    """CPU time limits that a test can wait for."""
     assert (process.MAX_CPU_S, process._QUICK_CPU_S) == (5, 0.5)
     monkeypatch.setattr(picture, "MAX_CPU_S", 0.3)
     monkeypatch.setattr(process, "_QUICK_CPU_S", 0.2)
@@ -44,19 +46,22 @@ def plain(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_that_takes_too_long(hostile: Path, short: None) -> None:
-    """Refused, by those who render it and by those who only look; and nothing of it is left."""
-    before = psutil.Process().children()
-    said = f"image={str(hostile)!r} takes more than 0.3 s to decode: save it as a baseline JPEG"
+def test_slow_picture_is_refused(hostile: Path, short: None) -> None:
+    """Its decoder has ended then."""
+    message = f"image={str(hostile)!r} takes more than 0.3 s to decode: save it as a baseline JPEG"
     for read in (read_picture, check_picture):
         with pytest.raises(RequestError) as caught:
             read(hostile)
-        assert str(caught.value) == f"{said} or PNG"
-    assert psutil.Process().children() == before
+        assert str(caught.value) == f"{message} or PNG"
+        assert not children_running(DECODER)
 
 
-def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, short: None) -> None:
+def test_slow_pictures_do_not_delay_others(
+    hostile: Path, plain: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = []
+    slow_slots = threading.BoundedSemaphore(2)
+    monkeypatch.setattr(process, "_slow", slow_slots)
 
     def read() -> None:
         with pytest.raises(RequestError, match="takes more than"):
@@ -64,7 +69,7 @@ def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, sh
         refused.append(hostile)
 
     slow = [threading.Thread(target=read) for _ in range(3)]
-    with process._slow, process._slow:  # as if two were being decoded
+    with slow_slots, slow_slots:  # as if two slow pictures were being decoded
         for thread in slow:
             thread.start()
         assert read_picture(plain).size == (6, 8)
@@ -74,7 +79,9 @@ def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, sh
     assert len(refused) == 3
 
 
-def test_one_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_picture_that_needs_too_much_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "MAX_MEMORY_BYTES", 2**23)
     path = tmp_path / "large.png"
     Image.new("RGB", (3000, 3000)).save(path)
@@ -82,31 +89,32 @@ def test_one_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.Monk
         read_picture(path)
 
 
-def test_what_ends_its_decoder(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a signal: the picture's fault. One that cannot start is the machine's."""
-    said = f"image={str(plain)!r}"
+def test_fault_of_a_decoder_that_ends(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is the picture's fault, a failed start the machine's."""
+    label = f"image={str(plain)!r}"
     for code, error, words in (
         (-signal.SIGSEGV, RequestError, "ends its decoder (Segmentation fault): save it again"),
         (-signal.SIGKILL, RequestError, "ends its decoder (Killed): save it again"),
         (1, EngineError, "cannot be decoded here: ImportError: no PIL"),
     ):
         ended = subprocess.CompletedProcess([], code, b"", b"Traceback\nImportError: no PIL\n")
-        monkeypatch.setattr(process, "run_limited", lambda *given, ended=ended: ended)
+        monkeypatch.setattr(process, "run_limited", lambda *args, ended=ended: ended)
         with pytest.raises(error) as caught:
             read_picture(plain)
-        assert str(caught.value) == f"{said} {words}"
+        assert str(caught.value) == f"{label} {words}"
 
 
-def test_a_machine_that_is_too_busy(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_machine(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_TIMEOUT_S", 0.01)
-    before = psutil.Process().children()
     with pytest.raises(EngineError, match=r"was not decoded within 0\.01 s, since .*: try again"):
         read_picture(hostile)
-    assert psutil.Process().children() == before
+    assert not children_running(DECODER)
 
 
-def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not decoded again to be looked at, and has more time when it is rendered."""
+def test_accepted_picture_is_not_checked_again(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has more time when it is rendered."""
     allowed_s = []
 
     def decoded(content: bytes, label: str, cpu_s: float) -> Any:
@@ -124,32 +132,32 @@ def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyP
     assert allowed_s == [5, 10]
 
 
-def test_a_decoder_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_inherits_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGTAKE_API_KEY", "secret")
     assert "secret" not in limited_process._environment().values()
 
 
-def test_a_decoder_ends_with_those_who_wait_for_it(hostile: Path) -> None:
+def test_decoder_ends_with_its_parent(hostile: Path) -> None:
     reading = (
         "from pathlib import Path; from longtake.engine.media.pictures import picture, process;"
         "process._QUICK_CPU_S = 300;"
         f"picture.read_picture(Path({str(hostile)!r}))"
     )
-    process = subprocess.Popen([sys.executable, "-c", reading])
-    family: list[psutil.Process] = []
+    parent = subprocess.Popen([sys.executable, "-c", reading])
+    decoders: list[psutil.Process] = []
 
     def decoding() -> bool:
-        family[:] = psutil.Process(process.pid).children()
-        return any("pictures.decoder" in " ".join(each.cmdline()) for each in family)
+        decoders[:] = children_running(DECODER, psutil.Process(parent.pid))
+        return bool(decoders)
 
     until(decoding)
-    process.kill()
-    process.wait()
-    assert not still_running(family, timeout=10)
+    parent.kill()
+    parent.wait()
+    assert not still_running(decoders, timeout=10)
 
 
-def test_only_three_decoders_ever_run(tmp_path: Path) -> None:
-    """Whatever a file is called; and what follows a picture does no harm."""
+def test_only_three_formats_are_decoded(tmp_path: Path) -> None:
+    """Content counts, not the suffix; bytes after the picture are ignored."""
     path, content = tmp_path / "a.png", io.BytesIO()
     Image.new("RGB", (4, 4)).save(content, "PNG")
     path.write_bytes(content.getvalue() + b"<script>" * 1000)
