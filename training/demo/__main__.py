@@ -31,7 +31,7 @@ def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = autoencoder.train_autoencoder(folder)
-    psnr_db = autoencoder.psnr_db(vae, autoencoder.unseen(16))
+    psnr_db = autoencoder.psnr_db(vae, autoencoder.held_out_clips(16))
     logger.info("autoencoder round trip of held-out clips: %.1f dB", psnr_db)
     encoded = latents.Latents(vae, folder)
     logger.info("encoded %d clips", latents.CLIPS)
