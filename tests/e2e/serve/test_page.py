@@ -183,7 +183,7 @@ def test_a_reload_in_the_middle_and_a_second_tab(tab: Any, browser: Any, server:
 
 def test_errors_are_shown(tab: Any) -> None:
     tab.get_by_role("button", name="Generate").click()
-    tab.get_by_role("alert").get_by_text("must hold more than blanks").wait_for()
+    tab.get_by_role("alert").get_by_text("must not be blank").wait_for()
     tab.get_by_label("Prompt").fill("a")
     tab.get_by_label("Size").fill("65x64")
     tab.get_by_label("Size").press("Enter")

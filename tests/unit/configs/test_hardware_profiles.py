@@ -56,7 +56,7 @@ def test_a_profile(name: str) -> None:
 def test_a_name_that_is_not_known() -> None:
     with pytest.raises(RequestError) as caught:
         load_hardware("voodoo2")
-    assert str(caught.value).startswith("gpu='voodoo2' is not known: use ")
+    assert str(caught.value).startswith("gpu='voodoo2' is unknown: use ")
     assert all(name in str(caught.value) for name in profiles())
 
 
@@ -74,7 +74,7 @@ def refused(path: Path) -> str:
 def test_a_file_that_is_no_profile(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    assert "holds no hardware profile" in refused(path)
+    assert "is not a hardware profile" in refused(path)
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     assert "cannot be read: Is a directory" in refused(tmp_path / "folder.yaml")
     (tmp_path / "image.yml").write_bytes(b"\xff\xd8\xff\xe0")
-    assert "holds no hardware profile" in refused(tmp_path / "image.yml")
+    assert "is not a hardware profile" in refused(tmp_path / "image.yml")
 
 
 def changed(tmp_path: Path, **changes: Any) -> Path:
