@@ -83,7 +83,7 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
 
 
 def _check_files(command: str, options: dict[str, Any]) -> None:
-    """Refuse unreadable files and damaged models before the command imports torch for seconds.
+    """Refuse unreadable files and damaged models before the command spends seconds importing torch.
 
     The command checks them again when it uses them, with the options of its config file.
     """
@@ -107,8 +107,8 @@ def _check_files(command: str, options: dict[str, Any]) -> None:
 
 
 def _log_handler() -> logging.Handler:
-    """Shows warnings of longtake, and errors of the event loop and of uvicorn; other libraries are
-    muted."""
+    """A handler for warnings of longtake and errors of asyncio and uvicorn. It mutes other
+    libraries."""
     handler = logging.StreamHandler()
     handler.addFilter(
         lambda record: (

@@ -303,7 +303,7 @@ def test_a_batch_that_is_watched_cancelled_and_stopped(
     assert "line 4: num_frames=4 must be" in until(batch, event="note")["text"]
     assert longtake("jobs", "cancel", out, "endless", "short")[1].splitlines() == [
         "endless is cancelled",
-        "short had ended already",
+        "short has already ended",
     ]
     until(batch, event="state", id="endless", state="cancelled")
     shots.write_text("".join(shots.read_text().splitlines(keepends=True)[:-1]))
