@@ -245,7 +245,7 @@ class ResolvedDecode(DecodeRequest):
 class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with all fields resolved: it renders the same video even if defaults change.
 
-    A ``prompt_template`` of None stands for the one in diffusers.
+    A ``prompt_template`` of None means that of diffusers.
     """
 
     height: Pixels

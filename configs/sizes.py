@@ -18,7 +18,7 @@ _RATIO = re.compile(
 _MAX_RATIO = 16
 
 SHORTHANDS = frozenset(("size", "resolution", "aspect_ratio", "seconds"))
-"""Request fields that stand for height, width or num_frames."""
+"""Request fields that replace height, width or num_frames."""
 
 SHORTHANDS_OF = {
     **dict.fromkeys(("height", "width"), ("size", "resolution", "aspect_ratio")),

@@ -155,8 +155,8 @@ def contestants(
     ours = model.attn_processors
     return [
         Contestant("longtake", step, ours),
-        Contestant("diffusers, padded text", padded.call_whole(), theirs),
-        Contestant("diffusers, text cut to length", cut.call_whole(), theirs),
+        Contestant("diffusers, padded text", padded.reference_step(), theirs),
+        Contestant("diffusers, text cut to length", cut.reference_step(), theirs),
     ]
 
 
