@@ -1,4 +1,4 @@
-"""Counts collectives and bytes sent through torch.distributed, by any library."""
+"""Counts the collectives and bytes that any library sends through torch.distributed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What can be asked for, declared once, and presets of models and hardware."""
+"""Options and requests, declared once, and presets of models and hardware."""

@@ -55,21 +55,6 @@ class EngineConfig(StrictModel):
     )
     parallel: ParallelConfig = ParallelConfig()
 
-    @model_validator(mode="after")
-    def _one_device_per_rank(self) -> EngineConfig:
-        ids = self.device_ids
-        if ids is not None and (len(ids) != self.devices or len(set(ids)) != len(ids)):
-            raise ValueError(
-                f"device_ids={' '.join(map(str, ids))} with devices={self.devices}: name so many, "
-                "each once"
-            )
-        return self
-
-    @property
-    def devices_by_rank(self) -> tuple[int, ...]:
-        """Device index of each rank."""
-        return self.device_ids or tuple(range(self.devices))
-
     rank_loss_timeout_s: Seconds = Field(
         default=10, description="Seconds within which all ranks end after one has died"
     )
@@ -92,6 +77,21 @@ class EngineConfig(StrictModel):
         description="Seconds to decode and write one tile, or a video without tiles",
     )
 
+    @model_validator(mode="after")
+    def _one_device_per_rank(self) -> EngineConfig:
+        ids = self.device_ids
+        if ids is not None and (len(ids) != self.devices or len(set(ids)) != len(ids)):
+            raise ValueError(
+                f"device_ids={' '.join(map(str, ids))} with devices={self.devices}: name one "
+                "index per rank, each once"
+            )
+        return self
+
+    @property
+    def devices_by_rank(self) -> tuple[int, ...]:
+        """Device index of each rank."""
+        return self.device_ids or tuple(range(self.devices))
+
     def compute_dtype(self, device_type: str) -> Dtype:
         """The dtype of weights and activations: the configured one, else the device's default.
 
@@ -103,11 +103,11 @@ class EngineConfig(StrictModel):
         return "bfloat16" if device_type == "cuda" else "float32"
 
     def autoencoder_dtype(self, model_dtype: Dtype | None, device_type: str) -> Dtype:
-        """The dtype of the autoencoder: the configured one, else the model's, else that of
+        """The dtype of the autoencoder: the configured one, else the model's, else
         :meth:`compute_dtype`.
 
         Args:
-            model_dtype: The dtype that the model names for its autoencoder, if it names one.
+            model_dtype: Default of the model for its autoencoder; None if it has none.
             device_type: "cuda" or "cpu".
         """
         if self.vae_dtype != "auto":

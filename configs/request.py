@@ -57,7 +57,7 @@ class PromptTemplate(StrictModel):
     def _has_one_placeholder(cls, template: str) -> str:
         rest = template.replace("{}", "", 1)
         if rest == template or "{" in rest or "}" in rest:
-            raise ValueError("must hold {} once, where the prompt goes, and no other braces")
+            raise ValueError("must contain {} once, in place of the prompt, and no other braces")
         return template
 
 
@@ -161,7 +161,7 @@ class Rendering(DecodeRequest):
     @classmethod
     def _not_blank(cls, prompt: str) -> str:
         if not prompt.strip():
-            raise ValueError("must hold more than blanks")
+            raise ValueError("must not be blank")
         return prompt
 
     @field_validator("sigmas")
@@ -217,18 +217,18 @@ class VideoRequest(Rendering):
 
     @property
     def new_fields_at_default(self) -> set[str]:
-        """Fields that earlier versions did not have, if they are at their defaults.
+        """Fields that earlier versions did not have and that are at their defaults.
 
-        They are ignored when requests are compared, so that a request equals the same one that an
-        earlier version recorded.
+        Comparisons ignore them, so that a request equals the same one recorded by an earlier
+        version.
         """
-        kept = {"embed_metadata"} if self.embed_metadata else set()
-        return kept | {name for name in SHORTHANDS if getattr(self, name) is None}
+        flags = {"embed_metadata"} if self.embed_metadata else set()
+        return flags | {name for name in SHORTHANDS if getattr(self, name) is None}
 
 
 NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
-"""Request fields that do not affect the latents. ``image`` is among them because the digest of a
-picture identifies it, not its path."""
+"""Request fields that do not affect the latents. ``image`` is one: the digest identifies a picture,
+not the path."""
 
 
 class ResolvedDecode(DecodeRequest):
@@ -245,7 +245,7 @@ class ResolvedDecode(DecodeRequest):
 class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with all fields resolved: it renders the same video even if defaults change.
 
-    A ``prompt_template`` of None stands for the one in diffusers.
+    A ``prompt_template`` of None means that of diffusers.
     """
 
     height: Pixels

@@ -18,7 +18,7 @@ _RATIO = re.compile(
 _MAX_RATIO = 16
 
 SHORTHANDS = frozenset(("size", "resolution", "aspect_ratio", "seconds"))
-"""Request fields that stand for height, width or num_frames."""
+"""Request fields that replace height, width or num_frames."""
 
 SHORTHANDS_OF = {
     **dict.fromkeys(("height", "width"), ("size", "resolution", "aspect_ratio")),
@@ -67,7 +67,7 @@ def sides_of(size: str) -> tuple[int, int]:
     """
     sides = _sides(size)
     if sides is None:
-        raise ValueError("must be WIDTHxHEIGHT in pixels, 1280x720 say")
+        raise ValueError("must be WIDTHxHEIGHT in pixels, such as 1280x720")
     for name, value in zip(("width", "height"), sides, strict=True):
         if not 1 <= value <= MAX_PIXELS:
             raise ValueError(f"must have a {name} of 1 to {MAX_PIXELS}")
@@ -83,7 +83,7 @@ def ratio_of(aspect_ratio: str) -> float:
     found = _RATIO.fullmatch(aspect_ratio)
     wide, high = (float(each or 1) for each in found.groups()) if found else (0.0, 0.0)
     if not wide or not high:
-        raise ValueError("must be WIDTH:HEIGHT, 16:9 say, or a number, 1.85 say")
+        raise ValueError("must be WIDTH:HEIGHT or a number, such as 16:9 or 1.85")
     if not 1 / _MAX_RATIO <= wide / high <= _MAX_RATIO:
         raise ValueError(f"must be 1:{_MAX_RATIO} to {_MAX_RATIO}:1")
     return wide / high
@@ -104,7 +104,7 @@ def _resolution(value: object) -> str:
     found = _RESOLUTION.fullmatch(text)
     if found is None:
         way_out = ": --size takes both sides" if _sides(text) else ""
-        raise ValueError(f"must be the shorter side, 480p, 720p or 1080p say{way_out}")
+        raise ValueError(f"must be the shorter side, such as 480p, 720p or 1080p{way_out}")
     if int(found[1]) > MAX_PIXELS:
         raise ValueError(f"must be at most {MAX_PIXELS}p")
     return f"{found[1]}p"

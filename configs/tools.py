@@ -12,7 +12,7 @@ Layout = Annotated[
     str,
     matches(
         r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}",
-        "RINGxULYSSES or CFGxRINGxULYSSES, 2x4 or 1x2x4 say",
+        "RINGxULYSSES or CFGxRINGxULYSSES, such as 2x4 or 1x2x4",
     ),
 ]
 """``ring x ulysses`` or ``cfg x ring x ulysses``, e.g. 2x4 or 1x2x4."""

@@ -1,9 +1,9 @@
 """A YAML reader that resolves no types and keeps line numbers.
 
-``off``, ``12:30``, ``007`` and ``1e3`` stay strings, as on the command line, and the field that
-takes a value parses it; only an empty value, ``null`` and ``~`` are None. Tags are rejected, keys
-must be unique in a mapping, and ``<<`` merges mappings. PyYAML's own constructors do none of this,
-so this module builds values from its parser's events.
+``off``, ``12:30``, ``007`` and ``1e3`` stay strings, as on the command line, and the declared field
+parses them; only an empty value, ``null`` and ``~`` are None. Tags are rejected, keys must be
+unique within a mapping, and ``<<`` merges mappings. PyYAML's own constructors cannot do this, so
+this module builds values from the events of its parser.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def read_yaml_as(kind: type[ModelT], content: bytes) -> ModelT:
 
 
 def read_yaml_leniently(text: str) -> Any:
-    """Parse like :func:`read_yaml`, with a :class:`InvalidValue` in place of each invalid value.
+    """Parse like :func:`read_yaml`, with an :class:`InvalidValue` in place of each invalid value.
 
     Raises:
         YamlError: The text is not YAML.
@@ -140,18 +140,20 @@ def read_yaml_leniently(text: str) -> Any:
     found = _CONTROL.search(text)
     if found is not None:
         line = text.count("\n", 0, found.start()) + 1
-        raise YamlError(line, f"holds {found[0]!r}, which no YAML may: save it as plain text")
+        raise YamlError(
+            line, f"contains {found[0]!r}, which YAML does not allow: save it as plain text"
+        )
     try:
         return _Builder().build(yaml.parse(text, Loader=_LOADER))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        why = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         line = 1 if mark is None else mark.line + 1
-        raise YamlError(line, f"is no YAML: {' '.join(why.split())[:200]}") from error
+        raise YamlError(line, f"is not YAML: {' '.join(reason.split())[:200]}") from error
 
 
 def invalid_values(value: Any, seen: set[int] | None = None) -> Iterator[InvalidValue]:
-    """The invalid values within a value, each once even if aliases repeat it."""
+    """Yield the invalid values within a value, each once even if aliases repeat it."""
     seen = set() if seen is None else seen
     if isinstance(value, InvalidValue):
         yield value
@@ -188,7 +190,7 @@ class _Open:
 
 
 class _Builder:
-    """Builds values from parser events, without a tree of nodes: nesting is limited before libyaml
+    """Builds values from parser events. Without a tree of nodes, nesting is limited before libyaml
     recurses, and aliases cannot exhaust memory."""
 
     def __init__(self) -> None:
@@ -219,7 +221,7 @@ class _Builder:
                 documents += 1
                 if documents > 1:
                     line = event.start_mark.line + 1
-                    raise YamlError(line, "begins another document: write one a file")
+                    raise YamlError(line, "starts a second document: write one document per file")
         return self._root
 
     def _scalar(self, event: Any) -> Any:
@@ -237,18 +239,16 @@ class _Builder:
         if len(self._open) > _MAX_DEPTH:
             raise YamlError(value.line, f"is nested deeper than {_MAX_DEPTH}")
         if event.anchor is not None:
-            reason = f"has *{event.anchor} within &{event.anchor}: it would hold itself"
+            reason = f"has *{event.anchor} inside &{event.anchor}, which would contain itself"
             self._anchors[event.anchor] = InvalidValue(YamlError(value.line, reason)), 1
 
     def _alias(self, anchor: str, line: int) -> None:
         value, size = self._anchors.get(anchor, (None, 0))
         if size == 0:
-            value = InvalidValue(
-                YamlError(line, f"has *{anchor}, and there is no &{anchor} before it")
-            )
+            value = InvalidValue(YamlError(line, f"has *{anchor}, but no &{anchor} before it"))
         self._aliased += size
         if self._aliased > _MAX_ALIASED:
-            raise YamlError(line, f"holds more than {_MAX_ALIASED} values, aliases put in")
+            raise YamlError(line, f"has more than {_MAX_ALIASED} values once aliases are expanded")
         self._add(value, size, None, line)
 
     def _add(self, value: Any, size: int, anchor: str | None, line: int) -> None:
@@ -271,7 +271,7 @@ class _Builder:
     def _set_key(self, parent: _Open, key: Any, line: int) -> None:
         parent.key = _MERGE if key is _MERGE else self._keys.setdefault(str(key), str(key))
         if not isinstance(key, str):
-            parent.broken = InvalidValue(YamlError(line, "has a key that is no word"))
+            parent.broken = InvalidValue(YamlError(line, "has a key that is not text"))
         elif key in parent.value:
             parent.broken = InvalidValue(YamlError(line, f"has {key[:60]} twice"))
 
@@ -286,7 +286,7 @@ _MERGE = _Merge("<<")
 def _tagged(event: Any) -> InvalidValue:
     line = event.start_mark.line + 1
     return InvalidValue(
-        YamlError(line, f"has the tag {event.tag[:60]}, of which nothing is made here")
+        YamlError(line, f"has the tag {event.tag[:60]}, which is not supported: remove it")
     )
 
 
@@ -298,7 +298,7 @@ def _set(parent: _Open, value: Any, line: int) -> None:
         merged = value if isinstance(value, Sequence) else [value]
         if not all(isinstance(each, Mapping) for each in merged):
             parent.broken = InvalidValue(
-                YamlError(line, "has <<, which merges mappings, and no others")
+                YamlError(line, "has << before something other than a mapping")
             )
         else:
             parent.merged += merged

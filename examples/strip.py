@@ -32,7 +32,7 @@ def main() -> None:
     """Render with both models and write one strip per model."""
     with VideoEngine.from_pretrained("demo") as engine:
         videos = [engine.generate(VideoRequest(prompt=prompt, seed=1)) for prompt in PROMPTS]
-    write(sys.argv[1], [chosen(video.frames, FRAMES) for video in videos])
+    write(sys.argv[1], [evenly_spaced(video.frames, FRAMES) for video in videos])
     ring = Image.new("RGB", (64, 64), (104, 64, 28))
     ImageDraw.Draw(ring).ellipse((20, 20, 44, 44), outline=(152, 40, 200), width=6)
     with tempfile.TemporaryDirectory() as folder, VideoEngine.from_pretrained("demo-i2v") as engine:
@@ -41,11 +41,14 @@ def main() -> None:
         requests = [VideoRequest(prompt=motion, image=first, seed=1) for motion in MOTIONS]
         videos = [engine.generate(request) for request in requests]
     picture = np.asarray(ring, np.float32)[None] / 255
-    write(sys.argv[2], [np.concatenate([picture, chosen(v.frames, FRAMES - 1)]) for v in videos])
+    write(
+        sys.argv[2],
+        [np.concatenate([picture, evenly_spaced(v.frames, FRAMES - 1)]) for v in videos],
+    )
 
 
-def chosen(frames: Array, count: int) -> Array:
-    """Evenly spaced frames, including the first and the last."""
+def evenly_spaced(frames: Array, count: int) -> Array:
+    """Some of the frames, evenly spaced, including the first and the last."""
     some: Array = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
     return some
 

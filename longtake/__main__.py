@@ -1,7 +1,7 @@
 """Entry point of the ``longtake`` command.
 
 Installs signal handlers before the slow imports, silences libraries, and ends the process without
-running their exit code.
+running exit handlers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The exceptions that longtake raises on purpose, and how messages are worded.
 
-                                                        exit code   HTTP status
-    LongtakeError
+    LongtakeError                                       exit code   HTTP status
     ├── RefusedInputError (ValueError)                      2           400
     │   ├── LayoutError      degrees, ranks, meshes, token ranges
     │   ├── TensorError      shapes, dtypes, devices of tensors
@@ -17,8 +16,9 @@ RefusedInputError is raised before any work starts, so the same call can be repe
 is corrected. EngineError leaves work unfinished. PeerLostError is raised on the ranks that survive;
 the engine turns it into RankError. Any other exception is a bug, and exits with 3 as well.
 
-Subclasses that only one package raises are declared there: ``RequestError`` for batch rows and
-queue submissions (some with HTTP status 409 or 429), ``EngineError`` for an unusable queue.
+Exceptions of a single package are declared in it: subclasses of ``RequestError`` for batch rows and
+queue submissions (some with HTTP status 409 or 429), of ``EngineError`` for an unusable queue, and
+of ``LongtakeError`` for an unusable snapshot and a lost claim, which no caller of longtake sees.
 
 A message states the refused value, the rule that it breaks, and a way out:
 ``ring_degree=3 x ulysses_degree=2 needs 6 ranks, got 4: try ...``.

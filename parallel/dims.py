@@ -127,7 +127,7 @@ class ParallelDims:
         )
 
     def _closest_degrees(self, num_ranks: int) -> str:
-        """Degrees for ``num_ranks``, of which as many as possible are unchanged."""
+        """Degrees for ``num_ranks``, with as many as possible unchanged."""
         cfg = math.gcd(self.cfg_degree, num_ranks)
         sequence = num_ranks // cfg
         if sequence % self.ulysses_degree == 0:

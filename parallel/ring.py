@@ -49,14 +49,14 @@ class RingGroup:
         """Tokens of the block that this rank holds at a step: step 0 is its own block."""
         return self.block_tokens[(self.rank - step) % self.degree]
 
-    def rotate(self, held: torch.Tensor, received: torch.Tensor) -> Callable[[], None]:
+    def rotate(self, block: torch.Tensor, received: torch.Tensor) -> Callable[[], None]:
         """Start sending a block to the next rank and receiving the previous rank's.
 
         Returns:
             A function that waits for both.
         """
         return start_send_recv(
-            sends=[(held, (self.rank + 1) % self.degree)],
+            sends=[(block, (self.rank + 1) % self.degree)],
             receives=[(received, (self.rank - 1) % self.degree)],
             group=self.group,
         )

@@ -38,15 +38,15 @@ def contestants(num_ranks: int, without: list[str]) -> list[Contestant]:
     ]
 
 
-def table(entered: list[Contestant], num_ranks: int) -> str:
+def table(competing: list[Contestant], num_ranks: int) -> str:
     """Results of one shape in Markdown. Ratios above 1 are slower than the baseline."""
-    seconds = {each.name: each.median_s for each in entered if each.refusal is None}
+    seconds = {each.name: each.median_s for each in competing if each.refusal is None}
     lines = [
         "| contestant | median s | / longtake ulysses | / (one rank / ranks) | max error "
         "| MB sent | calls | peak MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for each in entered:
+    for each in competing:
         name, call = each.name, each.figures
         if each.refusal is not None:
             lines.append(f"| {name} | cannot: {each.refusal} | | | | | | |")
@@ -89,9 +89,9 @@ def main() -> None:
             if kernels:
                 rows = kernel_table(shape, dtype, args.rounds, device_type)
             else:
-                entered = contestants(args.ranks, args.without)
-                contest.measure(entered, shape, dtype, device_type)
-                rows = table(entered, args.ranks)
+                competing = contestants(args.ranks, args.without)
+                contest.measure(competing, shape, dtype, device_type)
+                rows = table(competing, args.ranks)
             report.add(f"## {'x'.join(map(str, shape))} {name}", rows)
     report.write()
 

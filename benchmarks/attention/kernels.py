@@ -34,11 +34,11 @@ def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str
     seconds: dict[Kernel, list[float]] = {kernel: [] for kernel in able}
     for _ in range(rounds):
         for kernel in random.sample(able, len(able)):  # the previous kernel affects a GPU's clock
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run(kernel)
             if device_type == "cuda":
                 torch.cuda.synchronize()
-            seconds[kernel].append(time.perf_counter() - begun)
+            seconds[kernel].append(time.perf_counter() - start)
     first = statistics.median(seconds[able[0]])
     lines = ["| kernel | median ms | ratio to auto | max error |", "|---|---|---|---|"]
     for kernel, refusal in refusals.items():

@@ -27,21 +27,21 @@ def contestants(num_ranks: int) -> list[Contestant]:
     ]
 
 
-def table(entered: list[Contestant]) -> str:
+def table(competing: list[Contestant]) -> str:
     """Results in Markdown. The second figure is the speedup over diffusers on one rank."""
     lines = [
         "| contestant | median s | diffusers / it | first frame s | max error | MB sent | calls "
         "| peak MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for each in entered:
+    for each in competing:
         name = f"{each.package}, {each.num_ranks} rank{'s' if each.num_ranks > 1 else ''}"
         if each.refusal is not None:
             lines.append(f"| {name} | cannot: {each.refusal} | | | | | | |")
             continue
         found = each.figures
         lines.append(
-            f"| {name} | {each.median_s:.3f} | {entered[0].median_s / each.median_s:.3f} "
+            f"| {name} | {each.median_s:.3f} | {competing[0].median_s / each.median_s:.3f} "
             f"| {found['first_s']:.2f} | {found['error']:.1e} | {found['bytes_sent'] / 1e6:.2f} "
             f"| {found['collectives']:.0f} | {found['peak_bytes'] / 1e6:.0f} |"
         )
@@ -77,9 +77,9 @@ def main() -> None:
             tuple(args.tile_stride),
             dtype,
         )
-        entered = contestants(args.ranks)
-        contest.measure(entered, setup, device_type)
-        report.add(f"## {dtype}", table(entered))
+        competing = contestants(args.ranks)
+        contest.measure(competing, setup, device_type)
+        report.add(f"## {dtype}", table(competing))
     report.write()
 
 

@@ -28,16 +28,16 @@ def contestants(num_ranks: int) -> list[Contestant]:
     ]
 
 
-def table(entered: list[Contestant]) -> str:
+def table(competing: list[Contestant]) -> str:
     """Results in Markdown. Ratios above 1 are slower than longtake in the same layout."""
-    ours = {str(each.degrees): each.median_s for each in entered if each.package == "longtake"}
+    ours = {str(each.degrees): each.median_s for each in competing if each.package == "longtake"}
     alone = ours["{}"]
     lines = [
         "| contestant | median s | / longtake | one rank / it | max error | MB sent | calls "
         "| peak MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for each in entered:
+    for each in competing:
         if each.refusal is not None:
             lines.append(f"| {each.name} | cannot: {each.refusal} | | | | | | |")
             continue
@@ -65,10 +65,10 @@ def main() -> None:
     report.add(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
     contest = Contest(prepare, device_type, args.rounds)
     for name in args.dtypes:
-        entered = contestants(args.ranks)
-        contest.measure(entered, getattr(torch, name), device_type)
-        parameters = entered[0].figures["parameters"] / 1e6
-        report.add(f"## {name}, {parameters:.1f} M parameters", table(entered))
+        competing = contestants(args.ranks)
+        contest.measure(competing, getattr(torch, name), device_type)
+        parameters = competing[0].figures["parameters"] / 1e6
+        report.add(f"## {name}, {parameters:.1f} M parameters", table(competing))
     report.write()
 
 

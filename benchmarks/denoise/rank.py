@@ -82,7 +82,7 @@ class Inputs:
         text[:, REAL_TEXT:] = 0
         return cls(model, latents, text.to(dtype), pooled.to(dtype), scheduler)
 
-    def call_whole(self) -> Step:
+    def reference_step(self) -> Step:
         """A step as in diffusers' pipeline: whole latents, padded text and a mask."""
         dtype = self.text.dtype
         real = torch.arange(self.text.shape[1]) < self.real_text
@@ -148,7 +148,7 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
 
 def diffusers_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
     """diffusers' step, on one rank."""
-    return inputs.call_whole()
+    return inputs.reference_step()
 
 
 def cache_dit_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
@@ -163,7 +163,7 @@ def cache_dit_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
             ulysses_size=ulysses if ulysses > 1 else None, ring_size=ring if ring > 1 else None
         ),
     )
-    return inputs.call_whole()
+    return inputs.reference_step()
 
 
 STEPS: dict[str, Callable[[Inputs, dict[str, int]], Step]] = {
@@ -181,7 +181,7 @@ def prepare(contestant: Contestant, dtype: torch.dtype, device_type: str) -> Pre
         rank; ``bytes_sent``; ``collectives``; ``peak_bytes``; ``parameters``.
     """
     device = rank_device(device_type)
-    expected = Inputs.make(dtype, device).call_whole()()
+    expected = Inputs.make(dtype, device).reference_step()()
     inputs = Inputs.make(dtype, device)
     step = STEPS[contestant.package](inputs, contestant.degrees)
     with TrafficMeter() as meter:  # the first step includes lazy loading and persistent buffers

@@ -78,30 +78,30 @@ def contestants(
     }
 
 
-def table(entered: Mapping[str, Decode], rounds: int) -> str:
+def table(competing: Mapping[str, Decode], rounds: int) -> str:
     """Time, error and memory of all contestants, in Markdown."""
     expected: list[torch.Tensor] = []
     errors, peaks = {}, {}
-    for name, decode in entered.items():
+    for name, decode in competing.items():
         with peak_memory("cuda") as peak:
             frames = decode()
         peaks[name], expected = peak(), expected or frames
         pairs = zip(frames, expected, strict=True)
         errors[name] = max((one - other).abs().max().item() for one, other in pairs)
-    seconds: dict[str, list[float]] = {name: [] for name in entered}
+    seconds: dict[str, list[float]] = {name: [] for name in competing}
     for _ in range(rounds):
-        for name in random.sample(list(entered), len(entered)):
-            begun = time.perf_counter()
-            entered[name]()
+        for name in random.sample(list(competing), len(competing)):
+            start = time.perf_counter()
+            competing[name]()
             torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(time.perf_counter() - start)
     lines = ["| contestant | median s | max error | peak GB |", "|---|---|---|---|"]
     return "\n".join(
         lines
         + [
             f"| {name} | {statistics.median(seconds[name]):.3f} | {errors[name]:.1e} "
             f"| {peaks[name] / 1e9:.2f} |"
-            for name in entered
+            for name in competing
         ]
     )
 
@@ -122,7 +122,7 @@ def memory(decoder: HunyuanVideoDecoder, latents: torch.Tensor) -> str:
     return "\n".join(lines)
 
 
-def how(request: ResolvedRequest) -> str:
+def describe(request: ResolvedRequest) -> str:
     """Description of the video, its dtype and its tiling."""
     return (
         f"{request.num_frames} frames of {request.height} x {request.width} in float16, in tiles "
@@ -138,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
     plans = [plan_input(args.size, hardware) for hardware in read_profiles(args.profile)]
     report = Report("Decoding on one GPU", "a real decode", "cuda", args.results)
-    report.add(f"{how(plans[0].request)}; medians of {args.rounds} rounds, interleaved.")
+    report.add(f"{describe(plans[0].request)}; medians of {args.rounds} rounds, interleaved.")
     with torch.no_grad():
         vae = autoencoder(torch.device("cuda", 0))
         decoder = HunyuanVideoDecoder(vae, plans[0].request)

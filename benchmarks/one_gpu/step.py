@@ -72,7 +72,7 @@ class Contestant:
     kernels: str = ""
     refusal: str | None = None
 
-    def begin(self, model: HunyuanVideoTransformer3DModel) -> None:
+    def warm_up(self, model: HunyuanVideoTransformer3DModel) -> None:
         """Run the warmup step, measuring memory and kernels."""
         model.set_attn_processor(dict(self.processors))
         try:
@@ -86,29 +86,31 @@ class Contestant:
             self.refusal = str(error).split(". ")[0]
             return
         self.peak_bytes = peak_bytes()
-        self.kernels = kinds(p)
+        self.kernels = time_by_kind(p)
 
-    def turn(self, model: HunyuanVideoTransformer3DModel) -> None:
+    def take_turn(self, model: HunyuanVideoTransformer3DModel) -> None:
         """Run and time one step."""
         model.set_attn_processor(dict(self.processors))
         torch.cuda.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self.step()
         torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - begun)
+        self.seconds.append(time.perf_counter() - start)
 
 
-def kinds(profiled: Any) -> str:
+def time_by_kind(profiled: Any) -> str:
     """GPU time of a step by kind of kernel, and the name of the attention kernel."""
-    seconds, of_attention = {"attention": 0.0, "matrix products": 0.0, "all else": 0.0}, ""
+    seconds, attention_kernel = {"attention": 0.0, "matrix products": 0.0, "all else": 0.0}, ""
     for each in sorted(profiled.key_averages(), key=lambda each: each.device_time_total):
         kind = "all else"
         if any(word in each.key for word in ("sdpa", "fmha", "flash")):
-            kind, of_attention = "attention", each.key[:60]
+            kind, attention_kernel = "attention", each.key[:60]
         elif any(word in each.key for word in ("nvjet", "gemm", "cutlass", "xmma")):
             kind = "matrix products"
         seconds[kind] += each.device_time_total / 1e6
-    return ", ".join(f"{kind} {s:.2f} s" for kind, s in seconds.items()) + f" (`{of_attention}`)"
+    return (
+        ", ".join(f"{kind} {s:.2f} s" for kind, s in seconds.items()) + f" (`{attention_kernel}`)"
+    )
 
 
 def transformer(device: torch.device) -> HunyuanVideoTransformer3DModel:
@@ -153,28 +155,28 @@ def contestants(
     ours = model.attn_processors
     return [
         Contestant("longtake", step, ours),
-        Contestant("diffusers, padded text", padded.call_whole(), theirs),
-        Contestant("diffusers, text cut to length", cut.call_whole(), theirs),
+        Contestant("diffusers, padded text", padded.reference_step(), theirs),
+        Contestant("diffusers, text cut to length", cut.reference_step(), theirs),
     ]
 
 
-def operations(request: PlanInput) -> float:
+def operations(inputs: PlanInput) -> float:
     """Number of floating-point operations of a step."""
-    costs, tokens = request.spec.costs, request.grid.num_tokens + REAL_TEXT
+    costs, tokens = inputs.spec.costs, inputs.grid.num_tokens + REAL_TEXT
     heads = costs.attention
     attention = 4 * tokens**2 * heads.num_heads * heads.head_size * heads.num_attentions
     return attention + costs.transformer_pass(tokens, REAL_TEXT, 2).linear_flops
 
 
-def table(entered: list[Contestant]) -> str:
-    """The contestants in Markdown; ratios above 1 are slower than longtake. Differences are those
-    of the velocity from padded diffusers', root mean square over that of its values."""
-    ours, expected = entered[0], entered[1].velocity
+def table(competing: list[Contestant]) -> str:
+    """Results in Markdown. Ratios above 1 are slower than longtake. Differences are relative to the
+    velocity of diffusers with padded text, as root mean squares."""
+    ours, expected = competing[0], competing[1].velocity
     lines = [
         "| contestant | median s | from, to | / longtake | difference | peak GB |",
         "|---|---|---|---|---|---|",
     ]
-    for each in entered:
+    for each in competing:
         if each.refusal is not None:
             lines.append(f"| {each.name} | cannot: {each.refusal} | | | | |")
             continue
@@ -198,15 +200,15 @@ def predictions(size: Size, ours: Contestant, profiles: list[Hardware]) -> str:
         "|---|---|---|---|---|",
     ]
     for hardware in profiles:
-        request = plan_input(size, hardware)
-        prediction = predict(request, ParallelDims())
-        held = prediction.memory.activations + prediction.memory.buffers
+        inputs = plan_input(size, hardware)
+        prediction = predict(inputs, ParallelDims())
+        memory_bytes = prediction.memory.activations + prediction.memory.buffers
         lines.append(
             f"| {hardware.description} | {prediction.step.seconds:.3f} "
-            f"| {prediction.step.seconds / measured:.2f} | {held / 1e9:.2f} "
-            f"| {held / ours.peak_bytes:.2f} |"
+            f"| {prediction.step.seconds / measured:.2f} | {memory_bytes / 1e9:.2f} "
+            f"| {memory_bytes / ours.peak_bytes:.2f} |"
         )
-    flops = operations(request)
+    flops = operations(inputs)
     rate = (
         f"{flops / 1e12:.0f} TFLOP, of which longtake does {flops / measured / 1e12:.0f} a second."
     )
@@ -226,18 +228,18 @@ def main() -> None:
         model = transformer(torch.device("cuda", 0))
         theirs = model.attn_processors
         for size in args.sizes:
-            entered = contestants(model, theirs, size)
-            for each in entered:
-                each.begin(model)
+            competing = contestants(model, theirs, size)
+            for each in competing:
+                each.warm_up(model)
             for _ in range(args.rounds):
-                for each in random.sample(entered, len(entered)):
+                for each in random.sample(competing, len(competing)):
                     if each.refusal is None:
-                        each.turn(model)
-            report.add(f"## {'x'.join(map(str, size))}", table(entered))
-            if entered[0].refusal is None:
-                report.add(predictions(size, entered[0], profiles))
-            seen = [f"- {each.name}: {each.kernels}" for each in entered if each.kernels]
-            report.add("The GPU's time in the first step:", "\n".join(seen))
+                        each.take_turn(model)
+            report.add(f"## {'x'.join(map(str, size))}", table(competing))
+            if competing[0].refusal is None:
+                report.add(predictions(size, competing[0], profiles))
+            kernels = [f"- {each.name}: {each.kernels}" for each in competing if each.kernels]
+            report.add("GPU time of the first step:", "\n".join(kernels))
             report.write()
 
 

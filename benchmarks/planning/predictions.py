@@ -11,7 +11,6 @@ one thread per rank. Writes a dated file with hardware and versions.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -82,23 +81,23 @@ def factorisations(num_ranks: int) -> list[dict[str, int]]:
     ]
 
 
-def table(entered: list[Contestant], hardware: Hardware) -> str:
+def table(layouts: list[Contestant], hardware: Hardware) -> str:
     """Measured and predicted figures, in Markdown."""
     lines = [
         "| layout | measured s | predicted s | ratio | MB sent by a rank | predicted "
         "| peak MB | predicted |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for each in entered:
+    for each in layouts:
         predicted = predict(plan_input(hardware), ParallelDims(**each.degrees))
         memory = predicted.memory
-        held = memory.activations + memory.buffers
-        figures: dict[str, Any] = each.figures
+        memory_bytes = memory.activations + memory.buffers
+        figures = each.figures
         lines.append(
             f"| {predicted.name} | {each.median_s:.3f} | {predicted.step.seconds:.3f} "
             f"| {predicted.step.seconds / each.median_s:.2f} "
             f"| {figures['bytes_sent'] / 1e6:.3f} | {max(predicted.step_bytes) / 1e6:.3f} "
-            f"| {figures['peak_bytes'] / 1e6:.0f} | {held / 1e6:.0f} |"
+            f"| {figures['peak_bytes'] / 1e6:.0f} | {memory_bytes / 1e6:.0f} |"
         )
     return "\n".join(lines)
 
@@ -118,12 +117,12 @@ def main() -> None:
     subject = f"predictions on {args.ranks} ranks"
     report = Report(f"One step: {subject}", subject, "cpu", args.results)
     report.add("## The profile", "```yaml\n" + _yaml(hardware) + "```")
-    entered = [Contestant("longtake", degrees) for degrees in factorisations(args.ranks)]
-    Contest(prepare, "cpu", args.rounds).measure(entered, torch.float32, "cpu")
-    parameters = entered[0].figures["parameters"] / 1e6
+    layouts = [Contestant("longtake", degrees) for degrees in factorisations(args.ranks)]
+    Contest(prepare, "cpu", args.rounds).measure(layouts, torch.float32, "cpu")
+    parameters = layouts[0].figures["parameters"] / 1e6
     report.add(
         f"## float32, {parameters:.1f} M parameters, medians of {args.rounds} rounds",
-        table(entered, hardware),
+        table(layouts, hardware),
     )
     report.write()
 

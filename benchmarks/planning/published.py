@@ -145,15 +145,15 @@ def latencies() -> list[Latency]:
 def columns() -> list[Column]:
     """All columns of the attention tables."""
     rows = list(_rows("usp_attention_throughput.csv"))
-    kinds: list[tuple[str, Causal]] = [("basic_it_s", "contiguous"), ("balanced_it_s", "zigzag")]
-    found = []
+    balances: list[tuple[str, Causal]] = [("basic_it_s", "contiguous"), ("balanced_it_s", "zigzag")]
+    result = []
     for hardware, sequence in dict.fromkeys((row["hardware"], row["sequence"]) for row in rows):
         own = [row for row in rows if (row["hardware"], row["sequence"]) == (hardware, sequence)]
         layouts = tuple((int(row["ulysses_degree"]), int(row["ring_degree"])) for row in own)
-        for name, causal in kinds:
+        for name, causal in balances:
             seconds = tuple(1 / float(row[name]) for row in own)
-            found.append(Column(hardware, int(sequence), causal, layouts, seconds))
-    return found
+            result.append(Column(hardware, int(sequence), causal, layouts, seconds))
+    return result
 
 
 def spearman(ones: Sequence[float], others: Sequence[float]) -> float:

@@ -46,7 +46,7 @@ def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -
     """Speedups over one GPU."""
     spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
     request = resolve(VideoRequest(prompt="any", num_frames=num_frames, seed=0), spec)
-    setting = PlanInput(
+    plan_input = PlanInput(
         spec=spec,
         hardware=hardware,
         request=request,
@@ -56,28 +56,28 @@ def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -
     )
     points, alone_s = [], 0.0
     for count in counts:
-        best, fits = _fastest(setting, count)
+        best, fits = _fastest(plan_input, count)
         alone_s = alone_s or best.rendering_s * count
         points.append(Point(count, alone_s / best.rendering_s, best.name, fits))
     return points
 
 
-def _fastest(setting: PlanInput, count: int) -> tuple[Prediction, bool]:
+def _fastest(plan_input: PlanInput, count: int) -> tuple[Prediction, bool]:
     """The fastest layout that fits in memory, or the fastest of all if none fits."""
-    found = candidate_layouts(
-        ParallelConfig(), count, num_heads=setting.spec.num_heads, true_cfg=False
+    layouts = candidate_layouts(
+        ParallelConfig(), count, num_heads=plan_input.spec.num_heads, true_cfg=False
     )
     predicted = [
-        predict(setting, dims, shard_weights=shard)
-        for dims in found
+        predict(plan_input, dims, shard_weights=shard)
+        for dims in layouts
         for shard in ((False, True) if count > 1 else (False,))
     ]
-    able = [
+    fitting = [
         each
         for each in predicted
-        if out_of_memory_reason(setting, each.dims, shard_weights=each.shard_weights) is None
+        if out_of_memory_reason(plan_input, each.dims, shard_weights=each.shard_weights) is None
     ]
-    return best_first(able or predicted)[0], bool(able)
+    return best_first(fitting or predicted)[0], bool(fitting)
 
 
 def draw(path: Path) -> None:

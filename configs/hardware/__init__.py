@@ -129,7 +129,9 @@ class Hardware(StrictModel):
     def _nested(cls, links: tuple[Link, ...]) -> tuple[Link, ...]:
         spans = [math.inf if link.spans is None else link.spans for link in links]
         if spans != sorted(set(spans)) or spans[-1] != math.inf:
-            raise ValueError("must span more devices each, and the last one all (no spans)")
+            raise ValueError(
+                "must each span more devices than the one before, and the last all (no spans)"
+            )
         return links
 
     def matches(self, name: str) -> bool:
@@ -158,7 +160,7 @@ class Hardware(StrictModel):
 def _check_rate(rate: Figure) -> Figure:
     """Check a rate, which times are divided by."""
     if rate.value < 1:
-        raise ValueError("must be 1 a second at least")
+        raise ValueError("must be at least 1 per second")
     return rate
 
 
@@ -178,12 +180,12 @@ def load_hardware(name: str) -> Hardware:
         path = Path(__file__).parent / f"{name.lower()}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
         raise RequestError(
-            f"gpu={name!r} is not known: use {', '.join(profiles())}, here, or a .yaml file as "
-            "longtake bench --calibrate writes it"
+            f"gpu={name!r} is unknown: use {', '.join(profiles())}, here, or a .yaml file "
+            "written by longtake bench --calibrate"
         )
     try:
         return read_yaml_as(Hardware, read_regular(path, MAX_YAML_BYTES))
     except OSError as error:
         raise RequestError(f"gpu={name!r} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise RequestError(f"gpu={name!r} holds no hardware profile: {one_line(error)}") from error
+        raise RequestError(f"gpu={name!r} is not a hardware profile: {one_line(error)}") from error

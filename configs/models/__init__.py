@@ -126,4 +126,4 @@ def _read(path: Path) -> ModelDefaults:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ModelError(f"{path} holds no defaults of a model: {one_line(error)}") from error
+        raise ModelError(f"{path} is not a file of model defaults: {one_line(error)}") from error

@@ -1,7 +1,7 @@
 """Parses the command line. An error is one line on stderr, with a suggestion, and exit code 2.
 
-tyro parses the values and prints the help. It reports errors in a box of several lines, and its
-hook for errors (``tyro._errors``) is private: so every word is checked here before tyro sees it.
+tyro parses the values and prints the help. It reports errors in a box of several lines, and the
+module that formats them (``tyro._errors``) is private: so each word is checked before tyro sees it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             options[option.name] = option.default  # tyro's switches are never None
     if literal_prompt is not None:
         if "prompt" not in options:
-            _refuse(f"{literal_prompt!r} behind -- is a prompt, and {command} takes none", command)
+            _refuse(f"{literal_prompt!r} after -- is a prompt, and {command} takes none", command)
         options["literal_prompt"] = literal_prompt
     required = (option for option in COMMANDS[command].options if option.required)
     if missing := [option.metavar for option in required if options[option.name] is None]:
@@ -63,7 +63,7 @@ def _refuse(message: str, command: str = "") -> NoReturn:
 
 
 def _refuse_encoding(word: str) -> NoReturn:
-    """Refuse an argument that is not UTF-8, or that the locale's encoding cannot decode."""
+    """Refuse an argument that is not UTF-8, or that the locale's encoding cannot hold."""
     try:
         original_bytes(word).decode()
         rule = "cannot be read in this locale"
@@ -75,7 +75,7 @@ def _refuse_encoding(word: str) -> NoReturn:
 
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
-    """The command and the words behind it. Every spelling of a request for help is served here."""
+    """The command and the words after it, with every spelling of help turned into ``--help``."""
     if not words:
         with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
             _print_commands()
@@ -101,13 +101,13 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _is_option(word: str) -> bool:
-    """Whether a word is written as an option is; the rule is tyro's. A negative number is none."""
+    """Whether a word looks like an option, by tyro's rule; a negative number does not."""
     return word.startswith("-") and word.lstrip("-")[:1].isalpha()
 
 
 def _check_words(command: str, words: list[str]) -> set[str]:
-    """Refuse unknown options and missing values; returns the names of the options given."""
-    own = COMMANDS[command].flags
+    """Refuse unknown options and missing values; return the names of the given options."""
+    options = COMMANDS[command].flags
     given = set()
     for at, word in enumerate(words):
         if not _is_option(word) or word in _HELP:
@@ -115,11 +115,11 @@ def _check_words(command: str, words: list[str]) -> set[str]:
         flag, equals, _ = word.partition("=")
         if flag.startswith("--"):
             flag = flag.replace("_", "-")
-        elif len(word) > 2 and word[:2] in own:  # -oPATH
+        elif len(word) > 2 and word[:2] in options:  # -oPATH
             flag, equals = word[:2], "="
-        option = own.get(flag)
+        option = options.get(flag)
         if option is None:
-            _refuse_option(command, word, list(own))
+            _refuse_option(command, word, list(options))
         values = itertools.takewhile(lambda each: not _is_option(each), words[at + 1 :])
         if option.num_values == 0 and equals:
             _refuse(f"{flag} takes no value", command)
@@ -131,11 +131,11 @@ def _check_words(command: str, words: list[str]) -> set[str]:
     return given
 
 
-def _refuse_option(command: str, word: str, own: list[str]) -> NoReturn:
+def _refuse_option(command: str, word: str, flags: list[str]) -> NoReturn:
     if any(each.isspace() for each in word.partition("=")[0]) and _takes_prompt(command):
-        _refuse(f"{word[:60]!r} begins with a dash: put it behind --, at the end", command)
+        _refuse(f"{word[:60]!r} begins with a dash: put it after --, at the end", command)
     flag = word.partition("=")[0]
-    suggestion = did_you_mean(flag, own)
+    suggestion = did_you_mean(flag, flags)
     if not suggestion:
         spellings = {flag, "--" + flag.lstrip("-").replace("_", "-")}
         takes = (name for name, each in COMMANDS.items() if spellings & each.flags.keys())
@@ -160,12 +160,12 @@ def _parse_values(command: str, words: list[str]) -> dict[str, Any]:
     if extra and _takes_prompt(command):
         _refuse(f"more words than one prompt ({' '.join(extra)}): put it in quotes", command)
     if extra:
-        _refuse(f"{' '.join(extra)}: more than {command} takes", command)
+        _refuse(f"{command} takes no argument {' '.join(extra)!r}", command)
     return dict(vars(options))
 
 
 def _tyro_field(option: Option) -> tuple[str, Any, Any]:
-    """A dataclass field that tyro reads the option from."""
+    """The dataclass field that declares an option to tyro."""
     kind = _KINDS[option.num_values]
     described = tyro.conf.arg(
         name=option.long or None,

@@ -23,7 +23,7 @@ _REPLACED = {
     "decode": ("decode_tile_size", "decode_tile_stride"),
     "decode_tile_size": ("decode_tile_stride",),
 }
-"""By flag: the settings of a video's .json that the flag discards, since they need not fit it."""
+"""By flag: the settings of a video's .json that the flag discards, since they may not fit it."""
 
 
 class ConfigFile:
@@ -142,6 +142,6 @@ def _metadata_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override_settings(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A video's own settings, overridden by flags; settings that a flag invalidates are dropped."""
+    """A video's own settings, overridden by flags and without those that a flag invalidates."""
     replaced = {name for flag in flags for name in _REPLACED.get(flag, ())}
     return sizes.merge_fields({n: value for n, value in values.items() if n not in replaced}, flags)

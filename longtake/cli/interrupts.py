@@ -1,4 +1,4 @@
-"""Handling of SIGINT, SIGTERM and SIGHUP: one signal, or fifty at any moment."""
+"""Handling of SIGINT, SIGTERM and SIGHUP, however many arrive and at any moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn
 
 from longtake.errors import Stopped
@@ -77,12 +77,7 @@ class Interrupts:
         }
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Restore the previous handlers."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
@@ -102,7 +97,7 @@ class Interrupts:
         if self.finished:
             return
         if self._timeout_s is None:
-            self.finished = True  # before the next signal
+            self.finished = True  # ignore further signals
             self._end("nothing was written")
         current = _find_interrupt(sys.exc_info()[1])
         if current is None:
@@ -133,10 +128,10 @@ class Interrupts:
             if is_installed and not self._handled and now - received_at > _REPEAT_S:
                 self._end("it was killed in the middle of a step")
 
-    def _end(self, words: str) -> NoReturn:
+    def _end(self, message: str) -> NoReturn:
         """End this process; ranks notice the end of their parent."""
         with suppress(OSError):
-            os.write(2, f"longtake: stopped; {words}\n".encode())
+            os.write(2, f"longtake: stopped; {message}\n".encode())
         os._exit(self.exit_code)
 
 

@@ -75,8 +75,8 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
 
 
 def _log_handler() -> logging.Handler:
-    """Shows warnings of longtake, and errors of the event loop and of uvicorn; other libraries are
-    muted."""
+    """A handler for warnings of longtake and errors of asyncio and uvicorn. It mutes other
+    libraries."""
     handler = logging.StreamHandler()
     handler.addFilter(
         lambda record: (

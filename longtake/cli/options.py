@@ -1,4 +1,4 @@
-"""The commands and their options. What configs/ declares is read off it, not declared again."""
+"""The commands and their options. Options that configs/ declares are derived from it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, Verify
 
 FILE_ONLY = ("prompt_template", "image_sha256")
 """Fields of a request that a config file may set and the command line may not."""
+
+_NEVER = ("parallel", "output_type", "autoencoder_only", *FILE_ONLY)
+"""Fields that the command line sets itself, or that a config file alone may set."""
+
+_PATHS = ("output", "folder")
+"""Fields that hold a path as text."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Command:
     Attributes:
         summary: What it does, in one sentence.
         options: Its options and positional arguments, in the order of the help.
-        fields: Those of them that configs/ declares, by name.
+        fields: Names of the options that configs/ declares.
     """
 
     summary: str
@@ -156,12 +162,8 @@ _JOBS = (
 )
 
 
-_PATHS = ("output", "folder")
-"""Declared fields that hold a path as text."""
-
-
 def _from_field(name: str, info: FieldInfo) -> Option:
-    """The option of a declared field. Its value stays text, which the declaring class validates."""
+    """The option of a declared field. Its value is text; the declaring class validates it."""
     hint = "" if info.is_required() or info.default in (None, ()) else f"(default: {info.default})"
     help = info.description or ""
     if name == "prompt":
@@ -180,10 +182,10 @@ def _from_field(name: str, info: FieldInfo) -> Option:
 
 
 def _num_values(annotation: Any) -> int | None:
-    words = str(annotation)
-    if "tuple" not in words:
+    text = str(annotation)
+    if "tuple" not in text:
         return 1
-    return None if "..." in words else 3
+    return None if "..." in text else 3
 
 
 def _metavar(annotation: Any) -> str:
@@ -200,7 +202,7 @@ def _metavar(annotation: Any) -> str:
 def _fields(
     *configs: type[BaseModel], without: tuple[str, ...] = (), only: tuple[str, ...] | None = None
 ) -> dict[str, FieldInfo]:
-    """The fields of some classes by name, each class's own before those that it inherits.
+    """The fields of the classes by name; each class's own come before inherited ones.
 
     Args:
         without: Names to leave out.
@@ -209,15 +211,13 @@ def _fields(
     fields: dict[str, FieldInfo] = {}
     for config in configs:
         own = [name for name in config.model_fields if name in config.__annotations__]
-        kept = only if config is configs[-1] else None
+        allowed = only if config is configs[-1] else None
         for name in [*own, *config.model_fields]:
-            if name not in (*without, *_NEVER) and (kept is None or name in kept):
+            if name not in (*without, *_NEVER) and (allowed is None or name in allowed):
                 fields[name] = config.model_fields[name]
     return fields
 
 
-_NEVER = ("parallel", "output_type", "autoencoder_only", *FILE_ONLY)
-"""Fields that the command line sets itself, or that a config file alone may set."""
 _RANKS = ("devices", "device")
 _PICTURES = ("image", "i2v_mode", "resize_mode", "image_folder")
 _NOT_PLANNED = (

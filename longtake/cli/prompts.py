@@ -1,6 +1,6 @@
 """Prompts on the command line: text, ``-`` for standard input, ``@FILE`` for a file.
 
-``@@home`` is the prompt "@home". A prompt behind ``--`` is taken literally.
+``@@home`` is the prompt "@home". A prompt after ``--`` is taken literally.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def read_prompts(options: dict[str, Any]) -> dict[str, Any]:
         options: Parsed options of a command.
 
     Returns:
-        The options with one ``prompt``, whichever way it was given.
+        The options with one ``prompt``, however it was given.
 
     Raises:
         RequestError: Standard input or a file has no prompt, or several prompts were given.
@@ -42,7 +42,7 @@ def read_prompts(options: dict[str, Any]) -> dict[str, Any]:
     if named is not None:
         read["prompt"] = named
     if literal is not None and read.get("prompt") is not None:
-        raise RequestError("a prompt and another one behind --: leave one of them out")
+        raise RequestError("a prompt and another one after --: leave one of them out")
     if all(read.get(name) == "-" for name in _PROMPTS):
         raise RequestError("prompt and negative_prompt both from standard input: use @FILE for one")
     for name in _PROMPTS:
@@ -90,7 +90,7 @@ def _read_file(name: str, value: str) -> bytes:
 
 
 def _decode(source: str, content: bytes) -> str:
-    """The prompt in some bytes, without the line break at the end."""
+    """The prompt in a file's bytes, without the final line break."""
     if len(content) > _MAX_BYTES:
         raise RequestError(f"{source} has more than {MAX_PROMPT} characters, the limit: shorten it")
     try:

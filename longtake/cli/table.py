@@ -1,4 +1,4 @@
-"""Text tables that fit the terminal by shortening, dropping and wrapping columns.
+"""Text tables that shorten, drop and wrap columns to fit the terminal.
 
 rich.table cannot drop columns by priority, and is a hundred times slower (5,000 rows: 1.4 s).
 """
@@ -45,12 +45,12 @@ class Table:
         """
         if width is None:
             width = shutil.get_terminal_size((_UNLIMITED_WIDTH, 0)).columns
-        wanted = [_width(name) for name in self.header]
+        natural = [_width(name) for name in self.header]
         for row in rows:
             for at, cell in enumerate(row):
-                if len(cell) > wanted[at] or not cell.isascii():
-                    wanted[at] = max(wanted[at], _width(cell))
-        widths = self._fitted(dict(zip(self.header, wanted, strict=True)), width)
+                if len(cell) > natural[at] or not cell.isascii():
+                    natural[at] = max(natural[at], _width(cell))
+        widths = self._fitted(dict(zip(self.header, natural, strict=True)), width)
         shown = [at for at, name in enumerate(self.header) if name in widths]
         columns = [(at, widths[self.header[at]]) for at in shown]
         for row in (self.header, *rows):

@@ -10,7 +10,6 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from rich.console import Console
@@ -46,12 +45,7 @@ class Display:
         self.open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the display."""
         self.close()
 
@@ -63,7 +57,7 @@ class Display:
 
 
 class View(Display, ABC):
-    """Reports the course of one rendering. Errors go to stderr in every view.
+    """Reports the progress of one rendering. Errors go to stderr in every view.
 
     Attributes:
         written: The files that are complete under their names.
@@ -162,7 +156,7 @@ class _Lines(View):
         unit = _UNITS.get(progress.phase)
         if progress.phase != self._phase:
             self._phase, self._started, self._tenths = progress.phase, now, 0
-            self._done_before = progress.done  # by the rendering that this one resumes
+            self._done_before = progress.done  # by the rendering that is resumed
             if unit is None:
                 print_line(
                     _describe(progress) if progress.phase == "text" else progress.phase, sys.stderr
@@ -234,7 +228,7 @@ def _describe(progress: Progress) -> str:
 
 
 def make_view(*, quiet: bool, as_json: bool) -> View:
-    """The view that the options ask for, else bars on a terminal and lines elsewhere.
+    """The view that the options select, else bars on a terminal and lines elsewhere.
 
     Under torchrun only the rank that writes the video reports.
     """

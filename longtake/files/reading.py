@@ -78,7 +78,7 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         size_bytes = os.fstat(file.fileno()).st_size
         content = b"" if size_bytes > max_bytes else file.read(max_bytes + 1)
     if content is None:  # a non-blocking read of some files in /proc
-        raise RefusedFileError("it holds nothing yet", path)
+        raise RefusedFileError("it is empty", path)
     if max(size_bytes, len(content)) > max_bytes:
         limit = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
         raise RefusedFileError(f"it is larger than {limit}", path)

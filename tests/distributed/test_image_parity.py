@@ -1,4 +1,4 @@
-"""A picture is animated alike on any number of ranks, in any layout."""
+"""Image-to-video gives the same latents on any number of ranks, in any layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONDITIONINGS = ("token_replace", "latent_concat")
 
 
 def requests(**changes: Any) -> list[ResolvedRequest]:
-    """3 frames of 6 tokens, with and without guidance; 2 of 15; 2 of 1; for two videos, too."""
+    """3 latent frames of 6 tokens, for two videos and with guidance; 2 of 15 tokens; 2 of 1."""
     sizes: list[dict[str, Any]] = [
         dict(num_videos=2),
         dict(**GUIDED),
@@ -35,64 +35,64 @@ def requests(**changes: Any) -> list[ResolvedRequest]:
 def test_every_layout_gives_the_latents_of_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
-    asked = requests()
+    cases = requests()
     if conditioning == "token_replace":
-        asked.append(image_request(num_frames=1))  # nothing moves
-    check(ranks, animators[conditioning], dims, asked)
+        cases.append(image_request(num_frames=1))  # the picture alone
+    check(ranks, animators[conditioning], dims, cases)
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_branches_side_by_side_give_the_latents_of_one_rank(
+def test_parallel_branches_give_the_latents_of_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
-    """Their texts differ in length: of the picture beside a negative prompt more is taken."""
+    """The branches have texts of different lengths, with different numbers of image tokens."""
     check(ranks, animators[conditioning], dims, requests(**GUIDED))
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_split_weights_give_the_same_latents(
+def test_sharded_weights_give_the_same_latents(
     ranks: RankGroups, animators: dict[str, str], conditioning: str
 ) -> None:
-    folder, asked = animators[conditioning], requests()
+    folder, cases = animators[conditioning], requests()
     dims = ParallelDims(ulysses_degree=2)
-    for latents in ranks.run(2, latents_on_ranks, folder, asked, dims, "float32", True):
-        for at, each in enumerate(asked):
+    for latents in ranks.run(2, latents_on_ranks, folder, cases, dims, "float32", True):
+        for at, each in enumerate(cases):
             np.testing.assert_allclose(latents[at], latents_of_one(folder, each), atol=1e-4)
 
 
-def num_still(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
-    """On a rank: how many of its tokens are the picture's, and how many of the video it has."""
+def num_still(folder: str, request: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
+    """On one rank: its number of picture tokens, and of video tokens."""
     pipeline = loaded(folder, True)
-    grid, mesh = pipeline.spec.grid(asked), world().mesh(dims)
+    grid, mesh = pipeline.spec.grid(request), world().mesh(dims)
     streams = world().broadcast_tensors(
-        pipeline.encode(asked, noise_picture(asked)) if world().rank == 0 else None
+        pipeline.encode(request, noise_picture(request)) if world().rank == 0 else None
     )
-    branch = pipeline.denoiser.branch(streams, grid, dims, mesh, asked)
+    branch = pipeline.denoiser.branch(streams, grid, dims, mesh, request)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)
     return branch.num_still, video.counts[world().rank]
 
 
-def test_the_first_frame_ends_inside_of_a_rank_at_its_edge_and_after_several(
+def test_layouts_and_requests_cover_every_position_of_the_first_frame(
     ranks: RankGroups, animators: dict[str, str]
 ) -> None:
-    """What the layouts above are checked on is what they should be checked on."""
-    places = set()
+    """The first frame ends inside a rank, at its edge, and after several ranks."""
+    positions = set()
     for dims in LAYOUTS[1:]:
-        for asked in requests():
-            found = ranks.run(dims.world_size, num_still, animators["token_replace"], asked, dims)
-            first_frame = asked.height * asked.width // 16**2
+        for request in requests():
+            found = ranks.run(dims.world_size, num_still, animators["token_replace"], request, dims)
+            first_frame = request.height * request.width // 16**2
             assert sum(still for still, _ in found) == first_frame
-            begins = 0
+            start = 0
             for still, own in found:
-                assert still == min(max(first_frame - begins, 0), own)
-                begins += own
+                assert still == min(max(first_frame - start, 0), own)
+                start += own
             if any(0 < still < own for still, own in found):
-                places.add("inside")
+                positions.add("inside")
             elif sum(0 < still for still, _ in found) == 1:
-                places.add("edge")
+                positions.add("edge")
             if sum(0 < still for still, _ in found) > 1:
-                places.add("several")
+                positions.add("several")
             if any(own == 0 for _, own in found):
-                places.add("no tokens at all")
-    assert places == {"inside", "edge", "several", "no tokens at all"}
+                positions.add("no tokens at all")
+    assert positions == {"inside", "edge", "several", "no tokens at all"}

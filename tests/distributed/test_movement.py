@@ -113,8 +113,8 @@ def check_round_trip(dims: ParallelDims, heads: tuple[int, int], batch: int) -> 
             order = [first + rank] + [
                 first + peer for peer in range(dims.ulysses_degree) if peer != rank
             ]
-            held = [token for member in order for span in owner.ranges[member] for token in span]
-            assert torch.equal(part, whole[:, held][:, :, list(owned)])
+            group = [token for member in order for span in owner.ranges[member] for token in span]
+            assert torch.equal(part, whole[:, group][:, :, list(owned)])
         assert torch.equal(heads_to_tokens(q_heads, ulysses), own_q)
 
 

@@ -36,7 +36,7 @@ def test_every_layout_gives_the_latents_of_one_rank(
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
-def test_branches_side_by_side_give_the_latents_of_one_rank(
+def test_parallel_branches_give_the_latents_of_one_rank(
     ranks: RankGroups, model: str, dims: ParallelDims
 ) -> None:
     guided = [each.model_copy(update=GUIDED) for each in REQUESTS]
@@ -44,23 +44,23 @@ def test_branches_side_by_side_give_the_latents_of_one_rank(
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_split_weights_give_the_same_latents_and_a_part_on_each_rank(
+def test_sharded_weights_give_the_same_latents_and_one_part_per_rank(
     ranks: RankGroups, model: str, world_size: int
 ) -> None:
     dims = ParallelDims(ulysses_degree=world_size)
     whole = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims)
-    split = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims, "float32", True)
+    sharded = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims, "float32", True)
     for rank in range(world_size):
-        for expected, latents in zip(whole[rank], split[rank], strict=True):
+        for expected, latents in zip(whole[rank], sharded[rank], strict=True):
             np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
     total = ranks.run(world_size, bytes_held, model, False)[0]
-    held = ranks.run(world_size, bytes_held, model, True)
-    assert sum(held) == total
-    assert max(held) <= total / world_size * 1.02  # rows of small weights do not divide
+    parts = ranks.run(world_size, bytes_held, model, True)
+    assert sum(parts) == total
+    assert max(parts) <= total / world_size * 1.02  # rows of small weights are padded
 
 
-def test_weights_are_read_once_a_host(ranks: RankGroups, model: str) -> None:
-    """Four ranks on two hosts: two ranks read."""
+def test_weights_are_read_once_per_host(ranks: RankGroups, model: str) -> None:
+    """Of four ranks on two hosts, two read."""
     read, same = zip(*ranks.run(4, files_read, model, 2), strict=True)
     assert all(same)
     assert read[0] == read[2] > 0
@@ -76,10 +76,12 @@ def test_half_precision_is_close_on_three_ranks(ranks: RankGroups, model: str, d
         np.testing.assert_allclose(latents[0], expected, rtol=0, atol=5e-2)
 
 
-def check(ranks: RankGroups, model: str, dims: ParallelDims, asked: list[ResolvedRequest]) -> None:
-    """All ranks of a layout give what one rank gives."""
-    answers = ranks.run(dims.world_size, latents_on_ranks, model, asked, dims)
-    for at, each in enumerate(asked):
+def check(
+    ranks: RankGroups, model: str, dims: ParallelDims, requests: list[ResolvedRequest]
+) -> None:
+    """Compare the latents of all ranks of a layout with those of one rank."""
+    answers = ranks.run(dims.world_size, latents_on_ranks, model, requests, dims)
+    for at, each in enumerate(requests):
         expected = latents_of_one(model, each)
         for latents in answers:
             np.testing.assert_allclose(latents[at], expected, rtol=0, atol=1e-4)

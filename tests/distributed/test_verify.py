@@ -1,4 +1,4 @@
-"""longtake verify finds the rank, step and block of a fault, and nothing on sound ranks."""
+"""longtake verify finds the step and block of a faulty rank, and no fault in correct ranks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Fault:
 
 
 class OnGroup(Launcher):
-    """The ranks of the tests as a launcher; one of them may be at fault."""
+    """A launcher over the test ranks, one of which may be faulty."""
 
     def __init__(self, ranks: RankGroups, config: EngineConfig, fault: Fault | None = None) -> None:
         self._ranks, self._config, self._fault = ranks, config, fault
@@ -67,11 +67,11 @@ class OnGroup(Launcher):
 
     def render(self, run: JobRun) -> list[RankReport]:
         sink, count = run.sink, self._config.devices
-        answers = self._ranks.run(count, rendered, self._config, run.job, self._fault)
-        (taken, reports), *others = answers
-        assert not any(others_taken for others_taken, _ in others)
+        answers = self._ranks.run(count, render_on_rank, self._config, run.job, self._fault)
+        (traced_values, reports), *others = answers
+        assert not any(others_values for others_values, _ in others)
         assert isinstance(sink, TraceSink)
-        for point, values in taken:
+        for point, values in traced_values:
             sink.traced(point, values)
         return list(reports)
 
@@ -80,10 +80,10 @@ class Recorder(NullSink):
     """A sink that keeps traced values."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[TracePoint, Array]] = []
+        self.traced_values: list[tuple[TracePoint, Array]] = []
 
     def traced(self, point: TracePoint, values: Array) -> None:
-        self.taken.append((point, values.copy()))
+        self.traced_values.append((point, values.copy()))
 
 
 @cache
@@ -91,15 +91,15 @@ def worker_of(config: EngineConfig) -> Worker:
     return Worker(config, world(), lambda progress: None)
 
 
-def rendered(
+def render_on_rank(
     config: EngineConfig, job: Job, fault: Fault | None
 ) -> tuple[list[tuple[TracePoint, Array]], list[RankReport]]:
-    """On a rank: the traced values of a job, in which one rank may be at fault."""
+    """On one rank: the traced values of a job; one rank may be faulty."""
     worker, sink = worker_of(config), Recorder()
     module = None
     if fault is not None and fault.rank == world().rank:
         module = worker._pipeline.denoiser.get_submodule(fault.module)
-    held = [parameter.clone() for parameter in module.parameters()] if module else []
+    saved = [parameter.clone() for parameter in module.parameters()] if module else []
 
     def break_weights(progress: Progress) -> None:
         assert fault is not None
@@ -115,12 +115,12 @@ def rendered(
     finally:
         if module:
             with torch.no_grad():
-                for parameter, before in zip(module.parameters(), held, strict=True):
+                for parameter, before in zip(module.parameters(), saved, strict=True):
                     parameter.copy_(before)
-    return sink.taken, reports
+    return sink.traced_values, reports
 
 
-def compared(
+def compare(
     ranks: RankGroups,
     model: str,
     devices: int,
@@ -138,13 +138,15 @@ def compared(
         tolerance,
         lambda progress: None,
     )
-    asked = [ParallelDims.parse(text) for text in layouts]
-    return verification.run(cases_of(asked, devices, PLAIN, GUIDED))
+    dims = [ParallelDims.parse(text) for text in layouts]
+    return verification.run(cases_of(dims, devices, PLAIN, GUIDED))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
-def test_all_layouts_of_sound_ranks_are_within(ranks: RankGroups, model: str, devices: int) -> None:
-    found = compared(ranks, model, devices)
+def test_layouts_of_correct_ranks_are_within_the_tolerance(
+    ranks: RankGroups, model: str, devices: int
+) -> None:
+    found = compare(ranks, model, devices)
     assert len(found) == {1: 1, 2: 3, 3: 2, 4: 5}[devices]
     for each in found:
         assert each.divergence is None
@@ -156,7 +158,7 @@ def test_all_layouts_of_sound_ranks_are_within(ranks: RankGroups, model: str, de
 
 FAULTS = {
     "double block": ("1x1x2", Fault(1, "transformer.transformer_blocks.1"), 2, "positive"),
-    "single block, round the ring": (
+    "single block, in a ring": (
         "1x3x1",
         Fault(2, "transformer.single_transformer_blocks.0"),
         3,
@@ -181,8 +183,8 @@ FAULTS = {
         4,
         "negative",
     ),
-    "what goes into the first block": ("1x1x2", Fault(1, "transformer.x_embedder"), 0, "positive"),
-    "what comes after the last": ("1x1x2", Fault(1, "transformer.proj_out", step=2), None, ""),
+    "before the first block": ("1x1x2", Fault(1, "transformer.x_embedder"), 0, "positive"),
+    "after the last block": ("1x1x2", Fault(1, "transformer.proj_out", step=2), None, ""),
     "not a number": (
         "1x2x1",
         Fault(1, "transformer.transformer_blocks.1.attn.to_q", step=2, factor=math.nan),
@@ -193,12 +195,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_rank_at_fault_is_found_in_its_step_and_block(
+def test_the_step_and_block_of_a_faulty_rank_are_found(
     ranks: RankGroups, model: str, name: str
 ) -> None:
     layout, fault, block, branch = FAULTS[name]
     dims = ParallelDims.parse(layout)
-    (found,) = compared(ranks, model, dims.world_size, layout, fault=fault)
+    (found,) = compare(ranks, model, dims.world_size, layout, fault=fault)
     divergence = found.divergence
     assert divergence is not None
     assert (divergence.step, divergence.block, divergence.num_blocks) == (fault.step, block, 4)
@@ -216,7 +218,7 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
     jobs: list[Job] = []
     fault = Fault(1, "transformer.transformer_blocks.0", step=3)
 
-    class InTheRing(OnGroup):
+    class FaultyRing(OnGroup):
         def render(self, run: JobRun) -> list[RankReport]:
             jobs.append(run.job)
             self._fault = fault if run.job.dims.ring_degree > 1 else None
@@ -225,7 +227,7 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
     config = EngineConfig(model=model, devices=2)
     verification = Verification(
         lambda: InProcess(config, "cpu"),
-        lambda: InTheRing(ranks, config),
+        lambda: FaultyRing(ranks, config),
         1e-4,
         lambda progress: None,
     )
@@ -235,16 +237,16 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
     assert [job.trace for job in jobs] == [TraceRequest()] * 3 + [TraceRequest(3)]
 
 
-def test_split_weights_are_traced(ranks: RankGroups, model: str) -> None:
+def test_sharded_weights_are_traced(ranks: RankGroups, model: str) -> None:
     fault = Fault(1, "transformer.single_transformer_blocks.0", step=2)
-    (found,) = compared(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
+    (found,) = compare(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
     assert found.divergence is not None
     assert (found.divergence.step, found.divergence.block, found.divergence.num_blocks) == (2, 3, 4)
     assert found.divergence.name == fault.module
 
 
 @pytest.mark.parametrize(("factor", "step"), [(1.1, 2), (math.nan, 1)])
-def test_the_command_says_which_block(
+def test_the_command_names_the_step_and_block(
     ranks: RankGroups,
     model: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -264,7 +266,7 @@ def test_the_command_says_which_block(
     assert out.splitlines()[-1] == "1 of 1 differ by more than 0.0001: 1x1x2"
 
     code, out = run_command([*arguments, "--json"], capsys)
-    (layout,) = json.loads(out, parse_constant=refuse)["layouts"]
+    (layout,) = json.loads(out, parse_constant=reject_constant)["layouts"]
     assert code == 1
     assert (layout["parting"]["step"], layout["parting"]["block"]) == (step, 3)
     assert [each["within"] for each in layout["steps"]].index(False) == step - 1
@@ -280,5 +282,5 @@ def run_command(arguments: list[str], capsys: Any) -> tuple[int, str]:
     return code, out
 
 
-def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+def reject_constant(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "negative seed": (["a", "--seed", "-1"], "seed='-1' must be at least 0"),
     "no number": (["a", "--guidance-scale", "nan"], "guidance_scale='nan' must be a finite"),
     "no prompt": ([], "prompt is missing"),
-    "blank prompt": (["  "], "prompt='  ' must hold more than blanks"),
+    "blank prompt": (["  "], "prompt='  ' must not be blank"),
     "no model": (["a", "--model", "/no/where"], "there is no folder /no/where"),
     "no devices": (["a", "--devices", "0"], "devices='0' must be at least 1"),
     "degrees": (
@@ -190,7 +190,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
         ("- 1", "must map options to values"),
         ("colour: blue", "line 1: colour is not an option"),
         ("height: {}", "height={} must be a whole number"),
@@ -205,7 +205,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("output: [5]", "must be a path"),
         ("output_type: latents", "line 1: output_type is not an option"),
         ("engine: {parallel: 3}\nrequest: {}", "prompt is missing"),
-        ("prompt: a\nprompt_template: {template: x, crop_start: 0}", "must hold {} once"),
+        ("prompt: a\nprompt_template: {template: x, crop_start: 0}", "must contain {} once"),
     ],
 )
 def test_bad_config_files(generate: Any, tmp_path: Path, content: str, text: str) -> None:

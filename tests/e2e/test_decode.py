@@ -153,7 +153,7 @@ def test_a_truncated_file(longtake: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["-o", "x.safetensors"], "is for latents, which are there"),
+        (["-o", "x.safetensors"], "is for latents, which the input is already"),
         (["-o", "x.avi"], "has the suffix '.avi'"),
         (["--decode", "half"], "decode='half' must be tiled, framewise or whole"),
         (["--decode", "whole", *SMALL_TILES], "with decode=whole, which has no tiles"),
@@ -422,7 +422,7 @@ def test_decode_under_torchrun_needs_a_model(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["decode", str(tmp_path / "l.safetensors")]) == 2
-    assert "--model must be named under torchrun" in capsys.readouterr().err
+    assert "torchrun needs --model" in capsys.readouterr().err
 
 
 def test_the_header_says_how_latents_came_to_be(longtake: Any, tmp_path: Path) -> None:

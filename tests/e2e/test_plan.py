@@ -138,7 +138,7 @@ def test_a_profile_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--gpu", "h1000"], f"gpu='h1000' is not known: use {', '.join(profiles())}, here, or"),
+        (["--gpu", "h1000"], f"gpu='h1000' is unknown: use {', '.join(profiles())}, here, or"),
         (["--gpu", "none.yaml"], "gpu='none.yaml' cannot be read: No such file or directory"),
         (["--devices", "0"], "devices='0' must be at least 1"),
         (["--devices", "-4"], "devices='-4' must be at least 1"),

@@ -123,7 +123,7 @@ REFUSED = {
     "tolerance": (["--tolerance", "-1"], "tolerance='-1' must be at least 0"),
     "size": (["--height", "40"], "height=40 must be a multiple of 16: try 32 or 48"),
     "kernel": (["--attention-kernel", "magic"], "attention_kernel='magic' is unknown"),
-    "blank": ([" "], "prompt=' ' must hold more than blanks"),
+    "blank": ([" "], "prompt=' ' must not be blank"),
 }
 
 

@@ -13,7 +13,7 @@ def test_refusals_are_value_errors(name: str) -> None:
     assert issubclass(kind, errors.RefusedInputError) and issubclass(kind, ValueError)
 
 
-def test_everything_is_a_longtake_error() -> None:
+def test_all_exceptions_derive_from_longtake_error() -> None:
     kinds = [kind for kind in vars(errors).values() if getattr(kind, "__bases__", ())]
     kinds = [kind for kind in kinds if kind.__module__ == errors.__name__]
     assert len(kinds) >= 5

@@ -31,7 +31,7 @@ def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = autoencoder.train_autoencoder(folder)
-    psnr_db = autoencoder.psnr_db(vae, autoencoder.unseen(16))
+    psnr_db = autoencoder.psnr_db(vae, autoencoder.held_out_clips(16))
     logger.info("autoencoder round trip of held-out clips: %.1f dB", psnr_db)
     encoded = latents.Latents(vae, folder)
     logger.info("encoded %d clips", latents.CLIPS)
@@ -39,7 +39,7 @@ def text_to_video(folder: Path, /, output: Path, guidance_scale: float = 4.0) ->
     parts = (vae, trained.transformer, trained.llama, trained.clip)
     model.save(output, *parts, guidance_scale=guidance_scale)
     stages = [asdict(stage) for stage in autoencoder.STAGES]
-    stages += _stages({**denoiser.FLOW, **denoiser.GUIDANCE}, denoiser.BATCH)
+    stages += _stages({**denoiser.FLOW_STAGES, **denoiser.GUIDANCE_STAGES}, denoiser.BATCH)
     figures = {
         "guidance_scales": denoiser.GUIDANCE_SCALES,
         "autoencoder_psnr_db": round(psnr_db, 2),
@@ -61,8 +61,8 @@ def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
     logger.info("encoded %d clips", latents.CLIPS)
     trained = animator.train_animator(start, encoded, folder)
     model.save_image_to_video(output, vae, trained.transformer, trained.llava, trained.clip)
-    stages = _stages(animator.SEEN, animator.PICTURES)
-    stages += _stages(animator.ANIMATED, animator.BATCH)
+    stages = _stages(animator.VISION_STAGES, animator.PICTURES)
+    stages += _stages(animator.VIDEO_STAGES, animator.BATCH)
     _write_figures(output, folder, stages, {"start": start.name})
 
 

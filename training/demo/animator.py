@@ -18,13 +18,13 @@ from training.demo.loop import Schedule, train
 from training.demo.phrases import motion_phrase
 from training.demo.scenes import ANY_TRAVEL_PX, BACKGROUNDS, COLORS, SHAPES, Scene, render
 
-SEEN = {"seen": Schedule(steps=4000, learning_rate=1e-3, decay=0.7)}
-ANIMATED = {"animated": Schedule(steps=2400, learning_rate=5e-4, decay=0.7)}
+VISION_STAGES = {"seen": Schedule(steps=4000, learning_rate=1e-3, decay=0.7)}
+VIDEO_STAGES = {"animated": Schedule(steps=2400, learning_rate=5e-4, decay=0.7)}
 BATCH = 16
 PICTURES = 64
 
 
-class Sight(nn.Module):
+class VisionEncoder(nn.Module):
     """LLaVA's vision tower and projector, trained to map patches of a picture to the embeddings of
     the words for its color, shape and background.
 
@@ -149,10 +149,10 @@ def train_animator(start: Path, latents: Latents, folder: Path) -> ImageToVideo:
     """
     torch.manual_seed(0)
     student = ImageToVideo(start)
-    sight = Sight(student.llava)
-    for name, schedule in SEEN.items():
-        train(sight, sight.loss, schedule, folder / f"{name}.pt")
-    for name, schedule in ANIMATED.items():
+    vision = VisionEncoder(student.llava)
+    for name, schedule in VISION_STAGES.items():
+        train(vision, vision.loss, schedule, folder / f"{name}.pt")
+    for name, schedule in VIDEO_STAGES.items():
         train(student, partial(_loss, student, latents), schedule, folder / f"{name}.pt")
     return student.eval().requires_grad_(False)
 

@@ -62,12 +62,12 @@ def train_autoencoder(folder: Path) -> AutoencoderKLHunyuanVideo:
         loss = partial(_loss, vae, stage)
         train(vae, loss, stage.schedule, folder / f"{stage.name}.pt")
     vae.eval().requires_grad_(False)
-    sample = torch.cat([vae.encode(clip).latent_dist.mean for clip in unseen(8)])
+    sample = torch.cat([vae.encode(clip).latent_dist.mean for clip in held_out_clips(8)])
     vae.register_to_config(scaling_factor=round(1 / float(sample.std()), 4))
     return vae
 
 
-def unseen(count: int) -> list[torch.Tensor]:
+def held_out_clips(count: int) -> list[torch.Tensor]:
     """Held-out clips, ``[1, 3, F, H, W]`` in [-1, 1] each."""
     rng = random.Random("unseen")
     return [render([Scene.draw(rng)], rng, **model.SIZE) * 2 - 1 for _ in range(count)]

@@ -15,11 +15,11 @@ from training.demo.latents import Latents
 from training.demo.loop import Schedule, train
 from training.demo.phrases import phrase
 
-FLOW = {
+FLOW_STAGES = {
     "flow": Schedule(steps=7000, learning_rate=1e-3, decay=0.6),
     "flow-again": Schedule(steps=2000, learning_rate=6e-4, decay=1.0),
 }
-GUIDANCE = {"guidance": Schedule(steps=600, learning_rate=3e-4, decay=0.7, average=0.99)}
+GUIDANCE_STAGES = {"guidance": Schedule(steps=600, learning_rate=3e-4, decay=0.7, average=0.99)}
 BATCH = 32
 WORDLESS = 0.1
 GUIDANCE_SCALES = (1.0, 5.0)
@@ -82,10 +82,10 @@ def train_denoiser(latents: Latents, folder: Path) -> TextToVideo:
     """
     torch.manual_seed(0)
     student = TextToVideo()
-    for name, schedule in FLOW.items():
+    for name, schedule in FLOW_STAGES.items():
         train(student, partial(_flow_loss, student, latents), schedule, folder / f"{name}.pt")
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    for name, schedule in GUIDANCE.items():
+    for name, schedule in GUIDANCE_STAGES.items():
         loss = partial(_guidance_loss, student, teacher, latents)
         train(student, loss, schedule, folder / f"{name}.pt")
     return student.eval().requires_grad_(False)

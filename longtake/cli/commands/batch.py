@@ -1,4 +1,4 @@
-"""longtake batch: renders a shots file into a folder."""
+"""longtake batch: render a file of shots into a folder."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _LISTED = 40
 
 @dataclass
 class _Running:
-    since: float
+    start_s: float
     progress: Progress = Progress("starting")
 
 
@@ -154,7 +154,7 @@ class _Table(_Lines):
         super().__init__()
         self._notes: list[str] = []
         self._live = Live(
-            console=console, get_renderable=self._shown, refresh_per_second=4, transient=True
+            console=console, get_renderable=self._render, refresh_per_second=4, transient=True
         )
 
     def open(self) -> None:
@@ -171,19 +171,19 @@ class _Table(_Lines):
         if state in ("failed", "cancelled") or (state == "queued" and text):
             self.note(f"{job}: {state}: {text}")
 
-    def _shown(self) -> Group:
+    def _render(self) -> Group:
         with self._lock:
             table = LiveTable(box=None, padding=(0, 2, 0, 0), expand=False)
             for name in ("running", "", "", "for"):
                 table.add_column(name, style=None if name != "for" else "dim")
             for job, running in list(self._running.items())[:_ROWS]:
-                at = running.progress
-                part = f"{at.done}/{at.total}" if at.total else at.detail
+                progress = running.progress
+                part = f"{progress.done}/{progress.total}" if progress.total else progress.detail
                 table.add_row(
                     Text(job, overflow="ellipsis", no_wrap=True),
-                    f"{at.phase} {part}".strip(),
-                    ProgressBar(total=at.total or 1, completed=at.done, width=24),
-                    format_duration(time.monotonic() - running.since),
+                    f"{progress.phase} {part}".strip(),
+                    ProgressBar(total=progress.total or 1, completed=progress.done, width=24),
+                    format_duration(time.monotonic() - running.start_s),
                 )
             notes = [
                 Text(each, style="dim", overflow="ellipsis", no_wrap=True) for each in self._notes

@@ -44,8 +44,8 @@ def run(options: dict[str, Any], view: View) -> None:
     path = Path(os.path.expanduser(name))
     _check_output(path, suffix, may_exist=settings.overwrite or settings.output is None)
 
-    def on_measure(what: str) -> None:
-        view.progress(Progress("measuring", detail=what))
+    def on_measure(name: str) -> None:
+        view.progress(Progress("measuring", detail=name))
 
     measure = _profile if settings.calibrate else _report
     content = measure(settings, config, device_type, on_measure)
@@ -101,7 +101,7 @@ def _check_output(path: Path, suffix: str, *, may_exist: bool) -> None:
     Args:
         path: The output file.
         suffix: The suffix that it must have, without the dot.
-        may_exist: Whether an existing file is no error: it is replaced, or the name gets a number.
+        may_exist: Whether an existing file is accepted: it is replaced, or the name gets a number.
     """
     if path.suffix != f".{suffix}":
         raise RequestError(f"output={str(path)!r} must end in .{suffix}")

@@ -1,4 +1,4 @@
-"""longtake decode: a video from latents in a file."""
+"""longtake decode: decode a file of latents into a video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longtake.errors import RequestError
 
 
 def run(options: dict[str, Any], view: View) -> None:
-    """Decode a file of latents. Under torchrun, rank 0 alone reads it."""
+    """Decode a file of latents. Under torchrun, only rank 0 reads it."""
     values = {**given_values(options), "autoencoder_only": True}
     overwrite = bool(values.pop("overwrite", False))
     source = Path(os.path.expanduser(options["latents"]))
@@ -30,30 +30,29 @@ def run(options: dict[str, Any], view: View) -> None:
     )
     fields = pop_fields(values, DecodeRequest)
     if TorchrunPlace.is_set() and "model" not in values:
-        raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
+        raise RequestError("torchrun needs --model: only rank 0 reads the latents")
     file: LatentsFile | None = None
     if TorchrunPlace.is_writer():
         if output.output_type == "latents":
             raise RequestError(
-                f"output={output.template!r} is for latents, which are there: use .mp4, say"
+                f"output={output.template!r} is for latents, which the input is already: try .mp4"
             )
         file = read_latents(source)
         if file.origin is not None:
-            fields, values = _over_origin(file.origin, fields, values)
+            fields, values = _with_origin(file.origin, fields, values)
     config = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
     show(decode_to_files(config, DecodeRequest(**fields), file, output, view), view)
 
 
-def _over_origin(
+def _with_origin(
     origin: Origin, fields: dict[str, Any], values: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of the decode request and of the engine: the options' over those of the latents'
-    header."""
-    from_header = origin.request.model_dump(include=set(DecodeRequest.model_fields))
+    """The fields of the decode request and of the engine: options override the file's header."""
+    header_fields = origin.request.model_dump(include=set(DecodeRequest.model_fields))
     engine = {}
     if "model" not in values:
         engine = {"model": origin.engine.model, "revision": origin.engine.revision}
     if "dtype" not in values:
         engine["vae_dtype"] = origin.engine.vae_dtype
-    return override_settings(from_header, fields), {**engine, **values}
+    return override_settings(header_fields, fields), {**engine, **values}

@@ -31,19 +31,19 @@ def run(options: dict[str, Any], view: View) -> int:
         0 if all is well, 1 if something could be better, 3 if something will fail.
     """
     values = given_values(options)
-    asked = CheckContext(DoctorConfig(**pop_fields(values, DoctorConfig)), engine_config(values))
+    context = CheckContext(DoctorConfig(**pop_fields(values, DoctorConfig)), engine_config(values))
     if not TorchrunPlace.is_writer():
         return _EXIT_CODES["ok"]
     view.close()  # a progress bar would capture what is printed
     if options["json"]:
         with contextlib.redirect_stdout(sys.stderr):  # libraries may print; stdout is one object
-            findings = list(examine(asked))
+            findings = list(examine(context))
         described = [asdict(finding) for finding in findings]
         print_line(json.dumps({"status": worst(findings), "findings": described}), sys.stdout)
         return _EXIT_CODES[worst(findings)]
     console = Console() if sys.stdout.isatty() else Console(width=_UNLIMITED_WIDTH)
     findings = []
-    for finding in examine(asked):
+    for finding in examine(context):
         findings.append(finding)
         if finding.status != "ok" or not options["quiet"]:
             for line in _lines(finding, console):

@@ -1,4 +1,4 @@
-"""longtake batch --dry-run: lists the shots and their predicted durations."""
+"""longtake batch --dry-run: list the shots and their predicted durations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 1000
 
 
 class PlannedShot(NamedTuple):
-    """The printable part of a shot; a file may have very many.
+    """The printable part of a shot, kept small because a file may have very many.
 
     Attributes:
         cells: Cells of the row in the table.

@@ -1,4 +1,4 @@
-"""longtake generate: a video from a prompt."""
+"""longtake generate: render a video from a prompt."""
 
 from __future__ import annotations
 

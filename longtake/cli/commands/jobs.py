@@ -1,4 +1,4 @@
-"""longtake jobs: lists, shows, cancels and retries the jobs of an output folder."""
+"""longtake jobs: list, show, cancel or retry the jobs of an output folder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def run(options: dict[str, Any], view: View) -> None:
     folder = Path(os.path.expanduser(options["folder"]))
     if action not in _ACTIONS:
         raise RequestError(
-            f"{action[:60]!r} is none of {', '.join(_ACTIONS)}{did_you_mean(action, _ACTIONS)}"
+            f"{action[:60]!r} is not one of {', '.join(_ACTIONS)}{did_you_mean(action, _ACTIONS)}"
         )
     if action in ("show", "cancel") and not ids:
-        raise RequestError(f"jobs {action} wants ids: see longtake jobs list {folder}")
+        raise RequestError(f"jobs {action} needs ids: see longtake jobs list {folder}")
     if action == "list" and ids:
         raise RequestError(f"jobs list takes no ids: longtake jobs show {folder} {' '.join(ids)}")
     with JobStore(folder, read_only=action in ("list", "show"), busy_s=_BUSY_S) as store:
@@ -48,7 +48,7 @@ def run(options: dict[str, Any], view: View) -> None:
         elif action == "cancel":
             ended = store.cancel(ids, time.time())
             lines = [
-                f"{name} had ended already" if name in ended else f"{name} is cancelled"
+                f"{name} has already ended" if name in ended else f"{name} is cancelled"
                 for name in ids
             ]
         else:
@@ -84,7 +84,7 @@ def _describe(store: JobStore, name: str, as_json: bool) -> str:
         return json.dumps({**_as_json(job), "events": [asdict(event) for event in events]})
     lines = [f"{job.id}: {job.state}, {job.output}", f"  prompt    {job.request.prompt}"]
     if job.seconds:
-        stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in job.seconds.items())
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in job.seconds.items())
         lines.append(f"  seconds   {stages}")
     if job.error:
         lines.append("  error     " + job.error.replace("\n", "\n            "))

@@ -1,4 +1,4 @@
-"""What generate and decode share: the option --output, and the line that says what was written."""
+"""Shared by generate and decode: the option --output, and the summary of what was written."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from longtake.errors import RequestError
 
 
 def output_spec(name: Any, *, metadata: bool, overwrite: bool, request_id: str) -> OutputSpec:
-    """Where the videos go.
+    """Where the videos are written.
 
     Args:
-        name: Value of --output, or of ``output`` in a config file; None if it was left out.
-        metadata: Whether a .json is written beside the videos.
-        overwrite: Whether earlier files are replaced.
+        name: Value of --output, or of ``output`` in a config file; None if left out.
+        metadata: Whether a .json is written next to the videos.
+        overwrite: Whether existing files are replaced.
         request_id: Value of the placeholder ``{id}``.
 
     Raises:
-        RequestError: The name is no text, or has an unknown placeholder.
+        RequestError: The name is not text, or has an unknown placeholder.
     """
     if name is not None and not isinstance(name, str):
-        raise RequestError(f"output={name!r} must be a path, in quotes where it is a number")
+        raise RequestError(f"output={name!r} must be a path: put a number in quotes")
     if name is not None:
         check_placeholders(name)
         name = os.path.expanduser(name)
@@ -32,7 +32,7 @@ def output_spec(name: Any, *, metadata: bool, overwrite: bool, request_id: str) 
 
 
 def show(rendered: RenderedFiles | None, view: View) -> None:
-    """Show what was written, after the metadata's warnings; nothing on ranks that write nothing."""
+    """Show the metadata's warnings and what was written; nothing on ranks that write nothing."""
     if rendered is None:
         return
     for warning in rendered.metadata.warnings():

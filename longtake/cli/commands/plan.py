@@ -1,4 +1,4 @@
-"""longtake plan: predicts time and memory of a video for each layout, without rendering it."""
+"""longtake plan: predict the time and memory of a video for each layout, without rendering it."""
 
 from __future__ import annotations
 
@@ -195,8 +195,8 @@ def _memory_table(plan: Plan) -> Table:
     parts = ("runtime", "weights", "text", "activations", "buffers", "decode")
     table = _table("GiB a rank", *parts, "at most")
     for each in plan.layouts:
-        held = each.memory.as_json()
-        sizes = [*(held[part] for part in parts), each.memory.total]
+        bytes_by_part = each.memory.as_json()
+        sizes = [*(bytes_by_part[part] for part in parts), each.memory.total]
         table.add_row(each.name, *(f"{size / 2**30:.2f}" for size in sizes))
     return table
 

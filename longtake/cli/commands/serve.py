@@ -1,4 +1,4 @@
-"""``longtake serve``: an HTTP API and a page."""
+"""longtake serve: serve an HTTP API and a page."""
 
 from __future__ import annotations
 

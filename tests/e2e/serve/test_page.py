@@ -191,7 +191,7 @@ def test_reload_and_second_tab_show_a_running_video(tab: Any, browser: Any, serv
 
 def test_errors_are_shown_at_their_fields(tab: Any) -> None:
     tab.get_by_role("button", name="Generate").click()
-    tab.get_by_role("alert").get_by_text("must hold more than blanks").wait_for()
+    tab.get_by_role("alert").get_by_text("must not be blank").wait_for()
     tab.get_by_label("Prompt").fill("a")
     tab.get_by_label("Size").fill("65x64")
     tab.get_by_label("Size").press("Enter")

@@ -1,4 +1,4 @@
-"""Commands and options as people type them, and the errors of one line."""
+"""The command line: help, options, and errors of one line."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from longtake.cli.options import COMMANDS
         (["generate", "a", "--dry-run"], "--dry-run is not an option of generate, but of batch;"),
         (["generate", "a", "--no-json"], "--no-json is not an option of generate"),
         (["generate", "a", "cat"], "more words than one prompt (cat): put it in quotes"),
-        (["generate", "-a cat"], "'-a cat' begins with a dash: put it behind --"),
+        (["generate", "-a cat"], "'-a cat' begins with a dash: put it after --"),
         (["generate", "a", "--seed"], "--seed needs a value"),
         (["generate", "--decode-tile-size", "3"], "--decode-tile-size needs FRAMES HEIGHT WIDTH"),
         (["generate", "a", "--seed", "--json"], "--seed needs a value"),
         (["jobs", "list", ".", "-o", "x"], "-o is not an option of jobs, but of generate, batch,"),
         (["generate", "--quiet=yes"], "--quiet takes no value"),
         (["generate", "-é"], "-é is not an option of generate"),
-        (["doctor", "x"], "x: more than doctor takes"),
+        (["doctor", "x"], "doctor takes no argument 'x'"),
         (["jobs"], "jobs needs list|show|cancel|retry and FOLDER"),
         (["decode"], "decode needs LATENTS.safetensors"),
         (["generate", "a caf\udce9"], r"the argument 'a caf\xe9' is not UTF-8: "),
         (["generate", "a", "-o", "\udce9.mp4"], r"the argument '\xe9.mp4' is not UTF-8: "),
     ],
 )
-def test_an_invalid_command_line_is_one_line(
+def test_an_invalid_command_line_gives_one_line_of_error(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -56,22 +56,23 @@ def test_an_invalid_command_line_is_one_line(
 @pytest.mark.parametrize(
     "arguments", [["help", "jobs"], ["jobs", "help"], ["--help", "jobs"], ["jobs", "-h"]]
 )
-def test_every_spelling_of_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_spelling_of_help_prints_the_help_of_the_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(arguments)
     assert caught.value.code in (None, 0)
     assert "usage: longtake jobs" in capsys.readouterr().out
 
 
-def test_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_prints_help_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse([])
     assert caught.value.code == 2
     assert "usage: longtake" in capsys.readouterr().err
 
 
-def test_every_word_is_checked_before_tyro_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever words follow a command: a command, help, or an error of one line."""
+def test_no_words_reach_an_error_of_tyro(capsys: pytest.CaptureFixture[str]) -> None:
     odd = ["a", "-1", "-", "-é", "---x", "--seed=", "--seed", "-o", "-oa", "--no-metadata=1", "="]
     for command in COMMANDS:
         for words in itertools.product(odd, repeat=2):
@@ -82,7 +83,7 @@ def test_every_word_is_checked_before_tyro_sees_it(capsys: pytest.CaptureFixture
             assert capsys.readouterr().err.count("\n") <= 1, words
 
 
-def test_options_that_are_not_given_have_no_value() -> None:
+def test_options_left_out_have_no_value() -> None:
     command, options = parse(["generate", "a", "--no-shard-weights", "--sigmas", "1", "0.5", "-ox"])
     given = {name: value for name, value in options.items() if value not in (None, False)}
     assert command == "generate"
@@ -92,8 +93,7 @@ def test_options_that_are_not_given_have_no_value() -> None:
     assert {*options} == {option.name for option in COMMANDS["generate"].options}
 
 
-def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
-    """As a shell gives them to the program."""
+def test_an_argument_of_the_shell_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     command = [os.fsencode(sys.executable), b"-m", b"longtake", b"generate", b"a caf\xe9"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ran.returncode == 2
@@ -102,7 +102,6 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["generate", "--x"]])
 def test_parsing_imports_no_heavy_library(arguments: list[str]) -> None:
-    """0.25 s of CPU time on an idle core, most of it pydantic's and tyro's."""
     program = (
         "import sys; from longtake.cli import main as cli\n"
         "try: cli.main(sys.argv[1:])\n"

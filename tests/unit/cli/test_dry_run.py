@@ -1,4 +1,4 @@
-"""longtake batch --dry-run: words, lines and cost."""
+"""longtake batch --dry-run: errors and cost."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from longtake.cli import main as cli
 
 
 def dry_run(folder: Path, content: str) -> int:
-    """Run longtake batch --dry-run on a file of that content; returns the exit code."""
+    """Run longtake batch --dry-run on a file; return the exit code."""
     file = folder / "a.yaml"
     file.write_text(content)
     return cli.main(["batch", str(file), "-o", str(folder / "out"), "--dry-run"])
 
 
-def test_a_dry_run_imports_no_torch_and_is_quick(tmp_path: Path) -> None:
-    """5,000 rows: 1 s on an idle core, and 70 MB."""
+def test_a_dry_run_of_5000_shots_is_cheap(tmp_path: Path) -> None:
+    """1 s on an idle core, 70 MB, and no torch."""
     rows = "".join(f"  - {{id: x{n}, prompt: a red circle, seed: {n}}}\n" for n in range(5000))
     (tmp_path / "a.yaml").write_text(f"shots:\n{rows}")
     program = (

@@ -36,7 +36,9 @@ def test_prompts_from_files_and_standard_input(
         (None, "No such file.*; write @@"),
     ],
 )
-def test_invalid_prompts(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_unusable_prompt_files_are_refused(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
     file = tmp_path / "p.txt"
     if content is not None:
         file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Sizes and YAML as people type them, and the words of errors."""
+"""Shorthands of sizes, YAML, and the messages of errors."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ DECLARED: list[type[BaseModel]] = [
     VerifyConfig,
     VideoRequest,
 ]
-PYDANTICS = re.compile(
+PYDANTIC_WORDS = re.compile(
     "Input|should|valid|unable to parse|pydantic|Extra inputs|Field required|greater than|less than"
     "|after validation|pattern"
 )
-WRONG: list[Any] = [
+WRONG_VALUES: list[Any] = [
     *(None, True, "", "x", "-1", "1e400", "nan", -1, 0, 1.5, 10**30, float("inf"), b"\xff"),
     *("a\udce9", [], ["x"], [1], [0.5, 0.5], {}, {"x": 1}, {1: 2}, object(), Path("a\udce9")),
     *("9" * 5000, "a" * 200_000, "off", "1:2:3", [[]], ["1", "2", "x"], {"template": 1}),
@@ -54,22 +54,22 @@ WRONG: list[Any] = [
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
 def test_errors_are_not_worded_by_pydantic(kind: type[BaseModel]) -> None:
-    """Any wrong value of any field gives one line in our own words."""
+    """Any wrong value of any field gives one line in longtake's own words."""
     refused = 0
     for name in [*kind.model_fields, "heigth"]:
-        for value in WRONG:
+        for value in WRONG_VALUES:
             try:
                 kind.model_validate({name: value})
             except ValidationError as error:
                 refused += 1
                 text = one_line(error, kind.model_fields)
-                assert not PYDANTICS.search(re.sub(r"='.*?' |=\".*?\" |<object.*?>", " ", text)), (
-                    text
-                )
+                assert not PYDANTIC_WORDS.search(
+                    re.sub(r"='.*?' |=\".*?\" |<object.*?>", " ", text)
+                ), text
                 assert "\n" not in text
                 assert text.isprintable()
                 assert len(text) < 900
-    assert refused > len(WRONG)
+    assert refused > len(WRONG_VALUES)
 
 
 def test_every_declared_rule_has_a_message() -> None:
@@ -78,7 +78,7 @@ def test_every_declared_rule_has_a_message() -> None:
     met: set[str] = set()
     for kind in DECLARED:
         for name in kind.model_fields:
-            for value in WRONG:
+            for value in WRONG_VALUES:
                 try:
                     kind.model_validate({name: value})
                 except ValidationError as error:
@@ -90,14 +90,14 @@ def test_every_declared_rule_has_a_message() -> None:
     assert {"int_parsing", "string_unicode", "literal_error", "too_short", "model_type"} <= met
 
 
-def size(**asked: Any) -> tuple[int, int, int]:
-    resolved = resolve(VideoRequest(prompt="a", **asked), SPEC)
+def size(**fields: Any) -> tuple[int, int, int]:
+    resolved = resolve(VideoRequest(prompt="a", **fields), SPEC)
     assert type(resolved) is ResolvedRequest
     return resolved.width, resolved.height, resolved.num_frames
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("fields", "expected"),
     [
         (dict(size="1280x720"), (1280, 720, 129)),
         (dict(size=" 960 × 544 "), (960, 544, 129)),
@@ -118,32 +118,34 @@ def size(**asked: Any) -> tuple[int, int, int]:
         (dict(seconds=0.001), (1280, 720, 1)),
     ],
 )
-def test_sizes_as_people_type_them(asked: dict[str, Any], expected: tuple[int, int, int]) -> None:
-    assert size(**asked) == expected
+def test_shorthands_resolve_to_height_width_and_frames(
+    fields: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    assert size(**fields) == expected
 
 
-def test_the_models_own_sizes_come_first() -> None:
+def test_sizes_of_the_model_come_first() -> None:
     defaults = defaults_of("hunyuan-video-i2v", Path("/none"))
     spec = type(SPEC)(**{**vars(SPEC), "defaults": defaults})
     pairs: list[tuple[dict[str, Any], tuple[int, int]]] = [
         (dict(resolution="720p", aspect_ratio="4:3"), (1104, 832)),
         (dict(resolution="540p"), (960, 544)),
         (dict(aspect_ratio="1:1"), (960, 960)),
-        (dict(aspect_ratio="2.39:1"), (1488, 624)),  # none of its own is near
+        (dict(aspect_ratio="2.39:1"), (1488, 624)),  # no size of the model is near
     ]
-    for asked, expected in pairs:
-        resolved = resolve(VideoRequest(prompt="a", **asked), spec)
+    for fields, expected in pairs:
+        resolved = resolve(VideoRequest(prompt="a", **fields), spec)
         assert (resolved.width, resolved.height) == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("fields", "words"),
     [
         (dict(size="64x64", height=32), "size=64x64 with height=32: leave one of them out"),
         (dict(resolution="720p", width=32), "resolution=720p with width=32: leave one"),
         (dict(aspect_ratio="1:1", height=32, width=64), "aspect_ratio=1:1 with width=64"),
         (dict(seconds=5, num_frames=5), "seconds=5.0 with num_frames=5: leave one"),
-        (dict(size="64"), "size='64' must be WIDTHxHEIGHT in pixels, 1280x720 say"),
+        (dict(size="64"), "size='64' must be WIDTHxHEIGHT in pixels, such as 1280x720"),
         (dict(size="0x64"), "size='0x64' must have a width of 1 to 16384"),
         (dict(resolution="64x64"), "must be the shorter side.*: --size takes both sides"),
         (dict(aspect_ratio="16:0"), "aspect_ratio='16:0' must be WIDTH:HEIGHT"),
@@ -155,9 +157,9 @@ def test_the_models_own_sizes_come_first() -> None:
         (dict(prompt="a caf\udce9"), r"prompt='a caf\\xe9' is not UTF-8"),
     ],
 )
-def test_invalid_sizes(asked: dict[str, Any], words: str) -> None:
+def test_invalid_fields_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        VideoRequest(**{"prompt": "a", **asked})
+        VideoRequest(**{"prompt": "a", **fields})
 
 
 def test_a_side_beyond_the_limit_is_refused() -> None:
@@ -165,7 +167,7 @@ def test_a_side_beyond_the_limit_is_refused() -> None:
         size(resolution="16384p", aspect_ratio="16:1")
 
 
-def test_a_later_source_overrides_an_earlier_one() -> None:
+def test_a_flag_overrides_conflicting_fields_of_a_file() -> None:
     file = {"height": 720, "width": 1280, "num_frames": 129}
     assert merge_fields(file, {"size": "64x64"}) == {"num_frames": 129, "size": "64x64"}
     assert merge_fields(file, {"resolution": "480p", "seconds": 2}) == {
@@ -179,7 +181,7 @@ def test_a_later_source_overrides_an_earlier_one() -> None:
     }
 
 
-def test_yaml_words_stay_text() -> None:
+def test_yaml_scalars_stay_text() -> None:
     content = (
         "a: off\nb: 12:30\nc: 007\nd: 1.10\ne: 2026-01-01\nf: ~\ng: 'null'\nh: [yes, =, 1e3]\n"
     )
@@ -194,17 +196,17 @@ def test_yaml_words_stay_text() -> None:
     ("content", "words"),
     [
         (b"a: 1\nb: 2\na: 3", "line 3: has a twice"),
-        (b"a:\n  b: [", "line 3: is no YAML"),
-        (b"a:\n\t- b", "line 2: is no YAML"),
-        (b"a: 1\n---\nb: 2", "line 2: begins another document"),
-        (b"a: 1\nb: &x [*x]", "line 2: has .x within &x"),
+        (b"a:\n  b: [", "line 3: is not YAML"),
+        (b"a:\n\t- b", "line 2: is not YAML"),
+        (b"a: 1\n---\nb: 2", "line 2: starts a second document"),
+        (b"a: 1\nb: &x [*x]", "line 2: has .x inside &x"),
         (b"a: !!python/name:os.system x", "line 1: has the tag"),
         (b"a: 1\nb: caf\xe9", "line 2: is not UTF-8"),
         ("a: 1".encode("utf-16"), "line 1: is not UTF-8"),
-        (b"a: 1\nb: \0", "line 2: holds"),
+        (b"a: 1\nb: \0", "line 2: contains"),
         (b"[" * 100_000, "line 1: is nested deeper than 20"),
-        (b"a: *none", "line 1: has .none, and there is no &none"),
-        (b"? [1]\n: 2", "line 1: has a key that is no word"),
+        (b"a: *none", "line 1: has .none, but no &none"),
+        (b"? [1]\n: 2", "line 1: has a key that is not text"),
     ],
 )
 def test_invalid_yaml_names_its_line(content: bytes, words: str) -> None:

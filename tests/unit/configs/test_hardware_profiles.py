@@ -1,4 +1,4 @@
-"""The profiles of hardware that come with the package, and files that are none."""
+"""Bundled hardware profiles, and profiles in files."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from longtake.errors import RequestError
 FOLDER = Path(__file__).parents[3] / "configs" / "hardware"
 
 
-def figures(part: Any, place: str = "") -> Iterator[tuple[str, Figure]]:
-    """Every number that has a source, and where it stands."""
+def figures(part: Any, location: str = "") -> Iterator[tuple[str, Figure]]:
+    """Yield every figure with its location."""
     if isinstance(part, Figure):
-        yield place, part
+        yield location, part
     elif isinstance(part, BaseModel):
-        yield from figures(dict(part), place)
+        yield from figures(dict(part), location)
     elif isinstance(part, dict):
         for name, value in part.items():
-            yield from figures(value, f"{place}.{name}")
+            yield from figures(value, f"{location}.{name}")
     elif isinstance(part, tuple):
         for at, value in enumerate(part):
-            yield from figures(value, f"{place}[{at}]")
+            yield from figures(value, f"{location}[{at}]")
 
 
-def test_there_are_some() -> None:
+def test_profiles_lists_the_bundled_files() -> None:
     assert profiles() == sorted(path.stem for path in FOLDER.glob("*.yaml"))
     assert {"h100", "a800", "h20", "l20", "rtx4090", "cpu"} <= set(profiles())
 
 
 @pytest.mark.parametrize("name", profiles())
-def test_a_profile(name: str) -> None:
+def test_a_bundled_profile_is_consistent(name: str) -> None:
     hardware = load_hardware(name)
     assert load_hardware(name.upper()) == hardware
     found = dict(figures(hardware))
     assert len(found) >= 14
-    for place, figure in found.items():
-        assert len(figure.source.split()) >= 3, place
+    for location, figure in found.items():
+        assert len(figure.source.split()) >= 3, location
     assert (hardware.device == "cuda") == bool(hardware.names)
     assert {"float32", "bfloat16"} <= set(hardware.flops_per_s)
     assert hardware.device == "cpu" or hardware.host_bytes_per_s is not None
-    # No level lets more through than one within it, for as many devices.
+    # An outer level has no more bandwidth per device than an inner one.
     for inner, outer in zip(hardware.links, hardware.links[1:], strict=False):
         assert outer.bytes_per_s.value / outer.shared_by <= inner.bytes_per_s.value
         assert outer.latency_s.value >= inner.latency_s.value
         assert outer.shared_by in (1, inner.spans)
 
 
-def test_a_name_that_is_not_known() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(RequestError) as caught:
         load_hardware("voodoo2")
-    assert str(caught.value).startswith("gpu='voodoo2' is not known: use ")
+    assert str(caught.value).startswith("gpu='voodoo2' is unknown: use ")
     assert all(name in str(caught.value) for name in profiles())
 
 
-def refused(path: Path) -> str:
+def refusal(path: Path) -> str:
     with pytest.raises(RequestError) as caught:
         load_hardware(str(path))
     message = str(caught.value)
@@ -71,22 +71,22 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(
     "text", ["", "just words", "[1, 2]", "a: [", "\0", "names: [H100]", "7", "- &a [*a]"], ids=repr
 )
-def test_a_file_that_is_no_profile(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_profile_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    assert "holds no hardware profile" in refused(path)
+    assert "is not a hardware profile" in refusal(path)
 
 
-def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    assert "cannot be read: No such file" in refused(tmp_path / "mine.yaml")
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in refusal(tmp_path / "mine.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    assert "cannot be read: Is a directory" in refused(tmp_path / "folder.yaml")
+    assert "cannot be read: Is a directory" in refusal(tmp_path / "folder.yaml")
     (tmp_path / "image.yml").write_bytes(b"\xff\xd8\xff\xe0")
-    assert "holds no hardware profile" in refused(tmp_path / "image.yml")
+    assert "is not a hardware profile" in refusal(tmp_path / "image.yml")
 
 
 def changed(tmp_path: Path, **changes: Any) -> Path:
-    """A file with a profile of which some fields are others."""
+    """Write the L20 profile with some fields changed; return its path."""
     content = yaml.safe_load((FOLDER / "l20.yaml").read_text())
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}))
@@ -94,14 +94,14 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
 
 
 def links(*spans: int | None) -> list[dict[str, Any]]:
-    figure = {"value": 1e9, "source": "made up for this test"}
+    figure = {"value": 1e9, "source": "invented for this test"}
     return [
         {"name": "some", "spans": each, "bytes_per_s": figure, "latency_s": figure}
         for each in spans
     ]
 
 
-def test_a_profile_of_ones_own(tmp_path: Path) -> None:
+def test_a_profile_is_read_from_a_file(tmp_path: Path) -> None:
     path = changed(tmp_path, description="mine", links=links(2, 4, None))
     hardware = load_hardware(str(path))
     assert hardware.description == "mine"
@@ -109,7 +109,7 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
     assert load_hardware(str(changed(tmp_path))) == load_hardware("l20")
 
 
-def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed(tmp_path, description="at home")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_hardware("~/mine.yaml").description == "at home"
@@ -118,10 +118,10 @@ def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "spans", [(4, 2, None), (2, 2, None), (2, 8), (None, 8), (None, None), ()], ids=str
 )
-def test_links_out_of_order_or_without_an_end(
+def test_links_must_span_more_and_more_devices_up_to_all(
     tmp_path: Path, spans: tuple[int | None, ...]
 ) -> None:
-    message = refused(changed(tmp_path, links=links(*spans)))
+    message = refusal(changed(tmp_path, links=links(*spans)))
     assert "links" in message
 
 
@@ -143,9 +143,9 @@ def test_links_out_of_order_or_without_an_end(
     ],
     ids=str,
 )
-def test_figures_that_cannot_be(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_invalid_figures_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     (field,) = changes
-    assert field in refused(changed(tmp_path, **changes))
+    assert field in refusal(changed(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(
@@ -171,18 +171,18 @@ def test_figures_that_cannot_be(tmp_path: Path, changes: dict[str, Any]) -> None
         ("", None),
     ],
 )
-def test_names_as_drivers_give_them(driver: str, expected: str | None) -> None:
+def test_device_names_of_drivers_match_one_profile(driver: str, expected: str | None) -> None:
     found = [name for name in profiles() if load_hardware(name).matches(driver)]
     assert found == ([expected] if expected else [])
 
 
-def test_whole_words_alone() -> None:
+def test_names_match_whole_words_only() -> None:
     hardware = load_hardware("h100")
 
-    def known_as(*names: str) -> Hardware:
+    def hardware_named(*names: str) -> Hardware:
         return hardware.model_copy(update={"names": names})
 
-    assert known_as("RTX 4090").matches("GeForce RTX-4090")
-    assert not known_as("RTX 4090").matches("GeForce 4090 RTX")
-    assert known_as("Nothing", "L40").matches("L40")
-    assert not known_as().matches("NVIDIA H100")
+    assert hardware_named("RTX 4090").matches("GeForce RTX-4090")
+    assert not hardware_named("RTX 4090").matches("GeForce 4090 RTX")
+    assert hardware_named("Nothing", "L40").matches("L40")
+    assert not hardware_named().matches("NVIDIA H100")

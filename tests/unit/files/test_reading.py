@@ -1,4 +1,4 @@
-"""Files that are no regular files, or too large, are refused without being waited for."""
+"""Irregular and oversized files are refused at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def pipe(path: Path) -> Path:
     return path
 
 
-def circle(path: Path) -> Path:
+def link_to_itself(path: Path) -> Path:
     path.symlink_to(path.name)
     return path
 
 
-def gigabytes(path: Path) -> Path:
+def huge_file(path: Path) -> Path:
     path.touch()
     os.truncate(path, 2**33)
     return path
@@ -31,22 +31,24 @@ def gigabytes(path: Path) -> Path:
     ("make", "reason"),
     [
         (pipe, "it is a pipe, not a regular file"),
-        (circle, "Too many levels of symbolic links"),
-        (gigabytes, "it is larger than 1 MiB"),
+        (link_to_itself, "Too many levels of symbolic links"),
+        (huge_file, "it is larger than 1 MiB"),
         (lambda path: Path("/dev/zero"), "it is a device, not a regular file"),
         (lambda path: path.parent, "Is a directory"),
         (lambda path: path.with_name("none"), "No such file or directory"),
         (lambda path: Path("a\0b"), "no file can have that name"),
     ],
 )
-def test_what_is_not_read(make: object, reason: str, tmp_path: Path) -> None:
+def test_irregular_and_oversized_files_are_refused(
+    make: object, reason: str, tmp_path: Path
+) -> None:
     assert callable(make)
     with pytest.raises(OSError) as caught:
         read_regular(make(tmp_path / "file"), 2**20)
     assert caught.value.strerror == reason
 
 
-def test_a_link_to_a_file(tmp_path: Path) -> None:
+def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
     assert read_regular(tmp_path / "link", 7) == b"content"
@@ -65,7 +67,7 @@ def test_a_link_to_a_file(tmp_path: Path) -> None:
         (b"{", "Expecting property name"),
     ],
 )
-def test_no_json(content: bytes, reason: str, tmp_path: Path) -> None:
+def test_invalid_json_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_json(tmp_path / "file")

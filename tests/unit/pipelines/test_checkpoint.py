@@ -195,11 +195,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "defaults in another encoding": (
         lambda f: (f / "longtake.yaml").write_bytes(b"height: \xe9"),
-        "longtake.yaml holds no defaults of a model",
+        "longtake.yaml is not a file of model defaults",
     ),
     "a wrong default": (
         lambda f: (f / "longtake.yaml").write_text("height: tall"),
-        "longtake.yaml holds no defaults of a model: line 1: height='tall' must be a whole number",
+        "longtake.yaml is not a file of model defaults: line 1: height='tall' must be a whole "
+        "number",
     ),
     "nested without end": (
         lambda f: (f / "model_index.json").write_text("[" * 100_000),
@@ -285,7 +286,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "defaults that expand without end": (
         lambda f: (f / "longtake.yaml").write_text("height: &a [*a]"),
-        "longtake.yaml holds no defaults of a model: line 1: has .a within &a",
+        "longtake.yaml is not a file of model defaults: line 1: has .a inside &a",
     ),
 }
 

@@ -183,7 +183,8 @@ def test_damaged_models(
 
 
 @pytest.mark.parametrize(
-    ("sizes", "text"), [("{720p: []}", "holds no defaults"), ("{a: [[30, 32]]}", "multiples of 16")]
+    ("sizes", "text"),
+    [("{720p: []}", "is not a file of model defaults"), ("{a: [[30, 32]]}", "multiples of 16")],
 )
 def test_sizes_that_a_model_cannot_have(
     animators: dict[str, str], tmp_path: Path, sizes: str, text: str

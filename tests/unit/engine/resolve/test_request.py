@@ -39,8 +39,8 @@ SPEC = ModelSpec(
 )
 
 OUT_OF_RANGE: list[tuple[str, Any, str]] = [
-    ("prompt", "", "must hold more than blanks"),
-    ("prompt", " \n", "must hold more than blanks"),
+    ("prompt", "", "must not be blank"),
+    ("prompt", " \n", "must not be blank"),
     ("prompt", "a" * 100_001, "at most 100000"),
     ("prompt", 3, "must be text"),
     ("negative_prompt", "a" * 100_001, "at most 100000"),
@@ -58,11 +58,11 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("seed", -1, "at least 0"),
     ("seed", True, "must not be true or false"),
     ("num_videos", True, "must not be true or false"),
-    ("prompt_template", {"template": "no place", "crop_start": 1}, "must hold {} once"),
-    ("prompt_template", {"template": "{} {}", "crop_start": 1}, "must hold {} once"),
-    ("prompt_template", {"template": "{x} : {}", "crop_start": 1}, "must hold {} once"),
-    ("prompt_template", {"template": "{{}}", "crop_start": 1}, "must hold {} once"),
-    ("prompt_template", {"template": "{:>9999}", "crop_start": 1}, "must hold {} once"),
+    ("prompt_template", {"template": "no place", "crop_start": 1}, "must contain {} once"),
+    ("prompt_template", {"template": "{} {}", "crop_start": 1}, "must contain {} once"),
+    ("prompt_template", {"template": "{x} : {}", "crop_start": 1}, "must contain {} once"),
+    ("prompt_template", {"template": "{{}}", "crop_start": 1}, "must contain {} once"),
+    ("prompt_template", {"template": "{:>9999}", "crop_start": 1}, "must contain {} once"),
     ("sigmas", [True, 0.5], "must not be true or false"),
     ("max_sequence_length", 0, "at least 1"),
     ("seed", 2**63, "at most"),
@@ -150,7 +150,7 @@ def test_a_released_model_has_a_preset(tmp_path: Any) -> None:
 @pytest.mark.parametrize("text", ["height: tall", "a: [", "colour: blue", "- 1"])
 def test_a_models_own_defaults_must_be_some(tmp_path: Any, text: str) -> None:
     (tmp_path / "longtake.yaml").write_text(text)
-    with pytest.raises(ModelError, match="longtake.yaml holds no defaults"):
+    with pytest.raises(ModelError, match="longtake.yaml is not a file of model defaults"):
         defaults_of("x", tmp_path)
 
 

@@ -141,7 +141,7 @@ shots:
         ("defaults: {seed: 1, seed: 2}\nshots: []\n", 1, "has seed twice"),
         ("shots:\n  - {prompt: a, product: [1]}\n", 2, "product must map fields to lists"),
         ("shots:\n  - {prompt: a, product: {seed: 1}}\n", 2, "product of seed must be a list"),
-        ("shots:\n  - 'never ends\n", 3, "is no YAML"),
+        ("shots:\n  - 'never ends\n", 3, "is not YAML"),
         ("shots:\n  - !!python/object/apply:os.system ['id']\n", 2, "has the tag"),
         ("shots:\n  - {prompt: !!python/name:os.system x}\n", 2, "has the tag"),
         (
@@ -176,7 +176,7 @@ def test_yaml_that_is_no_utf8(tmp_path: Path) -> None:
             )
             + "shots: [*g]\n",
             7,
-            "holds more than 10000000 values",
+            "has more than 10000000 values",
         ),
         ("shots: [a]\nshots: [b]\n", 2, "has shots twice"),
     ],
