@@ -267,7 +267,7 @@ class VideoPipeline(ABC):
         }
         return {name: count for name, count in counts.items() if count.used < count.total}
 
-    def start(
+    def initial_latents(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Initial latents, ``[B, C, F, H, W]``, float32: noise unless overridden.

@@ -103,7 +103,7 @@ class Checkpoint:
     @property
     def pipeline_class(self) -> str:
         """Name of the pipeline's class in diffusers."""
-        return model_files.shown(self.index.get("_class_name"))
+        return model_files.printable(self.index.get("_class_name"))
 
     def component_class(self, component: str) -> str:
         """Name of a component's class.
@@ -117,7 +117,7 @@ class Checkpoint:
                 f"{self.folder / 'model_index.json'} names no {component}: the pipeline is not "
                 "complete, download or save it again"
             )
-        return model_files.shown(named[1])
+        return model_files.printable(named[1])
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
         """A component's configuration.
@@ -285,8 +285,8 @@ def _shards(index: Path) -> list[str]:
     for shard in shards:
         if not _SHARD.fullmatch(shard):
             raise ModelError(
-                f"{index} names {model_files.shown(shard)}, which is no safetensors file beside "
-                "it: download or save the model again"
+                f"{index} names {model_files.printable(shard)}, which is no safetensors file "
+                "beside it: download or save the model again"
             )
     names = sorted(set(shards))
     if len(names) > _MAX_SHARDS:

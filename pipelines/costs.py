@@ -127,11 +127,11 @@ class ModelCosts(ABC):
         """Tiles of latents of shape ``(F, H, W)``."""
 
     @abstractmethod
-    def tile_decoding(self, cells: Sequence[int], element_size: int) -> Work:
+    def tile_decoding(self, shape: Sequence[int], element_size: int) -> Work:
         """Work of decoding one tile of ``(f, h, w)`` latents."""
 
     @abstractmethod
-    def tile_bytes(self, cells: Sequence[int], element_size: int) -> int:
+    def tile_bytes(self, shape: Sequence[int], element_size: int) -> int:
         """Peak memory of decoding one tile, in bytes."""
 
     @property

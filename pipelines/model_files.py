@@ -188,8 +188,8 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
         held = read_header(file).tensors
         if twice := sorted(tensors.keys() & held):
             raise ModelError(
-                f"{file} holds {shown(twice[0])}, which another file of the component also holds: "
-                "download or save the model again"
+                f"{file} holds {printable(twice[0])}, which another file of the component also "
+                "holds: download or save the model again"
             )
         tensors |= held
     return tensors
@@ -215,7 +215,7 @@ def check_tensors(
         wrong = (
             f"lacks {missing[0]}"
             if missing
-            else f"holds {shown(unknown[0])}, which the model does not have"
+            else f"holds {printable(unknown[0])}, which the model does not have"
         )
         raise ModelError(
             f"{folder} {wrong} ({len(missing)} missing, {len(unknown)} too many): its weights and "
@@ -235,7 +235,7 @@ def check_tensors(
             )
 
 
-def shown(value: Any) -> str:
+def printable(value: Any) -> str:
     """A name from a file, truncated and escaped for an error message."""
     name = str(value)
     return name if name.isprintable() and len(name) <= 80 else repr(name[:80])

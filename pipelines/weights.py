@@ -61,7 +61,7 @@ def load_weights(
             _fill(target, whole)
 
 
-def split_weights(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
+def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
     """Split a module's weights over all ranks; each block's come together while it computes.
 
     Each rank holds 1/N of every parameter (FSDP2). While one block computes, the next one's
@@ -94,7 +94,7 @@ def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
         return {name: _read(file, name, files) for name, file in tensors.items()}
 
 
-def held_bytes(module: nn.Module) -> int:
+def local_weight_bytes(module: nn.Module) -> int:
     """Bytes of the parameters that this rank holds."""
     return sum(
         (local if (local := _local(parameter)) is not None else parameter).nbytes
@@ -102,7 +102,7 @@ def held_bytes(module: nn.Module) -> int:
     )
 
 
-def fetch_traffic(module: nn.Module) -> int:
+def all_gather_bytes(module: nn.Module) -> int:
     """Bytes that this rank sends to others each time the module's forward runs: its split weights.
 
     Each rank's rows go to every other rank once; where rows do not divide, FSDP2 pads them.

@@ -22,7 +22,7 @@ from longtake.pipelines.decode import (
 )
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.stages import StageReport, stage
-from longtake.pipelines.tiles import Spans, TileCoder, overlapping
+from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans
 from tests import tiny
 from tests.rendering import world
 
@@ -177,15 +177,15 @@ class Enlarger(TileCoder):
     def spans(self, shape: Sequence[int]) -> Spans:
         frames, rows, columns = shape
         return (
-            overlapping(frames, 4, 3, lambda cells: 4 * cells - 3, first=1),
-            overlapping(rows, 16, 12, lambda cells: 16 * cells),
-            overlapping(columns, 16, 12, lambda cells: 16 * cells),
+            overlapping_spans(frames, 4, 3, lambda cells: 4 * cells - 3, first=1),
+            overlapping_spans(rows, 16, 12, lambda cells: 16 * cells),
+            overlapping_spans(columns, 16, 12, lambda cells: 16 * cells),
         )
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
-        frames, rows, columns = cells.shape[2:]
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
+        frames, rows, columns = tiles.shape[2:]
         size = (4 * frames - 3, 16 * rows, 16 * columns)
-        return torch.nn.functional.interpolate(cells[:, :3], size)
+        return torch.nn.functional.interpolate(tiles[:, :3], size)
 
 
 def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:

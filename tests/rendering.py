@@ -23,7 +23,7 @@ from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.stages import StageReport
-from longtake.pipelines.weights import held_bytes
+from longtake.pipelines.weights import local_weight_bytes
 from tests import tiny
 
 ALONE = World(torch.device("cpu"))
@@ -139,7 +139,7 @@ def latents_on_ranks(
 
 def bytes_held(folder: str, shard_weights: bool) -> int:
     """On a rank: bytes of the transformer's parameters that it holds."""
-    return held_bytes(loaded(folder, True, shard_weights=shard_weights).denoiser)
+    return local_weight_bytes(loaded(folder, True, shard_weights=shard_weights).denoiser)
 
 
 def traffic(

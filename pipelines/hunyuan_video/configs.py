@@ -123,17 +123,17 @@ class VaeConfig(Component):
             raise ValueError("block_out_channels must be multiples of norm_num_groups")
         return self
 
-    def scales(self, place: int) -> tuple[int, int]:
+    def scale_factors(self, index: int) -> tuple[int, int]:
         """A block's temporal and spatial scale factors: upsampling in the decoder, downsampling in
         the encoder.
 
         Args:
-            place: Index of the block, in execution order.
+            index: Index of the block, in execution order.
         """
         blocks = len(self.block_out_channels)
-        in_space = place < int(math.log2(self.spatial_compression_ratio))
+        in_space = index < int(math.log2(self.spatial_compression_ratio))
         times = int(math.log2(self.temporal_compression_ratio))
-        in_time = blocks - 1 - times <= place < blocks - 1
+        in_time = blocks - 1 - times <= index < blocks - 1
         return (2 if in_time else 1), (2 if in_space else 1)
 
 

@@ -47,7 +47,7 @@ class ImageTextEncoders(TextEncoders):
         config = LlavaConfig.model_validate(checkpoint.config("text_encoder"))
         self._num_patches = config.num_patches
 
-    def encode_beside(
+    def encode_with_picture(
         self,
         prompt: str,
         picture: Pixels,

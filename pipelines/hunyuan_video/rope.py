@@ -34,7 +34,7 @@ def video_rotation(
     cos, sin = rope(torch.empty(1, device=device).expand(grid.shape))
     rotation = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
     if num_frames > LONGEST_FRAMES:
-        frames, rows, columns = grid.cells
+        frames, rows, columns = grid.tokens_shape
         intrinsic = min(max(2 + (num_frames + 3) // 100, 4), 8, rope.rope_dim[0] // 2)
         frequency = _RIFLEX_PERIODS * 2 * math.pi / frames
         angles = torch.arange(frames, device=device, dtype=torch.float32) * frequency

@@ -71,7 +71,7 @@ def vae_tensors(config: VaeConfig) -> NamedShapes:
             for layer in range(config.layers_per_block + (not encodes)):
                 yield from _residual(f"{block}resnets.{layer}.", before, width)
                 before = width
-            if config.scales(index) != (1, 1):
+            if config.scale_factors(index) != (1, 1):
                 scaling = "downsamplers" if encodes else "upsamplers"
                 yield from _convolution(f"{block}{scaling}.0.conv.conv", width, width, 3)
         yield from _norm(f"{part}.conv_norm_out", before)

@@ -87,14 +87,14 @@ def test_what_travels_are_the_tiles(ranks: RankGroups, world_size: int) -> None:
     shape, asked = (1, 4, 9, 20, 13), how()
     plan = TilePlan(coder_of(asked, "decode").spans(shape[2:]), 1, world_size)
     for rank, (sent, calls) in enumerate(ranks.run(world_size, traffic, shape, asked)):
-        own: Any = plan.of_rank(rank)
+        own: Any = plan.tiles_of(rank)
         if rank == 0:
             assert (sent, calls) == (world_size - 1, {"send": world_size - 1, "recv_": recv(plan)})
         else:
-            sizes = [3 * a * b * c * 4 for a, b, c in (tile.values_shape for tile in own)]
+            sizes = [3 * a * b * c * 4 for a, b, c in (tile.output_shape for tile in own)]
             assert (sent, calls) == (sum(sizes) + len(own), {"send": len(own), "recv_": 1})
 
 
 def recv(plan: TilePlan) -> int:
     """Tiles that rank 0 does not compute."""
-    return len(plan.tiles) - len(plan.of_rank(0))
+    return len(plan.tiles) - len(plan.tiles_of(0))

@@ -61,7 +61,7 @@ def test_split_weights_give_the_same_latents(
             np.testing.assert_allclose(latents[at], latents_of_one(folder, each), atol=1e-4)
 
 
-def num_still(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
+def token_counts(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
     """On a rank: how many of its tokens are the picture's, and how many of the video it has."""
     pipeline = loaded(folder, True)
     grid, mesh = pipeline.spec.grid(asked), world().mesh(dims)
@@ -70,7 +70,7 @@ def num_still(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[
     )
     branch = pipeline.denoiser.branch(streams, grid, dims, mesh, asked)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)
-    return branch.num_still, video.counts[world().rank]
+    return branch.num_first_frame_tokens, video.counts[world().rank]
 
 
 def test_the_first_frame_ends_inside_of_a_rank_at_its_edge_and_after_several(
@@ -80,7 +80,9 @@ def test_the_first_frame_ends_inside_of_a_rank_at_its_edge_and_after_several(
     places = set()
     for dims in LAYOUTS[1:]:
         for asked in requests():
-            found = ranks.run(dims.world_size, num_still, animators["token_replace"], asked, dims)
+            found = ranks.run(
+                dims.world_size, token_counts, animators["token_replace"], asked, dims
+            )
             first_frame = asked.height * asked.width // 16**2
             assert sum(still for still, _ in found) == first_frame
             begins = 0

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from longtake.pipelines.tiles import Spans, TileCoder, overlapping, single
+from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans, single_span
 from tests.decoding import in_tiles, random_videos
 from tests.ranks import RankGroups
 from tests.rendering import world
@@ -44,16 +44,16 @@ class LtxDecoder(TileCoder):
 
     def spans(self, shape: Sequence[int]) -> Spans:
         frames, rows, columns = shape
-        in_time = overlapping(frames, 2, 1, lambda cells: 8 * cells - 7, first=1)
-        later = [replace(span, trim=slice(0, span.size)) for span in in_time[1:]]
+        in_time = overlapping_spans(frames, 2, 1, lambda cells: 8 * cells - 7, first=1)
+        later = [replace(span, output_slice=slice(0, span.output_size)) for span in in_time[1:]]
         return (
             [in_time[0], *later],
-            overlapping(rows, 2, 1, lambda cells: 32 * cells),
-            overlapping(columns, 2, 1, lambda cells: 32 * cells),
+            overlapping_spans(rows, 2, 1, lambda cells: 32 * cells),
+            overlapping_spans(columns, 2, 1, lambda cells: 32 * cells),
         )
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
-        pixels: torch.Tensor = ltx().decoder(cells, None)
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = ltx().decoder(tiles, None)
         return pixels
 
 
@@ -84,15 +84,15 @@ class WanDecoder(TileCoder):
     def spans(self, shape: Sequence[int]) -> Spans:
         frames, rows, columns = shape
         return (
-            single(frames, lambda cells: 4 * cells - 3),
-            overlapping(rows, 4, 3, lambda cells: 8 * cells),
-            overlapping(columns, 4, 2, lambda cells: 8 * cells),
+            single_span(frames, lambda cells: 4 * cells - 3),
+            overlapping_spans(rows, 4, 3, lambda cells: 8 * cells),
+            overlapping_spans(columns, 4, 2, lambda cells: 8 * cells),
         )
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
         vae, frames = wan(), list[torch.Tensor]()
         vae.clear_cache()
-        for frame in cells.split(1, dim=2):
+        for frame in tiles.split(1, dim=2):
             frames.append(
                 vae.decoder(
                     vae.post_quant_conv(frame),

@@ -60,10 +60,10 @@ def test_memory_decides_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     vae = tiny.autoencoder(block_out_channels=(32, 32, 64, 64)).to(device)
     decoder = HunyuanVideoDecoder(vae, REQUEST)
     latents = torch.randn(1, 4, 3, 8, 8, device=device)
-    said = peak_bytes(decoder.code, tuple(latents.shape), device)
+    said = peak_bytes(decoder.run, tuple(latents.shape), device)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    decoder.code(latents)
+    decoder.run(latents)
     taken = torch.cuda.max_memory_allocated() - before
     assert said / 1.5 < taken < 1.5 * said
     for free, expected in ((said, 1), (3 * said, 2), (100 * said, 4)):

@@ -300,9 +300,9 @@ def one_pass(
             image = torch.empty(1, grid.shape[1], 1, *grid.shape[3:])
             branch = denoiser.branch(streams, grid, dims, mesh, request(), image)
             tokens = torch.empty(1, own, math.prod(grid.patch) * grid.shape[1])
-            timestep, rotation = torch.tensor(1000.0), branch.place.rotation
+            timestep, rotation = torch.tensor(1000.0), branch.attention.rotation
             held = tokens.nbytes + rotation.nbytes
-            held += 0 if branch.beside is None else branch.beside.nbytes
+            held += 0 if branch.concat_values is None else branch.concat_values.nbytes
             yield lambda: denoiser(tokens, timestep, branch), len(rotation), held
 
 

@@ -75,7 +75,7 @@ def test_720p_129_frames(
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
     assert velocity.shape == tokens.shape
-    owned = len(branch.place.rotation)
+    owned = len(branch.attention.rotation)
     assert abs(owned - (GRID.num_tokens + TEXT_TOKENS) / dims.world_size) < 1
 
 
@@ -131,6 +131,7 @@ def test_image_to_video_720p_129_frames(
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
     assert velocity.shape == tokens.shape
     first_frame = 45 * 80 if conditioning == "token_replace" and rank == 0 else 0
-    assert branch.num_still == first_frame
+    assert branch.num_first_frame_tokens == first_frame
     if conditioning == "latent_concat":
-        assert branch.beside is not None and branch.beside.shape == (1, own_tokens, 17 * 2 * 2)
+        assert branch.concat_values is not None
+        assert branch.concat_values.shape == (1, own_tokens, 17 * 2 * 2)

@@ -24,11 +24,12 @@ def rope(axes: tuple[int, int, int]) -> torch.nn.Module:
 def angles_of_the_seed(axes: tuple[int, int, int], grid: LatentGrid, lowered: int | None) -> object:
     """As tencent's HunyuanVideo-I2V has them: ``[S, H / 2]``; ``lowered`` is its k."""
     parts = []
-    positions = np.stack(np.meshgrid(*map(np.arange, grid.cells), indexing="ij"), -1).reshape(-1, 3)
+    indices = np.meshgrid(*map(np.arange, grid.tokens_shape), indexing="ij")
+    positions = np.stack(indices, -1).reshape(-1, 3)
     for axis, size in enumerate(axes):
         frequencies = 1 / 256 ** (np.arange(0, size, 2) / size)
         if axis == 0 and lowered is not None:
-            frequencies[lowered - 1] = 0.9 * 2 * math.pi / grid.cells[0]
+            frequencies[lowered - 1] = 0.9 * 2 * math.pi / grid.tokens_shape[0]
         parts.append(positions[:, axis : axis + 1] * frequencies)
     return np.concatenate(parts, axis=1)
 

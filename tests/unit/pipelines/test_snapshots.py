@@ -52,10 +52,10 @@ class Loop:
     def run(self, steps: int, step_s: float) -> None:
         for done in range(1, steps + 1):
             self.now += step_s
-            self.kept.settle()
+            self.kept.wait()
             if self.kept.due(done):
-                self.kept.take(lambda done=done: state(done))  # type: ignore[misc]
-                self.kept.settle()  # at once: the thread shares the clock
+                self.kept.save(lambda done=done: state(done))  # type: ignore[misc]
+                self.kept.wait()  # at once: the thread shares the clock
                 self.at.append(done)
         self.kept.close()
 
@@ -65,8 +65,8 @@ class Loop:
 def test_by_itself_it_costs_a_hundredth_of_the_time(cost_s: float, step_s: float) -> None:
     loop = Loop(SnapshotConfig(), cost_s)
     loop.run(400, step_s)
-    assert loop.kept.seconds <= 0.01 * loop.now + cost_s  # the first one's cost is a guess
-    assert loop.kept.taken == len(loop.at)
+    assert loop.kept.blocked_s <= 0.01 * loop.now + cost_s  # the first one's cost is a guess
+    assert loop.kept.num_written == len(loop.at)
     affordable = 0.01 * 400 * step_s / cost_s
     assert len(loop.at) >= min(400, affordable) // 2 - 2
 
@@ -105,7 +105,7 @@ def test_every_so_many_steps_or_seconds() -> None:
 def test_one_that_cannot_be_written_stops_nothing() -> None:
     loop = Loop(SnapshotConfig(snapshot_steps=1), 0.0, fails=True)
     loop.run(3, 1.0)
-    assert loop.kept.taken == 0
+    assert loop.kept.num_written == 0
     assert loop.kept.failure == "the disk is full"
 
 

@@ -19,7 +19,7 @@ from longtake.errors import EngineError
 from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
 from longtake.pipelines.tile_blender import blend_
-from longtake.pipelines.tiles import TilePlan, overlapping
+from longtake.pipelines.tiles import TilePlan, overlapping_spans
 from tests.decoding import (
     SIZE,
     STRIDE,
@@ -100,17 +100,17 @@ def test_the_default_tiles_are_those_of_diffusers() -> None:
 
 def test_a_tile_of_nothing_but_its_first_frame_is_left_out() -> None:
     """diffusers decodes it, drops the frame, and has nothing left."""
-    spans = overlapping(7, 4, 3, lambda cells: 4 * cells - 3, first=1)
-    assert [(span.cells.start, span.cells.stop) for span in spans] == [(0, 5), (3, 7)]
+    spans = overlapping_spans(7, 4, 3, lambda cells: 4 * cells - 3, first=1)
+    assert [(span.input_slice.start, span.input_slice.stop) for span in spans] == [(0, 5), (3, 7)]
     assert sum(span.keep for span in spans) == 25
 
 
 def test_a_tile_costs_all_values_that_are_computed_for_it() -> None:
     """With those that it drops: the first of each tile in time but the first one."""
-    in_time = overlapping(5, 2, 2, lambda cells: 4 * cells - 3, first=1)
-    in_space = overlapping(5, 4, 3, lambda cells: 8 * cells)
+    in_time = overlapping_spans(5, 2, 2, lambda cells: 4 * cells - 3, first=1)
+    in_space = overlapping_spans(5, 4, 3, lambda cells: 8 * cells)
     plan = TilePlan((in_time, in_space, in_space), 1, 1)
-    costs = {tile.place: tile.cost for tile in plan.tiles}
+    costs = {tile.index: tile.cost for tile in plan.tiles}
     assert costs[0, 0, 0] == 9 * 32 * 32
     assert costs[1, 0, 1] == 9 * 32 * 16  # 8 frames and one that is dropped
 
@@ -128,7 +128,7 @@ def test_ranks_finish_together(latents: Any, num_videos: int, num_ranks: int) ->
     spans = coder_of(how(), "decode").spans(latents)
     plan = TilePlan(spans, num_videos, num_ranks)
     costs = [tile.cost for tile in plan.tiles]
-    own = [[tile.cost for tile in plan.of_rank(rank)] for rank in range(num_ranks)]
+    own = [[tile.cost for tile in plan.tiles_of(rank)] for rank in range(num_ranks)]
     loads = list(map(sum, own))
     assert sum(loads) == sum(costs)
     assert all(sum(each) - min(each, default=0) <= min(loads) for each in own)
@@ -167,7 +167,7 @@ def test_several_tiles_at_once_are_close() -> None:
 def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, sizes = how(), list[int]()
     coder = coder_of(asked, "decode")
-    code = coder.code
+    code = coder.run
 
     def full(cells: torch.Tensor) -> torch.Tensor:
         sizes.append(len(cells))
@@ -175,7 +175,7 @@ def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch)
             raise torch.OutOfMemoryError
         return code(cells)
 
-    monkeypatch.setattr(coder, "code", full)
+    monkeypatch.setattr(coder, "run", full)
     videos = random_videos(0, (1, 4, 1, 8, 20), "decode")
     values = in_tiles(coder, videos, ALONE, tiles_at_once=4)
     assert values is not None
@@ -188,7 +188,7 @@ def test_values_that_are_not_finite_are_no_frames(
     monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     coder = coder_of(how(), "decode")
-    monkeypatch.setattr(coder, "code", lambda cells: torch.full((1, 3, 1, 8, 8), value))
+    monkeypatch.setattr(coder, "run", lambda cells: torch.full((1, 3, 1, 8, 8), value))
     latents = random_videos(0, (1, 4, 1, 2, 2), "decode")
     with pytest.raises(EngineError, match="the decoded frames are not finite"):
         decode_videos(DecodeRun(coder, latents, ALONE, lambda *frame: None))
