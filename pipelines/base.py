@@ -1,4 +1,4 @@
-"""Interfaces common to all models: scheduler steps, denoiser, denoising loop, pipeline.
+"""The contract of a model family (denoiser, stepper, pipeline), and the denoising loop.
 
 Legend: B videos, C channels, F H W latent frames, height and width, s this rank's tokens, P values
 in one token (C x patch).
@@ -229,7 +229,7 @@ class VideoPipeline(ABC):
 
     Attributes:
         spec: Sizes, defaults and costs of the model.
-        denoiser: The transformer, present on every rank.
+        denoiser: The transformer, whole or sharded, on every rank.
     """
 
     spec: ModelSpec

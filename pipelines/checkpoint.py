@@ -156,24 +156,24 @@ class Checkpoint:
         """
         return model_files.weights_file(self._names(component), self.folder / component)
 
-    def fetch(self, weighted: Sequence[str], others: Sequence[str] = ()) -> None:
+    def fetch(self, components: Sequence[str], without_weights: Sequence[str] = ()) -> None:
         """Download the files of components; a no-op for a model that is not from the hub.
 
         Args:
-            weighted: Names of components that have weights.
-            others: Names of components without weights.
+            components: Names of components with weights.
+            without_weights: Names of components without weights, such as tokenizers.
 
         Raises:
             ModelError: A file cannot be downloaded.
         """
-        if self.repository is None or self._listed is None:
+        if self.repository is None or self._hub_files is None:
             return
         wanted = [
             f"{component}/{name}"
-            for component in (*weighted, *others)
+            for component in (*components, *without_weights)
             for name in model_files.text_files(self._names(component))
         ]
-        wanted += [f"{component}/{self.weights_name(component)}" for component in weighted]
+        wanted += [f"{component}/{self.weights_name(component)}" for component in components]
         indexes = [name for name in wanted if name.endswith(".json") and ".index." in name]
         if indexes:
             hub.fetch(self.repository, self.revision, indexes)
@@ -229,7 +229,7 @@ class Checkpoint:
             ModelError: A file cannot be read.
         """
         digest = hashlib.sha256()
-        for path in self._files_read():
+        for path in self._fingerprinted_files():
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
             pieces: Iterator[bytes]
             if path.suffix == ".safetensors":
@@ -243,7 +243,7 @@ class Checkpoint:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from error
         return digest.hexdigest()
 
-    def _files_read(self) -> list[Path]:
+    def _fingerprinted_files(self) -> list[Path]:
         files = [self.folder / name for name in (_INDEX, DEFAULTS_FILE)]
         for component in self.components:
             folder, names = self.folder / component, self._names(component)
@@ -260,16 +260,16 @@ class Checkpoint:
 
     def _names(self, component: str) -> set[str]:
         """Names of the files in a component's folder, downloaded or not."""
-        if self._listed is not None:
+        if self._hub_files is not None:
             start = f"{component}/"
-            return {name[len(start) :] for name in self._listed if name.startswith(start)}
+            return {name[len(start) :] for name in self._hub_files if name.startswith(start)}
         try:
             return set(os.listdir(self.folder / component))
         except OSError:  # the error is raised for the file that is needed
             return set()
 
     @cached_property
-    def _listed(self) -> list[str] | None:
+    def _hub_files(self) -> list[str] | None:
         """Names of all files of the hub repository; None if not from the hub, or unreachable."""
         if self.repository is None or self.revision is None:
             return None

@@ -181,7 +181,7 @@ def _denoise(
 
 
 def _check_layout(run: RenderRun) -> None:
-    """Refuse ranks for a second branch of guidance where there is none."""
+    """Refuse ``cfg_degree`` 2 without true CFG."""
     request, degree = run.request, run.dims.cfg_degree
     if degree > 1 and not request.uses_true_cfg:
         raise RequestError(
@@ -209,7 +209,7 @@ def _encode_prompts(run: RenderRun) -> list[Streams]:
 
 
 def _encode_prompt(run: RenderRun, *, negative: bool) -> Streams:
-    """Encode on rank 0 and broadcast; a refusal of rank 0 is raised on all ranks."""
+    """Encode on rank 0 and broadcast; rank 0's refusal is raised on all ranks."""
     streams: Streams | None = None
     refusal = None
     if run.world.rank == 0:
@@ -253,7 +253,7 @@ def _tracing(run: RenderRun, branches: Sequence[Any]) -> AbstractContextManager[
 
 
 class _AfterStep:
-    """What all ranks do together after each step: report, trace, save a snapshot, or stop.
+    """Reports, traces, saves a snapshot or stops after each step, on all ranks together.
 
     Args:
         run: The run.
@@ -288,7 +288,7 @@ class _AfterStep:
         self._clock.step(done)
         if self._run.trace is not None:
             self._run.trace.after_step(done, self._gather(tokens))
-        decision = self._run.world.all_reduce_max(self._own_request(done))
+        decision = self._run.world.all_reduce_max(self._decide(done))
         if decision != _CONTINUE and snapshots is not None and done < self._total:
             self._clock.finish()  # a snapshot's cost excludes the step that the GPU still computes
             snapshots.save(lambda: self._state(done, self._gather(tokens)))
@@ -305,7 +305,8 @@ class _AfterStep:
         if snapshots is not None and snapshots.after_last_step:
             snapshots.save(lambda: self._state(self._total, latents))
 
-    def _own_request(self, done: int) -> int:
+    def _decide(self, done: int) -> int:
+        """This rank's own decision after step ``done``."""
         run = self._run
         if run.stop_requested():
             return _STOP

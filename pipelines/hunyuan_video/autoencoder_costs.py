@@ -51,11 +51,11 @@ class AutoencoderCosts:
         which grow with the square of the number of latents.
         """
         channels = self.config.block_out_channels
-        before, last = channels[min(1, len(channels) - 1)], channels[0]
+        channels_in, last = channels[min(1, len(channels) - 1)], channels[0]
         *_, out = self._layers(*shape)
         frames, height, width = out.shape
         padded = (frames + 2) * (height + 2) * (width + 2)
-        peak: float = math.prod(out.shape) * (2.8 * before + 1.2 * last) + padded * before
+        peak: float = math.prod(out.shape) * (2.8 * channels_in + 1.2 * last) + padded * channels_in
         if self.config.mid_block_add_attention:
             peak = max(peak, 3.0 * math.prod(shape) ** 2)
         return int(peak * element_size)
@@ -69,9 +69,9 @@ class AutoencoderCosts:
             yield from _residual_layers(last, last, shape)
         if config.mid_block_add_attention:
             yield _Layer("attention", (last, last), shape)
-        before = last
+        channels_in = last
         for index, channels in enumerate(reversed(config.block_out_channels)):
-            yield from _residual_layers(before, channels, shape)
+            yield from _residual_layers(channels_in, channels, shape)
             for _ in range(config.layers_per_block):
                 yield from _residual_layers(channels, channels, shape)
             in_time, in_space = config.scale_factors(index)
@@ -80,19 +80,19 @@ class AutoencoderCosts:
                 shape = (in_time * (frames - 1) + 1, in_space * height, in_space * width)
                 yield _Layer("upsampling", (channels, channels), shape)
                 yield _Layer("convolution", (channels, channels), shape)
-            before = channels
-        yield _Layer("convolution", (before, config.out_channels), shape)
+            channels_in = channels
+        yield _Layer("convolution", (channels_in, config.out_channels), shape)
 
 
-def _residual_layers(before: int, channels: int, shape: Shape) -> Iterator[_Layer]:
-    yield _Layer("convolution", (before, channels), shape)
+def _residual_layers(channels_in: int, channels: int, shape: Shape) -> Iterator[_Layer]:
+    yield _Layer("convolution", (channels_in, channels), shape)
     yield _Layer("convolution", (channels, channels), shape)
-    if before != channels:
-        yield _Layer("pointwise", (before, channels), shape)
+    if channels_in != channels:
+        yield _Layer("pointwise", (channels_in, channels), shape)
 
 
 def _work_of(layer: _Layer, element_size: int) -> Work:
-    (before, channels), size = layer.channels, math.prod(layer.shape)
+    (channels_in, channels), size = layer.channels, math.prod(layer.shape)
     if layer.kind == "attention":
         linear, scores = 2 * 4 * channels * channels * size, 4 * channels * size * size
         moved = (14 * channels * size + 3 * size * size) * element_size
@@ -100,12 +100,12 @@ def _work_of(layer: _Layer, element_size: int) -> Work:
     if layer.kind == "upsampling":
         return Work(memory_bytes=3.5 * channels * size * element_size, launches=4)
     if layer.kind == "pointwise":
-        return Work(convolution_flops=2 * before * channels * size, launches=1)
+        return Work(convolution_flops=2 * channels_in * channels * size, launches=1)
     # A norm, an activation and padding precede each convolution; a residual sum follows every
     # second one.
-    values = 6.3 * before + 1.5 * channels
+    values = 6.3 * channels_in + 1.5 * channels
     return Work(
-        convolution_flops=2 * _KERNEL * before * channels * size,
+        convolution_flops=2 * _KERNEL * channels_in * channels * size,
         memory_bytes=values * size * element_size,
         launches=5,
     )

@@ -41,7 +41,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     ) -> Streams:
         """Encode the prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.
 
-        As in diffusers, a negative prompt is encoded with a black picture, of which token_replace
+        As in diffusers, a negative prompt is encoded with a black picture, for which token_replace
         uses twice as many tokens.
         """
         if negative:
