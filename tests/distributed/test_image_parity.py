@@ -1,4 +1,4 @@
-"""A picture is animated alike on any number of ranks, in any layout."""
+"""Image to video gives the same latents in every layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import image_request, latents_of_one, latents_on_ranks, loaded, world
+from tests.rendering import (
+    image_request,
+    latents_on_one_rank,
+    latents_on_ranks,
+    load_pipeline,
+    world,
+)
 
 CONDITIONINGS = ("token_replace", "latent_concat")
 
 
 def requests(**changes: Any) -> list[ResolvedRequest]:
-    """3 frames of 6 tokens, with and without guidance; 2 of 15; 2 of 1; for two videos, too."""
+    """3 latent frames of 6 tokens (two videos; true CFG), 2 of 15 tokens, 2 of 1 token."""
     sizes: list[dict[str, Any]] = [
         dict(num_videos=2),
         dict(**GUIDED),
@@ -32,69 +38,69 @@ def requests(**changes: Any) -> list[ResolvedRequest]:
 
 @pytest.mark.parametrize("dims", LAYOUTS[1:], ids=layout_name)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_every_layout_gives_the_latents_of_one_rank(
+def test_every_layout_matches_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
-    asked = requests()
+    resolved = requests()
     if conditioning == "token_replace":
-        asked.append(image_request(num_frames=1))  # nothing moves
-    check(ranks, animators[conditioning], dims, asked)
+        resolved.append(image_request(num_frames=1))  # no frame but the picture
+    check(ranks, animators[conditioning], dims, resolved)
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_branches_side_by_side_give_the_latents_of_one_rank(
+def test_concurrent_branches_match_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
-    """Their texts differ in length: of the picture beside a negative prompt more is taken."""
+    """Branches differ in length: the negative one has more picture tokens."""
     check(ranks, animators[conditioning], dims, requests(**GUIDED))
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_split_weights_give_the_same_latents(
+def test_sharded_weights_give_the_same_latents(
     ranks: RankGroups, animators: dict[str, str], conditioning: str
 ) -> None:
-    folder, asked = animators[conditioning], requests()
+    folder, resolved = animators[conditioning], requests()
     dims = ParallelDims(ulysses_degree=2)
-    for latents in ranks.run(2, latents_on_ranks, folder, asked, dims, "float32", True):
-        for at, each in enumerate(asked):
-            np.testing.assert_allclose(latents[at], latents_of_one(folder, each), atol=1e-4)
+    for latents in ranks.run(2, latents_on_ranks, folder, resolved, dims, "float32", True):
+        for at, each in enumerate(resolved):
+            np.testing.assert_allclose(latents[at], latents_on_one_rank(folder, each), atol=1e-4)
 
 
-def token_counts(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
-    """On a rank: how many of its tokens are the picture's, and how many of the video it has."""
-    pipeline = loaded(folder, True)
-    grid, mesh = pipeline.spec.grid(asked), world().mesh(dims)
+def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
+    """On a rank: its number of first-frame tokens and of video tokens."""
+    pipeline = load_pipeline(folder, True)
+    grid, mesh = pipeline.spec.grid(resolved), world().mesh(dims)
     streams = world().broadcast_tensors(
-        pipeline.encode(asked, noise_picture(asked)) if world().rank == 0 else None
+        pipeline.encode(resolved, noise_picture(resolved)) if world().rank == 0 else None
     )
-    branch = pipeline.denoiser.branch(streams, grid, dims, mesh, asked)
+    branch = pipeline.denoiser.branch(streams, grid, dims, mesh, resolved)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)
     return branch.num_first_frame_tokens, video.counts[world().rank]
 
 
-def test_the_first_frame_ends_inside_of_a_rank_at_its_edge_and_after_several(
+def test_layouts_cover_all_positions_of_the_first_frame(
     ranks: RankGroups, animators: dict[str, str]
 ) -> None:
-    """What the layouts above are checked on is what they should be checked on."""
-    places = set()
+    """The layouts above include all ways in which ranks share the first frame."""
+    positions = set()
     for dims in LAYOUTS[1:]:
-        for asked in requests():
+        for resolved in requests():
             found = ranks.run(
-                dims.world_size, token_counts, animators["token_replace"], asked, dims
+                dims.world_size, token_counts, animators["token_replace"], resolved, dims
             )
-            first_frame = asked.height * asked.width // 16**2
+            first_frame = resolved.height * resolved.width // 16**2
             assert sum(still for still, _ in found) == first_frame
             begins = 0
             for still, own in found:
                 assert still == min(max(first_frame - begins, 0), own)
                 begins += own
             if any(0 < still < own for still, own in found):
-                places.add("inside")
+                positions.add("inside")
             elif sum(0 < still for still, _ in found) == 1:
-                places.add("edge")
+                positions.add("edge")
             if sum(0 < still for still, _ in found) > 1:
-                places.add("several")
+                positions.add("several")
             if any(own == 0 for _, own in found):
-                places.add("no tokens at all")
-    assert places == {"inside", "edge", "several", "no tokens at all"}
+                positions.add("no tokens at all")
+    assert positions == {"inside", "edge", "several", "no tokens at all"}

@@ -1,7 +1,7 @@
-"""Other families' autoencoders need a tile coder of their own, and nothing else: to the bit.
+"""Other families' autoencoders need only a tile coder to be bit-identical to diffusers.
 
-What they do differently: LTX's later tiles lose their last frame, not their first; Wan's decoder
-takes a frame at a time and remembers, has tiles in space alone, and unpatchifies mixed values.
+Their differences: later tiles of LTX drop their last frame, not their first; Wan decodes one frame
+at a time with a feature cache, is tiled in space only, and unpatchifies blended values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans, single_span
-from tests.decoding import in_tiles, random_videos
+from tests.decoding import random_videos, run_tiled
 from tests.ranks import RankGroups
 from tests.rendering import world
 
@@ -38,7 +38,7 @@ def ltx() -> Any:
 
 
 class LtxDecoder(TileCoder):
-    """A latent is 32 x 32 pixels and 8 frames."""
+    """One latent is 32 x 32 pixels and 8 frames."""
 
     channels, dtype = 3, torch.float32
 
@@ -77,7 +77,7 @@ def wan() -> Any:
 
 
 class WanDecoder(TileCoder):
-    """A latent is 16 x 16 pixels, which come as 8 x 8 of four times the channels, and 4 frames."""
+    """One latent is 16 x 16 pixels, output as 8 x 8 with four times the channels, and 4 frames."""
 
     channels, dtype = 12, torch.float32
 
@@ -117,10 +117,10 @@ FAMILIES: dict[str, tuple[type[TileCoder], Any, tuple[int, ...]]] = {
 
 @torch.no_grad()
 def error(family: str) -> float | None:
-    """On a rank: the largest difference from diffusers."""
+    """On a rank: the largest difference from diffusers; None on ranks other than 0."""
     coder, vae, shape = FAMILIES[family]
     latents = random_videos(0, shape, "decode")
-    values = in_tiles(coder(), latents, world())
+    values = run_tiled(coder(), latents, world())
     if values is None:
         return None
     expected = torch.cat([vae().decode(each[None]).sample for each in latents])
@@ -131,5 +131,7 @@ def error(family: str) -> float | None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_bits_are_those_of_diffusers(ranks: RankGroups, family: str, world_size: int) -> None:
+def test_decoding_is_bit_identical_to_diffusers(
+    ranks: RankGroups, family: str, world_size: int
+) -> None:
     assert ranks.run(world_size, error, family) == [0] + [None] * (world_size - 1)

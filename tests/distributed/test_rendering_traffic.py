@@ -12,7 +12,7 @@ from tests import tiny
 from tests.distributed.test_traffic import expected_bytes
 from tests.layouts import layout_name
 from tests.ranks import RankGroups
-from tests.rendering import bytes_held, order_of_fetches, request, traffic
+from tests.rendering import communication_order, denoiser_bytes, request, traffic
 
 BLOCKS = 4
 VIDEO_TOKENS = 3 * 2 * 3  # 9 frames of 32 x 48
@@ -100,7 +100,7 @@ def test_branches_side_by_side_exchange_one_velocity(ranks: RankGroups, model: s
 def test_split_weights_add_their_own(ranks: RankGroups, model: str) -> None:
     """Every weight that a rank lacks comes to it once a step, a block at a time."""
     dims = ParallelDims(ulysses_degree=3)
-    whole = ranks.run(3, bytes_held, model, False)[0]
+    whole = ranks.run(3, denoiser_bytes, model, False)[0]
     split = a_step(ranks, model, dims, shard_weights=True)
     fetched = []
     for rank, (sent, calls, said) in enumerate(split):
@@ -120,7 +120,7 @@ def test_the_next_blocks_weights_are_fetched_before_this_one_computes(
     ranks: RankGroups, model: str
 ) -> None:
     dims = ParallelDims(ulysses_degree=2)
-    order = ranks.run(2, order_of_fetches, model, dims)[0]
+    order = ranks.run(2, communication_order, model, dims)[0]
     # Gathered first: what stands outside the blocks, the first block, and the second ahead of it.
     first = order.index("alltoall_base_")
     assert sum("gather" in name for name in order[:first]) >= 3

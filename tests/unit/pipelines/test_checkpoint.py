@@ -1,4 +1,4 @@
-"""Models that cannot be loaded are refused with one line that says which file, and why."""
+"""Unusable models are refused with a one-line error that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKENIZER = ("tokenizer", "tokenizer_config")
 
 
 def edit(folder: Path, name: str, **changes: Any) -> None:
-    """Change some values of a JSON file."""
+    """Change values of a JSON file."""
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -72,7 +72,7 @@ def without(file: Path, name: str) -> None:
 
 
 def with_header(name: str, header: bytes) -> Callable[[Path], None]:
-    """Write a safetensors file of a header alone."""
+    """Replace a file by a safetensors file that has only a header."""
 
     def written(folder: Path) -> None:
         (folder / name).write_bytes(len(header).to_bytes(8, "little") + header)
@@ -80,8 +80,8 @@ def with_header(name: str, header: bytes) -> Callable[[Path], None]:
     return written
 
 
-def instead(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
-    """Put something else in the place of a file."""
+def replace_file(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Replace a file."""
 
     def put(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def huge_header(path: Path) -> None:
 
 
 def in_variants(folder: Path, *variants: str) -> None:
-    """Name all weights as save_pretrained(variant=...) does."""
+    """Rename all weights as save_pretrained(variant=...) does."""
     for file in [*folder.rglob("*.safetensors")]:
         for variant in variants:
             shutil.copy(file, file.with_suffix(f".{variant}.safetensors"))
@@ -104,7 +104,7 @@ def in_variants(folder: Path, *variants: str) -> None:
 
 
 def in_shards(folder: Path, file_of: Callable[[str], str], index: str) -> dict[str, torch.Tensor]:
-    """Store the transformer's weights in two files and an index, as large models are."""
+    """Save the transformer's weights in two shards and an index, as for large models."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(tensors)
@@ -213,7 +213,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         with_header(WEIGHTS, b'{"a":' * 200_000 + b"1" + b"}" * 200_000),
         "is no whole safetensors file .*recursion limit",
     ),
-    "a header of gigabytes": (instead(WEIGHTS, huge_header), "its header is longer than 4 MiB"),
+    "a header of gigabytes": (
+        replace_file(WEIGHTS, huge_header),
+        "its header is longer than 4 MiB",
+    ),
     "a header longer than its file": (
         lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 8),
         "its header is longer than the file",
@@ -223,16 +226,16 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "transformer/up is a link to a folder that it is in",
     ),
     "a configuration that is a link to itself": (
-        instead("vae/config.json", lambda p: p.symlink_to(p.name)),
+        replace_file("vae/config.json", lambda p: p.symlink_to(p.name)),
         "vae/config.json cannot be read: Too many levels of symbolic links",
     ),
     "a pipe": (lambda f: os.mkfifo(f / "pipe"), "pipe cannot be read: it is a pipe"),
     "a pipe for a configuration": (
-        instead("vae/config.json", os.mkfifo),
+        replace_file("vae/config.json", os.mkfifo),
         "vae/config.json cannot be read: it is a pipe, not a regular file",
     ),
     "a device for weights": (
-        instead(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
+        replace_file(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
         "safetensors cannot be read: it is a device",
     ),
     "a configuration of gigabytes": (
@@ -260,7 +263,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"embed_tokens.weight of shape \(64, 16\), its config.json says \(1048576, 16\)",
     ),
     "a shard somewhere else": (
-        instead(f"{WEIGHTS}.index.json", lambda p: p.write_text('{"weight_map": {"a": "../a"}}')),
+        replace_file(
+            f"{WEIGHTS}.index.json", lambda p: p.write_text('{"weight_map": {"a": "../a"}}')
+        ),
         "index.json names ../a, which is no safetensors file beside it",
     ),
     "two variants": (
@@ -348,7 +353,7 @@ def loaded_transformer(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_refused_before_anything_is_loaded(copy: Path, name: str) -> None:
+def test_damage_is_refused_before_loading(copy: Path, name: str) -> None:
     damage, text = BROKEN[name]
     damage(copy)
     with pytest.raises(ModelError, match=text) as caught:
@@ -357,7 +362,7 @@ def test_refused_before_anything_is_loaded(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_refused_while_loading(copy: Path, name: str) -> None:
+def test_damage_found_while_loading(copy: Path, name: str) -> None:
     damage, text = MISFITS[name]
     damage(copy)
     with pytest.raises(ModelError, match=text) as caught:
@@ -366,7 +371,7 @@ def test_refused_while_loading(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--model", "--config"])
-def test_refused_without_waiting_for_torch(copy: Path, option: str) -> None:
+def test_refused_before_torch_is_imported(copy: Path, option: str) -> None:
     path = {"--model": copy, "--config": copy / "pipe"}[option]
     os.mkfifo(copy / "pipe")
     program = (
@@ -380,12 +385,12 @@ def test_refused_without_waiting_for_torch(copy: Path, option: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nope", "nope", "a/b/c", "trailing/"])
-def test_a_folder_that_is_not_there(name: str) -> None:
+def test_missing_folder(name: str) -> None:
     with pytest.raises(ModelError, match="there is no folder"):
         Checkpoint.open(name)
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="be downloaded from the hub at revision main: check"):
         Checkpoint.open("nobody-at-all/nothing")
@@ -399,13 +404,13 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors", FP16_INDEX),
     ],
 )
-def test_weights_in_shards(copy: Path, file: str, index: str) -> None:
+def test_sharded_weights(copy: Path, file: str, index: str) -> None:
     tensors = in_shards(copy, file.format, index)
     torch.testing.assert_close(loaded_transformer(copy), tensors, rtol=0, atol=0)
 
 
-def test_a_variant_where_it_is_the_only_one(copy: Path) -> None:
-    """Beside a component whose weights have no variant in their name."""
+def test_only_variant_is_used(copy: Path) -> None:
+    """Other components have weights without a variant."""
     tensors = load_file(copy / WEIGHTS)
     without = Checkpoint.open(str(copy)).fingerprint()
     in_variants(copy / "transformer", "fp16")
@@ -415,7 +420,7 @@ def test_a_variant_where_it_is_the_only_one(copy: Path) -> None:
     assert Checkpoint.open(str(copy)).fingerprint() != without
 
 
-def test_the_fingerprint_is_of_what_is_read(copy: Path) -> None:
+def test_fingerprint_covers_the_files_read(copy: Path) -> None:
     before = Checkpoint.open(str(copy)).fingerprint()
     shutil.copy(copy / "vae" / Path(WEIGHTS).name, copy / WEIGHTS.replace(".safe", ".bf16.safe"))
     (copy / "notes.json").write_text("{}")
@@ -425,7 +430,7 @@ def test_the_fingerprint_is_of_what_is_read(copy: Path) -> None:
 
 
 class Hub:
-    """A repository of the hub in a folder, and what was downloaded of it."""
+    """A fake hub repository in a folder; records the downloaded files."""
 
     def __init__(self, files: Path, cache: Path) -> None:
         self._files, self._cache = files, cache
@@ -453,7 +458,7 @@ class Hub:
 
 @pytest.fixture
 def hub(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A repository with all that others put into one."""
+    """A repository that also holds files that longtake does not use."""
     for name in (
         "README.md",
         "demo.mp4",
@@ -490,8 +495,8 @@ REST = {
 }
 
 
-def test_what_is_downloaded(hub: Hub) -> None:
-    """What is read, and nothing else."""
+def test_only_required_files_are_downloaded(hub: Hub) -> None:
+    """Exactly the files that are read."""
     checkpoint = Checkpoint.open("some/one")
     registry.inspect(checkpoint, weights=False)
     assert sorted(hub.fetched) == sorted(CONFIGS)
@@ -502,9 +507,9 @@ def test_what_is_downloaded(hub: Hub) -> None:
     registry.load(checkpoint, ALONE, LoadOptions(torch.float32))
 
 
-def test_a_variant_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:
+def test_variants_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:
     for file in copy.glob("*/*model.safetensors"):
-        file.rename(file.with_suffix(".bf16.safetensors"))  # over the copies
+        file.rename(file.with_suffix(".bf16.safetensors"))  # replaces the copies
     (copy / WEIGHTS.replace(".safe", ".bf16.safe")).rename(copy / WEIGHTS)
     in_shards(copy, "diffusion_pytorch_model-{}.fp16.safetensors".format, FP16_INDEX)
     registry.inspect(Checkpoint.open("some/one"))
@@ -518,16 +523,14 @@ def test_a_variant_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:
     }
 
 
-def test_a_model_that_cannot_be_used_is_not_downloaded(hub: Hub, copy: Path) -> None:
+def test_unsupported_model_is_not_downloaded(hub: Hub, copy: Path) -> None:
     edit(copy, "transformer/config.json", num_layers=-1)
     with pytest.raises(ModelError, match="num_layers=-1"):
         registry.inspect(Checkpoint.open("some/one"))
     assert not any("safetensors" in name for name in hub.fetched)
 
 
-def test_what_was_downloaded_serves_without_a_network(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_files_work_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.inspect(Checkpoint.open("some/one"))
 
     def unreachable(*args: Any, **options: Any) -> Any:
@@ -545,7 +548,7 @@ def test_what_was_downloaded_serves_without_a_network(
         (RuntimeError("of an HTTP library"), "check the name, the network and your access"),
     ],
 )
-def test_downloads_that_fail(monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+def test_failed_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
     def fails(*args: Any, **options: Any) -> str:
         raise error
 
@@ -556,5 +559,5 @@ def test_downloads_that_fail(monkeypatch: pytest.MonkeyPatch, error: Exception, 
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-i2v"])
-def test_presets_describe_what_they_hold(name: str) -> None:
+def test_bundled_models_are_consistent(name: str) -> None:
     registry.inspect(Checkpoint.open(name))

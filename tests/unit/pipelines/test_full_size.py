@@ -1,4 +1,4 @@
-"""The released models at full size, by shapes alone: no weights, no memory, no peers."""
+"""The released models at full size, on fake tensors: no weights, no memory, no peers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYOUTS = [
 
 @contextmanager
 def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
-    """This process as a rank whose peers do not exist: collectives only check shapes."""
+    """Run as a rank without peers: collectives only check shapes."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield
@@ -46,7 +46,7 @@ def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shapes() -> FakeTensorMode:
-    """Tensors made under it are on ``meta``, and say that they are on the CPU."""
+    """Mode in which tensors have shapes only."""
     return FakeTensorMode()
 
 
@@ -81,7 +81,7 @@ def test_720p_129_frames(
 
 @pytest.fixture(scope="module")
 def animators(shapes: FakeTensorMode) -> dict[str, HunyuanVideoDenoiser]:
-    """The released image-to-video, and the older one."""
+    """The released image-to-video model, and its predecessor."""
     config = json.loads((RELEASED_I2V / "transformer" / "config.json").read_text())
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     older = {"image_condition_type": "latent_concat", "in_channels": 33, "guidance_embeds": False}
@@ -119,13 +119,13 @@ def test_image_to_video_720p_129_frames(
 ) -> None:
     denoiser = animators[conditioning]
     assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
-    asked = image_request(height=720, width=1280, num_frames=129)
+    resolved = image_request(height=720, width=1280, num_frames=129)
     with one_rank_of(dims.world_size, rank):
         mesh = dims.build_mesh("cpu")
         with shapes:
             streams = {"text": torch.empty(1, num_text_tokens, 4096), "pooled": torch.empty(1, 768)}
             image = torch.empty(1, 16, 1, 90, 160)
-            branch = denoiser.branch(streams, GRID, dims, mesh, asked, image)
+            branch = denoiser.branch(streams, GRID, dims, mesh, resolved, image)
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
