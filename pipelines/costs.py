@@ -80,7 +80,7 @@ class ModelCosts(ABC):
 
     @property
     @abstractmethod
-    def parameters_outside(self) -> int:
+    def non_block_parameters(self) -> int:
         """Transformer parameters outside any block; gathered for the whole pass."""
 
     @property

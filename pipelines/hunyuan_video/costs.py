@@ -88,7 +88,7 @@ class HunyuanVideoCosts(ModelCosts):
         return max(blocks, default=0)
 
     @property
-    def parameters_outside(self) -> int:
+    def non_block_parameters(self) -> int:
         """Parameters of the embedders, the refiner and the output layers."""
         config = self.transformer
         blocks = config.num_layers * self._double_block

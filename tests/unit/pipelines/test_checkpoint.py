@@ -118,7 +118,7 @@ def in_shards(folder: Path, file_of: Callable[[str], str], index: str) -> dict[s
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
-    "index is no JSON": (
+    "index is not JSON": (
         lambda f: (f / "model_index.json").write_text("{"),
         "cannot be read as JSON",
     ),
@@ -132,14 +132,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has a transformer of class WanTransformer3DModel",
     ),
     "no vae named": (lambda f: edit(f, "model_index.json", vae=None), "names no vae"),
-    "no vae there": (lambda f: shutil.rmtree(f / "vae"), "vae has no weights"),
+    "missing vae folder": (lambda f: shutil.rmtree(f / "vae"), "vae has no weights"),
     "no config": (lambda f: (f / "vae/config.json").unlink(), "vae/config.json is missing"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "transformer has no weights: expected"),
     "a truncated file": (truncate, "is no whole safetensors file"),
     "an empty file": (lambda f: (f / WEIGHTS).write_bytes(b""), "is no whole safetensors file"),
     "a pickle": (as_pickle, "as a pickle, diffusion_pytorch_model.bin, which can run code"),
-    "a pickle in disguise": (pickle_by_another_name, "is no whole safetensors file"),
-    "a lost shard": (lost_shard, "00001-of-2.safetensors is missing"),
+    "a pickle named safetensors": (pickle_by_another_name, "is no whole safetensors file"),
+    "a missing shard": (lost_shard, "00001-of-2.safetensors is missing"),
     "quantized": (
         lambda f: edit(f, "transformer/config.json", quantization_config={}),
         "transformer/config.json cannot be used: quantization_config={} must be left out",
@@ -152,44 +152,44 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "vae/config.json", latent_channels=16),
         "a transformer of 4 channels and a vae of 16",
     ),
-    "noise at each step": (
+    "stochastic sampling": (
         lambda f: edit(f, "scheduler/scheduler_config.json", stochastic_sampling=True),
         "scheduler_config.json cannot be used: stochastic_sampling=True must be False",
     ),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer_config.json is missing"),
-    "sizes are words": (
+    "a string for a count": (
         lambda f: edit(f, "transformer/config.json", num_attention_heads="many"),
         "transformer/config.json cannot be used: num_attention_heads='many' must be a whole",
     ),
-    "a patch of nothing": (
+    "patch size 0": (
         lambda f: edit(f, "transformer/config.json", patch_size=0),
         "patch_size=0 must be at least 1",
     ),
-    "a patch in quotes": (
+    "patch size as a string": (
         lambda f: edit(f, "transformer/config.json", patch_size="2"),
         "patch_size='2' must be a whole number",
     ),
-    "a rope of another head": (
+    "rope axes of another head size": (
         lambda f: edit(f, "transformer/config.json", rope_axes_dim=[4, 6, 8]),
         "even numbers that add up to attention_head_dim",
     ),
-    "no compression": (
+    "compression ratio 0": (
         lambda f: edit(f, "vae/config.json", spatial_compression_ratio=0),
         "spatial_compression_ratio=0 must be at least",
     ),
-    "no scale": (
+    "null scaling factor": (
         lambda f: edit(f, "vae/config.json", scaling_factor=None),
         "vae/config.json cannot be used: scaling_factor=None must be a number",
     ),
-    "a shift of nothing": (
+    "shift 0": (
         lambda f: edit(f, "scheduler/scheduler_config.json", shift=0.0),
         "scheduler_config.json cannot be used: shift=0.0 must be at least",
     ),
-    "a schedule upside down": (
+    "inverted sigmas": (
         lambda f: edit(f, "scheduler/scheduler_config.json", invert_sigmas=True),
         "invert_sigmas=True must be False",
     ),
-    "shards that are no names": (
+    "shard names that are no strings": (
         lambda f: (f / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": ["b"]}}'),
         "index.json maps no weights",
     ),
@@ -201,19 +201,19 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "longtake.yaml").write_text("height: tall"),
         "longtake.yaml holds no defaults of a model: line 1: height='tall' must be a whole number",
     ),
-    "nested without end": (
+    "deeply nested JSON": (
         lambda f: (f / "model_index.json").write_text("[" * 100_000),
         "cannot be read as JSON",
     ),
-    "a stray file with a list for a header": (
+    "a stray file whose header is a list": (
         with_header("stray.safetensors", b"[]"),
         "stray.safetensors cannot be read: it is no whole safetensors file",
     ),
-    "a header that is nested without end": (
+    "a deeply nested header": (
         with_header(WEIGHTS, b'{"a":' * 200_000 + b"1" + b"}" * 200_000),
         "is no whole safetensors file .*recursion limit",
     ),
-    "a header of gigabytes": (
+    "a huge header": (
         replace_file(WEIGHTS, huge_header),
         "its header is longer than 4 MiB",
     ),
@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 8),
         "its header is longer than the file",
     ),
-    "a link in a circle": (
+    "a cyclic link": (
         lambda f: (f / "transformer/up").symlink_to(".."),
         "transformer/up is a link to a folder that it is in",
     ),
@@ -230,19 +230,19 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "vae/config.json cannot be read: Too many levels of symbolic links",
     ),
     "a pipe": (lambda f: os.mkfifo(f / "pipe"), "pipe cannot be read: it is a pipe"),
-    "a pipe for a configuration": (
+    "a configuration that is a pipe": (
         replace_file("vae/config.json", os.mkfifo),
         "vae/config.json cannot be read: it is a pipe, not a regular file",
     ),
-    "a device for weights": (
+    "weights that are a device": (
         replace_file(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
         "safetensors cannot be read: it is a device",
     ),
-    "a configuration of gigabytes": (
+    "a huge configuration": (
         lambda f: os.truncate(f / "vae/config.json", 2**33),
         "vae/config.json cannot be read as JSON: it is larger than 8 MiB",
     ),
-    "layers without end": (
+    "ten million layers": (
         lambda f: edit(f, "transformer/config.json", num_layers=10_000_000),
         "num_layers=10000000 must be at most 1000",
     ),
@@ -262,7 +262,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "text_encoder/config.json", vocab_size=2**20),
         r"embed_tokens.weight of shape \(64, 16\), its config.json says \(1048576, 16\)",
     ),
-    "a shard somewhere else": (
+    "a shard in another folder": (
         replace_file(
             f"{WEIGHTS}.index.json", lambda p: p.write_text('{"weight_map": {"a": "../a"}}')
         ),
@@ -288,18 +288,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "model_index.json", _class_name="a\nb\x1b[0m"),
         r"is a 'a\\nb",
     ),
-    "defaults that expand without end": (
+    "recursive defaults": (
         lambda f: (f / "longtake.yaml").write_text("height: &a [*a]"),
         "longtake.yaml holds no defaults of a model: line 1: has .a within &a",
     ),
 }
 
 MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a tensor is missing": (
+    "a missing tensor": (
         change_weights(lambda tensors: tensors.pop("proj_out.weight")),  # type: ignore[arg-type]
         r"lacks proj_out.weight \(1 missing, 0 too many\)",
     ),
-    "a tensor too many": (
+    "an unexpected tensor": (
         change_weights(lambda tensors: tensors.update(more=torch.zeros(1))),
         r"holds more, which the model does not have \(0 missing, 1 too many\)",
     ),
@@ -307,11 +307,11 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
         change_weights(lambda tensors: tensors.update({"proj_out.bias": torch.zeros(3)})),
         r"holds proj_out.bias of shape \(3,\), its config.json says \(16,\)",
     ),
-    "whole numbers": (
+    "integer weights": (
         change_weights(lambda t: t.update({"proj_out.bias": torch.zeros(16, dtype=torch.int8)})),
         "holds proj_out.bias as I8, not one of F64, F32",
     ),
-    "a tokenizer that cannot pad": (
+    "a tokenizer without pad_token": (
         lambda f: edit(f, "tokenizer/tokenizer_config.json", pad_token=None),
         "a tokenizer without a pad_token",
     ),
