@@ -97,7 +97,7 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
         """
 
     @abstractmethod
-    def branch(
+    def prepare_branch(
         self,
         streams: Streams,
         grid: LatentGrid,
@@ -127,7 +127,7 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
         Args:
             tokens: ``[B, s, P]``, float32.
             timestep: Scalar tensor, float32.
-            branch: Result of :meth:`branch`.
+            branch: Result of :meth:`prepare_branch`.
 
         Returns:
             ``[B, s, P]``, in the dtype of the weights; 0 for tokens that must not change.
@@ -142,8 +142,8 @@ class Guidance:
     degree 2, concurrently on other ranks.
 
     Attributes:
-        branches: Results of :meth:`Denoiser.branch`: the positive one and, with true CFG, the
-            negative one.
+        branches: Results of :meth:`Denoiser.prepare_branch`: the positive branch and, with true
+            CFG, the negative one.
         scale: Scale of true CFG; not used with one branch.
         mesh: Device mesh; None on one rank.
     """
@@ -223,7 +223,7 @@ class LoadOptions:
 
 
 class VideoPipeline(ABC):
-    """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render`.
+    """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render_latents`.
 
     A pipeline loaded with the autoencoder only supports decoding only.
 

@@ -34,11 +34,7 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    if (
-        repository.count("/") != 1
-        or repository.startswith((".", "/", "~"))
-        or repository[-1] == "/"
-    ):
+    if not _HUB_ID.fullmatch(repository):
         raise ModelError(
             f"there is no folder {repository}: pass a model's folder in diffusers layout, a hub "
             "id (owner/name), or "

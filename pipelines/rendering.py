@@ -135,7 +135,9 @@ def _prepare_guidance(
 ) -> Guidance:
     """Prepare the branches of guidance from their conditioning."""
     denoiser, grid, mesh = run.pipeline.denoiser, sharding.grid, sharding.mesh
-    branches = [denoiser.branch(each, grid, run.dims, mesh, run.request, image) for each in streams]
+    branches = [
+        denoiser.prepare_branch(each, grid, run.dims, mesh, run.request, image) for each in streams
+    ]
     return Guidance(branches, run.request.true_cfg_scale, mesh)
 
 

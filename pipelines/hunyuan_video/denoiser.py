@@ -82,7 +82,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         """The double-stream blocks, then the single-stream ones."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
 
-    def branch(
+    def prepare_branch(
         self,
         streams: Streams,
         grid: LatentGrid,

@@ -74,7 +74,7 @@ def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> 
     streams = world().broadcast_tensors(
         pipeline.encode(resolved, noise_picture(resolved)) if world().rank == 0 else None
     )
-    branch = pipeline.denoiser.branch(streams, grid, dims, mesh, resolved)
+    branch = pipeline.denoiser.prepare_branch(streams, grid, dims, mesh, resolved)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)
     return branch.num_first_frame_tokens, video.counts[world().rank]
 

@@ -299,7 +299,7 @@ def one_pass(
                 "pooled": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             }
             image = torch.empty(1, grid.shape[1], 1, *grid.shape[3:])
-            branch = denoiser.branch(streams, grid, dims, mesh, request(), image)
+            branch = denoiser.prepare_branch(streams, grid, dims, mesh, request(), image)
             tokens = torch.empty(1, own, math.prod(grid.patch) * grid.shape[1])
             timestep, rotation = torch.tensor(1000.0), branch.attention.rotation
             held = tokens.nbytes + rotation.nbytes

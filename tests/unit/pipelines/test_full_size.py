@@ -70,7 +70,7 @@ def test_720p_129_frames(
         mesh = dims.build_mesh("cpu")
         with shapes:
             streams = {"text": torch.empty(1, TEXT_TOKENS, 4096), "pooled": torch.empty(1, 768)}
-            branch = denoiser.branch(streams, GRID, dims, mesh, request())
+            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, request())
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
@@ -125,7 +125,7 @@ def test_image_to_video_720p_129_frames(
         with shapes:
             streams = {"text": torch.empty(1, num_text_tokens, 4096), "pooled": torch.empty(1, 768)}
             image = torch.empty(1, 16, 1, 90, 160)
-            branch = denoiser.branch(streams, GRID, dims, mesh, resolved, image)
+            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, resolved, image)
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
