@@ -19,7 +19,7 @@ from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import DecodeRun, check_fits, decode_videos
+from longtake.pipelines.decode import DecodeRun, check_decode_memory, decode_videos
 from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import Snapshots
@@ -104,7 +104,7 @@ class Worker:
         decoder = self._pipeline.decoder(job.request)
         if job.from_latents:
             latents = self._broadcast_latents(run.job_input)
-            check_fits(decoder, latents.shape, job.request, self._world)
+            check_decode_memory(decoder, latents.shape, job.request, self._world)
         else:
             latents = self._denoise(rendering, decoder)
             if self._world.rank == 0:
@@ -125,7 +125,7 @@ class Worker:
         rendering.kernel = self._select_kernel(job.dims)
         grid = self._spec.grid(request)
         if job.decodes:
-            check_fits(decoder, grid.shape, request, world)
+            check_decode_memory(decoder, grid.shape, request, world)
         with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
                 RenderRun(
@@ -179,8 +179,8 @@ class Worker:
             truncated = self._pipeline.truncated_prompts(rendering.request)
             own.truncated = {name: asdict(count) for name, count in truncated.items()}
         if world.rank == 0 and (snapshots := rendering.snapshots) is not None:
-            own.seconds["snapshots"] = snapshots.seconds
-            own.snapshots, own.snapshot_failure = snapshots.taken, snapshots.failure
+            own.seconds["snapshots"] = snapshots.blocked_s
+            own.snapshots, own.snapshot_failure = snapshots.num_written, snapshots.failure
         return [RankReport(**each) for each in world.gather_json(asdict(own))]
 
     def _select_kernel(self, dims: ParallelDims) -> str:

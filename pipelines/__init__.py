@@ -1,1 +1,1 @@
-"""How a model family's tokens are embedded, conditioned and denoised: one folder a family."""
+"""Model families, one folder each, and the loading, denoising and decoding that they share."""

@@ -1,4 +1,4 @@
-"""Interfaces common to all models: scheduler steps, denoiser, denoising loop, pipeline.
+"""The contract of a model family (denoiser, stepper, pipeline), and the denoising loop.
 
 Legend: B videos, C channels, F H W latent frames, height and width, s this rank's tokens, P values
 in one token (C x patch).
@@ -97,7 +97,7 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
         """
 
     @abstractmethod
-    def branch(
+    def prepare_branch(
         self,
         streams: Streams,
         grid: LatentGrid,
@@ -127,7 +127,7 @@ class Denoiser(nn.Module, ABC, Generic[BranchT]):
         Args:
             tokens: ``[B, s, P]``, float32.
             timestep: Scalar tensor, float32.
-            branch: Result of :meth:`branch`.
+            branch: Result of :meth:`prepare_branch`.
 
         Returns:
             ``[B, s, P]``, in the dtype of the weights; 0 for tokens that must not change.
@@ -142,8 +142,8 @@ class Guidance:
     degree 2, concurrently on other ranks.
 
     Attributes:
-        branches: Results of :meth:`Denoiser.branch`: the positive one and, with true CFG, the
-            negative one.
+        branches: Results of :meth:`Denoiser.prepare_branch`: the positive branch and, with true
+            CFG, the negative one.
         scale: Scale of true CFG; not used with one branch.
         mesh: Device mesh; None on one rank.
     """
@@ -223,13 +223,13 @@ class LoadOptions:
 
 
 class VideoPipeline(ABC):
-    """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render`.
+    """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render_latents`.
 
     A pipeline loaded with the autoencoder only supports decoding only.
 
     Attributes:
         spec: Sizes, defaults and costs of the model.
-        denoiser: The transformer, present on every rank.
+        denoiser: The transformer, whole or sharded, on every rank.
     """
 
     spec: ModelSpec
@@ -267,7 +267,7 @@ class VideoPipeline(ABC):
         }
         return {name: count for name, count in counts.items() if count.used < count.total}
 
-    def start(
+    def initial_latents(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Initial latents, ``[B, C, F, H, W]``, float32: noise unless overridden.

@@ -103,7 +103,7 @@ class Checkpoint:
     @property
     def pipeline_class(self) -> str:
         """Name of the pipeline's class in diffusers."""
-        return model_files.shown(self.index.get("_class_name"))
+        return model_files.printable(self.index.get("_class_name"))
 
     def component_class(self, component: str) -> str:
         """Name of a component's class.
@@ -117,7 +117,7 @@ class Checkpoint:
                 f"{self.folder / 'model_index.json'} names no {component}: the pipeline is not "
                 "complete, download or save it again"
             )
-        return model_files.shown(named[1])
+        return model_files.printable(named[1])
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
         """A component's configuration.
@@ -156,24 +156,24 @@ class Checkpoint:
         """
         return model_files.weights_file(self._names(component), self.folder / component)
 
-    def fetch(self, weighted: Sequence[str], others: Sequence[str] = ()) -> None:
+    def fetch(self, components: Sequence[str], without_weights: Sequence[str] = ()) -> None:
         """Download the files of components; a no-op for a model that is not from the hub.
 
         Args:
-            weighted: Names of components that have weights.
-            others: Names of components without weights.
+            components: Names of components with weights.
+            without_weights: Names of components without weights, such as tokenizers.
 
         Raises:
             ModelError: A file cannot be downloaded.
         """
-        if self.repository is None or self._listed is None:
+        if self.repository is None or self._hub_files is None:
             return
         wanted = [
             f"{component}/{name}"
-            for component in (*weighted, *others)
+            for component in (*components, *without_weights)
             for name in model_files.text_files(self._names(component))
         ]
-        wanted += [f"{component}/{self.weights_name(component)}" for component in weighted]
+        wanted += [f"{component}/{self.weights_name(component)}" for component in components]
         indexes = [name for name in wanted if name.endswith(".json") and ".index." in name]
         if indexes:
             hub.fetch(self.repository, self.revision, indexes)
@@ -229,7 +229,7 @@ class Checkpoint:
             ModelError: A file cannot be read.
         """
         digest = hashlib.sha256()
-        for path in self._files_read():
+        for path in self._fingerprinted_files():
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
             pieces: Iterator[bytes]
             if path.suffix == ".safetensors":
@@ -243,7 +243,7 @@ class Checkpoint:
                 raise ModelError(f"{path} cannot be read: {error.strerror}") from error
         return digest.hexdigest()
 
-    def _files_read(self) -> list[Path]:
+    def _fingerprinted_files(self) -> list[Path]:
         files = [self.folder / name for name in (_INDEX, DEFAULTS_FILE)]
         for component in self.components:
             folder, names = self.folder / component, self._names(component)
@@ -260,16 +260,16 @@ class Checkpoint:
 
     def _names(self, component: str) -> set[str]:
         """Names of the files in a component's folder, downloaded or not."""
-        if self._listed is not None:
+        if self._hub_files is not None:
             start = f"{component}/"
-            return {name[len(start) :] for name in self._listed if name.startswith(start)}
+            return {name[len(start) :] for name in self._hub_files if name.startswith(start)}
         try:
             return set(os.listdir(self.folder / component))
         except OSError:  # the error is raised for the file that is needed
             return set()
 
     @cached_property
-    def _listed(self) -> list[str] | None:
+    def _hub_files(self) -> list[str] | None:
         """Names of all files of the hub repository; None if not from the hub, or unreachable."""
         if self.repository is None or self.revision is None:
             return None
@@ -285,8 +285,8 @@ def _shards(index: Path) -> list[str]:
     for shard in shards:
         if not _SHARD.fullmatch(shard):
             raise ModelError(
-                f"{index} names {model_files.shown(shard)}, which is no safetensors file beside "
-                "it: download or save the model again"
+                f"{index} names {model_files.printable(shard)}, which is no safetensors file "
+                "beside it: download or save the model again"
             )
     names = sorted(set(shards))
     if len(names) > _MAX_SHARDS:

@@ -80,7 +80,7 @@ class ModelCosts(ABC):
 
     @property
     @abstractmethod
-    def parameters_outside(self) -> int:
+    def non_block_parameters(self) -> int:
         """Transformer parameters outside any block; gathered for the whole pass."""
 
     @property
@@ -127,11 +127,11 @@ class ModelCosts(ABC):
         """Tiles of latents of shape ``(F, H, W)``."""
 
     @abstractmethod
-    def tile_decoding(self, cells: Sequence[int], element_size: int) -> Work:
+    def tile_decoding(self, shape: Sequence[int], element_size: int) -> Work:
         """Work of decoding one tile of ``(f, h, w)`` latents."""
 
     @abstractmethod
-    def tile_bytes(self, cells: Sequence[int], element_size: int) -> int:
+    def tile_bytes(self, shape: Sequence[int], element_size: int) -> int:
         """Peak memory of decoding one tile, in bytes."""
 
     @property

@@ -150,7 +150,7 @@ def encode_videos(encoder: TileCoder, pixels: torch.Tensor, world: World) -> tor
     return world.broadcast_tensors(moments)["moments"]
 
 
-def check_fits(
+def check_decode_memory(
     decoder: TileCoder, latents_shape: Sequence[int], request: ResolvedDecode, world: World
 ) -> None:
     """Check that untiled decoding fits in memory. Collective; called before denoising.
@@ -216,7 +216,7 @@ def run_tiles(run: TileRun) -> None:
     """
     coder, world = run.coder, run.world
     plan = TilePlan(coder.spans(run.videos.shape[2:]), len(run.videos), world.size)
-    shapes = [(coder.channels, *tile.values_shape) for tile in plan.tiles]
+    shapes = [(coder.channels, *tile.output_shape) for tile in plan.tiles]
     stream = GatherStream(world, plan.owners, shapes, coder.dtype)
     stopped = (_blend_all if world.rank == 0 else _send_own)(run, plan, stream)
     if stream.close(stopped):
@@ -225,7 +225,7 @@ def run_tiles(run: TileRun) -> None:
 
 def _send_own(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
     """Compute this rank's tiles and send them to rank 0; returns whether a stop was requested."""
-    own = plan.of_rank(run.world.rank)
+    own = plan.tiles_of(run.world.rank)
     values, total = _compute(run, own), len(own)
     for done in range(total):
         run.on_progress(Progress("decoding", done, total))
@@ -240,7 +240,7 @@ def _send_own(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
 
 def _blend_all(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
     """Blend rank 0's own tiles and those received; returns whether a stop was requested."""
-    own, total = _compute(run, plan.of_rank(0)), len(plan.tiles)
+    own, total = _compute(run, plan.tiles_of(0)), len(plan.tiles)
     for number, (tile, owner) in enumerate(zip(plan.tiles, plan.owners, strict=True)):
         run.on_progress(Progress("decoding", number, total))
         if run.stop_requested():
@@ -248,7 +248,7 @@ def _blend_all(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
         values = next(own) if owner == 0 else stream.take(number)
         if values is None:
             return True
-        if tile.place == (0, 0, 0):
+        if tile.index == (0, 0, 0):
             blender = TileBlender(plan.spans)
         final = blender.add(tile, values)
         if final is not None and not run.on_values(tile.video, run.coder.finish(final)):
@@ -268,14 +268,14 @@ def _compute(run: TileRun, tiles: Sequence[Tile]) -> Iterator[torch.Tensor]:
     while remaining:
         batch = _next_batch(remaining, batch_size)
         try:
-            values = run.coder.code(torch.stack([tile.cells_of(run.videos) for tile in batch]))
+            values = run.coder.run(torch.stack([tile.slice_input(run.videos) for tile in batch]))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             batch_size = len(batch) // 2
             continue
         in_flight.append(
-            [_HostCopy(tile.trimmed(each)) for tile, each in zip(batch, values, strict=True)]
+            [_HostCopy(tile.trim_output(each)) for tile, each in zip(batch, values, strict=True)]
         )
         for _ in batch:
             remaining.popleft()
@@ -292,8 +292,8 @@ def _next_batch(tiles: Sequence[Tile], max_size: int) -> list[Tile]:
     first = tiles[0]
     alike = itertools.takewhile(
         lambda tile: (
-            (tile.video, tile.place[0], tile.cells_shape)
-            == (first.video, first.place[0], first.cells_shape)
+            (tile.video, tile.index[0], tile.input_shape)
+            == (first.video, first.index[0], first.input_shape)
         ),
         tiles,
     )
@@ -332,6 +332,6 @@ def _tiles_that_fit(coder: TileCoder, videos: torch.Tensor) -> int:
 
 def _tile_bytes(coder: TileCoder, spans: Spans, channels: int, device: torch.device) -> int:
     """Peak memory of computing the largest tile, in bytes."""
-    largest = [max(span.num_cells for span in axis) for axis in spans]
-    tensors = peak_bytes(coder.code, (1, channels, *largest), device)
+    largest = [max(span.input_size for span in axis) for axis in spans]
+    tensors = peak_bytes(coder.run, (1, channels, *largest), device)
     return int(tensors * _KERNEL_OVERHEAD[device.type])

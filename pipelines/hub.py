@@ -34,11 +34,7 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    if (
-        repository.count("/") != 1
-        or repository.startswith((".", "/", "~"))
-        or repository[-1] == "/"
-    ):
+    if not _HUB_ID.fullmatch(repository):
         raise ModelError(
             f"there is no folder {repository}: pass a model's folder in diffusers layout, a hub "
             "id (owner/name), or "
@@ -49,7 +45,7 @@ def fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
     except Exception as error:  # HTTP exceptions differ between versions of huggingface_hub
         raise ModelError(
             f"there is no folder {repository}, and it cannot be downloaded from the hub at "
-            f"revision {revision or 'main'}: {_way_out(repository, error)} ({type(error).__name__})"
+            f"revision {revision or 'main'}: {_remedy(repository, error)} ({type(error).__name__})"
         ) from error
 
 
@@ -70,7 +66,7 @@ def listed_files(repository: str, commit: str) -> list[str] | None:
         return None
 
 
-def _way_out(repository: str, error: Exception) -> str:
+def _remedy(repository: str, error: Exception) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,

@@ -36,11 +36,11 @@ class _LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run an operation and count the storages that it creates."""
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and not func.is_view:  # weights are viewed, too
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and not func.is_view:  # a view allocates nothing
                 self._count(tensor.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -62,8 +62,7 @@ def peak_bytes(
 ) -> int:
     """Peak bytes of a function's tensors, including its input and result.
 
-    Nothing is computed: the function runs on fake tensors. Workspace of kernels is not included:
-    next to nothing on a GPU, about as much again on a CPU.
+    Nothing is computed: the function runs on fake tensors. Workspace of kernels is not included.
 
     Args:
         function: Function of one float32 tensor; its weights are not counted.
@@ -82,19 +81,19 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
-    free, left = psutil.virtual_memory().available, _left_in_container(_CGROUP)
-    return free if left is None else min(free, left)
+    free, limit = psutil.virtual_memory().available, _container_free_bytes(_CGROUP)
+    return free if limit is None else min(free, limit)
 
 
-def _left_in_container(cgroup: Path) -> int | None:
-    """Bytes left below the memory limit of this container's control group (version 2).
+def _container_free_bytes(cgroup: Path) -> int | None:
+    """Free memory below the memory limit of this container's control group (version 2).
 
-    Page cache counts as free, as in Kubernetes' working set. None without a limit.
+    Inactive page cache counts as free, as in Kubernetes' working set. None without a limit.
     """
     try:
         limit = int((cgroup / "memory.max").read_text())
         used = int((cgroup / "memory.current").read_text())
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(stat["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
+    except (OSError, ValueError, KeyError):  # no control group, or "max": unlimited
         return None

@@ -62,8 +62,8 @@ def weights_file(names: Collection[str], folder: Path) -> str:
                 return name
     variants: dict[str, str] = {}
     for name in sorted(names, reverse=True):  # an index precedes the file of the same name
-        if found := _VARIANT.fullmatch(name):
-            variants.setdefault(found["file"] or found["index"], name)
+        if match := _VARIANT.fullmatch(name):
+            variants.setdefault(match["file"] or match["index"], name)
     if len(variants) > 1:
         raise ModelError(
             f"{folder} has weights of the variants {' and '.join(sorted(variants))}, and none "
@@ -118,13 +118,13 @@ def check_folder(root: Path) -> None:
     """
     num_entries = 0
     seen: set[tuple[int, int]] = set()
-    left: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]
+    pending: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]
     try:
-        while left:
-            folder, above = left.pop()
+        while pending:
+            folder, ancestors = pending.pop()
             status = os.stat(folder)
             identity = status.st_dev, status.st_ino
-            if identity in above:
+            if identity in ancestors:
                 raise ModelError(f"{folder} is a link to a folder that it is in: remove it")
             if identity in seen:
                 continue
@@ -140,7 +140,7 @@ def check_folder(root: Path) -> None:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir():
-                        left.append((Path(entry.path), (*above, identity)))
+                        pending.append((Path(entry.path), (*ancestors, identity)))
                     else:
                         _check_file(Path(entry.path))
     except OSError as error:
@@ -185,13 +185,13 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
-        held = read_header(file).tensors
-        if twice := sorted(tensors.keys() & held):
+        found = read_header(file).tensors
+        if duplicates := sorted(tensors.keys() & found):
             raise ModelError(
-                f"{file} holds {shown(twice[0])}, which another file of the component also holds: "
-                "download or save the model again"
+                f"{file} holds {printable(duplicates[0])}, which another file of the component "
+                "also holds: download or save the model again"
             )
-        tensors |= held
+        tensors |= found
     return tensors
 
 
@@ -215,27 +215,27 @@ def check_tensors(
         wrong = (
             f"lacks {missing[0]}"
             if missing
-            else f"holds {shown(unknown[0])}, which the model does not have"
+            else f"holds {printable(unknown[0])}, which the model does not have"
         )
         raise ModelError(
             f"{folder} {wrong} ({len(missing)} missing, {len(unknown)} too many): its weights and "
             "its config.json are not of the same model"
         )
     for name, shape in expected.items():
-        held = tensors[name]
-        if held.shape != shape:
+        found = tensors[name]
+        if found.shape != shape:
             raise ModelError(
-                f"{folder} holds {name} of shape {held.shape}, its config.json says {shape}: they "
+                f"{folder} holds {name} of shape {found.shape}, its config.json says {shape}: they "
                 "are not of the same model"
             )
-        if held.dtype not in FLOAT_DTYPES:
+        if found.dtype not in FLOAT_DTYPES:
             raise ModelError(
-                f"{folder} holds {name} as {held.dtype}, not one of {', '.join(FLOAT_DTYPES)}: "
+                f"{folder} holds {name} as {found.dtype}, not one of {', '.join(FLOAT_DTYPES)}: "
                 "quantized weights are not supported"
             )
 
 
-def shown(value: Any) -> str:
+def printable(value: Any) -> str:
     """A name from a file, truncated and escaped for an error message."""
     name = str(value)
     return name if name.isprintable() and len(name) <= 80 else repr(name[:80])
@@ -249,9 +249,9 @@ def _no_weights(names: Collection[str], folder: Path) -> str:
             "read: save the model again with safe_serialization=True"
         )
     expected = " or ".join(f"{stem}.safetensors" for stem in _WEIGHTS)
-    there = sorted(name for name in names if name.endswith(".safetensors"))
-    but = f" (there are {', '.join(there[:3])})" if there else ""
+    others = sorted(name for name in names if name.endswith(".safetensors"))
+    hint = f" (there are {', '.join(others[:3])})" if others else ""
     return (
-        f"{folder} has no weights: expected {expected}, or their .index.json{but}; download or "
+        f"{folder} has no weights: expected {expected}, or their .index.json{hint}; download or "
         "save the model again"
     )

@@ -22,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 _BLACK = (0, 0, 0)
 
 
-def fitted(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels:
+def resize_picture(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels:
     """Resize a picture with a Lanczos filter.
 
     Args:
@@ -46,11 +46,11 @@ def fitted(picture: Pixels, height: int, width: int, mode: ResizeMode) -> Pixels
     return np.array(image)
 
 
-def as_video(picture: torch.Tensor) -> torch.Tensor:
+def picture_to_video(picture: torch.Tensor) -> torch.Tensor:
     """``[H, W, 3]`` in 0..255 to a one-frame video ``[1, 3, 1, H, W]`` in [-1, 1], float32."""
     return (picture.permute(2, 0, 1)[None, :, None].float() / 255) * 2 - 1
 
 
-def black(height: int, width: int) -> Pixels:
+def black_picture(height: int, width: int) -> Pixels:
     """A black picture."""
     return np.zeros((height, width, 3), dtype=np.uint8)

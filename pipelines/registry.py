@@ -1,4 +1,4 @@
-"""The model families, by pipeline class."""
+"""Selects the model family of a checkpoint, by its pipeline class."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def inspect(
     Args:
         checkpoint: The model's files.
         weights: Whether to check the weights, too. Those of a hub model are downloaded.
-        autoencoder_only: Whether the autoencoder's weights suffice.
+        autoencoder_only: Whether to check the weights of the autoencoder only.
 
     Raises:
         ModelError: The pipeline class is not supported, or a file is missing or damaged.

@@ -23,13 +23,13 @@ from longtake.pipelines.base import (
     check_latents,
     denoise,
 )
-from longtake.pipelines.picture import Pixels, as_video, fitted
+from longtake.pipelines.picture import Pixels, picture_to_video, resize_picture
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.trace import Trace
-from longtake.pipelines.weights import fetch_traffic
+from longtake.pipelines.weights import all_gather_bytes
 
 _CONTINUE, _SNAPSHOT, _STOP = range(3)
 """What a rank requests after a step. Decision = max over ranks."""
@@ -135,7 +135,9 @@ def _prepare_guidance(
 ) -> Guidance:
     """Prepare the branches of guidance from their conditioning."""
     denoiser, grid, mesh = run.pipeline.denoiser, sharding.grid, sharding.mesh
-    branches = [denoiser.branch(each, grid, run.dims, mesh, run.request, image) for each in streams]
+    branches = [
+        denoiser.prepare_branch(each, grid, run.dims, mesh, run.request, image) for each in streams
+    ]
     return Guidance(branches, run.request.true_cfg_scale, mesh)
 
 
@@ -148,7 +150,7 @@ def _initial_latents(
     """The latents after ``run.steps_done`` steps, with the stepper at that step."""
     if not run.steps_done:
         grid = run.pipeline.spec.grid(run.request)
-        return run.pipeline.start(grid, run.request, image)
+        return run.pipeline.initial_latents(grid, run.request, image)
     latents = saved.pop("latents")
     stepper.resume(run.steps_done, saved)
     return latents
@@ -171,7 +173,7 @@ def _denoise(
         after_step.finish()
     num_steps = run.request.num_inference_steps - run.steps_done
     num_passes = num_steps * len(guidance.branches) // run.dims.cfg_degree
-    run.report.bytes_sent["weights"] = fetch_traffic(denoiser) * num_passes
+    run.report.bytes_sent["weights"] = all_gather_bytes(denoiser) * num_passes
     with stage(run.report, "gathering"):
         latents = sharding.gather(tokens)
     if run.trace is None:
@@ -181,7 +183,7 @@ def _denoise(
 
 
 def _check_layout(run: RenderRun) -> None:
-    """Refuse ranks for a second branch of guidance where there is none."""
+    """Refuse ``cfg_degree`` 2 without true CFG."""
     request, degree = run.request, run.dims.cfg_degree
     if degree > 1 and not request.uses_true_cfg:
         raise RequestError(
@@ -209,7 +211,7 @@ def _encode_prompts(run: RenderRun) -> list[Streams]:
 
 
 def _encode_prompt(run: RenderRun, *, negative: bool) -> Streams:
-    """Encode on rank 0 and broadcast; a refusal of rank 0 is raised on all ranks."""
+    """Encode on rank 0 and broadcast; rank 0's refusal is raised on all ranks."""
     streams: Streams | None = None
     refusal = None
     if run.world.rank == 0:
@@ -229,7 +231,7 @@ def _encode_picture(run: RenderRun) -> torch.Tensor | None:
         return None
     run.on_progress(Progress("text", detail="the picture"))
     with stage(run.report, "image"):
-        pixels = as_video(_broadcast_picture(run))
+        pixels = picture_to_video(_broadcast_picture(run))
         return check_image(run.pipeline.encode_image(pixels, run.request, run.world))
 
 
@@ -238,7 +240,7 @@ def _broadcast_picture(run: RenderRun) -> torch.Tensor:
     tensors, request = None, run.request
     if run.world.rank == 0:
         assert run.picture is not None and request.resize_mode is not None
-        pixels = fitted(run.picture, request.height, request.width, request.resize_mode)
+        pixels = resize_picture(run.picture, request.height, request.width, request.resize_mode)
         tensors = {"picture": torch.from_numpy(pixels)}
     return run.world.broadcast_tensors(tensors)["picture"]
 
@@ -249,11 +251,11 @@ def _tracing(run: RenderRun, branches: Sequence[Any]) -> AbstractContextManager[
         return nullcontext()
     grid = run.pipeline.spec.grid(run.request)
     denoiser = run.pipeline.denoiser
-    return run.trace.watching(denoiser, denoiser.blocks, branches, grid, run.dims)
+    return run.trace.record_blocks(denoiser, denoiser.blocks, branches, grid, run.dims)
 
 
 class _AfterStep:
-    """What all ranks do together after each step: report, trace, save a snapshot, or stop.
+    """Reports, traces, saves a snapshot or stops after each step, on all ranks together.
 
     Args:
         run: The run.
@@ -284,14 +286,14 @@ class _AfterStep:
         """
         snapshots = self._run.snapshots
         if snapshots is not None:
-            snapshots.settle()
+            snapshots.wait()
         self._clock.step(done)
         if self._run.trace is not None:
             self._run.trace.after_step(done, self._gather(tokens))
-        decision = self._run.world.all_reduce_max(self._own_request(done))
+        decision = self._run.world.all_reduce_max(self._decide(done))
         if decision != _CONTINUE and snapshots is not None and done < self._total:
             self._clock.finish()  # a snapshot's cost excludes the step that the GPU still computes
-            snapshots.take(lambda: self._state(done, self._gather(tokens)))
+            snapshots.save(lambda: self._state(done, self._gather(tokens)))
         if decision == _STOP:
             raise Stopped(f"stopped after step {done} of {self._total}")
 
@@ -302,10 +304,11 @@ class _AfterStep:
     def save_finished(self, latents: torch.Tensor) -> None:
         """Save the gathered latents after the last step, if snapshots include them."""
         snapshots = self._run.snapshots
-        if snapshots is not None and snapshots.at_the_end:
-            snapshots.take(lambda: self._state(self._total, latents))
+        if snapshots is not None and snapshots.after_last_step:
+            snapshots.save(lambda: self._state(self._total, latents))
 
-    def _own_request(self, done: int) -> int:
+    def _decide(self, done: int) -> int:
+        """This rank's own decision after step ``done``."""
         run = self._run
         if run.stop_requested():
             return _STOP

@@ -1,4 +1,4 @@
-"""Saves the state of a denoising loop, so that it can resume.
+"""Decides when the state of a denoising loop is saved, and saves it in the background.
 
 Legend: B videos, C channels, F H W latent frames, height and width.
 """
@@ -18,24 +18,24 @@ from longtake.errors import EngineError
 if TYPE_CHECKING:
     import torch
 
-MOST_OF_THE_TIME = 0.01
-"""Default share of the denoising time that snapshots may take."""
+MAX_TIME_SHARE = 0.01
+"""Default maximum share of the denoising time that snapshots may take."""
 
-_FIRST_GUESS_S = 0.02
-_BYTES_A_SECOND = 200e6
-"""Assumed cost of a snapshot before one was measured."""
+_ASSUMED_LATENCY_S = 0.02
+_ASSUMED_BYTES_PER_S = 200e6
+"""Assumed cost of the first snapshot; later ones are measured."""
 
 
 @dataclass(frozen=True)
 class LoopState:
-    """A denoising loop between two steps, or after the last, of no layout.
+    """State of a denoising loop after a step, independent of the layout.
 
-    Nothing random is in it: all noise is drawn before the first step, of the request's seed.
+    It holds no random state: all noise is drawn from the request's seed before the first step.
 
     Attributes:
-        steps_done: of the loop.
+        steps_done: Number of completed steps.
         latents: ``[B, C, F, H, W]``, float32, on the CPU.
-        scheduler: what :meth:`longtake.pipelines.base.Stepper.state` gave.
+        scheduler: Result of :meth:`longtake.pipelines.base.Stepper.state`.
     """
 
     steps_done: int
@@ -44,20 +44,22 @@ class LoopState:
 
 
 class Snapshots:
-    """Decides, on rank 0, when the state of a loop is kept, and has it written beside the next
-    step, at whose end it is there for sure. One that cannot be written stops no rendering.
+    """Schedules snapshots and writes them in the background.
+
+    A snapshot is written while the next step is computed, and is complete at the end of that step.
+    A failed write does not stop the rendering.
 
     Args:
-        config: how often.
-        latents_bytes: of all videos.
-        write: writes one.
-        clock: seconds that never go back.
-        at_the_end: keep the finished latents, too.
+        config: Interval between snapshots; by default they take 1 % of the time at most.
+        latents_bytes: Size of the latents of all videos.
+        write: Writes one snapshot; called on a thread.
+        clock: Monotonic clock, in seconds.
+        after_last_step: Whether to save the finished latents, too.
 
     Attributes:
-        taken: so many were written so far.
-        seconds: that the loop stood still for them so far.
-        failure: why the last one that could not be written could not.
+        num_written: Number of snapshots written.
+        blocked_s: Time that the loop waited for snapshots.
+        failure: Message of the last failed write; empty if none failed.
     """
 
     def __init__(
@@ -67,22 +69,22 @@ class Snapshots:
         write: Callable[[LoopState], None],
         clock: Callable[[], float] = time.perf_counter,
         *,
-        at_the_end: bool = True,
+        after_last_step: bool = True,
     ) -> None:
         self._config = config
-        self.at_the_end = at_the_end
+        self.after_last_step = after_last_step
         self._write = write
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, "longtake-snapshot")
+        self._executor = ThreadPoolExecutor(1, "longtake-snapshot")
         self._writing: Future[None] | None = None
-        self._next_cost_s = _FIRST_GUESS_S + latents_bytes / _BYTES_A_SECOND
-        self._spent_before_s = 0.0
-        self.taken = 0
-        self.seconds = 0.0
+        self._next_cost_s = _ASSUMED_LATENCY_S + latents_bytes / _ASSUMED_BYTES_PER_S
+        self._blocked_before_s = 0.0
+        self.num_written = 0
+        self.blocked_s = 0.0
         self.failure = ""
 
     def begin(self, steps_done: int) -> None:
-        """Called before the loop starts, with the number of steps done by an earlier run."""
+        """Called before the loop starts, with the number of steps completed by an earlier run."""
         self._begun = self._last_at = self._clock()
         self._last_step = steps_done
 
@@ -90,39 +92,40 @@ class Snapshots:
         """Whether the state after step ``done`` should be saved."""
         steps, seconds, now = self._config.snapshot_steps, self._config.snapshot_s, self._clock()
         if steps is None and seconds is None:
-            allowed_s = MOST_OF_THE_TIME * (now - self._begun)
-            return self.seconds + self._next_cost_s <= allowed_s
+            allowed_s = MAX_TIME_SHARE * (now - self._begun)
+            return self.blocked_s + self._next_cost_s <= allowed_s
         by_steps = steps is not None and done - self._last_step >= steps
         return by_steps or (seconds is not None and now - self._last_at >= seconds)
 
-    def take(self, gather: Callable[[], LoopState]) -> None:
-        """Save the state that ``gather`` returns, in the background."""
-        with self._standing_still():
+    def save(self, gather: Callable[[], LoopState]) -> None:
+        """Start saving the state that ``gather`` returns."""
+        with self._blocking():
             state = gather()
             self._last_at, self._last_step = self._clock(), state.steps_done
-            self._writing = self._thread.submit(self._write, state)
+            self._writing = self._executor.submit(self._write, state)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until the last snapshot is written."""
         if self._writing is None:
             return
-        with self._standing_still():
+        with self._blocking():
             try:
                 self._writing.result()
-                self.taken += 1
+                self.num_written += 1
             except EngineError as error:
                 self.failure = str(error)
         self._writing = None
-        self._next_cost_s = self.seconds - self._spent_before_s
-        self._spent_before_s = self.seconds
+        self._next_cost_s = self.blocked_s - self._blocked_before_s
+        self._blocked_before_s = self.blocked_s
 
     def close(self) -> None:
-        """Wait for the last snapshot, then end the writing thread."""
-        self.settle()
-        self._thread.shutdown()
+        """Wait for the last snapshot, then end the thread."""
+        self.wait()
+        self._executor.shutdown()
 
     @contextmanager
-    def _standing_still(self) -> Iterator[None]:
+    def _blocking(self) -> Iterator[None]:
+        """Add the time of the enclosed block to ``blocked_s``."""
         begun = self._clock()
         yield
-        self.seconds += self._clock() - begun
+        self.blocked_s += self._clock() - begun

@@ -125,7 +125,7 @@ class LatentGrid:
     patch: tuple[int, int, int]
 
     @property
-    def cells(self) -> tuple[int, int, int]:
+    def tokens_shape(self) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
         frames, height, width = (
             size // step for size, step in zip(self.shape[2:], self.patch, strict=True)
@@ -135,20 +135,20 @@ class LatentGrid:
     @property
     def num_tokens(self) -> int:
         """Tokens of one video."""
-        return math.prod(self.cells)
+        return math.prod(self.tokens_shape)
 
     def patchify(self, latents: torch.Tensor) -> torch.Tensor:
         """``[B, C, F, H, W]`` to ``[B, S, P]``, P in the order channel, frame, row, column."""
         batch, channels = self.shape[:2]
-        split = [size for pair in zip(self.cells, self.patch, strict=True) for size in pair]
-        cells = latents.reshape(batch, channels, *split).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return cells.reshape(batch, self.num_tokens, -1)
+        split = [size for pair in zip(self.tokens_shape, self.patch, strict=True) for size in pair]
+        patches = latents.reshape(batch, channels, *split).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return patches.reshape(batch, self.num_tokens, -1)
 
     def unpatchify(self, tokens: torch.Tensor) -> torch.Tensor:
         """The inverse of :meth:`patchify`."""
         batch, channels = self.shape[:2]
-        cells = tokens.reshape(batch, *self.cells, channels, *self.patch)
-        return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(self.shape)
+        patches = tokens.reshape(batch, *self.tokens_shape, channels, *self.patch)
+        return patches.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(self.shape)
 
     def noise(self, seed: int) -> torch.Tensor:
         """Draw the initial noise of the whole video, as diffusers does from a CPU generator.

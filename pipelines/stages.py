@@ -16,8 +16,9 @@ class StageReport:
 
     Attributes:
         seconds: Duration of each stage.
-        bytes_sent: Bytes sent to other ranks; "weights" are split weights, while denoising.
-        tiles_at_once: Most tiles decoded at once; 0 if nothing is decoded.
+        bytes_sent: Bytes sent to other ranks by stage; "weights" is the part of "denoising" that
+            gathers sharded weights.
+        tiles_at_once: Maximum number of tiles decoded at once; 0 if nothing is decoded.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""Tiles of a video: what each of them covers, and who computes it; without torch.
+"""Tiling of videos: the region that each tile covers, and the rank that computes it; without torch.
 
-Legend: B videos, C channels, F H W frames, rows and columns; upper case of what goes in, lower case
-of one tile. Cells are what goes in (latents, where a video is decoded), values what comes out.
+Legend: B videos, C channels, F H W frames, rows and columns of the whole input; lower case: of one
+tile. When decoding, the input is latents and the output pixels; when encoding, vice versa.
 """
 
 from __future__ import annotations
@@ -19,79 +19,79 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Span:
-    """What one tile is along one axis.
+    """The extent of a tile along one axis.
 
     Attributes:
-        cells: of the input that it covers.
-        trim: of the values that come out, those that take part.
-        size: number of values that take part.
-        blend: values at its beginning that mix with the end of the tile before.
-        keep: values from its beginning that stay once they are mixed; those behind them are
-            there for the next tile to mix with.
+        input_slice: Positions of the input that the tile covers.
+        output_slice: Part of the tile's output that is used.
+        output_size: Length of the used output.
+        blend: Number of leading values that are blended with the end of the previous tile.
+        keep: Number of leading values that are final after blending; the rest overlaps the next
+            tile.
     """
 
-    cells: slice
-    trim: slice
-    size: int
+    input_slice: slice
+    output_slice: slice
+    output_size: int
     blend: int
     keep: int
 
     @property
-    def num_cells(self) -> int:
-        """Cells that it covers."""
-        return int(self.cells.stop - self.cells.start)
+    def input_size(self) -> int:
+        """Number of input positions that the tile covers."""
+        return int(self.input_slice.stop - self.input_slice.start)
 
 
 Spans = tuple[Sequence[Span], Sequence[Span], Sequence[Span]]
-"""The tiles along time, height and width; all combinations of them are the tiles."""
+"""Spans along time, height and width; the tiles are all combinations of them."""
 
 
-def overlapping(
-    length: int, size: int, stride: int, values: Callable[[int], int], first: int = 0
+def overlapping_spans(
+    length: int, size: int, stride: int, output_size: Callable[[int], int], first: int = 0
 ) -> list[Span]:
-    """Tiles at even distances, as diffusers' autoencoders cut an axis.
+    """Tile an axis at even distances, as diffusers' autoencoders do.
 
     Args:
-        length: cells of the axis.
-        size: cells of a tile.
-        stride: cells from one tile to the next.
-        values: how many values come of so many cells.
-        first: cells at the beginning of the video that are worth one value each. Every tile takes
-            as many more, and all but the first drop what comes of them. 1 where an autoencoder
-            is causal in time.
+        length: Length of the input.
+        size: Input length of a tile.
+        stride: Input distance between neighboring tiles.
+        output_size: Output length as a function of the input length.
+        first: Number of leading input positions that each produce a single output value: 1 for an
+            autoencoder that is causal in time. Every tile covers that many more positions; all
+            tiles but the first discard their output.
     """
-    size_values, stride_values = values(size + first) - first, values(stride + first) - first
+    size_out, stride_out = output_size(size + first) - first, output_size(stride + first) - first
     spans = []
     for start in range(0, length, stride):
         stop = min(start + size + first, length)
         dropped = first if start > 0 else 0
-        count = values(stop - start) - dropped
-        if count == 0:  # a causal tile of nothing but its first cell
+        count = output_size(stop - start) - dropped
+        if count == 0:  # a causal tile that consists of its first position
             continue
         spans.append(
             Span(
-                cells=slice(start, stop),
-                trim=slice(dropped, None),
-                size=count,
-                blend=size_values - stride_values if start > 0 else 0,
-                keep=min(count, stride_values + first - dropped),
+                input_slice=slice(start, stop),
+                output_slice=slice(dropped, None),
+                output_size=count,
+                blend=size_out - stride_out if start > 0 else 0,
+                keep=min(count, stride_out + first - dropped),
             )
         )
     return spans
 
 
-def single(length: int, values: Callable[[int], int]) -> list[Span]:
+def single_span(length: int, output_size: Callable[[int], int]) -> list[Span]:
     """One tile that covers the whole axis."""
-    count = values(length)
+    count = output_size(length)
     return [Span(slice(0, length), slice(None), count, blend=0, keep=count)]
 
 
 class TileCoder(ABC):
-    """One direction of a family's autoencoder, as tiles see it: all that families do differently.
+    """An encoder or a decoder that runs on tiles: the part that differs between families.
 
     Attributes:
-        channels: of the values.
-        dtype: of the values, in which tiles are mixed.
+        channels: Number of output channels.
+        dtype: Dtype of the output, in which tiles are blended.
     """
 
     channels: int
@@ -99,14 +99,14 @@ class TileCoder(ABC):
 
     @abstractmethod
     def spans(self, shape: Sequence[int]) -> Spans:
-        """How an input of ``(F, H, W)`` cells is cut."""
+        """The tiling of an input of shape ``(F, H, W)``."""
 
     @abstractmethod
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
-        """Turn the cells of tiles of one shape, ``[b, C, f, h, w]``, into values, not trimmed."""
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Encode or decode tiles of one shape, ``[b, C, f, h, w]``; the output is untrimmed."""
 
     def finish(self, values: torch.Tensor) -> torch.Tensor:
-        """What becomes of mixed values, ``[C, f, H, W]``; some families unpatchify here."""
+        """Postprocess blended values, ``[C, f, H, W]``; some families unpatchify here."""
         return values
 
 
@@ -115,49 +115,49 @@ class Tile:
     """One tile of one video.
 
     Attributes:
-        video: number of its video.
-        place: its number along time, height and width.
-        spans: what it covers along each.
+        video: Index of the video.
+        index: Indices along time, height and width.
+        spans: Extents along time, height and width.
     """
 
     video: int
-    place: tuple[int, int, int]
+    index: tuple[int, int, int]
     spans: tuple[Span, Span, Span]
 
-    def cells_of(self, videos: torch.Tensor) -> torch.Tensor:
-        """Its part of ``[B, C, F, H, W]``: ``[C, f, h, w]``."""
-        frames, rows, columns = (span.cells for span in self.spans)
+    def slice_input(self, videos: torch.Tensor) -> torch.Tensor:
+        """The tile's part of ``[B, C, F, H, W]``: ``[C, f, h, w]``."""
+        frames, rows, columns = (span.input_slice for span in self.spans)
         return videos[self.video, :, frames, rows, columns]
 
-    def trimmed(self, values: torch.Tensor) -> torch.Tensor:
-        """What takes part of its values, ``[C, f, h, w]``."""
-        frames, rows, columns = (span.trim for span in self.spans)
+    def trim_output(self, values: torch.Tensor) -> torch.Tensor:
+        """The used part of the tile's output, ``[C, f, h, w]``."""
+        frames, rows, columns = (span.output_slice for span in self.spans)
         return values[:, frames, rows, columns]
 
     @property
-    def cells_shape(self) -> tuple[int, ...]:
-        """Cells along time, height and width."""
-        return tuple(span.num_cells for span in self.spans)
+    def input_shape(self) -> tuple[int, ...]:
+        """Frames, rows and columns of the input."""
+        return tuple(span.input_size for span in self.spans)
 
     @property
-    def values_shape(self) -> tuple[int, ...]:
-        """Values that take part, along time, height and width."""
-        return tuple(span.size for span in self.spans)
+    def output_shape(self) -> tuple[int, ...]:
+        """Frames, rows and columns of the trimmed output."""
+        return tuple(span.output_size for span in self.spans)
 
     @property
     def cost(self) -> int:
-        """What computing it costs, in values that come out; those that are dropped count, too."""
-        return math.prod(span.size + (span.trim.start or 0) for span in self.spans)
+        """Relative cost: the number of output values, including those trimmed off."""
+        return math.prod(span.output_size + (span.output_slice.start or 0) for span in self.spans)
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """All tiles of some videos, in the order in which they are put together, and who computes them.
+    """All tiles of a batch of videos in the order of blending, and the rank that computes each.
 
     Args:
-        spans: of each video.
-        num_videos: of the same shape.
-        num_ranks: that share the work.
+        spans: Tiling of each video.
+        num_videos: Number of videos, all of the same shape.
+        num_ranks: Number of ranks that share the work.
     """
 
     spans: Spans
@@ -166,7 +166,7 @@ class TilePlan:
 
     @cached_property
     def tiles(self) -> list[Tile]:
-        """Video after video, then along time, height and width."""
+        """The tiles, ordered by video, then time, height and width."""
         frames, rows, columns = (list(enumerate(spans)) for spans in self.spans)
         return [
             Tile(video, (t, i, j), (in_time, in_height, in_width))
@@ -180,9 +180,9 @@ class TilePlan:
     def owners(self) -> list[int]:
         """The rank that computes each tile.
 
-        The costliest are dealt first, each to the rank that has least to do; so ranks finish
-        together, and since tiles of one cost are dealt in order, each stretch of the video is
-        spread over all of them, too.
+        Tiles are assigned by descending cost, each to the least loaded rank, so that all ranks
+        finish at about the same time. Tiles of equal cost are assigned in order, so each part of
+        the video is spread over all ranks.
 
         Source: Graham's longest-processing-time rule, SIAM J. Appl. Math. 17(2), 1969.
         """
@@ -192,6 +192,6 @@ class TilePlan:
             loads[owners[number]] += self.tiles[number].cost
         return owners
 
-    def of_rank(self, rank: int) -> list[Tile]:
-        """A rank's own tiles, in order."""
+    def tiles_of(self, rank: int) -> list[Tile]:
+        """A rank's tiles, in order."""
         return [tile for tile, owner in zip(self.tiles, self.owners, strict=True) if owner == rank]

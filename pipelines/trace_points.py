@@ -1,19 +1,19 @@
-"""What a trace records: the points of a rendering, by name."""
+"""Names of the values that a trace records."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 BRANCHES = ("positive", "negative")
-"""Of true CFG, in order; without it there is the first alone."""
+"""Guidance branches in order; without true CFG there is only the first."""
 
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """What to record beside the latents after each step.
+    """What to record in addition to the latents after each step.
 
     Attributes:
-        blocks_of_step: the step, counted from 1, of which each block's output is recorded too.
+        blocks_of_step: Step whose block outputs are recorded, counted from 1; None for no blocks.
     """
 
     blocks_of_step: int | None = None
@@ -21,14 +21,14 @@ class TraceRequest:
 
 @dataclass(frozen=True)
 class TracePoint:
-    """Where on the way something was recorded: the latents after a step, or tokens in it.
+    """Name of a recorded tensor: the latents after a step, or the tokens of a block.
 
     Attributes:
-        step: counted from 1.
-        block: whose output it is, counted from 1; 0 is what the first block takes in. None: the
-            latents.
-        name: of the block in its denoiser.
-        branch: one of BRANCHES.
+        step: Number of the step, counted from 1.
+        block: Number of the block whose output it is, counted from 1; 0 is the first block's input;
+            None is the latents.
+        name: Name of the block in the denoiser.
+        branch: Guidance branch, one of BRANCHES.
     """
 
     step: int

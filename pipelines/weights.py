@@ -1,4 +1,4 @@
-"""Weights from safetensors files into a module: read once a host, whole or split over all ranks."""
+"""Loads weights from safetensors files into modules, whole or sharded over all ranks."""
 
 from __future__ import annotations
 
@@ -25,34 +25,36 @@ from longtake.pipelines.tensor_files import open_tensors
 def load_weights(
     module: nn.Module, files: Sequence[Path], world: World, dtype: torch.dtype
 ) -> None:
-    """Fill a module that was built on the ``meta`` device, on all ranks together.
+    """Load weights into a module that was built on the ``meta`` device. Collective.
 
-    One rank a host reads each tensor from disk and hands it to the others there, which keep it
-    whole, or their part of it where the module is split. One tensor at a time is held beside the
-    module's own.
+    One rank per host reads each tensor from disk and broadcasts it to the other ranks of the host.
+    Each rank keeps the whole tensor or, if the module is sharded, its shard. At most one tensor is
+    held in addition to the module's own.
 
     Args:
-        module: with every parameter and buffer on ``meta``; afterwards on ``world.device``.
-        files: safetensors, checked before.
-        dtype: floating-point parameters become this.
+        module: A module whose parameters and buffers are all on ``meta``; afterwards they are on
+            ``world.device``.
+        files: The component's safetensors files, already checked.
+        world: All ranks.
+        dtype: Dtype that floating-point parameters are converted to.
 
     Raises:
-        ModelError: a tensor is missing, is too many, or has another shape.
+        ModelError: A tensor is missing, unexpected, or of the wrong shape.
     """
-    # torch's set_model_state_dict(broadcast_from_rank0) cannot do this: global rank 0 alone reads,
-    # not one rank a host; names and shapes travel as pickles, which are never unpickled here; and
-    # tensors travel in the dtype of the files, not of the module.
+    # torch's set_model_state_dict(broadcast_from_rank0) does not fit: only global rank 0 reads, not
+    # one rank per host; names and shapes are sent pickled, and longtake unpickles nothing; and
+    # tensors are sent in the dtype of the files, not of the module.
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_tensors(read_tensors(files), shapes, files[0].parent)
-    nn.Module.to(module, dtype)  # diffusers' own `to` warns of weights that are not there yet
+    nn.Module.to(module, dtype)  # diffusers' own `to` warns about meta tensors
     module.to_empty(device=world.device)
     state = module.state_dict()
     with _open_all(files) as tensors:
         group = world.host_group
-        reads = group is None or dist.get_rank(group) == 0
+        is_reader = group is None or dist.get_rank(group) == 0
         for name in sorted(state):
             target = state[name]
-            if reads:
+            if is_reader:
                 whole = _read(tensors[name], name, files).to(world.device, target.dtype)
             else:
                 whole = torch.empty(target.shape, dtype=target.dtype, device=world.device)
@@ -61,15 +63,16 @@ def load_weights(
             _fill(target, whole)
 
 
-def split_weights(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
-    """Split a module's weights over all ranks; each block's come together while it computes.
+def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
+    """Shard a module's weights over all ranks (FSDP2): each rank holds 1/N of every parameter.
 
-    Each rank holds 1/N of every parameter (FSDP2). While one block computes, the next one's
-    weights are fetched.
+    A block's weights are gathered before it runs, while the previous block computes. The weights
+    outside of blocks are gathered once per forward. No-op on one rank.
 
     Args:
-        module: whose own forward runs the blocks; its other weights come together once a forward.
-        blocks: its submodules, in the order in which they run.
+        module: A module whose ``forward`` runs the blocks.
+        blocks: Its blocks, in execution order.
+        world: All ranks.
     """
     if world.size == 1:
         return
@@ -82,30 +85,27 @@ def split_weights(module: nn.Module, blocks: Sequence[nn.Module], world: World) 
 
 
 def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of some files, by name; those of a large file stay on the disk until used.
+    """The tensors of safetensors files, by name; memory-mapped, so read from disk on use.
 
     Args:
-        files: safetensors, checked before.
+        files: The component's safetensors files, already checked.
 
     Raises:
-        ModelError: a tensor cannot be read.
+        ModelError: A tensor cannot be read.
     """
     with _open_all(files) as tensors:
         return {name: _read(file, name, files) for name, file in tensors.items()}
 
 
-def held_bytes(module: nn.Module) -> int:
+def local_weight_bytes(module: nn.Module) -> int:
     """Bytes of the parameters that this rank holds."""
-    return sum(
-        (local if (local := _local(parameter)) is not None else parameter).nbytes
-        for parameter in module.parameters()
-    )
+    return sum(_local(parameter).nbytes for parameter in module.parameters())
 
 
-def fetch_traffic(module: nn.Module) -> int:
-    """Bytes that this rank sends to others each time the module's forward runs: its split weights.
+def all_gather_bytes(module: nn.Module) -> int:
+    """Bytes that this rank sends in one forward to gather sharded weights; 0 if none are sharded.
 
-    Each rank's rows go to every other rank once; where rows do not divide, FSDP2 pads them.
+    Each rank sends its rows to every other rank once. FSDP2 pads rows that do not divide evenly.
     """
     sent = 0
     for parameter in module.parameters():
@@ -116,22 +116,24 @@ def fetch_traffic(module: nn.Module) -> int:
     return sent
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor | None:
-    return tensor.to_local() if isinstance(tensor, DTensor) else None
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a tensor, or the tensor itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def _fill(target: torch.Tensor, whole: torch.Tensor) -> None:
+    """Copy a whole tensor, or this rank's shard of it, into ``target``."""
     if isinstance(target, DTensor):
-        part = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
-        target.to_local().copy_(part.to_local())
+        shard = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+        target.to_local().copy_(shard.to_local())
     else:
         target.copy_(whole)
 
 
 @contextmanager
 def _open_all(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """The file that holds each tensor, by the tensor's name."""
+    """Open files; yields the open file of each tensor, by the tensor's name."""
     with ExitStack() as stack:
         opened = [stack.enter_context(open_tensors(file, "pt")) for file in files]
         yield {name: file for file in opened for name in file.keys()}

@@ -1,4 +1,4 @@
-"""What a rank does in the tests of tiled decoding: tiles over ranks, and diffusers' own beside."""
+"""Functions that ranks run in the tests of tiled decoding; diffusers is the reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longtake.pipelines.decode import (
 )
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.stages import StageReport, stage
-from longtake.pipelines.tiles import Spans, TileCoder, overlapping
+from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans
 from tests import tiny
 from tests.rendering import world
 
@@ -33,10 +33,10 @@ SIZE: Sizes = (8, 32, 32)
 STRIDE: Sizes = (4, 24, 16)
 
 
-def how(
+def tiling(
     size: Sizes | None = SIZE, stride: Sizes | None = STRIDE, mode: DecodeMode = "tiled"
 ) -> ResolvedDecode:
-    """A request of which the tiles alone matter."""
+    """A request for a tiling; its other fields do not matter."""
     return ResolvedDecode(
         decode=mode,
         decode_tile_size=size,
@@ -50,7 +50,7 @@ def how(
 
 @cache
 def vae() -> Any:
-    """A tiny autoencoder, the same in every process: 4 channels, 4 x 4 pixels, 4 frames."""
+    """A tiny autoencoder, identical in every process: 4 channels, 4 x 4 pixels, 4 frames."""
     return tiny.autoencoder(
         block_out_channels=(8, 8, 8),
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
@@ -61,13 +61,18 @@ def vae() -> Any:
 
 
 @torch.no_grad()
-def of_diffusers(videos: torch.Tensor, asked: ResolvedDecode, direction: Direction) -> torch.Tensor:
-    """What diffusers makes of latents or pixels, one video after the other, in tiles of its own."""
+def diffusers_output(
+    videos: torch.Tensor, options: ResolvedDecode, direction: Direction
+) -> torch.Tensor:
+    """Encode or decode videos with diffusers, one after the other."""
     model = vae()
-    model.use_tiling = asked.decode == "tiled"
-    model.use_framewise_decoding = model.use_framewise_encoding = asked.decode != "whole"
-    if asked.decode_tile_size is not None and asked.decode_tile_stride is not None:
-        for name, values in (("min", asked.decode_tile_size), ("stride", asked.decode_tile_stride)):
+    model.use_tiling = options.decode == "tiled"
+    model.use_framewise_decoding = model.use_framewise_encoding = options.decode != "whole"
+    if options.decode_tile_size is not None and options.decode_tile_stride is not None:
+        for name, values in (
+            ("min", options.decode_tile_size),
+            ("stride", options.decode_tile_stride),
+        ):
             for axis, value in zip(("num_frames", "height", "width"), values, strict=True):
                 setattr(model, f"tile_sample_{name}_{axis}", value)
     if direction == "decode":
@@ -76,19 +81,19 @@ def of_diffusers(videos: torch.Tensor, asked: ResolvedDecode, direction: Directi
     return torch.cat([model.encode(each[None]).latent_dist.parameters for each in videos])
 
 
-def coder_of(asked: ResolvedDecode, direction: Direction) -> TileCoder:
-    return (HunyuanVideoDecoder if direction == "decode" else HunyuanVideoEncoder)(vae(), asked)
+def make_coder(options: ResolvedDecode, direction: Direction) -> TileCoder:
+    return (HunyuanVideoDecoder if direction == "decode" else HunyuanVideoEncoder)(vae(), options)
 
 
 @torch.no_grad()
-def in_tiles(
+def run_tiled(
     coder: TileCoder,
     videos: torch.Tensor,
     world: World,
     stop_requested: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> torch.Tensor | None:
-    """All that comes out, on rank 0: ``[B, C, f, h, w]``."""
+    """The whole output, ``[B, C, f, h, w]``, on rank 0; None on other ranks."""
     parts: list[list[torch.Tensor]] = [[] for _ in videos]
 
     def take(video: int, values: torch.Tensor) -> bool:
@@ -103,7 +108,7 @@ def in_tiles(
 
 
 def random_videos(seed: int, shape: Sequence[int], direction: Direction) -> torch.Tensor:
-    """The same on every rank: latents of a normal distribution, or pixels in [-1, 1]."""
+    """Normally distributed latents, or pixels in [-1, 1]; identical on every rank."""
     generator = torch.Generator().manual_seed(seed)
     if direction == "decode":
         return torch.randn(tuple(shape), generator=generator)
@@ -114,82 +119,82 @@ Case = tuple[tuple[int, ...], ResolvedDecode, Direction]
 
 
 def errors(cases: Sequence[Case]) -> list[float | None]:
-    """On a rank: the largest difference from diffusers of each case; None on other ranks than 0."""
+    """On a rank: the largest difference from diffusers of each case; None on ranks other than 0."""
     found: list[float | None] = []
-    for seed, (shape, asked, direction) in enumerate(cases):
+    for seed, (shape, options, direction) in enumerate(cases):
         videos = random_videos(seed, shape, direction)
-        values = in_tiles(coder_of(asked, direction), videos, world())
+        values = run_tiled(make_coder(options, direction), videos, world())
         if values is None:
             found.append(None)
             continue
-        expected = of_diffusers(videos, asked, direction)
+        expected = diffusers_output(videos, options, direction)
         assert values.shape == expected.shape
         assert expected.std() > 0.01
         found.append((values - expected).abs().max().item())
     return found
 
 
-def error_of_encoding(shape: Sequence[int]) -> float:
-    """On a rank, each of which gets the moments: the largest difference from diffusers."""
+def encoding_error(shape: Sequence[int]) -> float:
+    """On a rank: the largest difference of the moments from diffusers."""
     pixels = random_videos(0, shape, "encode")
-    moments = encode_videos(coder_of(how(), "encode"), pixels, world())
-    expected = of_diffusers(pixels, how(), "encode")
+    moments = encode_videos(make_coder(tiling(), "encode"), pixels, world())
+    expected = diffusers_output(pixels, tiling(), "encode")
     assert moments.shape == expected.shape
     return (moments - expected).abs().max().item()
 
 
-def stopped_then_right(asked_by: int, after: int) -> tuple[bool, list[float | None]]:
-    """On a rank: decode until one rank wants to stop after some tiles, then decode again.
+def stop_then_decode(stopping_rank: int, after: int) -> tuple[bool, list[float | None]]:
+    """On a rank: decode until one rank requests a stop after some tiles, then decode again.
 
     Returns:
-        Whether the first was stopped, and the errors of the second.
+        Whether the first decode was stopped, and the errors of the second.
     """
     tiles = 0
 
     def stop() -> bool:
         nonlocal tiles
         tiles += 1
-        return world().rank == asked_by and tiles > after
+        return world().rank == stopping_rank and tiles > after
 
     videos = random_videos(0, (1, 4, 9, 20, 20), "decode")
     try:
-        in_tiles(coder_of(how(), "decode"), videos, world(), stop)
+        run_tiled(make_coder(tiling(), "decode"), videos, world(), stop)
         stopped = False
     except Stopped:
         stopped = True
-    return stopped, errors([((1, 4, 3, 9, 9), how(), "decode")])
+    return stopped, errors([((1, 4, 3, 9, 9), tiling(), "decode")])
 
 
-def traffic(shape: Sequence[int], asked: ResolvedDecode) -> tuple[int, dict[str, int]]:
-    """On a rank: bytes and calls that torch.distributed was given; the report says the same."""
+def traffic(shape: Sequence[int], options: ResolvedDecode) -> tuple[int, dict[str, int]]:
+    """On a rank: bytes sent and calls of torch.distributed; checks the report against them."""
     report = StageReport()
     with TrafficMeter() as meter, stage(report, "decoding"):
-        in_tiles(coder_of(asked, "decode"), random_videos(0, shape, "decode"), world())
+        run_tiled(make_coder(options, "decode"), random_videos(0, shape, "decode"), world())
     assert report.bytes_sent == {"decoding": meter.bytes_sent}
     return meter.bytes_sent, dict(meter.calls)
 
 
 class Enlarger(TileCoder):
-    """A stand-in for an autoencoder that takes next to no time or memory of its own."""
+    """A fake autoencoder that needs almost no time or memory."""
 
     channels, dtype = 3, torch.float32
 
     def spans(self, shape: Sequence[int]) -> Spans:
         frames, rows, columns = shape
         return (
-            overlapping(frames, 4, 3, lambda cells: 4 * cells - 3, first=1),
-            overlapping(rows, 16, 12, lambda cells: 16 * cells),
-            overlapping(columns, 16, 12, lambda cells: 16 * cells),
+            overlapping_spans(frames, 4, 3, lambda cells: 4 * cells - 3, first=1),
+            overlapping_spans(rows, 16, 12, lambda cells: 16 * cells),
+            overlapping_spans(columns, 16, 12, lambda cells: 16 * cells),
         )
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
-        frames, rows, columns = cells.shape[2:]
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
+        frames, rows, columns = tiles.shape[2:]
         size = (4 * frames - 3, 16 * rows, 16 * columns)
-        return torch.nn.functional.interpolate(cells[:, :3], size)
+        return torch.nn.functional.interpolate(tiles[:, :3], size)
 
 
-def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:
-    """On a rank: bytes that decoding so many latent frames takes at most, and bytes of frames."""
+def peak_while_decoding(num_latent_frames: int) -> tuple[int, int]:
+    """On a rank: peak memory of decoding, and total size of the frames, in bytes."""
     latents = torch.rand(1, 4, num_latent_frames, 24, 24)
     written = 0
 

@@ -1,4 +1,4 @@
-"""What a rank does in the tests of whole renderings: load a tiny model once, render with it."""
+"""Functions that ranks run in the tests of whole renderings, with a tiny model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.stages import StageReport
-from longtake.pipelines.weights import held_bytes
+from longtake.pipelines.weights import local_weight_bytes
 from tests import tiny
 
 ALONE = World(torch.device("cpu"))
@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float32]
 
 
 def request(**changes: Any) -> ResolvedRequest:
-    """A small request with nothing left out."""
+    """A small resolved request."""
     settings: dict[str, Any] = dict(
         prompt="a cat walks on the grass, slowly",
         height=32,
@@ -54,7 +54,7 @@ def request(**changes: Any) -> ResolvedRequest:
 
 
 def image_request(**changes: Any) -> ResolvedRequest:
-    """A small request of image-to-video."""
+    """A small resolved image-to-video request."""
     settings: dict[str, Any] = dict(
         i2v_mode="stable",
         resize_mode="stretch",
@@ -65,16 +65,16 @@ def image_request(**changes: Any) -> ResolvedRequest:
 
 @cache
 def world() -> World:
-    """All ranks of the group that this process is in."""
+    """All ranks of this process's group."""
     group = dist.group.WORLD
     return World(torch.device("cpu"), group, group, timeout_s=60.0)
 
 
 @cache
-def loaded(
+def load_pipeline(
     folder: str, on_ranks: bool, dtype: str = "float32", shard_weights: bool = False
 ) -> VideoPipeline:
-    """A model, loaded once a process."""
+    """Load a model, once per process."""
     return registry.load(
         Checkpoint.open(folder),
         world() if on_ranks else ALONE,
@@ -83,28 +83,28 @@ def loaded(
 
 
 def render(
-    pipeline: VideoPipeline, asked: ResolvedRequest, dims: ParallelDims, world: World
+    pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
-    """The latents of a request; of one that begins with a picture, any."""
-    picture = noise_picture(asked)
-    return render_latents(RenderRun(pipeline, asked, dims, world, picture=picture))
+    """The latents of a request; an image-to-video model gets a picture of noise."""
+    picture = noise_picture(resolved)
+    return render_latents(RenderRun(pipeline, resolved, dims, world, picture=picture))
 
 
 def decode(
     pipeline: VideoPipeline,
     latents: torch.Tensor,
-    asked: ResolvedDecode,
+    resolved: ResolvedDecode,
     world: World,
     dropped_frames: int = 0,
 ) -> Array:
-    """The frames of all videos, ``[B, frames, height, width, 3]``; on other ranks than 0 none."""
+    """The frames of all videos, ``[B, frames, height, width, 3]``; empty on ranks other than 0."""
     frames: list[torch.Tensor] = []
 
     def take(video: int, index: int, frame: torch.Tensor) -> None:
-        assert (video, index) == divmod(len(frames), asked.num_frames - dropped_frames)
+        assert (video, index) == divmod(len(frames), resolved.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decoder = pipeline.decoder(asked)
+    decoder = pipeline.decoder(resolved)
     decode_videos(DecodeRun(decoder, latents, world, take, dropped_frames=dropped_frames))
     if world.rank != 0:
         assert not frames
@@ -113,52 +113,52 @@ def decode(
     return array
 
 
-def frames_of_one(folder: str, asked: ResolvedRequest) -> Array:
+def frames_on_one_rank(folder: str, resolved: ResolvedRequest) -> Array:
     """The frames of all videos of a request, rendered in this process."""
-    pipeline = loaded(folder, False)
-    return decode(pipeline, render(pipeline, asked, ONE_RANK, ALONE), asked, ALONE)
+    pipeline = load_pipeline(folder, False)
+    return decode(pipeline, render(pipeline, resolved, ONE_RANK, ALONE), resolved, ALONE)
 
 
-def latents_of_one(folder: str, asked: ResolvedRequest, dtype: str = "float32") -> Array:
+def latents_on_one_rank(folder: str, resolved: ResolvedRequest, dtype: str = "float32") -> Array:
     """The latents of a request, rendered in this process."""
-    latents: Array = render(loaded(folder, False, dtype), asked, ONE_RANK, ALONE).numpy()
+    latents: Array = render(load_pipeline(folder, False, dtype), resolved, ONE_RANK, ALONE).numpy()
     return latents
 
 
 def latents_on_ranks(
     folder: str,
-    asked: list[ResolvedRequest],
+    resolved: list[ResolvedRequest],
     dims: ParallelDims,
     dtype: str = "float32",
     shard_weights: bool = False,
 ) -> list[Array]:
     """On a rank: the latents of each request."""
-    pipeline = loaded(folder, True, dtype, shard_weights)
-    return [render(pipeline, each, dims, world()).numpy() for each in asked]
+    pipeline = load_pipeline(folder, True, dtype, shard_weights)
+    return [render(pipeline, each, dims, world()).numpy() for each in resolved]
 
 
-def bytes_held(folder: str, shard_weights: bool) -> int:
-    """On a rank: bytes of the transformer's parameters that it holds."""
-    return held_bytes(loaded(folder, True, shard_weights=shard_weights).denoiser)
+def denoiser_bytes(folder: str, shard_weights: bool) -> int:
+    """On a rank: bytes of the transformer's parameters on this rank."""
+    return local_weight_bytes(load_pipeline(folder, True, shard_weights=shard_weights).denoiser)
 
 
 def traffic(
-    folder: str, asked: ResolvedRequest, dims: ParallelDims, shard_weights: bool
+    folder: str, resolved: ResolvedRequest, dims: ParallelDims, shard_weights: bool
 ) -> tuple[int, dict[str, int], dict[str, int]]:
-    """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
-    pipeline, report = loaded(folder, True, shard_weights=shard_weights), StageReport()
+    """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
+    pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        picture = noise_picture(asked)
-        render_latents(RenderRun(pipeline, asked, dims, world(), report, picture=picture))
+        picture = noise_picture(resolved)
+        render_latents(RenderRun(pipeline, resolved, dims, world(), report, picture=picture))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
-def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
-    """On a rank: tensors read from disk where so many ranks share a host, but for those of the text
-    encoders, which rank 0 alone has; whether all are right."""
+def count_weights_read(folder: str, ranks_per_host: int) -> tuple[int, bool]:
+    """On a rank: the number of tensors read from disk, with ``ranks_per_host`` ranks per host, and
+    whether the loaded weights are correct. Text encoders, which only rank 0 loads, do not count."""
     own = None
-    for first in range(0, world().size, ranks_a_host):
-        ranks = list(range(first, min(first + ranks_a_host, world().size)))
+    for first in range(0, world().size, ranks_per_host):
+        ranks = list(range(first, min(first + ranks_per_host, world().size)))
         group = dist.new_group(ranks)
         own = group if world().rank in ranks else own
     hosts = replace(world(), host_group=own)
@@ -175,45 +175,49 @@ def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
         pipeline = registry.load(checkpoint, hosts, LoadOptions(torch.float32))
     finally:
         weights._read = read
-    ours, theirs = (each.denoiser.state_dict() for each in (pipeline, loaded(folder, False)))
+    ours, theirs = (each.denoiser.state_dict() for each in (pipeline, load_pipeline(folder, False)))
     same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     return len(reads), same
 
 
-def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
-    """On a rank with split weights: all-gathers and all-to-alls of one step, as they are begun."""
-    pipeline = loaded(folder, True, shard_weights=True)
+def communication_order(folder: str, dims: ParallelDims) -> list[str]:
+    """On a rank with sharded weights: all-gathers and all-to-alls of one step, in order."""
+    pipeline = load_pipeline(folder, True, shard_weights=True)
     with TrafficMeter() as meter:
         render(pipeline, request(num_inference_steps=1), dims, world())
     return [name for name in meter.order if "gather" in name or "alltoall" in name]
 
 
 def _rendered(
-    folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **going: Any
+    folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **options: Any
 ) -> Array:
-    """The latents of a request that is kept on its way, or goes on."""
-    pipeline, ranks = loaded(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, asked, dims, ranks, picture=noise_picture(asked), **going)
+    """The latents of a request that saves snapshots or resumes."""
+    pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
+    run = RenderRun(pipeline, resolved, dims, ranks, picture=noise_picture(resolved), **options)
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array
 
 
-def states_of(
-    folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool
+def snapshot_states(
+    folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool
 ) -> tuple[Array, list[LoopState]]:
-    """The latents of a request, and, on rank 0, the state after each step as a snapshot has it."""
+    """The latents of a request and, on rank 0, the snapshot of each step."""
     states: list[LoopState] = []
-    kept = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
-    latents = _rendered(folder, asked, dims, on_ranks, snapshots=kept)
-    kept.close()
+    snapshots = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
+    latents = _rendered(folder, resolved, dims, on_ranks, snapshots=snapshots)
+    snapshots.close()
     return latents, states
 
 
-def gone_on(
-    folder: str, asked: ResolvedRequest, dims: ParallelDims, state: LoopState, on_ranks: bool = True
+def resume(
+    folder: str,
+    resolved: ResolvedRequest,
+    dims: ParallelDims,
+    state: LoopState,
+    on_ranks: bool = True,
 ) -> Array:
-    """The latents of a request that goes on from a state, which rank 0 alone is given."""
+    """The latents of a request that resumes from a state, which only rank 0 receives."""
     first = not on_ranks or world().rank == 0
-    going = {"steps_done": state.steps_done, "state": state if first else None}
-    return _rendered(folder, asked, dims, on_ranks, **going)
+    options = {"steps_done": state.steps_done, "state": state if first else None}
+    return _rendered(folder, resolved, dims, on_ranks, **options)

@@ -1,4 +1,4 @@
-"""A tiny HunyuanVideo with random weights, built on the spot and saved as diffusers saves it.
+"""Tiny HunyuanVideo models with random weights, saved in diffusers layout.
 
 python -m tests.tiny FOLDER
 """
@@ -33,7 +33,7 @@ from transformers import (
 from longtake.pipelines.quiet import quiet_libraries
 
 TEMPLATE: dict[str, Any] = {"template": "<|begin|> describe : {} <|end|>", "crop_start": 4}
-"""A template that suits the tiny vocabulary, as a model's folder may hold one."""
+"""A prompt template of words in the tiny vocabulary."""
 
 MAX_TOKENS = 24
 
@@ -41,7 +41,7 @@ IMAGE_TEMPLATE: dict[str, Any] = {
     "template": "<image> describe : {} <|eot_id|> <|start_header_id|> assistant <|end_header_id|>",
     "crop_start": 4,
 }
-"""The same for image-to-video."""
+"""A prompt template for image-to-video."""
 
 IMAGE_TOKENS = 16
 
@@ -53,7 +53,7 @@ VOCABULARY = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", *WORDS, *MARKS, 
 
 
 def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
-    """Random weights of six heads of 16; biases and norms are random too."""
+    """A transformer with six heads of 16; its biases and norms are random, too."""
     torch.manual_seed(0)
     settings: dict[str, Any] = dict(
         in_channels=4,
@@ -78,7 +78,7 @@ def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
 
 
 def autoencoder(**changes: Any) -> AutoencoderKLHunyuanVideo:
-    """Random weights; 4 channels of latents, 8 x 8 pixels and 4 frames to one."""
+    """An autoencoder with 4 latent channels; one latent is 8 x 8 pixels and 4 frames."""
     torch.manual_seed(1)
     settings: dict[str, Any] = dict(
         latent_channels=4,
@@ -92,11 +92,13 @@ def autoencoder(**changes: Any) -> AutoencoderKLHunyuanVideo:
 
 
 def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
-    """Save a whole pipeline.
+    """Save a text-to-video pipeline.
 
     Args:
-        own_template: put :data:`TEMPLATE` and other defaults beside it; else diffusers' apply.
-        changes: of the transformer's configuration.
+        folder: Folder to create.
+        own_template: Whether to save :data:`TEMPLATE` and other defaults, instead of using those of
+            diffusers.
+        changes: Changes to the transformer's configuration.
     """
     model, vae = transformer(**changes), autoencoder()
     HunyuanVideoPipeline(
@@ -116,13 +118,14 @@ def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
 def save_image_to_video(
     folder: Path, conditioning: str, *, own_template: bool = True, **changes: Any
 ) -> Path:
-    """Save a whole pipeline that animates pictures.
+    """Save an image-to-video pipeline.
 
     Args:
+        folder: Folder to create.
         conditioning: ``token_replace`` or ``latent_concat``.
-        own_template: as in :func:`save`; else a picture has as many tokens as diffusers' template
-            says, which are 576.
-        changes: of the transformer's configuration.
+        own_template: As in :func:`save`; without it, a picture has 576 tokens, as diffusers'
+            template expects.
+        changes: Changes to the transformer's configuration.
     """
     with quiet_libraries():
         from diffusers import HunyuanVideoImageToVideoPipeline
@@ -132,25 +135,8 @@ def save_image_to_video(
     model = transformer(image_condition_type=conditioning, **channels, **changes)
     vae = autoencoder()
     image_px = 16 if own_template else 96
-    vision = CLIPVisionConfig(
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=image_px,
-        patch_size=4,
-        projection_dim=8,
-    )
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=_llama(max_position_embeddings=2048),
-            image_token_index=VOCABULARY.index("<image>"),
-            pad_token_id=0,
-        )
-    )
     HunyuanVideoImageToVideoPipeline(
-        text_encoder=llava.eval(),
+        text_encoder=_llava(image_px),
         tokenizer=tokenizer(256 + 103),
         transformer=model,
         vae=vae,
@@ -176,6 +162,25 @@ def _llama(**changes: Any) -> LlamaConfig:
         max_position_embeddings=512,
     )
     return LlamaConfig(**{**settings, **changes})
+
+
+def _llava(image_px: int) -> LlavaForConditionalGeneration:
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=image_px,
+        patch_size=4,
+        projection_dim=8,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=_llama(max_position_embeddings=2048),
+        image_token_index=VOCABULARY.index("<image>"),
+        pad_token_id=0,
+    )
+    return LlavaForConditionalGeneration(config).eval()
 
 
 def _clip() -> CLIPTextModel:
@@ -207,7 +212,7 @@ def _save_defaults(folder: Path, template: dict[str, Any]) -> None:
 
 
 def changed(folder: Path, to: Path, file: str, changes: dict[str, Any] | None) -> Path:
-    """A copy of a model with other values in one of its JSON files; None: without that file."""
+    """Copy a model with changes to one of its JSON files; None removes the file."""
     shutil.copytree(folder, to)
     if changes is None:
         (to / file).unlink()
@@ -218,14 +223,14 @@ def changed(folder: Path, to: Path, file: str, changes: dict[str, Any] | None) -
 
 
 def num_text_tokens(prompt: str) -> int:
-    """Tokens of a prompt that are left behind :data:`TEMPLATE`."""
+    """Number of tokens of a prompt in :data:`TEMPLATE`, after cropping and truncation."""
     ids: list[int] = tokenizer(512)(TEMPLATE["template"].format(prompt)).input_ids
     num_tokens: int = len(ids) - TEMPLATE["crop_start"]
     return min(num_tokens, MAX_TOKENS)
 
 
 def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """Words and punctuation of a hand-made vocabulary; what it does not know is one token too."""
+    """A tokenizer of :data:`VOCABULARY`; an unknown word is one token."""
     words = Tokenizer(
         models.WordLevel({word: at for at, word in enumerate(VOCABULARY)}, "<|unknown|>")
     )

@@ -130,7 +130,7 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
     )
     denoiser = HunyuanVideoDenoiser(inputs.model)
     streams = {"text": inputs.text[:, : inputs.real_text], "pooled": inputs.pooled}
-    branch = denoiser.branch(streams, grid, dims, mesh, request)
+    branch = denoiser.prepare_branch(streams, grid, dims, mesh, request)
     shards = TokenShards.even(grid.num_tokens, dims)
     tokens = shards.split(grid.patchify(inputs.latents), mesh, dim=1)
     stepper = Stepper(inputs.scheduler)

@@ -108,13 +108,13 @@ def table(competing: Mapping[str, Decode], rounds: int) -> str:
 
 def memory(decoder: HunyuanVideoDecoder, latents: torch.Tensor) -> str:
     """Estimated and measured peak memory of one call of the decoder, in Markdown."""
-    cells = [max(span.num_cells for span in axis) for axis in decoder.spans(latents.shape[2:])]
+    cells = [max(span.input_size for span in axis) for axis in decoder.spans(latents.shape[2:])]
     lines = ["| latents | estimated GB | measured GB | ratio |", "|---|---|---|---|"]
     for count, *size in [*((count, *cells) for count in (1, 2, 4)), (1, cells[0], 64, 64)]:
         tiles = latents.new_zeros(count, latents.shape[1], *size)
-        estimated = peak_bytes(decoder.code, tuple(tiles.shape), latents.device)
+        estimated = peak_bytes(decoder.run, tuple(tiles.shape), latents.device)
         with peak_memory("cuda") as peak:
-            decoder.code(tiles)
+            decoder.run(tiles)
         lines.append(
             f"| {' x '.join(map(str, tiles.shape))} | {estimated / 1e9:.2f} | {peak() / 1e9:.2f} "
             f"| {peak() / estimated:.2f} |"

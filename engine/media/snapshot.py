@@ -198,7 +198,9 @@ def snapshot_writer(
         if world.rank == 0:
             write_snapshot(plan.path, plan.identity, state)
 
-    snapshots = Snapshots(plan.config, 4 * math.prod(grid.shape), write, at_the_end=plan.at_the_end)
+    snapshots = Snapshots(
+        plan.config, 4 * math.prod(grid.shape), write, after_last_step=plan.at_the_end
+    )
     try:
         yield snapshots
     finally:

@@ -85,10 +85,10 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: boo
     gathered = 0
     if shard_weights and dims.world_size > 1:
         transformer //= dims.world_size
-        gathered = _FSDP_BLOCKS_IN_MEMORY * costs.block_parameters + costs.parameters_outside
+        gathered = _FSDP_BLOCKS_IN_MEMORY * costs.block_parameters + costs.non_block_parameters
     vae_element = ELEMENT_BYTES[plan_input.vae_dtype]
     spans = costs.decode_spans(plan_input.grid.shape[2:], request)
-    largest_tile = [max(span.num_cells for span in axis) for axis in spans]
+    largest_tile = [max(span.input_size for span in axis) for axis in spans]
     return MemoryPlan(
         runtime=int(hardware.runtime_bytes.value),
         weights=transformer + costs.other_parameters["autoencoder"] * vae_element,

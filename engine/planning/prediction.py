@@ -274,7 +274,7 @@ def _decode_s(plan_input: PlanInput, ranks: int) -> float:
     """Decoding on a number of ranks: the time of the rank with the most work."""
     costs, videos = plan_input.spec.costs, plan_input.request.num_videos
     spans = costs.decode_spans(plan_input.grid.shape[2:], plan_input.request)
-    sizes = [Counter(span.num_cells for span in axis) for axis in spans]
+    sizes = [Counter(span.input_size for span in axis) for axis in spans]
     element_size = ELEMENT_BYTES[plan_input.vae_dtype]
     tile_s = {
         cells: plan_input.seconds(costs.tile_decoding(cells, element_size), plan_input.vae_dtype)
@@ -287,5 +287,5 @@ def _decode_s(plan_input: PlanInput, ranks: int) -> float:
         return videos * sum(tile_s[cells] * counts[cells] for cells in tile_s) / ranks
     plan, rank_s = TilePlan(spans, videos, ranks), [0.0] * ranks
     for tile, owner in zip(plan.tiles, plan.owners, strict=True):
-        rank_s[owner] += tile_s[tile.cells_shape]
+        rank_s[owner] += tile_s[tile.input_shape]
     return max(rank_s)

@@ -15,8 +15,8 @@ from longtake.parallel import TokenShards, usp_attention
 
 
 @dataclass(frozen=True)
-class SequencePlace:
-    """This rank's shard of a sequence, and the arguments of its attention.
+class AttentionContext:
+    """Arguments of attention that the blocks of one guidance branch share.
 
     Passed through the blocks as diffusers' ``image_rotary_emb`` argument.
 
@@ -51,7 +51,7 @@ class UspAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: None,
-        image_rotary_emb: SequencePlace,
+        image_rotary_emb: AttentionContext,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend from the local tokens to the whole sequence.
 
@@ -65,22 +65,22 @@ class UspAttnProcessor:
         Returns:
             Attention outputs in the shapes of ``hidden_states`` and ``encoder_hidden_states``.
         """
-        place, num_first = image_rotary_emb, hidden_states.shape[1]
+        context, num_first = image_rotary_emb, hidden_states.shape[1]
         two_streams = attn.add_q_proj is not None
         if two_streams:
             q, k, v = _joint_projections(
-                attn, hidden_states, encoder_hidden_states, place.head_size
+                attn, hidden_states, encoder_hidden_states, context.head_size
             )
         else:
             tokens = torch.cat([hidden_states, encoder_hidden_states], dim=1)
-            q, k, v = _projections(attn, tokens, place.head_size)
+            q, k, v = _projections(attn, tokens, context.head_size)
         out = usp_attention(
-            rotate_(q, place.rotation),
-            rotate_(k, place.rotation),
+            rotate_(q, context.rotation),
+            rotate_(k, context.rotation),
             v,
-            mesh=place.mesh,
-            shards=place.shards,
-            kernel=place.kernel,
+            mesh=context.mesh,
+            shards=context.shards,
+            kernel=context.kernel,
         )
         first, last = out.flatten(2).tensor_split((num_first,), dim=1)
         if two_streams:

@@ -42,9 +42,9 @@ class HunyuanVideoDecoder(_Coder):
         super().__init__(vae, request)
         self.channels = vae.config.out_channels
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
         """Decode latent tiles ``[b, C, f, h, w]`` of any dtype."""
-        scaled = cells.to(self.dtype) / self._vae.config.scaling_factor
+        scaled = tiles.to(self.dtype) / self._vae.config.scaling_factor
         pixels: torch.Tensor = self._vae.decoder(self._vae.post_quant_conv(scaled))
         return pixels
 
@@ -58,7 +58,7 @@ class HunyuanVideoEncoder(_Coder):
         super().__init__(vae, request)
         self.channels = 2 * vae.config.latent_channels
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
         """Encode pixel tiles ``[b, 3, f, h, w]`` of any dtype."""
-        moments: torch.Tensor = self._vae.quant_conv(self._vae.encoder(cells.to(self.dtype)))
+        moments: torch.Tensor = self._vae.quant_conv(self._vae.encoder(tiles.to(self.dtype)))
         return moments

@@ -12,7 +12,7 @@ from longtake.pipelines.hunyuan_video.configs import VaeConfig
 _KERNEL = 27
 """Elements of a 3 x 3 x 3 convolution kernel."""
 
-Cells = tuple[int, int, int]
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class _Layer:
         kind: "convolution" (3 x 3 x 3), "pointwise", "attention", or "upsampling" (the copies
             around its convolution, which is a separate layer).
         channels: Input and output channels.
-        cells: Output frames, height and width.
+        shape: Output frames, height and width.
     """
 
     kind: str
     channels: tuple[int, int]
-    cells: Cells
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -37,62 +37,62 @@ class AutoencoderCosts:
 
     config: VaeConfig
 
-    def decoding(self, cells: Sequence[int], element_size: int) -> Work:
+    def decoding(self, shape: Sequence[int], element_size: int) -> Work:
         """Work of decoding one tile of ``(f, h, w)`` latents."""
         work = Work()
-        for layer in self._layers(*cells):
+        for layer in self._layers(*shape):
             work += _work_of(layer, element_size)
         return work
 
-    def peak_bytes(self, cells: Sequence[int], element_size: int) -> int:
+    def peak_bytes(self, shape: Sequence[int], element_size: int) -> int:
         """Peak activation memory of decoding one tile, in bytes.
 
         The peak is in the last block's first convolutions, or in the attention's scores and mask,
-        which grow with the square of the number of cells.
+        which grow with the square of the number of latents.
         """
         channels = self.config.block_out_channels
-        before, last = channels[min(1, len(channels) - 1)], channels[0]
-        *_, out = self._layers(*cells)
-        frames, height, width = out.cells
+        channels_in, last = channels[min(1, len(channels) - 1)], channels[0]
+        *_, out = self._layers(*shape)
+        frames, height, width = out.shape
         padded = (frames + 2) * (height + 2) * (width + 2)
-        peak: float = math.prod(out.cells) * (2.8 * before + 1.2 * last) + padded * before
+        peak: float = math.prod(out.shape) * (2.8 * channels_in + 1.2 * last) + padded * channels_in
         if self.config.mid_block_add_attention:
-            peak = max(peak, 3.0 * math.prod(cells) ** 2)
+            peak = max(peak, 3.0 * math.prod(shape) ** 2)
         return int(peak * element_size)
 
     def _layers(self, frames: int, height: int, width: int) -> Iterator[_Layer]:
-        config, cells = self.config, (frames, height, width)
+        config, shape = self.config, (frames, height, width)
         last = config.block_out_channels[-1]
-        yield _Layer("pointwise", (config.latent_channels, config.latent_channels), cells)
-        yield _Layer("convolution", (config.latent_channels, last), cells)
+        yield _Layer("pointwise", (config.latent_channels, config.latent_channels), shape)
+        yield _Layer("convolution", (config.latent_channels, last), shape)
         for _ in range(2):
-            yield from _residual_layers(last, last, cells)
+            yield from _residual_layers(last, last, shape)
         if config.mid_block_add_attention:
-            yield _Layer("attention", (last, last), cells)
-        before = last
-        for place, channels in enumerate(reversed(config.block_out_channels)):
-            yield from _residual_layers(before, channels, cells)
+            yield _Layer("attention", (last, last), shape)
+        channels_in = last
+        for index, channels in enumerate(reversed(config.block_out_channels)):
+            yield from _residual_layers(channels_in, channels, shape)
             for _ in range(config.layers_per_block):
-                yield from _residual_layers(channels, channels, cells)
-            in_time, in_space = config.scales(place)
+                yield from _residual_layers(channels, channels, shape)
+            in_time, in_space = config.scale_factors(index)
             if (in_time, in_space) != (1, 1):
-                frames, height, width = cells
-                cells = (in_time * (frames - 1) + 1, in_space * height, in_space * width)
-                yield _Layer("upsampling", (channels, channels), cells)
-                yield _Layer("convolution", (channels, channels), cells)
-            before = channels
-        yield _Layer("convolution", (before, config.out_channels), cells)
+                frames, height, width = shape
+                shape = (in_time * (frames - 1) + 1, in_space * height, in_space * width)
+                yield _Layer("upsampling", (channels, channels), shape)
+                yield _Layer("convolution", (channels, channels), shape)
+            channels_in = channels
+        yield _Layer("convolution", (channels_in, config.out_channels), shape)
 
 
-def _residual_layers(before: int, channels: int, cells: Cells) -> Iterator[_Layer]:
-    yield _Layer("convolution", (before, channels), cells)
-    yield _Layer("convolution", (channels, channels), cells)
-    if before != channels:
-        yield _Layer("pointwise", (before, channels), cells)
+def _residual_layers(channels_in: int, channels: int, shape: Shape) -> Iterator[_Layer]:
+    yield _Layer("convolution", (channels_in, channels), shape)
+    yield _Layer("convolution", (channels, channels), shape)
+    if channels_in != channels:
+        yield _Layer("pointwise", (channels_in, channels), shape)
 
 
 def _work_of(layer: _Layer, element_size: int) -> Work:
-    (before, channels), size = layer.channels, math.prod(layer.cells)
+    (channels_in, channels), size = layer.channels, math.prod(layer.shape)
     if layer.kind == "attention":
         linear, scores = 2 * 4 * channels * channels * size, 4 * channels * size * size
         moved = (14 * channels * size + 3 * size * size) * element_size
@@ -100,12 +100,12 @@ def _work_of(layer: _Layer, element_size: int) -> Work:
     if layer.kind == "upsampling":
         return Work(memory_bytes=3.5 * channels * size * element_size, launches=4)
     if layer.kind == "pointwise":
-        return Work(convolution_flops=2 * before * channels * size, launches=1)
+        return Work(convolution_flops=2 * channels_in * channels * size, launches=1)
     # A norm, an activation and padding precede each convolution; a residual sum follows every
     # second one.
-    values = 6.3 * before + 1.5 * channels
+    values = 6.3 * channels_in + 1.5 * channels
     return Work(
-        convolution_flops=2 * _KERNEL * before * channels * size,
+        convolution_flops=2 * _KERNEL * channels_in * channels * size,
         memory_bytes=values * size * element_size,
         launches=5,
     )

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 Count = Annotated[int, Field(strict=True, ge=1, le=2**20)]
-Layers = Annotated[int, Field(strict=True, ge=0, le=1000)]
+NumLayers = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e9, allow_inf_nan=False)]
 Pixels = Annotated[int, Field(strict=True, ge=1, le=4096)]
-Switch = Annotated[bool, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 class Component(BaseModel):
@@ -30,14 +30,14 @@ class TransformerConfig(Component):
     out_channels: Count | None = 16
     num_attention_heads: Count = 24
     attention_head_dim: Count = 128
-    num_layers: Layers = 20
-    num_single_layers: Layers = 40
-    num_refiner_layers: Layers = 2
+    num_layers: NumLayers = 20
+    num_single_layers: NumLayers = 40
+    num_refiner_layers: NumLayers = 2
     mlp_ratio: Annotated[Positive, Field(le=64)] = 4.0
     patch_size: Count = 2
     patch_size_t: Count = 1
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
-    guidance_embeds: Switch = True
+    guidance_embeds: Flag = True
     text_embed_dim: Count = 4096
     pooled_projection_dim: Count = 768
     rope_theta: Positive = 256.0
@@ -45,7 +45,7 @@ class TransformerConfig(Component):
     image_condition_type: Literal["token_replace", "latent_concat"] | None = None
 
     @model_validator(mode="after")
-    def _rope_fills_a_head(self) -> TransformerConfig:
+    def _check_rope_axes(self) -> TransformerConfig:
         if sum(self.rope_axes_dim) != self.attention_head_dim or any(
             size % 2 for size in self.rope_axes_dim
         ):
@@ -53,7 +53,7 @@ class TransformerConfig(Component):
         return self
 
     @model_validator(mode="after")
-    def _first_frame_has_tokens(self) -> TransformerConfig:
+    def _check_first_frame(self) -> TransformerConfig:
         if self.image_condition_type == "token_replace" and self.patch_size_t != 1:
             raise ValueError(
                 "token_replace needs patch_size_t=1: the first frame must have its own tokens"
@@ -106,14 +106,14 @@ class VaeConfig(Component):
     ) * 4
     up_block_types: tuple[Literal["HunyuanVideoUpBlock3D"], ...] = ("HunyuanVideoUpBlock3D",) * 4
     norm_num_groups: Count = 32
-    layers_per_block: Annotated[Layers, Field(ge=1)] = 2
-    mid_block_add_attention: Switch = True
+    layers_per_block: Annotated[NumLayers, Field(ge=1)] = 2
+    mid_block_add_attention: Flag = True
     spatial_compression_ratio: Count = 8
     temporal_compression_ratio: Literal[4] = 4
     scaling_factor: Positive = 0.476986
 
     @model_validator(mode="after")
-    def _blocks_fit(self) -> VaeConfig:
+    def _check_blocks(self) -> VaeConfig:
         count = len(self.block_out_channels)
         if {len(self.down_block_types), len(self.up_block_types)} != {count}:
             raise ValueError(
@@ -123,17 +123,17 @@ class VaeConfig(Component):
             raise ValueError("block_out_channels must be multiples of norm_num_groups")
         return self
 
-    def scales(self, place: int) -> tuple[int, int]:
+    def scale_factors(self, index: int) -> tuple[int, int]:
         """A block's temporal and spatial scale factors: upsampling in the decoder, downsampling in
         the encoder.
 
         Args:
-            place: Index of the block, in execution order.
+            index: Index of the block, in execution order.
         """
         blocks = len(self.block_out_channels)
-        in_space = place < int(math.log2(self.spatial_compression_ratio))
+        in_space = index < int(math.log2(self.spatial_compression_ratio))
         times = int(math.log2(self.temporal_compression_ratio))
-        in_time = blocks - 1 - times <= place < blocks - 1
+        in_time = blocks - 1 - times <= index < blocks - 1
         return (2 if in_time else 1), (2 if in_space else 1)
 
 
@@ -144,7 +144,7 @@ class Encoder(Component):
     num_attention_heads: Count
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Encoder:
+    def _check_heads(self) -> Encoder:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError("hidden_size must be a multiple of num_attention_heads")
         return self
@@ -156,16 +156,16 @@ class LlamaConfig(Encoder):
     vocab_size: Count = 32000
     hidden_size: Count = 4096
     intermediate_size: Count = 11008
-    num_hidden_layers: Annotated[Layers, Field(ge=1)] = 32
+    num_hidden_layers: Annotated[NumLayers, Field(ge=1)] = 32
     num_attention_heads: Count = 32
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
-    attention_bias: Switch = False
-    mlp_bias: Switch = False
+    attention_bias: Flag = False
+    mlp_bias: Flag = False
     model_type: Literal["llama"] = "llama"
 
     @model_validator(mode="after")
-    def _kv_heads_divide(self) -> LlamaConfig:
+    def _check_kv_heads(self) -> LlamaConfig:
         if self.num_attention_heads % (self.num_key_value_heads or 1):
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         return self
@@ -176,7 +176,7 @@ class ClipVisionConfig(Encoder):
 
     hidden_size: Count = 768
     intermediate_size: Count = 3072
-    num_hidden_layers: Annotated[Layers, Field(ge=1)] = 12
+    num_hidden_layers: Annotated[NumLayers, Field(ge=1)] = 12
     num_attention_heads: Count = 12
     num_channels: Literal[3] = 3
     image_size: Pixels = 224
@@ -191,8 +191,8 @@ class LlavaConfig(Component):
     vision_config: ClipVisionConfig = ClipVisionConfig()
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     vision_feature_layer: Annotated[int, Field(strict=True, ge=-1000, le=1000)] = -2
-    multimodal_projector_bias: Switch = True
-    tied: Switch = Field(default=False, alias="tie_word_embeddings")
+    multimodal_projector_bias: Flag = True
+    tied: Flag = Field(default=False, alias="tie_word_embeddings")
 
     @property
     def num_patches(self) -> int:
@@ -207,7 +207,7 @@ class ClipTextConfig(Encoder):
     vocab_size: Count = 49408
     hidden_size: Count = 512
     intermediate_size: Count = 2048
-    num_hidden_layers: Annotated[Layers, Field(ge=1)] = 12
+    num_hidden_layers: Annotated[NumLayers, Field(ge=1)] = 12
     num_attention_heads: Count = 8
     max_position_embeddings: Count = 77
 

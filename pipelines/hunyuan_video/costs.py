@@ -88,7 +88,7 @@ class HunyuanVideoCosts(ModelCosts):
         return max(blocks, default=0)
 
     @property
-    def parameters_outside(self) -> int:
+    def non_block_parameters(self) -> int:
         """Parameters of the embedders, the refiner and the output layers."""
         config = self.transformer
         blocks = config.num_layers * self._double_block
@@ -176,13 +176,13 @@ class HunyuanVideoCosts(ModelCosts):
         )
         return tiling.spans(latents_shape)
 
-    def tile_decoding(self, cells: Sequence[int], element_size: int) -> Work:
+    def tile_decoding(self, shape: Sequence[int], element_size: int) -> Work:
         """Work of decoding one tile; see :class:`AutoencoderCosts`."""
-        return AutoencoderCosts(self.vae).decoding(cells, element_size)
+        return AutoencoderCosts(self.vae).decoding(shape, element_size)
 
-    def tile_bytes(self, cells: Sequence[int], element_size: int) -> int:
+    def tile_bytes(self, shape: Sequence[int], element_size: int) -> int:
         """Peak memory of decoding one tile, in bytes; see :class:`AutoencoderCosts`."""
-        return AutoencoderCosts(self.vae).peak_bytes(cells, element_size)
+        return AutoencoderCosts(self.vae).peak_bytes(shape, element_size)
 
     @property
     def _num_patches(self) -> int:

@@ -18,7 +18,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.mesh import sequence_rank
 from longtake.pipelines.base import Denoiser, Streams
-from longtake.pipelines.hunyuan_video.attention import SequencePlace, UspAttnProcessor
+from longtake.pipelines.hunyuan_video.attention import AttentionContext, UspAttnProcessor
 from longtake.pipelines.hunyuan_video.rope import video_rotation
 from longtake.pipelines.spec import LatentGrid, shards_of
 
@@ -28,24 +28,25 @@ class HunyuanVideoBranch:
     """Inputs of one guidance branch that are constant over the steps of a video.
 
     Attributes:
-        place: Sequence shard of the local tokens in ``[video ; text]``.
+        attention: Attention over ``[video ; text]``.
         text_shards: Ownership of the text tokens by rank.
         text: Whole text embedding, ``[B, L, text width]``: it is refined before it is split.
         pooled: Pooled text embedding, ``[B, pooled width]``.
         guidance: Guidance scale x 1000 to embed, ``[B]``, float32.
-        num_still: Number of leading local tokens that are the picture's (token_replace). They are
-            modulated at noise level 0, and their velocity is 0.
-        beside: Values concatenated to each local token (latent_concat), ``[B, s, P']``: the
+        num_first_frame_tokens: Number of leading local tokens that belong to the first frame, which
+            is the picture (token_replace). They are modulated at noise level 0, and their velocity
+            is 0.
+        concat_values: Values concatenated to each local token (latent_concat), ``[B, s, P']``: the
             picture's latents and a mask; None without latent_concat.
     """
 
-    place: SequencePlace
+    attention: AttentionContext
     text_shards: TokenShards
     text: torch.Tensor
     pooled: torch.Tensor
     guidance: torch.Tensor
-    num_still: int = 0
-    beside: torch.Tensor | None = None
+    num_first_frame_tokens: int = 0
+    concat_values: torch.Tensor | None = None
 
 
 class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
@@ -81,7 +82,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         """The double-stream blocks, then the single-stream ones."""
         return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
 
-    def branch(
+    def prepare_branch(
         self,
         streams: Streams,
         grid: LatentGrid,
@@ -105,54 +106,55 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         own_rotation = torch.cat(
             [video_shards.split(rotation, mesh, dim=0), text_shards.split(no_rotation, mesh, dim=0)]
         )
-        num_still, concatenated = 0, None
+        num_first_frame_tokens, concat_values = 0, None
         if self.image_condition == "token_replace":
-            first_frame = video_shards.segment(range(grid.num_tokens // grid.cells[0]))
-            num_still = first_frame.counts[sequence_rank(mesh)]
+            frame_shards = video_shards.segment(range(grid.num_tokens // grid.tokens_shape[0]))
+            num_first_frame_tokens = frame_shards.counts[sequence_rank(mesh)]
         elif self.image_condition == "latent_concat":
             assert image is not None
             whole = _picture_and_mask(image.to(device), grid)
-            concatenated = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
+            concat_values = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
         return HunyuanVideoBranch(
-            place=SequencePlace(shards, mesh, own_rotation, self._kernel),
+            attention=AttentionContext(shards, mesh, own_rotation, self._kernel),
             text_shards=text_shards,
             text=streams["text"].to(dtype).expand(batch, -1, -1),
             pooled=streams["pooled"].to(dtype).expand(batch, -1),
             guidance=torch.full((batch,), request.guidance_scale * 1000.0, device=device),
-            num_still=num_still,
-            beside=concatenated,
+            num_first_frame_tokens=num_first_frame_tokens,
+            concat_values=concat_values,
         )
 
     def forward(
         self, tokens: torch.Tensor, timestep: torch.Tensor, branch: HunyuanVideoBranch
     ) -> torch.Tensor:
         """Return the velocity of the local video tokens, ``[B, s, P]``."""
-        model, place = self.transformer, branch.place
+        model, context = self.transformer, branch.attention
         timesteps = timestep.expand(len(tokens))
-        modulation, still_modulation = model.time_text_embed(
+        modulation, first_frame_modulation = model.time_text_embed(
             timesteps, branch.pooled, branch.guidance
         )
-        still = (still_modulation, branch.num_still)  # ignored by blocks without token_replace
+        # Ignored by blocks without token_replace.
+        first_frame = (first_frame_modulation, branch.num_first_frame_tokens)
         values = tokens.to(branch.text.dtype)
-        if branch.beside is not None:
-            values = torch.cat([values, branch.beside], dim=-1)
+        if branch.concat_values is not None:
+            values = torch.cat([values, branch.concat_values], dim=-1)
         video = self._embed(values)
         text = model.context_embedder(branch.text, timesteps)
-        text = branch.text_shards.split(text, place.mesh, dim=1)
+        text = branch.text_shards.split(text, context.mesh, dim=1)
 
         for block in model.transformer_blocks:
-            video, text = block(video, text, modulation, None, place, *still)
+            video, text = block(video, text, modulation, None, context, *first_frame)
         # A single-stream block takes its sequence in two parts, split at any token. The second part
         # must not be empty, and a rank may own no text, so split off the last token.
         local = torch.cat([video, text], dim=1)
         first, last = local.tensor_split((max(local.shape[1] - 1, 0),), dim=1)
         del video, text, local  # free activations that are no longer needed
         for block in model.single_transformer_blocks:
-            first, last = block(first, last, modulation, None, place, *still)
+            first, last = block(first, last, modulation, None, context, *first_frame)
         video = torch.cat([first, last], dim=1)[:, : tokens.shape[1]]
 
         velocity: torch.Tensor = model.proj_out(model.norm_out(video, modulation))
-        velocity[:, : branch.num_still] = 0
+        velocity[:, : branch.num_first_frame_tokens] = 0
         return velocity
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:

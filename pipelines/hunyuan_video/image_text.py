@@ -47,7 +47,7 @@ class ImageTextEncoders(TextEncoders):
         config = LlavaConfig.model_validate(checkpoint.config("text_encoder"))
         self._num_patches = config.num_patches
 
-    def encode_beside(
+    def encode_with_picture(
         self,
         prompt: str,
         picture: Pixels,
@@ -125,23 +125,23 @@ class ImageTextEncoders(TextEncoders):
         ).hidden_states[-(_LAYERS_SKIPPED + 1)]
         picture_states = states[:, at : at + num_patches : image_stride]
         prompt_states = torch.cat([states[:, :at], states[:, at + num_patches - 1 :]], dim=1)
-        kept = self._prompt_mask(ids, template)
-        kept[at] = False
-        if not kept.any():
+        mask = self._prompt_mask(ids, template)
+        mask[at] = False
+        if not mask.any():
             raise self._no_tokens_error(prompt, template.crop_start)
-        return torch.cat([picture_states, prompt_states[:, kept.to(states.device)]], dim=1)
+        return torch.cat([picture_states, prompt_states[:, mask.to(states.device)]], dim=1)
 
     def _prompt_mask(self, ids: torch.Tensor, template: PromptTemplate) -> torch.Tensor:
         """Mask of the tokens after the template's prefix, without the answer's header."""
-        kept = torch.arange(len(ids)) >= template.crop_start
+        mask = torch.arange(len(ids)) >= template.crop_start
         headers = template.template.count(_END_OF_HEADER)
         if headers:
             marker = self._pipeline.tokenizer.convert_tokens_to_ids(_END_OF_HEADER)
             ends = (ids == marker).nonzero().flatten().tolist()
-            # Truncation removes the answer's header; then the last prompt tokens are dropped.
+            # If truncation removed the answer's header, the last prompt tokens are dropped instead.
             end = 1 + (ends[-1] if len(ends) >= headers else len(ids) - 1)
-            kept[max(0, end - HEADER_TOKENS) : end] = False
-        return kept
+            mask[max(0, end - HEADER_TOKENS) : end] = False
+        return mask
 
 
 def _center_crop(picture: Pixels) -> Image.Image:

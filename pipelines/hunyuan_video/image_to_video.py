@@ -13,7 +13,7 @@ from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.decode import encode_videos
 from longtake.pipelines.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
-from longtake.pipelines.picture import Pixels, black
+from longtake.pipelines.picture import Pixels, black_picture
 from longtake.pipelines.spec import LatentGrid
 
 if TYPE_CHECKING:
@@ -41,16 +41,16 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     ) -> Streams:
         """Encode the prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.
 
-        As in diffusers, a negative prompt is encoded with a black picture, of which token_replace
+        As in diffusers, a negative prompt is encoded with a black picture, for which token_replace
         uses twice as many tokens.
         """
         if negative:
             prompt = request.negative_prompt or ""
-            picture, stride = black(request.height, request.width), NEGATIVE_IMAGE_STRIDE
+            picture, stride = black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE
         else:
             assert picture is not None and self.denoiser.image_condition is not None
             prompt, stride = request.prompt, IMAGE_STRIDES[self.denoiser.image_condition]
-        return self._text.encode_beside(
+        return self._text.encode_with_picture(
             prompt, picture, request.prompt_template, request.max_sequence_length, stride
         )
 
@@ -68,7 +68,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
         mean = moments.chunk(2, dim=1)[0]
         return mean.float() * float(self._vae.config.scaling_factor)
 
-    def start(
+    def initial_latents(
         self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the initial latents.

@@ -24,7 +24,7 @@ from longtake.pipelines.picture import Pixels
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.spec import ModelSpec
 from longtake.pipelines.tiles import TileCoder
-from longtake.pipelines.weights import load_weights, split_weights
+from longtake.pipelines.weights import load_weights, shard_module
 
 if TYPE_CHECKING:
     from longtake.pipelines.hunyuan_video.text import TextEncoders
@@ -119,7 +119,7 @@ def _load_denoiser(
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
     denoiser = HunyuanVideoDenoiser(transformer, options.kernel)
     if options.shard_weights:
-        split_weights(denoiser, denoiser.blocks, world)
+        shard_module(denoiser, denoiser.blocks, world)
     load_weights(transformer, checkpoint.weights("transformer"), world, options.dtype)
     return denoiser
 

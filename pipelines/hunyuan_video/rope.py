@@ -12,9 +12,8 @@ import torch
 
 from longtake.pipelines.spec import LatentGrid
 
-LONGEST_FRAMES = 192
-"""Most frames without RIFLEx: in longer videos the slow temporal frequencies wrap around,
-and the video repeats itself."""
+MAX_FRAMES_WITHOUT_RIFLEX = 192
+"""In longer videos the slow temporal frequencies wrap around, and the video repeats itself."""
 
 _RIFLEX_PERIODS = 0.9
 
@@ -33,8 +32,8 @@ def video_rotation(
     """
     cos, sin = rope(torch.empty(1, device=device).expand(grid.shape))
     rotation = torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
-    if num_frames > LONGEST_FRAMES:
-        frames, rows, columns = grid.cells
+    if num_frames > MAX_FRAMES_WITHOUT_RIFLEX:
+        frames, rows, columns = grid.tokens_shape
         intrinsic = min(max(2 + (num_frames + 3) // 100, 4), 8, rope.rope_dim[0] // 2)
         frequency = _RIFLEX_PERIODS * 2 * math.pi / frames
         angles = torch.arange(frames, device=device, dtype=torch.float32) * frequency

@@ -63,19 +63,19 @@ def vae_tensors(config: VaeConfig) -> NamedShapes:
         ("decoder", latents, channels[::-1], config.out_channels),
     ):
         encodes = part == "encoder"
-        before = order[0]
-        yield from _convolution(f"{part}.conv_in.conv", first, before, 3)
+        channels_in = order[0]
+        yield from _convolution(f"{part}.conv_in.conv", first, channels_in, 3)
         yield from _mid_block(f"{part}.mid_block.", channels[-1], config.mid_block_add_attention)
         for index, width in enumerate(order):
             block = f"{part}.{'down' if encodes else 'up'}_blocks.{index}."
             for layer in range(config.layers_per_block + (not encodes)):
-                yield from _residual(f"{block}resnets.{layer}.", before, width)
-                before = width
-            if config.scales(index) != (1, 1):
+                yield from _residual(f"{block}resnets.{layer}.", channels_in, width)
+                channels_in = width
+            if config.scale_factors(index) != (1, 1):
                 scaling = "downsamplers" if encodes else "upsamplers"
                 yield from _convolution(f"{block}{scaling}.0.conv.conv", width, width, 3)
-        yield from _norm(f"{part}.conv_norm_out", before)
-        yield from _convolution(f"{part}.conv_out.conv", before, out, 3)
+        yield from _norm(f"{part}.conv_norm_out", channels_in)
+        yield from _convolution(f"{part}.conv_out.conv", channels_in, out, 3)
 
 
 def llama_tensors(config: LlamaConfig) -> NamedShapes:
@@ -210,17 +210,17 @@ def _mid_block(start: str, width: int, attends: bool) -> NamedShapes:
             yield from _linear(f"{start}attentions.0.{name}", width, width)
 
 
-def _residual(start: str, before: int, width: int) -> NamedShapes:
-    yield from _norm(f"{start}norm1", before)
-    yield from _convolution(f"{start}conv1.conv", before, width, 3)
+def _residual(start: str, channels_in: int, width: int) -> NamedShapes:
+    yield from _norm(f"{start}norm1", channels_in)
+    yield from _convolution(f"{start}conv1.conv", channels_in, width, 3)
     yield from _norm(f"{start}norm2", width)
     yield from _convolution(f"{start}conv2.conv", width, width, 3)
-    if before != width:
-        yield from _convolution(f"{start}conv_shortcut.conv", before, width, 1)
+    if channels_in != width:
+        yield from _convolution(f"{start}conv_shortcut.conv", channels_in, width, 1)
 
 
-def _convolution(name: str, before: int, width: int, size: int) -> NamedShapes:
-    yield f"{name}.weight", (width, before, size, size, size)
+def _convolution(name: str, channels_in: int, width: int, size: int) -> NamedShapes:
+    yield f"{name}.weight", (width, channels_in, size, size, size)
     yield f"{name}.bias", (width,)
 
 

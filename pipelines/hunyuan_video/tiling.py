@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.configs.request import ResolvedDecode
-from longtake.pipelines.tiles import Spans, overlapping, single
+from longtake.pipelines.tiles import Spans, overlapping_spans, single_span
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,31 @@ class Tiling:
         request = self.request
         frames, height, width = shape
         times, rows, columns = (
-            single(frames, self._in_time),
-            single(height, self._in_space),
-            single(width, self._in_space),
+            single_span(frames, self._frames_out),
+            single_span(height, self._size_out),
+            single_span(width, self._size_out),
         )
         if request.decode_tile_size is None or request.decode_tile_stride is None:
             return times, rows, columns
-        size = self._cells(*request.decode_tile_size)
-        stride = self._cells(*request.decode_tile_stride)
+        size = self._input_units(*request.decode_tile_size)
+        stride = self._input_units(*request.decode_tile_stride)
         if frames > size[0]:
-            times = overlapping(frames, size[0], stride[0], self._in_time, first=1)
+            times = overlapping_spans(frames, size[0], stride[0], self._frames_out, first=1)
         if request.decode == "tiled" and (height > size[1] or width > size[2]):
-            rows = overlapping(height, size[1], stride[1], self._in_space)
-            columns = overlapping(width, size[2], stride[2], self._in_space)
+            rows = overlapping_spans(height, size[1], stride[1], self._size_out)
+            columns = overlapping_spans(width, size[2], stride[2], self._size_out)
         return times, rows, columns
 
-    def _cells(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    def _input_units(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Convert frames and pixels to the units of the input."""
         if self.decodes:
             return frames // self.time, height // self.space, width // self.space
         return frames, height, width
 
-    def _in_time(self, cells: int) -> int:
-        """Output frames of ``cells`` input frames."""
-        return (cells - 1) * self.time + 1 if self.decodes else (cells - 1) // self.time + 1
+    def _frames_out(self, frames: int) -> int:
+        """Output frames of ``frames`` input frames."""
+        return (frames - 1) * self.time + 1 if self.decodes else (frames - 1) // self.time + 1
 
-    def _in_space(self, cells: int) -> int:
-        return cells * self.space if self.decodes else cells // self.space
+    def _size_out(self, size: int) -> int:
+        """Output height or width of ``size`` input rows or columns."""
+        return size * self.space if self.decodes else size // self.space

@@ -1,4 +1,4 @@
-"""Image-to-video gives the same latents on any number of ranks, in any layout."""
+"""Image to video gives the same latents in every layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import image_request, latents_of_one, latents_on_ranks, loaded, world
+from tests.rendering import (
+    image_request,
+    latents_on_one_rank,
+    latents_on_ranks,
+    load_pipeline,
+    world,
+)
 
 CONDITIONINGS = ("token_replace", "latent_concat")
 
 
 def requests(**changes: Any) -> list[ResolvedRequest]:
-    """3 latent frames of 6 tokens, for two videos and with guidance; 2 of 15 tokens; 2 of 1."""
+    """3 latent frames of 6 tokens (two videos; true CFG), 2 of 15 tokens, 2 of 1 token."""
     sizes: list[dict[str, Any]] = [
         dict(num_videos=2),
         dict(**GUIDED),
@@ -32,21 +38,21 @@ def requests(**changes: Any) -> list[ResolvedRequest]:
 
 @pytest.mark.parametrize("dims", LAYOUTS[1:], ids=layout_name)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_every_layout_gives_the_latents_of_one_rank(
+def test_every_layout_matches_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
-    cases = requests()
+    resolved = requests()
     if conditioning == "token_replace":
-        cases.append(image_request(num_frames=1))  # the picture alone
-    check(ranks, animators[conditioning], dims, cases)
+        resolved.append(image_request(num_frames=1))  # no frame but the picture
+    check(ranks, animators[conditioning], dims, resolved)
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_parallel_branches_give_the_latents_of_one_rank(
+def test_concurrent_branches_match_one_rank(
     ranks: RankGroups, animators: dict[str, str], conditioning: str, dims: ParallelDims
 ) -> None:
-    """The branches have texts of different lengths, with different numbers of image tokens."""
+    """Branches differ in length: the negative one has more picture tokens."""
     check(ranks, animators[conditioning], dims, requests(**GUIDED))
 
 
@@ -54,39 +60,41 @@ def test_parallel_branches_give_the_latents_of_one_rank(
 def test_sharded_weights_give_the_same_latents(
     ranks: RankGroups, animators: dict[str, str], conditioning: str
 ) -> None:
-    folder, cases = animators[conditioning], requests()
+    folder, resolved = animators[conditioning], requests()
     dims = ParallelDims(ulysses_degree=2)
-    for latents in ranks.run(2, latents_on_ranks, folder, cases, dims, "float32", True):
-        for at, each in enumerate(cases):
-            np.testing.assert_allclose(latents[at], latents_of_one(folder, each), atol=1e-4)
+    for latents in ranks.run(2, latents_on_ranks, folder, resolved, dims, "float32", True):
+        for at, each in enumerate(resolved):
+            np.testing.assert_allclose(latents[at], latents_on_one_rank(folder, each), atol=1e-4)
 
 
-def num_still(folder: str, request: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
-    """On one rank: its number of picture tokens, and of video tokens."""
-    pipeline = loaded(folder, True)
-    grid, mesh = pipeline.spec.grid(request), world().mesh(dims)
+def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
+    """On a rank: its number of first-frame tokens and of video tokens."""
+    pipeline = load_pipeline(folder, True)
+    grid, mesh = pipeline.spec.grid(resolved), world().mesh(dims)
     streams = world().broadcast_tensors(
-        pipeline.encode(request, noise_picture(request)) if world().rank == 0 else None
+        pipeline.encode(resolved, noise_picture(resolved)) if world().rank == 0 else None
     )
-    branch = pipeline.denoiser.branch(streams, grid, dims, mesh, request)
+    branch = pipeline.denoiser.prepare_branch(streams, grid, dims, mesh, resolved)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)
-    return branch.num_still, video.counts[world().rank]
+    return branch.num_first_frame_tokens, video.counts[world().rank]
 
 
-def test_layouts_and_requests_cover_every_position_of_the_first_frame(
+def test_layouts_cover_all_positions_of_the_first_frame(
     ranks: RankGroups, animators: dict[str, str]
 ) -> None:
-    """The first frame ends inside a rank, at its edge, and after several ranks."""
+    """The layouts above include all ways in which ranks share the first frame."""
     positions = set()
     for dims in LAYOUTS[1:]:
-        for request in requests():
-            found = ranks.run(dims.world_size, num_still, animators["token_replace"], request, dims)
-            first_frame = request.height * request.width // 16**2
+        for resolved in requests():
+            found = ranks.run(
+                dims.world_size, token_counts, animators["token_replace"], resolved, dims
+            )
+            first_frame = resolved.height * resolved.width // 16**2
             assert sum(still for still, _ in found) == first_frame
-            start = 0
+            begins = 0
             for still, own in found:
-                assert still == min(max(first_frame - start, 0), own)
-                start += own
+                assert still == min(max(first_frame - begins, 0), own)
+                begins += own
             if any(0 < still < own for still, own in found):
                 positions.add("inside")
             elif sum(0 < still for still, _ in found) == 1:

@@ -1,7 +1,7 @@
-"""Other families' autoencoders need a tile coder of their own, and nothing else: to the bit.
+"""Other families' autoencoders need only a tile coder to be bit-identical to diffusers.
 
-What they do differently: LTX's later tiles lose their last frame, not their first; Wan's decoder
-takes a frame at a time and remembers, has tiles in space alone, and unpatchifies mixed values.
+Their differences: later tiles of LTX drop their last frame, not their first; Wan decodes one frame
+at a time with a feature cache, is tiled in space only, and unpatchifies blended values.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from longtake.pipelines.tiles import Spans, TileCoder, overlapping, single
-from tests.decoding import in_tiles, random_videos
+from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans, single_span
+from tests.decoding import random_videos, run_tiled
 from tests.ranks import RankGroups
 from tests.rendering import world
 
@@ -38,22 +38,22 @@ def ltx() -> Any:
 
 
 class LtxDecoder(TileCoder):
-    """A latent is 32 x 32 pixels and 8 frames."""
+    """One latent is 32 x 32 pixels and 8 frames."""
 
     channels, dtype = 3, torch.float32
 
     def spans(self, shape: Sequence[int]) -> Spans:
         frames, rows, columns = shape
-        in_time = overlapping(frames, 2, 1, lambda cells: 8 * cells - 7, first=1)
-        later = [replace(span, trim=slice(0, span.size)) for span in in_time[1:]]
+        in_time = overlapping_spans(frames, 2, 1, lambda cells: 8 * cells - 7, first=1)
+        later = [replace(span, output_slice=slice(0, span.output_size)) for span in in_time[1:]]
         return (
             [in_time[0], *later],
-            overlapping(rows, 2, 1, lambda cells: 32 * cells),
-            overlapping(columns, 2, 1, lambda cells: 32 * cells),
+            overlapping_spans(rows, 2, 1, lambda cells: 32 * cells),
+            overlapping_spans(columns, 2, 1, lambda cells: 32 * cells),
         )
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
-        pixels: torch.Tensor = ltx().decoder(cells, None)
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = ltx().decoder(tiles, None)
         return pixels
 
 
@@ -77,22 +77,22 @@ def wan() -> Any:
 
 
 class WanDecoder(TileCoder):
-    """A latent is 16 x 16 pixels, which come as 8 x 8 of four times the channels, and 4 frames."""
+    """One latent is 16 x 16 pixels, output as 8 x 8 with four times the channels, and 4 frames."""
 
     channels, dtype = 12, torch.float32
 
     def spans(self, shape: Sequence[int]) -> Spans:
         frames, rows, columns = shape
         return (
-            single(frames, lambda cells: 4 * cells - 3),
-            overlapping(rows, 4, 3, lambda cells: 8 * cells),
-            overlapping(columns, 4, 2, lambda cells: 8 * cells),
+            single_span(frames, lambda cells: 4 * cells - 3),
+            overlapping_spans(rows, 4, 3, lambda cells: 8 * cells),
+            overlapping_spans(columns, 4, 2, lambda cells: 8 * cells),
         )
 
-    def code(self, cells: torch.Tensor) -> torch.Tensor:
+    def run(self, tiles: torch.Tensor) -> torch.Tensor:
         vae, frames = wan(), list[torch.Tensor]()
         vae.clear_cache()
-        for frame in cells.split(1, dim=2):
+        for frame in tiles.split(1, dim=2):
             frames.append(
                 vae.decoder(
                     vae.post_quant_conv(frame),
@@ -117,10 +117,10 @@ FAMILIES: dict[str, tuple[type[TileCoder], Any, tuple[int, ...]]] = {
 
 @torch.no_grad()
 def error(family: str) -> float | None:
-    """On a rank: the largest difference from diffusers."""
+    """On a rank: the largest difference from diffusers; None on ranks other than 0."""
     coder, vae, shape = FAMILIES[family]
     latents = random_videos(0, shape, "decode")
-    values = in_tiles(coder(), latents, world())
+    values = run_tiled(coder(), latents, world())
     if values is None:
         return None
     expected = torch.cat([vae().decode(each[None]).sample for each in latents])
@@ -131,5 +131,7 @@ def error(family: str) -> float | None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_bits_are_those_of_diffusers(ranks: RankGroups, family: str, world_size: int) -> None:
+def test_decoding_is_bit_identical_to_diffusers(
+    ranks: RankGroups, family: str, world_size: int
+) -> None:
     assert ranks.run(world_size, error, family) == [0] + [None] * (world_size - 1)

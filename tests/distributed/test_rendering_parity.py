@@ -11,7 +11,13 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import bytes_held, files_read, latents_of_one, latents_on_ranks, request
+from tests.rendering import (
+    count_weights_read,
+    denoiser_bytes,
+    latents_on_one_rank,
+    latents_on_ranks,
+    request,
+)
 
 CFG_LAYOUTS = [
     ParallelDims(cfg_degree=2, ring_degree=ring_degree, ulysses_degree=ulysses_degree)
@@ -22,21 +28,19 @@ GUIDED: dict[str, Any] = dict(true_cfg_scale=3.5, negative_prompt="red dog.")
 
 REQUESTS = [
     request(num_videos=2),
-    request(height=48, width=80, num_frames=5, **GUIDED),  # 30 tokens, texts of two lengths
+    request(height=48, width=80, num_frames=5, **GUIDED),  # 30 tokens; prompts of different lengths
     request(height=16, width=112, num_frames=1, prompt="cat"),  # 7 tokens
     request(height=16, width=16, num_frames=1, guidance_scale=1.0, flow_shift=3.0),  # 1 token
 ]
 
 
 @pytest.mark.parametrize("dims", LAYOUTS[1:], ids=layout_name)
-def test_every_layout_gives_the_latents_of_one_rank(
-    ranks: RankGroups, model: str, dims: ParallelDims
-) -> None:
+def test_every_layout_matches_one_rank(ranks: RankGroups, model: str, dims: ParallelDims) -> None:
     check(ranks, model, dims, REQUESTS)
 
 
 @pytest.mark.parametrize("dims", CFG_LAYOUTS, ids=layout_name)
-def test_parallel_branches_give_the_latents_of_one_rank(
+def test_concurrent_branches_match_one_rank(
     ranks: RankGroups, model: str, dims: ParallelDims
 ) -> None:
     guided = [each.model_copy(update=GUIDED) for each in REQUESTS]
@@ -44,24 +48,24 @@ def test_parallel_branches_give_the_latents_of_one_rank(
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_sharded_weights_give_the_same_latents_and_one_part_per_rank(
+def test_sharded_weights_give_the_same_latents_and_hold_one_shard(
     ranks: RankGroups, model: str, world_size: int
 ) -> None:
     dims = ParallelDims(ulysses_degree=world_size)
     whole = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims)
-    sharded = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims, "float32", True)
+    split = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims, "float32", True)
     for rank in range(world_size):
-        for expected, latents in zip(whole[rank], sharded[rank], strict=True):
+        for expected, latents in zip(whole[rank], split[rank], strict=True):
             np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
-    total = ranks.run(world_size, bytes_held, model, False)[0]
-    parts = ranks.run(world_size, bytes_held, model, True)
-    assert sum(parts) == total
-    assert max(parts) <= total / world_size * 1.02  # rows of small weights are padded
+    total = ranks.run(world_size, denoiser_bytes, model, False)[0]
+    held = ranks.run(world_size, denoiser_bytes, model, True)
+    assert sum(held) == total
+    assert max(held) <= total / world_size * 1.02  # rows of small weights do not divide evenly
 
 
 def test_weights_are_read_once_per_host(ranks: RankGroups, model: str) -> None:
-    """Of four ranks on two hosts, two read."""
-    read, same = zip(*ranks.run(4, files_read, model, 2), strict=True)
+    """Four ranks on two hosts: one rank of each reads."""
+    read, same = zip(*ranks.run(4, count_weights_read, model, 2), strict=True)
     assert all(same)
     assert read[0] == read[2] > 0
     assert read[1] == read[3] == 0
@@ -70,18 +74,18 @@ def test_weights_are_read_once_per_host(ranks: RankGroups, model: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_close_on_three_ranks(ranks: RankGroups, model: str, dtype: str) -> None:
     dims = ParallelDims(ulysses_degree=3)
-    expected = latents_of_one(model, REQUESTS[0], dtype)
+    expected = latents_on_one_rank(model, REQUESTS[0], dtype)
     for latents in ranks.run(3, latents_on_ranks, model, REQUESTS[:1], dims, dtype):
         assert latents[0].dtype == np.float32
         np.testing.assert_allclose(latents[0], expected, rtol=0, atol=5e-2)
 
 
 def check(
-    ranks: RankGroups, model: str, dims: ParallelDims, requests: list[ResolvedRequest]
+    ranks: RankGroups, model: str, dims: ParallelDims, resolved: list[ResolvedRequest]
 ) -> None:
-    """Compare the latents of all ranks of a layout with those of one rank."""
-    answers = ranks.run(dims.world_size, latents_on_ranks, model, requests, dims)
-    for at, each in enumerate(requests):
-        expected = latents_of_one(model, each)
+    """Check that all ranks of a layout return the latents of one rank."""
+    answers = ranks.run(dims.world_size, latents_on_ranks, model, resolved, dims)
+    for at, each in enumerate(resolved):
+        expected = latents_on_one_rank(model, each)
         for latents in answers:
             np.testing.assert_allclose(latents[at], expected, rtol=0, atol=1e-4)

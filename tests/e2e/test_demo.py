@@ -20,7 +20,7 @@ from tests.quality.demo import REQUIRED, render_and_judge, shares
 from tests.quality.judge import Verdict, judge
 from tests.quality.prompts import GREEN_TRIANGLE, prompts
 from tests.ranks import RankGroups
-from tests.rendering import ALONE, decode, latents_of_one, latents_on_ranks, loaded
+from tests.rendering import ALONE, decode, latents_on_one_rank, latents_on_ranks, load_pipeline
 from training.demo import model
 from training.demo.phrases import vocabulary
 from training.demo.scenes import Scene, render
@@ -84,11 +84,11 @@ def test_any_number_of_ranks_shows_the_same(
     ranks: RankGroups, engine: VideoEngine, dims: ParallelDims
 ) -> None:
     asked = engine.resolve(VideoRequest(prompt=GREEN_TRIANGLE, seed=1))
-    pipeline = loaded("demo", False)
+    pipeline = load_pipeline("demo", False)
     answers = ranks.run(dims.world_size, latents_on_ranks, "demo", [asked], dims)
     expected, frames = (
         decode(pipeline, torch.from_numpy(latents), asked, ALONE)[0]
-        for latents in (latents_of_one("demo", asked), answers[0][0])
+        for latents in (latents_on_one_rank("demo", asked), answers[0][0])
     )
     likeness = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
     assert min(likeness) >= 50

@@ -1,4 +1,4 @@
-"""Models that cannot be loaded are refused with one line that says which file, and why."""
+"""Unusable models are refused with a one-line error that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKENIZER = ("tokenizer", "tokenizer_config")
 
 
 def edit(folder: Path, name: str, **changes: Any) -> None:
-    """Change some values of a JSON file."""
+    """Change values of a JSON file."""
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -72,7 +72,7 @@ def without(file: Path, name: str) -> None:
 
 
 def with_header(name: str, header: bytes) -> Callable[[Path], None]:
-    """Write a safetensors file of a header alone."""
+    """Replace a file by a safetensors file that has only a header."""
 
     def written(folder: Path) -> None:
         (folder / name).write_bytes(len(header).to_bytes(8, "little") + header)
@@ -80,8 +80,8 @@ def with_header(name: str, header: bytes) -> Callable[[Path], None]:
     return written
 
 
-def instead(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
-    """Put something else in the place of a file."""
+def replace_file(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Replace a file."""
 
     def put(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def huge_header(path: Path) -> None:
 
 
 def in_variants(folder: Path, *variants: str) -> None:
-    """Name all weights as save_pretrained(variant=...) does."""
+    """Rename all weights as save_pretrained(variant=...) does."""
     for file in [*folder.rglob("*.safetensors")]:
         for variant in variants:
             shutil.copy(file, file.with_suffix(f".{variant}.safetensors"))
@@ -104,7 +104,7 @@ def in_variants(folder: Path, *variants: str) -> None:
 
 
 def in_shards(folder: Path, file_of: Callable[[str], str], index: str) -> dict[str, torch.Tensor]:
-    """Store the transformer's weights in two files and an index, as large models are."""
+    """Save the transformer's weights in two shards and an index, as for large models."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(tensors)
@@ -118,7 +118,7 @@ def in_shards(folder: Path, file_of: Callable[[str], str], index: str) -> dict[s
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
-    "index is no JSON": (
+    "index is not JSON": (
         lambda f: (f / "model_index.json").write_text("{"),
         "cannot be read as JSON",
     ),
@@ -132,14 +132,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "has a transformer of class WanTransformer3DModel",
     ),
     "no vae named": (lambda f: edit(f, "model_index.json", vae=None), "names no vae"),
-    "no vae there": (lambda f: shutil.rmtree(f / "vae"), "vae has no weights"),
+    "missing vae folder": (lambda f: shutil.rmtree(f / "vae"), "vae has no weights"),
     "no config": (lambda f: (f / "vae/config.json").unlink(), "vae/config.json is missing"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "transformer has no weights: expected"),
     "a truncated file": (truncate, "is no whole safetensors file"),
     "an empty file": (lambda f: (f / WEIGHTS).write_bytes(b""), "is no whole safetensors file"),
     "a pickle": (as_pickle, "as a pickle, diffusion_pytorch_model.bin, which can run code"),
-    "a pickle in disguise": (pickle_by_another_name, "is no whole safetensors file"),
-    "a lost shard": (lost_shard, "00001-of-2.safetensors is missing"),
+    "a pickle named safetensors": (pickle_by_another_name, "is no whole safetensors file"),
+    "a missing shard": (lost_shard, "00001-of-2.safetensors is missing"),
     "quantized": (
         lambda f: edit(f, "transformer/config.json", quantization_config={}),
         "transformer/config.json cannot be used: quantization_config={} must be left out",
@@ -152,44 +152,44 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "vae/config.json", latent_channels=16),
         "a transformer of 4 channels and a vae of 16",
     ),
-    "noise at each step": (
+    "stochastic sampling": (
         lambda f: edit(f, "scheduler/scheduler_config.json", stochastic_sampling=True),
         "scheduler_config.json cannot be used: stochastic_sampling=True must be False",
     ),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer_config.json is missing"),
-    "sizes are words": (
+    "a string for a count": (
         lambda f: edit(f, "transformer/config.json", num_attention_heads="many"),
         "transformer/config.json cannot be used: num_attention_heads='many' must be a whole",
     ),
-    "a patch of nothing": (
+    "patch size 0": (
         lambda f: edit(f, "transformer/config.json", patch_size=0),
         "patch_size=0 must be at least 1",
     ),
-    "a patch in quotes": (
+    "patch size as a string": (
         lambda f: edit(f, "transformer/config.json", patch_size="2"),
         "patch_size='2' must be a whole number",
     ),
-    "a rope of another head": (
+    "rope axes of another head size": (
         lambda f: edit(f, "transformer/config.json", rope_axes_dim=[4, 6, 8]),
         "even numbers that add up to attention_head_dim",
     ),
-    "no compression": (
+    "compression ratio 0": (
         lambda f: edit(f, "vae/config.json", spatial_compression_ratio=0),
         "spatial_compression_ratio=0 must be at least",
     ),
-    "no scale": (
+    "null scaling factor": (
         lambda f: edit(f, "vae/config.json", scaling_factor=None),
         "vae/config.json cannot be used: scaling_factor=None must be a number",
     ),
-    "a shift of nothing": (
+    "shift 0": (
         lambda f: edit(f, "scheduler/scheduler_config.json", shift=0.0),
         "scheduler_config.json cannot be used: shift=0.0 must be at least",
     ),
-    "a schedule upside down": (
+    "inverted sigmas": (
         lambda f: edit(f, "scheduler/scheduler_config.json", invert_sigmas=True),
         "invert_sigmas=True must be False",
     ),
-    "shards that are no names": (
+    "shard names that are no strings": (
         lambda f: (f / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": ["b"]}}'),
         "index.json maps no weights",
     ),
@@ -202,45 +202,48 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "longtake.yaml is not a file of model defaults: line 1: height='tall' must be a whole "
         "number",
     ),
-    "nested without end": (
+    "deeply nested JSON": (
         lambda f: (f / "model_index.json").write_text("[" * 100_000),
         "cannot be read as JSON",
     ),
-    "a stray file with a list for a header": (
+    "a stray file whose header is a list": (
         with_header("stray.safetensors", b"[]"),
         "stray.safetensors cannot be read: it is no whole safetensors file",
     ),
-    "a header that is nested without end": (
+    "a deeply nested header": (
         with_header(WEIGHTS, b'{"a":' * 200_000 + b"1" + b"}" * 200_000),
         "is no whole safetensors file .*recursion limit",
     ),
-    "a header of gigabytes": (instead(WEIGHTS, huge_header), "its header is longer than 4 MiB"),
+    "a huge header": (
+        replace_file(WEIGHTS, huge_header),
+        "its header is longer than 4 MiB",
+    ),
     "a header longer than its file": (
         lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 8),
         "its header is longer than the file",
     ),
-    "a link in a circle": (
+    "a cyclic link": (
         lambda f: (f / "transformer/up").symlink_to(".."),
         "transformer/up is a link to a folder that it is in",
     ),
     "a configuration that is a link to itself": (
-        instead("vae/config.json", lambda p: p.symlink_to(p.name)),
+        replace_file("vae/config.json", lambda p: p.symlink_to(p.name)),
         "vae/config.json cannot be read: Too many levels of symbolic links",
     ),
     "a pipe": (lambda f: os.mkfifo(f / "pipe"), "pipe cannot be read: it is a pipe"),
-    "a pipe for a configuration": (
-        instead("vae/config.json", os.mkfifo),
+    "a configuration that is a pipe": (
+        replace_file("vae/config.json", os.mkfifo),
         "vae/config.json cannot be read: it is a pipe, not a regular file",
     ),
-    "a device for weights": (
-        instead(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
+    "weights that are a device": (
+        replace_file(WEIGHTS, lambda p: p.symlink_to("/dev/zero")),
         "safetensors cannot be read: it is a device",
     ),
-    "a configuration of gigabytes": (
+    "a huge configuration": (
         lambda f: os.truncate(f / "vae/config.json", 2**33),
         "vae/config.json cannot be read as JSON: it is larger than 8 MiB",
     ),
-    "layers without end": (
+    "ten million layers": (
         lambda f: edit(f, "transformer/config.json", num_layers=10_000_000),
         "num_layers=10000000 must be at most 1000",
     ),
@@ -260,8 +263,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "text_encoder/config.json", vocab_size=2**20),
         r"embed_tokens.weight of shape \(64, 16\), its config.json says \(1048576, 16\)",
     ),
-    "a shard somewhere else": (
-        instead(f"{WEIGHTS}.index.json", lambda p: p.write_text('{"weight_map": {"a": "../a"}}')),
+    "a shard in another folder": (
+        replace_file(
+            f"{WEIGHTS}.index.json", lambda p: p.write_text('{"weight_map": {"a": "../a"}}')
+        ),
         "index.json names ../a, which is no safetensors file beside it",
     ),
     "two variants": (
@@ -284,18 +289,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "model_index.json", _class_name="a\nb\x1b[0m"),
         r"is a 'a\\nb",
     ),
-    "defaults that expand without end": (
+    "recursive defaults": (
         lambda f: (f / "longtake.yaml").write_text("height: &a [*a]"),
         "longtake.yaml is not a file of model defaults: line 1: has .a inside &a",
     ),
 }
 
 MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a tensor is missing": (
+    "a missing tensor": (
         change_weights(lambda tensors: tensors.pop("proj_out.weight")),  # type: ignore[arg-type]
         r"lacks proj_out.weight \(1 missing, 0 too many\)",
     ),
-    "a tensor too many": (
+    "an unexpected tensor": (
         change_weights(lambda tensors: tensors.update(more=torch.zeros(1))),
         r"holds more, which the model does not have \(0 missing, 1 too many\)",
     ),
@@ -303,11 +308,11 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
         change_weights(lambda tensors: tensors.update({"proj_out.bias": torch.zeros(3)})),
         r"holds proj_out.bias of shape \(3,\), its config.json says \(16,\)",
     ),
-    "whole numbers": (
+    "integer weights": (
         change_weights(lambda t: t.update({"proj_out.bias": torch.zeros(16, dtype=torch.int8)})),
         "holds proj_out.bias as I8, not one of F64, F32",
     ),
-    "a tokenizer that cannot pad": (
+    "a tokenizer without pad_token": (
         lambda f: edit(f, "tokenizer/tokenizer_config.json", pad_token=None),
         "a tokenizer without a pad_token",
     ),
@@ -349,7 +354,7 @@ def loaded_transformer(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_refused_before_anything_is_loaded(copy: Path, name: str) -> None:
+def test_damage_is_refused_before_loading(copy: Path, name: str) -> None:
     damage, text = BROKEN[name]
     damage(copy)
     with pytest.raises(ModelError, match=text) as caught:
@@ -358,7 +363,7 @@ def test_refused_before_anything_is_loaded(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_refused_while_loading(copy: Path, name: str) -> None:
+def test_damage_found_while_loading(copy: Path, name: str) -> None:
     damage, text = MISFITS[name]
     damage(copy)
     with pytest.raises(ModelError, match=text) as caught:
@@ -367,7 +372,7 @@ def test_refused_while_loading(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--model", "--config"])
-def test_refused_without_waiting_for_torch(copy: Path, option: str) -> None:
+def test_refused_before_torch_is_imported(copy: Path, option: str) -> None:
     path = {"--model": copy, "--config": copy / "pipe"}[option]
     os.mkfifo(copy / "pipe")
     program = (
@@ -381,12 +386,12 @@ def test_refused_without_waiting_for_torch(copy: Path, option: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nope", "nope", "a/b/c", "trailing/"])
-def test_a_folder_that_is_not_there(name: str) -> None:
+def test_missing_folder(name: str) -> None:
     with pytest.raises(ModelError, match="there is no folder"):
         Checkpoint.open(name)
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="be downloaded from the hub at revision main: check"):
         Checkpoint.open("nobody-at-all/nothing")
@@ -400,13 +405,13 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors", FP16_INDEX),
     ],
 )
-def test_weights_in_shards(copy: Path, file: str, index: str) -> None:
+def test_sharded_weights(copy: Path, file: str, index: str) -> None:
     tensors = in_shards(copy, file.format, index)
     torch.testing.assert_close(loaded_transformer(copy), tensors, rtol=0, atol=0)
 
 
-def test_a_variant_where_it_is_the_only_one(copy: Path) -> None:
-    """Beside a component whose weights have no variant in their name."""
+def test_only_variant_is_used(copy: Path) -> None:
+    """Other components have weights without a variant."""
     tensors = load_file(copy / WEIGHTS)
     without = Checkpoint.open(str(copy)).fingerprint()
     in_variants(copy / "transformer", "fp16")
@@ -416,7 +421,7 @@ def test_a_variant_where_it_is_the_only_one(copy: Path) -> None:
     assert Checkpoint.open(str(copy)).fingerprint() != without
 
 
-def test_the_fingerprint_is_of_what_is_read(copy: Path) -> None:
+def test_fingerprint_covers_the_files_read(copy: Path) -> None:
     before = Checkpoint.open(str(copy)).fingerprint()
     shutil.copy(copy / "vae" / Path(WEIGHTS).name, copy / WEIGHTS.replace(".safe", ".bf16.safe"))
     (copy / "notes.json").write_text("{}")
@@ -426,7 +431,7 @@ def test_the_fingerprint_is_of_what_is_read(copy: Path) -> None:
 
 
 class Hub:
-    """A repository of the hub in a folder, and what was downloaded of it."""
+    """A fake hub repository in a folder; records the downloaded files."""
 
     def __init__(self, files: Path, cache: Path) -> None:
         self._files, self._cache = files, cache
@@ -454,7 +459,7 @@ class Hub:
 
 @pytest.fixture
 def hub(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A repository with all that others put into one."""
+    """A repository that also holds files that longtake does not use."""
     for name in (
         "README.md",
         "demo.mp4",
@@ -491,8 +496,8 @@ REST = {
 }
 
 
-def test_what_is_downloaded(hub: Hub) -> None:
-    """What is read, and nothing else."""
+def test_only_required_files_are_downloaded(hub: Hub) -> None:
+    """Exactly the files that are read."""
     checkpoint = Checkpoint.open("some/one")
     registry.inspect(checkpoint, weights=False)
     assert sorted(hub.fetched) == sorted(CONFIGS)
@@ -503,9 +508,9 @@ def test_what_is_downloaded(hub: Hub) -> None:
     registry.load(checkpoint, ALONE, LoadOptions(torch.float32))
 
 
-def test_a_variant_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:
+def test_variants_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:
     for file in copy.glob("*/*model.safetensors"):
-        file.rename(file.with_suffix(".bf16.safetensors"))  # over the copies
+        file.rename(file.with_suffix(".bf16.safetensors"))  # replaces the copies
     (copy / WEIGHTS.replace(".safe", ".bf16.safe")).rename(copy / WEIGHTS)
     in_shards(copy, "diffusion_pytorch_model-{}.fp16.safetensors".format, FP16_INDEX)
     registry.inspect(Checkpoint.open("some/one"))
@@ -519,16 +524,14 @@ def test_a_variant_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:
     }
 
 
-def test_a_model_that_cannot_be_used_is_not_downloaded(hub: Hub, copy: Path) -> None:
+def test_unsupported_model_is_not_downloaded(hub: Hub, copy: Path) -> None:
     edit(copy, "transformer/config.json", num_layers=-1)
     with pytest.raises(ModelError, match="num_layers=-1"):
         registry.inspect(Checkpoint.open("some/one"))
     assert not any("safetensors" in name for name in hub.fetched)
 
 
-def test_what_was_downloaded_serves_without_a_network(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_files_work_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.inspect(Checkpoint.open("some/one"))
 
     def unreachable(*args: Any, **options: Any) -> Any:
@@ -546,7 +549,7 @@ def test_what_was_downloaded_serves_without_a_network(
         (RuntimeError("of an HTTP library"), "check the name, the network and your access"),
     ],
 )
-def test_downloads_that_fail(monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+def test_failed_downloads(monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
     def fails(*args: Any, **options: Any) -> str:
         raise error
 
@@ -557,5 +560,5 @@ def test_downloads_that_fail(monkeypatch: pytest.MonkeyPatch, error: Exception, 
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-i2v"])
-def test_presets_describe_what_they_hold(name: str) -> None:
+def test_bundled_models_are_consistent(name: str) -> None:
     registry.inspect(Checkpoint.open(name))

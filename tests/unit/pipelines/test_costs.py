@@ -1,6 +1,6 @@
-"""What a model's work comes to by arithmetic, beside what torch counts in the model itself.
+"""The cost model against operations, bytes and parameters that torch counts.
 
-Nothing is computed: the models run on shapes alone.
+Nothing is computed: the models run on fake tensors.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ ODD: dict[str, Any] = dict(
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """What HunyuanVideoTransformer3DModel is made with."""
+    """Arguments of HunyuanVideoTransformer3DModel."""
     if name == "demo":
         return _config(PRESETS / "demo", "transformer")
     if name == "tiny":
@@ -101,8 +101,8 @@ def _public(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def costs_of(settings: dict[str, Any]) -> HunyuanVideoCosts:
-    """The arithmetic on a transformer's configuration."""
+def make_costs(settings: dict[str, Any]) -> HunyuanVideoCosts:
+    """The cost model of a transformer's configuration."""
     return HunyuanVideoCosts(
         configs.TransformerConfig.model_validate(settings),
         configs.VaeConfig(),
@@ -117,11 +117,11 @@ def costs_of(settings: dict[str, Any]) -> HunyuanVideoCosts:
 @pytest.mark.parametrize(
     "name", ["released", "demo", "tiny", "benchmark", "odd", "token_replace", "latent_concat"]
 )
-def test_the_shapes_of_the_transformer(name: str) -> None:
+def test_transformer_shapes(name: str) -> None:
     settings = architecture(name)
     with torch.device("meta"):
         model = HunyuanVideoTransformer3DModel(**settings)
-    costs = costs_of(settings)
+    costs = make_costs(settings)
     found = Counter(tuple(weights.shape) for weights in model.parameters())
     assert Counter(costs.transformer_shapes) == found
     assert costs.transformer_parameters == _parameters(model)
@@ -130,9 +130,9 @@ def test_the_shapes_of_the_transformer(name: str) -> None:
     assert costs.attention.num_attentions == len(blocks)
 
 
-def test_blocks_of_one_kind_alone() -> None:
+def test_single_kind_of_block() -> None:
     double, single, none = (
-        costs_of({**BENCHMARK, "num_layers": num_double, "num_single_layers": num_single})
+        make_costs({**BENCHMARK, "num_layers": num_double, "num_single_layers": num_single})
         for num_double, num_single in ((1, 0), (0, 1), (0, 0))
     )
     outside = none.transformer_parameters
@@ -144,9 +144,7 @@ def test_blocks_of_one_kind_alone() -> None:
 @pytest.mark.parametrize(
     "name", ["hunyuan-video", "demo", "tiny", "hunyuan-video-i2v", "demo-i2v", "token_replace"]
 )
-def test_the_parameters_of_everything_else(
-    name: str, model: str, animators: dict[str, str]
-) -> None:
+def test_other_parameters(name: str, model: str, animators: dict[str, str]) -> None:
     built = {"tiny": model, **animators}
     checkpoint = Checkpoint.open(built.get(name, name), configs_only=True)
     costs = registry.inspect(checkpoint, weights=False).costs
@@ -177,10 +175,13 @@ def _parameters(model: torch.nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one function does, as torch sees it.
+    """Work of one function, as counted by torch.
 
     Attributes:
-        peak_bytes: of the tensors that it makes, the most at one time.
+        flops: Floating-point operations.
+        memory_bytes: Bytes read and written outside of matrix products and convolutions.
+        launches: Kernel launches.
+        peak_bytes: Peak memory of the tensors that the function creates.
     """
 
     flops: int
@@ -190,7 +191,7 @@ class Counts:
 
     @classmethod
     def of(cls, function: Callable[[], torch.Tensor]) -> Counts:
-        """Run a function on shapes alone."""
+        """Run a function on fake tensors."""
         counter: Any = FlopCounterMode(
             display=False,
             custom_mapping={
@@ -207,12 +208,12 @@ class Counts:
 def _attention_flops(
     q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *rest: Any, **options: Any
 ) -> int:
-    """Of shapes ``[B, N, S, H]``: scores, and their product with the values."""
+    """Flops of attention on ``[B, N, S, H]``: scores, and their product with the values."""
     return 4 * math.prod(q) * k[2]
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what a device would start, and what goes through memory outside of heavy kernels.
+    """Counts kernel launches, and the memory traffic outside of matrix products and convolutions.
 
     A broadcast tensor is read once.
     """
@@ -227,15 +228,15 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         space, _, name = func._schema.name.partition("::")
         if space == "prim" or func.is_view or name in self._FREE:
-            return made
+            return result
         self.launches += 1
         if space == "aten" and name not in self._HEAVY and "attention" not in name:
-            tensors = tree_leaves((args, kwargs, made))
+            tensors = tree_leaves((args, kwargs, result))
             self.memory_bytes += sum(_bytes(t) for t in tensors if isinstance(t, torch.Tensor))
-        return made
+        return result
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -245,12 +246,12 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 @pytest.fixture(scope="module")
 def shapes() -> FakeTensorMode:
-    """Tensors made under it are on ``meta``, and say that they are on the CPU."""
+    """Mode in which tensors have shapes only."""
     return FakeTensorMode()
 
 
 @contextmanager
-def made_in(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -260,8 +261,8 @@ def made_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def rank_0_of(world_size: int) -> Iterator[None]:
-    """This process as a rank whose peers do not exist: collectives only check shapes."""
+def as_rank_0_of(world_size: int) -> Iterator[None]:
+    """Run as rank 0 without peers: collectives only check shapes."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
         yield
@@ -269,11 +270,11 @@ def rank_0_of(world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def denoiser_of(
+def make_denoiser(
     shapes: FakeTensorMode, settings: dict[str, Any], dtype: torch.dtype
 ) -> HunyuanVideoDenoiser:
-    """A model without weights."""
-    with shapes, made_in(dtype):
+    """A denoiser without weights."""
+    with shapes, default_dtype(dtype):
         return HunyuanVideoDenoiser(
             HunyuanVideoTransformer3DModel(**settings).requires_grad_(False)
         )
@@ -287,9 +288,9 @@ def one_pass(
     text_tokens: int,
     dims: ParallelDims,
 ) -> Iterator[tuple[Callable[[], torch.Tensor], int, int]]:
-    """Rank 0's pass, ready to be called; its tokens; the bytes that it holds beforehand."""
+    """Rank 0's pass as a function, its number of tokens, and the bytes allocated before it."""
     config, dtype = denoiser.transformer.config, denoiser.transformer.dtype
-    with rank_0_of(dims.world_size):
+    with as_rank_0_of(dims.world_size):
         mesh = dims.build_mesh("cpu")
         own = TokenShards.even(grid.num_tokens, dims).counts[0]
         with shapes:
@@ -298,11 +299,11 @@ def one_pass(
                 "pooled": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             }
             image = torch.empty(1, grid.shape[1], 1, *grid.shape[3:])
-            branch = denoiser.branch(streams, grid, dims, mesh, request(), image)
+            branch = denoiser.prepare_branch(streams, grid, dims, mesh, request(), image)
             tokens = torch.empty(1, own, math.prod(grid.patch) * grid.shape[1])
-            timestep, rotation = torch.tensor(1000.0), branch.place.rotation
+            timestep, rotation = torch.tensor(1000.0), branch.attention.rotation
             held = tokens.nbytes + rotation.nbytes
-            held += 0 if branch.beside is None else branch.beside.nbytes
+            held += 0 if branch.concat_values is None else branch.concat_values.nbytes
             yield lambda: denoiser(tokens, timestep, branch), len(rotation), held
 
 
@@ -325,13 +326,12 @@ PASSES = {
     ],
     ids=str,
 )
-def test_what_one_rank_does(shapes: FakeTensorMode, name: str, dtype: torch.dtype) -> None:
-    """The demo's and the odd one's feed-forward is three times as wide as the model, the others'
-    four times."""
+def test_work_of_one_rank(shapes: FakeTensorMode, name: str, dtype: torch.dtype) -> None:
+    """The feed-forward is three times as wide as the model in "demo" and "odd", else four."""
     (grid, text_tokens), settings = PASSES[name], architecture(name)
-    if name == "released":  # a fourth of its blocks, each at full size
+    if name == "released":  # a quarter of its blocks, each at full size
         settings = {"num_layers": 5, "num_single_layers": 10}
-    costs, denoiser = costs_of(settings), denoiser_of(shapes, settings, dtype)
+    costs, denoiser = make_costs(settings), make_denoiser(shapes, settings, dtype)
     with one_pass(shapes, denoiser, grid, text_tokens, ParallelDims()) as (run, num_tokens, held):
         counts = Counts.of(run)
     work = costs.transformer_pass(num_tokens, text_tokens, dtype.itemsize)
@@ -349,14 +349,14 @@ def _flops(work: Work) -> float:
     return work.linear_flops + work.attention_flops + work.convolution_flops
 
 
-def test_a_few_tokens_of_a_tiny_model(shapes: FakeTensorMode) -> None:
-    """There embeddings and modulation, which are computed once, count most."""
+def test_few_tokens_of_a_tiny_model(shapes: FakeTensorMode) -> None:
+    """Embeddings and modulation, computed once per pass, dominate."""
     grid, text_tokens = LatentGrid((1, 4, 1, 4, 4), (1, 2, 2)), 2
     settings = architecture("tiny")
-    denoiser = denoiser_of(shapes, settings, torch.float32)
+    denoiser = make_denoiser(shapes, settings, torch.float32)
     with one_pass(shapes, denoiser, grid, text_tokens, ParallelDims()) as (run, num_tokens, _):
         counts = Counts.of(run)
-    costs = costs_of(settings)
+    costs = make_costs(settings)
     across_ranks = 4 * num_tokens**2 * costs.attention.width * costs.attention.num_attentions
     found = _flops(costs.transformer_pass(num_tokens, text_tokens, 4)) + across_ranks
     assert found == pytest.approx(counts.flops, rel=0.03)
@@ -370,15 +370,17 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["benchmark", "demo"])
-def test_bytes_held_where_ranks_exchange(
+def test_activation_bytes_with_exchanges(
     shapes: FakeTensorMode, name: str, dtype: torch.dtype
 ) -> None:
-    """Eight heads and six: over five ranks neither are even, over four the six are not. The most is
-    held in single-stream blocks."""
+    """Eight and six heads: uneven over five ranks, six also over four.
+
+    The peak is in single-stream blocks.
+    """
     grid, text_tokens = PASSES[name]
     few = {"num_layers": 0, "num_single_layers": 2, "num_refiner_layers": 0}
     settings = {**architecture(name), **few}
-    costs, denoiser = costs_of(settings), denoiser_of(shapes, settings, dtype)
+    costs, denoiser = make_costs(settings), make_denoiser(shapes, settings, dtype)
     for dims in LAYOUTS:
         with one_pass(shapes, denoiser, grid, text_tokens, dims) as (run, num_tokens, held):
             with torch.no_grad(), _LiveBytes() as live:
@@ -399,11 +401,11 @@ def _head_share(costs: ModelCosts, dims: ParallelDims) -> float:
     return most * dims.ulysses_degree / num_heads
 
 
-# Text, and tiles.
+# Text encoding and tiles.
 
 
-def test_operations_of_text(shapes: FakeTensorMode) -> None:
-    """Of encoders as wide as the released ones, and not so deep."""
+def test_text_encoding(shapes: FakeTensorMode) -> None:
+    """Encoders as wide as the released ones, but shallower."""
     folder, shallow = PRESETS / "hunyuan-video", {"num_hidden_layers": 2}
     llama, clip = (
         {**_config(folder, each), **shallow} for each in ("text_encoder", "text_encoder_2")
@@ -431,10 +433,10 @@ TILES = [(1, 8, 8), (1, 32, 32), (2, 32, 32), (3, 16, 16), (5, 32, 32), (4, 32, 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("released", torch.float16), ("demo", torch.float32)], ids=str
 )
-def test_decoding_a_tile(shapes: FakeTensorMode, name: str, dtype: torch.dtype) -> None:
+def test_tile_decoding(shapes: FakeTensorMode, name: str, dtype: torch.dtype) -> None:
     settings = {} if name == "released" else _config(PRESETS / "demo", "vae")
     costs = AutoencoderCosts(configs.VaeConfig.model_validate(settings))
-    with shapes, made_in(dtype):
+    with shapes, default_dtype(dtype):
         vae = AutoencoderKLHunyuanVideo(**settings).requires_grad_(False)
     for cells in TILES:
         counts = _decoding(shapes, vae, cells)

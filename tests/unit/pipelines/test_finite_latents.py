@@ -1,4 +1,4 @@
-"""Latents that are not finite are refused wherever they come from."""
+"""Non-finite latents are refused, whether input or denoised."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NOT_FINITE = [math.nan, math.inf, -math.inf]
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
-def test_given_to_be_decoded(tmp_path: Path, value: float) -> None:
-    """One value is enough, from Python or in a file; large ones that are finite pass."""
+def test_input_latents(tmp_path: Path, value: float) -> None:
+    """A single value suffices, in an array or a file; large finite values pass."""
     latents = np.full((1, 4, 2, 4, 6), 3e38, np.float32)
     assert checked_latents(latents).shape == latents.shape
     latents[0, 3, 1, 3, 5] = value
@@ -36,7 +36,7 @@ def test_given_to_be_decoded(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
-def test_after_denoising(model: str, value: float) -> None:
+def test_denoised_latents(model: str, value: float) -> None:
     pipeline = registry.load(Checkpoint.open(model), ALONE, LoadOptions(torch.float32))
     with torch.no_grad():
         next(iter(pipeline.denoiser.blocks[1].parameters())).fill_(value)

@@ -1,4 +1,4 @@
-"""The released models at full size, by shapes alone: no weights, no memory, no peers."""
+"""The released models at full size, on fake tensors: no weights, no memory, no peers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYOUTS = [
 
 @contextmanager
 def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
-    """This process as a rank whose peers do not exist: collectives only check shapes."""
+    """Run as a rank without peers: collectives only check shapes."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield
@@ -46,7 +46,7 @@ def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shapes() -> FakeTensorMode:
-    """Tensors made under it are on ``meta``, and say that they are on the CPU."""
+    """Mode in which tensors have shapes only."""
     return FakeTensorMode()
 
 
@@ -70,18 +70,18 @@ def test_720p_129_frames(
         mesh = dims.build_mesh("cpu")
         with shapes:
             streams = {"text": torch.empty(1, TEXT_TOKENS, 4096), "pooled": torch.empty(1, 768)}
-            branch = denoiser.branch(streams, GRID, dims, mesh, request())
+            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, request())
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
     assert velocity.shape == tokens.shape
-    owned = len(branch.place.rotation)
+    owned = len(branch.attention.rotation)
     assert abs(owned - (GRID.num_tokens + TEXT_TOKENS) / dims.world_size) < 1
 
 
 @pytest.fixture(scope="module")
 def animators(shapes: FakeTensorMode) -> dict[str, HunyuanVideoDenoiser]:
-    """The released image-to-video, and the older one."""
+    """The released image-to-video model, and its predecessor."""
     config = json.loads((RELEASED_I2V / "transformer" / "config.json").read_text())
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     older = {"image_condition_type": "latent_concat", "in_channels": 33, "guidance_embeds": False}
@@ -119,18 +119,19 @@ def test_image_to_video_720p_129_frames(
 ) -> None:
     denoiser = animators[conditioning]
     assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
-    asked = image_request(height=720, width=1280, num_frames=129)
+    resolved = image_request(height=720, width=1280, num_frames=129)
     with one_rank_of(dims.world_size, rank):
         mesh = dims.build_mesh("cpu")
         with shapes:
             streams = {"text": torch.empty(1, num_text_tokens, 4096), "pooled": torch.empty(1, 768)}
             image = torch.empty(1, 16, 1, 90, 160)
-            branch = denoiser.branch(streams, GRID, dims, mesh, asked, image)
+            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, resolved, image)
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
             velocity = denoiser(tokens, torch.tensor(1000.0), branch)
     assert velocity.shape == tokens.shape
     first_frame = 45 * 80 if conditioning == "token_replace" and rank == 0 else 0
-    assert branch.num_still == first_frame
+    assert branch.num_first_frame_tokens == first_frame
     if conditioning == "latent_concat":
-        assert branch.beside is not None and branch.beside.shape == (1, own_tokens, 17 * 2 * 2)
+        assert branch.concat_values is not None
+        assert branch.concat_values.shape == (1, own_tokens, 17 * 2 * 2)

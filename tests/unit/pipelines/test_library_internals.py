@@ -1,6 +1,6 @@
-"""Names inside torch, diffusers and transformers that longtake relies on without a promise.
+"""Private names of torch, diffusers and transformers that longtake uses.
 
-Each test fails where a new version moves what the named module uses.
+Each test fails when a new version moves what the named module uses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def test_torch_counts_bytes_without_computing() -> None:
 
 @pytest.mark.parametrize("encoders", [TextEncoders, ImageTextEncoders])
 def test_diffusers_names_its_prompt_templates(encoders: type[TextEncoders]) -> None:
-    """``pipelines/hunyuan_video``: DEFAULT_PROMPT_TEMPLATE of two modules of pipelines."""
+    """``pipelines/hunyuan_video``: DEFAULT_PROMPT_TEMPLATE of two pipelines."""
     template = encoders.default_template()
     assert isinstance(template, PromptTemplate)
     assert "{}" in template.template

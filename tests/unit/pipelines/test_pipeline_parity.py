@@ -1,4 +1,4 @@
-"""One rank gives diffusers' own frames: 1e-4, from the same noise, in float32."""
+"""One rank matches diffusers' pipeline within 1e-4, from the same noise, in float32."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
 from tests import tiny
-from tests.rendering import ALONE, Array, frames_of_one, latents_of_one, loaded, render, request
+from tests.rendering import (
+    ALONE,
+    Array,
+    frames_on_one_rank,
+    latents_on_one_rank,
+    load_pipeline,
+    render,
+    request,
+)
 
 LONG = "a cat walks slowly on the green grass and the blue dog runs fast on red sand . " * 4
 
 CASES: dict[str, dict[str, Any]] = {
-    "as it is": {},
+    "default": {},
     "a short prompt": dict(prompt="cat"),
     "a prompt longer than the model takes": dict(prompt=LONG),
     "unknown words": dict(prompt="Quixotic Ωmega ~~~ 猫"),
@@ -45,26 +53,26 @@ def reference(folder: str) -> Any:
     return pipeline
 
 
-def diffusers_arguments(asked: ResolvedRequest) -> dict[str, Any]:
-    """What both of diffusers' pipelines are called with alike."""
+def diffusers_arguments(resolved: ResolvedRequest) -> dict[str, Any]:
+    """Arguments common to diffusers' two pipelines."""
     return dict(
-        height=asked.height,
-        width=asked.width,
-        num_frames=asked.num_frames,
-        num_inference_steps=asked.num_inference_steps,
-        sigmas=list(asked.sigmas) if asked.sigmas else None,
-        true_cfg_scale=asked.true_cfg_scale,
-        guidance_scale=asked.guidance_scale,
-        generator=torch.Generator().manual_seed(asked.seed),
+        height=resolved.height,
+        width=resolved.width,
+        num_frames=resolved.num_frames,
+        num_inference_steps=resolved.num_inference_steps,
+        sigmas=list(resolved.sigmas) if resolved.sigmas else None,
+        true_cfg_scale=resolved.true_cfg_scale,
+        guidance_scale=resolved.guidance_scale,
+        generator=torch.Generator().manual_seed(resolved.seed),
     )
 
 
 def diffusers_frames(folder: str, own_template: bool, output_type: str, **changes: Any) -> Array:
-    """What diffusers' own pipeline renders for a request."""
-    asked = request(**changes)
+    """Render a request with diffusers' pipeline."""
+    resolved = request(**changes)
     pipeline = reference(folder)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
-        pipeline.scheduler.config, shift=asked.flow_shift
+        pipeline.scheduler.config, shift=resolved.flow_shift
     )
     template = (
         dict(prompt_template=tiny.TEMPLATE, max_sequence_length=tiny.MAX_TOKENS)
@@ -72,29 +80,29 @@ def diffusers_frames(folder: str, own_template: bool, output_type: str, **change
         else {}
     )
     frames: Array = pipeline(
-        prompt=asked.prompt,
-        negative_prompt=asked.negative_prompt,
-        num_videos_per_prompt=asked.num_videos,
+        prompt=resolved.prompt,
+        negative_prompt=resolved.negative_prompt,
+        num_videos_per_prompt=resolved.num_videos,
         output_type=output_type,
-        **diffusers_arguments(asked),
+        **diffusers_arguments(resolved),
         **template,
     ).frames
     return frames
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_the_frames_are_those_of_diffusers(model: str, changes: dict[str, Any]) -> None:
+def test_frames_match_diffusers(model: str, changes: dict[str, Any]) -> None:
     expected = diffusers_frames(model, True, "np", **changes)
-    frames = frames_of_one(model, request(**changes))
+    frames = frames_on_one_rank(model, request(**changes))
     assert expected.std() > 0.01
     np.testing.assert_allclose(frames, expected, rtol=0, atol=1e-4)
 
 
-def test_a_folder_of_diffusers_takes_its_template(tmp_path: Path) -> None:
+def test_default_template_is_that_of_diffusers(tmp_path: Path) -> None:
     folder = str(tiny.save(tmp_path / "plain", own_template=False))
     expected = diffusers_frames(folder, False, "np", prompt=LONG)
-    asked = request(prompt=LONG, prompt_template=None, max_sequence_length=256)
-    np.testing.assert_allclose(frames_of_one(folder, asked), expected, rtol=0, atol=1e-4)
+    resolved = request(prompt=LONG, prompt_template=None, max_sequence_length=256)
+    np.testing.assert_allclose(frames_on_one_rank(folder, resolved), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +119,16 @@ def test_a_folder_of_diffusers_takes_its_template(tmp_path: Path) -> None:
 )
 def test_other_architectures(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = str(tiny.save(tmp_path / "other", **changes))
-    asked = dict(num_frames=13)  # four latent frames, for patches of two
-    expected = diffusers_frames(folder, True, "np", **asked)
-    np.testing.assert_allclose(frames_of_one(folder, request(**asked)), expected, rtol=0, atol=1e-4)
+    expected = diffusers_frames(folder, True, "np", num_frames=13)  # divisible by the patch
+    frames = frames_on_one_rank(folder, request(num_frames=13))
+    np.testing.assert_allclose(frames, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_latents_in_float32(model: str, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    latents = render(loaded(model, False, name), request(), ParallelDims(), ALONE)
+    latents = render(load_pipeline(model, False, name), request(), ParallelDims(), ALONE)
     assert latents.dtype == torch.float32
     assert (latents != latents.to(dtype).float()).any()
-    expected = latents_of_one(model, request())
+    expected = latents_on_one_rank(model, request())
     np.testing.assert_allclose(latents.numpy(), expected, rtol=0, atol=0.1)

@@ -1,4 +1,4 @@
-"""When a rendering is kept on its way, and what its file holds, and refuses."""
+"""Schedule of snapshots; reading, writing and checking of snapshot files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def state(done: int = 2) -> LoopState:
 
 
 class Loop:
-    """A loop whose clock is the test's: steps and snapshots take as long as it says."""
+    """A denoising loop on a simulated clock."""
 
     def __init__(self, config: SnapshotConfig, cost_s: float, fails: bool = False) -> None:
         self.now, self._cost_s, self._fails = 0.0, cost_s, fails
-        self.kept = Snapshots(config, 1000, self._write, lambda: self.now)
-        self.kept.begin(0)
-        self.at: list[int] = []
+        self.snapshots = Snapshots(config, 1000, self._write, lambda: self.now)
+        self.snapshots.begin(0)
+        self.saved_at: list[int] = []
 
     def _write(self, state: LoopState) -> None:
         self.now += self._cost_s
@@ -52,73 +52,75 @@ class Loop:
     def run(self, steps: int, step_s: float) -> None:
         for done in range(1, steps + 1):
             self.now += step_s
-            self.kept.settle()
-            if self.kept.due(done):
-                self.kept.take(lambda done=done: state(done))  # type: ignore[misc]
-                self.kept.settle()  # at once: the thread shares the clock
-                self.at.append(done)
-        self.kept.close()
+            self.snapshots.wait()
+            if self.snapshots.due(done):
+                self.snapshots.save(lambda done=done: state(done))  # type: ignore[misc]
+                self.snapshots.wait()  # immediately: the thread shares the clock
+                self.saved_at.append(done)
+        self.snapshots.close()
 
 
 @pytest.mark.parametrize("cost_s", [0.001, 0.05, 2.0])
 @pytest.mark.parametrize("step_s", [0.05, 1.0, 60.0])
-def test_by_itself_it_costs_a_hundredth_of_the_time(cost_s: float, step_s: float) -> None:
+def test_default_interval_costs_one_percent_of_the_time(cost_s: float, step_s: float) -> None:
     loop = Loop(SnapshotConfig(), cost_s)
     loop.run(400, step_s)
-    assert loop.kept.seconds <= 0.01 * loop.now + cost_s  # the first one's cost is a guess
-    assert loop.kept.taken == len(loop.at)
+    assert loop.snapshots.blocked_s <= 0.01 * loop.now + cost_s  # the first one's cost is assumed
+    assert loop.snapshots.num_written == len(loop.saved_at)
     affordable = 0.01 * 400 * step_s / cost_s
-    assert len(loop.at) >= min(400, affordable) // 2 - 2
+    assert len(loop.saved_at) >= min(400, affordable) // 2 - 2
 
 
 @pytest.mark.parametrize("latents_bytes", [0, 10**9])
-def test_the_first_is_taken_once_its_guessed_cost_is_a_hundredth(latents_bytes: int) -> None:
-    """20 ms, and a second for each 200 MB."""
-    guess_s = 0.02 + latents_bytes / 200e6
-    times = iter((0, 99 * guess_s, 101 * guess_s))
-    kept = Snapshots(SnapshotConfig(), latents_bytes, lambda state: None, lambda: next(times))
-    kept.begin(0)
-    assert [kept.due(1), kept.due(2)] == [False, True]
-    kept.close()
+def test_first_snapshot_is_due_when_its_assumed_cost_is_one_percent(latents_bytes: int) -> None:
+    """The assumed cost is 20 ms plus 1 s per 200 MB."""
+    assumed_s = 0.02 + latents_bytes / 200e6
+    times = iter((0, 99 * assumed_s, 101 * assumed_s))
+    snapshots = Snapshots(SnapshotConfig(), latents_bytes, lambda state: None, lambda: next(times))
+    snapshots.begin(0)
+    assert [snapshots.due(1), snapshots.due(2)] == [False, True]
+    snapshots.close()
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_next_is_taken_once_what_the_last_one_cost_can_be_spent_again(fails: bool) -> None:
-    """Steps of a second and snapshots of 0.1 s: the second after 20 s, then one every 10 s."""
+def test_next_snapshot_is_due_when_the_measured_cost_is_affordable(fails: bool) -> None:
+    """With steps of 1 s and snapshots of 0.1 s, the second is due after 20 s, then every 10 s."""
     loop = Loop(SnapshotConfig(), 0.1, fails)
     loop.run(50, 1.0)
-    assert loop.at == [3, 20, 30, 40, 50]  # the first by the guess, 20 ms
+    assert loop.saved_at == [3, 20, 30, 40, 50]  # the first by the assumed cost, 20 ms
 
 
-def test_every_so_many_steps_or_seconds() -> None:
+def test_interval_in_steps_or_seconds() -> None:
     loop = Loop(SnapshotConfig(snapshot_steps=7), 0.5)
     loop.run(30, 1.0)
-    assert loop.at == [7, 14, 21, 28]
+    assert loop.saved_at == [7, 14, 21, 28]
     loop = Loop(SnapshotConfig(snapshot_s=3.5), 0.0)
     loop.run(12, 1.0)
-    assert loop.at == [4, 8, 12]
+    assert loop.saved_at == [4, 8, 12]
     loop = Loop(SnapshotConfig(snapshot_steps=5, snapshot_s=2.5), 0.0)
     loop.run(9, 1.0)
-    assert loop.at == [3, 6, 9]
+    assert loop.saved_at == [3, 6, 9]
 
 
-def test_one_that_cannot_be_written_stops_nothing() -> None:
+def test_failed_write_does_not_stop_the_loop() -> None:
     loop = Loop(SnapshotConfig(snapshot_steps=1), 0.0, fails=True)
     loop.run(3, 1.0)
-    assert loop.kept.taken == 0
-    assert loop.kept.failure == "the disk is full"
+    assert loop.snapshots.num_written == 0
+    assert loop.snapshots.failure == "the disk is full"
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    path, kept = tmp_path / "x.snapshot.safetensors", state()
+def test_write_then_read(tmp_path: Path) -> None:
+    path, saved = tmp_path / "x.snapshot.safetensors", state()
     assert read_snapshot(path) is None
-    write_snapshot(path, identity(), kept)
+    write_snapshot(path, identity(), saved)
     found = read_resume_state(path, identity(fps=30.0, decode="whole", output_type="latents"))
     assert found is not None
     assert found.steps_done == 2
-    assert torch.equal(found.latents, kept.latents)
+    assert torch.equal(found.latents, saved.latents)
     assert found.scheduler.keys() == {"sigmas", "timesteps"}
-    assert all(torch.equal(found.scheduler[name], kept.scheduler[name]) for name in found.scheduler)
+    assert all(
+        torch.equal(found.scheduler[name], saved.scheduler[name]) for name in found.scheduler
+    )
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
@@ -130,14 +132,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ({"num_inference_steps": 9}, "another request: num_inference_steps=9, not 3"),
     ],
 )
-def test_another_requests_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_snapshot_of_another_request_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     path = tmp_path / "x"
     write_snapshot(path, identity(**changes), state())
     with pytest.raises(UnusableSnapshotError, match=words):
         read_resume_state(path, identity())
 
 
-def test_another_models_or_versions_is_refused(tmp_path: Path) -> None:
+def test_snapshot_of_another_model_or_version_is_refused(tmp_path: Path) -> None:
     path, mine = tmp_path / "x", identity()
     for other, words in (
         (mine.model_copy(update={"model": "b"}), "another model, or other weights"),
@@ -152,7 +156,7 @@ def test_another_models_or_versions_is_refused(tmp_path: Path) -> None:
             read_resume_state(path, mine)
 
 
-def test_a_damaged_one_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None:
+def test_damage_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_snapshot(path, identity(), state())
     whole = path.read_bytes()
@@ -172,14 +176,14 @@ def test_a_damaged_one_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None
         read_snapshot(path)
 
 
-def test_the_fingerprint_is_of_the_content(model: str, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_only(model: str, tmp_path: Path) -> None:
     own = tiny.changed(Path(model), tmp_path / "own", "model_index.json", {})
     expected = Checkpoint.open(str(own)).fingerprint()
     copy = tiny.changed(Path(model), tmp_path / "copy", "model_index.json", {})
     assert Checkpoint.open(str(copy)).fingerprint() == expected
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-1] ^= 1  # of the last tensor, which is small
+    content[-1] ^= 1  # in the last tensor, which is small
     weights.unlink()
     weights.write_bytes(content)
     assert Checkpoint.open(str(copy)).fingerprint() != expected

@@ -20,7 +20,7 @@ from longtake.engine.media.pictures import picture
 from longtake.engine.media.pictures.picture import MAX_BYTES, decode_picture, read_picture
 from longtake.engine.media.pictures.process import MAX_PIXELS
 from longtake.errors import RequestError
-from longtake.pipelines.picture import Pixels, as_video, fitted
+from longtake.pipelines.picture import Pixels, picture_to_video, resize_picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (
     (255, 0, 0),
@@ -353,12 +353,12 @@ def test_crop_pad_and_stretch() -> None:
     """A wide one, 2 to 1, whose outer quarters are black, into a square."""
     wide = np.full((40, 80, 3), 255, dtype=np.uint8)
     wide[:, :20] = wide[:, 60:] = 0
-    assert (fitted(wide, 40, 40, "crop") == 255).all()
-    assert (fitted(wide, 20, 20, "crop") > 230).all()
-    padded = fitted(wide, 80, 80, "pad")
+    assert (resize_picture(wide, 40, 40, "crop") == 255).all()
+    assert (resize_picture(wide, 20, 20, "crop") > 230).all()
+    padded = resize_picture(wide, 80, 80, "pad")
     assert (padded[:19] == 0).all() and (padded[61:] == 0).all()
     assert (padded[22:58, 22:58] == 255).all() and (padded[22:58, :18] == 0).all()
-    stretched = fitted(wide, 40, 40, "stretch")
+    stretched = resize_picture(wide, 40, 40, "stretch")
     assert stretched[:, :8].max() <= 2 and stretched[:, 13:27].min() >= 250
 
 
@@ -366,7 +366,7 @@ def test_crop_pad_and_stretch() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (33, 47)], ids=str)
 def test_any_shape_into_any_size(mode: Any, size: tuple[int, int]) -> None:
     pixels: Pixels = np.full((*size, 3), 200, dtype=np.uint8)
-    out = fitted(pixels, 48, 80, mode)
+    out = resize_picture(pixels, 48, 80, mode)
     assert out.shape == (48, 80, 3)
     assert out.max() == 200
     assert (out == 200).all() or mode == "pad"
@@ -375,14 +375,14 @@ def test_any_shape_into_any_size(mode: Any, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 def test_the_size_that_it_has(mode: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(fitted(pixels, 32, 48, mode), pixels)
+    np.testing.assert_array_equal(resize_picture(pixels, 32, 48, mode), pixels)
 
 
 def test_as_a_video() -> None:
     import torch
 
     pixels = torch.tensor([[[0, 51, 255], [255, 0, 0]]], dtype=torch.uint8)
-    video = as_video(pixels)
+    video = picture_to_video(pixels)
     assert video.shape == (1, 3, 1, 1, 2)
     torch.testing.assert_close(video[0, :, 0, 0, 0], torch.tensor([-1.0, -0.6, 1.0]))
 
