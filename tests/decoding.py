@@ -1,4 +1,4 @@
-"""What a rank does in the tests of tiled decoding: tiles over ranks, and diffusers' own beside."""
+"""Tiled decoding and encoding of a tiny autoencoder, on a rank and by diffusers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRIDE: Sizes = (4, 24, 16)
 def how(
     size: Sizes | None = SIZE, stride: Sizes | None = STRIDE, mode: DecodeMode = "tiled"
 ) -> ResolvedDecode:
-    """A request of which the tiles alone matter."""
+    """A request with given tiles."""
     return ResolvedDecode(
         decode=mode,
         decode_tile_size=size,
@@ -44,7 +44,7 @@ def how(
 
 @cache
 def vae() -> Any:
-    """A tiny autoencoder, the same in every process: 4 channels, 4 x 4 pixels, 4 frames."""
+    """A tiny autoencoder, the same in every process; one latent is 4 x 4 pixels."""
     return tiny.autoencoder(
         block_out_channels=(8, 8, 8),
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
@@ -55,13 +55,18 @@ def vae() -> Any:
 
 
 @torch.no_grad()
-def of_diffusers(videos: torch.Tensor, asked: ResolvedDecode, direction: Direction) -> torch.Tensor:
-    """What diffusers makes of latents or pixels, one video after the other, in tiles of its own."""
+def of_diffusers(
+    videos: torch.Tensor, request: ResolvedDecode, direction: Direction
+) -> torch.Tensor:
+    """Latents decoded or pixels encoded by diffusers, one video at a time, in the same tiles."""
     model = vae()
-    model.use_tiling = asked.decode == "tiled"
-    model.use_framewise_decoding = model.use_framewise_encoding = asked.decode != "whole"
-    if asked.decode_tile_size is not None and asked.decode_tile_stride is not None:
-        for name, values in (("min", asked.decode_tile_size), ("stride", asked.decode_tile_stride)):
+    model.use_tiling = request.decode == "tiled"
+    model.use_framewise_decoding = model.use_framewise_encoding = request.decode != "whole"
+    if request.decode_tile_size is not None and request.decode_tile_stride is not None:
+        for name, values in (
+            ("min", request.decode_tile_size),
+            ("stride", request.decode_tile_stride),
+        ):
             for axis, value in zip(("num_frames", "height", "width"), values, strict=True):
                 setattr(model, f"tile_sample_{name}_{axis}", value)
     if direction == "decode":
@@ -70,8 +75,8 @@ def of_diffusers(videos: torch.Tensor, asked: ResolvedDecode, direction: Directi
     return torch.cat([model.encode(each[None]).latent_dist.parameters for each in videos])
 
 
-def coder_of(asked: ResolvedDecode, direction: Direction) -> TileCoder:
-    return (HunyuanVideoDecoder if direction == "decode" else HunyuanVideoEncoder)(vae(), asked)
+def coder_of(request: ResolvedDecode, direction: Direction) -> TileCoder:
+    return (HunyuanVideoDecoder if direction == "decode" else HunyuanVideoEncoder)(vae(), request)
 
 
 @torch.no_grad()
@@ -82,14 +87,14 @@ def in_tiles(
     stop_requested: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> torch.Tensor | None:
-    """All that comes out, on rank 0: ``[B, C, f, h, w]``."""
+    """The whole output on rank 0, ``[B, C, F, H, W]``; None on others."""
     parts: list[list[torch.Tensor]] = [[] for _ in videos]
 
-    def take(video: int, values: torch.Tensor) -> bool:
+    def receive(video: int, values: torch.Tensor) -> bool:
         parts[video].append(values.clone())
         return True
 
-    code_tiles(coder, videos, world, take, stop_requested=stop_requested, **settings)
+    code_tiles(coder, videos, world, receive, stop_requested=stop_requested, **settings)
     if world.rank != 0:
         assert not any(parts)
         return None
@@ -97,7 +102,7 @@ def in_tiles(
 
 
 def random_videos(seed: int, shape: Sequence[int], direction: Direction) -> torch.Tensor:
-    """The same on every rank: latents of a normal distribution, or pixels in [-1, 1]."""
+    """Normally distributed latents, or uniform pixels in [-1, 1]; the same on every rank."""
     generator = torch.Generator().manual_seed(seed)
     if direction == "decode":
         return torch.randn(tuple(shape), generator=generator)
@@ -108,15 +113,15 @@ Case = tuple[tuple[int, ...], ResolvedDecode, Direction]
 
 
 def errors(cases: Sequence[Case]) -> list[float | None]:
-    """On a rank: the largest difference from diffusers of each case; None on other ranks than 0."""
+    """On a rank: the largest difference from diffusers, by case; None on ranks other than 0."""
     found: list[float | None] = []
-    for seed, (shape, asked, direction) in enumerate(cases):
+    for seed, (shape, request, direction) in enumerate(cases):
         videos = random_videos(seed, shape, direction)
-        values = in_tiles(coder_of(asked, direction), videos, world())
+        values = in_tiles(coder_of(request, direction), videos, world())
         if values is None:
             found.append(None)
             continue
-        expected = of_diffusers(videos, asked, direction)
+        expected = of_diffusers(videos, request, direction)
         assert values.shape == expected.shape
         assert expected.std() > 0.01
         found.append((values - expected).abs().max().item())
@@ -124,7 +129,7 @@ def errors(cases: Sequence[Case]) -> list[float | None]:
 
 
 def error_of_encoding(shape: Sequence[int]) -> float:
-    """On a rank, each of which gets the moments: the largest difference from diffusers."""
+    """On a rank: the largest difference of the encoded moments from diffusers."""
     pixels = random_videos(0, shape, "encode")
     moments = encode_videos(coder_of(how(), "encode"), pixels, world())
     expected = of_diffusers(pixels, how(), "encode")
@@ -132,18 +137,18 @@ def error_of_encoding(shape: Sequence[int]) -> float:
     return (moments - expected).abs().max().item()
 
 
-def stopped_then_right(asked_by: int, after: int) -> tuple[bool, list[float | None]]:
-    """On a rank: decode until one rank wants to stop after some tiles, then decode again.
+def stopped_then_right(stopping_rank: int, after: int) -> tuple[bool, list[float | None]]:
+    """On a rank: decode until a rank requests a stop after some tiles, then decode again.
 
     Returns:
-        Whether the first was stopped, and the errors of the second.
+        Whether the first decoding was stopped, and the errors of the second.
     """
     tiles = 0
 
     def stop() -> bool:
         nonlocal tiles
         tiles += 1
-        return world().rank == asked_by and tiles > after
+        return world().rank == stopping_rank and tiles > after
 
     videos = random_videos(0, (1, 4, 9, 20, 20), "decode")
     try:
@@ -154,17 +159,17 @@ def stopped_then_right(asked_by: int, after: int) -> tuple[bool, list[float | No
     return stopped, errors([((1, 4, 3, 9, 9), how(), "decode")])
 
 
-def traffic(shape: Sequence[int], asked: ResolvedDecode) -> tuple[int, dict[str, int]]:
-    """On a rank: bytes and calls that torch.distributed was given; the report says the same."""
+def traffic(shape: Sequence[int], request: ResolvedDecode) -> tuple[int, dict[str, int]]:
+    """On a rank: bytes sent and calls of torch.distributed; the report states the same bytes."""
     report = StageReport()
     with TrafficMeter() as meter, stage(report, "decoding"):
-        in_tiles(coder_of(asked, "decode"), random_videos(0, shape, "decode"), world())
+        in_tiles(coder_of(request, "decode"), random_videos(0, shape, "decode"), world())
     assert report.bytes_sent == {"decoding": meter.bytes_sent}
     return meter.bytes_sent, dict(meter.calls)
 
 
 class Enlarger(TileCoder):
-    """A stand-in for an autoencoder that takes next to no time or memory of its own."""
+    """Replaces an autoencoder: needs almost no time and memory."""
 
     channels, dtype = 3, torch.float32
 
@@ -183,14 +188,14 @@ class Enlarger(TileCoder):
 
 
 def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:
-    """On a rank: bytes that decoding so many latent frames takes at most, and bytes of frames."""
+    """On a rank: peak memory of decoding some latent frames, and size of the frames, in bytes."""
     latents = torch.rand(1, 4, num_latent_frames, 24, 24)
     written = 0
 
-    def take(video: int, index: int, frame: torch.Tensor) -> None:
+    def receive(video: int, index: int, frame: torch.Tensor) -> None:
         nonlocal written
         written += frame.nbytes
 
     with peak_memory("cpu") as peak:
-        decode_videos(Enlarger(), latents, world(), StageReport(), take)
+        decode_videos(Enlarger(), latents, world(), StageReport(), receive)
     return peak(), written

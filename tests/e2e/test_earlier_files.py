@@ -28,7 +28,7 @@ SMALL_TILES = ("--decode-tile-size", 4, 32, 32, "--decode-tile-stride", 4, 16, 1
 
 
 def generate(output: Path, *options: object) -> None:
-    """Render the samples' prompt and seed on the CPU."""
+    """Render the prompt and seed of the samples on the CPU."""
     arguments = [PROMPT, "--seed", 7, "--device", "cpu", "-o", output, *options]
     assert cli.main(["generate", *map(str, arguments)]) == 0
 
@@ -62,7 +62,7 @@ def test_metadata_renders_the_same_video(tmp_path: Path) -> None:
     np.testing.assert_allclose(frames, expected, rtol=0, atol=3)  # other CPUs round otherwise
 
 
-def test_a_snapshot_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snapshot_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snapshot = copy_of("interrupted.snapshot.safetensors", tmp_path)
     output = tmp_path / "interrupted.npy"
     generate(output, *SHORT, "--resume")
@@ -73,7 +73,7 @@ def test_a_snapshot_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_kept_latents_are_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By ``decode``, and by ``generate --resume``; both give the same frames."""
+    """``decode`` and ``generate --resume`` give the same frames."""
     latents = copy_of("decoding.latents.safetensors", tmp_path)
     decoded, resumed = tmp_path / "decoded.npy", tmp_path / "decoding.npy"
     assert cli.main(["decode", str(latents), "--device", "cpu", "-o", str(decoded)]) == 0

@@ -20,7 +20,7 @@ Verify = Callable[..., tuple[int, str, str]]
 
 
 class StaysUp(Launcher):
-    """Two ranks that several tests share, since starting them takes longest."""
+    """Two ranks that tests share, since starting them takes longest."""
 
     def __init__(self) -> None:
         self._processes: LocalProcesses | None = None
@@ -71,12 +71,12 @@ def start_anew(model: str, capsys: Any) -> Verify:
 
 @pytest.fixture
 def verify(start_anew: Verify, processes: StaysUp, monkeypatch: pytest.MonkeyPatch) -> Verify:
-    """Run the command with the shared ranks."""
+    """Run the command on the shared ranks."""
     monkeypatch.setattr(engine, "LocalProcesses", processes)
     return start_anew
 
 
-def test_every_layout_of_two_ranks(verify: Verify) -> None:
+def test_all_layouts_of_two_ranks_are_verified(verify: Verify) -> None:
     code, out, err = verify("--devices", "2")
     assert code == 0
     first, _, *rows, last = out.splitlines()
@@ -106,7 +106,7 @@ def test_rounding_exceeds_a_tolerance_of_zero(verify: Verify) -> None:
     assert layout["parting"]["name"].startswith("transformer.")
 
 
-def test_ranks_that_fail(start_anew: Verify) -> None:
+def test_failing_ranks_are_reported(start_anew: Verify) -> None:
     code, out, err = start_anew("--devices", "2", "--load-timeout-s", "0.01", "--quiet")
     assert (code, out) == (3, "")
     assert err.startswith("longtake: rank ")
