@@ -75,7 +75,7 @@ soak: env
 
 plots: env
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib
-	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.planning.scaling
 
 peers: $(PEERS)/.installed
 
@@ -95,8 +95,8 @@ benchmark-decode: peers
 
 # What the planner predicts of this machine beside what is measured, on a profile measured first.
 benchmark-plan: env
-	$(BIN)/python -m benchmarks.published
-	$(BIN)/python -m benchmarks.predictions --ranks $(RANKS)
+	$(BIN)/python -m benchmarks.planning.published
+	$(BIN)/python -m benchmarks.planning.predictions --ranks $(RANKS)
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info demo site .hypothesis .*_cache

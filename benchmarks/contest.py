@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import random
+import re
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from benchmarks.attention import environment, reason
+import torch
+import torch.distributed as dist
+
 from tests.ranks import RankFailure, RankGroup
+
+Turn = Callable[[], object]
+"""What is timed: one call of attention, one denoising step, one decoding."""
+
+Prepared = tuple[Turn, dict[str, float]]
+"""A rank's turn, and figures by name that were measured once, such as ``bytes_sent``."""
 
 
 @dataclass
 class Contestant:
-    """A package in one layout.
+    """A package in one layout, and its results.
 
     Attributes:
         package: Name of the package.
         degrees: Parallel degrees of the layout, by name; empty for one rank.
+        method: Label of the layout in tables; made from the degrees if empty.
         seconds: Time of the slowest rank, by round.
-        figures: Figures returned by ``prepare``, the maximum over ranks.
+        figures: Figures measured once, the maximum over ranks.
         refusal: Reason why the contestant cannot run; None if it can.
     """
 
     package: str
     degrees: dict[str, int]
+    method: str = ""
     seconds: list[float] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     refusal: str | None = None
@@ -40,10 +50,10 @@ class Contestant:
     @property
     def name(self) -> str:
         """Label in tables."""
-        words = " ".join(
+        layout = " ".join(
             f"{axis.removesuffix('_degree')} {degree}" for axis, degree in self.degrees.items()
         )
-        return f"{self.package} {words or 'one rank'}"
+        return f"{self.package} {self.method or layout or 'one rank'}"
 
     @property
     def median_s(self) -> float:
@@ -51,73 +61,97 @@ class Contestant:
         return statistics.median(self.seconds)
 
 
-def measure(
-    entered: Sequence[Contestant],
-    rounds: int,
-    device_type: str,
-    prepare: Callable[..., dict[str, Any]],
-    settings: tuple[Any, ...],
-    run_once: Callable[[str], float],
-) -> None:
-    """Measure contestants in place. Each round runs all of them once, in random order.
+@dataclass(frozen=True)
+class Contest:
+    """A measurement of several contestants.
 
-    Args:
-        entered: Contestants to measure.
-        rounds: Number of rounds.
+    Attributes:
+        prepare: Function called on each rank with a contestant and the settings.
         device_type: "cuda" or "cpu".
-        prepare: Function called on each rank with package, degrees and ``settings``; returns
-            figures by name.
-        settings: Additional arguments of ``prepare``.
-        run_once: Function called on each rank with the device type; returns seconds.
+        rounds: Number of rounds. Each runs all contestants once, in random order.
     """
-    groups: dict[str, RankGroup] = {}
-    try:
-        for each in entered:
-            group = RankGroup(
-                each.num_ranks,
-                call_timeout_s=900.0,
-                device_type=device_type,
-                warnings_are="ignore",
-            )
-            try:
-                answers = group.run(prepare, each.package, each.degrees, *settings)
-            except RankFailure as failure:
-                each.refusal = reason(failure)
+
+    prepare: Callable[..., Prepared]
+    device_type: str
+    rounds: int
+
+    def measure(self, contestants: Sequence[Contestant], *settings: Any) -> None:
+        """Measure contestants in place.
+
+        Args:
+            contestants: Contestants with different names.
+            settings: Further arguments of ``prepare``.
+        """
+        groups: dict[str, RankGroup] = {}
+        try:
+            for each in contestants:
+                groups[each.name] = RankGroup(
+                    each.num_ranks,
+                    call_timeout_s=900.0,
+                    device_type=self.device_type,
+                    warnings_are="ignore",
+                )
+                self._prepare(each, groups[each.name], settings)
+            for _ in range(self.rounds):
+                for each in random.sample(contestants, len(contestants)):
+                    if each.refusal is None:
+                        self._take_turn(each, groups[each.name])
+        finally:
+            for group in groups.values():
                 group.close()
-            else:
-                groups[each.name] = group
-                each.figures = {key: max(a[key] for a in answers) for key in answers[0]}
-        for _ in range(rounds):
-            for each in random.sample(entered, len(entered)):
-                if each.refusal is None:
-                    each.seconds.append(max(groups[each.name].run(run_once, device_type)))
-    finally:
-        for group in groups.values():
+
+    def _prepare(self, contestant: Contestant, group: RankGroup, settings: tuple[Any, ...]) -> None:
+        try:
+            figures = group.run(_prepare_rank, self.prepare, contestant, settings)
+        except RankFailure as failure:
+            contestant.refusal = _reason(failure)
+            group.close()
+        else:
+            contestant.figures = {name: max(each[name] for each in figures) for name in figures[0]}
+
+    def _take_turn(self, contestant: Contestant, group: RankGroup) -> None:
+        try:
+            contestant.seconds.append(max(group.run(_time_turn, self.device_type)))
+        except RankFailure as failure:  # such as a rank killed for running out of memory
+            contestant.refusal = _reason(failure)
             group.close()
 
 
-class Report:
-    """A dated Markdown file of results, whose paragraphs are also printed.
+class _Rank:
+    """State of a rank between ``_prepare_rank`` and ``_time_turn``."""
 
-    Args:
-        title: Heading of the file.
-        what: Subject of the benchmark, used in the file name.
-        device_type: "cuda" or "cpu".
-        folder: Folder of the file.
-    """
+    turn: Turn
 
-    def __init__(self, title: str, what: str, device_type: str, folder: Path) -> None:
-        begun = datetime.now()
-        self._path = folder / f"{begun:%Y-%m-%d-%H%M}-{what.replace(' ', '-')}.md"
-        self._parts = [f"# {title}, {begun:%Y-%m-%d %H:%M}", environment(device_type)]
 
-    def add(self, *parts: str) -> None:
-        """Add paragraphs."""
-        self._parts += parts
-        print("\n\n".join(parts), flush=True)
+def _prepare_rank(
+    prepare: Callable[..., Prepared], contestant: Contestant, settings: tuple[Any, ...]
+) -> dict[str, float]:
+    """Prepare a contestant on this rank; return its figures."""
+    with torch.no_grad():
+        _Rank.turn, figures = prepare(contestant, *settings)
+    return figures
 
-    def write(self) -> None:
-        """Write the file."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("\n\n".join(self._parts) + "\n")
-        print(f"\nwritten to {self._path}")
+
+def _time_turn(device_type: str) -> float:
+    """Time of this rank's turn in seconds, after a barrier."""
+    with torch.no_grad():
+        dist.barrier()
+        start = time.perf_counter()
+        _Rank.turn()
+        if device_type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def rank_device(device_type: str) -> torch.device:
+    """The device of this rank, with all ranks on one host."""
+    return torch.device("cuda", dist.get_rank()) if device_type == "cuda" else torch.device("cpu")
+
+
+def _reason(failure: RankFailure) -> str:
+    """The exception of the first failed rank, shortened to one line."""
+    raised = re.search(
+        r"^(?:rank \d+: )?([\w.]*(?:Error|Exception|died|answer).*)", str(failure), re.M
+    )
+    line = raised[1] if raised else str(failure).splitlines()[-1]
+    return (line if len(line) <= 110 else f"{line[:107]}...").replace("|", "/")

@@ -1,7 +1,8 @@
-"""What an engine and its ranks exchange: a job and its input, reports and refusals."""
+"""The unit of work of an engine's ranks: a request in a layout, and one run of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -9,9 +10,11 @@ from pydantic import BaseModel
 
 from longtake import errors
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.errors import RefusedInputError
 from longtake.parallel import ParallelDims
+from longtake.pipelines.progress import OnProgress, StopRequested, never
 from longtake.pipelines.trace_points import TraceRequest
 
 JobInput = npt.NDArray[Any] | None
@@ -93,6 +96,25 @@ class Job(BaseModel):
             ring_degree=self.ring_degree,
             ulysses_degree=self.ulysses_degree,
         )
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """One run of a job on a set of ranks.
+
+    Attributes:
+        job: The job, the same on all ranks.
+        sink: Receives the output, on rank 0; a :class:`TraceSink` if the job is traced.
+        on_progress: Called as ranks make progress.
+        job_input: The job's input, on rank 0.
+        stop_requested: Polled; once true on any rank, all ranks stop.
+    """
+
+    job: Job
+    sink: Sink
+    on_progress: OnProgress = lambda progress: None
+    job_input: JobInput = None
+    stop_requested: StopRequested = never
 
 
 def refusal_of(type_name: str, message: str) -> RefusedInputError:

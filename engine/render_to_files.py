@@ -69,9 +69,8 @@ def render_to_files(
 ) -> RenderedFiles | None:
     """Start an engine, render one request into files, and end the engine.
 
-    The files appear once all are whole. A failed or terminated rendering leaves a snapshot, or the
-    latents if denoising was finished; a later one with ``resume`` continues from there, and removes
-    them once its files are whole.
+    A failed or terminated rendering leaves a snapshot, or the latents if denoising was finished. A
+    later one with ``resume`` continues from them, and removes them once its files are whole.
 
     Args:
         config: The model and its ranks.
@@ -82,14 +81,14 @@ def render_to_files(
         resume: Continue an interrupted rendering of this request, if there is one.
 
     Returns:
-        The files; None on ranks of torchrun other than 0.
+        The files, which appear once all are whole; None on ranks of torchrun other than 0.
 
     Raises:
         RefusedInputError: It cannot be rendered or written here; no file is left.
         EngineError: A rank or a file failed. The message says how to resume.
     """
-    seed_drawn = request.seed is None
-    if seed_drawn:  # here, since the output may be named after it
+    seed_drawn = request.seed is None  # drawn here, since the output may be named after it
+    if seed_drawn:
         request = request.model_copy(update={"seed": secrets.randbits(32)})
     values = output.values(request.seed, config.model, request.num_videos)
     # On rank 0 alone: the folder may be on another host.
@@ -99,20 +98,13 @@ def render_to_files(
         if resolved is None or path is None:
             engine.render(resolved, NullSink(), listener.progress)
             return None
-        if resume:
-            found = find_interrupted(output.template, values, resolved, seed_drawn=seed_drawn)
-            if found is not None:
-                path, resolved = found
-                output.check(path, request.num_videos)
-        rendering = _FileRendering(engine, output, listener, path)
-        if resume:
-            latents = find_kept_latents(path, engine.identity_of(resolved))
-            if latents is not None:
-                listener.note(f"goes on with the latents in {latents.path}")
-                files = rendering.decode(resolved, latents.latents)
-                latents.path.unlink(missing_ok=True)
-                return files
-        return rendering.render(resolved, snapshots, resume=resume)
+        if not resume:
+            return _FileRendering(engine, output, listener, path).render(resolved, snapshots)
+        found = find_interrupted(output.template, values, resolved, seed_drawn=seed_drawn)
+        if found is not None:
+            path, resolved = found
+            output.check(path, request.num_videos)
+        return _FileRendering(engine, output, listener, path).resume(resolved, snapshots)
 
 
 def decode_to_files(
@@ -163,10 +155,21 @@ class _FileRendering:
     listener: RenderListener
     path: Path
 
+    def resume(self, request: ResolvedRequest, config: SnapshotConfig) -> RenderedFiles:
+        """Continue an interrupted rendering: with its decode if it kept its latents, else from its
+        last snapshot, else from the start."""
+        latents = find_kept_latents(self.path, self.engine.identity_of(request))
+        if latents is None:
+            return self.render(request, config, resume=True)
+        self.listener.note(f"goes on with the latents in {latents.path}")
+        files = self.decode(request, latents.latents)
+        latents.path.unlink(missing_ok=True)
+        return files
+
     def render(
-        self, request: ResolvedRequest, config: SnapshotConfig, *, resume: bool
+        self, request: ResolvedRequest, config: SnapshotConfig, *, resume: bool = False
     ) -> RenderedFiles:
-        """Render a request, from a snapshot if there is one to resume from."""
+        """Render a request, with ``resume`` from a snapshot if there is one."""
         plan = choose_snapshot(
             self.path,
             self.engine.identity_of(request),
@@ -203,13 +206,11 @@ class _FileRendering:
 
     def _files(self, request: ResolvedDecode, snapshots: SnapshotPlan | None = None) -> VideoFiles:
         return VideoFiles(
-            self.path,
+            self.output.target(self.path),
             request,
             self.engine.config,
-            metadata=self.output.metadata,
             num_frames=self.engine.num_frames_of(request),
             snapshots=snapshots,
-            overwrite=self.output.overwrite,
         )
 
     def _write(self, files: VideoFiles, render: Callable[[VideoFiles], Metadata]) -> RenderedFiles:

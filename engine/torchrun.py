@@ -37,6 +37,11 @@ class TorchrunPlace:
         return not cls.is_set() or os.environ["RANK"] == "0"
 
     @classmethod
+    def message_prefix(cls) -> str:
+        """What this process's messages begin with: "rank 3: ", or nothing if it writes output."""
+        return "" if cls.is_writer() else f"rank {os.environ['RANK']}: "
+
+    @classmethod
     def detect(cls) -> TorchrunPlace | None:
         """This process's place, or None if torchrun did not start it.
 

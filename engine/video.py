@@ -14,6 +14,8 @@ import numpy as np
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.output_files import check_output, output_type
+from longtake.engine.media.paths import OutputTarget
+from longtake.engine.media.sinks import Sink
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
 from longtake.errors import RequestError
@@ -103,25 +105,26 @@ class Video:
                 f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
             )
         rendered = self.metadata
-        num_videos = rendered.request.num_videos
-        check_output(path, num_videos, metadata=metadata, overwrite=overwrite, keeps=False)
+        target = OutputTarget(path, metadata=metadata, overwrite=overwrite)
+        check_output(target, rendered.request.num_videos, keeps=False)
         with VideoFiles(
-            path,
+            target,
             rendered.request,
             rendered.engine,
-            metadata=metadata,
             num_frames=rendered.num_frames,
             keep_latents=False,
-            overwrite=overwrite,
         ) as files:
-            if output_type(path) == "latents":
-                files.latents(self.latents)
-            for video, frames in enumerate(self.batch):
-                for index, frame in enumerate(frames):
-                    files.frame(video, index, frame)
+            self._send(files)
             seconds = {**rendered.seconds, "writing": files.seconds}
             files.publish(replace(rendered, seconds=seconds).as_json())
         return files.paths
+
+    def _send(self, sink: Sink) -> None:
+        """Send the latents and the frames, as a rendering does."""
+        sink.latents(self.latents)
+        for video, frames in enumerate(self.batch):
+            for index, frame in enumerate(frames):
+                sink.frame(video, index, frame)
 
 
 class FramesInMemory:

@@ -9,7 +9,7 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.job import Job, JobInput
+from longtake.engine.job import Job, JobInput, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
 from longtake.engine.memory_use import peak_memory_bytes
@@ -17,9 +17,10 @@ from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import check_fits, decode_videos
-from longtake.pipelines.progress import OnProgress, Progress, StopRequested
+from longtake.pipelines.decode import DecodeRun, check_fits, decode_videos
+from longtake.pipelines.progress import OnProgress, Progress
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import Snapshots
 from longtake.pipelines.stages import StageReport
@@ -32,24 +33,16 @@ REFUSED_ON_ALL_RANKS = (RequestError, LayoutError, KernelError)
 
 @dataclass
 class _Rendering:
-    """One job while it is rendered.
+    """A job that is being rendered on this rank.
 
     Attributes:
-        job: The job.
-        sink: Receives the output, on rank 0.
-        on_progress: Called on this rank.
-        stop_requested: Polled; if it returns true on any rank, all stop.
-        job_input: The job's input, on rank 0.
+        run: The job, its input and its callbacks.
         kernel: Name of the attention kernel; empty if nothing is denoised.
         snapshots: Saves snapshots; None saves none.
         report: What this rank measures.
     """
 
-    job: Job
-    sink: Sink
-    on_progress: OnProgress
-    stop_requested: StopRequested
-    job_input: JobInput
+    run: JobRun
     kernel: str = ""
     snapshots: Snapshots | None = None
     report: StageReport = field(default_factory=StageReport)
@@ -57,8 +50,9 @@ class _Rendering:
     @property
     def request(self) -> ResolvedRequest:
         """The request of a job that denoises."""
-        assert isinstance(self.job.request, ResolvedRequest)
-        return self.job.request
+        request = self.run.job.request
+        assert isinstance(request, ResolvedRequest)
+        return request
 
 
 class Worker:
@@ -85,30 +79,18 @@ class Worker:
         self._pipeline = registry.load(
             checkpoint,
             world,
-            dtype=self._dtype,
-            vae_dtype=getattr(torch, first_vae_dtype),
-            kernel=config.attention_kernel,
-            shard_weights=config.parallel.shard_weights,
-            autoencoder_only=config.autoencoder_only,
+            LoadOptions(
+                dtype=self._dtype,
+                vae_dtype=getattr(torch, first_vae_dtype),
+                kernel=config.attention_kernel,
+                shard_weights=config.parallel.shard_weights,
+                autoencoder_only=config.autoencoder_only,
+            ),
             on_component=lambda name: on_progress(Progress("loading", detail=name)),
         )
 
-    def render(
-        self,
-        job: Job,
-        sink: Sink,
-        on_progress: OnProgress,
-        stop_requested: StopRequested,
-        job_input: JobInput = None,
-    ) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         """Render a job on all ranks together.
-
-        Args:
-            job: The job, the same on all ranks.
-            sink: Receives the output, on rank 0.
-            on_progress: Called on this rank.
-            stop_requested: Polled; if it returns true on any rank, all stop.
-            job_input: The job's input, on rank 0.
 
         Returns:
             What each rank measured, by rank.
@@ -118,15 +100,15 @@ class Worker:
                 take another job.
             PeerLostError: Another rank died or was silent for too long.
         """
-        rendering = _Rendering(job, sink, on_progress, stop_requested, job_input)
+        job, rendering = run.job, _Rendering(run)
         decoder = self._pipeline.decoder(job.request)
         if job.from_latents:
-            latents = self._broadcast_latents(job_input)
+            latents = self._broadcast_latents(run.job_input)
             check_fits(decoder, latents.shape, job.request, self._world)
         else:
             latents = self._denoise(rendering, decoder)
             if self._world.rank == 0:
-                sink.latents(latents.cpu().numpy())
+                run.sink.latents(latents.cpu().numpy())
         if job.decodes:
             self._decode(rendering, decoder, latents)
         return self._gather_reports(rendering)
@@ -138,7 +120,8 @@ class Worker:
 
     def _denoise(self, rendering: _Rendering, decoder: TileCoder) -> torch.Tensor:
         """The latents of a request, on every rank, saving snapshots on the way."""
-        job, request, world = rendering.job, rendering.request, self._world
+        run, request, world = rendering.run, rendering.request, self._world
+        job = run.job
         rendering.kernel = self._select_kernel(job.dims)
         grid = self._spec.grid(request)
         if job.decodes:
@@ -151,10 +134,10 @@ class Worker:
                     job.dims,
                     world,
                     rendering.report,
-                    on_progress=rendering.on_progress,
-                    stop_requested=rendering.stop_requested,
-                    trace=_trace(job, world, rendering.sink),
-                    picture=rendering.job_input,
+                    on_progress=run.on_progress,
+                    stop_requested=run.stop_requested,
+                    trace=_trace(job, world, run.sink),
+                    picture=run.job_input,
                     snapshots=rendering.snapshots,
                     steps_done=job.steps_before,
                     state=load_resume_state(job.snapshots, world),
@@ -163,18 +146,20 @@ class Worker:
 
     def _decode(self, rendering: _Rendering, decoder: TileCoder, latents: torch.Tensor) -> None:
         """Decode latents on all ranks; rank 0's sink receives the frames."""
-        low_memory, sink = rendering.job.low_memory, rendering.sink
+        run, low_memory = rendering.run, rendering.run.job.low_memory
         with self._pipeline.denoiser_on_host() if low_memory else nullcontext():
             decode_videos(
-                decoder,
-                latents,
-                self._world,
-                rendering.report,
-                lambda video, index, frame: sink.frame(video, index, frame.numpy()),
-                dropped_frames=self._spec.dropped_frames,
-                on_progress=rendering.on_progress,
-                stop_requested=rendering.stop_requested,
-                at_once=1 if low_memory else None,
+                DecodeRun(
+                    decoder,
+                    latents,
+                    self._world,
+                    lambda video, index, frame: run.sink.frame(video, index, frame.numpy()),
+                    rendering.report,
+                    dropped_frames=self._spec.dropped_frames,
+                    on_progress=run.on_progress,
+                    stop_requested=run.stop_requested,
+                    tiles_at_once=1 if low_memory else None,
+                )
             )
 
     def _gather_reports(self, rendering: _Rendering) -> list[RankReport]:
@@ -188,9 +173,9 @@ class Worker:
             report.bytes_sent,
             report.tiles_at_once,
             peak_memory_bytes(),
-            steps_before=rendering.job.steps_before,
+            steps_before=rendering.run.job.steps_before,
         )
-        if world.rank == 0 and not rendering.job.from_latents:
+        if world.rank == 0 and not rendering.run.job.from_latents:
             truncated = self._pipeline.truncated_prompts(rendering.request)
             own.truncated = {name: asdict(count) for name, count in truncated.items()}
         if world.rank == 0 and (snapshots := rendering.snapshots) is not None:

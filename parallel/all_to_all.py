@@ -1,14 +1,14 @@
 """Ulysses: exchange some tokens with all heads for all tokens with some heads, and back.
 
 One all-to-all each way, for any number of tokens and heads per rank (DeepSpeed-Ulysses, arXiv
-2309.14509; USP, arXiv 2405.07719, section 2). A rank's own share is not passed to the collective,
-and nothing is copied but to pack and to unpack.
+2309.14509; USP, arXiv 2405.07719, section 2). A rank's own share is not passed to the collective.
+The only copies are packing and unpacking.
 
 Legend, upper case for the whole Ulysses group, lower case for one rank: B batch, S/s query tokens,
 T/t key tokens, N/n query heads, M/m KV heads, H head size.
 
 A group's tokens are ordered [this rank's own; the other ranks' by rank]. Attention without a causal
-mask does not depend on the order, and this one saves copying the rank's own share.
+mask does not depend on the order, and this order saves a copy of the rank's own share.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """USP attention: exact attention over a sequence that is split across a grid of ranks.
 
+USP, arXiv 2405.07719, algorithm 1. Communication: in the Ulysses group, one all-to-all for q, k and
+v and one for the output; in the ring group, ``ring_degree - 1`` transfers of K and V in one buffer.
+
 Legend, upper case for a whole group, lower case for one rank: B batch, S/s query tokens, T/t key
 tokens, N/n query heads, M/m KV heads, H head size. N is a multiple of M; query head i reads KV head
 i // (N / M).
@@ -42,16 +45,14 @@ def usp_attention(
     """Attention over a sequence that is split across ``ring x ulysses`` ranks.
 
     Equals ``softmax(scale * q k^T) v`` over the whole sequence, for any number of tokens, query
-    heads and KV heads, divisible or not. Collective: called by all ranks of the mesh, or of one cfg
-    branch of it, with the same arguments but for the tokens. There is no backward pass.
+    heads and KV heads. Collective: all ranks of the mesh, or of one cfg branch of it, call this
+    with the same arguments but for the tokens. There is no backward pass.
 
     Args:
-        q: ``[B, s, N, H]``, this rank's queries as ``shards.split`` gives them; float16, bfloat16,
-            float32 or float64.
+        q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64.
         k: ``[B, t, M, H]``, this rank's keys.
         v: ``[B, t, M, H]``, this rank's values.
-        mesh: Mesh from :meth:`ParallelDims.build_mesh`, of which the axes ``ring`` and ``ulysses``
-            are used; None for a single process, which needs no process group.
+        mesh: Mesh from :meth:`ParallelDims.build_mesh`; None for a single process.
         shards: Ownership of the query tokens.
         kv_shards: Ownership of the key tokens in cross attention; ``shards`` if None.
         kernel: "auto", or the name of a local kernel (:mod:`longtake.parallel.kernels`).
@@ -63,19 +64,11 @@ def usp_attention(
     Raises:
         LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
-
-    Source: USP, arXiv 2405.07719, algorithm 1. Communication: in the Ulysses group, one all-to-all
-    for q, k and v and one for the output; in the ring group, ``ring_degree - 1`` transfers of K and
-    V in one buffer.
     """
     kv_shards = shards if kv_shards is None else kv_shards
-    shards.check_mesh(mesh)
-    kv_shards.check_mesh(mesh)
-    _check_tensors(q, k, v, mesh)
-    _check_tokens(q, k, mesh, shards, kv_shards)
+    _check_arguments(q, k, v, mesh, shards, kv_shards)
     heads = HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS))
     attend_block = _block_attention(q, mesh, heads, kernel, scale)
-
     if mesh is None or shards.num_ranks == 1:
         return attend_block(q, k, v)[0]
     ulysses, ring = _groups(mesh, shards, kv_shards, heads)
@@ -119,6 +112,30 @@ def _groups(
     return ulysses, ring
 
 
+def _check_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mesh: DeviceMesh | None,
+    shards: TokenShards,
+    kv_shards: TokenShards,
+) -> None:
+    """Check that the tensors fit each other, and hold the tokens that this rank owns."""
+    shards.check_mesh(mesh)
+    kv_shards.check_mesh(mesh)
+    _check_tensors(q, k, v, mesh)
+    if kv_shards.num_tokens == 0:
+        raise TensorError("the keys have 0 tokens, attention needs at least 1: check kv_shards")
+    rank = sequence_rank(mesh)
+    for name, tensor, owner in (("q", q, shards), ("k", k, kv_shards)):
+        if tensor.shape[1] != owner.counts[rank]:
+            raise TensorError(
+                f"{name} of shape {tuple(tensor.shape)} has {tensor.shape[1]} tokens, sequence "
+                f"rank {rank} owns {owner.counts[rank]} of {owner.num_tokens}: pass what "
+                "shards.split gives, or build the shards for this length"
+            )
+
+
 def _check_tensors(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh | None
 ) -> None:
@@ -147,26 +164,6 @@ def _check_tensors(
             f"the mesh with device_type={q.device.type!r}"
         )
     check_no_gradient(q, k, v)
-
-
-def _check_tokens(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    mesh: DeviceMesh | None,
-    shards: TokenShards,
-    kv_shards: TokenShards,
-) -> None:
-    """Check that q and k hold the tokens that this rank owns."""
-    if kv_shards.num_tokens == 0:
-        raise TensorError("the keys have 0 tokens, attention needs at least 1: check kv_shards")
-    rank = sequence_rank(mesh)
-    for name, tensor, owner in (("q", q, shards), ("k", k, kv_shards)):
-        if tensor.shape[1] != owner.counts[rank]:
-            raise TensorError(
-                f"{name} of shape {tuple(tensor.shape)} has {tensor.shape[1]} tokens, sequence "
-                f"rank {rank} owns {owner.counts[rank]} of {owner.num_tokens}: pass what "
-                "shards.split gives, or build the shards for this length"
-            )
 
 
 def _checked_scale(scale: float | None, head_size: int) -> float:

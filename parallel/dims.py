@@ -1,4 +1,4 @@
-"""The degrees of a layout: how many ranks share one video, and in what grid. Imports no torch."""
+"""The degrees of a layout: the grid of ranks that share one video. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ParallelDims:
     a process group is needed only by :meth:`build_mesh`.
 
     Args:
-        cfg_degree: Branches of classifier-free guidance that are computed side by side.
-        ring_degree: Ranks per branch among which keys and values rotate.
-        ulysses_degree: Ranks per ring position that exchange tokens for heads.
+        cfg_degree: Branches of classifier-free guidance computed in parallel.
+        ring_degree: Ranks of one branch among which keys and values rotate.
+        ulysses_degree: Ranks of one ring position that exchange tokens for heads.
 
     Raises:
         LayoutError: A degree is not a whole number of at least 1.
@@ -44,7 +44,7 @@ class ParallelDims:
             if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
                 raise LayoutError(
                     f"{axis}_degree={degree!r} must be a whole number of at least 1: "
-                    f"leave it out or pass {axis}_degree=1 to not split along that axis"
+                    f"leave it out or pass {axis}_degree=1 to leave that axis unsplit"
                 )
 
     @classmethod

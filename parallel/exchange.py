@@ -74,8 +74,8 @@ def all_to_all(
     Raises:
         PeerLostError: A rank of the group died or did not answer within the group's timeout.
     """
-    kept = sent_sizes[dist.get_rank(group)]
-    _count((sum(sent_sizes) - kept) * sent.element_size())
+    own_size = sent_sizes[dist.get_rank(group)]
+    _count((sum(sent_sizes) - own_size) * sent.element_size())
     with peer_loss_as_error(dist.get_process_group_ranks(group)):
         dist.all_to_all_single(
             received.view(-1), sent.view(-1), list(received_sizes), list(sent_sizes), group=group
@@ -194,7 +194,7 @@ def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
 
 
 def check_no_gradient(*tensors: torch.Tensor) -> None:
-    """Raise TensorError rather than lose a gradient: exchanges have no backward pass."""
+    """Raise TensorError rather than drop a gradient: exchanges have no backward pass."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise TensorError(
             "a tensor has requires_grad=True, and there is no backward pass across ranks: "
@@ -215,6 +215,6 @@ def peer_loss_as_error(ranks: Sequence[int]) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise PeerLostError(
             f"rank {dist.get_rank()} lost a peer among ranks {list(ranks)}: one of them died, "
-            f"raised, or was silent past the timeout; see its own error, then start all again "
+            f"raised, or did not answer in time; see its own error, then restart all ranks "
             f"({reason})"
         ) from error

@@ -2,12 +2,12 @@
 
 Every kernel has the same signature:
 
-    q [B, s, n, H], k and v [B, t, m, H], scale, mask -> out [B, s, n, H], lse [B, s, n]
+    q [B, s, n, H], k and v [B, t, m, H], scale -> out [B, s, n, H], lse [B, s, n]
 
 n is a multiple of m, and strides are arbitrary as long as H is contiguous. ``out`` has q's dtype.
 ``lse`` is the natural logarithm of the sum of exponentials of the scaled scores, in float32
-(float64 for float64); a kernel that computes none returns None, and is used only where nothing is
-merged. No kernel is called with an empty tensor, on which the CPU kernel crashes (see
+(float64 for float64). A kernel that does not compute it returns None, and is used only where
+nothing is merged. No kernel is called with an empty tensor: the CPU kernel would crash (see
 :func:`attend`).
 
 To add a kernel, write one function and add one row to ``KERNELS``.
@@ -21,21 +21,17 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from longtake.errors import KernelError
 
-MaskKind = Literal["none"]
-"""The mask of a block. Video attention has none."""
-
 LocalAttention = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, float, MaskKind],
-    tuple[torch.Tensor, torch.Tensor | None],
+    [torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor | None]
 ]
-"""The signature of every kernel: (q, k, v, scale, mask) -> (out, lse)."""
+"""The signature of every kernel: (q, k, v, scale) -> (out, lse). There is no mask."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class KernelNeeds:
         device: The device of the tensors.
         dtype: The dtype of q, k and v.
         head_size: H.
-        log_sum_exp: Whether partial results are merged, which takes a log-sum-exp.
+        log_sum_exp: Whether partial results are merged, which needs a log-sum-exp.
     """
 
     device: torch.device
@@ -71,7 +67,7 @@ class Kernel:
         nvidia_only: Whether it fails on ROCm, whose device type is "cuda" as well.
         module: Module of the library that provides it; None for torch.
         install: How to install that library.
-        has_log_sum_exp: Whether it returns a log-sum-exp, which merging in a ring takes.
+        has_log_sum_exp: Whether it returns a log-sum-exp, which merging in a ring needs.
     """
 
     name: str
@@ -150,7 +146,7 @@ def attend(
     scale: float,
     head_runs: Sequence[tuple[slice, slice]],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Local attention of any number of queries and heads, zero included, over at least one key.
+    """Local attention of any number of queries and heads, including zero, over at least one key.
 
     Args:
         kernel: The kernel.
@@ -172,9 +168,9 @@ def attend(
         for tensor in (q_BsnH, k_BtmH, v_BtmH)
     )
     if len(head_runs) == 1:
-        return kernel.run(q_BsnH, k_BtmH, v_BtmH, scale, "none")
+        return kernel.run(q_BsnH, k_BtmH, v_BtmH, scale)
     parts = [
-        kernel.run(q_BsnH[:, :, query], k_BtmH[:, :, kv], v_BtmH[:, :, kv], scale, "none")
+        kernel.run(q_BsnH[:, :, query], k_BtmH[:, :, kv], v_BtmH[:, :, kv], scale)
         for query, kv in head_runs
     ]
     lses = [lse for _, lse in parts if lse is not None]
@@ -182,7 +178,7 @@ def attend(
 
 
 def _cpu_flash(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # contiguous keys per head: 2 % faster in float32, 12 % in bfloat16
     k, v = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
@@ -192,7 +188,7 @@ def _cpu_flash(
 
 
 def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, None]:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
@@ -201,7 +197,7 @@ def _sdpa(
 
 
 def _sdpa_flash(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
@@ -210,7 +206,7 @@ def _sdpa_flash(
 
 
 def _sdpa_cudnn(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, True, scale=scale
@@ -219,7 +215,7 @@ def _sdpa_cudnn(
 
 
 def _sdpa_efficient(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     group_size = q.shape[2] // k.shape[2]
     if group_size > 1:  # it does not support grouped heads
@@ -231,7 +227,7 @@ def _sdpa_efficient(
 
 
 def _flash_attn_2(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     function = importlib.import_module("flash_attn").flash_attn_func
     out, lse, *_ = function(q, k, v, softmax_scale=scale, return_attn_probs=True)
@@ -239,7 +235,7 @@ def _flash_attn_2(
 
 
 def _flash_attn_3(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     function = importlib.import_module("flash_attn_interface").flash_attn_func
     # early releases always return the log-sum-exp, later ones on demand
@@ -250,7 +246,7 @@ def _flash_attn_3(
 
 
 def _xformers(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: MaskKind
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     fmha = importlib.import_module("xformers.ops.fmha")
     batch, num_tokens, num_heads, head_size = q.shape

@@ -1,7 +1,7 @@
 """Which tokens of a sequence each rank owns; splitting and gathering tensors accordingly.
 
-Every rank can compute every other rank's share, so sizes are never exchanged. The arithmetic
-imports no torch; ``split`` and ``gather`` import it when they are called.
+Every rank computes every other rank's share, so sizes are never exchanged. The arithmetic imports
+no torch; ``split`` and ``gather`` import it when they are called.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TokenShards:
         for span in sorted((r for own in self.ranges for r in own), key=lambda r: r.start):
             if span.step != 1 or span.start != expected or len(span) == 0:
                 raise LayoutError(
-                    f"{span} does not go on from token {expected}: the ranges of all ranks must "
+                    f"{span} does not continue from token {expected}: the ranges of all ranks must "
                     "hold each token once, with no empty range and no step"
                 )
             expected = span.stop

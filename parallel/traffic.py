@@ -1,4 +1,4 @@
-"""The bytes that attention across ranks sends, by arithmetic. Tests hold the exchanges to them.
+"""Computes the bytes that attention across ranks sends. Tests compare the exchanges with them.
 
 Legend: B batch, N query heads, M KV heads, H head size.
 """
@@ -42,14 +42,14 @@ class AttentionTraffic:
         return self.shards.group_counts(self.dims.ulysses_degree)
 
     def tokens_to_heads_bytes(self, tokens: int, ulysses_rank: int) -> int:
-        """Bytes of q, k and v that a number of tokens has for the heads of one Ulysses rank."""
+        """Bytes of q, k and v of a number of tokens, for the heads of one Ulysses rank."""
         heads = self.heads
         return (
             tokens * self.head_bytes * (len(heads.query[ulysses_rank]) + 2 * self._kv(ulysses_rank))
         )
 
     def heads_to_tokens_bytes(self, tokens: int, ulysses_rank: int) -> int:
-        """Bytes of the output that a number of tokens gets from one Ulysses rank."""
+        """Bytes of the output of a number of tokens, for the heads of one Ulysses rank."""
         return tokens * self.head_bytes * len(self.heads.query[ulysses_rank])
 
     def ring_block_bytes(self, ring_rank: int, ulysses_rank: int) -> int:

@@ -104,12 +104,12 @@ class World:
             assert tensors is not None
             return {name: tensor.to(self.device) for name, tensor in tensors.items()}
         mine = tensors if self.rank == source and tensors is not None else {}
-        described = {
+        layouts = {
             name: (list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in mine.items()
         }
         received = {}
-        for name, (shape, dtype) in self.gather_json(described)[source].items():
+        for name, (shape, dtype) in self.gather_json(layouts)[source].items():
             tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
             if name in mine:
                 tensor.copy_(mine[name])

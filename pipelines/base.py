@@ -203,6 +203,25 @@ def denoise(
     return tokens
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; the same on all ranks.
+
+    Attributes:
+        dtype: Dtype of the transformer and the text encoders.
+        vae_dtype: Dtype of the autoencoder; None is ``dtype``.
+        kernel: Name of the local attention kernel.
+        shard_weights: Whether to shard the transformer's weights over all ranks.
+        autoencoder_only: Whether to load the autoencoder only, which suffices for decoding.
+    """
+
+    dtype: torch.dtype
+    vae_dtype: torch.dtype | None = None
+    kernel: str = "auto"
+    shard_weights: bool = False
+    autoencoder_only: bool = False
+
+
 class VideoPipeline(ABC):
     """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render`.
 

@@ -13,10 +13,8 @@ from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from longtake.parallel import World
-    from longtake.pipelines.base import VideoPipeline
+    from longtake.pipelines.base import LoadOptions, VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,7 @@ def inspect(
 def load(
     checkpoint: Checkpoint,
     world: World,
-    *,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype | None = None,
-    kernel: str = "auto",
-    shard_weights: bool = False,
-    autoencoder_only: bool = False,
+    options: LoadOptions,
     on_component: Callable[[str], None] = lambda name: None,
 ) -> VideoPipeline:
     """Load a model. Collective: all ranks call it.
@@ -100,28 +93,15 @@ def load(
     Args:
         checkpoint: The model's files.
         world: The ranks.
-        dtype: Dtype of weights and activations.
-        vae_dtype: Dtype of the autoencoder; None is ``dtype``.
-        kernel: Name of the local attention kernel.
-        shard_weights: Whether to shard the transformer's weights over all ranks.
-        autoencoder_only: Whether to load the autoencoder only.
+        options: Dtypes, attention kernel, and what to load.
         on_component: Called with the name of each component before it is loaded.
 
     Raises:
         ModelError: A component cannot be loaded.
     """
     family = _family(checkpoint)
-    return family.pipeline_class()(
-        checkpoint,
-        family.inspect_checkpoint(checkpoint, weights=False),
-        world,
-        dtype=dtype,
-        vae_dtype=vae_dtype or dtype,
-        kernel=kernel,
-        shard_weights=shard_weights,
-        autoencoder_only=autoencoder_only,
-        on_component=on_component,
-    )
+    spec = family.inspect_checkpoint(checkpoint, weights=False)
+    return family.pipeline_class()(checkpoint, spec, world, options, on_component)
 
 
 def _family(checkpoint: Checkpoint) -> _Family:

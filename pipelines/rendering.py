@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.configs.request import ResolvedRequest
 from longtake.errors import RefusedInputError, RequestError, Stopped
@@ -25,6 +26,7 @@ from longtake.pipelines.base import (
 from longtake.pipelines.picture import Pixels, as_video, fitted
 from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
 from longtake.pipelines.snapshots import LoopState, Snapshots
+from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.trace import Trace
 from longtake.pipelines.weights import fetch_traffic
@@ -83,38 +85,95 @@ def render_latents(run: RenderRun) -> torch.Tensor:
         PeerLostError: Another rank died or was silent for too long.
     """
     _check_layout(run)
-    total = run.request.num_inference_steps
-    resumed = _broadcast_state(run)
-    if run.steps_done == total:
-        run.on_progress(Progress("denoising", total, total))
-        return resumed["latents"]
-    mesh = run.world.mesh(run.dims)
+    saved = _broadcast_state(run)
+    if run.steps_done == run.request.num_inference_steps:
+        run.on_progress(Progress("denoising", run.steps_done, run.steps_done))
+        return saved["latents"]
+    sharding = _LatentSharding.of(run)
     streams, image = _encode_prompts(run), _encode_picture(run)
-
-    denoiser, grid = run.pipeline.denoiser, run.pipeline.spec.grid(run.request)
-    branches = [denoiser.branch(each, grid, run.dims, mesh, run.request, image) for each in streams]
-    guidance = Guidance(branches, run.request.true_cfg_scale, mesh)
-    shards = TokenShards.even(grid.num_tokens, run.dims)
     stepper = run.pipeline.stepper(run.request)
-    if run.steps_done:
-        start = resumed.pop("latents")
-        stepper.resume(run.steps_done, resumed)
-    else:
-        start = run.pipeline.start(grid, run.request, image)
+    guidance = _prepare_guidance(run, sharding, streams, image)
+    latents = _initial_latents(run, stepper, saved, image)
+    return _denoise(run, sharding, latents, guidance, stepper)
 
-    def gather(tokens: torch.Tensor) -> torch.Tensor:
-        return grid.unpatchify(shards.gather(tokens.contiguous(), mesh, dim=1))
 
-    after_step = _AfterStep(run, stepper, gather)
+@dataclass(frozen=True)
+class _LatentSharding:
+    """Converts between whole latents and this rank's tokens.
+
+    Attributes:
+        grid: Latent grid of the request.
+        shards: Ownership of the video tokens by rank.
+        mesh: Device mesh; None on one rank.
+    """
+
+    grid: LatentGrid
+    shards: TokenShards
+    mesh: DeviceMesh | None
+
+    @classmethod
+    def of(cls, run: RenderRun) -> _LatentSharding:
+        """The sharding of a run's latents over its layout."""
+        grid = run.pipeline.spec.grid(run.request)
+        shards = TokenShards.even(grid.num_tokens, run.dims)
+        return cls(grid, shards, run.world.mesh(run.dims))
+
+    def split(self, latents: torch.Tensor) -> torch.Tensor:
+        """``[B, C, F, H, W]`` to this rank's tokens, ``[B, s, P]``."""
+        return self.shards.split(self.grid.patchify(latents), self.mesh, dim=1)
+
+    def gather(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`split`, on every rank. Collective."""
+        return self.grid.unpatchify(self.shards.gather(tokens.contiguous(), self.mesh, dim=1))
+
+
+def _prepare_guidance(
+    run: RenderRun,
+    sharding: _LatentSharding,
+    streams: Sequence[Streams],
+    image: torch.Tensor | None,
+) -> Guidance:
+    """Prepare the branches of guidance from their conditioning."""
+    denoiser, grid, mesh = run.pipeline.denoiser, sharding.grid, sharding.mesh
+    branches = [denoiser.branch(each, grid, run.dims, mesh, run.request, image) for each in streams]
+    return Guidance(branches, run.request.true_cfg_scale, mesh)
+
+
+def _initial_latents(
+    run: RenderRun,
+    stepper: Stepper,
+    saved: dict[str, torch.Tensor],
+    image: torch.Tensor | None,
+) -> torch.Tensor:
+    """The latents after ``run.steps_done`` steps, with the stepper at that step."""
+    if not run.steps_done:
+        grid = run.pipeline.spec.grid(run.request)
+        return run.pipeline.start(grid, run.request, image)
+    latents = saved.pop("latents")
+    stepper.resume(run.steps_done, saved)
+    return latents
+
+
+def _denoise(
+    run: RenderRun,
+    sharding: _LatentSharding,
+    latents: torch.Tensor,
+    guidance: Guidance,
+    stepper: Stepper,
+) -> torch.Tensor:
+    """Denoise over all ranks, then gather the latents once."""
+    denoiser = run.pipeline.denoiser
+    after_step = _AfterStep(run, stepper, sharding.gather)
     after_step.begin()
-    with stage(run.report, "denoising"), _tracing(run, branches):
-        tokens = shards.split(grid.patchify(start), mesh, dim=1).to(run.world.device)
+    with stage(run.report, "denoising"), _tracing(run, guidance.branches):
+        tokens = sharding.split(latents).to(run.world.device)
         tokens = denoise(denoiser, tokens, guidance, stepper, after_step, run.steps_done)
         after_step.finish()
-    num_passes = (total - run.steps_done) * len(branches) // run.dims.cfg_degree
+    num_steps = run.request.num_inference_steps - run.steps_done
+    num_passes = num_steps * len(guidance.branches) // run.dims.cfg_degree
     run.report.bytes_sent["weights"] = fetch_traffic(denoiser) * num_passes
     with stage(run.report, "gathering"):
-        latents = gather(tokens)
+        latents = sharding.gather(tokens)
     if run.trace is None:
         check_latents(latents)
         after_step.save_finished(latents)
@@ -184,7 +243,7 @@ def _broadcast_picture(run: RenderRun) -> torch.Tensor:
     return run.world.broadcast_tensors(tensors)["picture"]
 
 
-def _tracing(run: RenderRun, branches: list[Any]) -> AbstractContextManager[None]:
+def _tracing(run: RenderRun, branches: Sequence[Any]) -> AbstractContextManager[None]:
     """Records the blocks of a traced run."""
     if run.trace is None:
         return nullcontext()

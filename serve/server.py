@@ -1,4 +1,4 @@
-"""A server: one service, its API and its page, on one port."""
+"""The server: one service, its API and its page, on one port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longtake.serve.http.access import Access, is_local
 from longtake.serve.http.api import build_api
 from longtake.serve.http.login import add_login
 from longtake.serve.http.middleware import BodyLimits, PageApp, RequestFilter
-from longtake.serve.http.pictures import PictureLimit, add_picture_upload
+from longtake.serve.http.picture_upload import PictureLimit, add_picture_upload
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.http.video_routes import VideoRoutes
 from longtake.serve.service.render_loop import RenderLoop
@@ -39,15 +39,15 @@ def serve(
     snapshots: SnapshotConfig,
     on_listening: Callable[[str], None],
 ) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP. Call it in the main thread.
+    """Serve until SIGINT, SIGTERM or SIGHUP. Must be called in the main thread.
 
-    When it returns, the ranks have ended; unfinished videos go on at the next start.
+    When it returns, the ranks have ended. Unfinished videos resume at the next start.
 
     Args:
         config: The model and its ranks.
         settings: The server's settings.
-        snapshots: How often denoising states are saved.
-        on_listening: Called once with the server's address, before the model is loaded.
+        snapshots: How often snapshots are written.
+        on_listening: Called once with the server's URL, before the model is loaded.
 
     Raises:
         RefusedInputError: The model, the folder or the address cannot be used.
@@ -82,13 +82,13 @@ def build_service(
     snapshots: SnapshotConfig,
     on_failure: Callable[[], None] = lambda: None,
 ) -> VideoService:
-    """A service that renders its queue once it is started.
+    """A service that renders its queue after :meth:`VideoService.start`.
 
     Args:
         config: The model and its ranks.
         settings: The server's settings.
-        snapshots: How often denoising states are saved.
-        on_failure: Called if the model cannot be loaded at all.
+        snapshots: How often snapshots are written.
+        on_failure: Called if the model is refused at the first start.
 
     Raises:
         RefusedInputError: The model or the folder cannot be used.
@@ -106,7 +106,7 @@ def build_service(
 
 
 def build_application(service: VideoService, settings: ServeConfig) -> RequestFilter:
-    """The ASGI application: the API, and the page if there is to be one, behind the filter."""
+    """The ASGI application: the API and, if enabled, the page, behind the request filter."""
     access = Access(settings.api_key, settings.host)
     objects = VideoObjects(service.engine.spec, service.eta, service.folder, settings.keep_s)
     limit = PictureLimit()
@@ -152,7 +152,7 @@ def _uvicorn_config(service: VideoService, settings: ServeConfig) -> uvicorn.Con
 
 
 def _listen(settings: ServeConfig) -> socket.socket:
-    """A listening socket, bound before the model is loaded: early clients wait."""
+    """A listening socket. It is bound before the model is loaded, so that early clients wait."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
@@ -171,9 +171,9 @@ def _listen(settings: ServeConfig) -> socket.socket:
 
 @contextmanager
 def _handle_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Have signals that end a process call ``stop``, which takes no lock.
+    """Have signals that end a process call ``stop``, which must not acquire locks.
 
-    Further signals change nothing. Signals that are ignored, by nohup for instance, stay ignored.
+    Repeated signals have no further effect. Ignored signals stay ignored, as with ``nohup``.
     """
     numbers = [
         number

@@ -1,4 +1,4 @@
-"""Extensions of uvicorn beyond its documented options. No other module uses its internals."""
+"""Extensions of uvicorn beyond its documented options. No other module depends on its internals."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Server(uvicorn.Server):
-    """A server that leaves signals to its caller, and announces its shutdown.
+    """A server that leaves signals to its caller and announces its shutdown.
 
     Args:
         config: uvicorn's configuration.
-        on_shutdown: Called before the server waits for the responses in progress, so that endless
-            ones can be ended.
+        on_shutdown: Called before the server waits for open responses, to end event streams.
     """
 
     def __init__(self, config: uvicorn.Config, on_shutdown: Callable[[], None]) -> None:
@@ -27,24 +26,25 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Install no signal handlers: uvicorn's second signal cuts responses short, and it raises
-        the signals again at the end."""
+        """Install no signal handlers. With uvicorn's, a second signal aborts responses, and all
+        signals are raised again at the end."""
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Announce the shutdown, then shut down."""
+        """Call ``on_shutdown``, then shut down."""
         self._on_shutdown()
         await super().shutdown(sockets)
 
 
 def protocol_with_timeouts(headers_s: float, write_s: float) -> type[asyncio.Protocol]:
-    """An HTTP/1.1 protocol that drops slow clients. uvicorn has no time limit but for idle
-    connections between two requests.
+    """An HTTP/1.1 protocol that disconnects slow clients.
+
+    uvicorn itself limits only the time between two requests.
 
     Args:
-        headers_s: Seconds from the first byte of a request, or from connecting, to the end of its
-            headers.
-        write_s: Seconds that a client may take no data while a response is sent.
+        headers_s: Maximum seconds from connecting, or from the first byte of a request, to the end
+            of the headers.
+        write_s: Maximum seconds in which a client reads nothing of a response.
     """
     timeouts = {"headers_s": headers_s, "write_s": write_s}
     return type("TimedProtocol", (_TimedProtocol,), timeouts)

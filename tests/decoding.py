@@ -8,12 +8,18 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.measuring import peak_memory
+from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.errors import Stopped
 from longtake.parallel import World
-from longtake.pipelines.decode import code_tiles, decode_videos, encode_videos
+from longtake.pipelines.decode import (
+    DecodeRun,
+    TileRun,
+    decode_videos,
+    encode_videos,
+    run_tiles,
+)
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
 from longtake.pipelines.stages import StageReport, stage
 from longtake.pipelines.tiles import Spans, TileCoder, overlapping
@@ -94,7 +100,7 @@ def in_tiles(
         parts[video].append(values.clone())
         return True
 
-    code_tiles(coder, videos, world, receive, stop_requested=stop_requested, **settings)
+    run_tiles(TileRun(coder, videos, world, receive, stop_requested=stop_requested, **settings))
     if world.rank != 0:
         assert not any(parts)
         return None
@@ -197,5 +203,5 @@ def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:
         written += frame.nbytes
 
     with peak_memory("cpu") as peak:
-        decode_videos(Enlarger(), latents, world(), StageReport(), receive)
+        decode_videos(DecodeRun(Enlarger(), latents, world(), receive))
     return peak(), written

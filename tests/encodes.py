@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from longtake.engine.media.frame_writers import WRITERS
+from longtake.engine.media.frame_writers import WRITERS, VideoHeader
 
 SUFFIXES = (".mp4", ".webm")
 SIZES = [
@@ -63,7 +63,7 @@ def dirty_heap(rng: random.Random) -> None:
 
 def encoded(path: Path, frames: npt.NDArray[np.float32], fps: float = 24.0) -> bytes:
     """The bytes of the file that the frames are encoded to."""
-    writer = WRITERS[path.suffix](path, frames.shape[:3], fps)
+    writer = WRITERS[path.suffix](path, VideoHeader(frames.shape[:3], fps))
     for index, frame in enumerate(frames):
         writer.write(index, frame)
     writer.close()

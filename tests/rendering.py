@@ -17,9 +17,9 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry, weights
-from longtake.pipelines.base import VideoPipeline
+from longtake.pipelines.base import LoadOptions, VideoPipeline
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
 from longtake.pipelines.snapshots import LoopState, Snapshots
 from longtake.pipelines.stages import StageReport
@@ -78,8 +78,7 @@ def loaded(
     return registry.load(
         Checkpoint.open(folder),
         world() if on_ranks else ALONE,
-        dtype=getattr(torch, dtype),
-        shard_weights=shard_weights,
+        LoadOptions(getattr(torch, dtype), shard_weights=shard_weights),
     )
 
 
@@ -105,14 +104,8 @@ def decode(
         assert (video, index) == divmod(len(frames), resolved.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decode_videos(
-        pipeline.decoder(resolved),
-        latents,
-        world,
-        StageReport(),
-        receive,
-        dropped_frames=dropped_frames,
-    )
+    decoder = pipeline.decoder(resolved)
+    decode_videos(DecodeRun(decoder, latents, world, receive, dropped_frames=dropped_frames))
     if world.rank != 0:
         assert not frames
         return np.zeros((0,), dtype=np.float32)
@@ -185,7 +178,7 @@ def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
     weights._read = counted
     try:
         checkpoint = Checkpoint.open(folder)
-        pipeline = registry.load(checkpoint, hosts, dtype=torch.float32)
+        pipeline = registry.load(checkpoint, hosts, LoadOptions(torch.float32))
     finally:
         weights._read = read
     ours, theirs = (each.denoiser.state_dict() for each in (pipeline, loaded(folder, False)))

@@ -1,4 +1,8 @@
-"""Which launcher an engine uses by default."""
+"""Which launcher an engine uses by default.
+
+Launchers are imported on use: they import torch, which takes seconds, and an engine refuses a
+damaged model before it needs one.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.launch.in_process import InProcess
-from longtake.engine.launch.joined_group import JoinedGroup
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.torchrun import TorchrunPlace
 
 LauncherFactory = Callable[[EngineConfig, str], Launcher]
@@ -33,7 +34,13 @@ def launcher_factory(
         scratch: Folder for the ranks' logs; the system's temporary folder if None.
     """
     if place is not None:
+        from longtake.engine.launch.joined_group import JoinedGroup
+
         return partial(JoinedGroup, place=place)
     if config.devices == 1 and not isolated:
+        from longtake.engine.launch.in_process import InProcess
+
         return InProcess
+    from longtake.engine.launch.local_processes import LocalProcesses
+
     return partial(LocalProcesses, scratch=scratch)

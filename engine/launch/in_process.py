@@ -7,9 +7,8 @@ import gc
 import torch
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput
+from longtake.engine.job import JobRun
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.media.sinks import Sink
 from longtake.engine.memory_use import is_out_of_memory
 from longtake.engine.rank_report import RankReport
 from longtake.engine.worker import Worker
@@ -31,22 +30,15 @@ class InProcess(Launcher):
         """Load the model in this process."""
         self._worker = Worker(self._config, self._world, on_progress)
 
-    def render(
-        self,
-        job: Job,
-        sink: Sink,
-        on_progress: OnProgress,
-        job_input: JobInput = None,
-        stop_requested: StopRequested = never,
-    ) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         """Render in this process; running out of memory raises EngineError."""
         assert self._worker is not None
         try:
-            return self._worker.render(job, sink, on_progress, stop_requested, job_input)
+            return self._worker.render(run)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, LongtakeError) or not is_out_of_memory(error):
                 raise
-            request = job.request
+            request = run.job.request
             raise EngineError(
                 f"out of memory with {request.num_videos} x {request.num_frames} frames of "
                 f"{request.width}x{request.height}: ask for fewer or smaller ones, or for more "

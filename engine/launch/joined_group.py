@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput, refusal_of
+from longtake.engine.job import Job, JobRun, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.process_group import Rendezvous, control_group, join_group
 from longtake.engine.launch.protocol.deadlines import Deadlines
@@ -78,28 +78,22 @@ class JoinedGroup(Launcher):
             raise refusal_of(*first_refusal)
         return Job.model_validate(first_job)
 
-    def render(
-        self,
-        job: Job,
-        sink: Sink,
-        on_progress: OnProgress,
-        job_input: JobInput = None,
-        stop_requested: StopRequested = never,
-    ) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         """Render one job; returns on all ranks together. Only rank 0's sink receives output.
 
         SIGINT or SIGTERM on any rank stops all ranks between steps or tiles.
         """
         assert self._worker is not None
-        with self._watched(on_progress) as watched_progress, _collected_signals() as signals:
+        with self._watched(run.on_progress) as watched_progress, _collected_signals() as signals:
+            watched = JobRun(
+                run.job,
+                _CallersSink(run.sink, self._callers_errors),
+                watched_progress,
+                run.job_input if self._place.rank == 0 else None,
+                lambda: bool(signals) or run.stop_requested(),
+            )
             try:
-                return self._worker.render(
-                    job,
-                    _CallersSink(sink, self._callers_errors),
-                    watched_progress,
-                    lambda: bool(signals) or stop_requested(),
-                    job_input if self._place.rank == 0 else None,
-                )
+                return self._worker.render(watched)
             except Stopped as error:
                 error.terminated = signal.SIGINT not in signals
                 raise

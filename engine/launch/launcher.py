@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from longtake.engine.job import Job, JobInput
-from longtake.engine.media.sinks import Sink
+from longtake.engine.job import Job, JobRun
 from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError
 from longtake.pipelines.progress import OnProgress, StopRequested, never
@@ -39,31 +38,18 @@ class Launcher(ABC):
         return job
 
     @abstractmethod
-    def render(
-        self,
-        job: Job,
-        sink: Sink,
-        on_progress: OnProgress,
-        job_input: JobInput = None,
-        stop_requested: StopRequested = never,
-    ) -> list[RankReport]:
-        """Render one job. Whatever the sink or ``on_progress`` raises stops all ranks.
-
-        Args:
-            job: The job.
-            sink: Receives the output; a :class:`TraceSink` if the job is traced.
-            on_progress: Called as ranks make progress.
-            job_input: The array that the job needs, if any.
-            stop_requested: Polled while rendering. Ranks in other processes that do not stop
-                within ``stop_timeout_s`` are killed.
+    def render(self, run: JobRun) -> list[RankReport]:
+        """Render a job. Ranks in other processes that do not stop within ``stop_timeout_s`` are
+        killed.
 
         Returns:
             What each rank measured, by rank.
 
         Raises:
             RefusedInputError: The job cannot run; the ranks can take another one if :attr:`alive`.
-            Stopped: ``stop_requested`` returned true; likewise.
+            Stopped: ``run.stop_requested`` returned true; likewise.
             RankError: A rank died or hung; all ranks have ended.
+            Exception: Whatever the sink or ``on_progress`` raised; all ranks have stopped.
         """
 
     @property

@@ -12,16 +12,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput, refusal_of
+from longtake.engine.job import JobRun, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
 from longtake.engine.launch.protocol.deadlines import TIMED_OUT
-from longtake.engine.launch.protocol.rank_protocol import (
-    LOADING,
-    EngineSide,
-    RankFailure,
-    RankState,
-)
+from longtake.engine.launch.protocol.engine_side import EngineSide
+from longtake.engine.launch.protocol.messages import LOADING, RankFailure, RankState
 from longtake.engine.launch.rank_processes import RankProcesses
 from longtake.engine.media.sinks import NullSink, Sink
 from longtake.engine.rank_report import RankReport
@@ -71,19 +67,12 @@ class LocalProcesses(Launcher):
             self._kill()
             raise
 
-    def render(
-        self,
-        job: Job,
-        sink: Sink,
-        on_progress: OnProgress,
-        job_input: JobInput = None,
-        stop_requested: StopRequested = never,
-    ) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         """Render on the processes."""
         number = self._ranks.next_number()
         try:
-            self._ranks.submit(number, job, job_input)
-            result = self._receive(number, sink, on_progress, stop_requested)
+            self._ranks.submit(number, run.job, run.job_input)
+            result = self._receive(number, run.sink, run.on_progress, run.stop_requested)
         except BaseException as error:
             if self.alive:  # the caller's error, a stop, or Ctrl-C
                 self._stop(number, error)

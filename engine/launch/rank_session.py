@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from longtake.engine.job import Job, JobInput
+from longtake.engine.job import Job, JobInput, JobRun
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.sinks import Sink
 from longtake.engine.rank_report import RankReport
@@ -89,7 +89,8 @@ class RankSession:
             except RefusedInputError as error:
                 refusal = error
             agreed = launcher.agree(job, refusal)
-            return agreed, launcher.render(agreed, sink, on_progress, array, stop_requested)
+            run = JobRun(agreed, sink, on_progress, array, stop_requested)
+            return agreed, launcher.render(run)
 
     def refuse(self, refusal: RefusedInputError, on_progress: OnProgress) -> None:
         """Have all ranks of torchrun raise rank 0's refusal, this one included."""

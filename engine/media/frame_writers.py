@@ -7,9 +7,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import av
@@ -37,7 +37,21 @@ _BT709, _LIMITED_RANGE = 1, 1
 _EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
 """Flags of libswscale: bicubic, full chroma in and out, accurate rounding, bit-exact."""
 _LARGEST_RATE_PART = 65535
-_NO_TAGS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What is known of a video before its first frame.
+
+    Attributes:
+        shape: Number of frames, height, width.
+        fps: Frames per second.
+        tags: Embedded text, under ``title`` and ``comment``; ignored by .npy.
+    """
+
+    shape: tuple[int, int, int]
+    fps: float
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class FrameWriter(ABC):
@@ -45,19 +59,11 @@ class FrameWriter(ABC):
 
     Args:
         path: Temporary file or folder.
-        shape: Number of frames, height, width.
-        fps: Frames per second.
-        tags: Embedded text, under ``title`` and ``comment``; ignored by .npy.
+        header: The video's size, rate and tags.
     """
 
     @abstractmethod
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        fps: float,
-        tags: Mapping[str, str] = _NO_TAGS,
-    ) -> None: ...
+    def __init__(self, path: Path, header: VideoHeader) -> None: ...
 
     @abstractmethod
     def write(self, index: int, frame: Array) -> None:
@@ -97,24 +103,18 @@ class _Encoded(FrameWriter):
     An .mp4 of an odd size is in 4:4:4, since H.264 in 4:2:0 has even sizes only.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        fps: float,
-        tags: Mapping[str, str] = _NO_TAGS,
-    ) -> None:
+    def __init__(self, path: Path, header: VideoHeader) -> None:
         kind = kind_of(path)
-        num_frames, height, width = shape
+        num_frames, height, width = header.shape
         odd = height % 2 or width % 2
         self._format = "yuv444p" if kind == ".mp4" and odd else "yuv420p"
         self._reformatter = VideoReformatter()
-        options = {**_CONTAINER_OPTIONS, **_layout_options(kind, num_frames, tags)}
+        options = {**_CONTAINER_OPTIONS, **_layout_options(kind, num_frames, header.tags)}
         self._target = _FailsOnce(path.open("wb", buffering=0))
         try:
             self._file = av.open(self._target, "w", kind[1:], container_options=options)
-            self._file.metadata.update(tags)
-            rate = Fraction(fps).limit_denominator(_LARGEST_RATE_PART)
+            self._file.metadata.update(header.tags)
+            rate = Fraction(header.fps).limit_denominator(_LARGEST_RATE_PART)
             self._frame_time = 1 / rate
             stream: Any = self._file.add_stream(_CODECS[kind], rate, _ENCODER_OPTIONS[kind])
             stream.width, stream.height, stream.pix_fmt = width, height, self._format
@@ -171,17 +171,12 @@ def _layout_options(kind: str, num_frames: int, tags: Mapping[str, str]) -> dict
 class _Gif(FrameWriter):
     """A looping animated GIF. Frames last a multiple of 10 ms, 20 ms at least."""
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        fps: float,
-        tags: Mapping[str, str] = _NO_TAGS,
-    ) -> None:
+    def __init__(self, path: Path, header: VideoHeader) -> None:
         self._target = path.open("wb")
-        self._settings: dict[str, Any] = {"duration": 10 * max(2, round(100 / fps)), "loop": 0}
-        if tags:
-            self._settings["comment"] = "\n".join(tags.values()).encode()
+        duration_ms = 10 * max(2, round(100 / header.fps))
+        self._settings: dict[str, Any] = {"duration": duration_ms, "loop": 0}
+        if header.tags:
+            self._settings["comment"] = "\n".join(header.tags.values()).encode()
         self._frames: list[npt.NDArray[np.uint8]] = []
 
     def write(self, index: int, frame: Array) -> None:
@@ -202,17 +197,11 @@ class _Gif(FrameWriter):
 class _Folder(FrameWriter):
     """A folder of numbered PNG files, tagged as sRGB."""
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        fps: float,
-        tags: Mapping[str, str] = _NO_TAGS,
-    ) -> None:
+    def __init__(self, path: Path, header: VideoHeader) -> None:
         self._path = path
         self._chunks = PngImagePlugin.PngInfo()
         self._chunks.add(b"sRGB", b"\0")  # 0: perceptual
-        for name, text in tags.items():
+        for name, text in header.tags.items():
             self._chunks.add_itxt(name.title(), text, zip=True)
         path.mkdir()
 
@@ -229,16 +218,10 @@ class _Folder(FrameWriter):
 class _Raw(FrameWriter):
     """``[frames, height, width, 3]``, float32 in [0, 1], for numpy."""
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        fps: float,
-        tags: Mapping[str, str] = _NO_TAGS,
-    ) -> None:
+    def __init__(self, path: Path, header: VideoHeader) -> None:
         self._file: BinaryIO = path.open("wb")
-        header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, 3)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        description = {"descr": "<f4", "fortran_order": False, "shape": (*header.shape, 3)}
+        np.lib.format.write_array_header_1_0(self._file, description)
 
     def write(self, index: int, frame: Array) -> None:
         self._file.write(np.ascontiguousarray(frame, dtype="<f4").data)

@@ -13,6 +13,7 @@ from longtake.configs.request import OutputType
 from longtake.engine.media.frame_writers import WRITERS, kind_of
 from longtake.engine.media.paths import (
     LATENTS_SUFFIX,
+    OutputTarget,
     kept_latents_path,
     metadata_path,
     output_paths,
@@ -68,27 +69,19 @@ def free_output(path: Path, num_videos: int, *, metadata: bool) -> Path:
     return next(filter(is_free, numbered(path)))
 
 
-def check_output(
-    path: Path,
-    num_videos: int,
-    *,
-    metadata: bool,
-    overwrite: bool = False,
-    keeps: bool = True,
-) -> None:
+def check_output(target: OutputTarget, num_videos: int, *, keeps: bool = True) -> None:
     """Check, before anything is rendered, that an output can be written.
 
     Args:
-        path: Path of the output.
+        target: Where the output goes.
         num_videos: Number of videos.
-        metadata: Whether a .json will be written.
-        overwrite: Whether an earlier video and its .json may be replaced.
         keeps: Whether snapshots and latents will be kept while it is rendered.
 
     Raises:
         RequestError: The suffix is unknown, the folder is missing, write-protected or full, a name
             is too long, or a file exists that may not be replaced.
     """
+    path, overwrite = target.path, target.overwrite
     if path.name in ("", ".."):
         raise RequestError(f"output={str(path)!r} has no name: name a file, or a folder for PNGs")
     output_type(path)
@@ -103,7 +96,7 @@ def check_output(
                 _check_folder(each, metadata_path(path), overwrite)
             else:
                 _check_file(each, overwrite)
-        if metadata:
+        if target.metadata:
             _check_metadata(metadata_path(path), overwrite)
         if keeps:
             _check_length(path, [snapshot_path(path, 9), kept_latents_path(path, 9)])

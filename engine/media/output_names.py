@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from longtake.configs.request import OutputType
 from longtake.engine.media.output_files import check_output, free_output, output_type
-from longtake.engine.media.paths import INDEX
+from longtake.engine.media.paths import INDEX, OutputTarget
 from longtake.errors import RequestError
 
 DEFAULT_OUTPUT = "out.mp4"
@@ -67,7 +67,11 @@ class OutputSpec:
 
     def check(self, path: Path, num_videos: int) -> None:
         """Check that all files can be written at a path; see :func:`check_output`."""
-        check_output(path, num_videos, metadata=self.metadata, overwrite=self.overwrite)
+        check_output(self.target(path), num_videos)
+
+    def target(self, path: Path) -> OutputTarget:
+        """Where the files of this output go, at one of its paths."""
+        return OutputTarget(path, metadata=self.metadata, overwrite=self.overwrite)
 
 
 def fill_placeholders(template: str, values: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Names of the files of an output.
+"""Where the files of an output go.
 
 Next to ``out.mp4`` are ``out.mp4.json``, its metadata, and, while it is rendered,
 ``out.snapshot.safetensors`` or ``out.latents.safetensors``.
@@ -6,12 +6,30 @@ Next to ``out.mp4`` are ``out.mp4.json``, its metadata, and, while it is rendere
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 LATENTS_SUFFIX = ".safetensors"
 
 INDEX = "{index}"
 """Placeholder for the number of each of several videos."""
+
+
+@dataclass(frozen=True)
+class OutputTarget:
+    """Where an output goes, and what it may replace.
+
+    Attributes:
+        path: Path of the output; its suffix selects the format.
+        metadata: Whether a .json is written next to the videos.
+        overwrite: Whether an earlier output of this path is replaced.
+        token: Part of the temporary names; random if None.
+    """
+
+    path: Path
+    metadata: bool = True
+    overwrite: bool = False
+    token: str | None = None
 
 
 def output_paths(path: Path, num_videos: int) -> list[Path]:

@@ -17,10 +17,16 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.embedded_metadata import embedded_metadata
-from longtake.engine.media.frame_writers import WRITERS, FrameWriter, frame_path, kind_of
+from longtake.engine.media.frame_writers import (
+    WRITERS,
+    FrameWriter,
+    VideoHeader,
+    frame_path,
+    kind_of,
+)
 from longtake.engine.media.latents import KeptLatents, Origin, latents_bytes
 from longtake.engine.media.output_files import place_all
-from longtake.engine.media.paths import LATENTS_SUFFIX, metadata_path, output_paths
+from longtake.engine.media.paths import LATENTS_SUFFIX, OutputTarget, metadata_path, output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, drop_snapshot
 from longtake.errors import EngineError, Stopped, with_message
 from longtake.files.atomic import flush_to_disk, numbered, partial_path, writing
@@ -36,16 +42,14 @@ class VideoFiles:
     error says how to decode it.
 
     Args:
-        path: Path of the output; its suffix selects the format.
+        target: Where the files go. Without ``metadata`` none are embedded in the videos either.
+            Without ``overwrite``, files that appeared since :func:`check_output` stay, and the
+            videos' names get a number.
         request: The rendered request.
         engine: Configuration of the engine.
-        metadata: Write a .json, and embed metadata in the videos unless the request forbids it.
         num_frames: Frames of each video; the request's if None.
         keep_latents: Keep the latents while they are decoded; False where a snapshot does.
         snapshots: The rendering's snapshots, which are removed once the latents are kept.
-        token: Part of the temporary names; random if None.
-        overwrite: Replace existing files. Otherwise files that appeared since :func:`check_output`
-            stay, and the videos' names get a number.
 
     Attributes:
         paths: The videos' paths.
@@ -56,33 +60,28 @@ class VideoFiles:
 
     def __init__(
         self,
-        path: Path,
+        target: OutputTarget,
         request: ResolvedDecode,
         engine: EngineConfig,
         *,
-        metadata: bool = True,
         num_frames: int | None = None,
         keep_latents: bool = True,
         snapshots: SnapshotPlan | None = None,
-        token: str | None = None,
-        overwrite: bool = False,
     ) -> None:
-        self._path = path
+        self._target = target
         self._keeps_latents, self._snapshots = keep_latents, snapshots
         self._origin: Origin | None = None
         if isinstance(request, ResolvedRequest):
             identity = None if snapshots is None else snapshots.identity
             self._origin = Origin(request=request, engine=engine, identity=identity)
-        self.paths = output_paths(path, request.num_videos)
+        self.paths = output_paths(target.path, request.num_videos)
         self.seconds = 0.0
         self.published: list[Path] = []
-        self.kept = KeptLatents(path, engine, overwrite=overwrite)
+        self.kept = KeptLatents(target.path, engine, overwrite=target.overwrite)
         self._request = request
         self._num_frames = num_frames or request.num_frames
-        self._token = token
-        self._partial = [partial_path(each, token) for each in self.paths]
-        self._has_metadata, self._overwrite = metadata, overwrite
-        self._embeds = metadata and request.embed_metadata
+        self._partial = [partial_path(each, target.token) for each in self.paths]
+        self._embeds = target.metadata and request.embed_metadata
         self._tags = embedded_metadata(request, engine) if self._embeds else {}
         self._writers: dict[int, FrameWriter] = {}
 
@@ -114,7 +113,7 @@ class VideoFiles:
     def latents(self, latents: Array) -> None:
         """Write the latents: to the output if it holds latents, else to the file that keeps them
         while they are decoded."""
-        if kind_of(self._path) != LATENTS_SUFFIX:
+        if kind_of(self._target.path) != LATENTS_SUFFIX:
             if self._keeps_latents:
                 self.kept.write(latents, self._origin)
             if self._snapshots is not None and self.kept.path is not None:
@@ -127,15 +126,14 @@ class VideoFiles:
 
     def frame(self, video: int, index: int, frame: Array) -> None:
         """Write one frame."""
-        if kind_of(self._path) == LATENTS_SUFFIX:
+        if kind_of(self._target.path) == LATENTS_SUFFIX:
             return
         with self._timed(self.paths[video]):
             if video not in self._writers:
                 shape = (self._num_frames, *frame.shape[:2])
+                header = VideoHeader(shape, self._request.fps, self._tags)
                 make = WRITERS[kind_of(self.paths[video])]
-                self._writers[video] = make(
-                    self._partial[video], shape, self._request.fps, self._tags
-                )
+                self._writers[video] = make(self._partial[video], header)
             self._writers[video].write(index, frame)
             if index == self._num_frames - 1:
                 self._writers[video].close()
@@ -160,19 +158,19 @@ class VideoFiles:
         for video in self._writers:
             raise EngineError(f"{self.paths[video]} lacks frames: it was not written")
         partials = list(self._partial)
-        if self._has_metadata:
-            path = metadata_path(self._path)
-            partial = partial_path(path, self._token)
+        if self._target.metadata:
+            path = metadata_path(self._target.path)
+            partial = partial_path(path, self._target.token)
             self._partial.append(partial)
             partials.insert(0, partial)
             with writing(path):
                 partial.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        for partial, path in zip(partials, self._names(self._path), strict=True):
+        for partial, path in zip(partials, self._names(self._target.path), strict=True):
             with writing(path):
                 for file in partial.iterdir() if partial.is_dir() else ():
                     flush_to_disk(file)
                 flush_to_disk(partial)
-        if self._overwrite:
+        if self._target.overwrite:
             self._replace(partials)
         else:
             self._place(partials)
@@ -184,20 +182,20 @@ class VideoFiles:
     def _names(self, path: Path) -> list[Path]:
         """Final names of all files of an output: its metadata, if any, and its videos."""
         videos = output_paths(path, self._request.num_videos)
-        return [metadata_path(path), *videos] if self._has_metadata else videos
+        return [metadata_path(path), *videos] if self._target.metadata else videos
 
     def _place(self, partials: list[Path]) -> None:
         """Rename without replacing files. Metadata come first: they say whose videos follow."""
-        for path in numbered(self._path):
+        for path in numbered(self._target.path):
             names = self._names(path)
             with writing(self.paths[0]):
                 if not place_all(list(zip(partials, names, strict=True))):
                     continue
-            if path != self._path:
+            if path != self._target.path:
                 self.paths = output_paths(path, self._request.num_videos)
                 logger.error(
                     "%s was put there by something else meanwhile: this video is %s",
-                    self._path,
+                    self._target.path,
                     " ".join(map(str, self.paths)),
                 )
             self.published += names
@@ -206,7 +204,7 @@ class VideoFiles:
     def _replace(self, partials: list[Path]) -> None:
         """Replace existing files. The metadata come last: until then, the old ones describe the old
         videos."""
-        moves = list(zip(partials, self._names(self._path), strict=True))
+        moves = list(zip(partials, self._names(self._target.path), strict=True))
         for partial, path in reversed(moves):
             with writing(path):
                 if path.is_dir():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.configs.parallel import ParallelConfig
@@ -93,15 +95,7 @@ def make_plan(
         num_heads=plan_input.spec.num_heads,
         true_cfg=plan_input.request.uses_true_cfg,
     )
-    layouts: list[Prediction] = []
-    refused: list[RefusedLayout] = []
-    for dims in candidates:
-        for shard in shard_choices:
-            reason = out_of_memory_reason(plan_input, dims, shard_weights=shard)
-            if reason is None:
-                layouts.append(predict(plan_input, dims, shard_weights=shard))
-            else:
-                refused.append(RefusedLayout(layout_name(dims, shard_weights=shard), reason))
+    layouts, refused = _predict_fitting(plan_input, candidates, shard_choices)
     refused += [
         RefusedLayout(dims.name, _NO_SECOND_BRANCH)
         for dims in matching_layouts(requested, devices)
@@ -115,3 +109,18 @@ def make_plan(
         tuple(refused),
         "" if layouts else suggest(plan_input, requested, devices, shard_choices),
     )
+
+
+def _predict_fitting(
+    plan_input: PlanInput, candidates: Sequence[ParallelDims], shard_choices: Sequence[bool]
+) -> tuple[list[Prediction], list[RefusedLayout]]:
+    """Predictions of the layouts that fit in memory, and those that do not."""
+    fitting: list[Prediction] = []
+    refused: list[RefusedLayout] = []
+    for dims, shard in itertools.product(candidates, shard_choices):
+        reason = out_of_memory_reason(plan_input, dims, shard_weights=shard)
+        if reason is None:
+            fitting.append(predict(plan_input, dims, shard_weights=shard))
+        else:
+            refused.append(RefusedLayout(layout_name(dims, shard_weights=shard), reason))
+    return fitting, refused

@@ -46,9 +46,9 @@ class EngineOutline:
     def __init__(self, config: EngineConfig, place: TorchrunPlace | None = None) -> None:
         if place is not None:
             config = config.model_copy(update={"devices": place.world_size})
-        self._device_type = device_type_of(config, place)
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self.spec = registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
+        self._device_type = device_type_of(config, place)  # imports torch if there is a driver
         self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 

@@ -39,7 +39,7 @@ def resolve(
     Args:
         request: The request.
         spec: The model's specification.
-        picture: The request's picture; None: the request is resolved without a check of it.
+        picture: The request's picture; None leaves it unchecked.
 
     Returns:
         The request with all fields set.
@@ -49,40 +49,25 @@ def resolve(
             or the picture.
     """
     defaults, guidance = spec.defaults, request.guidance_scale
-    steps = request.num_inference_steps
-    if request.sigmas is not None:
-        steps = len(request.sigmas) if steps is None else steps
-        if steps != len(request.sigmas):
-            raise RequestError(
-                f"num_inference_steps={steps} with {len(request.sigmas)} sigmas: there must be one "
-                "sigma a step; leave num_inference_steps out"
-            )
-    image_fields = _image_fields(request, spec, picture)
-    shift = request.flow_shift or defaults.flow_shift or spec.flow_shift
-    if image_fields.get("i2v_mode") == "dynamic":
-        shift = request.flow_shift or defaults.dynamic_flow_shift
+    num_steps = _num_inference_steps(request) or defaults.num_inference_steps
+    picture_fields = _picture_fields(request, spec, picture)
     height, width = resolve_size(request, spec, picture)
-    values: dict[str, Any] = {
+    fields: dict[str, Any] = {
+        **request.model_dump(exclude=_SHORTHANDS),
+        **picture_fields,
         "height": height,
         "width": width,
-        **image_fields,
         "num_frames": resolve_num_frames(request, spec),
-        "num_inference_steps": steps or defaults.num_inference_steps,
+        "num_inference_steps": num_steps,
         "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
-        "flow_shift": shift,
+        "flow_shift": _flow_shift(request, spec, picture_fields.get("i2v_mode")),
         **_decode_fields(request, spec),
         "seed": secrets.randbits(32) if request.seed is None else request.seed,
         "prompt_template": request.prompt_template or defaults.prompt_template,
         "max_sequence_length": request.max_sequence_length or defaults.max_sequence_length,
+        "negative_prompt": _negative_prompt(request),
     }
-    if request.uses_true_cfg and request.negative_prompt is None:
-        values["negative_prompt"] = ""
-    if request.negative_prompt and not request.uses_true_cfg:
-        logger.warning(
-            "negative_prompt has no effect with true_cfg_scale=%g: try 6",
-            request.true_cfg_scale,
-        )
-    resolved = ResolvedRequest(**{**request.model_dump(exclude=_SHORTHANDS), **values})
+    resolved = ResolvedRequest(**fields)
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
     _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
@@ -90,7 +75,39 @@ def resolve(
     return resolved
 
 
-def _image_fields(
+def _num_inference_steps(request: Rendering) -> int | None:
+    """The requested number of steps, or that of the requested sigmas."""
+    steps, sigmas = request.num_inference_steps, request.sigmas
+    if sigmas is None:
+        return steps
+    if steps not in (None, len(sigmas)):
+        raise RequestError(
+            f"num_inference_steps={steps} with {len(sigmas)} sigmas: there must be one "
+            "sigma a step; leave num_inference_steps out"
+        )
+    return len(sigmas)
+
+
+def _flow_shift(request: Rendering, spec: ModelSpec, i2v_mode: str | None) -> float | None:
+    """The requested shift, else the default of the mode or the model."""
+    defaults = spec.defaults
+    if i2v_mode == "dynamic":
+        return request.flow_shift or defaults.dynamic_flow_shift
+    return request.flow_shift or defaults.flow_shift or spec.flow_shift
+
+
+def _negative_prompt(request: Rendering) -> str | None:
+    """The negative prompt, empty by default with true CFG; a warning if it has no effect."""
+    if request.uses_true_cfg:
+        return request.negative_prompt or ""
+    if request.negative_prompt:
+        logger.warning(
+            "negative_prompt has no effect with true_cfg_scale=%g: try 6", request.true_cfg_scale
+        )
+    return request.negative_prompt
+
+
+def _picture_fields(
     request: Rendering, spec: ModelSpec, picture: CheckedPicture | None
 ) -> dict[str, Any]:
     """The fields about the picture; none for a text-to-video model."""

@@ -42,20 +42,13 @@ def resolve_size(
     Raises:
         RequestError: A side would have too many pixels.
     """
-    height, width, defaults = request.height, request.width, spec.defaults
+    defaults, (height, width) = spec.defaults, _requested_sides(request)
     resolution = ratio = None
     if isinstance(request, VideoRequest):
         resolution, ratio = request.resolution, request.aspect_ratio
-        if request.size is not None:
-            width, height = sides_of(request.size)
     if (height and width) or (picture is None and resolution is None and ratio is None):
         return height or defaults.height, width or defaults.width
-    aspect = defaults.width / defaults.height
-    if ratio is not None:
-        aspect = ratio_of(ratio)
-    elif picture is not None:
-        picture_height, picture_width = picture.size
-        aspect = min(max(picture_width / picture_height, 1 / _MAX_ASPECT_RATIO), _MAX_ASPECT_RATIO)
+    aspect = _aspect(ratio, picture, spec)
     if height:
         return height, _nearest_multiple(height * aspect, spec)
     if width:
@@ -65,17 +58,41 @@ def resolve_size(
         short = int(resolution.removesuffix("p"))
         area = short * short * max(aspect, 1 / aspect)
     else:
-        area = defaults.height * defaults.width
-        target = area if ratio is not None or picture is None else math.prod(picture.size)
-        own_sizes = min(
-            defaults.sizes.values(),
-            key=lambda sizes: min(abs(math.log(h * w / target)) for h, w in sizes),
-            default=(),
-        )
+        area = num_pixels = defaults.height * defaults.width
+        if ratio is None and picture is not None:
+            num_pixels = math.prod(picture.size)
+        own_sizes = _own_sizes_near(num_pixels, spec)
     if found := _own_size(own_sizes, aspect, any_aspect=ratio is None):
         return found
     side = math.sqrt(area / aspect)
     return _nearest_multiple(side, spec), _nearest_multiple(side * aspect, spec)
+
+
+def _requested_sides(request: Rendering) -> tuple[int | None, int | None]:
+    """The requested height and width, as far as the request gives them in pixels."""
+    if isinstance(request, VideoRequest) and request.size is not None:
+        width, height = sides_of(request.size)
+        return height, width
+    return request.height, request.width
+
+
+def _aspect(ratio: str | None, picture: CheckedPicture | None, spec: ModelSpec) -> float:
+    """Width over height: the requested ratio, else the picture's, else the model's."""
+    if ratio is not None:
+        return ratio_of(ratio)
+    if picture is not None:
+        height, width = picture.size
+        return min(max(width / height, 1 / _MAX_ASPECT_RATIO), _MAX_ASPECT_RATIO)
+    return spec.defaults.width / spec.defaults.height
+
+
+def _own_sizes_near(num_pixels: int, spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """The model's own sizes of the resolution nearest to a number of pixels."""
+    return min(
+        spec.defaults.sizes.values(),
+        key=lambda sizes: min(abs(math.log(h * w / num_pixels)) for h, w in sizes),
+        default=(),
+    )
 
 
 def _own_size(

@@ -19,10 +19,8 @@ import numpy as np
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.job import Job
-from longtake.engine.launch.in_process import InProcess
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.pictures.picture import noise_picture
 from longtake.engine.media.sinks import NullSink
@@ -188,6 +186,10 @@ def verify(
         RefusedInputError: The model or a layout cannot be rendered.
         EngineError: A rank died or hung.
     """
+    # These import torch, which a command that refuses its input should not wait for.
+    from longtake.engine.launch.in_process import InProcess
+    from longtake.engine.launch.local_processes import LocalProcesses
+
     device_type = config.device
     alone = config.model_copy(update={"devices": 1})
     return Verification(
@@ -296,7 +298,7 @@ class Verification:
                 self._on_progress(Progress("denoising", steps, total, name))
 
             try:
-                reports = launcher.render(job, sink, count, noise_picture(job.request))
+                reports = launcher.render(JobRun(job, sink, count, noise_picture(job.request)))
             except RefusedInputError as error:
                 raise type(error)(f"{name}: {error}") from error
             done += job.request.num_inference_steps

@@ -7,9 +7,7 @@ hook for errors (``tyro._errors``) is private: so every word is checked here bef
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import operator
 import shlex
 import sys
 from dataclasses import field, make_dataclass
@@ -196,14 +194,9 @@ _KINDS: dict[int | None, Any] = {
 
 def _print_commands() -> NoReturn:
     """Print the help of longtake itself, and exit."""
-    commands: Any = functools.reduce(
-        operator.or_,
-        (
-            Annotated[
-                make_dataclass(name, ()), tyro.conf.subcommand(name, description=each.summary)
-            ]
-            for name, each in COMMANDS.items()
-        ),
+    commands: Any = tyro.extras.subcommand_type_from_defaults(
+        {name: make_dataclass(name, ())() for name in COMMANDS},
+        {name: command.summary for name, command in COMMANDS.items()},
     )
     tyro.cli(commands, args=["--help"], prog="longtake", description=_DESCRIPTION)
     raise SystemExit(0)

@@ -5,24 +5,17 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-import os
 import sys
 import traceback
-from pathlib import Path
-from typing import Any
 
 from longtake.cli.command_line import parse
 from longtake.cli.interrupts import EXIT_STOPPED, Interrupts
 from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
-from longtake.errors import EngineError, RefusedInputError, RequestError, Stopped, one_line
-from longtake.files.reading import check_regular
+from longtake.errors import EngineError, RefusedInputError, Stopped, one_line
 from longtake.version import __version__
 
 EXIT_DONE, EXIT_REFUSED, EXIT_FAILED = 0, 2, 3
-
-_MODEL_COMMANDS = ("generate", "batch", "serve", "decode", "verify")
-"""Commands that load a model's weights."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +54,6 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
     logging.basicConfig(format="longtake: %(message)s", handlers=[_log_handler()])
     try:
         with view:
-            _check_files(command, options)
             module = importlib.import_module(f"longtake.cli.commands.{command}")
             interrupts.begin(lambda: view.stop_timeout_s)
             return module.run(options, view) or EXIT_DONE
@@ -80,30 +72,6 @@ def run(arguments: list[str], interrupts: Interrupts) -> int:
         return view.failed(one_line(error), type(error).__name__, EXIT_FAILED)
     finally:
         interrupts.finished = True
-
-
-def _check_files(command: str, options: dict[str, Any]) -> None:
-    """Refuse unreadable files and damaged models before the command imports torch for seconds.
-
-    The command checks them again when it uses them, with the options of its config file.
-    """
-    for name in ("config", "latents"):
-        path = os.path.expanduser(options.get(name) or "")
-        if path and os.path.exists(path):
-            try:
-                check_regular(Path(path))
-            except OSError as error:
-                raise RequestError(f"{name}={path!r} cannot be read: {error.strerror}") from error
-    model = options.get("model")
-    if (
-        command in _MODEL_COMMANDS
-        and model is not None
-        and os.path.exists(os.path.expanduser(model))
-    ):
-        from longtake.pipelines import registry
-        from longtake.pipelines.checkpoint import Checkpoint
-
-        registry.inspect(Checkpoint.open(model), autoencoder_only=command == "decode")
 
 
 def _log_handler() -> logging.Handler:

@@ -1,4 +1,4 @@
-"""From parsed options to the objects that configs/ declares, which validate them."""
+"""Builds the objects that configs/ declares from parsed options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMMAND_LINE_ONLY = ("config", "output", "metadata", "quiet", "json", "latents"
 
 
 def given_values(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given and that a config file could set, with prompts read."""
+    """The options that were given and that a config file could set, with prompts read in."""
     return {
         name: value
         for name, value in read_prompts(options).items()
@@ -28,7 +28,7 @@ def pop_fields(values: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def engine_config(values: dict[str, Any]) -> EngineConfig:
-    """The engine's configuration; the degrees of parallelism stand among the other values.
+    """The engine's configuration, from values that hold the parallel degrees at the same level.
 
     Raises:
         RequestError: A value is invalid or unknown.

@@ -105,8 +105,7 @@ class View(Display, ABC):
         Returns:
             The exit code.
         """
-        rank = "" if TorchrunPlace.is_writer() else f"rank {os.environ['RANK']}: "
-        print_line(f"longtake: {rank}{message}", sys.stderr)
+        print_line(f"longtake: {TorchrunPlace.message_prefix()}{message}", sys.stderr)
         return exit_code
 
 

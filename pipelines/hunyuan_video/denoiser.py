@@ -55,6 +55,9 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         transformer: Text-to-video or image-to-video transformer (token_replace or latent_concat).
             The attention of its blocks is replaced by attention across ranks.
         kernel: Name of the local attention kernel.
+
+    Attributes:
+        image_condition: "token_replace" or "latent_concat"; None for text to video.
     """
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel, kernel: str = "auto") -> None:
@@ -62,7 +65,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         self.transformer = transformer
         self._kernel = kernel
         config = transformer.config
-        self._conditioning = config.image_condition_type
+        self.image_condition: str | None = config.image_condition_type
         self._patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self._width = config.num_attention_heads * config.attention_head_dim
         across_ranks = UspAttnProcessor()
@@ -103,10 +106,10 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
             [video_shards.split(rotation, mesh, dim=0), text_shards.split(no_rotation, mesh, dim=0)]
         )
         num_still, concatenated = 0, None
-        if self._conditioning == "token_replace":
+        if self.image_condition == "token_replace":
             first_frame = video_shards.segment(range(grid.num_tokens // grid.cells[0]))
             num_still = first_frame.counts[sequence_rank(mesh)]
-        elif self._conditioning == "latent_concat":
+        elif self.image_condition == "latent_concat":
             assert image is not None
             whole = _picture_and_mask(image.to(device), grid)
             concatenated = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)

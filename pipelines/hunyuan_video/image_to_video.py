@@ -48,8 +48,8 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
             prompt = request.negative_prompt or ""
             picture, stride = black(request.height, request.width), NEGATIVE_IMAGE_STRIDE
         else:
-            prompt, stride = request.prompt, IMAGE_STRIDES[self._conditioning]
-        assert picture is not None
+            assert picture is not None and self.denoiser.image_condition is not None
+            prompt, stride = request.prompt, IMAGE_STRIDES[self.denoiser.image_condition]
         return self._text.encode_beside(
             prompt, picture, request.prompt_template, request.max_sequence_length, stride
         )
@@ -81,11 +81,6 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
         if request.i2v_mode == "stable":
             share = torch.tensor(_NOISE_SHARE)
             start = start * share + picture * (1 - share)
-        if self._conditioning == "token_replace":
+        if self.denoiser.image_condition == "token_replace":
             start[:, :, :1] = picture
         return start
-
-    @property
-    def _conditioning(self) -> str:
-        conditioning: str = self._config.image_condition_type
-        return conditioning

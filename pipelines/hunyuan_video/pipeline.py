@@ -15,7 +15,7 @@ from diffusers import (
 
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import Stepper, Streams, VideoPipeline
+from longtake.pipelines.base import LoadOptions, Stepper, Streams, VideoPipeline
 from longtake.pipelines.build import build_module
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class HunyuanVideo(VideoPipeline):
     """HunyuanVideo text to video. Only rank 0 loads the text encoders."""
 
+    denoiser: HunyuanVideoDenoiser
     _text: TextEncoders
 
     def __init__(
@@ -40,47 +41,35 @@ class HunyuanVideo(VideoPipeline):
         checkpoint: Checkpoint,
         spec: ModelSpec,
         world: World,
-        *,
-        dtype: torch.dtype,
-        vae_dtype: torch.dtype,
-        kernel: str,
-        shard_weights: bool,
-        autoencoder_only: bool,
+        options: LoadOptions,
         on_component: Callable[[str], None],
     ) -> None:
-        """Load the model; collective over all ranks.
+        """Load the model. Collective: all ranks call it.
 
         Args:
-            dtype: Data type of the transformer and the text encoders.
-            vae_dtype: Data type of the autoencoder.
-            kernel: Name of the local attention kernel.
-            shard_weights: Whether to shard the transformer's weights over the ranks.
-            autoencoder_only: Whether to load only the autoencoder, which suffices to decode.
-            on_component: Callback invoked with each component's name before it is loaded.
+            checkpoint: The model's files.
+            spec: The model's specification.
+            world: The ranks.
+            options: Dtypes, attention kernel, and what to load.
+            on_component: Called with the name of each component before it is loaded.
 
         Raises:
             ModelError: A component cannot be loaded, or its weights belong to another model.
         """
         self.spec = spec
+        self._device = world.device
         on_component("vae")
         self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
+        vae_dtype = options.vae_dtype or options.dtype
         load_weights(self._vae, checkpoint.weights("vae"), world, vae_dtype)
-        if autoencoder_only:
+        if options.autoencoder_only:
             return
-        self._device = world.device
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
         on_component("transformer")
-        transformer = build_module(
-            HunyuanVideoTransformer3DModel, checkpoint.config("transformer"), "transformer"
-        )
-        self._config = transformer.config
-        self.denoiser = HunyuanVideoDenoiser(transformer, kernel)
-        if shard_weights:
-            split_weights(self.denoiser, self.denoiser.blocks, world)
-        load_weights(transformer, checkpoint.weights("transformer"), world, dtype)
+        self.denoiser = _load_denoiser(checkpoint, world, options)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._load_text(checkpoint, world.device, dtype)
+            self._text = self._load_text(checkpoint, world.device, options.dtype)
 
     @staticmethod
     def _load_text(
@@ -121,6 +110,18 @@ class HunyuanVideo(VideoPipeline):
     def encoder(self, request: ResolvedDecode) -> TileCoder:
         """Return the autoencoder's encoder, tiled as requested."""
         return HunyuanVideoEncoder(self._vae, request)
+
+
+def _load_denoiser(
+    checkpoint: Checkpoint, world: World, options: LoadOptions
+) -> HunyuanVideoDenoiser:
+    config = checkpoint.config("transformer")
+    transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
+    denoiser = HunyuanVideoDenoiser(transformer, options.kernel)
+    if options.shard_weights:
+        split_weights(denoiser, denoiser.blocks, world)
+    load_weights(transformer, checkpoint.weights("transformer"), world, options.dtype)
+    return denoiser
 
 
 def _prompt(request: ResolvedRequest, negative: bool) -> str:

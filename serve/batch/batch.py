@@ -1,4 +1,4 @@
-"""Renders a shots file into a folder, on replicas that share one queue."""
+"""Renders a shots file into a folder, on replicas that share a queue."""
 
 from __future__ import annotations
 
@@ -39,15 +39,18 @@ _SETTLE_S = 0.5
 
 
 class Batch:
-    """A shots file and its output folder. The constructor checks the model; nothing is loaded.
+    """A batch: a shots file and its output folder. The constructor only checks the model.
 
     Args:
         source: Path of the shots file.
-        folder: Output folder; created if missing.
+        folder: Output folder; created by :meth:`run` if missing.
         config: The model, and the devices of each replica.
         settings: Settings of the batch.
         snapshots: How often snapshots are written.
-        defaults: Request fields for rows that leave them out.
+        defaults: Request fields for rows without them.
+
+    Attributes:
+        engine: Resolves the requests; has no ranks.
 
     Raises:
         RefusedInputError: The model, the layout or the folder cannot be used.
@@ -67,7 +70,7 @@ class Batch:
         self._settings = settings
         self._snapshots = snapshots
         self.engine = VideoEngine(config, isolated=True)
-        # From the resolved config: a branch on the hub may move before the ranks load it.
+        # From the resolved config: a branch of the hub may move before the ranks load it.
         self._configs = replica_configs(self.engine.config, settings.replicas)
         self._file = ShotFile(source, folder, self.engine, defaults)
         self._ids: list[str] = []
@@ -89,11 +92,17 @@ class Batch:
     def run(self, shots: Sequence[Shot], watcher: BatchWatcher) -> list[JobRecord]:
         """Queue the shots, and render those without output until no work is left.
 
+        However it ends, the reports are written.
+
+        Args:
+            shots: The shots to render, from :meth:`check`.
+            watcher: Observer of the batch.
+
         Returns:
             The jobs of the file, in its order.
 
         Raises:
-            RequestError: The folder cannot be written, or the name of a report is taken.
+            RequestError: The folder cannot be written, or a foreign file has the name of a report.
             KeyboardInterrupt: After all ranks have ended; the next run resumes unfinished jobs.
             EngineError: No ranks can be started, or the queue cannot be written.
         """
@@ -106,13 +115,13 @@ class Batch:
             sweep(store)
             if self._settings.retry_failed:
                 failed = [each.id for each in self._jobs(store) if each.state == "failed"]
-                if failed:  # an empty list would mean all failed jobs
+                if failed:  # an empty list would retry the jobs of other files, too
                     store.retry(failed, time.time())
             with scratch_folder(self._folder) as scratch:
                 try:
                     self._work(store, watcher, scratch)
                 except BaseException:
-                    with suppress(EngineError):  # report the first error, not this one
+                    with suppress(EngineError):  # raise the first error, not this one
                         self._report(store, watcher, scratch)
                     raise
                 return self._report(store, watcher, scratch)
@@ -124,14 +133,16 @@ class Batch:
 
     def _jobs(self, store: JobStore) -> list[JobRecord]:
         """The jobs of the current rows of the file."""
-        named = set(self._ids)
-        return [job for job in store.jobs() if job.id in named]
+        ids = set(self._ids)
+        return [job for job in store.jobs() if job.id in ids]
 
     def _enqueue(self, store: JobStore, shots: Sequence[Shot], watcher: BatchWatcher) -> None:
         source, now = str(self._source.absolute()), time.time()
         jobs = [
-            NewJob(shot.id, source, at, shot.output, self._digest, shot.request, shot.fingerprint)
-            for at, shot in enumerate(shots)
+            NewJob(
+                shot.id, source, position, shot.output, self._digest, shot.request, shot.fingerprint
+            )
+            for position, shot in enumerate(shots)
         ]
         self._ids = [each.id for each in jobs]
         known = {each.id for each in store.jobs()}
@@ -139,10 +150,11 @@ class Batch:
             job if job.id in known else with_rendered_request(self._folder, job) for job in jobs
         ]
         counts = store.enqueue(jobs, lambda job: is_still_rendered(self._folder, job), now)
-        gone = store.withdraw(source, self._ids, now)
+        withdrawn = store.withdraw(source, self._ids, now)
         summary = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         watcher.note(
-            f"{len(jobs)} shots: {summary or 'none'}" + (f", {len(gone)} withdrawn" if gone else "")
+            f"{len(jobs)} shots: {summary or 'none'}"
+            + (f", {len(withdrawn)} withdrawn" if withdrawn else "")
         )
 
     def _work(self, store: JobStore, watcher: BatchWatcher, scratch: Path) -> None:
@@ -158,7 +170,7 @@ class Batch:
             )
             for config in self._configs
         ]
-        # Not plain threads: Python 3.11 marks a thread as ended if a signal interrupts join().
+        # No plain threads: Python 3.11 marks a thread as ended if a signal interrupts its join().
         with ThreadPoolExecutor(len(replicas)) as pool:
             try:
                 running = [pool.submit(each.run) for each in replicas]
@@ -175,7 +187,7 @@ class Batch:
     def _wait(
         self, store: JobStore, running: Sequence[Future[None]], watcher: BatchWatcher
     ) -> None:
-        """Wait for all replicas; meanwhile, queue the rows that are added to the file."""
+        """Wait for all replicas, and meanwhile queue the rows added to the file."""
         queue_watch = QueueWatch(store, watcher.note)
         while wait(running, _POLL_S).not_done:
             queue_watch.look()
@@ -187,7 +199,7 @@ class Batch:
 
 
 def _change_detector(path: Path) -> Callable[[], bool]:
-    """Returns a function: whether the file has changed since its last True, and has settled."""
+    """A function that returns True once after each change of a file, when it has settled."""
 
     def stamp() -> tuple[int, int] | None:
         try:

@@ -1,4 +1,4 @@
-"""The reports on a batch: ``report.json`` for programs, ``report.html`` for people."""
+"""Reports of a batch: ``report.json`` for programs, ``report.html`` for people."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _HTML_SIGNATURE = re.compile(rb"longtake \S+ .{1,9}\d+ s of rendering</p>")
 
 
 def check_reports(folder: Path) -> None:
-    """Refuse a folder in which the names of the reports are taken by other files.
+    """Refuse a folder in which another file has the name of a report.
 
     Raises:
-        RequestError: One is taken.
+        RequestError: There is such a file.
     """
     for path in (folder / name for name in REPORTS):
         if reason := _conflict(path):
@@ -40,7 +40,7 @@ def _conflict(path: Path) -> str:
     """Why a report cannot be written to a path; empty if it can."""
     if not os.path.lexists(path) or _is_report(path):
         return ""
-    return f"{path} is there, and is no report of a batch: move it, or name another folder"
+    return f"{path} exists and is not a report of a batch: move it, or name another folder"
 
 
 def _is_report(path: Path) -> bool:
@@ -68,7 +68,7 @@ def write_report(folder: Path, jobs: Sequence[JobRecord], scratch: Path) -> list
         The paths of the reports.
 
     Raises:
-        EngineError: A report cannot be written; earlier reports are still there.
+        EngineError: A report cannot be written. Earlier reports are kept.
     """
     for path in (folder / name for name in REPORTS):
         if reason := _conflict(path):
@@ -116,7 +116,7 @@ def _row(folder: Path, job: JobRecord) -> dict[str, Any]:
 
 
 def _picture(folder: Path, job: JobRecord) -> str:
-    """The thumbnails of a job as a data URL, which keeps the page in one file."""
+    """The thumbnails of a job as a data URL, so that the page is one file; empty without any."""
     try:
         content = filmstrip_path(folder, job).read_bytes()
     except OSError:

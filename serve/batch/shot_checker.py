@@ -1,4 +1,4 @@
-"""Checks the rows of a shots file and resolves them into shots."""
+"""Checks the rows of a shots file and resolves them to shots."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class ShotChecker:
     """Checks rows against a model, a folder, and each other.
 
     Args:
-        engine: The engine that will render the shots; nothing is loaded.
+        engine: Resolves the requests; nothing is loaded.
         folder: Output folder.
         source: Path of the shots file; picture paths are relative to its folder.
-        defaults: Request fields for rows that leave them out.
+        defaults: Request fields for rows without them.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ShotChecker:
                 message = str(error)
                 found = InvalidRow(row.line_of(leading_field(message)), message)
             except OSError as error:
-                found = InvalidRow(row.line, f"cannot be looked into: {cause(error)}")
+                found = InvalidRow(row.line, f"cannot be checked: {cause(error)}")
             yield found
 
     def _checked(self, row: Row, taken: _Taken) -> Shot:
@@ -116,7 +116,7 @@ class ShotChecker:
             raise RequestError("has no prompt")
         name = _checked_id(own["id"]) if "id" in own else _derived_id(values, taken.ids)
         output = str(own.get("output", f"{name}.mp4"))
-        if "image" in values:  # a ~ is expanded as by a shell
+        if "image" in values:
             values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
         fields = {**merge_fields(self._defaults, values), "output_type": output_type(Path(output))}
         try:
@@ -131,7 +131,7 @@ class ShotChecker:
             "engine": self._engine_part,
         }
         shot = Shot(row.line, name, output, resolved, _digest(determinants))
-        if self._is_known(shot):  # its name may contain the date or the seed drawn at that time
+        if self._is_known(shot):  # its name may contain the date or the seed of that time
             output = self._known[name].output
         elif "output" in own:
             output = fill_placeholders(output, self._values_of(shot))
@@ -149,35 +149,35 @@ class ShotChecker:
         )
 
     def _is_known(self, shot: Shot) -> bool:
-        """Whether the queue holds this shot, unchanged."""
+        """Whether the queue has this shot, unchanged."""
         known = self._known.get(shot.id)
         return known is not None and known.fingerprint == shot.fingerprint
 
     def _place(self, output: str) -> None:
-        """Refuse an output path that is invalid or outside of the folder."""
+        """Refuse an output path that is invalid or outside the folder."""
         pure = PurePosixPath(output)
         path = self._folder / pure
         if not output or "\0" in output or pure.name in ("", ".."):
-            raise RequestError(f"output={output!r} is no name of a file")
+            raise RequestError(f"output={output!r} is not a file name")
         if pure.is_absolute() or ".." in pure.parts or not self._stays_inside(path.parent):
-            raise RequestError(f"output={output!r} leaves {self._folder}: name a path inside of it")
+            raise RequestError(f"output={output!r} leaves {self._folder}: name a path inside it")
         if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in pure.parts):
             raise RequestError(f"output={output[:60]!r}...: {_MAX_NAME_BYTES} bytes a name at most")
         if pure.parts[0] == WORK_FOLDER:
-            raise RequestError(f"output={output!r}: {WORK_FOLDER} is the batch's own")
+            raise RequestError(f"output={output!r}: {WORK_FOLDER} is reserved")
         check_index(PurePosixPath(output))
 
     def _check_place(self, shot: Shot, taken: _Taken) -> None:
         """Refuse a shot whose files cannot be written, or would replace a foreign file."""
         path, request = self._folder / shot.output, shot.request
-        there = [each for each in written_paths(path, request.num_videos) if taken.is_there(each)]
-        for each in there:
+        existing = [each for each in written_paths(path, request.num_videos) if taken.exists(each)]
+        for each in existing:
             if each.is_dir() if each.suffix else each.is_file():
                 kind = "folder" if each.suffix else "file"
-                raise RequestError(f"output={shot.output!r} writes {each}, and a {kind} is there")
+                raise RequestError(f"output={shot.output!r} writes {each}, which is a {kind}")
         if reason := self._unwritable(path.parent):
             raise RequestError(f"output={shot.output!r}: {reason}")
-        if not there or (self._is_known(shot) and self._known[shot.id].state == "done"):
+        if not existing or (self._is_known(shot) and self._known[shot.id].state == "done"):
             return  # nothing is replaced
         other = find_foreign_file(path, request.num_videos, shot.id, self._source, self._known.get)
         if other is not None:
@@ -185,7 +185,7 @@ class ShotChecker:
 
 
 class _Taken:
-    """IDs, files and folders used by the rows so far, each with its line.
+    """IDs, files and folders of the rows so far, each with its line.
 
     Args:
         folder: Output folder.
@@ -196,7 +196,7 @@ class _Taken:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._there: dict[Path, frozenset[str]] = {}
+        self._names: dict[Path, frozenset[str]] = {}
         self.ids: dict[str, int] = {}
         self._files: dict[str, int] = {}
         self._folders: dict[str, int] = {}
@@ -205,10 +205,10 @@ class _Taken:
         """Record the ID and the files of a shot.
 
         Raises:
-            RequestError: One is used by another row or reserved.
+            RequestError: One belongs to another row or is reserved.
         """
         if shot.id in self.ids:
-            raise RequestError(f"id={shot.id!r} is that of line {self.ids[shot.id]}, too")
+            raise RequestError(f"id={shot.id!r} is also the id of line {self.ids[shot.id]}")
         path = Path(shot.output)
         names = [str(each) for each in written_paths(path, shot.request.num_videos)]
         folders = _folders_of(path.parent)
@@ -219,25 +219,25 @@ class _Taken:
         self._files.update(dict.fromkeys(names, shot.line))
         self._folders.update(dict.fromkeys(folders, shot.line))
 
-    def is_there(self, path: Path) -> bool:
+    def exists(self, path: Path) -> bool:
         """Whether a path exists. Each folder is listed only once."""
-        found = self._there.get(path.parent)
-        if found is None:
-            found = frozenset()
+        names = self._names.get(path.parent)
+        if names is None:
+            names = frozenset()
             with suppress(FileNotFoundError, NotADirectoryError):
-                found = frozenset(os.listdir(path.parent))
-            self._there[path.parent] = found
-        return path.name in found
+                names = frozenset(os.listdir(path.parent))
+            self._names[path.parent] = names
+        return path.name in names
 
     def _taken_by(self, name: str, folders: Sequence[str]) -> str:
         if name in REPORTS:
-            return "which is the batch's own: name another"
+            return "which is reserved: name another"
         if name in self._files:
             return f"as line {self._files[name]}"
         if name in self._folders:
-            return f"into which line {self._folders[name]} writes: name another"
-        inside = next((up for up in folders if up in self._files), "")
-        return f"inside of what line {self._files[inside]} writes: name another" if inside else ""
+            return f"a folder that line {self._folders[name]} writes to: name another"
+        parent = next((folder for folder in folders if folder in self._files), "")
+        return f"inside {parent}, which line {self._files[parent]} writes" if parent else ""
 
 
 @cache
@@ -258,7 +258,7 @@ def _unwritable(folder: Path) -> str:
 def _checked_id(name: object) -> str:
     text = str(name) if isinstance(name, str | int | float) else ""
     if not text.strip() or text.startswith(".") or "/" in text or not text.isprintable():
-        raise RequestError(f"id={name!r} must be a word that can be a file's name")
+        raise RequestError(f"id={name!r} must be valid as a file name")
     if len(text.encode()) > _MAX_NAME_BYTES // 2:
         raise RequestError(f"id={text[:60]!r}...: {_MAX_NAME_BYTES // 2} bytes at most")
     return text

@@ -1,4 +1,4 @@
-"""A shots file, checked as a whole: nothing is rendered if one row is invalid."""
+"""A shots file, checked as a whole: nothing is rendered if any row is invalid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_LISTED = 1000
 
 
 class InvalidRowsError(RequestError):
-    """A shots file has rows that cannot be rendered; nothing was queued.
+    """Some rows of a shots file cannot be rendered. Nothing was queued.
 
     Attributes:
         rows: All invalid rows.
@@ -41,8 +41,8 @@ class ShotFile:
     Args:
         source: Path of the shots file.
         folder: Output folder.
-        engine: The engine that would render the shots; nothing is loaded.
-        defaults: Request fields for rows that leave them out.
+        engine: Resolves the requests; nothing is loaded.
+        defaults: Request fields for rows without them.
 
     Raises:
         RequestError: The folder is a file.
@@ -57,7 +57,9 @@ class ShotFile:
         self._checker = ShotChecker(engine, folder, source, defaults)
 
     def shots(self) -> Iterator[Shot]:
-        """Yield all shots, in the order of the file. They are valid once all have been yielded.
+        """Yield all shots, in the order of the file.
+
+        They may be rendered only if the iteration ends without an error.
 
         Raises:
             InvalidRowsError: After the last shot, if some rows cannot be rendered.
@@ -74,14 +76,14 @@ class ShotFile:
             raise InvalidRowsError(self._source, rows_by_line)
 
     def _known_jobs(self) -> dict[str, JobRecord]:
-        """The jobs in the folder's queue, by ID. Errors are reported once the queue is used."""
+        """The jobs in the folder's queue, by ID. :class:`Batch` reports errors."""
         with suppress(LongtakeError), JobStore(self._folder, read_only=True) as store:
             return {job.id: job for job in store.jobs()}
         return {}
 
 
 def replica_configs(config: EngineConfig, replicas: int) -> list[EngineConfig]:
-    """The engine configuration of each replica, on devices of its own.
+    """The engine configuration of each replica, with its own devices.
 
     Raises:
         LayoutError: There are too few devices.

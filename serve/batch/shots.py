@@ -30,15 +30,15 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
 MAX_ROWS = 100_000
 _LIST_FIELDS = ("sigmas", "decode_tile_size", "decode_tile_stride")
-"""Fields with several values, which a text cell separates by blanks or commas."""
+"""Fields with several values, separated by spaces or commas in text cells."""
 
 _NO_UTF8 = "is not UTF-8: save the file in that encoding"
-
 
 _Place = tuple[str, int]
 """A field and the line of its value."""
 
 _Choice = tuple[Any, _Place]
+"""A value of a product, and its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Row:
         line: First line, counted from 1.
         values: Values by field name.
         sources: YAML mappings that the values come from, in order of precedence.
-        chosen: Fields whose values were chosen by a product, with their lines.
+        chosen: Fields with a value of a product, and the lines of these values.
     """
 
     line: int
@@ -58,7 +58,7 @@ class Row:
     chosen: tuple[_Place, ...] = ()
 
     def line_of(self, field: str) -> int:
-        """The line of the value of a field, or of a field that implies it."""
+        """The line of a field's value, or of a shorthand for it; else the first line of the row."""
         for name in (field, *SHORTHANDS_OF.get(field, ())):
             for chosen, line in self.chosen:
                 if chosen == name:
@@ -81,7 +81,7 @@ class InvalidRow:
 
 
 class _BadRowError(Exception):
-    """Raised while a row is parsed, if it is invalid."""
+    """A row is invalid; raised while it is parsed."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -107,7 +107,7 @@ def read_shots(path: Path) -> Rows:
         )
     try:
         if not path.is_file():  # opening a pipe would block
-            raise RequestError(f"shots={str(path)!r} is no file")
+            raise RequestError(f"shots={str(path)!r} is not a file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -137,13 +137,13 @@ def _each_line(text: str, row_of: Callable[[int, str], Row]) -> Rows:
     rows: list[Row] = []
     bad: list[InvalidRow] = []
     for number, line in enumerate(text.split("\n"), start=1):
-        words = line.strip()
-        size = len(words)
+        content = line.strip()
+        size = len(content)
         if size > MAX_LINE_BYTES:
             bad.append(InvalidRow(number, f"is {size} characters long, {MAX_LINE_BYTES} at most"))
-        elif words:
+        elif content:
             try:
-                rows.append(row_of(number, words))
+                rows.append(row_of(number, content))
             except _BadRowError as error:
                 bad.append(error.bad)
     return rows, bad
@@ -154,18 +154,18 @@ def _jsonl(text: str) -> Rows:
 
 
 def _json_row(number: int, line: str) -> Row:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
             raise _BadRowError(number, f"has {_first_duplicate(name for name, _ in pairs)} twice")
-        return found
+        return values
 
     try:
-        content = json.loads(line, object_pairs_hook=once)
+        content = json.loads(line, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _BadRowError(number, f"is no JSON: {one_line(error)}") from error
+        raise _BadRowError(number, f"is not JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise _BadRowError(number, 'is no JSON object, such as {"prompt": "a cat"}')
+        raise _BadRowError(number, 'is not a JSON object, such as {"prompt": "a cat"}')
     return Row(number, content)
 
 
@@ -197,13 +197,13 @@ def _csv(text: str) -> Rows:
                 pairs = zip(header, cells, strict=False)
                 rows.append(Row(begun, {name: cell for name, cell in pairs if cell != ""}))
     except csv.Error as error:
-        bad.append(InvalidRow(line, f"is no CSV: {error}; what follows it was not read"))
+        bad.append(InvalidRow(line, f"is not CSV: {error}; the lines after it were not read"))
     return rows, bad
 
 
 def _yaml(text: str) -> Rows:
-    """``defaults`` and a list of ``shots``. A ``product``, of the file or of one shot, expands to
-    every combination of its lists."""
+    """``defaults`` and a list of ``shots``. A ``product`` of the file or of a shot expands to all
+    combinations of its lists."""
     if not is_utf8(text):
         broken = [n for n, line in enumerate(text.split("\n"), start=1) if not is_utf8(line)]
         return [], [InvalidRow(number, _NO_UTF8) for number in broken]
@@ -346,7 +346,7 @@ def _unwritable(value: Any) -> str:
 
 
 def as_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a row as request fields: names normalized, None left out, lists split."""
+    """The values of a row as request fields: names normalized, None dropped, lists split."""
     named = {
         str(name).strip().replace("-", "_"): value
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Access control: API keys, sessions of the page, and protection from other sites."""
+"""Access control: API keys, browser sessions, and protection against cross-site requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Access:
-    """Decides which requests are let in. Without API keys, all from this host are.
+    """Access rules of a server. Without API keys, every client on this host is allowed.
 
     Each key signs the sessions that were opened with it, so removing a key ends them.
 
     Args:
-        keys: The API keys.
+        keys: The API keys; may be empty.
         host: Address that the server listens on.
     """
 
@@ -42,9 +42,9 @@ class Access:
         return bool(self._digests)
 
     def label_of_key(self, key: str) -> str | None:
-        """The label of an API key; None if it is not a key of this server.
+        """The label of an API key; None if the server has no such key.
 
-        Takes the same time for all keys.
+        The comparison takes the same time for all keys.
         """
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
@@ -54,12 +54,16 @@ class Access:
         return found
 
     def new_session(self, label: str) -> str:
-        """Value of the session cookie for the holder of a key."""
+        """The value of a session cookie for the key with this label."""
         return self._signers[label].sign(label).decode()
 
     def label_of(self, connection: HTTPConnection) -> str | None:
-        """The label of the key that a request was sent with: empty if no key is needed, None if
-        the request has no valid key and no valid session."""
+        """The label of the key that a request was sent with.
+
+        Returns:
+            An empty label if no key is needed; None if the request has neither a valid key nor a
+            valid session.
+        """
         if not self.needs_key:
             return ""
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
@@ -77,11 +81,11 @@ class Access:
         return label
 
     def is_trusted(self, method: str, connection: HTTPConnection) -> bool:
-        """Whether no other site's page sent a request, and, where no key is needed, the host was
-        addressed by a local name, which stops DNS rebinding.
+        """Whether a request does not come from another site's page.
 
-        Starlette's TrustedHostMiddleware is not used for the latter: its 400 in plain text is not
-        an error that OpenAI's clients read, and it refuses ``localhost.`` with the final dot.
+        Without API keys, the Host header must also name this host, which prevents DNS rebinding.
+        Starlette's TrustedHostMiddleware does not fit: it answers in plain text, which OpenAI's
+        clients do not parse, and refuses ``localhost.`` with its trailing dot.
         """
         host = connection.headers.get("host", "")
         if not self.needs_key and _without_port(host) not in self._hosts:
@@ -95,7 +99,7 @@ class Access:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address can be reached from this host only."""
+    """Whether an address is reachable from this host only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -18,20 +18,20 @@ from longtake.version import __version__
 
 
 def build_api(service: VideoService, videos: APIRouter, page: FastAPI | None = None) -> FastAPI:
-    """The API as an application, whose lifespan starts and closes the service and the page.
+    """The API as an application. Its lifespan starts and closes the service and the page.
 
     Args:
         service: The service.
-        videos: The routes of the videos API.
+        videos: Routes of the videos API.
         page: The page; None if only the API is served.
     """
     app = FastAPI(
         redirect_slashes=False,
         title="longtake",
         version=__version__,
-        summary="Videos from diffusion transformers, as OpenAI's videos API has them",
+        summary="Videos from diffusion transformers, through OpenAI's videos API",
         lifespan=lambda app: _lifespan(service, page),
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from other hosts
         redoc_url=None,
         responses=ERRORS,
     )
@@ -62,12 +62,12 @@ def _state_router(service: VideoService) -> APIRouter:
 
     @router.get("/v1/models", response_model=None)
     def models() -> Response:
-        """The model that is served."""
+        """List the served model."""
         return JSONResponse({"object": "list", "data": [_model_object(service)]})
 
     @router.get("/v1/models/{model}", response_model=None)
     def model(model: str) -> Response:
-        """The served model by its name."""
+        """Describe the served model."""
         if model != service.model.name:
             raise Problem(404, f"there is no model {model[:80]!r}", code="model_not_found")
         return JSONResponse(_model_object(service))
@@ -81,7 +81,7 @@ def _state_router(service: VideoService) -> APIRouter:
     @router.head("/ready", response_model=None, include_in_schema=False)
     @router.get("/ready", response_model=None)
     async def ready() -> Response:
-        """Whether the model is loaded and the queue can be used."""
+        """Whether the model is loaded and the queue is usable."""
         if service.unready:
             return Problem(503, service.unready, headers={"retry-after": "5"}).response()
         return JSONResponse({"status": "ready", "model": service.model.name})

@@ -21,16 +21,16 @@ _POLL_S = 1.0
 
 
 class VideoEvents:
-    """The events of one client that follows a video.
+    """Event stream of a video for one client.
 
-    First comes the video; then its progress and each change of its state; last the video as it
-    ended: ``completed``, ``failed``, ``cancelled`` or ``deleted``. The ids of progress events let
-    a client that reconnects go on where it was.
+    The first event is the video. Progress and changes of state follow. The last event is the final
+    state: ``completed``, ``failed``, ``cancelled`` or ``deleted``. Progress events have ids, from
+    which a client that reconnects resumes.
 
     Args:
         store: The job queue.
         progress: Progress of the jobs.
-        objects: Describes jobs to clients.
+        objects: Converts jobs to video objects.
     """
 
     def __init__(self, store: Submissions, progress: ProgressHub, objects: VideoObjects) -> None:
@@ -44,7 +44,7 @@ class VideoEvents:
     async def follow(self, job: JobRecord, last_event_id: str) -> AsyncIterator[ServerSentEvent]:
         """Yield events until the video has ended or the server stops.
 
-        Progress of an attempt that this process did not see is not sent.
+        Only progress that this process observed is sent.
 
         Args:
             job: The job.
@@ -57,7 +57,7 @@ class VideoEvents:
             state = job.state
             while not self._progress.stopping:
                 changed.clear()
-                with suppress(QueueError):  # progress goes on without the queue's file
+                with suppress(QueueError):  # progress is known even while the queue is unusable
                     current = await run_in_threadpool(self._store.find, job.id)
                 for event in self._new_progress(current or job, last_event_id):
                     yield event
@@ -81,9 +81,9 @@ class VideoEvents:
         return ServerSentEvent(event=event, data=await run_in_threadpool(self._objects.video, job))
 
     def _new_progress(self, job: JobRecord, last_event_id: str) -> list[ServerSentEvent]:
-        """Progress since the last call."""
+        """Progress events since the last call."""
         record = self._progress.of_job(job.id)
-        if record is not self._record:  # another attempt, whose events are numbered anew
+        if record is not self._record:  # another attempt; its events are numbered from 0
             self._record, self._attempt = record, job.claims
             self._next = _number_after(last_event_id, self._attempt)
         if record is None:
@@ -111,7 +111,7 @@ def _progress_object(job: JobRecord, progress: Progress) -> dict[str, Any]:
 
 
 def _number_after(last_event_id: str, attempt: int) -> int:
-    """Number of the event after the last one received; 0 if that was of another attempt."""
-    of, _, number = last_event_id.partition("-")
-    known = of == str(attempt) and number.isascii() and number.isdecimal() and len(number) < 10
-    return int(number) + 1 if known else 0
+    """Number of the next event to send; 0 if the client's last event is of another attempt."""
+    last_attempt, _, number = last_event_id.partition("-")
+    valid = number.isascii() and number.isdecimal() and len(number) < 10
+    return int(number) + 1 if valid and last_attempt == str(attempt) else 0

@@ -1,4 +1,4 @@
-"""Login of a browser: it sends an API key once, and gets a session cookie."""
+"""Login for browsers: an API key is exchanged for a session cookie."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from longtake.serve.http.problems import Problem
 from longtake.serve.templates import TEMPLATES
 
 _MAX_KEY_BYTES = 1024
-_WAIT_AFTER_WRONG_KEY_S = 0.5
+_WRONG_KEY_DELAY_S = 0.5
 
 
 def add_login(app: FastAPI, access: Access) -> None:
-    """Add the login page, the login and the logout."""
+    """Add the routes ``/login`` and ``/logout``."""
 
     @app.get("/login", include_in_schema=False, response_model=None)
     async def login_page(request: Request) -> Response:
@@ -33,7 +33,7 @@ def add_login(app: FastAPI, access: Access) -> None:
             key = str(form.get("key", ""))
         label = access.label_of_key(key.strip())
         if label is None:
-            await asyncio.sleep(_WAIT_AFTER_WRONG_KEY_S)
+            await asyncio.sleep(_WRONG_KEY_DELAY_S)
             return HTMLResponse(TEMPLATES.get_template("login.html").render(wrong=True), 401)
         response = RedirectResponse("/", 303)
         response.set_cookie(

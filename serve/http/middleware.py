@@ -1,4 +1,4 @@
-"""Middleware before the API and the page: access, limits, security headers and request counts."""
+"""Middleware in front of the API and the page: access, limits, security headers, counts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longtake.serve.http.access import Access
-from longtake.serve.http.body import ByteBudget, LimitedBody, too_large
 from longtake.serve.http.problems import Problem
+from longtake.serve.http.request.body import ByteBudget, LimitedBody, too_large
 
 logger = logging.getLogger(__name__)
 
 PUBLIC_PATHS = ("/health", "/ready", "/login")
-"""Paths that need no key; nothing there tells of any video."""
+"""Paths that need no key; they reveal nothing about videos."""
 
 _API_PATHS = re.compile(
     r"/(v1/.*|health|ready|metrics|login|logout|picture|openapi\.json)", re.DOTALL
@@ -28,7 +28,7 @@ _API_PATHS = re.compile(
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _MAX_HEADER_BYTES = 32 * 1024
 _MAX_BYTES_IN_FLIGHT = 2**28
-"""Bytes of all request bodies that are being received."""
+"""Limit on the request bodies in memory at one time."""
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -47,25 +47,25 @@ class PageApp:
 
     Attributes:
         app: The application.
-        paths: The paths that it may serve, by method.
+        paths: Patterns of the paths that it serves, by method.
     """
 
     app: ASGIApp
     paths: Mapping[str, re.Pattern[str]]
 
     def serves(self, method: str, path: str) -> bool:
-        """Whether a request may reach the page."""
+        """Whether the page serves a path."""
         allowed = self.paths.get("GET" if method == "HEAD" else method)
         return allowed is not None and allowed.fullmatch(path) is not None
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """Limits of a request's body.
+    """Limits on a request's body.
 
     Attributes:
-        max_bytes: Size limit.
-        timeout_s: Time limit for the whole body.
+        max_bytes: Maximum size.
+        timeout_s: Maximum time for the whole body to arrive.
     """
 
     max_bytes: int
@@ -73,16 +73,16 @@ class BodyLimits:
 
 
 class RequestFilter:
-    """ASGI middleware that refuses requests, or passes them on to the API or the page.
+    """ASGI middleware that refuses requests or passes them on to the API or the page.
 
     Args:
         api: The API.
         page: The page; None if only the API is served.
-        access: Decides which requests are let in.
-        limits: Limits of request bodies.
-        on_response: Called after each response with the method, the route and the status: 499 if
-            the client hung up before.
-        stopping: Whether the server is stopping, and may cancel responses.
+        access: Access rules.
+        limits: Limits on request bodies.
+        on_response: Called after each response with its method, route and status; the status is
+            499 if the client disconnected before the response began.
+        stopping: Returns whether the server is stopping; it then cancels responses.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class RequestFilter:
         self._budget = ByteBudget(_MAX_BYTES_IN_FLIGHT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
+        """Answer a request."""
         if scope["type"] == "lifespan":
             await self._api(scope, receive, send)
             return
@@ -116,7 +116,7 @@ class RequestFilter:
         try:
             await (self._refusal(scope) or self._app(scope))(scope, body, response)
         except ClientDisconnect:
-            logger.debug("a client hung up: %s %s", _method(scope), _route(scope))
+            logger.debug("a client disconnected: %s %s", _method(scope), _route(scope))
         except asyncio.CancelledError:
             if not self._stopping():
                 raise
@@ -130,8 +130,10 @@ class RequestFilter:
         return self._page.app
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The response to a request that is refused; None if it is let in, with the label of the
-        client's key in the scope."""
+        """The response that refuses a request; None if the request is allowed.
+
+        Afterwards, ``scope["client_label"]`` is the label of the client's key.
+        """
         connection, method, path = HTTPConnection(scope), scope["method"], scope["path"]
         headers = connection.headers
         # uvicorn limits only headers that arrive in several parts.
@@ -156,10 +158,10 @@ class RequestFilter:
 
 
 class _ResponseSender:
-    """The ``send`` of an ASGI request. Adds the security headers, and keeps the status.
+    """An ASGI ``send`` that adds security headers and records the status.
 
     Attributes:
-        status: Status of the response; 499 before it begins, for clients that hang up.
+        status: Status of the response; 499 until the response begins.
     """
 
     def __init__(self, send: Send, body: LimitedBody) -> None:
@@ -169,12 +171,12 @@ class _ResponseSender:
         self.status = 499
 
     async def __call__(self, message: Message) -> None:
-        if self._body.disconnected and not self._started:  # nobody receives the response
+        if self._body.disconnected and not self._started:  # nobody would receive the response
             return
         if message["type"] == "http.response.start":
             self._started, self.status = True, message["status"]
             headers = MutableHeaders(scope=message)
-            # Gradio allows requests of other origins.
+            # Gradio allows requests from other origins.
             for name in [each for each in headers if each.startswith("access-control-")]:
                 del headers[name]
             for name, value in _SECURITY_HEADERS.items():
@@ -194,12 +196,12 @@ def _key_required(method: str, path: str) -> Response:
 
 
 def _method(scope: Scope) -> str:
-    """The method as a metric's label, of which there may be few."""
+    """The method as a label of a metric. Unknown methods share one label."""
     return str(scope["method"]) if scope["method"] in _METHODS else "other"
 
 
 def _route(scope: Scope) -> str:
-    """The pattern of the route, as a metric's label."""
+    """The pattern of the route as a label of a metric."""
     path = getattr(scope.get("route"), "path", "")
     if path:
         return str(path)

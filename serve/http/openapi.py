@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longtake.configs.request import VideoRequest
-from longtake.serve.http.openai_request import SERVER_FIELDS
+from longtake.serve.http.request.openai_request import SERVER_FIELDS
 
 _ERROR = {
     "type": "object",
@@ -24,7 +24,7 @@ _ERROR = {
     },
 }
 _MODEL: dict[str, Any] = {
-    "model": {"type": "string", "description": "Name of the served model; may be left out"},
+    "model": {"type": "string", "description": "Name of the served model; optional"},
 }
 _REFERENCE = {
     "anyOf": [
@@ -91,7 +91,7 @@ CREATE: dict[str, Any] = {
             "in": "header",
             "required": False,
             "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-            "description": "The same request with the same key is one video",
+            "description": "Repeated requests with the same key create one video",
         }
     ],
 }
@@ -107,6 +107,6 @@ EVENTS = _file_response("Server-sent events", "text/event-stream")
 METRICS = _file_response("Prometheus' text format", "text/plain")
 VIDEO: dict[int | str, dict[str, Any]] = {200: _response("The video", _VIDEO)}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": _response("An error of the request, in OpenAI's shape", _ERROR),
+    "4XX": _response("An error of the request, in OpenAI's format", _ERROR),
     "5XX": _response("An error of the server", _ERROR),
 }

@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients read."""
+"""Error responses in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Problem(HTTPException):
     Args:
         status: HTTP status code.
         message: One line.
-        param: Name of the invalid field, if one is.
-        code: Error code for programs.
-        headers: Further response headers.
+        param: Name of the invalid field; None if the whole request is meant.
+        code: Machine-readable error code; None if the message is enough.
+        headers: Additional response headers.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Problem(HTTPException):
         return cls(400, str(error), param=error.param, code=error.code)
 
     def response(self) -> JSONResponse:
-        """The response that is sent."""
+        """The error as a JSON response."""
         status = self.status_code
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         content = {
@@ -62,13 +62,13 @@ class Problem(HTTPException):
 
 
 def unavailable_message(error: EngineError) -> str:
-    """What clients read of a temporary failure; file paths stay in the server's log."""
+    """The message to clients about a temporary failure; it contains no path of the server."""
     reason = error.summary if isinstance(error, QueueError) else "a file cannot be written"
     return f"{reason}: try again later"
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have an application answer all errors in OpenAI's shape."""
+    """Have an application return all errors in OpenAI's format."""
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -103,5 +103,5 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _encodable(text: str) -> str:
-    """Replaces lone surrogates, which JSON can hold and UTF-8 cannot; cuts the text."""
+    """The text without lone surrogates, which UTF-8 cannot encode, cut to the maximum length."""
     return text.encode("utf-8", "replace").decode()[:_MAX_MESSAGE_LENGTH]

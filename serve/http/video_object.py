@@ -1,4 +1,4 @@
-"""Jobs as the video objects of OpenAI's API."""
+"""Converts jobs to the video objects of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class VideoObjects:
-    """Describes the jobs of a server to clients. No path of the server is in a description.
+    """Converts a server's jobs to video objects, which contain no path of the server.
 
     Attributes:
-        spec: The served model.
-        eta: Estimates of how long videos take.
-        folder: The server's data folder, which is cut from error messages.
-        keep_s: Seconds after which an ended video is deleted.
+        spec: Spec of the served model.
+        eta: Estimates of rendering times.
+        folder: The server's data folder; removed from error messages.
+        keep_s: Seconds between the end of a video and its removal.
     """
 
     spec: ModelSpec
@@ -56,7 +56,7 @@ class VideoObjects:
 
         Args:
             job: The job.
-            left: Seconds until unfinished jobs are done, by id; looked up if None.
+            left: Seconds until each unfinished job is done, by id; None: computed here.
         """
         request = job.request
         frames = request.num_frames - self.spec.dropped_frames
@@ -85,7 +85,7 @@ class VideoObjects:
         }
 
     def steps_done(self, job: JobRecord) -> int:
-        """Finished denoising steps of a job, as far as is known."""
+        """Number of finished denoising steps, as far as known."""
         if job.state == "done":
             return job.request.num_inference_steps
         return job.steps_done if job.ended else self.eta.current(job)[1]
@@ -97,7 +97,7 @@ class VideoObjects:
         return min(99, 100 * self.steps_done(job) // job.request.num_inference_steps)
 
     def error(self, job: JobRecord) -> dict[str, str] | None:
-        """Why a job ended without a video; None if it did not."""
+        """Why a job ended without a video; None if it is done or has not ended."""
         if job.state == "cancelled":
             return {"code": "cancelled", "message": "it was cancelled"}
         if job.state != "failed":

@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from longtake.errors import RefusedInputError
-from longtake.serve.http.content import drop_invalid_range, frames_response, video_response
 from longtake.serve.http.events import VideoEvents
-from longtake.serve.http.openai_request import field_error, parse_submission
 from longtake.serve.http.openapi import CONTENT, CREATE, EVENTS, VIDEO
-from longtake.serve.http.pictures import PictureLimit
+from longtake.serve.http.picture_upload import PictureLimit
 from longtake.serve.http.problems import Problem
-from longtake.serve.http.request_content import request_content
+from longtake.serve.http.request.content import request_content
+from longtake.serve.http.request.openai_request import field_error, parse_submission
+from longtake.serve.http.video_files import drop_invalid_range, frames_response, video_response
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import BeingDeletedError, QueueFullError
@@ -36,8 +36,8 @@ class VideoRoutes:
 
     Args:
         service: The service.
-        objects: Describes jobs to clients.
-        picture_limit: Limit on the pictures that are decoded at a time.
+        objects: Converts jobs to video objects.
+        picture_limit: Limit on concurrent decoding of pictures.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class VideoRoutes:
         self._service = service
         self._objects = objects
         self._picture_limit = picture_limit
-        # Writers may wait for another process's lock on the queue; readers have other threads.
+        # Writers may wait for another process's lock on the queue. Readers use other threads.
         self._writers = CapacityLimiter(_MAX_WRITERS)
 
     def router(self) -> APIRouter:
@@ -80,7 +80,7 @@ class VideoRoutes:
     def list_videos(
         self, after: str | None = None, limit: int = 20, order: str = "desc"
     ) -> Response:
-        """The videos, page by page."""
+        """List videos, page by page."""
         if not 1 <= limit <= 100:
             raise Problem(400, f"limit={limit} must be 1 to 100", param="limit")
         if order not in ("asc", "desc"):
@@ -100,7 +100,7 @@ class VideoRoutes:
         return JSONResponse(content)
 
     def retrieve(self, video_id: str) -> Response:
-        """The state of a video."""
+        """Retrieve the state of a video."""
         job = self._find(video_id)
         response = JSONResponse(self._objects.video(job))
         if not job.ended:
@@ -115,7 +115,7 @@ class VideoRoutes:
     def content(
         self, request: Request, video_id: str, variant: str = "video", index: int = 0
     ) -> Response:
-        """The file of a video, or a part of it; or pictures of some frames."""
+        """Download a video or a part of it, or a picture of some frames."""
         job = self._find(video_id)
         drop_invalid_range(request)
         if variant in ("thumbnail", "spritesheet"):
@@ -132,7 +132,7 @@ class VideoRoutes:
 
     def _add_events(self, router: APIRouter, path: str) -> None:
         def find(video_id: str, response: Response) -> JobRecord:
-            """Runs before the response begins, so that it can still become a 404."""
+            """Run before the response begins, while it can still be a 404."""
             response.headers["cache-control"] = "no-store"
             return self._find(video_id)
 
@@ -142,7 +142,7 @@ class VideoRoutes:
         async def events(
             request: Request, job: JobRecord = found
         ) -> AsyncIterator[ServerSentEvent]:
-            """Every finished step and phase, as server-sent events."""
+            """Stream every finished step and phase as server-sent events."""
             follower = VideoEvents(self._service.store, self._service.progress, self._objects)
             async for event in follower.follow(job, request.headers.get("last-event-id", "")):
                 yield event

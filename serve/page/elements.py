@@ -1,4 +1,4 @@
-"""The page's elements."""
+"""Gradio elements of the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import gradio as gr
 from longtake.configs.request import MAX_SEED
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.page.form import SETTINGS, Form
-from longtake.serve.page.views import Views
 from longtake.serve.templates import TEMPLATES
 
 
@@ -20,9 +19,9 @@ class Inputs:
 
     Attributes:
         fields: The fields by name, in the form's order.
-        draw: The button that draws a seed.
-        estimate: How long the video will take, or what is wrong with the form.
-        generate: The button that submits the form.
+        draw: Button that draws a random seed.
+        estimate: HTML of the estimated time, or of an error in the form.
+        generate: Button that submits the form.
     """
 
     fields: dict[str, Any]
@@ -33,7 +32,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Result:
-    """The elements that show one video and what can be done with it."""
+    """The elements that show one video, and the buttons that act on it."""
 
     status: Any
     details: Any
@@ -48,8 +47,14 @@ class Result:
         return [self.cancel, self.retry, self.reuse, self.delete]
 
 
-def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
-    """Add the form."""
+def add_inputs(spec: ModelSpec, form: Form, examples: str) -> Inputs:
+    """Add the form's elements to the current Gradio context.
+
+    Args:
+        spec: The served model.
+        form: Its form.
+        examples: HTML of the example prompts; empty if the model has none.
+    """
     fields: dict[str, Any] = {}
     fields["prompt"] = gr.Textbox(
         label="Prompt",
@@ -60,8 +65,8 @@ def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
         elem_id="prompt",
         elem_classes="field",
     )
-    if spec.defaults.examples:
-        html(views.examples())
+    if examples:
+        html(examples)
     if spec.image is not None:
         html(TEMPLATES.get_template("picture.html").render())
     with gr.Row():
@@ -81,19 +86,23 @@ def add_inputs(spec: ModelSpec, form: Form, views: Views) -> Inputs:
     return Inputs(fields, draw, estimate, generate)
 
 
-def add_result(views: Views) -> Result:
-    """Add what shows one video."""
-    status = html(views.status(None), elem_id="status")
+def add_result(status: str) -> Result:
+    """Add the elements that show one video.
+
+    Args:
+        status: HTML of the status while no video is shown.
+    """
+    status_html = html(status, elem_id="status")
     with gr.Row(elem_id="actions"):
         buttons = [
             gr.Button(label, size="sm", min_width=90, visible=False)
             for label in ("Cancel", "Retry", "Use these settings", "Delete")
         ]
-    return Result(status, html(elem_id="details"), *buttons)
+    return Result(status_html, html(elem_id="details"), *buttons)
 
 
 def html(content: str = "", **options: Any) -> Any:
-    """Add HTML that has the page's own style."""
+    """Add HTML without Gradio's style."""
     return gr.HTML(content, padding=False, apply_default_css=False, **options)
 
 
@@ -110,7 +119,7 @@ def _dropdown(name: str, choices: list[tuple[str, str]], value: str) -> Any:
 
 
 def _text_field(name: str, label: str, placeholder: str, **options: Any) -> Any:
-    """Add a field for a number or a text. Whether it is a number is checked with the request."""
+    """Add a text field, also for numbers: they are checked with the request."""
     is_text = name == "negative_prompt"
     return gr.Textbox(
         label=label,

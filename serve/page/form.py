@@ -1,4 +1,4 @@
-"""The page's form: presets, and the conversion between its fields and requests."""
+"""The page's form: its choices, and the conversion between its fields and requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FIELD_OF_OPTION = {
     "input_reference": "picture",
 }
 _FRAMES = "frames"
-"""Unit of a length; without it, a length is in seconds."""
+"""Unit of a length in frames. A length without a unit is in seconds."""
 AS_THE_PICTURE = "as the picture"
 
 
@@ -39,31 +39,35 @@ class Form:
     """The form of one model.
 
     Args:
-        spec: The model.
+        spec: Spec of the model.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
 
     def sizes(self) -> list[tuple[str, str]]:
-        """Choices of a size, the model's default first: label and ``WIDTHxHEIGHT``."""
+        """Choices of the size, as pairs of a label and ``WIDTHxHEIGHT``.
+
+        The size of the picture comes first if the model takes one, then the model's default.
+        """
         defaults = self._spec.defaults
-        own = [size for sizes in defaults.sizes.values() for size in sizes]
         height, width = defaults.height, defaults.width
         side = math.sqrt(height * width)
-        made = [(height, width), (width, height), (side, side), (height / 2, width / 2)]
-        found = {}
-        for high, wide in [*made[:1], *(own or made[1:])]:
+        trained = [size for sizes in defaults.sizes.values() for size in sizes]
+        derived = [(width, height), (side, side), (height / 2, width / 2)]
+        labels = {}
+        if self._spec.image is not None:
+            labels[AS_THE_PICTURE] = AS_THE_PICTURE
+        for high, wide in [(height, width), *(trained or derived)]:
             high, wide = self._round_size(high), self._round_size(wide)
-            found[f"{wide}x{high}"] = f"{wide} × {high}{_orientation(wide, high)}"
-        first = {AS_THE_PICTURE: AS_THE_PICTURE} if self._spec.image is not None else {}
-        return [(shown, size) for size, shown in {**first, **found}.items()]
+            labels[f"{wide}x{high}"] = f"{wide} × {high}{_orientation(wide, high)}"
+        return [(label, size) for size, label in labels.items()]
 
     def lengths(self) -> list[tuple[str, str]]:
-        """Choices of a length: label and number of frames, as ``33 frames``."""
-        most, multiple = self._spec.defaults.num_frames, self._spec.frames_multiple
-        parts = {most, *((most - 1) * part // 4 // multiple * multiple + 1 for part in (1, 2, 3))}
-        frames = sorted(count for count in parts if count > self._spec.dropped_frames)
+        """Choices of the length, as pairs of a label and a value such as ``33 frames``."""
+        default, multiple = self._spec.defaults.num_frames, self._spec.frames_multiple
+        quarters = ((default - 1) * part // 4 // multiple * multiple + 1 for part in (1, 2, 3))
+        frames = sorted(n for n in {default, *quarters} if n > self._spec.dropped_frames)
         return [(self._length_label(count), f"{count} {_FRAMES}") for count in frames]
 
     @property
@@ -72,18 +76,18 @@ class Form:
         return f"{self._spec.defaults.num_frames} {_FRAMES}"
 
     def default(self, name: str) -> str:
-        """The value of a setting that is left empty, as a text."""
+        """The default of a setting, as text."""
         spec = self._spec
-        known = {"flow_shift": spec.flow_shift, "negative_prompt": "what not to show"}
-        own = getattr(spec.defaults, name, VideoRequest.model_fields[name].default)
-        value = known.get(name, own)
+        special = {"flow_shift": spec.flow_shift, "negative_prompt": "what not to show"}
+        default = getattr(spec.defaults, name, VideoRequest.model_fields[name].default)
+        value = special.get(name, default)
         return value if isinstance(value, str) else f"{value:g}"
 
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The request that a client of the API would send.
+        """The fields of the equivalent API request. Empty fields are left out.
 
         Args:
-            values: Values of the fields in the order of ``FIELDS``; the last may be missing.
+            values: Values of the form in the order of ``FIELDS``; trailing ones may be missing.
         """
         form = {**dict.fromkeys(FIELDS), **dict(zip(FIELDS, values, strict=False))}
         request: dict[str, Any] = {"prompt": form["prompt"] or ""}
@@ -103,13 +107,13 @@ class Form:
 
     @staticmethod
     def field_of(param: str | None) -> str:
-        """The field that shows an option of the API; empty if none does."""
-        shown = _FIELD_OF_OPTION.get(param or "", param or "")
-        return shown if shown in (*FIELDS, "picture") else ""
+        """The field of the form for an option of the API; empty if there is none."""
+        field = _FIELD_OF_OPTION.get(param or "", param or "")
+        return field if field in (*FIELDS, "picture") else ""
 
     @staticmethod
     def values(request: ResolvedRequest) -> list[Any]:
-        """The values of the fields for a request, in the order of ``FIELDS``."""
+        """The values of the form for a request, in the order of ``FIELDS``."""
         return [
             request.prompt,
             f"{request.width}x{request.height}",
@@ -119,8 +123,8 @@ class Form:
         ]
 
     @staticmethod
-    def drawn() -> str:
-        """A random seed."""
+    def random_seed() -> str:
+        """A random seed, as text."""
         return str(secrets.randbits(32))
 
     def _round_size(self, pixels: float) -> int:
@@ -139,7 +143,7 @@ def _orientation(width: int, height: int) -> str:
 
 
 def _field_text(value: str | float | None) -> str:
-    """A setting as the text of a field; a number keeps its precision."""
+    """The value of a setting as text; numbers keep their precision."""
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What the page's elements do."""
+"""Functions that the page's elements call."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 
 from longtake.errors import EngineError, RefusedInputError
-from longtake.serve.http.openai_request import field_error, parse_submission, request_fields
 from longtake.serve.http.problems import unavailable_message
+from longtake.serve.http.request.openai_request import field_error, parse_submission, request_fields
 from longtake.serve.page.form import FIELDS, Form
 from longtake.serve.page.views import Views
 from longtake.serve.queue.job_database import QueueError
@@ -27,15 +27,14 @@ _MAX_VIDEOS = 480
 
 
 class Handlers:
-    """The functions that the page's script calls.
+    """The functions that the page calls. They accept any arguments a client sends.
 
-    The page knows videos by their ids and remembers itself what it shows, so a reload loses
-    nothing and the server keeps nothing of a page.
+    The server keeps no state of a page: each call names the current video and what is shown.
 
     Args:
         service: The service.
         form: The page's form.
-        views: What the page shows.
+        views: Renders the page's parts.
     """
 
     def __init__(self, service: VideoService, form: Form, views: Views) -> None:
@@ -44,22 +43,26 @@ class Handlers:
         self._views = views
 
     def open(self, video: str, draft: str) -> list[Any]:
-        """The video that the address names, its picture, and its settings in the form; the prompt
-        that was being written when the page was left stays."""
+        """Load the page: the video of the address, its picture, and its settings.
+
+        Args:
+            video: Id in the address; may be empty.
+            draft: The unsent prompt, which replaces the video's.
+        """
         job = self._find(video)
-        if job is None:  # fields that were filled in meanwhile stay
+        if job is None:  # keep the fields that were filled in meanwhile
             return [video, "", draft or gr.skip(), *[gr.skip()] * (len(FIELDS) - 1)]
         picture, prompt, *settings = self.settings(video)
         return [job.id, picture, draft or prompt, *settings]
 
     @staticmethod
     def show_more(count: Any) -> str:
-        """The number of videos that the page shows next."""
+        """The next number of videos in the gallery."""
         return str(min(_MAX_VIDEOS, _parse_count(count) + VIDEOS_PER_PAGE))
 
     def settings(self, video: str) -> list[Any]:
-        """The id under which a video's picture can be used again, and the form's fields; no change
-        if the video is gone."""
+        """The name of a video's picture and the values of the form; no change if the video is
+        gone."""
         job = self._find(video)
         if job is None:
             return [gr.skip()] * (1 + len(FIELDS))
@@ -67,11 +70,11 @@ class Handlers:
         return [picture, *self._form.values(job.request)]
 
     def refresh(self, video: str, shown: str, count: str) -> list[Any]:
-        """What changes by itself: four parts of HTML, five buttons, and checksums of them all.
+        """Everything that changes with time: four parts of HTML, five buttons, and checksums.
 
         Args:
-            video: Id of the video that is shown; may be empty.
-            shown: The checksums of what the page shows; parts that are the same are skipped.
+            video: Id of the current video; may be empty.
+            shown: Checksums of the parts on the page; unchanged parts are skipped.
             count: Number of videos in the gallery.
         """
         try:
@@ -101,12 +104,15 @@ class Handlers:
         ]
 
     def submit(self, picture: str, shown: str, request: gr.Request, *form: Any) -> list[Any]:
-        """Queue a video; returns its id, or the one shown before, and what is wrong."""
+        """Queue a video. Returns its id, the estimate, and an error of one field.
+
+        If it is refused, the id is that of the current video.
+        """
         values: dict[str, Any] = {}
         try:
             values = self._form.request(form)
             upload, picture = None, str(picture or "")
-            if picture.startswith("!"):  # the server's error message for the upload
+            if picture.startswith("!"):  # the error message of the upload
                 raise FieldError(picture[1:], "input_reference")
             if picture:
                 upload = self._service.picture(picture)
@@ -135,11 +141,11 @@ class Handlers:
         """Cancel a video that has not ended."""
         job = self._find(video)
         if job is not None and not job.ended:
-            with suppress(QueueError):  # the next refresh shows it
+            with suppress(QueueError):  # the next refresh reports it
                 self._service.cancel(job)
 
     def estimate(self, *form: Any) -> list[Any]:
-        """How long the form's video will take once it starts, or what is wrong with the form."""
+        """The estimated rendering time of the form's video, or an error in the form."""
         values = self._form.request(form)
         try:
             return [self._views.estimate(values), ""]
@@ -156,7 +162,7 @@ class Handlers:
         return [job.id, gr.skip(), ""]
 
     def _show_error(self, error: RefusedInputError, values: dict[str, Any]) -> list[Any]:
-        """The error in the estimate's place, or below the field that it names."""
+        """The error in place of the estimate, or below the field that it names."""
         named = field_error(error, values)
         field = self._form.field_of(named.param)
         if not field:
@@ -165,13 +171,13 @@ class Handlers:
         return [gr.skip(), json.dumps({"field": field, "message": message})]
 
     def _find(self, video: str) -> JobRecord | None:
-        """A video; None if there is none, or the queue cannot be read, which a refresh shows."""
+        """A job; None if there is none, or if the queue cannot be read, which a refresh reports."""
         with suppress(QueueError):
             return self._service.store.find(str(video)) if video else None
         return None
 
 
 def _parse_count(count: Any) -> int:
-    """The number of videos that a page shows, whatever a client sends."""
+    """The number of videos in the gallery; the default if it is invalid."""
     text = str(count)
     return int(text) if text.isdecimal() and len(text) < 4 else VIDEOS_PER_PAGE

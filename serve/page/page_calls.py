@@ -1,4 +1,4 @@
-"""The calls of the page's script, on their way to Gradio."""
+"""Middleware between the page's script and Gradio."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longtake.errors import one_line
-from longtake.serve.http.body import too_large
 from longtake.serve.http.problems import Problem
+from longtake.serve.http.request.body import too_large
 from longtake.serve.page.gradio_internals import CALL_PATH, encode_call
 
 logger = logging.getLogger(__name__)
@@ -23,16 +23,15 @@ _INVALID = "not a call of the page"
 
 
 class PageCalls:
-    """ASGI middleware before Gradio that passes on a function's number and its arguments only.
+    """ASGI middleware that forwards only the number of a function and its arguments to Gradio.
 
-    Arguments are texts and numbers: Gradio opens an object as a file or a URL. Gradio also keeps a
-    copy of the page for each session that a call names, results for each session until they are
-    fetched, and a document for each address with a query. The page needs none of them, so no call
-    names a session, no address has a query, and nothing is kept of a call once it is answered.
+    Arguments are scalars, because Gradio opens objects as files or URLs. Gradio also keeps, in
+    memory, a copy of the page and the results for each session, and a document for each query
+    string. The page needs none of them: sessions and query strings are removed.
 
     Args:
         app: Gradio's application.
-        num_arguments: Number of arguments of each function, by its number.
+        num_arguments: Number of arguments of each function, by function number.
     """
 
     def __init__(self, app: ASGIApp, num_arguments: Mapping[int, int]) -> None:
@@ -40,7 +39,7 @@ class PageCalls:
         self._num_arguments = num_arguments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
+        """Forward a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,7 +56,7 @@ class PageCalls:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                if message["status"] == 500:  # a value that a function of ours cannot take
+                if message["status"] == 500:  # a handler cannot take an argument
                     message["status"] = 400
             await send(message)
 
@@ -74,10 +73,10 @@ class PageCalls:
                 await Problem(400, _INVALID).response()(scope, receive, send)
 
     def _checked(self, content: bytes) -> bytes:
-        """The call as it was understood here, encoded anew.
+        """A valid call, encoded again, so that Gradio's parser sees what was checked.
 
         Raises:
-            Problem: The page sends no such call.
+            Problem: The call is invalid.
         """
         try:
             call: Any = json.loads(content)
@@ -92,7 +91,7 @@ class PageCalls:
             if valid:
                 return json.dumps(encode_call(function, arguments), ensure_ascii=False).encode()
         except (ValueError, RecursionError, AttributeError):
-            pass  # no JSON, lone surrogates, nested too deeply, or no object
+            pass  # not JSON, not an object, nested too deeply, or with lone surrogates
         raise Problem(400, _INVALID)
 
 
@@ -100,7 +99,7 @@ async def _read(request: Request) -> bytes:
     """The body of a call.
 
     Raises:
-        Problem: It is too large, or no JSON, which a form of another site could send.
+        Problem: It is too large, or not declared as JSON, as a form of another site would be.
     """
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise Problem(404, "not found: GET /openapi.json lists the API")
@@ -113,7 +112,7 @@ async def _read(request: Request) -> bytes:
 
 
 def _replay(content: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that returns a whole body first."""
+    """A ``receive`` that returns this body, then the messages that follow it."""
     messages = iter([content])
 
     async def replay() -> Message:

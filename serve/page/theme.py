@@ -8,7 +8,7 @@ import gradio as gr
 
 
 def theme() -> Any:
-    """A plain theme with a contrast of at least 4.5 between text and background."""
+    """A plain theme. The contrast between text and background is at least 4.5."""
     filled = {
         f"button_primary_{part}{state}{mode}": value
         for mode in ("", "_dark")

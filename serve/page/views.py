@@ -1,4 +1,4 @@
-"""HTML of what the page shows: videos, their settings, the ranks."""
+"""HTML of the page's parts: videos, their settings, the gallery, the ranks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longtake.serve.http.openai_request import parse_submission
+from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
 from longtake.serve.templates import TEMPLATES
 
 _PHASES = {
-    "": "begins",
+    "": "starting",
     "loading": "loading the model",
     "text": "reading the prompt",
     "waiting": "waiting for other ranks",
@@ -33,7 +33,7 @@ class Views:
 
     Args:
         service: The service.
-        objects: Describes jobs to clients.
+        objects: Converts jobs to video objects.
     """
 
     def __init__(self, service: VideoService, objects: VideoObjects) -> None:
@@ -41,24 +41,26 @@ class Views:
         self._objects = objects
 
     def header(self) -> str:
-        """The name of the model, and a note on it."""
+        """The name of the model, and a note about it."""
         note = self._service.engine.spec.defaults.note
         return TEMPLATES.get_template("header.html").render(
             model=self._service.model.name, note=note
         )
 
     def examples(self) -> str:
-        """Example prompts of the model."""
+        """Example prompts of the model; empty if it has none."""
         examples = self._service.engine.spec.defaults.examples
+        if not examples:
+            return ""
         return TEMPLATES.get_template("examples.html").render(examples=examples)
 
     def status(self, job: JobRecord | None, problem: str = "", *, gone: bool = False) -> str:
-        """One job: its video, or its progress.
+        """The video or the progress of a job.
 
         Args:
-            job: The job; None if none is shown.
-            problem: An error to show in its place.
-            gone: Whether the video that the page names is no longer there.
+            job: The current job; None if there is none.
+            problem: An error message.
+            gone: Whether the video in the page's address no longer exists.
         """
         if gone:
             problem = "This video is no longer there: it was deleted, or has expired."
@@ -71,11 +73,11 @@ class Views:
         return TEMPLATES.get_template("details.html").render(job=job, settings=settings)
 
     def gallery(self, jobs: Sequence[JobRecord], shown: str) -> str:
-        """Small pictures of several jobs.
+        """Thumbnails of several jobs.
 
         Args:
             jobs: The jobs.
-            shown: Id of the job that the page shows.
+            shown: Id of the current job.
         """
         described = [
             {
@@ -83,14 +85,14 @@ class Views:
                 "state": job.state,
                 "prompt": job.request.prompt,
                 "latents": job.request.output_type == "latents",
-                "words": {"running": "in progress"}.get(job.state, job.state),
+                "label": {"running": "in progress"}.get(job.state, job.state),
             }
             for job in jobs
         ]
         return TEMPLATES.get_template("gallery.html").render(jobs=described, shown=shown)
 
     def engine(self) -> str:
-        """The ranks, and how the last video was rendered."""
+        """State of the ranks, and how the last video was rendered."""
         service, last = self._service, self._service.progress.last
         devices = service.ranks.devices or service.engine.config.devices_by_rank
         peaks = {} if last is None else {rank.rank: rank for rank in last.ranks}
@@ -106,11 +108,11 @@ class Views:
             for rank, device in enumerate(devices)
         ]
         return TEMPLATES.get_template("engine.html").render(
-            words=f"{service.unready or 'ready'}.".capitalize(),
+            status=f"{service.unready or 'ready'}.".capitalize(),
             model=service.model.name,
             dtype=service.engine.config.dtype,
             layout="" if last is None else f"{last.layout.name} (cfg x ring x ulysses)",
-            why="" if last is None else last.why,
+            layout_reason="" if last is None else last.why,
             kernel="" if last is None else last.engine.attention_kernel,
             restarts=service.ranks.restarts,
             note=service.progress.last_note.replace(f"{service.folder}/", ""),
@@ -118,10 +120,10 @@ class Views:
         )
 
     def estimate(self, values: Mapping[str, Any]) -> str:
-        """How long a form's video takes once it starts.
+        """The estimated rendering time of a form's video.
 
         Args:
-            values: The form's fields, as a client of the API would send them.
+            values: Fields of the equivalent API request.
 
         Raises:
             RefusedInputError: The video cannot be rendered here.
@@ -135,27 +137,25 @@ class Views:
         else:
             resolved = service.admission.resolve_without_picture(request)
         size = f"{resolved.width} × {resolved.height}, {_frame_count(resolved.num_frames)}"
-        words = "Time not known yet"
+        time = "Time not known yet"
         if service.eta.known:
-            words = f"About {_duration(service.eta.rendering_s(resolved))}"
-        return TEMPLATES.get_template("estimate.html").render(
-            words=f"{words} for {size}", problem=""
-        )
+            time = f"About {_duration(service.eta.rendering_s(resolved))}"
+        return TEMPLATES.get_template("estimate.html").render(text=f"{time} for {size}", problem="")
 
     def problem(self, message: str) -> str:
-        """An error that no field shows, in the estimate's place."""
-        return TEMPLATES.get_template("estimate.html").render(words="", problem=message)
+        """An error that concerns no single field, in place of the estimate."""
+        return TEMPLATES.get_template("estimate.html").render(text="", problem=message)
 
     def _shown(self, job: JobRecord) -> dict[str, Any]:
         service, request = self._service, job.request
         progress = service.progress.of_job(job.id) if job.state == "running" else None
         error = self._objects.error(job)
-        words, percent = self._state(job), self._objects.percent(job)
+        label, percent = self._state(job), self._objects.percent(job)
         return {
             "id": job.id,
             "state": job.state,
             "active": not job.ended,
-            "title": f"{percent} %" if job.state == "running" else words,
+            "title": f"{percent} %" if job.state == "running" else label,
             "announcement": _ANNOUNCED[job.state],
             "prompt": request.prompt,
             "width": request.width,
@@ -163,7 +163,7 @@ class Views:
             "latents": request.output_type == "latents",
             "files": [path.name for path in service.outputs(job)],
             "percent": percent,
-            "words": words,
+            "label": label,
             "left": self._left(job),
             "frames": zlib.crc32(progress.thumbnails) if progress and progress.thumbnails else "",
             "error": "" if error is None or job.state == "cancelled" else error["message"],
@@ -195,7 +195,7 @@ class Views:
             return f"Ends after this step, in {_duration(limit_s)} at most"
         if job.state == "queued":
             ahead = len(self._before(job))
-            return f"Waiting: {ahead} before it" if ahead else "Waiting for the ranks"
+            return f"Waiting: {ahead} ahead of it" if ahead else "Waiting for the ranks"
         now, _ = self._service.eta.current(job)
         if now.phase in ("denoising", "decoding"):
             part = "Step" if now.phase == "denoising" else "Decoding: tile"
@@ -203,14 +203,14 @@ class Views:
         return _PHASES.get(now.phase, now.phase).capitalize()
 
     def _left(self, job: JobRecord) -> str:
-        """Time until a job is done, including all before it; empty once it ends or is cancelled."""
+        """Time until a job is done, with all jobs before it; empty if it has ended or is ending."""
         if job.ended or job.cancelling:
             return ""
         seconds = self._service.eta.seconds_left().get(job.id)
         return "time left not known yet" if seconds is None else f"about {_duration(seconds)} left"
 
     def _before(self, job: JobRecord) -> list[JobRecord]:
-        """The jobs that are rendered before a waiting one."""
+        """The jobs that will be rendered before a queued one."""
         if job.state != "queued":
             return []
         return [

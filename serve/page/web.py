@@ -1,4 +1,4 @@
-"""The page: a form, the video that comes of it, and the earlier videos; on the API's queue."""
+"""The page: a form, one video, and a gallery of the videos in the server's queue."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
 """
 _SUBMITTED = "(video, problem) => longtake.submitted(video, problem)"
 _SHOW_PROBLEM = "(problem) => longtake.problem(problem)"
-_FILL = "(...given) => { longtake.clear(); longtake.saveDraft(''); return given; }"
+_FILL = "(...values) => { longtake.clear(); longtake.saveDraft(''); return values; }"
 _CALL: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-"""Calls are answered at once: results in Gradio's queue stay there until they are fetched."""
+"""Options of all calls. Gradio's queue is not used: it keeps results until they are fetched."""
 
 
 def build_page(service: VideoService, objects: VideoObjects) -> FastAPI:
@@ -36,7 +36,7 @@ def build_page(service: VideoService, objects: VideoObjects) -> FastAPI:
 
     Args:
         service: The service.
-        objects: Describes jobs to clients.
+        objects: Converts jobs to video objects.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     add_error_handlers(app)
@@ -65,9 +65,17 @@ def build_page(service: VideoService, objects: VideoObjects) -> FastAPI:
 class _Elements:
     """All elements that calls read or change.
 
-    ``video``, ``picture``, ``shown``, ``problem`` and ``count`` are hidden: the id of the video
-    that is shown, the picture to use, checksums of what is shown, an error at a field as JSON, and
-    the number of videos in the gallery.
+    Attributes:
+        video: Hidden; id of the current video.
+        picture: Hidden; name of the picture to use.
+        shown: Hidden; checksums of the parts on the page.
+        problem: Hidden; an error of one field, as JSON.
+        count: Hidden; number of videos in the gallery.
+        inputs: The form.
+        result: The current video.
+        gallery: The gallery.
+        more: Button that extends the gallery.
+        engine: State of the ranks.
     """
 
     video: Any
@@ -98,9 +106,9 @@ def _add_elements(service: VideoService, form: Form, views: Views) -> _Elements:
     count = gr.Textbox(str(VIDEOS_PER_PAGE), visible=False)
     with gr.Row(elem_id="columns"):
         with gr.Column(scale=5, min_width=320, elem_id="form"):
-            inputs = add_inputs(service.engine.spec, form, views)
+            inputs = add_inputs(service.engine.spec, form, views.examples())
         with gr.Column(scale=6, min_width=320, elem_id="result"):
-            result = add_result(views)
+            result = add_result(views.status(None))
     html("<h2>Videos</h2>")
     gallery = html()
     more = gr.Button("Show more", size="sm", visible=False)
@@ -110,7 +118,7 @@ def _add_elements(service: VideoService, form: Form, views: Views) -> _Elements:
 
 
 def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -> None:
-    """Have the elements call the handlers."""
+    """Connect the elements to the handlers."""
     video, picture, problem = elements.video, elements.picture, elements.problem
     inputs, result = elements.inputs, elements.result
     fields = list(inputs.fields.values())
@@ -144,7 +152,7 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
     elements.more.click(handlers.show_more, [elements.count], [elements.count], **_CALL).then(
         *refresh, **_CALL
     )
-    inputs.draw.click(form.drawn, None, inputs.fields["seed"], **_CALL)
+    inputs.draw.click(form.random_seed, None, inputs.fields["seed"], **_CALL)
     changed = [inputs.fields["size"].change, inputs.fields["length"].change]
     changed += [inputs.fields[name].blur for name in ("seed", *SETTINGS)]
     gr.on(changed, *estimate, trigger_mode="always_last", **_CALL).then(

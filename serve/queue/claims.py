@@ -1,7 +1,7 @@
-"""Claims on jobs: at most one worker has a job, and a dead worker's job is taken over.
+"""Claims on jobs: at most one worker has a job, and the job of a dead worker is taken over.
 
-A claim is identified by the job's number of claims and by its owner. Whatever a worker writes about
-its job is written only while its claim is still valid.
+A claim is identified by the job's number of claims and its owner. A worker's writes about its job
+succeed only while its claim is valid.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class ClaimLostError(LongtakeError):
 
 
 class Claims:
-    """The claims that workers of this process make on one queue. Thread-safe.
+    """Claims of this process's workers on the jobs of one queue. Thread-safe.
 
-    Every method but :meth:`renew` and :meth:`check` outlasts a queue that is temporarily unusable,
-    if the database retries.
+    Every method except :meth:`renew` and :meth:`check` waits while the queue is temporarily
+    unusable, if the database retries.
 
     Args:
         database: The queue's database.
 
     Attributes:
-        owner: The owner recorded with each claim.
+        owner: Owner recorded with each claim.
     """
 
     def __init__(self, database: JobDatabase) -> None:
@@ -51,7 +51,7 @@ class Claims:
         self._held: set[tuple[str, int]] = set()
 
     def take(self, engine: str, now: float) -> JobRecord | None:
-        """Claim the next job: one that is queued, or whose worker has died.
+        """Claim the next job: a queued one, or one whose worker has died.
 
         The caller must pass the job to :meth:`release` however its work ends.
 
@@ -60,7 +60,7 @@ class Claims:
             now: Seconds since 1970.
 
         Returns:
-            The claimed job; None if there is none at the moment.
+            The claimed job; None if no job can be claimed at the moment.
         """
         with ExitStack() as undo:
             with self._database.transaction(waits_for=QueueError) as connection:
@@ -81,7 +81,7 @@ class Claims:
             return claimed
 
     def _next(self, connection: sqlite3.Connection, engine: str, now: float) -> JobRecord | None:
-        """The next job to claim. Abandoned jobs before it that were to be cancelled are ended."""
+        """The next job to claim. Abandoned jobs before it that are being cancelled are ended."""
         while True:
             running = select_jobs(connection, "state='running' AND engine=?", engine)
             abandoned = [each for each in running if self.is_abandoned(each, now)]
@@ -127,7 +127,7 @@ class Claims:
             return select_jobs(connection, "id=?", job.id)[0].cancelling
 
     def check(self, job: JobRecord) -> None:
-        """Check that a claim is still valid. It is if the queue is lost: nobody else can claim.
+        """Check that a claim is valid. In a lost queue it is, since nobody else can claim jobs.
 
         Raises:
             ClaimLostError: Another process has taken over the job.
@@ -136,7 +136,7 @@ class Claims:
             pass
 
     def release(self, job: JobRecord, now: float) -> None:
-        """End a claim. A job that is still running is queued again.
+        """End a claim. A job that has not ended is queued again.
 
         If that cannot be written, the next :meth:`take` finds the job abandoned.
         """
@@ -145,7 +145,7 @@ class Claims:
             self.requeue(job, "its worker has ended", now)
 
     def finish(self, job: JobRecord, seconds: dict[str, float], now: float, text: str = "") -> None:
-        """Mark a job as done, once its output is in place.
+        """Mark a job as done after its output is published.
 
         Raises:
             ClaimLostError: Another process has taken over the job.
@@ -163,7 +163,7 @@ class Claims:
             end_job(connection, job.id, "failed", now, error=error)
 
     def finish_cancelled(self, job: JobRecord, now: float) -> None:
-        """Mark a job as cancelled, once its rendering has stopped.
+        """Mark a job as cancelled after its rendering has stopped.
 
         Raises:
             ClaimLostError: Another process has taken over the job.
@@ -213,7 +213,7 @@ class Claims:
     def _claimed(
         self, job: JobRecord, *, waits_for: type[QueueError] | tuple[()] = ()
     ) -> Iterator[sqlite3.Connection]:
-        """A transaction during which the claim on a job is valid."""
+        """A transaction within which the claim on a job is valid."""
         with self._database.transaction(waits_for) as connection:
             row = connection.execute(
                 "SELECT 1 FROM jobs WHERE id=? AND claims=? AND state='running' AND owner=?",

@@ -3,8 +3,8 @@
 Several processes of one host may use it at once. Several hosts may not: the log needs shared
 memory, so it does not work on network file systems.
 
-Readers have connections of their own and never wait for a writer. SQLite keeps using a file that
-was deleted or moved, so each use checks that the path still names the file that was opened.
+Readers have their own connections and never wait for a writer. SQLite keeps using a file that was
+deleted or moved, so each access checks that the path still names the opened file.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _RETRY_S = 0.5
 _READER_BUSY_S = 1.0
 """Covers the moments in which another process recovers the log."""
 _MAX_CHECK_SHARE = 0.02
-"""Maximum share of time spent on reading the whole file to check it."""
+"""Maximum fraction of time spent on checking the whole file."""
 _SYSTEM_ERRORS = ("full", "readonly", "unable to open", "disk I/O error", "out of memory")
-"""Messages of SQLite for errors of the system, as opposed to a damaged file."""
+"""Parts of SQLite's messages for system errors, as opposed to a damaged file."""
 
 
 class QueueError(EngineError):
     """The queue is unusable at the moment.
 
     Attributes:
-        summary: Message for the clients of a server; contains no path.
+        summary: Message for clients of a server; contains no path.
     """
 
     summary = "the queue cannot be written to"
@@ -56,12 +56,12 @@ class JobDatabase:
 
     Args:
         path: Path of the file.
-        read: Reads everything that must be readable; used to detect damage.
-        create: Create the file if there is none; its folder must exist.
-        read_only: Open the file without changing it.
+        read: Reads everything that must be readable, to detect damage.
+        create: Whether to create a missing file; its folder must exist.
+        read_only: Whether to open the file without changing it.
         busy_s: Seconds to wait for other writers.
-        retry_until: Transactions that allow it wait while the file is unusable, until this event is
-            set; None: they fail at once.
+        retry_until: Until this event is set, transactions that allow it wait while the file is
+            unusable; None: they fail at once.
 
     Raises:
         RequestError: The file is damaged or of another version.
@@ -118,7 +118,7 @@ class JobDatabase:
     def _connect(self, mode: str, busy_s: float) -> sqlite3.Connection:
         path = self.path.absolute()
         if self._read_only and not os.access(path.parent, os.W_OK):
-            if not os.path.exists(f"{path}{WAL_SUFFIXES[0]}"):  # and SQLite cannot create it
+            if not os.path.exists(f"{path}{WAL_SUFFIXES[0]}"):  # which SQLite could not create
                 mode += "&immutable=1"
         connection = sqlite3.connect(
             f"{path.as_uri()}?mode={mode}",
@@ -176,7 +176,7 @@ class JobDatabase:
         """An exclusive write transaction. A nested one joins the outer one.
 
         Args:
-            waits_for: Errors after which to try again to begin, if the database retries.
+            waits_for: Errors after which beginning is retried, if the database retries.
 
         Raises:
             QueueError: The transaction was not, or may not have been, committed.
@@ -198,7 +198,7 @@ class JobDatabase:
             if self._connection.in_transaction:
                 yield self._connection
                 return
-            if self._busy_at > begun:  # another thread has just waited in vain
+            if self._busy_at > begun:  # another thread has just timed out
                 raise sqlite3.OperationalError("database is locked")
             self._check_usable()
             self._check_writable()
@@ -216,7 +216,7 @@ class JobDatabase:
             yield
             self._connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:  # not if a full disk ended it already
+            if self._connection.in_transaction:  # a full disk may have ended it
                 self._connection.execute("ROLLBACK")
             raise
 
@@ -243,10 +243,10 @@ class JobDatabase:
                     self._close_readers()
 
     def check(self) -> None:
-        """Check that the file is the one that was opened, is intact, and can be written to.
+        """Check that the file is the opened one, intact, and writable.
 
-        The content is read if another process changed it, and otherwise only as often as that
-        takes a small share of the time.
+        The content is read after a change by another process, and otherwise so rarely that it takes
+        a small fraction of the time.
 
         Raises:
             QueueError: The file is unusable.
@@ -286,7 +286,7 @@ class JobDatabase:
         self._examined, self._size_bytes = stamp, stamp[1]
 
     def _checkpoint(self) -> None:
-        """Write the log back to the file, so that damage to the file is not masked by the log."""
+        """Write the log back to the file. The log would hide damage to the file."""
         with closing(self._connect("rw", 0.0)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._examined = _stamp(self.path)
@@ -297,7 +297,7 @@ class JobDatabase:
             raise sqlite3.DatabaseError(self._damage)
 
     def _check_writable(self) -> None:
-        if not os.access(self.path, os.W_OK):  # SQLite could still write through its open file
+        if not os.access(self.path, os.W_OK):  # SQLite could still write to the open file
             raise sqlite3.OperationalError("attempt to write a readonly database")
 
     def _check_identity(self) -> None:

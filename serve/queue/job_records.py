@@ -17,14 +17,14 @@ class NewJob:
 
     Attributes:
         id: Unique ID.
-        source: Where the job comes from: the path of a shots file, or the name of the server.
+        source: Origin of the job: the path of a shots file, or ``serve`` and a key's label.
         position: Place in the queue; jobs are rendered in ascending order.
         output: Output path, relative to the output folder.
         engine: Digest of the engine that renders the job; other engines do not claim it.
         request: The request to render.
         fingerprint: Digest of everything that determines the output. A job whose fingerprint
             changes is rendered again.
-        model: Model name as clients know it.
+        model: ``NAME@FINGERPRINT`` of the served model; empty in a batch.
     """
 
     id: str
@@ -44,7 +44,7 @@ class JobRecord(NewJob):
     Attributes:
         claims: Number of attempts so far.
         faults: Consecutive faults without progress.
-        fault_step: Denoising step from which the job could resume after its last fault.
+        fault_step: Denoising step from which the job could resume at its last fault.
         not_before: Earliest time of the next attempt.
         cancelling: Whether cancellation was requested.
         low_memory: Whether the job is decoded with minimal memory.
@@ -57,7 +57,7 @@ class JobRecord(NewJob):
         ended_at: End of the last attempt.
         seconds: Duration of each stage.
         error: Message of the last fault, or the reason for cancellation.
-        deleted: Whether the job was deleted; its record is removed after it has ended.
+        deleted: Whether the job was deleted. Its record is removed after it has ended.
     """
 
     state: State

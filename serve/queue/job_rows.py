@@ -1,4 +1,4 @@
-"""Reads and writes the rows of jobs and events. The caller owns the transaction."""
+"""Reads and writes rows of jobs and events, within the caller's transaction."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def select_jobs(
     try:
         return [_job_from_row(dict(row)) for row in rows.fetchall()]
     except (ValueError, TypeError) as error:
-        raise sqlite3.DatabaseError(f"a row is no job: {one_line(error)[:200]}") from error
+        raise sqlite3.DatabaseError(f"a row is not a job: {one_line(error)[:200]}") from error
 
 
 def _job_from_row(row: dict[str, Any]) -> JobRecord:
-    """Convert a row, whose column ``sparing`` is :attr:`JobRecord.low_memory`."""
+    """Convert a row. The column of :attr:`JobRecord.low_memory` is named ``sparing``."""
     low_memory = bool(row.pop("sparing"))
     return JobRecord(
         **{
@@ -39,7 +39,7 @@ def _job_from_row(row: dict[str, Any]) -> JobRecord:
             "seconds": json.loads(row["seconds"]),
             "cancelling": bool(row["cancelling"]),
             "low_memory": low_memory,
-            "deleted": bool(row.get("deleted")),  # schema 1, opened read-only, has no such column
+            "deleted": bool(row.get("deleted")),  # missing in schema 1, opened read-only
         }
     )
 
@@ -47,7 +47,7 @@ def _job_from_row(row: dict[str, Any]) -> JobRecord:
 def insert_job(
     connection: sqlite3.Connection, job: NewJob, kind: str, now: float, *, claims: int = 0
 ) -> None:
-    """Queue a job, replacing any job of the same ID."""
+    """Queue a job, replacing any job with the same ID."""
     values = {
         **{each.name: getattr(job, each.name) for each in fields(NewJob)},
         "request": job.request.model_dump_json(),

@@ -1,6 +1,6 @@
 """A durable queue of jobs in a folder: no job is lost, and each is done once.
 
-Several processes of one host may share a folder (see :mod:`longtake.serve.queue.job_database`).
+Several processes of one host may share a folder; see :mod:`longtake.serve.queue.job_database`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longtake.serve.queue.job_records import Event, JobRecord, NewJob
 from longtake.serve.queue.job_rows import add_event, end_job, insert_job, select_jobs
 
 WORK_FOLDER = ".longtake"
-"""Folder inside an output folder for everything that is not output."""
+"""Subfolder of an output folder for everything that is not output."""
 
 _WITHDRAWN = "no longer in "
 
@@ -32,15 +32,15 @@ class JobStore:
 
     Args:
         folder: Output folder.
-        create: Create the queue if there is none.
-        read_only: Open the queue without changing it.
+        create: Whether to create a missing queue.
+        read_only: Whether to open the queue without changing it.
         busy_s: Seconds to wait while another process writes.
-        retry_until: Workers retry while the queue is unusable, until this event is set; None: they
+        retry_until: Until this event is set, workers wait while the queue is unusable; None: they
             fail at once.
 
     Attributes:
         folder: Output folder.
-        claims: The claims of this process on jobs.
+        claims: Claims of this process on jobs.
 
     Raises:
         RequestError: There is no queue, or it is damaged or of another version.
@@ -84,14 +84,14 @@ class JobStore:
         self.close()
 
     def check_usable(self) -> None:
-        """Check the queue's file on disk, bypassing all caches.
+        """Check the queue's file on disk, without caches.
 
         Raises:
             QueueError: The file cannot be read or written.
         """
         self._database.check()
 
-    # What a batch adds.
+    # For batches.
 
     def enqueue(
         self, jobs: Iterable[NewJob], has_output: Callable[[JobRecord], bool], now: float
@@ -149,16 +149,16 @@ class JobStore:
         with self._database.transaction(waits_for=QueueError) as connection:
             add_event(connection, job.id, kind, text, now)
 
-    # What a user requests.
+    # For users.
 
     def cancel(self, ids: Sequence[str], now: float) -> list[str]:
-        """Cancel jobs, all of them or none: queued ones at once, running ones after a step.
+        """Cancel all the jobs or none: queued ones at once, running ones after the current step.
 
         Returns:
             The IDs of jobs that had ended already.
 
         Raises:
-            RequestError: There is no job of one of the IDs.
+            RequestError: An ID is unknown.
         """
         ended = []
         with self._database.transaction() as connection:
@@ -177,14 +177,14 @@ class JobStore:
         """Queue failed or cancelled jobs again, with no faults counted.
 
         Args:
-            ids: IDs of the jobs; empty: all that failed.
+            ids: IDs of the jobs; empty: all failed jobs.
             now: Seconds since 1970.
 
         Returns:
             The IDs of the jobs that are now queued.
 
         Raises:
-            RequestError: There is no job of one of the IDs.
+            RequestError: An ID is unknown.
         """
         queued = []
         with self._database.transaction() as connection:
@@ -202,7 +202,7 @@ class JobStore:
                     queued.append(job.id)
         return queued
 
-    # Reading.
+    # Queries.
 
     def jobs(self) -> list[JobRecord]:
         """All jobs, in the order of the queue."""
@@ -210,10 +210,10 @@ class JobStore:
             return select_jobs(connection, "1 ORDER BY position, id")
 
     def job(self, job_id: str) -> JobRecord:
-        """The job of an ID.
+        """The job with an ID.
 
         Raises:
-            RequestError: There is none.
+            RequestError: The ID is unknown.
         """
         with self._database.reading() as connection:
             return self._named(connection, [job_id])[0]
@@ -227,7 +227,7 @@ class JobStore:
             return [Event(**dict(row)) for row in rows]
 
     def unfinished(self, engine: str) -> int:
-        """The number of queued and running jobs of an engine, whoever works on them."""
+        """The number of queued and running jobs of an engine, in any process."""
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running') AND engine=?",
@@ -253,7 +253,7 @@ def _read_all(connection: sqlite3.Connection) -> None:
 
 
 def _kind(job: NewJob, known: JobRecord | None, has_output: Callable[[JobRecord], bool]) -> str:
-    """How a job to be added relates to the job of the same ID in the queue."""
+    """How a new job relates to the job with the same ID in the queue."""
     if known is None:
         return "new"
     if known.fingerprint != job.fingerprint or known.output != job.output:

@@ -1,4 +1,4 @@
-"""The schema of the queue's file, its migrations, and its creation."""
+"""Schema, migrations and creation of the queue's file."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ ALTER TABLE jobs ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0
 
 
 def create_file(path: Path) -> None:
-    """Create the file if there is none. It appears at its path only once it is complete.
+    """Create the file if it is missing. It appears at its path only when it is complete.
 
-    Logs left by an earlier file of that name are renamed: SQLite would apply them to the new one.
+    Logs of an earlier file of that name are renamed: SQLite would apply them to the new file.
     """
     with writing(path):
         folder, partial = os.open(path.parent, os.O_RDONLY), partial_path(path)

@@ -1,4 +1,4 @@
-"""Keeps the claim on a job alive while a worker renders it."""
+"""Renewal of the claim on a job while a worker renders it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _RENEWAL_PERIOD_S = 1.0
 
 
 class Lease:
-    """Renews a claim every second in a thread, and notices requests to stop.
+    """Renews a claim every second in a thread, and collects reasons to stop.
 
-    A context manager; the thread runs inside it.
+    A context manager: the thread runs within the ``with`` block.
 
     Args:
-        claims: The claims of the job's queue.
+        claims: Claims on the job's queue.
         job: The claimed job.
         clock: Returns the time in seconds since 1970.
-        stop: Set when the whole batch is to stop.
+        stop: Set to stop all workers.
 
     Attributes:
         job: The claimed job.
@@ -68,7 +68,7 @@ class Lease:
         self._thread.join()
 
     def progress(self, progress: Progress) -> None:
-        """Report the job's progress, to be recorded at the next renewal.
+        """Report the job's progress, which the next renewal records.
 
         Raises:
             Stopped: The worker must stop.
@@ -103,7 +103,7 @@ class Lease:
                 return
             except QueueLostError:  # nobody else can claim the job
                 continue
-            except LongtakeError as error:  # probably a full disk, which may have room again soon
+            except LongtakeError as error:  # probably a full disk, which may be temporary
                 if self._clock() - self._renewed_at > LEASE_S / 2:
                     logger.warning("%s: %s", self.job.id, error)
                     self._renewed_at = self._clock()

@@ -14,9 +14,8 @@ from pydantic import BaseModel
 class Owner(BaseModel):
     """Identity of a process and, optionally, of one queue that it opened.
 
-    psutil identifies a process by PID and start time on one running system. Boot, namespace and
-    host tell apart what it cannot see: processes of an earlier boot, of another container, and of
-    another host.
+    PID and start time identify a process on one running system. Host, boot and namespace exclude
+    processes of another host, of an earlier boot, and of another container.
 
     Attributes:
         host: Host name.
@@ -52,11 +51,11 @@ class Owner(BaseModel):
         return cls.this_process().model_copy(update={"queue": secrets.token_hex(8)})
 
     def ended(self, here: Owner) -> bool | None:
-        """Whether this process has ended, as seen from ``here``.
+        """Whether this process has ended, as seen from the process ``here``.
 
         Returns:
-            None if that cannot be known: on another host, in another container, or for another
-            queue of the same process, whose workers may have ended.
+            None if that is unknown: on another host, in another container, or for another queue of
+            the same process, whose workers may have ended.
         """
         if self.host != here.host:
             return None
@@ -80,5 +79,5 @@ def _start_ticks(process: psutil.Process) -> int:
     ``create_time()`` is wall-clock time and moves whenever the system clock is set; its distance
     from the boot time does not.
     """
-    boot_time_s = psutil.boot_time()  # first: psutil 6 caches it for create_time()
+    boot_time_s = psutil.boot_time()  # before create_time(), which uses psutil 6's cached value
     return round((process.create_time() - boot_time_s) * os.sysconf("SC_CLK_TCK"))

@@ -1,4 +1,4 @@
-"""Monitors a queue's file for deletion, replacement, truncation and damage while it is in use."""
+"""Monitors a queue's file for deletion, replacement, truncation and damage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class QueueWatch:
     def _check(self) -> QueueError | None:
         try:
             self._store.check_usable()
-        except QueueBusyError:  # says nothing about the file
+        except QueueBusyError:  # reveals nothing about the file
             return self.problem
         except QueueError as error:
             return error

@@ -1,4 +1,4 @@
-"""What follows a fault of a job: another attempt, or failure."""
+"""Decides whether a job is retried after a fault."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _MAX_DELAY_S = 60.0
 
 
 class PermanentError(RequestError):
-    """An error that no further attempt can avoid."""
+    """An error that a retry cannot avoid."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The verdict on a fault.
+    """A fault of a job, and its consequences.
 
     Attributes:
         message: Message for the queue and the user.
@@ -34,15 +34,15 @@ class Fault:
 
 
 def judge_fault(job: JobRecord, error: Exception, step: int, max_faults: int) -> Fault:
-    """Decide whether a job is tried again after an error.
+    """Decide whether a job is retried after an error.
 
     A refused request fails at once, unless it has a picture, which may become readable again. Any
-    other error counts as a fault. Finishing a step resets the count, so a long job outlives any
-    number of faults as long as it makes progress.
+    other error counts as a fault. Progress resets the count, so a long job survives any number of
+    faults as long as it advances.
 
     Args:
-        job: The job, as it was claimed.
-        error: What ended the attempt.
+        job: The job as it was claimed.
+        error: Error that ended the attempt.
         step: Denoising step from which the job can resume.
         max_faults: Number of consecutive faults without progress at which the job fails.
     """

@@ -1,4 +1,4 @@
-"""The server's queue: clients add jobs one by one, page through them, and delete them."""
+"""The queue of a server, whose clients add, list and delete jobs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from longtake.serve.queue.job_rows import end_job, insert_job, select_jobs
 from longtake.serve.queue.job_store import JobStore
 
 SERVER_SOURCE = "serve"
-"""Source of the server's jobs; the label of the API key follows it, if there is one."""
+"""Source of the server's jobs. The label of the client's API key follows it, if there is one."""
 
 _OF_SERVER = f"(source='{SERVER_SOURCE}' OR source LIKE '{SERVER_SOURCE} %')"
 _ENDED = "state NOT IN ('queued', 'running')"
 
 
 class QueueFullError(RequestError):
-    """The queue accepts no further job at the moment."""
+    """The queue accepts no more jobs at the moment."""
 
 
 class OtherRequestError(RequestError):
@@ -31,18 +31,15 @@ class BeingDeletedError(RequestError):
 
 
 class Submissions(JobStore):
-    """A queue that a server shares with its clients.
+    """The queue of a server. Takes the same arguments as :class:`JobStore`.
 
-    Queries return the server's jobs only: a batch may have added others to the same folder.
-
-    Args:
-        As :class:`JobStore`.
+    Queries return only the server's jobs: a batch may have added others to the same folder.
     """
 
     def add(
         self, job: NewJob, now: float, *, most_waiting: int, most_of_source: int
     ) -> tuple[JobRecord, bool]:
-        """Append a job, unless the same job is there already.
+        """Append a job, unless the queue has the same job already.
 
         Args:
             job: The job; its position is ignored.
@@ -55,7 +52,7 @@ class Submissions(JobStore):
 
         Raises:
             QueueFullError: A maximum is reached.
-            OtherRequestError: The ID belongs to a job of another fingerprint.
+            OtherRequestError: The ID belongs to a job with another fingerprint.
             BeingDeletedError: The ID belongs to a deleted job that is not removed yet.
         """
         with self._database.transaction() as connection:
@@ -93,13 +90,13 @@ class Submissions(JobStore):
                 end_job(connection, job.id, "done", job.ended_at, seconds=job.seconds)
 
     def adopt(self, engine: str, model: str, now: float) -> int:
-        """Assign unfinished jobs of earlier engines to an engine of the same model.
+        """Assign unfinished jobs to the current engine, if their model is the same.
 
         Unfinished jobs of other models fail.
 
         Args:
-            engine: Digest of the engine.
-            model: The model as jobs record it: ``name@digest of its weights``.
+            engine: Digest of the current engine.
+            model: Its model, as in :attr:`NewJob.model`.
             now: Seconds since 1970.
 
         Returns:
@@ -122,7 +119,7 @@ class Submissions(JobStore):
             return len(others)
 
     def find(self, job_id: str) -> JobRecord | None:
-        """The job of an ID; None if there is none or it was deleted."""
+        """The job with an ID; None if it is unknown or was deleted."""
         with self._database.reading() as connection:
             jobs = select_jobs(connection, f"id=? AND deleted=0 AND {_OF_SERVER}", job_id)
             return jobs[0] if jobs else None
@@ -135,7 +132,7 @@ class Submissions(JobStore):
         Args:
             after: Position of the last job of the previous page; None for the first page.
             limit: Maximum number of jobs.
-            newest_first: Whether to go from the newest job to the oldest.
+            newest_first: Whether the newest job comes first.
 
         Returns:
             The jobs, and whether more follow.
@@ -151,7 +148,7 @@ class Submissions(JobStore):
         return jobs[:limit], len(jobs) > limit
 
     def unfinished_jobs(self) -> list[JobRecord]:
-        """Running jobs, then queued ones, in the order in which they will be rendered."""
+        """Running jobs, then queued ones in the order of rendering."""
         with self._database.reading() as connection:
             return select_jobs(
                 connection, f"NOT {_ENDED} ORDER BY state='queued', position, not_before"
@@ -166,7 +163,7 @@ class Submissions(JobStore):
             connection.execute("UPDATE jobs SET deleted=1 WHERE id=?", (job_id,))
 
     def removable(self, ended_before: float) -> list[JobRecord]:
-        """Jobs to remove: those that have ended and were deleted, or ended before a time.
+        """Ended jobs that were deleted or ended before a time.
 
         The caller removes their files, then calls :meth:`forget`.
 
@@ -181,7 +178,7 @@ class Submissions(JobStore):
             )
 
     def forget(self, jobs: Sequence[JobRecord]) -> None:
-        """Remove the records of jobs and their histories."""
+        """Remove the records and histories of jobs."""
         with self._database.transaction() as connection:
             for job in jobs:
                 connection.execute("DELETE FROM events WHERE job=?", (job.id,))

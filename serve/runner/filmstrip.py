@@ -1,4 +1,4 @@
-"""Thumbnails of some frames of a video, side by side, made while the video is decoded."""
+"""Filmstrips: thumbnails of some frames side by side, made while the video is decoded."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Filmstrip:
     Args:
         sink: The sink to forward to.
         num_frames: Number of frames of each video.
-        show: Called with a JPEG of the thumbnails so far, after each new one.
-        count: Maximum number of thumbnails; the first and the last frame are among them.
+        show: Called after each new thumbnail with a JPEG of those so far.
+        count: Maximum number of thumbnails, including the first and the last frame.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Filmstrip:
     ) -> None:
         self._sink = sink
         self._show = show
-        self._wanted = {round(at * (num_frames - 1) / (count - 1)) for at in range(count)}
+        self._selected = {round(n * (num_frames - 1) / (count - 1)) for n in range(count)}
         self._pictures: dict[int, Image.Image] = {}
 
     def latents(self, latents: Array) -> None:
@@ -43,9 +43,9 @@ class Filmstrip:
         self._sink.latents(latents)
 
     def frame(self, video: int, index: int, frame: Array) -> None:
-        """Forward a frame, and keep a thumbnail of it if it is one of those wanted."""
+        """Forward a frame, and keep a thumbnail of it if it is one of the selected frames."""
         self._sink.frame(video, index, frame)
-        if video == 0 and index in self._wanted:
+        if video == 0 and index in self._selected:
             values = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
             height, width = values.shape[:2]
             size = max(1, round(width * _HEIGHT_PX / height)), _HEIGHT_PX
@@ -53,7 +53,7 @@ class Filmstrip:
             self._show(self._jpeg())
 
     def save(self, path: Path, partial: Path) -> None:
-        """Write the thumbnails as a JPEG. Without frames, an earlier file is removed.
+        """Write the thumbnails as a JPEG. Without thumbnails, an earlier file is removed.
 
         Args:
             path: Path of the JPEG.
@@ -67,24 +67,24 @@ class Filmstrip:
     def _jpeg(self) -> bytes:
         pictures = [self._pictures[index] for index in sorted(self._pictures)]
         strip = Image.new("RGB", (sum(each.width for each in pictures), _HEIGHT_PX))
-        at = 0
+        left = 0
         for picture in pictures:
-            strip.paste(picture, (at, 0))
-            at += picture.width
+            strip.paste(picture, (left, 0))
+            left += picture.width
         content = io.BytesIO()
         strip.save(content, "JPEG", quality=85)
         return content.getvalue()
 
 
-def middle_frame(strip: bytes, shape: float) -> bytes:
+def middle_frame(strip: bytes, aspect_ratio: float) -> bytes:
     """The middle thumbnail of a filmstrip, as a JPEG.
 
     Args:
         strip: The filmstrip, a JPEG.
-        shape: Width over height of a frame.
+        aspect_ratio: Width divided by height of a frame.
     """
     with Image.open(io.BytesIO(strip), formats=("JPEG",)) as picture:
-        width = max(1, round(shape * picture.height))
+        width = max(1, round(aspect_ratio * picture.height))
         count = max(1, round(picture.width / width))
         left = width * (count // 2)
         content = io.BytesIO()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.paths import output_paths
+from longtake.engine.media.paths import OutputTarget, output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, plan_snapshots
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
@@ -36,7 +36,7 @@ from longtake.serve.runner.ranks import Ranks
 from longtake.serve.runner.watcher import Watcher
 
 _JOB_FIELDS = ("id", "fingerprint", "engine", "model", "claims", "queued_at", "started_at")
-"""Fields of a job written to its metadata, from which it is restored if the queue is lost."""
+"""Fields of a job in its metadata, from which it is restored if the queue is lost."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ReplicaSettings:
     """How a replica renders.
 
     Attributes:
-        engine_digest: Digest of the engine; the replica claims only the jobs of this engine.
+        engine_digest: Digest of the engine. Only jobs of this engine are claimed.
         batch: Settings of the batch.
         snapshots: How often snapshots are written.
         scratch: Folder for partial files.
@@ -63,10 +63,10 @@ class JobRenderer:
 
     Args:
         store: The queue.
-        ranks: The ranks, which must have been started.
-        settings: How to render.
-        watcher: Observes the jobs.
-        writer: Writes to the queue.
+        ranks: The ranks; they must be running when a job is rendered.
+        settings: Settings of the replica.
+        watcher: Observer of the jobs.
+        writer: Retries writes to the queue.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class JobRenderer:
             low_memory: Whether to decode with minimal memory.
 
         Returns:
-            The metadata of the video. The output files are in place.
+            The metadata of the video. Its files are published.
 
         Raises:
             RequestError: The output path leaves the folder.
-            OutputTakenError: A file that the job did not write is in the way.
+            OutputTakenError: A foreign file is at the output path, or appeared there meanwhile.
             ClaimLostError: Another process has taken over the job; nothing was published.
         """
         job = lease.job
@@ -123,16 +123,18 @@ class JobRenderer:
         if files.paths != output_paths(output, job.request.num_videos):
             written = " ".join(map(str, files.paths))
             raise OutputTakenError(f"{output} was put there meanwhile: this video is {written}")
-        with suppress(EngineError, OSError):  # the video matters, its thumbnails do not
+        with suppress(EngineError, OSError):  # a video without thumbnails is still done
             path = filmstrip_path(self._store.folder, job)
             filmstrip.save(path, self._settings.scratch / path.name)
         return metadata
 
     def _prepare_output(self, job: JobRecord) -> Path:
-        """Make the folder of the output, and refuse to replace what others wrote."""
+        """Create the folder of the output, and refuse to replace foreign files."""
         folder = self._store.folder
         output = folder / job.output
-        if not is_inside(folder, output.parent):  # a link may be newer than the check of the row
+        if not is_inside(
+            folder, output.parent
+        ):  # a link may have been created since the row was checked
             raise RequestError(f"output={job.output!r} leaves {folder}: remove the link")
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -159,18 +161,21 @@ class JobRenderer:
 
     def _open_files(self, job: JobRecord, output: Path) -> VideoFiles:
         engine = self._ranks.engine
-        return VideoFiles(
+        target = OutputTarget(
             output,
+            overwrite=bool(batch_metadata(output)),
+            token=f"{job_key(job.id)}-{job.claims}",
+        )
+        return VideoFiles(
+            target,
             job.request,
             engine.config,
             num_frames=engine.num_frames_of(job.request),
             keep_latents=False,
-            token=f"{job_key(job.id)}-{job.claims}",
-            overwrite=bool(batch_metadata(output)),
         )
 
     def _publish(self, lease: Lease, files: VideoFiles, metadata: Metadata) -> None:
-        """Give the files their names, if the claim is still valid."""
+        """Publish the files, if the claim is still valid."""
         job = lease.job
         self._watcher.progress(job.id, Progress("writing"))
         metadata.seconds["writing"] = files.seconds

@@ -1,4 +1,4 @@
-"""The files of a job: its output, its snapshot, and its thumbnails."""
+"""The files of a job: output, metadata, snapshot and filmstrip."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from longtake.serve.queue.retry_policy import PermanentError
 logger = logging.getLogger(__name__)
 
 FOREIGN_FILE = "is there already, and this batch did not make it: move it, or name another output"
+"""Continues a message that starts with the path of the file."""
 
 _KEY = "[0-9a-f]{12}"
 _SNAPSHOT = re.compile(rf"{_KEY}\.safetensors", re.ASCII)
 
 
 class OutputTakenError(PermanentError):
-    """A file that the job did not write is at its output path."""
+    """A foreign file is at the output path of a job."""
 
 
 def is_inside(folder: Path, path: Path) -> bool:
-    """Whether a path is a folder or inside of it, with all links resolved."""
-    inside, real = os.path.realpath(folder), os.path.realpath(path)
-    return os.path.commonpath([inside, real]) == inside
+    """Whether a path is a folder or inside it, with all links resolved."""
+    real_folder, real_path = os.path.realpath(folder), os.path.realpath(path)
+    return os.path.commonpath([real_folder, real_path]) == real_folder
 
 
 def written_paths(output: Path, num_videos: int) -> list[Path]:
@@ -48,7 +49,7 @@ def written_paths(output: Path, num_videos: int) -> list[Path]:
 
 
 def is_rendered(folder: Path, job: NewJob) -> bool:
-    """Whether the output of this very job exists, according to its metadata.
+    """Whether the output of a job exists and its metadata has the job's fingerprint.
 
     The process that published it may have died before it updated the queue.
     """
@@ -69,9 +70,9 @@ def _outputs_exist(folder: Path, job: NewJob) -> bool:
 
 
 def with_rendered_request(folder: Path, job: NewJob) -> NewJob:
-    """The job with the request of its existing output, for a queue that was lost.
+    """A job with the request of its existing output, whose queue was lost.
 
-    A seed that was drawn at random is in that request. A job without output is returned as is.
+    That request has the seed that was drawn at random. A job without output is returned as is.
     """
     if not is_rendered(folder, job):
         return job
@@ -83,7 +84,7 @@ def with_rendered_request(folder: Path, job: NewJob) -> NewJob:
 
 
 def batch_metadata(output: Path) -> dict[str, Any]:
-    """What the metadata of an output records about its job; empty if no job wrote it."""
+    """The part of an output's metadata about its job; empty if no job wrote it."""
     return _batch_part(_metadata(output))
 
 
@@ -118,20 +119,23 @@ def find_foreign_file(
     source: str,
     job_by_id: Callable[[str], JobRecord | None],
 ) -> Path | None:
-    """A file that a job would replace, although no job of its source wrote it.
+    """A foreign file that a job would replace: one that no job of the same source wrote.
 
     Args:
         output: Output path of the job.
         num_videos: Number of videos of the job.
         job_id: ID of the job.
         source: Source of the job.
-        job_by_id: Returns the job of an ID, or None if the queue has none.
+        job_by_id: Returns the job with an ID; None if it is unknown.
+
+    Returns:
+        The path of the file; None if there is none.
     """
     if batch_metadata(output).get("id") == job_id:
         return None
     author_id = _batch_part(_read_object(metadata_path(output))).get("id")
     author = job_by_id(author_id) if isinstance(author_id, str) else None
-    if author is not None and author.source == source:  # a row that had this output before
+    if author is not None and author.source == source:  # another row had this output before
         return None
     paths = written_paths(output, num_videos)
     existing = (each for each in paths if os.path.lexists(each) and not is_empty_folder(each))
@@ -139,10 +143,10 @@ def find_foreign_file(
 
 
 def drop_legacy_metadata(output: Path, job_id: str) -> None:
-    """Remove the metadata that an earlier version wrote for a job, once it has been replaced."""
-    earlier = legacy_metadata_path(output)
-    if earlier != metadata_path(output) and _batch_part(_read_object(earlier)).get("id") == job_id:
-        earlier.unlink(missing_ok=True)
+    """Remove a job's metadata in the file name of earlier versions."""
+    legacy = legacy_metadata_path(output)
+    if legacy != metadata_path(output) and _batch_part(_read_object(legacy)).get("id") == job_id:
+        legacy.unlink(missing_ok=True)
 
 
 def job_key(job_id: str) -> str:
@@ -168,7 +172,7 @@ def resume_step(folder: Path, job: JobRecord) -> int:
     """The denoising step from which a job can resume; 0 without a usable snapshot."""
     try:
         snapshot = read_snapshot(snapshot_path(folder, job))
-    except (UnusableSnapshotError, OSError):  # the folder may have been moved
+    except (UnusableSnapshotError, OSError):  # OSError: the folder may have been moved
         return 0
     return 0 if snapshot is None else snapshot.state.steps_done
 
@@ -177,8 +181,8 @@ def sweep_partials(folder: Path, job: JobRecord) -> None:
     """Remove the partial files of earlier attempts at a job."""
     path = folder / job.output
     own = re.compile(rf"\..*\.[0-9a-f]{{8}}\.{job_key(job.id)}-\d+\.partial.*", re.DOTALL)
-    for place in (path.parent, *output_paths(path, job.request.num_videos)):
-        for entry in list(place.iterdir()) if place.is_dir() else []:
+    for folder in (path.parent, *output_paths(path, job.request.num_videos)):
+        for entry in list(folder.iterdir()) if folder.is_dir() else []:
             if not own.fullmatch(entry.name):
                 continue
             logger.debug("removing the partial file %s", entry)
@@ -189,7 +193,7 @@ def sweep_partials(folder: Path, job: JobRecord) -> None:
 
 
 def sweep(store: JobStore) -> None:
-    """Remove the snapshots from which no job of the queue can resume."""
+    """Remove the snapshots that no job of the queue can resume from."""
     wanted = {job_key(job.id) for job in store.jobs() if job.state not in ("done", "cancelled")}
     found = (store.folder / WORK_FOLDER / "snapshots").glob("*.safetensors")
     unused = [
@@ -200,7 +204,7 @@ def sweep(store: JobStore) -> None:
     for path in unused:
         drop_snapshot(path)
     if unused:
-        logger.info("%d unused snapshots were removed", len(unused))
+        logger.info("removed %d unused snapshots", len(unused))
 
 
 _SHARED_FILE_SYSTEMS = (
@@ -217,8 +221,8 @@ _SHARED_FILE_SYSTEMS = (
 
 
 def network_file_system(folder: Path) -> str:
-    """The type of a folder's file system if other hosts may share it; else empty."""
+    """The type of a folder's file system if other hosts may share it; empty otherwise."""
     types = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
     real = Path(os.path.realpath(folder))
-    kind = next((types[str(up)] for up in (real, *real.parents) if str(up) in types), "")
+    kind = next((types[str(each)] for each in (real, *real.parents) if str(each) in types), "")
     return kind if kind.startswith(_SHARED_FILE_SYSTEMS) else ""

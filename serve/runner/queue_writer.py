@@ -1,4 +1,4 @@
-"""Writes to a queue that may be unusable for a while, for example because the disk is full."""
+"""Retries writes to a queue that may be unusable for a while, with a full disk for instance."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from longtake.serve.runner.watcher import Watcher
 
 _RETRY_S = 0.3
 _GIVE_UP_S = 60.0
-"""How long a write is retried, and the period of messages about it."""
+"""Maximum duration of retries, and period of messages about them."""
 
 ResultT = TypeVar("ResultT")
 
 
 class WorkerEndsError(EngineError):
-    """A worker cannot go on with any job: it gets no ranks, or cannot write to the queue."""
+    """A worker cannot continue: no ranks can be started, or the queue cannot be written."""
 
 
 class QueueWriter:
-    """Retries failed writes for a minute; without end if more jobs may come at any time.
+    """Retries failed writes for a minute, or forever.
 
     Args:
-        watcher: Notified of the failures.
-        stop: Ends all retries.
+        watcher: Receives messages about failures.
+        stop: Set to end all retries.
         forever: Whether to retry until ``stop`` is set.
     """
 
@@ -37,20 +37,19 @@ class QueueWriter:
         self._forever = forever
 
     def write(self, action: Callable[..., ResultT], *arguments: object) -> ResultT:
-        """Call an action that writes to the queue until it succeeds; returns its result.
+        """Call an action that writes to the queue until it succeeds, and return its result.
 
         Raises:
-            WorkerEndsError: The retries ended, or the queue is lost.
+            WorkerEndsError: The retries ended, or the queue is lost and retries are limited.
         """
         noted_at = begun = time.monotonic()
         while True:
             try:
                 return action(*arguments)
             except EngineError as error:
-                hopeless = isinstance(error, QueueLostError) or (
-                    time.monotonic() - begun > _GIVE_UP_S
-                )
-                if (hopeless and not self._forever) or self._stop.is_set():
+                elapsed_s = time.monotonic() - begun
+                permanent = isinstance(error, QueueLostError) or elapsed_s > _GIVE_UP_S
+                if (permanent and not self._forever) or self._stop.is_set():
                     raise WorkerEndsError(str(error)) from error
                 if noted_at == begun or time.monotonic() - noted_at > _GIVE_UP_S:
                     noted_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""What rendering jobs asks of the ranks, however they are started and supervised."""
+"""Interfaces of the ranks that render jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longtake.pipelines.progress import OnProgress, StopRequested
 
 
 class RenderEngine(Protocol):
-    """The part of :class:`longtake.engine.engine.VideoEngine` that rendering a job needs."""
+    """The interface of :class:`longtake.engine.engine.VideoEngine` for rendering jobs."""
 
     @property
     def config(self) -> EngineConfig:
@@ -36,7 +36,7 @@ class RenderEngine(Protocol):
 
 
 class Ranks(Protocol):
-    """Ranks that are restarted when they die; see :class:`longtake.engine.supervisor.Supervisor`.
+    """The interface of :class:`longtake.engine.supervisor.Supervisor` for rendering jobs.
 
     Attributes:
         starts: Number of starts of the ranks.

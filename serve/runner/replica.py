@@ -1,4 +1,4 @@
-"""A group of ranks that works on a queue: claims a job, renders it, claims the next."""
+"""A replica: a group of ranks that renders the jobs of a queue one by one."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _STOPPED = "rendering was stopped"
 
 
 class Replica:
-    """Renders jobs until none is left or it is told to stop.
+    """Renders jobs until none is left or ``stop`` is set.
 
     Args:
         store: The queue.
         ranks: The ranks that render.
-        settings: How to render.
-        watcher: Observes the jobs.
-        stop: Set when the whole batch is to stop.
+        settings: Settings of the replica.
+        watcher: Observer of the jobs.
+        stop: Set to stop all replicas.
 
     Attributes:
-        failure: Why the replica ended early; None if it did not.
+        failure: Error that ended the replica early; None if there was none.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Replica:
         self.failure: Exception | None = None
 
     def run(self) -> None:
-        """Work on the queue, then end the ranks. An error is left in ``failure``."""
+        """Work on the queue, then end the ranks. Raises nothing; sets ``failure``."""
         try:
             try:
                 self._work()
@@ -79,12 +79,12 @@ class Replica:
             if job is not None:
                 self._work_on(job)
             elif self._settings.batch.watch or self._store.unfinished(engine):
-                self._stop.wait(_POLL_S)  # a job may be added, abandoned, or due for a retry
+                self._stop.wait(_POLL_S)  # until a job is added, abandoned, or due for a retry
             else:
                 return
 
     def _work_on(self, job: JobRecord) -> None:
-        """Attempt one job. The claim is released however that ends."""
+        """Attempt one job. The claim is released however the attempt ends."""
         try:
             self._watcher.state(job.id, "running", "")
             with Lease(self._store.claims, job, time.time, self._stop) as lease:
@@ -110,7 +110,7 @@ class Replica:
         except RefusedInputError as error:
             self._handle_fault(job, error)
         except Exception as error:
-            if lease.stop_requested():  # the error may come of stopping
+            if lease.stop_requested():  # stopping may have caused the error
                 self._end_stopped(lease)
             else:
                 self._handle_fault(job, error)
@@ -146,7 +146,7 @@ class Replica:
         self._watcher.state(job.id, "done", text)
 
     def _end_stopped(self, lease: Lease) -> None:
-        """End a job that was cancelled; requeue it if the whole batch stops."""
+        """End a cancelled job; queue it again if the replica stops."""
         job = lease.job
         if lease.cancelled:
             self._writer.write(self._store.claims.finish_cancelled, job, time.time())
@@ -157,7 +157,7 @@ class Replica:
             self._watcher.state(job.id, "queued", _STOPPED)
 
     def _drop_snapshot(self, job: JobRecord) -> None:
-        with suppress(OSError):  # the next start in this folder removes what is left
+        with suppress(OSError):  # the next start in this folder removes it
             drop_snapshot(snapshot_path(self._store.folder, job))
 
     def _handle_fault(self, job: JobRecord, error: Exception) -> None:
@@ -174,7 +174,7 @@ class Replica:
         self._watcher.state(job.id, "queued", fault.message.partition("\n")[0])
 
     def _needs_low_memory(self, job: JobRecord) -> bool:
-        """Whether a job of this size or smaller ran out of memory while decoding."""
+        """Whether a job of this size or smaller has run out of memory while decoding."""
         least = self._low_memory_from_pixels
         return least is not None and _pixels(job) >= least
 

@@ -1,4 +1,4 @@
-"""The folders of one process inside an output folder, and the lock of a server on all of it."""
+"""Preparation and locking of output folders, and the scratch folder of each process."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ _WORK_SUBFOLDERS = ("ranks", "snapshots", "strips")
 _WORK_FILES = ("jobs.sqlite", "serve.lock")
 
 
-def prepare_folder(named: str, folder: Path, *parts: str) -> None:
+def prepare_folder(option: str, folder: Path, *parts: str) -> None:
     """Create an output folder and its subfolders, and check that each can be written to.
 
     Args:
-        named: The option that names the folder, for the error message.
+        option: Name of the option that names the folder, for error messages.
         folder: The output folder.
-        parts: Subfolders to create besides those that the queue needs.
+        parts: Subfolders to create in addition to those of the queue.
 
     Raises:
         RequestError: A folder cannot be created or written to, or its disk is full. The folders
-            created until then are removed.
+            created before the error are removed.
     """
     work = folder / WORK_FOLDER
-    made: list[Path] = []
+    created: list[Path] = []
     inside = [*(folder / part for part in parts), work, *(work / part for part in _WORK_SUBFOLDERS)]
     try:
         for path in (folder, *inside):
-            new = [each for each in (path, *path.parents) if not os.path.lexists(each)]
-            for each in reversed(new):
+            missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
+            for each in reversed(missing):
                 each.mkdir(exist_ok=True)
-                made.append(each)
+                created.append(each)
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             probe(path)
@@ -56,11 +56,11 @@ def prepare_folder(named: str, folder: Path, *parts: str) -> None:
             if os.path.lexists(path) and not (path.is_file() and os.access(path, os.W_OK)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        for each in reversed(made):
+        for each in reversed(created):
             with suppress(OSError):
                 each.rmdir()
         raise RequestError(
-            f"{named}={str(folder)!r}: {path} cannot be written to ({cause(error)}): make it "
+            f"{option}={str(folder)!r}: {path} cannot be written to ({cause(error)}): make it "
             "writable, or name another folder"
         ) from error
 
@@ -69,7 +69,7 @@ def lock_folder(folder: Path) -> IO[str]:
     """Lock a folder for one server.
 
     Returns:
-        A file; the lock holds until it is closed or the process ends.
+        An open file. The lock holds until it is closed or the process ends.
 
     Raises:
         RequestError: Another server holds the lock.
@@ -89,9 +89,9 @@ def lock_folder(folder: Path) -> IO[str]:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder for the logs of ranks and for partial files, removed at the end.
+    """Context manager: a folder for partial files and the logs of ranks, removed at the end.
 
-    Scratch folders of processes that have ended are removed, too.
+    The scratch folders of processes that have ended are removed at the start.
     """
     parent = folder / WORK_FOLDER / "ranks"
     here = Owner.this_process()
@@ -101,7 +101,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         (own / _OWNER).write_text(here.model_dump_json())
     for other in parent.iterdir():
         if _SCRATCH_NAME.fullmatch(other.name) and _is_abandoned(other, here):
-            logger.debug("removing %s, left by a process that has ended", other)
+            logger.debug("removing %s of a process that has ended", other)
             shutil.rmtree(other, ignore_errors=True)
     try:
         yield own
@@ -110,10 +110,10 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_abandoned(scratch: Path, here: Owner) -> bool:
-    """Whether the process that made a scratch folder has ended."""
+    """Whether the process that created a scratch folder has ended."""
     try:
         return bool(Owner.model_validate_json((scratch / _OWNER).read_text()).ended(here))
-    except ValueError:  # the disk was full
+    except ValueError:  # cut short by a full disk
         return True
     except OSError:  # the folder is being created or removed
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Stages whose time is not one video's own."""
+"""Stages that do not count towards the time of one video."""
 
 from __future__ import annotations
 
 UNCOUNTED_STAGES = ("loading", "snapshots")
-"""Loading serves all videos of an engine; writing snapshots is a part of denoising."""
+"""Loading serves all videos of an engine. Writing snapshots is part of denoising."""

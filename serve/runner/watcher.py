@@ -1,4 +1,4 @@
-"""The interface through which rendering jobs is observed."""
+"""Observers of jobs and batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watcher:
         """More frames of a job were decoded; ``picture`` is a JPEG of the thumbnails so far."""
 
     def rendered(self, job: JobRecord, metadata: Metadata) -> None:
-        """A job is done; ``metadata`` holds what it cost."""
+        """A job is done."""
 
 
 class BatchWatcher(Watcher):

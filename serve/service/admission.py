@@ -1,4 +1,4 @@
-"""Admission of submitted videos: limits, and the way into the queue."""
+"""Admission of submitted videos to the queue, within the server's limits."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ VIDEOS_FOLDER = "videos"
 
 
 class RequestChecker(Protocol):
-    """What checks requests; :class:`longtake.engine.resolve.outline.EngineOutline` is one."""
+    """Resolves and checks requests, as :class:`longtake.engine.resolve.outline.EngineOutline`."""
 
     spec: ModelSpec
 
     def resolve(self, request: VideoRequest) -> ResolvedRequest:
-        """The request with nothing left out; raises RefusedInputError."""
+        """The resolved request; raises RefusedInputError if it is invalid."""
         ...
 
     def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
-        """Why a request will not fit in memory; None if it fits."""
+        """Why a request does not fit in memory; None if it fits."""
         ...
 
 
 class Admission:
-    """Puts submitted videos into the queue, if they can be rendered within the server's limits.
+    """Queues submitted videos that can be rendered within the server's limits.
 
     Args:
-        engine: Checks requests.
+        engine: Resolves and checks requests.
         model: The served model.
         store: The job queue.
         pictures: Folder of the clients' pictures.
-        eta: Estimates of how long videos take.
-        settings: Limits of the server.
+        eta: Estimates of rendering times.
+        settings: The server's limits.
     """
 
     def __init__(
@@ -70,16 +70,20 @@ class Admission:
     def submit(
         self, submission: Submission, *, client: str = "", idempotency_key: str | None = None
     ) -> JobRecord:
-        """Queue a video.
+        """Queue a video. If an error is raised, nothing was queued and no picture is left.
 
         Args:
             submission: The request and its picture.
             client: Label of the client's API key; empty if no key is needed.
-            idempotency_key: The same request with the same key is the same job.
+            idempotency_key: Identifies the request when a client repeats it; None: a new job.
+
+        Returns:
+            The new job, or the earlier one of the same request and key.
 
         Raises:
-            FieldError: The video cannot be rendered here; nothing was queued.
-            QueueFullError: Too many videos wait.
+            RefusedInputError: The video cannot be rendered within the limits.
+            FieldError: The picture is missing, or the key belongs to another request.
+            QueueFullError: Too many videos are queued.
             BeingDeletedError: The job of this key is being deleted.
         """
         if submission.picture is None and self._engine.spec.image is not None:
@@ -106,15 +110,15 @@ class Admission:
             ) from error
 
     def resolve(self, request: VideoRequest) -> ResolvedRequest:
-        """The request with nothing left out, if it can be rendered in the allowed time.
+        """The resolved request.
 
         Raises:
-            RefusedInputError: It cannot.
+            RefusedInputError: It is invalid, or exceeds the memory or the allowed time.
         """
         return self._within_limits(self._engine.resolve(request))
 
     def resolve_without_picture(self, request: VideoRequest) -> ResolvedRequest:
-        """As :meth:`resolve`, of a request whose picture is still to be chosen."""
+        """As :meth:`resolve`, for a request whose picture is not chosen yet."""
         return self._within_limits(resolve(request, self._engine.spec))
 
     def _within_limits(self, request: ResolvedRequest) -> ResolvedRequest:
@@ -145,7 +149,7 @@ class Admission:
             kept = queued.request.image
             return queued
         finally:
-            if path is not None and kept != path:  # refused, or the job was there already
+            if path is not None and kept != path:  # refused, or the job exists already
                 path.unlink(missing_ok=True)
 
     def _new_job(self, job_id: str, request: ResolvedRequest, fingerprint: str) -> NewJob:

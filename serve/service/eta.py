@@ -1,4 +1,4 @@
-"""Estimates of how long videos take: the planner's, scaled by measured times."""
+"""Estimates of rendering times: the planner's, scaled by measured times."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _DEFAULT_RETRY_S = 60.0
 
 
 class StepProgress(Protocol):
-    """The part of :class:`longtake.serve.service.progress_hub.JobProgress` that estimates need."""
+    """The interface of :class:`longtake.serve.service.progress_hub.JobProgress` for estimates."""
 
     steps_done: int | None
 
     @property
     def step_s(self) -> float | None:
-        """Mean seconds of a step; None before one was seen."""
+        """Mean seconds per step; None before the first measured step."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class StepProgress(Protocol):
 
 
 class ProgressSource(Protocol):
-    """What knows the progress of running jobs."""
+    """Source of the progress of running jobs."""
 
     def of_job(self, job: str) -> StepProgress | None:
         """Progress of a job; None if it is unknown."""
@@ -46,17 +46,17 @@ class ProgressSource(Protocol):
 
 
 class EtaEstimator:
-    """Planner estimates, multiplied by the median ratio of measured to planned times.
+    """Planned times, multiplied by the median ratio of measured to planned time.
 
-    The plan alone may be far too short, on a CPU for instance. So nothing is estimated before a
-    video was timed or two steps of the running one were seen.
+    The plan alone may be far too short, on a CPU for instance. So times are unknown until a video
+    has been measured, or two steps of the running one.
 
     Args:
-        predict_stages: The planned seconds of each stage of a request, ``load`` among them; raises
-            RefusedInputError if no layout fits.
+        predict_stages: Returns the planned seconds of each stage of a request, including ``load``;
+            raises RefusedInputError if no layout fits.
         store: The job queue; its finished jobs are the first samples.
         progress: Progress of the running jobs.
-        digest: Digest of the engine; jobs of other engines are no samples.
+        digest: Digest of the engine; jobs of other engines are not used as samples.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class EtaEstimator:
 
     @property
     def known(self) -> bool:
-        """Whether a video was timed."""
+        """Whether a video has been measured."""
         return bool(self._ratios)
 
     def add_sample(self, request: ResolvedRequest, seconds: Mapping[str, float]) -> None:
-        """Learn from a video that was rendered in one go.
+        """Add the measured times of a video that was rendered without interruption.
 
         Args:
             request: The video's request.
@@ -95,11 +95,11 @@ class EtaEstimator:
                 self._ratios.append(measured_s / predicted_s)
 
     def rendering_s(self, request: ResolvedRequest) -> float:
-        """Seconds that a video takes once it starts; the plan's own until a video was timed."""
+        """Seconds that rendering a video takes; unscaled until a video has been measured."""
         return (self._median_ratio() or 1.0) * self._predicted_s(request)
 
     def current(self, job: JobRecord) -> tuple[Progress, int]:
-        """The latest progress and the finished steps of a job that has not ended."""
+        """The latest progress of an unfinished job, and its number of finished steps."""
         progress = self._running(job)
         if progress is None:
             return Progress(job.phase if job.state == "running" else ""), job.steps_done
@@ -109,10 +109,10 @@ class EtaEstimator:
     def seconds_left(self) -> dict[str, float]:
         """Seconds until each unfinished job is done, including all jobs before it, by job id.
 
-        Jobs are missing whose time is not known yet, and those that are being cancelled or have
-        no layout here; the latter two delay no other job.
+        Jobs of unknown time are left out. So are those that are being cancelled or fit no layout;
+        these two do not delay other jobs.
         """
-        ratio, total, found = self._median_ratio(), 0.0, {}
+        ratio, total, left_s = self._median_ratio(), 0.0, {}
         for job in self._in_order():
             try:
                 stages = dict(self._predict_stages(job.request))
@@ -125,13 +125,14 @@ class EtaEstimator:
             ratio = ratio or own_ratio
             if ratio is None:
                 break
-            left = _remaining(stages, job.request, *self.current(job))
-            total += (own_ratio or ratio) * left.pop("denoise") + ratio * sum(left.values())
-            found[job.id] = total
-        return found
+            remaining = _remaining(stages, job.request, *self.current(job))
+            total += (own_ratio or ratio) * remaining.pop("denoise")
+            total += ratio * sum(remaining.values())
+            left_s[job.id] = total
+        return left_s
 
     def seconds_until_room(self) -> float:
-        """Seconds after which a client may retry on a full queue: until the first job is done."""
+        """Seconds until the first job is done, after which a full queue has room again."""
         left = min(self.seconds_left().values(), default=_DEFAULT_RETRY_S)
         return min(max(1.0, left), _LONGEST_RETRY_S)
 
@@ -141,7 +142,7 @@ class EtaEstimator:
         return sum(stages.values()) - stages["load"]
 
     def _in_order(self) -> list[JobRecord]:
-        """Jobs in the order of rendering, without those that are being cancelled."""
+        """Unfinished jobs in the order of rendering, without those being cancelled."""
         try:
             jobs = self._store.unfinished_jobs()
         except QueueError:
@@ -158,7 +159,7 @@ class EtaEstimator:
 def _remaining(
     stages: dict[str, float], request: ResolvedRequest, now: Progress, steps_done: int
 ) -> dict[str, float]:
-    """Planned seconds of each stage that are left of a video."""
+    """Planned seconds that remain of each stage."""
     left = {**stages, "load": 0.0}
     if now.phase not in ("", "loading", "text"):
         left["text"] = 0.0

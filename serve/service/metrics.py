@@ -26,43 +26,45 @@ _STEP_S = (0.01, 0.03, 0.1, 0.3, 1, 2, 5, 10, 20, 40, 80, 160)
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own.
+    """All metrics of one server, in a registry of its own.
 
     Args:
-        spec: The served model.
+        spec: Spec of the served model.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._registry = CollectorRegistry()
         self._requests = self._counter(
-            "longtake_http_requests", "Requests that were answered", "method", "route", "status"
+            "longtake_http_requests", "HTTP requests answered", "method", "route", "status"
         )
-        self._waiting = self._histogram("longtake_video_waiting_seconds", "In the queue", _JOB_S)
-        self._running = self._histogram("longtake_video_running_seconds", "On the ranks", _JOB_S)
-        self._step = self._histogram("longtake_step_seconds", "Mean of a video's steps", _STEP_S)
+        self._waiting = self._histogram(
+            "longtake_video_waiting_seconds", "Time in the queue", _JOB_S
+        )
+        self._running = self._histogram(
+            "longtake_video_running_seconds", "Time on the ranks", _JOB_S
+        )
+        self._step = self._histogram(
+            "longtake_step_seconds", "Mean time per denoising step of a video", _STEP_S
+        )
         self._stage_s = self._counter(
-            "longtake_stage_seconds", "Spent in each stage of videos that were rendered", "stage"
+            "longtake_stage_seconds", "Time spent in each stage of rendered videos", "stage"
         )
         self._bytes = self._counter(
-            "longtake_communicated_bytes", "Sent between ranks, by stage", "stage"
+            "longtake_communicated_bytes", "Bytes sent between ranks in each stage", "stage"
         )
         self._tokens = self._gauge(
             "longtake_tokens_per_second",
-            "Video tokens denoised a second, a step each, of the last video",
+            "Tokens per second and denoising step of the last video",
         )
         self._memory = self._gauge(
             "longtake_peak_memory_bytes",
-            "Most memory that a rank had since it was started",
+            "Peak memory of each rank since its start",
             "rank",
             "device",
         )
-        self._recoveries = self._counter(
-            "longtake_recoveries", "Videos that went on from a snapshot"
-        )
-        self._ended = self._counter(
-            "longtake_videos", "Videos that ended: done, failed or cancelled", "state"
-        )
+        self._recoveries = self._counter("longtake_recoveries", "Videos resumed from a snapshot")
+        self._ended = self._counter("longtake_videos", "Videos that ended, by final state", "state")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
@@ -74,7 +76,7 @@ class Metrics:
         return Histogram(name, text, registry=self._registry, buckets=buckets)
 
     def add_state(self, state: ServerState) -> None:
-        """Also report the queue and the ranks, as they are when the metrics are read."""
+        """Also report the state of the queue and the ranks at the time of each scrape."""
         self._registry.register(_StateCollector(state))
 
     def count_response(self, method: str, route: str, status: int) -> None:
@@ -82,11 +84,11 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
 
     def count_ended(self, state: str) -> None:
-        """Count a job that ended on the ranks: done, failed or cancelled."""
+        """Count a job that ended on the ranks."""
         self._ended.labels(state).inc()
 
     def observe_rendered(self, job: JobRecord, metadata: Metadata) -> None:
-        """Record what a finished job cost."""
+        """Record the times, bytes and memory of a finished job."""
         first = metadata.ranks[0]
         started_at = job.started_at or job.queued_at
         self._waiting.observe(max(0.0, started_at - job.queued_at))
@@ -115,13 +117,13 @@ class Metrics:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What is looked up whenever the metrics are read.
+    """State that is read at each scrape.
 
     Attributes:
         store: The job queue.
-        queue_watch: Whether the queue's file can be used.
-        ranks: The ranks that render.
-        unready: Returns why no video can be rendered; an empty text if one can.
+        queue_watch: Monitor of the queue's file.
+        ranks: State of the ranks.
+        unready: Returns why no video can be rendered; empty if the server is ready.
     """
 
     store: Submissions
@@ -145,18 +147,16 @@ class _StateCollector(Collector):
         else:
             counts = Counts(job.state for job in jobs if not job.deleted)
             running = counts["running"]
-            yield GaugeMetricFamily("longtake_queue_depth", "Videos that wait", counts["queued"])
+            yield GaugeMetricFamily("longtake_queue_depth", "Queued videos", counts["queued"])
             yield GaugeMetricFamily("longtake_videos_running", "Videos on the ranks", running)
         yield GaugeMetricFamily(
             "longtake_queue_usable",
-            "Whether the queue's file can be read and written",
+            "Whether the queue is usable",
             float(usable),
         )
         yield GaugeMetricFamily(
             "longtake_ready", "Whether videos can be rendered", float(not self._state.unready())
         )
-        restarts = CounterMetricFamily(
-            "longtake_rank_restarts", "Starts of the ranks but for the first"
-        )
+        restarts = CounterMetricFamily("longtake_rank_restarts", "Restarts of the ranks")
         restarts.add_metric([], self._state.ranks.restarts)
         yield restarts

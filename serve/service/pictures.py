@@ -1,4 +1,4 @@
-"""The pictures that clients sent, under names that the server chose."""
+"""Pictures sent by clients, stored under names chosen by the server."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _MAX_UPLOADS = 64
 class Pictures:
     """A folder of pictures: those of jobs, and uploads that no job uses yet.
 
-    Other files in the folder, and links, are left alone.
+    Other files in the folder and links are left alone.
 
     Args:
-        folder: The folder, which exists.
+        folder: An existing folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,11 +43,11 @@ class Pictures:
         return path
 
     def upload(self, content: bytes) -> str:
-        """Keep a picture for a video that is submitted later, and return its name.
+        """Store a picture for a video that is submitted later, and return its name.
 
         Raises:
-            RequestError: It is no picture, too large, or takes too long to decode.
-            EngineError: It cannot be written or decoded now.
+            RequestError: It is not a picture, is too large, or takes too long to decode.
+            EngineError: It cannot be written or decoded at the moment.
         """
         check_content(content, "the picture")
         path = self._folder / f"sent-{secrets.token_hex(16)}"
@@ -62,7 +62,7 @@ class Pictures:
             picture: Path of a job's picture, or name of an upload.
 
         Raises:
-            RequestError: The picture is no longer there.
+            RequestError: There is no such picture.
         """
         if isinstance(picture, str):
             picture = self._folder / picture if _UPLOAD.fullmatch(picture) else None
@@ -79,7 +79,7 @@ class Pictures:
             path.unlink(missing_ok=True)
 
     def drop_old(self) -> None:
-        """Remove uploads after an hour, and the oldest of more than 64."""
+        """Remove uploads older than an hour, and all but the newest 64."""
         uploads = []
         for path in self._files(_UPLOAD):
             try:
@@ -94,16 +94,16 @@ class Pictures:
                 path.unlink(missing_ok=True)
 
     def sweep(self, wanted: Iterable[Path | None]) -> None:
-        """Remove all pictures but the wanted ones. No other server may use the folder meanwhile."""
-        named = set(wanted)
-        left = [path for path in self._files(_UPLOAD, _OF_JOB, _PARTIAL) if path not in named]
-        for path in left:
+        """Remove all pictures except the wanted ones. The folder must be locked by this server."""
+        kept = set(wanted)
+        unused = [path for path in self._files(_UPLOAD, _OF_JOB, _PARTIAL) if path not in kept]
+        for path in unused:
             path.unlink(missing_ok=True)
-        if left:
-            logger.info("%d pictures that no video needs were removed", len(left))
+        if unused:
+            logger.info("removed %d unused pictures", len(unused))
 
     def _files(self, *patterns: re.Pattern[str]) -> list[Path]:
-        """Regular files whose names this class chose."""
+        """Regular files with names of this class."""
         return [
             path
             for path in self._folder.iterdir()

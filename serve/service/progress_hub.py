@@ -1,4 +1,4 @@
-"""Progress of jobs: every step and phase, and thumbnails of the frames decoded so far."""
+"""Progress of jobs in memory: steps, phases, and thumbnails of the frames decoded so far."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from longtake.serve.runner.watcher import Watcher
 logger = logging.getLogger(__name__)
 
 _JOBS_KEPT = 32
-"""Jobs whose progress is kept in memory."""
+"""Number of jobs whose progress is kept."""
 
 
 @dataclass
 class JobProgress:
-    """Progress of one attempt at a job, as this process saw it.
+    """Progress of one attempt at a job, as observed by this process.
 
     Attributes:
         events: Every step, tile and phase, in order.
         thumbnails: A JPEG of the frames decoded so far, side by side; empty before the first.
         steps_done: Finished denoising steps; None before denoising begins.
-        first_step: Count of finished steps, and :func:`time.monotonic` in seconds, when denoising
-            was first reported; None before.
-        last_step: The same of the latest report with another count.
+        first_step: Number of finished steps, and :func:`time.monotonic` in seconds, at the first
+            report of denoising; None before.
+        last_step: The same at the latest report of another number.
     """
 
     events: list[Progress] = field(default_factory=list)
@@ -42,7 +42,7 @@ class JobProgress:
 
     @property
     def step_s(self) -> float | None:
-        """Mean seconds of the steps seen so far; None before one was seen."""
+        """Mean seconds per step; None before the first measured step."""
         if self.first_step is None or self.last_step is None:
             return None
         (first, began), (last, ended) = self.first_step, self.last_step
@@ -50,11 +50,11 @@ class JobProgress:
 
     @property
     def latest(self) -> Progress:
-        """The latest event."""
+        """The latest event; an empty phase before the first."""
         return self.events[-1] if self.events else Progress("")
 
     def record_step(self, done: int) -> None:
-        """Record the count of finished steps."""
+        """Record the number of finished steps."""
         self.steps_done = done
         if self.first_step is None:
             self.first_step = done, time.monotonic()
@@ -63,14 +63,14 @@ class JobProgress:
 
 
 class ProgressHub(Watcher):
-    """Collects the progress of jobs, and wakes those who follow them. Threads may share it.
+    """Collects the progress of jobs and wakes their followers. Thread-safe.
 
     Args:
-        on_rendered: Called with each finished job and what it cost.
-        on_ended: Called with each state in which a job ends.
+        on_rendered: Called with each finished job and its metadata.
+        on_ended: Called with the final state of each job.
 
     Attributes:
-        stopping: Whether the server stops; followers are to leave.
+        stopping: Whether the server is stopping; followers must end.
         last: Metadata of the last finished video; None before the first.
         last_note: The latest note.
     """
@@ -90,7 +90,7 @@ class ProgressHub(Watcher):
         self.last_note = ""
 
     def of_job(self, job: str) -> JobProgress | None:
-        """Progress of a job's latest attempt; None if it did not begin here, or long ago."""
+        """Progress of a job's latest attempt; None if this process has not kept it."""
         with self._lock:
             return self._jobs.get(job)
 
@@ -130,13 +130,15 @@ class ProgressHub(Watcher):
         self.wake(job)
 
     def rendered(self, job: JobRecord, metadata: Metadata) -> None:
-        """Keep what the last finished video cost."""
+        """Keep the metadata of the last finished video."""
         self.last = metadata
         self._on_rendered(job, metadata)
 
     def follow(self, job: str) -> asyncio.Event:
-        """An event of the running loop that is set on each change of a job, until
-        :meth:`unfollow`."""
+        """An event that is set on each change of a job, until :meth:`unfollow`.
+
+        Call it in the event loop that waits for the event.
+        """
         event = asyncio.Event()
         with self._lock:
             self._followers[event] = job, asyncio.get_running_loop()
@@ -148,7 +150,7 @@ class ProgressHub(Watcher):
             self._followers.pop(event, None)
 
     def stop(self) -> None:
-        """Have all followers leave."""
+        """Have all followers end."""
         self.stopping = True
         with self._lock:
             jobs = {job for job, _ in self._followers.values()}

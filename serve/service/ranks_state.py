@@ -1,4 +1,4 @@
-"""What a server knows of the ranks that render."""
+"""State of a server's ranks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class RunningEngine(Protocol):
 
 
 class SupervisedRanks(Protocol):
-    """The part of :class:`longtake.engine.supervisor.Supervisor` that a server shows."""
+    """The interface of :class:`longtake.engine.supervisor.Supervisor` for their state."""
 
     starts: int
 
     @property
     def engine(self) -> RunningEngine:
-        """The engine that renders now."""
+        """The current engine."""
         ...
 
     @property
@@ -34,7 +34,7 @@ class RanksState:
     """State of the ranks. The render loop writes it; any thread may read it.
 
     Attributes:
-        failure: Why the model cannot be loaded at all; None if it may be.
+        failure: Why the model cannot be loaded; None if no permanent error is known.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class RanksState:
         self._earlier_starts = 0
 
     def replace(self, ranks: SupervisedRanks | None) -> None:
-        """Watch another group of ranks; starts of the one before still count."""
+        """Switch to another group of ranks. Starts of earlier groups still count."""
         self._earlier_starts += 0 if self._current is None else self._current.starts
         self._current = ranks
 
@@ -59,6 +59,6 @@ class RanksState:
 
     @property
     def restarts(self) -> int:
-        """Starts of the ranks except for the first."""
-        now = 0 if self._current is None else self._current.starts
-        return max(0, self._earlier_starts + now - 1)
+        """Number of starts of the ranks after the first."""
+        starts = 0 if self._current is None else self._current.starts
+        return max(0, self._earlier_starts + starts - 1)

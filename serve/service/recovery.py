@@ -1,6 +1,6 @@
-"""Finished videos that the queue does not know, recovered from the metadata beside them.
+"""Recovers the jobs of finished videos from their metadata.
 
-They are there after the queue's file was lost or damaged, or replaced by an older copy.
+Videos without a job exist after the queue's file was lost, damaged, or replaced by an older copy.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _EnginePart(BaseModel):
 
 
 class _Metadata(BaseModel):
-    """The part of a video's metadata that is read."""
+    """The parts of a video's metadata that a job needs."""
 
     created: datetime
     request: ResolvedRequest
@@ -60,14 +60,14 @@ class _Metadata(BaseModel):
 
 
 def find_finished_jobs(videos: Path, pictures: Path, known: Container[str]) -> list[DoneJob]:
-    """Jobs whose videos are in a server's folder, the oldest first.
+    """The jobs of finished videos in a server's folder, oldest first.
 
     Videos without valid metadata are left alone and logged.
 
     Args:
-        videos: The folder of videos.
-        pictures: The folder of clients' pictures.
-        known: Ids of the jobs that the queue knows, which are skipped.
+        videos: Folder of videos.
+        pictures: Folder of clients' pictures.
+        known: Ids of the jobs in the queue; they are skipped.
     """
     names = {
         found.groups()
@@ -115,7 +115,13 @@ def _finished_job(job_id: str, suffix: str, videos: Path, pictures: Path) -> Don
 
 
 def _read_metadata(path: Path, job_id: str) -> _Metadata:
-    """The metadata of a video, if it is the job's and all of the job's files are there."""
+    """The metadata of a video.
+
+    Raises:
+        RequestError: It is missing or of another job, or a file of the job is missing.
+        OSError: It cannot be read.
+        ValueError: It is malformed.
+    """
     file = metadata_path(path)
     if not file.is_file():
         file = legacy_metadata_path(path)
@@ -133,6 +139,6 @@ def _read_metadata(path: Path, job_id: str) -> _Metadata:
 
 
 def _existing_picture(image: Path | None, pictures: Path) -> Path | None:
-    """A video's picture in the folder of pictures; None if it is no longer there."""
+    """A video's picture in the folder of pictures; None if it is missing."""
     path = None if image is None else pictures / image.name
     return path if path is not None and path.is_file() else None

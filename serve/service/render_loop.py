@@ -1,4 +1,4 @@
-"""Rendering of a server's queue on ranks that are started again when they fail."""
+"""Renders a server's queue, and restarts the ranks when they fail."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FRAMES_SHOWN = 6
 
 
 class RenderLoop:
-    """Renders the jobs of a service, one after the other, until the service stops.
+    """Renders the jobs of a service one by one until the service stops.
 
     Args:
         service: The service.
-        make_ranks: Makes a group of ranks; starts nothing.
-        snapshots: How often denoising states are saved.
-        on_failure: Called if the model cannot be loaded at all.
+        make_ranks: Returns a new group of ranks, not started yet.
+        snapshots: How often snapshots are written.
+        on_failure: Called if the model is refused at the first start.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class RenderLoop:
         self._wait_s = _FIRST_WAIT_S
 
     def run(self) -> None:
-        """Start the ranks and render; start over, after a growing wait, when the ranks fail.
+        """Start the ranks and render until the service stops.
 
-        If the model is refused at the first start, the reason is left in
-        ``service.ranks.failure``, ``on_failure`` is called, and the loop ends.
+        When the ranks fail, they are restarted after a delay that doubles each time. If the model
+        is refused at the first start, the loop sets ``service.ranks.failure``, calls
+        ``on_failure``, and ends.
         """
         service, stop = self._service, self._service.stop_event
         while not stop.is_set():
@@ -72,7 +73,7 @@ class RenderLoop:
                 self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
 
     def _render_until_failure(self) -> Exception | None:
-        """Load the model and render; returns why rendering ended, None if the service stops."""
+        """Load the model and render. Returns why rendering ended; None if the service stops."""
         service, stop = self._service, self._service.stop_event
         service.ranks.replace(None)
         ranks = self._make_ranks()

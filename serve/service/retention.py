@@ -1,4 +1,4 @@
-"""Removal of the files and records of videos that were deleted or have expired."""
+"""Removes the files and records of deleted and expired videos."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from longtake.serve.service.pictures import Pictures
 
 
 class Retention:
-    """Removes what a server no longer needs from its folder.
+    """Removes deleted and expired videos from a server's folder.
 
     Args:
         folder: The server's data folder.
         store: The job queue.
         pictures: Folder of the clients' pictures.
-        note: Receives a line for each job whose files cannot be removed.
+        note: Called with a message for each job whose files cannot be removed.
     """
 
     def __init__(
@@ -41,8 +41,9 @@ class Retention:
         self._note = note
 
     def clean_up(self, ended_before: float) -> None:
-        """Remove jobs that were deleted or that ended before a time, and their files first; remove
-        old pictures that no job uses.
+        """Remove jobs that were deleted or ended before a time, and old uploads.
+
+        The files of a job are removed before its record; if that fails, the record stays.
 
         Args:
             ended_before: Seconds since 1970.

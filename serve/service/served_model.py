@@ -1,4 +1,4 @@
-"""The names and the digest by which a server knows its model."""
+"""Names and digest of a server's model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class ServedModel:
     """The model that a server renders with.
 
     Attributes:
-        name: Name that clients use.
-        weights: The name, ``@``, and a part of the weights' fingerprint.
-        digest: Digest of everything but the request that a video depends on: weights, dtypes and
-            versions.
+        name: Name for clients.
+        weights: ``NAME@FINGERPRINT``, with the start of the weights' fingerprint.
+        digest: Digest of everything except the request that a video depends on: weights, dtypes
+            and versions.
     """
 
     name: str
@@ -26,8 +26,8 @@ class ServedModel:
         """The names of a model.
 
         Args:
-            configured: The model as the user named it: a folder or a hub id.
-            identity: As :meth:`EngineOutline.identity_part` returns it; starts with the weights'
+            configured: The configured model: a folder or a hub id.
+            identity: Result of :meth:`EngineOutline.identity_part`; starts with the weights'
                 fingerprint.
         """
         name = configured.rstrip("/").rpartition("/")[2] or configured

@@ -1,4 +1,4 @@
-"""The videos of one server: a queue in a folder, and what renders and removes them."""
+"""State of one server: its queue, its files, and the loops that render and clean up."""
 
 from __future__ import annotations
 
@@ -38,35 +38,37 @@ PICTURES_FOLDER = "pictures"
 _CLEAN_UP_EVERY_S = 2.0
 _LOCK_TIMEOUT_S = 3.0
 _POSITIONS_KEPT = 10_000
-"""Positions of deleted jobs, for clients that delete videos while they page through them."""
+"""Maximum number of deleted jobs whose positions are kept for clients that page through videos."""
 
 
 class VideoService:
-    """The queue of one server and all that the API and the page need of it.
+    """The videos of one server, as the API and the page use them. Thread-safe.
 
-    Building one checks the model and locks the data folder; :meth:`start` starts the loops of
-    ``background``, each in a thread; :meth:`close` ends them. Threads may share a service.
+    The constructor checks the model and locks the data folder. :meth:`start` starts the loops in
+    ``background``, each in a thread; :meth:`close` ends them and unlocks the folder.
 
     Args:
         config: The model and its ranks.
         settings: The server's settings.
 
     Attributes:
-        engine: What checks requests; it has no ranks.
+        settings: The server's settings.
+        engine: Resolves and checks requests; has no ranks.
         model: The served model.
         folder: The data folder.
-        scratch: Folder of this process for incomplete files.
+        scratch: Folder of this process for partial files.
         store: The job queue.
-        queue_watch: Whether the queue's file can be used.
-        admission: The way into the queue.
-        retention: Removal of deleted and expired videos.
-        pictures: The clients' pictures.
+        queue_watch: Monitor of the queue's file.
+        admission: Admits videos to the queue.
+        retention: Removes deleted and expired videos.
+        pictures: Folder of the clients' pictures.
         progress: Progress of the jobs.
-        eta: Estimates of how long videos take.
+        eta: Estimates of rendering times.
         metrics: Prometheus metrics.
         ranks: State of the ranks.
         stop_event: Set when the service stops.
-        background: Loops that run from :meth:`start` until ``stop_event`` is set.
+        background: Loops that run from :meth:`start` until ``stop_event`` is set; more may be
+            appended before :meth:`start`.
 
     Raises:
         RefusedInputError: The model or the folder cannot be used.
@@ -117,7 +119,7 @@ class VideoService:
 
     @property
     def unready(self) -> str:
-        """Why no video can be rendered; empty if one can."""
+        """Why no video can be rendered; empty if the server is ready."""
         if self.queue_watch.problem is not None:
             return f"{self.queue_watch.problem.summary}: the server's log says more"
         return "" if self.ranks.loaded else "the model is loading"
@@ -129,13 +131,13 @@ class VideoService:
             name: Name of the upload, or id of the video.
 
         Raises:
-            RequestError: The picture is no longer there.
+            RequestError: There is no such picture.
         """
         job = self.store.find(name)
         return self.pictures.read(name if job is None else job.request.image)
 
     def delete(self, job: JobRecord) -> None:
-        """Cancel a job if it has not ended, and hide it; its files are removed soon after."""
+        """Cancel a job if it has not ended, and hide it. A background loop removes its files."""
         self.store.delete(job.id, time.time())
         self._deleted_positions[job.id] = job.position
         while len(self._deleted_positions) > _POSITIONS_KEPT:
@@ -143,8 +145,7 @@ class VideoService:
         self.progress.wake(job.id)
 
     def position(self, job_id: str) -> int | None:
-        """Position of a job in the queue, kept for a while after it is deleted; None if it is
-        unknown."""
+        """Position of a job in the queue, also if it was deleted recently; None if unknown."""
         job = self.store.find(job_id)
         return self._deleted_positions.get(job_id) if job is None else job.position
 
@@ -158,20 +159,23 @@ class VideoService:
         return output_paths(self.folder / job.output, job.request.num_videos)
 
     def strip(self, job: JobRecord) -> Path:
-        """Path of the JPEG with some of a job's frames, side by side."""
+        """Path of the JPEG with thumbnails of a job's frames."""
         return filmstrip_path(self.folder, job)
 
     def start(self) -> None:
-        """Take over what an earlier server left in the folder, and start the background loops."""
+        """Take over the jobs and files of an earlier server, and start the background loops.
+
+        Unfinished jobs of another model fail. Finished videos without a job are added to the queue.
+        """
         if failed := self.store.adopt(self.model.digest, self.model.weights, time.time()):
-            self.progress.note(f"{failed} videos waited for another model, and failed")
+            self.progress.note(f"{failed} videos of another model failed")
         known = {job.id for job in self.store.jobs()}
         videos, pictures = self.folder / VIDEOS_FOLDER, self.folder / PICTURES_FOLDER
         found = find_finished_jobs(videos, pictures, known)
         if found:
             self.store.restore(found)
             count = "1 finished video" if len(found) == 1 else f"{len(found)} finished videos"
-            self.progress.note(f"{count} found that the queue did not know, and restored")
+            self.progress.note(f"{count} missing in the queue, restored from metadata")
         sweep(self.store)
         self.pictures.sweep(job.request.image for job in self.store.jobs())
         self._threads = [threading.Thread(target=each, daemon=True) for each in self.background]
@@ -179,14 +183,18 @@ class VideoService:
             thread.start()
 
     def stop(self) -> None:
-        """Have the ranks stop and the followers of videos leave. Unfinished jobs go on at the next
-        start. Takes locks: do not call it in a signal handler."""
+        """Have the ranks and the event streams stop, without waiting for them.
+
+        Unfinished jobs resume at the next start. Not for signal handlers: it acquires locks.
+        """
         self.stop_event.set()
         self.progress.stop()
 
     def close(self) -> None:
-        """Stop, wait for the background loops, and release the folder. The ranks have
-        ``stop_timeout_s`` to reach the end of a step."""
+        """Stop, wait for the background loops, and unlock the folder. May be called repeatedly.
+
+        The ranks have ``stop_timeout_s`` to reach the end of a step.
+        """
         self.stop()
         for thread in self._threads:
             thread.join()
@@ -199,7 +207,7 @@ class VideoService:
         self.metrics.observe_rendered(job, metadata)
 
     def _keep_clean(self) -> None:
-        """Check the queue's file and remove what is deleted or expired, every few seconds."""
+        """Check the queue's file and remove deleted and expired videos, periodically."""
         while not self.stop_event.wait(_CLEAN_UP_EVERY_S):
             try:
                 self.queue_watch.look()

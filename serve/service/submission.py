@@ -1,4 +1,4 @@
-"""A video that a client submits, before it is checked against the model."""
+"""A submitted video, before it is checked against the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FieldError(RequestError):
 
     Attributes:
         param: Name of the field in the API; None if the whole request is meant.
-        code: Error code for programs; None if the message says it all.
+        code: Machine-readable error code; None if the message is enough.
     """
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
@@ -28,7 +28,7 @@ class Submission:
 
     Attributes:
         request: The request, without its picture.
-        picture: Content of the picture's file, not decoded yet; None if none was sent.
+        picture: Content of the picture's file, not decoded yet; None without a picture.
     """
 
     request: VideoRequest

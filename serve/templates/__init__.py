@@ -1,4 +1,4 @@
-"""Jinja templates, style and script of the pages; values are escaped."""
+"""Jinja templates, style sheet and script of the pages. Values are escaped."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ TEMPLATES = Environment(
 
 
 def source_of(name: str) -> str:
-    """The text of a file in this folder, as it is."""
+    """The text of a file in this folder, unrendered."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""usp_attention on N ranks equals attention on one, for every layout, head count and length."""
+"""usp_attention on N ranks equals attention on one rank, for any layout, heads and lengths."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
 def test_self_attention_equals_one_process(
     ranks: RankGroups, dims: ParallelDims, dtype: torch.dtype
 ) -> None:
-    few = [1, 2, max(1, dims.world_size - 1)]  # fewer tokens than ranks among them
+    few = [1, 2, max(1, dims.world_size - 1)]  # some are fewer than the ranks
     cases = [
         Case(num_tokens, *heads, batch=batch, dtype=dtype)
         for num_tokens, heads, batch in product((*few, 13, 31), HEADS, (1, 3))
@@ -101,7 +101,9 @@ def test_cross_attention_equals_one_process(ranks: RankGroups, dims: ParallelDim
 
 
 @pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
-def test_other_calls_equal_one_process(ranks: RankGroups, dims: ParallelDims) -> None:
+def test_segments_dtypes_and_scales_equal_one_process(
+    ranks: RankGroups, dims: ParallelDims
+) -> None:
     cases = [
         Case((31, 5), 6, 6),  # video and text, each split over all ranks
         Case((3, 0, 2), 4, 2, num_kv_tokens=(2, 7)),
@@ -112,7 +114,7 @@ def test_other_calls_equal_one_process(ranks: RankGroups, dims: ParallelDims) ->
         Case(31, 6, 3, scale=0.0),
         Case(31, 5, 5, head_size=1),
         Case(31, 5, 1, head_size=72),
-        Case(31, 6, 3, magnitude=20.0),  # log-sum-exps far apart: one key takes all
+        Case(31, 6, 3, magnitude=20.0),  # log-sum-exps far apart: one key dominates
         Case(13, 6, 3, batch=0),
         Case(701, 3, 1, head_size=64),
     ]
@@ -120,9 +122,7 @@ def test_other_calls_equal_one_process(ranks: RankGroups, dims: ParallelDims) ->
 
 
 @pytest.mark.parametrize("ulysses_degree", [5, 7, 16])
-def test_24_heads_on_degrees_that_do_not_divide_them(
-    ranks: RankGroups, ulysses_degree: int
-) -> None:
+def test_24_heads_on_degrees_that_do_not_divide_24(ranks: RankGroups, ulysses_degree: int) -> None:
     dims = ParallelDims(ulysses_degree=ulysses_degree)
     cases = [Case(num_tokens, 24, kv) for num_tokens, kv in product((3, 53), (1, 3, 8, 24))]
     ranks.run(dims.world_size, check_cases, dims, cases)

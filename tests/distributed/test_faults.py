@@ -1,4 +1,4 @@
-"""A rank that raises, leaves or dies: the others raise in time, and say what to look at."""
+"""If a rank raises, leaves or dies, the others raise PeerLostError in time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYOUTS = [
 
 @pytest.fixture
 def start() -> Iterator[Callable[[int], RankGroup]]:
-    """Starts groups of ranks that a test may break."""
+    """A function that starts a group of ranks, which a test may break."""
     groups: list[RankGroup] = []
 
     def start_group(world_size: int) -> RankGroup:
@@ -37,7 +37,7 @@ def start() -> Iterator[Callable[[int], RankGroup]]:
 
 
 def attend_with_a_lost_rank(dims: ParallelDims, how: str, lost: int) -> tuple[str, float]:
-    """On one rank: a call that one rank breaks. Returns the others' error, and after how long."""
+    """On one rank: attention that one rank does not join; returns the error and elapsed seconds."""
     mesh = dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
     shards = TokenShards.even(13, dims)
     q, k, v = (shards.split(t, mesh, dim=1) for t in random_tensors(0, [(1, 13, 6, 8)] * 3))
@@ -49,17 +49,17 @@ def attend_with_a_lost_rank(dims: ParallelDims, how: str, lost: int) -> tuple[st
             os._exit(1)
         else:
             return "left", 0.0
-    begun = time.monotonic()
+    start_s = time.monotonic()
     try:
         usp_attention(q, k, v, mesh=mesh, shards=shards)
-        shards.gather(q, mesh, dim=1)  # reaches those that shared no group with the lost rank
+        shards.gather(q, mesh, dim=1)  # for ranks that shared no group with the lost one
     except PeerLostError as error:
-        return str(error), time.monotonic() - begun
-    return "no error", time.monotonic() - begun
+        return str(error), time.monotonic() - start_s
+    return "no error", time.monotonic() - start_s
 
 
 def _die_at_the_second_exchange() -> None:
-    """End this process when it starts its second exchange from now."""
+    """End this process at its second exchange from now on."""
     exchanges = 0
 
     def counted(original: Callable[..., object]) -> Callable[..., object]:
@@ -77,34 +77,32 @@ def _die_at_the_second_exchange() -> None:
 
 
 @pytest.mark.parametrize("dims", LAYOUTS, ids=["ulysses", "ring", "both"])
-@pytest.mark.parametrize(
-    "how", ["raises and stays away", "dies before the call", "dies between its exchanges"]
-)
-def test_the_others_raise_in_time(
+@pytest.mark.parametrize("how", ["leaves", "dies before the call", "dies between its exchanges"])
+def test_the_other_ranks_raise_in_time(
     start: Callable[[int], RankGroup], dims: ParallelDims, how: str
 ) -> None:
     lost = 1
     answers = start(dims.world_size).outcomes(attend_with_a_lost_rank, dims, how, lost)
-    for rank, (answered, said) in enumerate(answers):
+    for rank, (returned, result) in enumerate(answers):
         if rank == lost:
             continue
-        assert answered, said
-        message, elapsed_s = said
+        assert returned, result
+        message, elapsed_s = result
         assert f"rank {rank} lost a peer among ranks" in message, message
         assert elapsed_s < WITHIN_S, f"rank {rank} took {elapsed_s} s"
 
 
 def gather_alone(dims: ParallelDims) -> tuple[str, float]:
-    """On one rank: gather where another rank does not."""
+    """On one rank: a gather that rank 0 does not join."""
     mesh = dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
     shards = TokenShards.even(13, dims)
     part = shards.split(random_tensors(0, [(13, 4)])[0], mesh, dim=0)
     if dist.get_rank() == 0:
         return "left", 0.0
-    begun = time.monotonic()
+    start_s = time.monotonic()
     with pytest.raises(PeerLostError) as caught:
         shards.gather(part, mesh, dim=0)
-    return str(caught.value), time.monotonic() - begun
+    return str(caught.value), time.monotonic() - start_s
 
 
 def test_gather_raises_in_time(start: Callable[[int], RankGroup]) -> None:
@@ -114,13 +112,13 @@ def test_gather_raises_in_time(start: Callable[[int], RankGroup]) -> None:
 
 
 def build_alone(dims: ParallelDims) -> float:
-    """On one rank: build a mesh that another rank never builds."""
+    """On one rank: a mesh that rank 0 does not build."""
     if dist.get_rank() == 0:
         return 0.0
-    begun = time.monotonic()
+    start_s = time.monotonic()
     with pytest.raises(PeerLostError):
         dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
-    return time.monotonic() - begun
+    return time.monotonic() - start_s
 
 
 def test_building_a_mesh_alone_raises_in_time(start: Callable[[int], RankGroup]) -> None:

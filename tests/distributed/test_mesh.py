@@ -1,4 +1,4 @@
-"""The grid of ranks, over all ranks of a process group or some of them."""
+"""Meshes over all ranks of a process group, or over some of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.distributed.test_attention_parity import Case, check_cases
 from tests.ranks import RankGroups, mesh_of, random_tensors
 
 
-def places(dims: ParallelDims) -> tuple[int, int, int, int]:
-    """On one rank: where it stands."""
+def coordinates(dims: ParallelDims) -> tuple[int, int, int, int]:
+    """On one rank: its cfg, ring and Ulysses ranks, and its sequence rank."""
     mesh = mesh_of(dims)
     assert mesh.mesh_dim_names == ("cfg", "ring", "ulysses")
     for axis in mesh.mesh_dim_names:
@@ -30,22 +30,22 @@ def places(dims: ParallelDims) -> tuple[int, int, int, int]:
 
 def test_ulysses_is_innermost_then_ring_then_cfg(ranks: RankGroups) -> None:
     dims = ParallelDims(cfg_degree=2, ring_degree=1, ulysses_degree=3)
-    assert ranks.run(6, places, dims) == [
+    assert ranks.run(6, coordinates, dims) == [
         (cfg, 0, ulysses, ulysses) for cfg in range(2) for ulysses in range(3)
     ]
     dims = ParallelDims(ring_degree=3, ulysses_degree=2)
-    assert ranks.run(6, places, dims) == [
+    assert ranks.run(6, coordinates, dims) == [
         (0, ring, ulysses, ring * 2 + ulysses) for ring in range(3) for ulysses in range(2)
     ]
 
 
-def test_each_cfg_branch_attends_for_itself(ranks: RankGroups) -> None:
+def test_each_cfg_branch_attends_to_its_own_sequence(ranks: RankGroups) -> None:
     dims = ParallelDims(cfg_degree=2, ring_degree=1, ulysses_degree=3)
     ranks.run(6, check_cases, dims, [Case(13, 4, 2), Case((11, 2), 3, 3)])
 
 
 def attend_on_some(members: list[int]) -> str:
-    """On one rank: a mesh over some ranks of the group, built by all."""
+    """On one rank: attention on a mesh over some ranks of the group; all ranks build it."""
     dims = ParallelDims(ring_degree=2)
     member = dist.get_rank() in members
     mesh = dims.build_mesh("cpu", ranks=members, timeout_s=30)
@@ -63,13 +63,13 @@ def attend_on_some(members: list[int]) -> str:
     return "inside"
 
 
-def test_a_mesh_over_some_ranks(ranks: RankGroups) -> None:
+def test_a_mesh_over_some_ranks_of_the_group(ranks: RankGroups) -> None:
     assert ranks.run(4, attend_on_some, [1, 3]) == ["outside", "inside"] * 2
     assert ranks.run(4, attend_on_some, [0, 1]) == ["inside"] * 2 + ["outside"] * 2
 
 
 def attend_on_a_plain_mesh() -> None:
-    """On one rank: a mesh that torch built, with the two axes that attention needs, no cfg."""
+    """On one rank: attention on a mesh that torch built, without a cfg axis."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ring", "ulysses"))
     shards = TokenShards.even(7, ParallelDims(ring_degree=2, ulysses_degree=2))
     q, k, v = random_tensors(0, [(1, 7, 3, 8)] * 3)
@@ -79,13 +79,13 @@ def attend_on_a_plain_mesh() -> None:
     torch.testing.assert_close(shards.gather(out, mesh, 1), expected, rtol=0, atol=1e-5)
 
 
-def test_torchs_own_mesh_serves_too(ranks: RankGroups) -> None:
+def test_attention_accepts_a_mesh_built_by_torch(ranks: RankGroups) -> None:
     ranks.run(4, attend_on_a_plain_mesh)
 
 
 def refused_meshes() -> list[str]:
-    """On one rank: what build_mesh says of grids that do not fit 4 ranks."""
-    said = []
+    """On one rank: errors of build_mesh for layouts that do not fit 4 ranks."""
+    messages = []
     for dims, members in [
         (ParallelDims(ring_degree=3, ulysses_degree=2), None),
         (ParallelDims(ulysses_degree=3), None),
@@ -97,24 +97,24 @@ def refused_meshes() -> list[str]:
     ]:
         with pytest.raises(LayoutError) as caught:
             dims.build_mesh("cpu", ranks=members)
-        said.append(str(caught.value))
+        messages.append(str(caught.value))
     with pytest.raises(LayoutError, match="timeout_s=0 must be more than 0"):
         ParallelDims(ring_degree=4).build_mesh("cpu", timeout_s=0)
     with pytest.raises(LayoutError, match="no 'ring' axis"):
         TokenShards.even(4, ParallelDims()).split(
             torch.zeros(4), init_device_mesh("cpu", (4,), mesh_dim_names=("dp",)), dim=0
         )
-    return said
+    return messages
 
 
-def test_a_mesh_that_does_not_fit_is_refused_with_one_that_does(ranks: RankGroups) -> None:
+def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(ranks: RankGroups) -> None:
     answers = ranks.run(4, refused_meshes)
-    assert all(said == answers[0] for said in answers)
+    assert all(messages == answers[0] for messages in answers)
     assert answers[0][0] == (
         "ring_degree=3 x ulysses_degree=2 needs 6 ranks, got 4: "
         "try ring_degree=2 x ulysses_degree=2"
     )
     assert "needs 3 ranks, got 4: try ranks=[0, 1, 2], or" in answers[0][1]
     assert re.search(r"cfg_degree=3 .* needs 6 ranks, got 4: try cfg_degree=1", answers[0][2])
-    assert all("must be ascending" in said for said in answers[0][3:6])
+    assert all("must be ascending" in message for message in answers[0][3:6])
     assert "needs 2 ranks, got 3" in answers[0][6]

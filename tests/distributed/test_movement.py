@@ -1,4 +1,4 @@
-"""Moving tokens and heads between ranks changes no bit of them."""
+"""Exchanges of tokens and heads between ranks are bit-exact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = [
 
 
 def check_split_and_gather(dims: ParallelDims) -> None:
-    """On one rank: split, check which tokens came, gather, compare."""
+    """On one rank: split a tensor, check the tokens, gather it, and compare."""
     mesh = mesh_of(dims)
     rank = sequence_rank(mesh)
     for num_tokens in (0, 1, dims.world_size - 1, 13, (5, 2), (1, 1, 1, 1), (0, 9)):
@@ -57,7 +57,7 @@ def test_split_then_gather_is_the_identity(ranks: RankGroups, dims: ParallelDims
 
 
 def check_zigzag(dims: ParallelDims) -> None:
-    """On one rank: shards that nobody dealt evenly, of several ranges a rank, out of order."""
+    """On one rank: shards with several ranges per rank, out of order."""
     mesh = mesh_of(dims)
     ranges = [[range(i, i + 1), range(11 - i, 12 - i)] for i in range(dims.world_size)]
     ranges[-1].append(range(dims.world_size, 12 - dims.world_size))
@@ -71,11 +71,11 @@ def check_zigzag(dims: ParallelDims) -> None:
 
 
 @pytest.mark.parametrize("dims", LAYOUTS[:8], ids=layout_name)
-def test_ranges_in_any_order(ranks: RankGroups, dims: ParallelDims) -> None:
+def test_split_and_gather_accept_ranges_in_any_order(ranks: RankGroups, dims: ParallelDims) -> None:
     ranks.run(dims.world_size, check_zigzag, dims)
 
 
-def check_there_and_back(dims: ParallelDims, heads: tuple[int, int], batch: int) -> None:
+def check_round_trip(dims: ParallelDims, heads: tuple[int, int], batch: int) -> None:
     """On one rank: exchange tokens for heads, check them, exchange them back."""
     mesh = mesh_of(dims)
     ring_rank, rank = axis_rank(mesh, RING_AXIS), axis_rank(mesh, ULYSSES_AXIS)
@@ -123,12 +123,12 @@ def check_there_and_back(dims: ParallelDims, heads: tuple[int, int], batch: int)
 )
 def test_tokens_to_heads_and_back_is_the_identity(ranks: RankGroups, dims: ParallelDims) -> None:
     for heads in HEADS:
-        ranks.run(dims.world_size, check_there_and_back, dims, heads, 1)
-    ranks.run(dims.world_size, check_there_and_back, dims, (6, 2), 3)
+        ranks.run(dims.world_size, check_round_trip, dims, heads, 1)
+    ranks.run(dims.world_size, check_round_trip, dims, (6, 2), 3)
 
 
-def own_copy_is_a_view(dims: ParallelDims) -> tuple[bool, bool]:
-    """On one rank: whether q, k and v come back as views of one buffer, and out is not copied."""
+def outputs_are_views(dims: ParallelDims) -> tuple[bool, bool]:
+    """On one rank: whether q and kv are views of one buffer, and v is a view of kv."""
     mesh = mesh_of(dims)
     shards = TokenShards.even(12, dims)
     rank = axis_rank(mesh, ULYSSES_AXIS)
@@ -144,5 +144,5 @@ def own_copy_is_a_view(dims: ParallelDims) -> tuple[bool, bool]:
     )
 
 
-def test_what_arrives_is_not_copied_again(ranks: RankGroups) -> None:
-    assert ranks.run(2, own_copy_is_a_view, ParallelDims(ulysses_degree=2)) == [(True, True)] * 2
+def test_received_tensors_are_views_of_one_buffer(ranks: RankGroups) -> None:
+    assert ranks.run(2, outputs_are_views, ParallelDims(ulysses_degree=2)) == [(True, True)] * 2

@@ -62,7 +62,7 @@ def test_attention_by_arithmetic_alone(dims: ParallelDims) -> None:
         traffic = AttentionTraffic(dims, shards, num_heads, num_kv_heads, 2 * 8 * 4)
         heads = (num_heads, num_kv_heads)
         for rank in range(dims.world_size):
-            expected = expected_bytes(dims, rank, shards.counts, shards.counts, heads, 2, 4)
+            expected = expected_bytes(dims, rank, shards.counts, shards.counts, heads, 2 * 8 * 4)
             assert traffic.bytes_sent_by(rank) == expected
 
 

@@ -1,4 +1,4 @@
-"""What cannot work is refused on every rank alike, before anything is sent."""
+"""Invalid calls are refused alike on every rank, before anything is sent."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.ranks import RankGroups, mesh_of
 Change = Callable[[dict[str, Any]], None]
 
 
-def _tensors(**shapes_and_more: Any) -> Change:
-    return lambda call: call.update(shapes_and_more)
+def _arguments(**changes: Any) -> Change:
+    return lambda call: call.update(changes)
 
 
 def _each(change: Callable[[torch.Tensor], torch.Tensor], *names: str) -> Change:
@@ -51,18 +51,21 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "kv_shards of other ranks": (_other_shards(13, 5, "kv_shards"), "shards of 5 ranks"),
     "no keys at all": (_other_shards(0, 4, "kv_shards"), "the keys have 0 tokens"),
     "no such kernel": (
-        _tensors(kernel="flash"),
+        _arguments(kernel="flash"),
         "there is no such kernel: try one of auto, cpu-fl",
     ),
-    "a kernel of another device": (_tensors(kernel="sdpa-flash"), "runs on cuda only: try one of"),
-    "scale is no number": (_tensors(scale=float("nan")), "scale=nan must be a finite number"),
-    "scale is a word": (_tensors(scale="big"), "scale='big' must be a finite number"),
-    "no mesh": (_tensors(mesh=None), "ParallelDims.build_mesh"),
+    "a kernel of another device": (
+        _arguments(kernel="sdpa-flash"),
+        "runs on cuda only: try one of",
+    ),
+    "scale is no number": (_arguments(scale=float("nan")), "scale=nan must be a finite number"),
+    "scale is a word": (_arguments(scale="big"), "scale='big' must be a finite number"),
+    "no mesh": (_arguments(mesh=None), "ParallelDims.build_mesh"),
 }
 
 
 def refusal(dims: ParallelDims, name: str) -> tuple[str, str]:
-    """On one rank: make a good call bad; return the error's type and text."""
+    """On one rank: invalidate a valid call; return the error's type and message."""
     mesh = mesh_of(dims)
     shards = TokenShards.even(13, dims)
     q, k, v = (shards.split(torch.zeros(1, 13, n, 8), mesh, dim=1) for n in (6, 2, 2))
@@ -85,7 +88,9 @@ def refusal(dims: ParallelDims, name: str) -> tuple[str, str]:
     ids=layout_name,
 )
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_on_every_rank(ranks: RankGroups, dims: ParallelDims, name: str) -> None:
+def test_an_invalid_call_is_refused_on_every_rank(
+    ranks: RankGroups, dims: ParallelDims, name: str
+) -> None:
     answers = ranks.run(4, refusal, dims, name)
     assert len({kind for kind, _ in answers}) == 1
     for _, text in answers:
@@ -94,7 +99,7 @@ def test_refused_on_every_rank(ranks: RankGroups, dims: ParallelDims, name: str)
 
 
 def no_log_sum_exp(dims: ParallelDims) -> str:
-    """On one rank: a kernel without a log-sum-exp, by name."""
+    """On one rank: attention with a kernel that returns no log-sum-exp."""
     mesh = mesh_of(dims)
     shards = TokenShards.even(13, dims)
     q = k = v = shards.split(torch.zeros(1, 13, 6, 8), mesh, dim=1)
@@ -102,21 +107,21 @@ def no_log_sum_exp(dims: ParallelDims) -> str:
         usp_attention(q, k, v, mesh=mesh, shards=shards, kernel="sdpa")
     except RefusedInputError as error:
         return str(error)
-    return "served"
+    return "accepted"
 
 
-def test_a_kernel_without_log_sum_exp_serves_ulysses_alone(ranks: RankGroups) -> None:
-    assert ranks.run(2, no_log_sum_exp, ParallelDims(ulysses_degree=2)) == ["served"] * 2
+def test_a_kernel_without_log_sum_exp_works_without_a_ring(ranks: RankGroups) -> None:
+    assert ranks.run(2, no_log_sum_exp, ParallelDims(ulysses_degree=2)) == ["accepted"] * 2
     for text in ranks.run(2, no_log_sum_exp, ParallelDims(ring_degree=2)):
         assert "returns no log-sum-exp, which ring_degree > 1 merges by: try one of auto" in text
 
 
 def refused_splits(dims: ParallelDims) -> list[str]:
-    """On one rank: what split and gather refuse."""
+    """On one rank: errors of split and gather."""
     mesh = mesh_of(dims)
     shards = TokenShards.even(4, dims)
     own = torch.zeros(2, 2)
-    said = []
+    messages = []
     for call in (
         lambda: shards.split(torch.zeros(2, 5), mesh, dim=1),
         lambda: shards.split(torch.zeros(2, 4), mesh, dim=2),
@@ -128,18 +133,18 @@ def refused_splits(dims: ParallelDims) -> list[str]:
         with TrafficMeter() as meter, pytest.raises(RefusedInputError) as caught:
             call()
         assert not meter.calls
-        said.append(str(caught.value))
-    return said
+        messages.append(str(caught.value))
+    return messages
 
 
-def test_split_and_gather_refuse(ranks: RankGroups) -> None:
-    said = ranks.run(2, refused_splits, ParallelDims(ring_degree=2))[1]
-    assert said[:2] == [
+def test_split_and_gather_refuse_tensors_that_do_not_fit(ranks: RankGroups) -> None:
+    messages = ranks.run(2, refused_splits, ParallelDims(ring_degree=2))[1]
+    assert messages[:2] == [
         "shape (2, 5) has 5 tokens in dim=1, the whole sequence has 4: "
         "check dim, or build the shards for this length",
         "dim=2 is not a dimension of a tensor of shape (2, 4): pass -2..1",
     ]
-    assert "has 3 tokens in dim=1, sequence rank 1 owns 2" in said[2]
-    assert "dim=-3 is not a dimension" in said[3]
-    assert "requires_grad=True" in said[4]
-    assert "shards of 1 ranks on a mesh of ring_degree=2 x ulysses_degree=1" in said[5]
+    assert "has 3 tokens in dim=1, sequence rank 1 owns 2" in messages[2]
+    assert "dim=-3 is not a dimension" in messages[3]
+    assert "requires_grad=True" in messages[4]
+    assert "shards of 1 ranks on a mesh of ring_degree=2 x ulysses_degree=1" in messages[5]

@@ -64,7 +64,7 @@ def a_step(
 def attention_bytes(dims: ParallelDims, sequence_rank: int) -> int:
     """What one pass through the blocks sends, by the design's sums."""
     tokens = TokenShards.even((VIDEO_TOKENS, TEXT_TOKENS), dims).counts
-    return BLOCKS * expected_bytes(dims, sequence_rank, tokens, tokens, (6, 6), 1, 4, head_size=16)
+    return BLOCKS * expected_bytes(dims, sequence_rank, tokens, tokens, (6, 6), 4 * 16)
 
 
 @pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)

@@ -1,4 +1,4 @@
-"""usp_attention sends what the design says, to the byte, in as many calls as it says."""
+"""usp_attention sends the bytes of the design's formula, in as few calls."""
 
 from __future__ import annotations
 
@@ -24,25 +24,23 @@ def expected_bytes(
     tokens: tuple[int, ...],
     kv_tokens: tuple[int, ...],
     heads: tuple[int, int],
-    batch: int,
-    element_size: int,
-    head_size: int = HEAD_SIZE,
+    head_bytes: int,
 ) -> int:
-    """The sums of the design, from the counts of tokens alone.
+    """The bytes that a rank sends, by the design's formula and from the counts of tokens alone.
 
-    All-to-alls, to each Ulysses peer j: e * B * H * [s_i * n_j + t_i * 2 * m_j + s_j * n_i]; with
-    heads split evenly, the odd ones first. Ring: every block of K and V that it forwards.
+    All-to-alls, to each Ulysses peer j: e * B * H * [s_i * n_j + t_i * 2 * m_j + s_j * n_i]. Ring:
+    every block of K and V that it forwards.
+
+    Args:
+        dims: The layout.
+        rank: Sequence rank.
+        tokens: Query tokens of each sequence rank.
+        kv_tokens: Key tokens of each sequence rank.
+        heads: Number of query heads and of KV heads.
+        head_bytes: Bytes of one head of one token over the batch: e * B * H.
     """
-    num_heads, num_kv_heads = heads
-    ulysses_degree, group_size = dims.ulysses_degree, num_heads // num_kv_heads
-    owners = [head * ulysses_degree for head in range(num_heads)]
-    base, odd = divmod(num_heads, ulysses_degree)
-    counts = [base + (rank < odd) for rank in range(ulysses_degree)]
-    owners = [rank for rank, count in enumerate(counts) for _ in range(count)]
-    kv_counts = [
-        len({head // group_size for head in range(num_heads) if owners[head] == rank})
-        for rank in range(ulysses_degree)
-    ]
+    ulysses_degree = dims.ulysses_degree
+    counts, kv_counts = head_counts(*heads, ulysses_degree)
     ring_rank, ulysses_rank = divmod(rank, ulysses_degree)
     first = ring_rank * ulysses_degree
     exchanged = sum(
@@ -59,8 +57,21 @@ def expected_bytes(
     forwarded = sum(
         blocks[(ring_rank - step) % dims.ring_degree] for step in range(dims.ring_degree - 1)
     )
-    rows = exchanged + 2 * forwarded * kv_counts[ulysses_rank]
-    return rows * batch * head_size * element_size
+    return (exchanged + 2 * forwarded * kv_counts[ulysses_rank]) * head_bytes
+
+
+def head_counts(
+    num_heads: int, num_kv_heads: int, ulysses_degree: int
+) -> tuple[list[int], list[int]]:
+    """Query heads of each Ulysses rank, the first ranks with one more, and their KV heads."""
+    group_size, (base, odd) = num_heads // num_kv_heads, divmod(num_heads, ulysses_degree)
+    counts = [base + (rank < odd) for rank in range(ulysses_degree)]
+    owners = [rank for rank, count in enumerate(counts) for _ in range(count)]
+    kv_counts = [
+        len({head // group_size for head in range(num_heads) if owners[head] == rank})
+        for rank in range(ulysses_degree)
+    ]
+    return counts, kv_counts
 
 
 def check_traffic(
@@ -89,9 +100,8 @@ def check_traffic(
     with TrafficMeter() as meter:
         usp_attention(q, k, v, mesh=mesh, shards=shards, kv_shards=kv_shards)
     rank = sequence_rank(mesh)
-    expected = expected_bytes(
-        dims, rank, shards.counts, kv_shards.counts, heads, batch, dtype.itemsize
-    )
+    head_bytes = batch * HEAD_SIZE * dtype.itemsize
+    expected = expected_bytes(dims, rank, shards.counts, kv_shards.counts, heads, head_bytes)
     assert meter.bytes_sent == expected, (rank, meter.calls)
     assert meter.calls["alltoall_base_"] == (2 if dims.ulysses_degree > 1 else 0)
     assert meter.calls["send"] <= dims.ring_degree - 1
@@ -111,12 +121,12 @@ def test_the_worked_example_of_the_design(ranks: RankGroups) -> None:
     dims, tokens, heads = ParallelDims(ring_degree=2, ulysses_degree=2), 64, (8, 4)
     expected = (2 * 8 + 2 * 4) * HEAD_SIZE * 4 * 16 // 2 + 2 * 2 * HEAD_SIZE * 4 * 32
     counts = TokenShards.even(tokens, dims).counts
-    assert expected_bytes(dims, 1, counts, counts, heads, 1, 4) == expected
+    assert expected_bytes(dims, 1, counts, counts, heads, HEAD_SIZE * 4) == expected
     ranks.run(4, check_traffic, dims, tokens, None, heads, 1, torch.float32)
 
 
-def what_is_handed_over(dims: ParallelDims) -> list[tuple[list[int], list[int]]]:
-    """On one rank: the split sizes of every all-to-all, as torch.distributed got them."""
+def all_to_all_sizes(dims: ParallelDims) -> list[tuple[list[int], list[int]]]:
+    """On one rank: the split sizes of every all-to-all, as passed to torch.distributed."""
     seen = []
 
     class Sizes(TrafficMeter):
@@ -134,13 +144,13 @@ def what_is_handed_over(dims: ParallelDims) -> list[tuple[list[int], list[int]]]
 
 
 def test_a_rank_sends_nothing_to_itself(ranks: RankGroups) -> None:
-    answers = ranks.run(3, what_is_handed_over, ParallelDims(ulysses_degree=3))
+    answers = ranks.run(3, all_to_all_sizes, ParallelDims(ulysses_degree=3))
     for rank, calls in enumerate(answers):
         assert [(received[rank], sent[rank]) for received, sent in calls] == [(0, 0), (0, 0)]
 
 
 def order_of_events(dims: ParallelDims) -> list[str]:
-    """On one rank: what a ring does, one after the other."""
+    """On one rank: the sends and attention calls of a ring, in order."""
     mesh = mesh_of(dims)
     shards = TokenShards.even(13, dims)
     (whole,) = random_tensors(0, [(1, 13, 6, 8)])
@@ -166,6 +176,6 @@ def order_of_events(dims: ParallelDims) -> list[str]:
     return events
 
 
-def test_the_next_block_travels_while_this_one_is_used(ranks: RankGroups) -> None:
+def test_the_next_block_is_sent_before_attention_to_this_one(ranks: RankGroups) -> None:
     answers = ranks.run(3, order_of_events, ParallelDims(ring_degree=3))
     assert answers == [["send", "attend", "send", "attend", "attend"]] * 3

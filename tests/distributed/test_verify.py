@@ -16,11 +16,11 @@ from longtake.cli.commands import verify as command
 from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.arrays import Array
-from longtake.engine.media.sinks import NullSink, Sink, TraceSink
+from longtake.engine.media.sinks import NullSink, TraceSink
 from longtake.engine.rank_report import RankReport
 from longtake.engine.tools import verify as engine
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
@@ -65,8 +65,9 @@ class OnGroup(Launcher):
     def close(self) -> None:
         pass
 
-    def render(self, job: Job, sink: Sink, *rest: Any) -> list[RankReport]:
-        answers = self._ranks.run(self._config.devices, rendered, self._config, job, self._fault)
+    def render(self, run: JobRun) -> list[RankReport]:
+        sink, count = run.sink, self._config.devices
+        answers = self._ranks.run(count, rendered, self._config, run.job, self._fault)
         (taken, reports), *others = answers
         assert not any(others_taken for others_taken, _ in others)
         assert isinstance(sink, TraceSink)
@@ -109,7 +110,7 @@ def rendered(
 
     try:
         reports = worker.render(
-            job, sink, break_weights if fault else lambda progress: None, lambda: False
+            JobRun(job, sink, break_weights if fault else lambda progress: None)
         )
     finally:
         if module:
@@ -216,10 +217,10 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
     fault = Fault(1, "transformer.transformer_blocks.0", step=3)
 
     class InTheRing(OnGroup):
-        def render(self, job: Job, *args: Any, **more: Any) -> list[RankReport]:
-            jobs.append(job)
-            self._fault = fault if job.dims.ring_degree > 1 else None
-            return super().render(job, *args, **more)
+        def render(self, run: JobRun) -> list[RankReport]:
+            jobs.append(run.job)
+            self._fault = fault if run.job.dims.ring_degree > 1 else None
+            return super().render(run)
 
     config = EngineConfig(model=model, devices=2)
     verification = Verification(

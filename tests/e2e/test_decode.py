@@ -24,6 +24,7 @@ from longtake import DecodeRequest, VideoEngine, VideoRequest
 from longtake.cli import main as cli
 from longtake.engine import Progress
 from longtake.engine.media.latents import read_latents
+from longtake.engine.media.paths import OutputTarget
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import COMMAND, names
@@ -216,7 +217,7 @@ def test_frames_are_written_while_others_are_decoded(
 
     with VideoEngine.from_pretrained(model, devices=devices) as engine:
         resolved = engine.resolve(request)
-        with VideoFiles(tmp_path / "out.npy", resolved, engine.config) as files:
+        with VideoFiles(OutputTarget(tmp_path / "out.npy"), resolved, engine.config) as files:
             files.publish(engine.render(resolved, files, look).as_json())
     assert total > 50
     assert frames_then[total // 2] >= 10

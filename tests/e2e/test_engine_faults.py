@@ -12,7 +12,8 @@ import pytest
 
 from longtake import VideoEngine, VideoRequest
 from longtake.engine import EngineConfig, Progress
-from longtake.engine.launch.protocol.rank_protocol import RankState, check_idle
+from longtake.engine.launch.protocol.engine_side import check_idle
+from longtake.engine.launch.protocol.messages import RankState
 from longtake.errors import RankError
 from tests.e2e.test_engine import ranks_of
 

@@ -10,10 +10,11 @@ import pytest
 
 from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
+from longtake.engine.job import JobRun
+from longtake.engine.launch import local_processes
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.rank_report import RankReport
-from longtake.engine.tools import verify as engine
 from longtake.pipelines.progress import OnProgress
 
 Verify = Callable[..., tuple[int, str, str]]
@@ -38,9 +39,9 @@ class StaysUp(Launcher):
             self._processes.start(on_progress)
             self._started = True
 
-    def render(self, *args: Any, **more: Any) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         assert self._processes is not None
-        return self._processes.render(*args, **more)
+        return self._processes.render(run)
 
     def close(self) -> None:
         pass
@@ -72,7 +73,7 @@ def start_anew(model: str, capsys: Any) -> Verify:
 @pytest.fixture
 def verify(start_anew: Verify, processes: StaysUp, monkeypatch: pytest.MonkeyPatch) -> Verify:
     """Run the command on the shared ranks."""
-    monkeypatch.setattr(engine, "LocalProcesses", processes)
+    monkeypatch.setattr(local_processes, "LocalProcesses", processes)
     return start_anew
 
 

@@ -8,7 +8,7 @@ import torch
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
 from longtake.pipelines import decode
-from longtake.pipelines.decode import code_tiles
+from longtake.pipelines.decode import TileRun, run_tiles
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
 from longtake.pipelines.memory import peak_bytes
 from tests import tiny
@@ -28,10 +28,10 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("tiles_at_once", [1, 3])
 @torch.no_grad()
 def test_tiles_equal_those_of_diffusers(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, at_once: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tiles_at_once: int
 ) -> None:
     # in TF32, which torch takes by default, other convolutions for three tiles differ by 1e-3
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -45,7 +45,8 @@ def test_tiles_equal_those_of_diffusers(
         parts.append(values.clone())
         return True
 
-    code_tiles(HunyuanVideoDecoder(vae, REQUEST), latents, World(device), take, at_once=at_once)
+    decoder = HunyuanVideoDecoder(vae, REQUEST)
+    run_tiles(TileRun(decoder, latents, World(device), take, tiles_at_once=tiles_at_once))
     values = torch.cat(parts, dim=1)
     expected = vae.decode(latents.to(dtype) / vae.config.scaling_factor).sample[0].cpu()
     assert values.device.type == "cpu"
@@ -67,4 +68,4 @@ def test_free_memory_limits_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert predicted / 1.5 < allocated < 1.5 * predicted
     for free, expected in ((predicted, 1), (3 * predicted, 2), (100 * predicted, 4)):
         monkeypatch.setattr(decode, "free_bytes", lambda device, free=free: free)
-        assert decode._tiles_at_once(decoder, latents) == expected
+        assert decode._tiles_that_fit(decoder, latents) == expected

@@ -62,46 +62,86 @@ def train(
         save_every: Number of steps between checkpoints.
         log_every: Number of steps between log lines.
     """
-    parameters = [each for each in module.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    averages = [each.detach().clone() for each in parameters]
-    first, seconds = 0, 0.0
+    trainer = _Trainer(module, schedule)
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        module.load_state_dict(saved["module"])
-        optimizer.load_state_dict(saved["optimizer"])
-        averages, first, seconds = saved["averages"], saved["step"], saved["seconds"]
-    begun, losses = time.monotonic() - seconds, []
-    for step in range(first, schedule.steps):
+        trainer.load(checkpoint)
+    losses = []
+    while trainer.step < schedule.steps:
+        losses.append(trainer.take_step(loss_of))
+        last = trainer.step == schedule.steps
+        if trainer.step % log_every == 0 or last:
+            line = {"step": trainer.step, "loss": sum(losses) / len(losses)}
+            _log(checkpoint, {**line, "seconds": round(trainer.elapsed_s, 1)})
+            losses = []
+        if trainer.step % save_every == 0 or last:
+            trainer.save(checkpoint)
+    trainer.use_averages()
+
+
+class _Trainer:
+    """A module in training, with its optimizer and the moving average of its weights.
+
+    Attributes:
+        step: Number of steps taken.
+    """
+
+    def __init__(self, module: nn.Module, schedule: Schedule) -> None:
+        self._module, self._schedule = module, schedule
+        self._parameters = [each for each in module.parameters() if each.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        self._averages = [each.detach().clone() for each in self._parameters]
+        self._start = time.monotonic()
+        self.step = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time of training in seconds, that of interrupted runs included."""
+        return time.monotonic() - self._start
+
+    def take_step(self, loss_of: Callable[[int, random.Random], torch.Tensor]) -> float:
+        """Take one optimizer step; return the loss before it."""
+        step, optimizer = self.step, self._optimizer
         torch.manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = self._schedule.rate(step)
         loss = loss_of(step, random.Random(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
         optimizer.step()
-        decay = min(schedule.average, (step + 1) / (step + 10))
-        torch._foreach_lerp_(averages, [each.detach() for each in parameters], 1 - decay)
-        losses.append(float(loss.detach()))
-        done, last = step + 1, step + 1 == schedule.steps
-        if done % log_every == 0 or last:
-            line = {"step": done, "loss": sum(losses) / len(losses)}
-            _log(checkpoint, {**line, "seconds": round(time.monotonic() - begun, 1)})
-            losses = []
-        if done % save_every == 0 or last:
-            state = {
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "averages": averages,
-                "step": done,
-                "seconds": time.monotonic() - begun,
-            }
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            os.replace(partial, checkpoint)
-    with torch.no_grad():
-        torch._foreach_copy_(list[torch.Tensor](parameters), averages)
+        decay = min(self._schedule.average, (step + 1) / (step + 10))
+        weights = [each.detach() for each in self._parameters]
+        torch._foreach_lerp_(self._averages, weights, 1 - decay)
+        self.step += 1
+        return float(loss.detach())
+
+    def use_averages(self) -> None:
+        """Replace the weights by their moving average."""
+        with torch.no_grad():
+            torch._foreach_copy_(list[torch.Tensor](self._parameters), self._averages)
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint."""
+        saved = torch.load(checkpoint, weights_only=True)
+        self._module.load_state_dict(saved["module"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._averages, self.step = saved["averages"], saved["step"]
+        self._start = time.monotonic() - saved["seconds"]
+
+    def save(self, checkpoint: Path) -> None:
+        """Write a checkpoint atomically."""
+        state = {
+            "module": self._module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "averages": self._averages,
+            "step": self.step,
+            "seconds": self.elapsed_s,
+        }
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, checkpoint)
 
 
 def _log(checkpoint: Path, line: dict[str, float]) -> None:

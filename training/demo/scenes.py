@@ -97,14 +97,14 @@ def render(
     """
     radius = torch.tensor([rng.uniform(*RADIUS_PX) for _ in scenes])
     travel = torch.tensor([rng.uniform(*travel_px) for _ in scenes])
-    way = torch.tensor([DIRECTIONS[scene.direction] for scene in scenes], dtype=torch.float32)
-    chance = torch.tensor([[rng.random(), rng.random()] for _ in scenes])
+    position = torch.tensor([[rng.random(), rng.random()] for _ in scenes])
+    direction = torch.tensor([DIRECTIONS[scene.direction] for scene in scenes], dtype=torch.float32)
     size = torch.tensor([width, height], dtype=torch.float32)
     # Midpoint of the path, far enough from the borders for the shape and half of its travel.
-    margin = radius[:, None] + 1 + way.abs() * travel[:, None] / 2
-    middle = size / 2 + (chance - 0.5) * (size - 2 * margin).clamp(min=0)
+    margin = radius[:, None] + 1 + direction.abs() * travel[:, None] / 2
+    middle = size / 2 + (position - 0.5) * (size - 2 * margin).clamp(min=0)
     along = torch.linspace(-0.5, 0.5, frames) * travel[:, None]  # [B, F]
-    center = middle[:, None] + way[:, None] * along[..., None]  # [B, F, 2]
+    center = middle[:, None] + direction[:, None] * along[..., None]  # [B, F, 2]
 
     x = torch.arange(width) + 0.5 - center[..., :1]  # [B, F, W]
     y = torch.arange(height) + 0.5 - center[..., 1:]  # [B, F, H]
@@ -114,14 +114,14 @@ def render(
             for at, scene in enumerate(scenes)
         ]
     )[:, None]
-    front, back = (
-        torch.tensor(colors, dtype=torch.float32)[:, :, None, None, None] / 255
-        for colors in (
-            [COLORS[scene.color] for scene in scenes],
-            [BACKGROUNDS[scene.background] for scene in scenes],
-        )
-    )
+    front = _paint([COLORS[scene.color] for scene in scenes])
+    back = _paint([BACKGROUNDS[scene.background] for scene in scenes])
     return back + coverage * (front - back)
+
+
+def _paint(colors: list[Color]) -> torch.Tensor:
+    """``[B, 3, 1, 1, 1]`` in [0, 1]."""
+    return torch.tensor(colors, dtype=torch.float32)[:, :, None, None, None] / 255
 
 
 def _coverage(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.process_group import (
     Rendezvous,
     control_group,
@@ -17,7 +17,7 @@ from longtake.engine.launch.process_group import (
 )
 from longtake.engine.launch.protocol.deadlines import Deadlines
 from longtake.engine.launch.protocol.heartbeat import start_heartbeat
-from longtake.engine.launch.protocol.rank_protocol import RankSide, RankSink, report_failure
+from longtake.engine.launch.protocol.rank_side import RankSide, RankSink, report_failure
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import RefusedInputError, Stopped
 from longtake.parallel import World
@@ -81,10 +81,10 @@ class _RankServer:
     def _render(self, job: Job) -> None:
         rank_side = self._rank_side
         job_input = rank_side.job_input() if self._rank == 0 and job.has_input else None
+        sink = RankSink(rank_side)
+        run = JobRun(job, sink, self._progress, job_input, rank_side.stop_requested)
         try:
-            reports = self._worker.render(
-                job, RankSink(rank_side), self._progress, rank_side.stop_requested, job_input
-            )
+            reports = self._worker.render(run)
         except (Stopped, *REFUSED_ON_ALL_RANKS) as error:
             rank_side.report_error(error)
         else:

@@ -24,10 +24,10 @@ from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World,
 from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.rendering import RenderRun, render_latents
-from longtake.pipelines.stages import StageReport
 
 Json = dict[str, Any]
 
@@ -265,12 +265,12 @@ def runtime(world: World, *, dtype: str) -> Json:
     pipeline = registry.load(
         checkpoint,
         alone,
-        dtype=torch_dtype,
+        LoadOptions(torch_dtype),
         on_component=lambda name: loads_at.append(time.time()),
     )
     latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
     decoder = pipeline.decoder(request)
-    decode_videos(decoder, latents, alone, StageReport(), lambda video, index, frame: None)
+    decode_videos(DecodeRun(decoder, latents, alone, lambda video, index, frame: None))
     gc.collect()
     parameters = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
     return {

@@ -17,7 +17,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.engine import VideoEngine
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.pictures.picture import noise_picture
@@ -111,11 +111,10 @@ class Suites:
                 parallel, devices, num_heads=spec.num_heads, true_cfg=False
             ):
                 self.say(f"a step on {dims.name}")
-                job = Job.of(request, dims)
+                job_input = noise_picture(request)
+                run = JobRun(Job.of(request, dims), NullSink(), job_input=job_input)
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
-                    reports = launcher.render(
-                        job, NullSink(), lambda progress: None, noise_picture(request)
-                    )
+                    reports = launcher.render(run)
                 predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)
                 lines.append(_step_row(dims.name, reports, predicted.step.seconds))
         return "\n".join(lines)

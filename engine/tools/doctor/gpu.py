@@ -198,7 +198,7 @@ def _fault(kernel: Kernel, needs: KernelNeeds) -> str:
     qkv = torch.randn(3, 1, 32, 4, needs.head_size, generator=generator)
     q, k, v = qkv.to(needs.device, needs.dtype)
     try:
-        out, lse = kernel.run(q, k, v, 0.1, "none")
+        out, lse = kernel.run(q, k, v, 0.1)
         expected, expected_lse = _reference(q.float(), k.float(), v.float(), 0.1)
         difference = float((out.float() - expected).abs().max())
         if lse is not None:

@@ -152,11 +152,11 @@ def encoder(suffix: str, context: CheckContext) -> Iterator[Finding]:
     import imageio.v3 as iio
     import numpy as np
 
-    from longtake.engine.media.frame_writers import WRITERS
+    from longtake.engine.media.frame_writers import WRITERS, VideoHeader
 
     with tempfile.TemporaryDirectory(prefix="longtake-") as temporary:
         path = Path(temporary) / f"clip{suffix}"
-        writer = WRITERS[suffix](path, (_NUM_FRAMES, 32, 48), 24.0)
+        writer = WRITERS[suffix](path, VideoHeader((_NUM_FRAMES, 32, 48), 24.0))
         try:
             for index in range(_NUM_FRAMES):
                 writer.write(index, np.full((32, 48, 3), index / _NUM_FRAMES, np.float32))

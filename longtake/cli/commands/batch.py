@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from longtake.cli.commands.batch_view import make_batch_view
 from longtake.cli.commands.dry_run import plan_shots, show
-from longtake.cli.settings import engine_config, given_values
+from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View
 from longtake.configs.batch import BatchConfig
-from longtake.configs.engine import EngineConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.engine.torchrun import TorchrunPlace
 from longtake.errors import RequestError
+from longtake.serve.batch.batch import Batch
 from longtake.serve.batch.shot_file import ShotFile, replica_configs
 
 EXIT_SOME_LEFT = 1
@@ -31,17 +32,14 @@ def run(options: dict[str, Any], view: View) -> int:
     )
     if not source.name or not folder.parts:
         raise RequestError("name a file of shots, and the folder of outputs by -o")
-    parts = {
-        kind: {name: values.pop(name) for name in list(values) if name in kind.model_fields}
-        for kind in (BatchConfig, SnapshotConfig, VideoRequest)
-    }
-    defaults = parts[VideoRequest]
+    batch_fields, snapshot_fields, defaults = (
+        pop_fields(values, kind) for kind in (BatchConfig, SnapshotConfig, VideoRequest)
+    )
     if defaults:
         VideoRequest(**{"prompt": "any", **defaults})
-    config: EngineConfig = engine_config(values)
+    config = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
-    settings = BatchConfig(**parts[BatchConfig])
-    snapshots = SnapshotConfig(**parts[SnapshotConfig])
+    settings, snapshots = BatchConfig(**batch_fields), SnapshotConfig(**snapshot_fields)
     if settings.dry_run:
         outline = EngineOutline(config)
         replica_configs(outline.config, settings.replicas)
@@ -52,10 +50,6 @@ def run(options: dict[str, Any], view: View) -> int:
         view.close()
         show(shots, settings.replicas, quiet=options["quiet"], as_json=options["json"])
         return 0
-
-    # These import torch.
-    from longtake.cli.commands.batch_view import make_batch_view
-    from longtake.serve.batch.batch import Batch
 
     batch = Batch(source, folder, config, settings, snapshots, defaults)
     found = batch.check()

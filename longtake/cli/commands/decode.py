@@ -8,7 +8,7 @@ from typing import Any
 
 from longtake.cli.commands.output import output_spec, show
 from longtake.cli.config_file import override_settings
-from longtake.cli.settings import engine_config, given_values
+from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View
 from longtake.configs.request import DecodeRequest
 from longtake.engine.media.latents import LatentsFile, Origin, output_name_of, read_latents
@@ -28,7 +28,7 @@ def run(options: dict[str, Any], view: View) -> None:
         overwrite=overwrite,
         request_id=output_name_of(source),
     )
-    fields = {name: values.pop(name) for name in list(values) if name in DecodeRequest.model_fields}
+    fields = pop_fields(values, DecodeRequest)
     if TorchrunPlace.is_set() and "model" not in values:
         raise RequestError("--model must be named under torchrun: rank 0 alone reads the latents")
     file: LatentsFile | None = None

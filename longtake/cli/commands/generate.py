@@ -6,7 +6,7 @@ from typing import Any
 
 from longtake.cli.commands.output import output_spec, show
 from longtake.cli.config_file import ConfigFile
-from longtake.cli.settings import engine_config, given_values
+from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
@@ -22,10 +22,8 @@ def run(options: dict[str, Any], view: View) -> None:
         given["output"] = options["output"]
     values = file.merge(given)
     resume = bool(values.pop("resume", False))
-    snapshot_fields, fields = (
-        {name: values.pop(name) for name in list(values) if name in kind.model_fields}
-        for kind in (SnapshotConfig, VideoRequest)
-    )
+    snapshot_fields = pop_fields(values, SnapshotConfig)
+    fields = pop_fields(values, VideoRequest)
     output = output_spec(
         values.pop("output", None),
         metadata=options["metadata"],

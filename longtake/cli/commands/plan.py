@@ -7,12 +7,11 @@ import json
 import sys
 from typing import Any
 
-from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from longtake.cli.settings import given_values
+from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import load_hardware
@@ -48,19 +47,12 @@ def run(options: dict[str, Any], view: View) -> int:
     return 0
 
 
-def _fields_of(kind: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """The values of the fields of a class."""
-    return {name: values[name] for name in kind.model_fields if name in values}
-
-
 def _plan(values: dict[str, Any]) -> Plan:
-    options, engine, parallel = (
-        PlanConfig(**_fields_of(PlanConfig, values)),
-        EngineConfig(**_fields_of(EngineConfig, values)),
-        ParallelConfig(**_fields_of(ParallelConfig, values)),
-    )
-    fields = {name: values[name] for name in VideoRequest.model_fields if name in values}
-    request = VideoRequest(**{"prompt": _ANY_PROMPT, **fields})
+    shard_weights = values.get("shard_weights")
+    options = PlanConfig(**pop_fields(values, PlanConfig))
+    engine = EngineConfig(**pop_fields(values, EngineConfig))
+    parallel = ParallelConfig(**pop_fields(values, ParallelConfig))
+    request = VideoRequest(**{"prompt": _ANY_PROMPT, **values})
     hardware = hardware_here() if options.gpu == "here" else load_hardware(options.gpu)
     if options.gpus_per_node is not None:
         hardware = hardware.with_node_of(options.gpus_per_node)
@@ -74,7 +66,6 @@ def _plan(values: dict[str, Any]) -> Plan:
         text_tokens=options.text_tokens,
         decode_ranks=options.decode_ranks,
     )
-    shard_weights = values.get("shard_weights")
     return make_plan(plan_input, parallel, engine.devices, shard_weights=shard_weights)
 
 

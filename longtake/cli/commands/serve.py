@@ -7,9 +7,8 @@ import os
 import sys
 from typing import Any
 
-from longtake.cli.settings import engine_config, given_values
+from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View, print_line
-from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.torchrun import TorchrunPlace
@@ -26,14 +25,11 @@ def run(options: dict[str, Any], view: View) -> None:
     values = given_values(options)
     if "api_key" not in values and os.environ.get(API_KEYS_VARIABLE):
         values["api_key"] = os.environ[API_KEYS_VARIABLE].split()
-    parts = {
-        kind: {name: values.pop(name) for name in list(values) if name in kind.model_fields}
-        for kind in (ServeConfig, SnapshotConfig)
-    }
-    config: EngineConfig = engine_config(values)
+    serve_fields = pop_fields(values, ServeConfig)
+    snapshot_fields = pop_fields(values, SnapshotConfig)
+    config = engine_config(values)
     view.stop_timeout_s = config.stop_timeout_s
-    settings = ServeConfig(**parts[ServeConfig])
-    snapshots: SnapshotConfig = SnapshotConfig(**parts[SnapshotConfig])
+    settings, snapshots = ServeConfig(**serve_fields), SnapshotConfig(**snapshot_fields)
     logging.getLogger("longtake.serve").setLevel(logging.INFO)
     view.close()  # progress is in the log
 

@@ -1,4 +1,4 @@
-"""Layouts: degrees, checked with no process group."""
+"""Degrees of layouts, which need no process group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from longtake.errors import LayoutError, LongtakeError
 from longtake.parallel import ParallelDims
 
 
-def test_degrees_multiply() -> None:
+def test_world_size_is_the_product_of_the_degrees() -> None:
     dims = ParallelDims(cfg_degree=2, ring_degree=3, ulysses_degree=5)
     assert (dims.world_size, dims.sequence_degree) == (30, 15)
     assert ParallelDims().world_size == 1
@@ -31,7 +31,7 @@ def test_a_mesh_needs_a_process_group() -> None:
     assert not dist.is_initialized()
 
 
-def test_dims_are_values() -> None:
+def test_dims_are_hashable_and_frozen() -> None:
     assert ParallelDims(ring_degree=2) == ParallelDims(ring_degree=2)
     assert len({ParallelDims(ring_degree=2), ParallelDims(ring_degree=2)}) == 1
     with pytest.raises(AttributeError):
@@ -47,7 +47,7 @@ def test_dims_are_values() -> None:
         ("10x1x128", (10, 1, 128), "10x1x128"),
     ],
 )
-def test_layouts_have_a_notation(text: str, degrees: tuple[int, int, int], name: str) -> None:
+def test_parse_reads_what_name_writes(text: str, degrees: tuple[int, int, int], name: str) -> None:
     dims = ParallelDims.parse(text)
     assert (dims.degrees, dims.name) == (degrees, name)
     assert ParallelDims.parse(dims.name) == dims
@@ -56,7 +56,7 @@ def test_layouts_have_a_notation(text: str, degrees: tuple[int, int, int], name:
 @pytest.mark.parametrize(
     "text", ["", "4", "x", "2x", "0x4", "02x4", "-1x4", "2X4", "2 x 4", "2x4\n", "1x2x3x4", "٢x2"]
 )
-def test_another_text_is_no_layout(text: str) -> None:
+def test_parse_refuses_any_other_text(text: str) -> None:
     with pytest.raises(LayoutError) as caught:
         ParallelDims.parse(text)
     assert str(caught.value).startswith(f"layout={text!r} must be RINGxULYSSES or CFGxRING")

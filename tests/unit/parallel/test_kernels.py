@@ -1,4 +1,4 @@
-"""Local kernels: parity, selection, and the adapters of those that cannot run here."""
+"""Local attention kernels: parity, selection, and adapters of kernels that need a GPU."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def tensors(
 )
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1), (1, 1)])
 @pytest.mark.parametrize("head_size", [1, 5, 16])
-def test_kernels_that_run_here(
+def test_cpu_kernels_match_the_reference(
     name: str, dtype: torch.dtype, tolerance: float, heads: tuple[int, int], head_size: int
 ) -> None:
     q, k, v = tensors(heads, dtype, head_size)
-    out, lse = BY_NAME[name].run(q, k, v, 0.3, "none")
+    out, lse = BY_NAME[name].run(q, k, v, 0.3)
     expected, expected_lse = reference(q, k, v, 0.3)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
@@ -68,7 +68,7 @@ def test_kernels_that_run_here(
         assert lse is None
 
 
-def test_attend_takes_heads_in_uneven_groups() -> None:
+def test_attend_accepts_uneven_groups_of_heads() -> None:
     q, k, v = tensors((3, 2))
     runs = [(slice(0, 1), slice(0, 1)), (slice(1, 3), slice(1, 2))]
     for kernel in (BY_NAME["cpu-flash"], BY_NAME["sdpa"]):
@@ -82,7 +82,7 @@ def test_attend_takes_heads_in_uneven_groups() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 6, 16), (2, 7, 0, 16), (0, 7, 6, 16)])
-def test_attend_never_calls_a_kernel_for_nothing(shape: tuple[int, ...]) -> None:
+def test_attend_calls_no_kernel_for_an_empty_tensor(shape: tuple[int, ...]) -> None:
     def explode(*args: object) -> tuple[torch.Tensor, None]:
         raise AssertionError("called")
 
@@ -92,7 +92,7 @@ def test_attend_never_calls_a_kernel_for_nothing(shape: tuple[int, ...]) -> None
     assert out.shape == shape and lse is not None and lse.shape == shape[:3]
 
 
-def test_attend_takes_a_head_size_that_is_not_contiguous() -> None:
+def test_attend_accepts_a_head_dimension_that_is_not_contiguous() -> None:
     q, k, v = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in tensors((2, 2)))
     assert q.stride(-1) != 1
     out, _ = attend(BY_NAME["cpu-flash"], q, k, v, 0.3, [(slice(0, 2), slice(0, 2))])
@@ -105,16 +105,16 @@ def needs(
     head_size: int = 128,
     log_sum_exp: bool = True,
 ) -> KernelNeeds:
-    """What a call asks for."""
+    """The requirements of a call."""
     return KernelNeeds(device, dtype, head_size, log_sum_exp)
 
 
-def test_auto_on_the_cpu() -> None:
+def test_auto_selects_cpu_flash_on_a_cpu() -> None:
     assert select_kernel("auto", needs()).name == "cpu-flash"
     assert select_kernel("sdpa", needs(log_sum_exp=False)).name == "sdpa"
 
 
-def test_every_kernel_says_why_it_cannot() -> None:
+def test_unsupported_reason_states_the_requirement() -> None:
     for kernel in KERNELS:
         refusal = kernel.unsupported_reason(needs())
         assert (refusal is None) == (kernel.name == "cpu-flash")
@@ -126,7 +126,7 @@ def test_every_kernel_says_why_it_cannot() -> None:
     )
 
 
-def test_a_kernel_that_cannot_is_an_error_that_lists_those_that_can() -> None:
+def test_an_unusable_kernel_is_refused_with_the_usable_ones() -> None:
     with pytest.raises(KernelError) as caught:
         select_kernel("flash-attn-2", needs(log_sum_exp=False))
     assert str(caught.value) == (
@@ -141,7 +141,7 @@ def test_a_kernel_that_cannot_is_an_error_that_lists_those_that_can() -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """A machine that says it has a Hopper GPU; tests change what it says."""
+    """Report a Hopper GPU. Tests may change the reported capability."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     select_kernel.cache_clear()
     kernels_module._import_failure.cache_clear()
@@ -151,14 +151,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def libraries(monkeypatch: pytest.MonkeyPatch, **modules: ModuleType | None) -> None:
-    """Make libraries importable, or not (None)."""
+    """Install stand-ins of libraries for import; None stands for an empty module."""
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module or ModuleType(name))
         if module is not None:
             module.__spec__ = importlib.machinery.ModuleSpec(name, None)
 
 
-def test_auto_on_gpus_without_libraries(cuda: pytest.MonkeyPatch) -> None:
+def test_auto_on_a_gpu_without_libraries(cuda: pytest.MonkeyPatch) -> None:
     assert select_kernel("auto", needs(CUDA)).name == "sdpa-cudnn"
     assert select_kernel("auto", needs(CUDA, head_size=256)).name == "sdpa-flash"
     assert select_kernel("auto", needs(CUDA, dtype=torch.float32)).name == "sdpa-efficient"
@@ -174,7 +174,7 @@ def test_auto_on_gpus_without_libraries(cuda: pytest.MonkeyPatch) -> None:
         select_kernel("sdpa-cudnn", needs(CUDA))
 
 
-def test_auto_prefers_libraries_that_import(cuda: pytest.MonkeyPatch) -> None:
+def test_auto_prefers_libraries_that_can_be_imported(cuda: pytest.MonkeyPatch) -> None:
     libraries(cuda, flash_attn_interface=ModuleType("flash_attn_interface"))
     assert select_kernel("auto", needs(CUDA)).name == "flash-attn-3"
     cuda.setattr(torch.cuda, "get_device_capability", lambda device=None: (10, 0))
@@ -182,7 +182,7 @@ def test_auto_prefers_libraries_that_import(cuda: pytest.MonkeyPatch) -> None:
     assert select_kernel("auto", needs(CUDA)).name == "sdpa-cudnn"
 
 
-def test_a_library_that_is_not_installed_or_does_not_import_says_so(
+def test_a_missing_or_broken_library_is_named_in_the_error(
     cuda: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory
 ) -> None:
     with pytest.raises(KernelError, match=r"flash_attn is not installed \(pip install 'longtake"):
@@ -197,9 +197,9 @@ def test_a_library_that_is_not_installed_or_does_not_import_says_so(
 
 
 def run_adapter(name: str, heads: tuple[int, int]) -> None:
-    """Run a kernel's adapter over a stand-in of its library and compare."""
+    """Compare a kernel's adapter, over a stand-in of its library, with the reference."""
     q, k, v = tensors(heads)
-    out, lse = BY_NAME[name].run(q, k, v, 0.3, "none")
+    out, lse = BY_NAME[name].run(q, k, v, 0.3)
     expected, expected_lse = reference(q, k, v, 0.3)
     assert lse is not None
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
@@ -210,27 +210,29 @@ def run_adapter(name: str, heads: tuple[int, int]) -> None:
 def test_flash_attn_adapters(cuda: pytest.MonkeyPatch, heads: tuple[int, int]) -> None:
     flash_attn_2, flash_attn_3 = ModuleType("flash_attn"), ModuleType("flash_attn_interface")
 
-    def answer(
+    def attention(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         out, lse = reference(q, k, v, scale)
         return out.float(), lse.transpose(1, 2).float()  # [B, n, s], as they do
 
-    def two(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, return_attn_probs=False):  # type: ignore[no-untyped-def]
+    def flash_attn_2_func(  # type: ignore[no-untyped-def]
+        q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, return_attn_probs=False
+    ):
         assert return_attn_probs and not causal
-        return (*answer(q, k, v, softmax_scale), None)
+        return (*attention(q, k, v, softmax_scale), None)
 
-    def first_three(q, k, v, softmax_scale=None, causal=False):  # type: ignore[no-untyped-def]
-        return answer(q, k, v, softmax_scale)
+    def early_flash_attn_3_func(q, k, v, softmax_scale=None, causal=False):  # type: ignore[no-untyped-def]
+        return attention(q, k, v, softmax_scale)
 
-    def later_three(q, k, v, softmax_scale=None, causal=False, return_attn_probs=False):  # type: ignore[no-untyped-def]
-        out, lse = answer(q, k, v, softmax_scale)
+    def later_flash_attn_3_func(q, k, v, softmax_scale=None, causal=False, return_attn_probs=False):  # type: ignore[no-untyped-def]
+        out, lse = attention(q, k, v, softmax_scale)
         return (out, lse) if return_attn_probs else out
 
-    flash_attn_2.flash_attn_func = two  # type: ignore[attr-defined]
+    flash_attn_2.flash_attn_func = flash_attn_2_func  # type: ignore[attr-defined]
     libraries(cuda, flash_attn=flash_attn_2, flash_attn_interface=flash_attn_3)
     run_adapter("flash-attn-2", heads)
-    for function in (first_three, later_three):
+    for function in (early_flash_attn_3_func, later_flash_attn_3_func):
         flash_attn_3.flash_attn_func = function  # type: ignore[attr-defined]
         run_adapter("flash-attn-3", heads)
 
@@ -259,10 +261,10 @@ def test_xformers_adapter(cuda: pytest.MonkeyPatch, heads: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn", "sdpa-efficient"])
-def test_torchs_cuda_operations_take_and_give_these_shapes(name: str) -> None:
-    """On the meta device torch checks the call and works out the shapes without a GPU."""
+def test_shapes_of_torch_cuda_operations(name: str) -> None:
+    """On the meta device torch checks the call and computes the shapes without a GPU."""
     q = torch.empty(2, 37, 6, 64, dtype=torch.bfloat16, device="meta")
     k = v = torch.empty(2, 11, 3, 64, dtype=torch.bfloat16, device="meta")
-    out, lse = BY_NAME[name].run(q, k, v, 0.3, "none")
+    out, lse = BY_NAME[name].run(q, k, v, 0.3)
     assert out.shape == q.shape and out.dtype == q.dtype
     assert lse is not None and lse.shape == (2, 37, 6) and lse.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Merging attention over blocks of keys."""
+"""Merging partial attention results over blocks of keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from longtake.parallel.ring import _merge
 def blocks(
     dtype: torch.dtype, count: int = 32
 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """Partial results over blocks of keys, rounded as a kernel rounds them, and exactly merged."""
+    """Partial results over blocks of keys in a kernel's dtype, and their exact merge."""
     torch.manual_seed(0)
     outs = torch.randn(count, 2, 7, 3, 8).to(dtype)
     lses = torch.randn(count, 2, 7, 3) * 4

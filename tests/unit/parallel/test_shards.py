@@ -1,4 +1,4 @@
-"""Who owns which tokens and heads."""
+"""Ownership of tokens and heads."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_even_shards_hold_each_token_once_and_evenly(
             assert max(counts) - min(counts) <= 1
 
 
-def test_one_segment_is_one_range_a_rank_in_order() -> None:
+def test_one_segment_gives_each_rank_one_range_in_order() -> None:
     shards = TokenShards.even(7, ParallelDims(ring_degree=2, ulysses_degree=2))
     assert shards.ranges == ((range(0, 2),), (range(2, 4),), (range(4, 6),), (range(6, 7),))
     assert TokenShards.even((7,), ParallelDims(ulysses_degree=4)) == shards
 
 
-def test_text_goes_on_where_video_stopped() -> None:
+def test_the_second_segment_continues_the_deal_of_the_first() -> None:
     shards = TokenShards.even((5, 3), ParallelDims(ulysses_degree=4))
     assert shards.counts == (2, 2, 2, 2)
     assert shards.ranges[0] == (range(0, 2),)
@@ -51,7 +51,7 @@ def test_a_single_rank_owns_one_range() -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [-1, 1.5, "12", None, True, (3, -1), (3, 1.0)])
-def test_numbers_of_tokens_are_checked(num_tokens: object) -> None:
+def test_invalid_numbers_of_tokens_are_refused(num_tokens: object) -> None:
     with pytest.raises(LayoutError, match="must be a whole number of at least 0"):
         TokenShards.even(num_tokens, ParallelDims())  # type: ignore[arg-type]
 
@@ -67,13 +67,17 @@ def test_numbers_of_tokens_are_checked(num_tokens: object) -> None:
     ],
     ids=["gap", "overlap", "late start", "step", "empty"],
 )
-def test_ranges_hold_each_token_once(ranges: tuple[tuple[range, ...], ...]) -> None:
-    with pytest.raises(LayoutError, match="does not go on from token"):
+def test_ranges_that_do_not_hold_each_token_once_are_refused(
+    ranges: tuple[tuple[range, ...], ...],
+) -> None:
+    with pytest.raises(LayoutError, match="does not continue from token"):
         TokenShards(ranges)
 
 
 @given(st.integers(0, 50), st.integers(1, 9), st.integers(0, 9), st.integers(0, 8))
-def test_even_ranges(total: int, parts: int, start: int, first: int) -> None:
+def test_even_ranges_are_contiguous_and_differ_by_one_at_most(
+    total: int, parts: int, start: int, first: int
+) -> None:
     ranges = even_ranges(total, parts, start=start, first=first)
     assert ranges[0].start == start and ranges[-1].stop == start + total
     assert all(low.stop == high.start for low, high in pairwise(ranges))
@@ -82,7 +86,7 @@ def test_even_ranges(total: int, parts: int, start: int, first: int) -> None:
 
 
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 20))
-def test_heads_and_the_kv_heads_that_they_read(
+def test_each_query_head_reads_its_own_kv_head(
     num_kv_heads: int, group_size: int, ulysses_degree: int
 ) -> None:
     heads = HeadShards.even(num_kv_heads * group_size, num_kv_heads, ulysses_degree)
@@ -100,8 +104,8 @@ def test_heads_and_the_kv_heads_that_they_read(
         assert read == [(head, head // group_size) for head in query]
 
 
-def test_runs_where_groups_are_cut() -> None:
-    # 3 query heads a KV head; the second of 2 ranks has half of one group and two whole ones
+def test_a_split_inside_a_group_of_heads_gives_several_runs() -> None:
+    # 3 query heads per KV head: the second of 2 ranks has one head of a group, and a whole group
     heads = HeadShards.even(9, 3, 2)
     assert heads.query == (range(0, 5), range(5, 9))
     assert heads.kv == (range(0, 2), range(1, 3))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from longtake.errors import ModelError
 from longtake.pipelines import registry
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
 from tests.rendering import ALONE
 
@@ -341,7 +342,7 @@ def check_text(text: str) -> None:
 def loaded_transformer(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint.open(str(folder))
     registry.inspect(checkpoint)
-    pipeline = registry.load(checkpoint, ALONE, dtype=torch.float32)
+    pipeline = registry.load(checkpoint, ALONE, LoadOptions(torch.float32))
     state: dict[str, torch.Tensor] = pipeline.denoiser.state_dict()
     return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
 
@@ -360,7 +361,7 @@ def test_refused_while_loading(copy: Path, name: str) -> None:
     damage, text = MISFITS[name]
     damage(copy)
     with pytest.raises(ModelError, match=text) as caught:
-        registry.load(Checkpoint.open(str(copy)), ALONE, dtype=torch.float32)
+        registry.load(Checkpoint.open(str(copy)), ALONE, LoadOptions(torch.float32))
     check_text(str(caught.value))
 
 
@@ -498,7 +499,7 @@ def test_what_is_downloaded(hub: Hub) -> None:
     assert sorted(hub.fetched) == sorted({*CONFIGS, VAE})
     registry.inspect(checkpoint)
     assert sorted(hub.fetched) == sorted(CONFIGS | REST)
-    registry.load(checkpoint, ALONE, dtype=torch.float32)
+    registry.load(checkpoint, ALONE, LoadOptions(torch.float32))
 
 
 def test_a_variant_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:

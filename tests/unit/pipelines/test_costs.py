@@ -52,7 +52,7 @@ PRESETS = Path(__file__).parents[3] / "configs" / "models"
 
 DTYPES = [torch.float32, torch.bfloat16]
 
-BENCHMARK: dict[str, Any] = dict(  # benchmarks/steps.py
+BENCHMARK: dict[str, Any] = dict(  # benchmarks/denoise
     num_attention_heads=8,
     attention_head_dim=64,
     num_layers=2,

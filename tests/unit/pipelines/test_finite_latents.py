@@ -14,6 +14,7 @@ from longtake.engine.media.latents import checked_latents, read_latents
 from longtake.errors import EngineError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.checkpoint import Checkpoint
 from tests.rendering import ALONE, render, request
 
@@ -36,7 +37,7 @@ def test_given_to_be_decoded(tmp_path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_after_denoising(model: str, value: float) -> None:
-    pipeline = registry.load(Checkpoint.open(model), ALONE, dtype=torch.float32)
+    pipeline = registry.load(Checkpoint.open(model), ALONE, LoadOptions(torch.float32))
     with torch.no_grad():
         next(iter(pipeline.denoiser.blocks[1].parameters())).fill_(value)
     with pytest.raises(EngineError, match="latents are not finite after denoising: the weights"):

@@ -16,9 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longtake.errors import EngineError
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
-from longtake.pipelines.stages import StageReport
 from longtake.pipelines.tile_blender import blend_
 from longtake.pipelines.tiles import TilePlan, overlapping
 from tests.decoding import (
@@ -162,7 +161,7 @@ def test_mixing_gives_the_bits_of_diffusers(dtype: torch.dtype, extent: int) -> 
 def test_several_tiles_at_once_are_close() -> None:
     """Not to the bit: torch has other kernels for several."""
     for shape in LATENTS:
-        assert error(shape, how(), "decode", at_once=3) < 1e-4
+        assert error(shape, how(), "decode", tiles_at_once=3) < 1e-4
 
 
 def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +177,7 @@ def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(coder, "code", full)
     videos = random_videos(0, (1, 4, 1, 8, 20), "decode")
-    values = in_tiles(coder, videos, ALONE, at_once=4)
+    values = in_tiles(coder, videos, ALONE, tiles_at_once=4)
     assert values is not None
     assert torch.equal(values, of_diffusers(videos, asked, "decode"))
     assert sizes == [4, 2, *[1] * 10]
@@ -192,4 +191,4 @@ def test_values_that_are_not_finite_are_no_frames(
     monkeypatch.setattr(coder, "code", lambda cells: torch.full((1, 3, 1, 8, 8), value))
     latents = random_videos(0, (1, 4, 1, 2, 2), "decode")
     with pytest.raises(EngineError, match="the decoded frames are not finite"):
-        decode_videos(coder, latents, ALONE, StageReport(), lambda *frame: None)
+        decode_videos(DecodeRun(coder, latents, ALONE, lambda *frame: None))

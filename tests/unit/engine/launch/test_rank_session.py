@@ -10,7 +10,7 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode
 from longtake.engine.engine import VideoEngine
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.rank_session import RankSession
 from longtake.engine.media.sinks import NullSink
@@ -37,9 +37,9 @@ class FakeLauncher(Launcher):
     def start(self, *args: Any) -> None:
         self.calls.append("start")
 
-    def render(self, job: Job, sink: Any, on_progress: Any, *args: Any) -> list[RankReport]:
+    def render(self, run: JobRun) -> list[RankReport]:
         self.calls.append("render")
-        on_progress(Progress("decoding"))
+        run.on_progress(Progress("decoding"))
         if self._dies:
             raise RankError("rank 0 died")
         return [REPORT]

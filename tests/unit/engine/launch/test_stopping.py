@@ -13,11 +13,11 @@ import pytest
 
 from longtake.cli.interrupts import Interrupted
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch import local_processes
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.launch.local_rendezvous import listen_locally
-from longtake.engine.launch.protocol.rank_protocol import EngineSide
+from longtake.engine.launch.protocol.engine_side import EngineSide
 from longtake.engine.media.sinks import NullSink
 from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
@@ -58,7 +58,7 @@ def test_ranks_that_do_not_stop_in_time_are_killed(caplog: pytest.LogCaptureFixt
     launcher, processes = ranks_in_endless_step(stop_timeout_s=0.5)
     begun = time.monotonic()
     with pytest.raises(Stopped, match="it was told to stop"):
-        launcher.render(JOB, NullSink(), lambda progress: None, stop_requested=lambda: True)
+        launcher.render(JobRun(JOB, NullSink(), stop_requested=lambda: True))
     assert launcher._ranks._store.check(["stop/1"])  # the ranks were asked to stop first
     assert 0.5 < processes.killed_at - begun < 5
     assert not launcher.alive
@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_does_not_wait(
 
     monkeypatch.setattr(launcher._ranks._output, "read", read)
     with pytest.raises(Interrupted):
-        launcher.render(JOB, NullSink(), lambda progress: None)
+        launcher.render(JobRun(JOB, NullSink()))
     assert processes.killed_at
     assert caplog.messages == []
 

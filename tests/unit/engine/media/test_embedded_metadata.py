@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from longtake.configs.engine import EngineConfig
 from longtake.engine.media.embedded_metadata import embedded_metadata, model_name
 from longtake.engine.media.latents import read_latents
-from longtake.engine.media.paths import metadata_path
+from longtake.engine.media.paths import OutputTarget, metadata_path
 from longtake.engine.media.video_writer import VideoFiles
 from tests.rendering import request
 from tests.standin import gray_server
@@ -34,7 +34,7 @@ PROMPTS = [
 def test_prompt_seed_and_model_are_in_the_file(tmp_path: Path, suffix: str, prompt: str) -> None:
     path = tmp_path / f"out{suffix}"
     asked = request(prompt=prompt, num_frames=2, seed=2**63 - 1)
-    with VideoFiles(path, asked, EngineConfig(model="owner/name")) as files:
+    with VideoFiles(OutputTarget(path), asked, EngineConfig(model="owner/name")) as files:
         for index, frame in enumerate(FRAMES):
             files.frame(0, index, frame)
         files.publish({})
@@ -59,7 +59,9 @@ def test_turned_off_nothing_is_in_the_file(
 ) -> None:
     path = tmp_path / f"out{suffix}"
     asked = request(prompt="a secret", num_frames=2, embed_metadata=embedded)
-    with VideoFiles(path, asked, EngineConfig(model="mine"), metadata=metadata) as files:
+    with VideoFiles(
+        OutputTarget(path, metadata=metadata), asked, EngineConfig(model="mine")
+    ) as files:
         files.latents(np.zeros((1, 4, 1, 6, 8), np.float32))
         for index, frame in enumerate(FRAMES):
             files.frame(0, index, frame)
@@ -108,7 +110,7 @@ def test_a_server_writes_it_unless_a_request_or_the_operator_says_not(
             job = service.store.find(name)
             assert job is not None
             path = tmp_path / f"{name}.mp4"
-            with VideoFiles(path, job.request, service.engine.config) as files:
+            with VideoFiles(OutputTarget(path), job.request, service.engine.config) as files:
                 for index in range(job.request.num_frames):
                     files.frame(0, index, np.full((64, 64, 3), 0.5, np.float32))
                 files.publish({})

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from longtake.configs.engine import EngineConfig
+from longtake.engine.media.paths import OutputTarget
 from longtake.engine.media.video_writer import VideoFiles
 from tests.encodes import dirty_heap, encoded, moving_frames
 from tests.rendering import request
@@ -63,7 +64,7 @@ def test_colors_are_bt709_and_tagged_so(tmp_path: Path, suffix: str, size: tuple
 
 
 def test_frames_in_png_files_are_tagged_srgb(tmp_path: Path) -> None:
-    with VideoFiles(tmp_path / "out", request(num_frames=1), EngineConfig()) as files:
+    with VideoFiles(OutputTarget(tmp_path / "out"), request(num_frames=1), EngineConfig()) as files:
         files.frame(0, 0, bars(32, 48)[0])
         files.publish({})
     with Image.open(tmp_path / "out" / "00000.png") as image:

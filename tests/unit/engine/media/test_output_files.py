@@ -22,7 +22,7 @@ from longtake.engine.media.output_names import (
     placeholder_values,
     request_id,
 )
-from longtake.engine.media.paths import metadata_path, output_paths
+from longtake.engine.media.paths import OutputTarget, metadata_path, output_paths
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import RequestError
 from longtake.files.atomic import rename_to_unused, write_to_unused
@@ -59,12 +59,12 @@ def test_files_that_are_there_are_refused(tmp_path: Path) -> None:
     ):
         path = tmp_path / name
         with pytest.raises(RequestError, match=rf"{there}'? is there already: .*--overwrite") as e:
-            check_output(path, num_videos, metadata=True)
+            check_output(OutputTarget(path), num_videos)
         assert "\n" not in str(e.value)
-        check_output(path, num_videos, metadata=True, overwrite=True)
+        check_output(OutputTarget(path, overwrite=True), num_videos)
     (tmp_path / "cat.json").write_text("mine")
-    check_output(tmp_path / "cat.mp4", 1, metadata=True)
-    check_output(tmp_path / "cat", 1, metadata=False)
+    check_output(OutputTarget(tmp_path / "cat.mp4"), 1)
+    check_output(OutputTarget(tmp_path / "cat", metadata=False), 1)
 
 
 def test_overwrite_spares_what_longtake_did_not_write(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_overwrite_spares_what_longtake_did_not_write(tmp_path: Path) -> None:
         "photos": "says that longtake wrote them",
     }.items():
         with pytest.raises(RequestError, match=words):
-            check_output(tmp_path / name, 1, metadata=True, overwrite=True)
+            check_output(OutputTarget(tmp_path / name, overwrite=True), 1)
     (tmp_path / "photos.json").write_text(OURS)
-    check_output(tmp_path / "photos", 1, metadata=True, overwrite=True)
+    check_output(OutputTarget(tmp_path / "photos", overwrite=True), 1)
 
 
 def test_a_file_that_appears_meanwhile_stays(
@@ -98,7 +98,9 @@ def test_a_file_that_appears_meanwhile_stays(
         (2, "four-1.npy", ["four-2-0.npy", "four-2-1.npy"]),
     ):
         name = re.sub(r"-1|\.json", "", taken)
-        files = VideoFiles(tmp_path / name, request(num_videos=num_videos), EngineConfig())
+        files = VideoFiles(
+            OutputTarget(tmp_path / name), request(num_videos=num_videos), EngineConfig()
+        )
         (tmp_path / taken).write_text("of another process")
         publish(files, num_videos)
         assert files.paths == [tmp_path / each for each in given]
@@ -112,7 +114,7 @@ def test_a_file_that_appears_meanwhile_stays(
 
 def test_a_folder_that_another_process_fills_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
-    files = VideoFiles(tmp_path / "frames", request(), EngineConfig(), metadata=False)
+    files = VideoFiles(OutputTarget(tmp_path / "frames", metadata=False), request(), EngineConfig())
     (tmp_path / "frames" / "00003.png").touch()
     publish(files)
     assert names(tmp_path / "frames") == ["00003.png"]
@@ -123,7 +125,7 @@ def test_overwriting_a_folder_leaves_what_is_no_frame(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for name in ("00000.png", "00009.png", "00010.png", "00012.png", "notes.txt"):
         (tmp_path / "out" / name).write_text("before")
-    publish(VideoFiles(tmp_path / "out", request(), EngineConfig(), overwrite=True))
+    publish(VideoFiles(OutputTarget(tmp_path / "out", overwrite=True), request(), EngineConfig()))
     assert names(tmp_path / "out")[9:] == ["00012.png", "notes.txt"]
     assert (tmp_path / "out" / "00000.png").read_bytes() != b"before"
 

@@ -21,6 +21,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.media.frame_writers import _CODECS, _FailsOnce
 from longtake.engine.media.latents import read_latents
 from longtake.engine.media.output_files import check_output
+from longtake.engine.media.paths import OutputTarget
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import EngineError, RequestError, Stopped
 from tests.rendering import Array, request
@@ -40,7 +41,7 @@ def smooth_frames(num_frames: int = 9, height: int = 48, width: int = 64) -> Arr
 
 
 def write(path: Path, asked: ResolvedRequest, videos: list[Array]) -> None:
-    with VideoFiles(path, asked, ENGINE, metadata=False) as files:
+    with VideoFiles(OutputTarget(path, metadata=False), asked, ENGINE) as files:
         for video, frames in enumerate(videos):
             for index, frame in enumerate(frames):
                 files.frame(video, index, frame)
@@ -119,7 +120,9 @@ def test_several_videos_are_numbered(tmp_path: Path) -> None:
 
 def test_latents(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).random((2, 4, 3, 2, 2), dtype=np.float32)
-    with VideoFiles(tmp_path / "out.safetensors", request(num_videos=2), ENGINE) as files:
+    with VideoFiles(
+        OutputTarget(tmp_path / "out.safetensors"), request(num_videos=2), ENGINE
+    ) as files:
         files.latents(latents)
         files.publish({"seed": 3})
     assert json.loads((tmp_path / "out.safetensors.json").read_text()) == {"seed": 3}
@@ -132,7 +135,7 @@ def test_latents(tmp_path: Path) -> None:
 def test_what_is_interrupted_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "out.mp4").write_bytes(b"an older video")
     path = tmp_path / f"out{suffix}"
-    with pytest.raises(KeyboardInterrupt), VideoFiles(path, request(), ENGINE) as out:
+    with pytest.raises(KeyboardInterrupt), VideoFiles(OutputTarget(path), request(), ENGINE) as out:
         out.frame(0, 0, smooth_frames()[0])
         raise KeyboardInterrupt
     gc.collect()
@@ -208,14 +211,14 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
         "movie.mp4": "movie.mp4.json is a folder: move it, or pass --no-metadata",
     }.items():
         with pytest.raises(RequestError, match=text) as caught:
-            check_output(tmp_path / name, 1, metadata=True)
+            check_output(OutputTarget(tmp_path / name), 1)
         assert "\n" not in str(caught.value)
         assert str(caught.value).count("output=") <= 1
     for name in ("", ".", "./", "/"):
         with pytest.raises(RequestError, match="has no name"):
-            check_output(Path(name), 2, metadata=True)
-    check_output(tmp_path / "OUT.MP4", 3, metadata=True)
-    check_output(tmp_path / "movie.mp4", 1, metadata=False)
+            check_output(OutputTarget(Path(name)), 2)
+    check_output(OutputTarget(tmp_path / "OUT.MP4"), 3)
+    check_output(OutputTarget(tmp_path / "movie.mp4", metadata=False), 1)
 
 
 def test_a_folder_that_is_there_is_filled(tmp_path: Path) -> None:
@@ -240,7 +243,9 @@ def test_a_disk_that_is_full_at_the_metadata(
 
     monkeypatch.setattr(Path, "write_text", no_room)
     with pytest.raises(EngineError, match="out.mp4.json cannot be written: No space left"):
-        with VideoFiles(tmp_path / "out.mp4", request(), ENGINE, overwrite=True) as files:
+        with VideoFiles(
+            OutputTarget(tmp_path / "out.mp4", overwrite=True), request(), ENGINE
+        ) as files:
             for index, frame in enumerate(smooth_frames()):
                 files.frame(0, index, frame)
             files.publish({})
@@ -257,23 +262,23 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "write_bytes", no_room)
     with pytest.raises(RequestError, match="cannot be written to: No space left on device"):
-        check_output(tmp_path / "out.mp4", 1, metadata=True)
+        check_output(OutputTarget(tmp_path / "out.mp4"), 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 125 + ".npy")  # 254 bytes
-    check_output(path, 1, metadata=False, keeps=False)
+    check_output(OutputTarget(path, metadata=False), 1, keeps=False)
     write(path, request(num_videos=1), [smooth_frames()])
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     with pytest.raises(RequestError, match="too long"):
-        check_output(path, num_videos=2, metadata=False)  # name-0, name-1
+        check_output(OutputTarget(path, metadata=False), num_videos=2)  # name-0, name-1
     with pytest.raises(RequestError, match="too long"):
-        check_output(tmp_path / ("x" * 250 + ".mp4"), 1, metadata=True, keeps=False)  # .mp4.json
+        check_output(OutputTarget(tmp_path / ("x" * 250 + ".mp4")), 1, keeps=False)  # .mp4.json
     longest = "x" * (255 - len(".snapshot-9.safetensors"))
-    check_output(tmp_path / f"{longest}.mp4", 1, metadata=True)
+    check_output(OutputTarget(tmp_path / f"{longest}.mp4"), 1)
     with pytest.raises(RequestError, match=r"snapshot-9.safetensors' stands beside it, and cannot"):
-        check_output(tmp_path / f"{longest}x.mp4", 1, metadata=True)
+        check_output(OutputTarget(tmp_path / f"{longest}x.mp4"), 1)
 
 
 def test_an_encoder_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +286,10 @@ def test_an_encoder_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(_CODECS, ".mp4", "h263")
     path = tmp_path / "out.mp4"
     latents = np.zeros((1, 4, 3, 6, 8), dtype=np.float32)
-    with pytest.raises(EngineError) as caught, VideoFiles(path, request(), ENGINE) as files:
+    with (
+        pytest.raises(EngineError) as caught,
+        VideoFiles(OutputTarget(path), request(), ENGINE) as files,
+    ):
         files.latents(latents)
         for index, frame in enumerate(smooth_frames()):
             files.frame(0, index, frame)
@@ -301,7 +309,7 @@ def test_latents_that_cannot_be_kept_stop_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", no_room)
-    with VideoFiles(tmp_path / "out.npy", request(), ENGINE, metadata=False) as files:
+    with VideoFiles(OutputTarget(tmp_path / "out.npy", metadata=False), request(), ENGINE) as files:
         files.latents(np.zeros((1, 4, 3, 6, 8), dtype=np.float32))
         for index, frame in enumerate(smooth_frames()):
             files.frame(0, index, frame)
@@ -316,7 +324,7 @@ def test_frames_are_on_disk_before_the_last(tmp_path: Path, suffix: str) -> None
     rng = np.random.default_rng(0)
     still = np.kron(rng.random((32, 32, 3), dtype=np.float32), np.ones((8, 8, 1), np.float32))
     asked = request(num_frames=129, height=256, width=256, fps=24)
-    with VideoFiles(tmp_path / f"out{suffix}", asked, ENGINE) as files:
+    with VideoFiles(OutputTarget(tmp_path / f"out{suffix}"), asked, ENGINE) as files:
         for index in range(100):
             files.frame(0, index, np.roll(still, index, axis=1))
         (partial,) = tmp_path.iterdir()
@@ -332,7 +340,10 @@ def test_a_video_that_lacks_frames_is_not_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped])
 def test_what_is_stopped_keeps_no_latents(tmp_path: Path, kind: type[BaseException]) -> None:
-    with pytest.raises(kind), VideoFiles(tmp_path / "out.npy", request(), ENGINE) as files:
+    with (
+        pytest.raises(kind),
+        VideoFiles(OutputTarget(tmp_path / "out.npy"), request(), ENGINE) as files,
+    ):
         files.latents(np.zeros((1, 4, 3, 6, 8), dtype=np.float32))
         assert [each.name for each in tmp_path.iterdir()] == ["out.latents.safetensors"]
         raise kind

@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.published import (
+from benchmarks.planning.published import (
     Column,
     Latency,
     as_published,
@@ -86,7 +86,7 @@ def test_rank_correlation() -> None:
 
 def setting(gpu: str) -> PlanInput:
     """HunyuanVideo at 1280 x 720, 129 frames, as in the published runs."""
-    return Latency(gpu, 50, 1, (1.0, 1.0)).setting(load_hardware(gpu))
+    return Latency(gpu, 50, 1, (1.0, 1.0)).plan_input(load_hardware(gpu))
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import nn
 
 from longtake.cli.commands.verify import _as_json, _lines, _requests
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job
+from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.sinks import NullSink
@@ -268,7 +268,7 @@ class Points(NullSink):
 
 
 def render(worker: Worker, job: Job, sink: Points) -> None:
-    worker.render(job, sink, lambda progress: None, lambda: False)
+    worker.render(JobRun(job, sink))
 
 
 def test_what_is_recorded_and_that_nothing_is_left_behind(model: str) -> None:

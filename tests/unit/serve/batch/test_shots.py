@@ -47,7 +47,14 @@ def test_bad_json_lines_do_not_hide_the_others(tmp_path: Path) -> None:
     assert [each.partition(":")[0] for each in bad] == [
         f"line {n}" for n in (1, 2, 3, 4, 5, 6, 7, 9)
     ]
-    words = ["is no JSON", "no JSON object", "prompt twice", "UTF-8", "UTF-8", "characters long"]
+    words = [
+        "is not JSON",
+        "not a JSON object",
+        "prompt twice",
+        "UTF-8",
+        "UTF-8",
+        "characters long",
+    ]
     assert all(word in each for word, each in zip(words, bad, strict=False))
     assert max(map(len, bad)) < 300
     assert MAX_LINE_BYTES < 10_000_000
@@ -71,7 +78,7 @@ def test_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'prompt\n"never ends\na\n', "is no CSV"),
+        (b'prompt\n"never ends\na\n', "is not CSV"),
         (b"id,seed\n1,2\n", "must name each column once, and one of them prompt"),
         (b"prompt,prompt\na,b\n", "must name each column once"),
         (b"prompt\n\xff\n", "line 2: is not UTF-8"),
@@ -211,7 +218,7 @@ def test_long_files_are_no_slower_for_what_is_wrong_with_them(tmp_path: Path) ->
     keys = ", ".join(f'"{number}": 1' for number in range(20_000))
     _, bad = read(tmp_path, "a.jsonl", "{" + keys + ', "7": 2}\n' + "[" * 900 + "]" * 900)
     assert bad[0] == "line 1: has 7 twice"
-    assert bad[1].startswith("line 2: is no JSON object")
+    assert bad[1].startswith("line 2: is not a JSON object")
     _, bad = read(tmp_path, "a.jsonl", '{"prompt": ' + "[" * 900 + "]" * 900 + "}")
     assert time.perf_counter() - begun < 5
 
@@ -220,8 +227,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     for name, words in (
         ("a.doc", r"has the suffix '\.doc': use \.jsonl, \.csv, \.txt, \.yaml"),
-        ("a.jsonl", "is no file"),
-        ("none.csv", "is no file"),
+        ("a.jsonl", "is not a file"),
+        ("none.csv", "is not a file"),
     ):
         with pytest.raises(RequestError, match=words):
             read_shots(tmp_path / name)

@@ -10,7 +10,7 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.models import ModelDefaults
 from longtake.engine.engine import VideoEngine
-from longtake.serve.http.openai_request import parse_submission
+from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.page.form import AS_THE_PICTURE, FIELDS, SETTINGS, Form
 
 

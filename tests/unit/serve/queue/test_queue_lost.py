@@ -122,9 +122,9 @@ def test_rows_that_are_no_jobs(tmp_path: Path) -> None:
         for change in ("request='{}'", "request='['", "seconds='x'", "owner='1'"):
             store._database._connection.execute(f"UPDATE jobs SET {change}")
             store._database._examined = None  # as if another process had
-            with pytest.raises(QueueLostError, match="is damaged .a row is no job"):
+            with pytest.raises(QueueLostError, match="is damaged .a row is not a job"):
                 store.check_usable()
-            with pytest.raises(QueueLostError, match="is damaged .a row is no job"):
+            with pytest.raises(QueueLostError, match="is damaged .a row is not a job"):
                 store.jobs()
 
 
@@ -239,7 +239,7 @@ def test_a_queue_that_is_deleted_while_it_is_served(
         assert "jobs.sqlite is gone: move it back, or start again" in lines[0]
     caplog.clear()
     with server() as (client, service):
-        assert "1 finished video found that the queue did not know, and restored" in caplog.messages
+        assert "1 finished video missing in the queue, restored from metadata" in caplog.messages
         (video,) = client.get("/v1/videos").json()["data"]
         assert (video["id"], video["status"], video["model"]) == (name, "completed", "demo")
         assert (video["prompt"], video["seed"], video["num_videos"]) == ("a", 7, 2)

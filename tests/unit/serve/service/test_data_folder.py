@@ -73,7 +73,7 @@ def test_pictures_that_the_server_did_not_write_stay(
     pictures.sweep([wanted, None])
     left = [*NOT_OURS, link.name, wanted.name, f"sent-{HEX}{HEX[::-1]}"]
     assert names(folder) == sorted(left)
-    assert "4 pictures that no video needs were removed" in caplog.text
+    assert "removed 4 unused pictures" in caplog.text
 
 
 def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_a_report_of_something_else_stays(tmp_path: Path, name: str) -> None:
         write_report(tmp_path, [], scratch)
     for content in ('{"shots": 3}', "<h1>longtake</h1>", "", "[" * 100_000):
         (tmp_path / name).write_text(content)
-        with pytest.raises(RequestError, match=f"{name} is there, and is no report of a batch"):
+        with pytest.raises(RequestError, match=f"{name} exists and is not a report of a batch"):
             check_reports(tmp_path)
-        with pytest.raises(EngineError, match="is no report"):
+        with pytest.raises(EngineError, match="is not a report"):
             write_report(tmp_path, [], scratch)
         assert (tmp_path / name).read_text() == content
 

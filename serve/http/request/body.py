@@ -1,4 +1,4 @@
-"""Request bodies within limits of size and time."""
+"""Limits on the size and duration of request bodies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from longtake.serve.http.problems import Problem
 
 
 class ByteBudget:
-    """Bytes of request bodies that all requests together may hold in memory.
+    """Memory for the bodies of all concurrent requests.
 
     Args:
-        limit: The number of bytes.
+        limit: Size in bytes.
 
     Attributes:
-        left: Bytes that are not in use.
+        left: Bytes not in use.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,16 +25,16 @@ class ByteBudget:
 
 
 class LimitedBody:
-    """The ``receive`` of an ASGI request, with limits.
+    """An ASGI ``receive`` that limits the body.
 
     Args:
         receive: The server's ``receive``.
-        max_bytes: Size limit of the body.
-        timeout_s: Time limit for the whole body.
-        budget: Budget that all requests share.
+        max_bytes: Maximum size of the body.
+        timeout_s: Maximum time for the whole body to arrive.
+        budget: Memory shared by all requests.
 
     Attributes:
-        disconnected: Whether the client was seen to hang up.
+        disconnected: Whether the client has disconnected.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class LimitedBody:
         """The next message.
 
         Raises:
-            Problem: The body is too large or too slow.
+            Problem: The body is too large or too slow, or all bodies together are too large.
         """
-        if self._complete:  # what is left to receive is that the client hangs up
+        if self._complete:  # the only message left is the disconnect
             message = await self._receive()
         else:
             message = await self._next_part()
@@ -90,7 +90,7 @@ class LimitedBody:
             )
 
     def release(self) -> None:
-        """Give the body's bytes back to the budget."""
+        """Return the body's bytes to the budget."""
         self._budget.left += self._received
         self._received = 0
 

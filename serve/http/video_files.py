@@ -1,4 +1,4 @@
-"""Files of a video: the video itself, a thumbnail, and a strip of frames."""
+"""Responses with the files of a video: the video, a thumbnail, and a strip of frames."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def drop_invalid_range(request: Request) -> None:
 
 
 def video_response(job: JobRecord, paths: list[Path], index: int) -> Response:
-    """One of the video files of a job.
+    """The response with one of a job's video files.
 
     Raises:
-        Problem: The job is not done, has no such file, or the file is gone.
+        Problem: The job is not done, has no file with this index, or the file is missing.
     """
     if job.state != "done":
         raise Problem(404, f"{job.id} is not done yet: it is {job.state}", code="not_ready")
@@ -48,12 +48,12 @@ def video_response(job: JobRecord, paths: list[Path], index: int) -> Response:
 
 
 def frames_response(job: JobRecord, thumbnails: bytes, strip: Path, variant: str) -> Response:
-    """Some frames side by side, or the middle one; of a running job, those decoded so far.
+    """The response with a JPEG of some frames side by side, or of the middle one.
 
     Args:
         job: The job.
-        thumbnails: A JPEG of the frames decoded so far, side by side; empty before the first.
-        strip: Path of the same of a finished job.
+        thumbnails: Strip of the frames decoded so far, for a running job; empty before the first.
+        strip: Path of the strip, for a finished job.
         variant: ``spritesheet`` or ``thumbnail``.
 
     Raises:

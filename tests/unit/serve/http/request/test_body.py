@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 from starlette.types import Message
 
-from longtake.serve.http.body import ByteBudget, LimitedBody
 from longtake.serve.http.problems import Problem
+from longtake.serve.http.request.body import ByteBudget, LimitedBody
 
 
 def body_of(

@@ -1,4 +1,4 @@
-"""Upload of pictures, and a limit on how many are decoded at a time."""
+"""Upload of pictures, and a limit on concurrent decoding."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ ResultT = TypeVar("ResultT")
 
 
 class PictureLimit:
-    """Lets few threads decode pictures at a time, so that other requests find free threads.
+    """Limits the threads that decode pictures, so that other requests find free threads.
 
-    Clients can make decoding slow.
+    Clients can send pictures that are slow to decode.
     """
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(_MAX_AT_ONCE)
 
     async def run(self, request: Request, work: Callable[[], ResultT]) -> ResultT:
-        """Run a function in a thread once one is free, and return its result.
+        """Run a function in a thread as soon as one is free, and return its result.
 
         Raises:
             Problem: No thread became free in time.
-            ClientDisconnect: The client hung up while it waited; the function was not called.
+            ClientDisconnect: The client disconnected while waiting; the function was not called.
         """
         try:
             await asyncio.wait_for(self._free.acquire(), _TIMEOUT_S)
@@ -53,8 +53,10 @@ class PictureLimit:
 
 
 def add_picture_upload(app: FastAPI, pictures: Pictures, limit: PictureLimit) -> None:
-    """Add the route by which the page uploads a picture before it submits a video; Gradio never
-    sees the picture."""
+    """Add the route to which the page uploads a picture before it submits a video.
+
+    Gradio's own upload is not used.
+    """
 
     @app.post("/picture", include_in_schema=False, response_model=None)
     async def upload(request: Request) -> Response:

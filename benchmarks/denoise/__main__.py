@@ -10,13 +10,11 @@ with hardware and versions.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 
-from benchmarks.contest import Contestant, Report, measure
-from benchmarks.steps import prepare, run_once
+from benchmarks.contest import Contest, Contestant
+from benchmarks.denoise.rank import prepare
+from benchmarks.report import Report, benchmark_parser
 
 
 def contestants(num_ranks: int) -> list[Contestant]:
@@ -55,22 +53,20 @@ def table(entered: list[Contestant]) -> str:
 
 def main() -> None:
     """Parse the command line and run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, rounds=11)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
 
-    what = f"denoising on {args.ranks} ranks"
-    report = Report(f"One step of {what}", what, device_type, args.results)
+    subject = f"denoising on {args.ranks} ranks"
+    report = Report(f"One step of {subject}", subject, device_type, args.results)
     report.add(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
+    contest = Contest(prepare, device_type, args.rounds)
     for name in args.dtypes:
         entered = contestants(args.ranks)
-        settings = (getattr(torch, name), device_type)
-        measure(entered, args.rounds, device_type, prepare, settings, run_once)
+        contest.measure(entered, getattr(torch, name), device_type)
         parameters = entered[0].figures["parameters"] / 1e6
         report.add(f"## {name}, {parameters:.1f} M parameters", table(entered))
     report.write()

@@ -1,4 +1,4 @@
-"""Per-rank part of the decoding benchmark: prepares one contestant, then decodes on request.
+"""What a rank does in the decoding benchmark.
 
 The autoencoder is a small HunyuanVideo autoencoder with random weights. All contestants use the
 same tiling. A contestant decodes the latents of one video to float32 frames in [0, 1] on the CPU of
@@ -17,13 +17,13 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
-from benchmarks.measuring import peak_memory
+from benchmarks.contest import Contestant, Prepared, rank_device
+from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
-from longtake.pipelines.stages import StageReport
 
 OnFrame = Callable[[torch.Tensor], None]
 Decode = Callable[[OnFrame], None]
@@ -80,8 +80,9 @@ def longtake_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
     decoder = HunyuanVideoDecoder(vae, request)
 
     def decode(on_frame: OnFrame) -> None:
-        report = StageReport()
-        decode_videos(decoder, latents, world, report, lambda video, index, each: on_frame(each))
+        decode_videos(
+            DecodeRun(decoder, latents, world, lambda video, index, frame: on_frame(frame))
+        )
 
     return decode
 
@@ -119,58 +120,36 @@ DECODES: dict[str, Callable[[Any, torch.Tensor, Setup], Decode]] = {
 }
 
 
-class _Prepared:
-    """State of a rank between ``prepare`` and ``run_once``."""
-
-    decode: Decode
-
-
-def prepare(
-    package: str, degrees: dict[str, int], setup: Setup, device_type: str
-) -> dict[str, float]:
-    """Create the autoencoder; measure error, traffic and memory of decoding. Runs on each rank.
+def prepare(contestant: Contestant, setup: Setup, device_type: str) -> Prepared:
+    """Create the autoencoder; measure error, traffic and memory of decoding.
 
     Returns:
-        ``error``, the largest difference from diffusers on one rank; ``bytes_sent``,
-        ``collectives`` and ``peak_bytes`` of one decoding; ``first_s``, seconds until the first
-        frame.
+        A decoding, and its figures: ``error``, the largest difference from diffusers on one rank;
+        ``bytes_sent``; ``collectives``; ``peak_bytes``; ``first_s``, seconds until the first frame.
     """
-    on_gpu = device_type == "cuda"
-    device = torch.device("cuda", dist.get_rank()) if on_gpu else torch.device("cpu")
+    device = rank_device(device_type)
     frames: list[torch.Tensor] = []
     expected: list[torch.Tensor] = []
     arrived: list[float] = []
-    with torch.no_grad():
-        latents = setup.latents(device)
-        _Prepared.decode = DECODES[package](setup.autoencoder(device), latents, setup)
-        with TrafficMeter() as meter:  # the first call includes lazy loading and persistent buffers
-            _Prepared.decode(lambda frame: frames.append(frame.clone()))
-        if dist.get_rank() == 0:
-            diffusers_decode(setup.autoencoder(device), latents, setup)(expected.append)
-        error = 0.0
-        for ours, theirs in zip(frames, expected, strict=True):
-            error = max(error, (ours - theirs).abs().max().item())
-        frames.clear()
-        expected.clear()
-        dist.barrier()
-        begun = time.perf_counter()
-        with peak_memory(device_type) as peak_bytes:
-            _Prepared.decode(lambda frame: arrived.append(time.perf_counter()))
-    return {
+    latents = setup.latents(device)
+    decode = DECODES[contestant.package](setup.autoencoder(device), latents, setup)
+    with TrafficMeter() as meter:  # the first call includes lazy loading and persistent buffers
+        decode(lambda frame: frames.append(frame.clone()))
+    if dist.get_rank() == 0:
+        diffusers_decode(setup.autoencoder(device), latents, setup)(expected.append)
+    error = 0.0
+    for ours, theirs in zip(frames, expected, strict=True):
+        error = max(error, (ours - theirs).abs().max().item())
+    frames.clear()
+    expected.clear()
+    dist.barrier()
+    start = time.perf_counter()
+    with peak_memory(device_type) as peak_bytes:
+        decode(lambda frame: arrived.append(time.perf_counter()))
+    return lambda: decode(lambda frame: None), {
         "error": error,
         "bytes_sent": meter.bytes_sent,
         "collectives": meter.collectives,
         "peak_bytes": peak_bytes(),
-        "first_s": arrived[0] - begun if arrived else 0.0,
+        "first_s": arrived[0] - start if arrived else 0.0,
     }
-
-
-def run_once(device_type: str) -> float:
-    """Time of one decoding in seconds, after a barrier. Runs on each rank."""
-    with torch.no_grad():
-        dist.barrier()
-        begun = time.perf_counter()
-        _Prepared.decode(lambda frame: None)
-        if device_type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begun

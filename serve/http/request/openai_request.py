@@ -1,4 +1,4 @@
-"""Requests in the terms of OpenAI's videos API."""
+"""Converts requests of OpenAI's videos API to submissions, and errors to its fields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.submission import FieldError, Submission
 
 SERVER_FIELDS = ("image", "image_sha256")
-"""Options that name files of the server, which clients may not set."""
+"""Options that name files on the server; clients cannot set them."""
 _OPENAI_FIELDS = ("model", "input_reference")
 _OPTIONS = tuple(name for name in VideoRequest.model_fields if name not in SERVER_FIELDS)
 _FIELDS = (*_OPTIONS, *_OPENAI_FIELDS)
@@ -31,25 +31,25 @@ _MAX_FIELDS = 64
 def parse_submission(
     values: Mapping[str, Any], upload: bytes | None, model: str, spec: ModelSpec
 ) -> Submission:
-    """A request and its picture, checked as far as is possible without loading the model.
+    """A request and its picture, checked as far as possible without loading the model.
 
     Args:
-        values: Fields by name, of a JSON body or a form.
-        upload: Content of the picture's file, if the form had one.
+        values: Fields of the JSON body or form, by name.
+        upload: Content of the uploaded picture; None if there is none.
         model: Name of the served model.
-        spec: The served model.
+        spec: Spec of the served model.
 
     Raises:
         FieldError: A field is invalid.
     """
     if len(values) > _MAX_FIELDS:
         raise FieldError(f"{len(values)} fields: {_MAX_FIELDS} at most")
-    given = {name: value for name, value in values.items() if value is not None}
-    for name in given:
+    fields = {name: value for name, value in values.items() if value is not None}
+    for name in fields:
         if name not in _FIELDS:
             suggestion = did_you_mean(name[:60], _FIELDS) or ": leave it out"
             raise FieldError(f"{name[:60]!r} is not an option{suggestion}", name[:60])
-    requested = given.pop("model", model)
+    requested = fields.pop("model", model)
     if requested != model:
         shown = str(requested)[:60]
         raise FieldError(
@@ -57,8 +57,8 @@ def parse_submission(
             "model",
             "model_not_found",
         )
-    picture = _picture(given.pop("input_reference", None), upload)
-    options = {name: _decode_option(name, value) for name, value in given.items()}
+    picture = _picture(fields.pop("input_reference", None), upload)
+    options = {name: _decode_option(name, value) for name, value in fields.items()}
     try:
         return Submission(expand_size(_video_request(options), spec), picture)
     except RequestError as error:
@@ -66,17 +66,18 @@ def parse_submission(
 
 
 def request_fields(job: JobRecord) -> dict[str, Any]:
-    """The fields that a client would send for the same video again."""
+    """The fields of a request for the same video."""
     settings = job.request.model_dump(mode="json", include=set(_OPTIONS))
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def field_error(error: RefusedInputError, values: Mapping[str, Any]) -> FieldError:
-    """A refusal of the engine, with the field that its message begins with.
+    """An error of the engine as an error of the field that the client sent.
 
     Args:
-        error: The refusal.
-        values: The client's fields: a size in other terms is named by the field that was sent.
+        error: The error; its message starts with the name of an option.
+        values: The client's fields: an option that was derived from another field, such as
+            ``size``, is reported as that field.
     """
     if isinstance(error, FieldError):
         return error
@@ -99,7 +100,7 @@ def _video_request(options: dict[str, Any]) -> VideoRequest:
 
 
 def _decode_option(name: str, value: Any) -> Any:
-    """The value of an option; a form holds lists and objects as JSON."""
+    """The value of an option. Forms contain lists and objects as JSON."""
     annotation = str(VideoRequest.model_fields[name].annotation)
     is_nested = "tuple" in annotation or name.endswith("template")
     if is_nested and isinstance(value, str):
@@ -115,7 +116,7 @@ def _decode_option(name: str, value: Any) -> Any:
 
 
 def _picture(reference: Any, upload: bytes | None) -> bytes | None:
-    """Content of the picture. No URL is fetched, and no path opened."""
+    """Content of the picture. URLs are not fetched and paths are not opened."""
     if upload is not None or reference is None:
         return upload
     if isinstance(reference, dict):

@@ -9,13 +9,11 @@ Prints a table and writes it to a dated file with hardware and versions.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 
-from benchmarks.contest import Contestant, Report, measure
-from benchmarks.decodes import Setup, prepare, run_once
+from benchmarks.contest import Contest, Contestant
+from benchmarks.decode.rank import Setup, prepare
+from benchmarks.report import Report, benchmark_parser
 
 
 def contestants(num_ranks: int) -> list[Contestant]:
@@ -52,26 +50,25 @@ def table(entered: list[Contestant]) -> str:
 
 def main() -> None:
     """Parse the command line and run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, rounds=7)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, nargs=3, default=(33, 224, 288))
     parser.add_argument("--tile-size", type=int, nargs=3, default=(16, 128, 128))
     parser.add_argument("--tile-stride", type=int, nargs=3, default=(12, 96, 96))
     parser.add_argument("--channels", type=int, nargs="+", default=(16, 32, 64, 64))
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
 
-    what = f"decoding on {args.ranks} ranks"
-    report = Report(what.capitalize(), what, device_type, args.results)
+    subject = f"decoding on {args.ranks} ranks"
+    report = Report(subject.capitalize(), subject, device_type, args.results)
     report.add(
         f"Medians of {args.rounds} rounds, all contestants interleaved in one run. Frames, height "
         f"and width {args.size}, in tiles of {args.tile_size}, {args.tile_stride} apart; channels "
         f"{args.channels}."
     )
+    contest = Contest(prepare, device_type, args.rounds)
     for dtype in args.dtypes:
         setup = Setup(
             tuple(args.channels),
@@ -81,7 +78,7 @@ def main() -> None:
             dtype,
         )
         entered = contestants(args.ranks)
-        measure(entered, args.rounds, device_type, prepare, (setup, device_type), run_once)
+        contest.measure(entered, setup, device_type)
         report.add(f"## {dtype}", table(entered))
     report.write()
 

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from benchmarks.measuring import Shape, exact
+from benchmarks.attention.rank import Shape, exact
 from longtake.parallel import KERNELS, KernelNeeds
 from longtake.parallel.kernels import Kernel, attend
 

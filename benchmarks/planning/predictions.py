@@ -1,24 +1,24 @@
 """The planner's predictions for this machine against measurements, on one rank and on several.
 
     make benchmark-plan                          # two ranks
-    python -m benchmarks.predictions --ranks 2 --profile mine.yaml
+    python -m benchmarks.planning.predictions --ranks 2 --profile mine.yaml
 
 Calibrates a profile first, as longtake bench does, unless one is given. Then measures denoising
-steps of the 45 M model of benchmarks/steps.py in every factorisation, interleaved in one run, with
+steps of the 45 M model of benchmarks/denoise in every factorisation, interleaved in one run, with
 one thread per rank. Writes a dated file with hardware and versions.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from benchmarks.contest import Contestant, Report, measure
-from benchmarks.steps import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare, run_once
+from benchmarks.contest import Contest, Contestant
+from benchmarks.denoise.rank import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare
+from benchmarks.report import Report, benchmark_parser
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import VideoRequest
@@ -37,7 +37,7 @@ from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 
 
-def setting(hardware: Hardware) -> PlanInput:
+def plan_input(hardware: Hardware) -> PlanInput:
     """Planner input for the benchmark's model and latents."""
     transformer, vae = TransformerConfig(**MODEL), VaeConfig()
     spec = ModelSpec(
@@ -90,7 +90,7 @@ def table(entered: list[Contestant], hardware: Hardware) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for each in entered:
-        predicted = predict(setting(hardware), ParallelDims(**each.degrees))
+        predicted = predict(plan_input(hardware), ParallelDims(**each.degrees))
         memory = predicted.memory
         held = memory.activations + memory.buffers
         figures: dict[str, Any] = each.figures
@@ -105,11 +105,9 @@ def table(entered: list[Contestant], hardware: Hardware) -> str:
 
 def main() -> None:
     """Parse the command line and run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__, rounds=7)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--profile", type=Path)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.profile is None:
@@ -117,11 +115,11 @@ def main() -> None:
         hardware = calibrate("cpu", args.ranks, head_size=head_size, rounds=args.rounds, say=print)
     else:
         hardware = load_hardware(str(args.profile))
-    what = f"predictions on {args.ranks} ranks"
-    report = Report(f"One step: {what}", what, "cpu", args.results)
+    subject = f"predictions on {args.ranks} ranks"
+    report = Report(f"One step: {subject}", subject, "cpu", args.results)
     report.add("## The profile", "```yaml\n" + _yaml(hardware) + "```")
     entered = [Contestant("longtake", degrees) for degrees in factorisations(args.ranks)]
-    measure(entered, args.rounds, "cpu", prepare, (torch.float32, "cpu"), run_once)
+    Contest(prepare, "cpu", args.rounds).measure(entered, torch.float32, "cpu")
     parameters = entered[0].figures["parameters"] / 1e6
     report.add(
         f"## float32, {parameters:.1f} M parameters, medians of {args.rounds} rounds",

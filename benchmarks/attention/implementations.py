@@ -1,8 +1,8 @@
 """Adapters for the sequence-parallel attention of longtake and its peers.
 
-A contestant's ``prepare`` runs on every rank of a process group over all ranks. It returns a
-function of this rank's ``q, k, v [B, s, N, H]`` that returns this rank's ``out [B, s, N, H]``. Each
-library is called as its own code does, with its fastest local kernel on the device.
+``prepare`` runs on every rank of a process group over all ranks. It returns a function of this
+rank's ``q, k, v [B, s, N, H]`` that returns this rank's ``out [B, s, N, H]``. Each library is
+called as its own code does, with its fastest local kernel on the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Prepare = Callable[[str, int], Attention]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     """One way to compute attention across ranks.
 
     Args:
@@ -65,14 +65,14 @@ def _no_exchange(device_type: str, num_tokens: int) -> Attention:
     """
     mesh = ParallelDims(cfg_degree=dist.get_world_size()).build_mesh(device_type)
     shards = TokenShards.even(num_tokens, ParallelDims())
-    made: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if not made:
+        if not inputs:
             num_heads = -(-q.shape[2] // dist.get_world_size())
             shape = (q.shape[0], num_tokens, num_heads, q.shape[3])
-            made.extend(torch.randn(shape, dtype=q.dtype, device=q.device) for _ in range(3))
-        q, k, v = made
+            inputs.extend(torch.randn(shape, dtype=q.dtype, device=q.device) for _ in range(3))
+        q, k, v = inputs
         return usp_attention(q, k, v, mesh=mesh, shards=shards)
 
     return attention
@@ -200,24 +200,24 @@ def _ringmaster_ring(device_type: str, num_tokens: int) -> Attention:
     return attention
 
 
-CONTESTANTS = (
-    Contestant("longtake", "one rank", _longtake("ulysses")),
-    Contestant("longtake", "no exchange", _no_exchange, exact=False),
-    Contestant("longtake", "ulysses", _longtake("ulysses")),
-    Contestant("longtake", "ring", _longtake("ring")),
-    Contestant("yunchang", "ulysses", _yunchang_ulysses),
-    Contestant("yunchang", "ring", _yunchang_ring),
-    Contestant("para-attn", "ulysses", _para_attn("ulysses")),
-    Contestant("para-attn", "ring", _para_attn("ring")),
-    Contestant("cache-dit", "ulysses", _cache_dit("ulysses")),
-    Contestant("cache-dit", "ring", _cache_dit("ring")),
-    Contestant("diffusers", "ulysses", _diffusers("ulysses")),
-    Contestant("diffusers", "ring", _diffusers("ring")),
-    Contestant("axolotl-ringmaster", "ulysses", _ringmaster_ulysses),
-    Contestant("axolotl-ringmaster", "ring", _ringmaster_ring),
+IMPLEMENTATIONS = (
+    Implementation("longtake", "one rank", _longtake("ulysses")),
+    Implementation("longtake", "no exchange", _no_exchange, exact=False),
+    Implementation("longtake", "ulysses", _longtake("ulysses")),
+    Implementation("longtake", "ring", _longtake("ring")),
+    Implementation("yunchang", "ulysses", _yunchang_ulysses),
+    Implementation("yunchang", "ring", _yunchang_ring),
+    Implementation("para-attn", "ulysses", _para_attn("ulysses")),
+    Implementation("para-attn", "ring", _para_attn("ring")),
+    Implementation("cache-dit", "ulysses", _cache_dit("ulysses")),
+    Implementation("cache-dit", "ring", _cache_dit("ring")),
+    Implementation("diffusers", "ulysses", _diffusers("ulysses")),
+    Implementation("diffusers", "ring", _diffusers("ring")),
+    Implementation("axolotl-ringmaster", "ulysses", _ringmaster_ulysses),
+    Implementation("axolotl-ringmaster", "ring", _ringmaster_ring),
 )
 
-BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
+BY_NAME = {each.name: each for each in IMPLEMENTATIONS}
 
-# No contestant may download kernels or weights.
+# No library may download kernels or weights.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,7 +1,7 @@
 """The planner's predictions against published measurements, and the fit of its figures.
 
-    python -m benchmarks.published          # both tables
-    python -m benchmarks.published --fit    # attention rates fitted to one-GPU rows, and links
+    python -m benchmarks.planning.published          # both tables
+    python -m benchmarks.planning.published --fit    # rates fitted to one-GPU rows, and links
 
 HunyuanVideo end to end, with FlashAttention-2: a GPU's attention rate is fitted to the row of one
 GPU, with all other times predicted; the rows of 2, 4 and 8 GPUs are predictions. Attention alone:
@@ -29,7 +29,7 @@ from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 
-FOLDER = Path(__file__).parent / "published"
+FOLDER = Path(__file__).parent / "data"
 
 _FLASH_ATTENTION_2 = {"h100": {"attention_share": 0.3265, "convolution_share": 0.05}}
 """Rates of the published runs, for profiles whose own rates were measured with longtake."""
@@ -56,10 +56,10 @@ class Latency:
     def predicted_s(self, hardware: Hardware | None = None) -> float:
         """Predicted time of text encoding, denoising and decoding on one GPU, in seconds."""
         dims = ParallelDims(ulysses_degree=self.gpus)
-        prediction = predict(self.setting(hardware or as_published(self.gpu)), dims)
+        prediction = predict(self.plan_input(hardware or as_published(self.gpu)), dims)
         return prediction.rendering_s
 
-    def setting(self, hardware: Hardware) -> PlanInput:
+    def plan_input(self, hardware: Hardware) -> PlanInput:
         """Planner input of the run."""
         spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
         request = resolve(

@@ -1,7 +1,7 @@
 """Decoding with the real HunyuanVideo autoencoder on one GPU: longtake and diffusers.
 
-    python -m benchmarks.real_decode
-    python -m benchmarks.real_decode --size 129x720x1280 --rounds 1 --profile measured.yaml
+    python -m benchmarks.one_gpu.decode
+    python -m benchmarks.one_gpu.decode --size 129x720x1280 --rounds 1 --profile measured.yaml
 
 The released architecture in float16 with random weights and the released tiling. The contestants
 decode the same latents to frames on the host. Each round runs all of them in random order, after an
@@ -11,7 +11,6 @@ planner's prediction.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import time
@@ -23,17 +22,16 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
-from benchmarks.contest import Report
-from benchmarks.measuring import peak_memory
-from benchmarks.real_step import MODEL, read_profiles, setting, size_of
+from benchmarks.memory import peak_memory
+from benchmarks.one_gpu.plan_input import MODEL, parse_size, plan_input, read_profiles
+from benchmarks.report import Report, benchmark_parser
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import decode_videos
+from longtake.pipelines.decode import DecodeRun, decode_videos
 from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
 from longtake.pipelines.memory import peak_bytes
-from longtake.pipelines.stages import StageReport
 
 Decode = Callable[[], list[torch.Tensor]]
 """Decodes the video to frames."""
@@ -60,15 +58,16 @@ def contestants(
         pixels = vae.decode(scaled, return_dict=False)[0][0]
         return list((pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float().cpu())
 
-    def ours(at_once: int | None) -> list[torch.Tensor]:
+    def ours(tiles_at_once: int | None) -> list[torch.Tensor]:
         frames: list[torch.Tensor] = []
         decode_videos(
-            decoder,
-            latents,
-            World(latents.device),
-            StageReport(),
-            lambda video, index, frame: frames.append(frame.clone()),
-            at_once=at_once,
+            DecodeRun(
+                decoder,
+                latents,
+                World(latents.device),
+                lambda video, index, frame: frames.append(frame.clone()),
+                tiles_at_once=tiles_at_once,
+            )
         )
         return frames
 
@@ -133,13 +132,11 @@ def how(request: ResolvedRequest) -> str:
 
 def main() -> None:
     """Parse the command line and run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--size", type=size_of, default=(33, 720, 1280))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = benchmark_parser(__doc__, rounds=3)
+    parser.add_argument("--size", type=parse_size, default=(33, 720, 1280))
     parser.add_argument("--profile", type=Path, help="written by longtake bench --calibrate")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
-    plans = [setting(args.size, hardware) for hardware in read_profiles(args.profile)]
+    plans = [plan_input(args.size, hardware) for hardware in read_profiles(args.profile)]
     report = Report("Decoding on one GPU", "a real decode", "cuda", args.results)
     report.add(f"{how(plans[0].request)}; medians of {args.rounds} rounds, interleaved.")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Per-rank part of the denoising benchmark: prepares one contestant's step, then runs it.
+"""What a rank does in the denoising benchmark.
 
 The model is a small HunyuanVideo transformer: 40 M parameters, 8 heads x 64, 2 double- and 4
 single-stream blocks. Latents are 9 x 40 x 40; text is 64 tokens, of which 40 are not padding. A
@@ -7,7 +7,6 @@ step is the transformer and the scheduler. Peers get padded text with a mask, as
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ import torch
 import torch.distributed as dist
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 
-from benchmarks.measuring import peak_memory
+from benchmarks.contest import Contestant, Prepared, rank_device
+from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards, World
@@ -173,50 +173,29 @@ STEPS: dict[str, Callable[[Inputs, dict[str, int]], Step]] = {
 }
 
 
-class _Prepared:
-    """State of a rank between ``prepare`` and ``run_once``."""
-
-    step: Step
-
-
-def prepare(
-    package: str, degrees: dict[str, int], dtype: torch.dtype, device_type: str
-) -> dict[str, Any]:
-    """Create the model and measure error, traffic and memory of a step. Runs on each rank.
+def prepare(contestant: Contestant, dtype: torch.dtype, device_type: str) -> Prepared:
+    """Create the model and measure error, traffic and memory of a step.
 
     Returns:
-        ``error``, the largest difference from diffusers' velocity on one rank; ``bytes_sent``,
-        ``collectives`` and ``peak_bytes`` of one step; ``parameters``.
+        A step, and its figures: ``error``, the largest difference from diffusers' velocity on one
+        rank; ``bytes_sent``; ``collectives``; ``peak_bytes``; ``parameters``.
     """
-    on_gpu = device_type == "cuda"
-    device = torch.device("cuda", dist.get_rank()) if on_gpu else torch.device("cpu")
-    with torch.no_grad():
-        expected = Inputs.make(dtype, device).call_whole()()
-        inputs = Inputs.make(dtype, device)
-        _Prepared.step = STEPS[package](inputs, degrees)
-        with TrafficMeter() as meter:  # the first step includes lazy loading and persistent buffers
-            velocity = _Prepared.step()
-        with peak_memory(device_type) as peak_bytes:
-            _Prepared.step()
+    device = rank_device(device_type)
+    expected = Inputs.make(dtype, device).call_whole()()
+    inputs = Inputs.make(dtype, device)
+    step = STEPS[contestant.package](inputs, contestant.degrees)
+    with TrafficMeter() as meter:  # the first step includes lazy loading and persistent buffers
+        velocity = step()
+    with peak_memory(device_type) as peak_bytes:
+        step()
     if velocity.shape != expected.shape:
-        dims = ParallelDims(**degrees)
+        dims = ParallelDims(**contestant.degrees)
         (own,) = TokenShards.even(GRID.num_tokens, dims).ranges[dist.get_rank()]
         expected = expected[:, own.start : own.stop]
-    return {
+    return step, {
         "error": (velocity - expected).abs().max().item(),
         "bytes_sent": meter.bytes_sent,
         "collectives": meter.collectives,
         "peak_bytes": peak_bytes(),
         "parameters": sum(weights.numel() for weights in inputs.model.parameters()),
     }
-
-
-def run_once(device_type: str) -> float:
-    """Time of one step in seconds, after a barrier. Runs on each rank."""
-    with torch.no_grad():
-        dist.barrier()
-        begun = time.perf_counter()
-        _Prepared.step()
-        if device_type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begun

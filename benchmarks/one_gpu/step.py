@@ -1,7 +1,7 @@
 """One denoising step of the real HunyuanVideo transformer on one GPU: longtake and diffusers.
 
-    python -m benchmarks.real_step
-    python -m benchmarks.real_step --sizes 129x720x1280 --rounds 3 --profile measured.yaml
+    python -m benchmarks.one_gpu.step
+    python -m benchmarks.one_gpu.step --sizes 129x720x1280 --rounds 3 --profile measured.yaml
 
 13 B random parameters in bfloat16, shared by the contestants; the GPU needs 80 GB. Each round runs
 all contestants in random order, after an untimed warmup. Text is 256 tokens, of which 100 are not
@@ -11,7 +11,6 @@ this GPU or from a file written by bench --calibrate.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import statistics
@@ -24,29 +23,29 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contest import Report
-from benchmarks.measuring import peak_memory
-from benchmarks.steps import Inputs, Step, longtake_step
-from longtake.configs.hardware import Hardware, load_hardware
-from longtake.configs.request import VideoRequest
-from longtake.engine.planning.hardware import hardware_here
+from benchmarks.denoise.rank import Inputs, Step, longtake_step
+from benchmarks.memory import peak_memory
+from benchmarks.one_gpu.plan_input import (
+    MODEL,
+    REAL_TEXT,
+    Size,
+    parse_size,
+    plan_input,
+    read_profiles,
+)
+from benchmarks.report import Report, benchmark_parser
+from longtake.configs.hardware import Hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
-from longtake.engine.resolve.request import resolve
 from longtake.parallel import ParallelDims
-from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
 from longtake.pipelines.spec import LatentGrid
 
-PADDED_TEXT, REAL_TEXT = 256, 100
+PADDED_TEXT = 256
 TEXT_WIDTH, POOLED_WIDTH = 4096, 768
 GUIDANCE_SCALE = 6.016
 """1000 times this scale is exact in bfloat16, to which diffusers rounds it; longtake does not."""
 SIZES = [(65, 544, 960), (129, 720, 1280)]
-MODEL = "hunyuan-video"
-
-Size = tuple[int, int, int]
-"""Frames, height and width of a video."""
 
 
 @dataclass
@@ -159,29 +158,9 @@ def contestants(
     ]
 
 
-def setting(size: Size, hardware: Hardware) -> PlanInput:
-    """Planner input for a video size."""
-    spec = registry.inspect(Checkpoint.open(MODEL, configs_only=True), weights=False)
-    frames, height, width = size
-    request = VideoRequest(prompt="any", num_frames=frames, height=height, width=width, seed=0)
-    return PlanInput(
-        spec=spec,
-        hardware=hardware,
-        request=resolve(request, spec),
-        dtype="bfloat16",
-        vae_dtype="float16",
-        text_tokens=REAL_TEXT,
-    )
-
-
-def read_profiles(path: Path | None) -> list[Hardware]:
-    """The profile of this GPU and, if given, the measured one."""
-    return [hardware_here(), *([load_hardware(str(path))] if path else [])]
-
-
-def operations(asked: PlanInput) -> float:
+def operations(request: PlanInput) -> float:
     """Number of floating-point operations of a step."""
-    costs, tokens = asked.spec.costs, asked.grid.num_tokens + REAL_TEXT
+    costs, tokens = request.spec.costs, request.grid.num_tokens + REAL_TEXT
     heads = costs.attention
     attention = 4 * tokens**2 * heads.num_heads * heads.head_size * heads.num_attentions
     return attention + costs.transformer_pass(tokens, REAL_TEXT, 2).linear_flops
@@ -219,34 +198,26 @@ def predictions(size: Size, ours: Contestant, profiles: list[Hardware]) -> str:
         "|---|---|---|---|---|",
     ]
     for hardware in profiles:
-        asked = setting(size, hardware)
-        prediction = predict(asked, ParallelDims())
+        request = plan_input(size, hardware)
+        prediction = predict(request, ParallelDims())
         held = prediction.memory.activations + prediction.memory.buffers
         lines.append(
             f"| {hardware.description} | {prediction.step.seconds:.3f} "
             f"| {prediction.step.seconds / measured:.2f} | {held / 1e9:.2f} "
             f"| {held / ours.peak_bytes:.2f} |"
         )
-    flops = operations(asked)
+    flops = operations(request)
     rate = (
         f"{flops / 1e12:.0f} TFLOP, of which longtake does {flops / measured / 1e12:.0f} a second."
     )
     return "\n".join([*lines, "", rate])
 
 
-def size_of(text: str) -> Size:
-    """FRAMESxHEIGHTxWIDTH."""
-    frames, height, width = map(int, text.split("x"))
-    return frames, height, width
-
-
 def main() -> None:
     """Parse the command line and run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--sizes", nargs="+", type=size_of, default=SIZES)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = benchmark_parser(__doc__, rounds=3)
+    parser.add_argument("--sizes", nargs="+", type=parse_size, default=SIZES)
     parser.add_argument("--profile", type=Path, help="written by longtake bench --calibrate")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     profiles = read_profiles(args.profile)
     report = Report("A step of HunyuanVideo on one GPU", "a real step", "cuda", args.results)

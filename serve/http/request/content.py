@@ -1,4 +1,4 @@
-"""The content of a request to create a video: a JSON object, or a form with a file."""
+"""Parses the body of a request to create a video: a JSON object, or a form with a file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LIMITS = {"max_fields": 64, "max_part_size": 512 * 1024}
 
 @asynccontextmanager
 async def request_content(request: Request) -> AsyncIterator[tuple[dict[str, Any], bytes | None]]:
-    """The fields of a request by name, and the content of its file.
+    """The fields of a request by name, and the content of its file; None without a file.
 
     Raises:
-        Problem: The body is neither, or has too many fields.
+        Problem: The body is neither JSON nor a form, is malformed, or has too many fields.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _FORMS:
@@ -53,7 +53,7 @@ async def _read_form(request: Request, kind: str) -> FormData:
         if kind == "multipart/form-data":
             return await _InMemoryParser(headers, stream, max_files=1, **_LIMITS).parse()
         return await FormParser(headers, stream, **_LIMITS).parse()
-    except (MultiPartException, KeyError) as error:  # KeyError: no boundary is named
+    except (MultiPartException, KeyError) as error:  # KeyError: the boundary is missing
         message = getattr(error, "message", "it has no boundary")
         raise Problem(400, f"the form cannot be read: {message}") from error
 
@@ -76,8 +76,8 @@ async def _form_fields(form: FormData) -> tuple[dict[str, Any], bytes | None]:
 
 
 class _InMemoryParser(MultiPartParser):
-    """Keeps the file in memory. Starlette's own parser, which ``Request.form`` uses, writes files
-    of more than 1 MiB into the system's temporary folder."""
+    """Keeps files in memory. Starlette's default writes those above 1 MiB to the system's temporary
+    folder."""
 
     spool_max_size = 2**30
 

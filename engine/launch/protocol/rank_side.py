@@ -1,0 +1,155 @@
+"""A rank's side of the protocol."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from longtake.configs.engine import EngineConfig
+from longtake.engine.job import Job, JobInput
+from longtake.engine.launch.protocol.channel import Mailbox
+from longtake.engine.launch.protocol.messages import (
+    CONFIG,
+    DEVICE_TYPE,
+    FAILURE,
+    JOB_INPUTS,
+    JOBS,
+    LOADING,
+    OUTPUT,
+    STATE,
+    FailureKind,
+    RankFailure,
+    RankState,
+    rank_key,
+    stop_key,
+)
+from longtake.engine.media.arrays import Array
+from longtake.engine.memory_use import is_out_of_memory
+from longtake.engine.rank_report import RankReport
+from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
+from longtake.pipelines.progress import Progress
+from longtake.pipelines.trace_points import TracePoint
+
+_MAX_UNREAD = 32
+_MAX_UNREAD_TRACED = 2
+"""Fewer than frames: a block's output has the size of the whole video in the model's width."""
+
+
+class RankSide:
+    """A rank's side of the protocol.
+
+    Args:
+        store: Connection to the engine's store.
+        rank: This process's rank.
+
+    Attributes:
+        config: The engine's configuration.
+        device_type: "cpu" or "cuda".
+    """
+
+    def __init__(self, store: dist.Store, rank: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._output = Mailbox(store, OUTPUT)
+        self._jobs = Mailbox(store, JOBS, keep=True)
+        self._job_inputs = Mailbox(store, JOB_INPUTS)
+        self._number = LOADING
+        self.config = EngineConfig.model_validate_json(store.get(CONFIG))
+        self.device_type = store.get(DEVICE_TYPE).decode()
+
+    def next_job(self) -> Job | None:
+        """Wait for the next job; None if the rank is to end."""
+        while (received := self._jobs.read(timeout_s=1.0)) is None:
+            pass
+        message = received[0]
+        if message["kind"] == "exit":
+            return None
+        self._number = message["number"]
+        return Job.model_validate(message["job"])
+
+    def job_input(self) -> JobInput:
+        """The input of the current job, on rank 0; those of jobs given up before are skipped."""
+        while True:
+            received = self._job_inputs.read(timeout_s=1.0)
+            if received is None or received[0]["number"] != self._number:
+                continue
+            description, payload = received
+            flat = np.frombuffer(payload, dtype=np.dtype(description["dtype"]))
+            array: JobInput = flat.reshape(tuple(description["shape"])).copy()
+            return array
+
+    def stop_requested(self) -> bool:
+        """Whether the engine asked to stop the current job; only rank 0 answers yes."""
+        return self._rank == 0 and bool(self._store.check([stop_key(self._number)]))
+
+    def report_progress(self, progress: Progress, timeout_s: float | None) -> None:
+        """Set this rank's state; rank 0 also posts its progress."""
+        state = RankState(progress, timeout_s, time.time())
+        self._store.set(rank_key(STATE, self._rank), json.dumps(asdict(state)))
+        if self._rank == 0:
+            self.post({"kind": "progress", **asdict(progress)})
+
+    def report_done(self, reports: list[RankReport]) -> None:
+        """Post a job's result, on rank 0."""
+        self._report_result({"kind": "done", "reports": [asdict(each) for each in reports]})
+
+    def report_error(self, error: Stopped | RefusedInputError) -> None:
+        """Post that all ranks stopped or refused the current job, on rank 0."""
+        if isinstance(error, Stopped):
+            self._report_result({"kind": "stopped", "text": str(error)})
+        else:
+            name = type(error).__name__
+            self._report_result({"kind": "refused", "type": name, "text": str(error)})
+
+    def post(self, message: dict[str, Any], payload: bytes = b"", max_unread: int = 0) -> None:
+        """Post a message about the current job; see :meth:`Mailbox.post`."""
+        self._output.post({**message, "number": self._number}, payload, max_unread)
+
+    def _report_result(self, message: dict[str, Any]) -> None:
+        if self._rank == 0:
+            self.post(message)
+
+
+class RankSink:
+    """A sink that sends a rendering to the engine.
+
+    Args:
+        rank_side: Rank 0's side of the protocol.
+    """
+
+    def __init__(self, rank_side: RankSide) -> None:
+        self._rank_side = rank_side
+
+    def latents(self, latents: Array) -> None:
+        """Send the latents."""
+        self._send({"kind": "latents"}, latents, _MAX_UNREAD)
+
+    def frame(self, video: int, index: int, frame: Array) -> None:
+        """Send the frame."""
+        self._send({"kind": "frame", "video": video, "index": index}, frame, _MAX_UNREAD)
+
+    def traced(self, point: TracePoint, values: Array) -> None:
+        """Send the traced values."""
+        self._send({"kind": "traced", "point": asdict(point)}, values, _MAX_UNREAD_TRACED)
+
+    def _send(self, message: dict[str, Any], array: Array, max_unread: int) -> None:
+        payload = np.ascontiguousarray(array, dtype=np.float32).tobytes()
+        self._rank_side.post({**message, "shape": array.shape}, payload, max_unread)
+
+
+def report_failure(store: dist.Store, rank: int, error: BaseException) -> None:
+    """Tell the engine why this rank ends."""
+    kind: FailureKind = "failed"
+    if is_out_of_memory(error):
+        kind = "out of memory"
+    elif isinstance(error, RefusedInputError):
+        kind = "refused"
+    elif isinstance(error, PeerLostError):
+        kind = "lost"
+    failure = RankFailure(kind, type(error).__name__, one_line(error))
+    store.set(rank_key(FAILURE, rank), json.dumps(asdict(failure)))

@@ -1,0 +1,1 @@
+"""Reads requests: limits, bodies, and the fields of OpenAI's API."""
