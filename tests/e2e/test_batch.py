@@ -319,7 +319,7 @@ def test_watched_batch_takes_new_rows_and_is_cancelled_and_stopped(
         last = store.job("last")
     assert states == {"endless": "cancelled", "short": "done", "added": "done", "last": "queued"}
     assert last.faults == 0
-    assert [path.name for path in (out / ".longtake" / "snapshots").iterdir()]  # it goes on there
+    assert [path.name for path in (out / ".longtake" / "snapshots").iterdir()]  # to resume from
     assert json.loads((out / "report.json").read_text())["counts"]["queued"] == 1
     code, stdout, _ = longtake("jobs", "retry", out, "endless", "short")
     assert (code, stdout.splitlines()[1]) == (0, "short did not fail")

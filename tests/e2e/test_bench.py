@@ -1,4 +1,4 @@
-"""The files that longtake bench writes, and that longtake plan reads."""
+"""Profiles that longtake bench writes and longtake plan reads."""
 
 from __future__ import annotations
 

@@ -126,13 +126,13 @@ def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
 def test_truncated_prompt_is_the_only_warning(model: str, tmp_path: Path, devices: str) -> None:
     newer = {"what_a_newer_version_saved": 1, "torch_dtype": "float32"}
     other = tiny.changed(Path(model), tmp_path / "other", "transformer/config.json", newer)
-    prompt = "a cat walks on the green grass and " * 20  # longer than CLIP reads, too
+    prompt = "a cat walks on the green grass and " * 20  # longer than CLIP's limit, too
     command = [*COMMAND, "generate", prompt, "--model", str(other), "--devices", devices]
     ran = subprocess.run(
         [*command, "--quiet", "-o", "out.npy"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (ran.returncode, ran.stdout) == (0, "")
-    used = tiny.MAX_TOKENS - 1  # and the end mark
+    used = tiny.MAX_TOKENS - 1  # without the end token
     assert ran.stderr == (
         f"longtake: prompt has 160 tokens, of which the first {used} are used: shorten it, or "
         "raise max_sequence_length\n"
@@ -432,7 +432,7 @@ def test_a_disk_that_fills_up(
     generate: Any, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Simulated by a limit on file size, which the video or its metadata exceeds."""
-    monkeypatch.setattr(files, "_PROBE_BYTES", 1)  # there was room when it began
+    monkeypatch.setattr(files, "_PROBE_BYTES", 1)  # the check at the start passes
     size = ["--height", "64", "--width", "64", "--num-inference-steps", "1"]
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, unlimited[1]))
@@ -474,7 +474,7 @@ def test_signal_stops_denoising(model: str, tmp_path: Path, number: signal.Signa
                 break
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) == 2
-        for _ in range(30):  # a user who is in a hurry, or a service manager with a child
+        for _ in range(30):  # repeated by the user or a service manager
             process.send_signal(number)
             time.sleep(0.005)
         _, err = process.communicate(timeout=20)

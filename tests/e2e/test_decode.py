@@ -1,4 +1,4 @@
-"""Latents to files: what the command writes and refuses, and what is left when decoding fails."""
+"""longtake decode, and the latents that are left when decoding fails."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The examples of the README and of docs/: commands, code and links.
+"""Commands, code and links in the README and in docs/.
 
-An example below ``<!-- run -->`` is executed, on a CPU, in a folder of its page. In all others
-shell syntax, the options of ``longtake`` commands, ``make`` targets, paths, imports and YAML are
-checked. Every ``longtake plan`` is executed. What stands below ``<!-- file: NAME -->`` is written
-to that file first.
+Examples below ``<!-- run -->`` are executed on the CPU, in a folder for each page. In all others,
+shell syntax, options of ``longtake`` commands, ``make`` targets, paths, imports and YAML are
+checked. Each ``longtake plan`` is executed. An example below ``<!-- file: NAME -->`` is written to
+that file first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GENERATED = {
     ROOT / "docs/development/contributing.md",
     ROOT / "docs/development/changelog.md",
 }
-"""Pages that exist only in the site, whose links `make docs` checks."""
+"""Pages that exist only in the site; `make docs` checks links to them."""
 
 _FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S

@@ -1,4 +1,4 @@
-"""The longtake doctor command, and its trial on ranks."""
+"""longtake doctor, and the exchange between its ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote are still read: tests/samples has a folder for each version.
+"""Files of earlier versions can be read; tests/samples has a folder for each version.
 
 Those of 0.1.0 were written by commit 50eead6 with the demo model and seed 7: a clip and its
 metadata, the snapshot of a rendering that was killed after step 6 of 12, and the latents of one

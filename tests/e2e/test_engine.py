@@ -1,4 +1,4 @@
-"""The engine from Python: one process, and two that stay alive between requests."""
+"""VideoEngine on one rank, and on two that stay alive between requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines end ranks that hang, and name the reason."""
+"""Ranks that hang are ended at their deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture is animated: the command and the engine, on one rank, on two, and under torchrun."""
+"""Image-to-video by the command and the engine, on one rank, on two, and under torchrun."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_two_ranks_give_the_video_of_one(
 def test_picture_in_memory_equals_its_file(
     animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    turned = tmp_path / "turned.jpg"  # and with EXIF data that say so
+    turned = tmp_path / "turned.jpg"  # with an EXIF orientation
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(picture) as image:

@@ -1,4 +1,4 @@
-"""What is built from a checkout: a wheel that holds longtake alone, whole, or a refusal."""
+"""Wheels, sdists and editable installs."""
 
 from __future__ import annotations
 
@@ -167,13 +167,13 @@ def test_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Path) 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     (entry,) = tmp_path.glob("*.pth")
-    assert entry.read_text().strip() == str(checkout)  # which type checkers follow, too
+    assert entry.read_text().strip() == str(checkout)  # type checkers follow it
 
-    # Beside the clone its folder, of the package's name, comes first on the path.
+    # In the parent folder, the clone's folder has the package's name and comes first on the path.
     dependencies = str(distribution("lazy-loader").locate_file(""))
     found = (
         f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
-        f"sys.path.append({dependencies!r})\n"  # whose .pth are not read
+        f"sys.path.append({dependencies!r})\n"  # without its .pth files
         "import longtake, longtake.__main__, longtake.parallel\n"
         "print(longtake.__file__)"
     )

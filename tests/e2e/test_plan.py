@@ -1,4 +1,4 @@
-"""longtake plan: what it prints, what it refuses, and what it does not need."""
+"""longtake plan: tables, JSON, refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert best["memory_bytes_per_rank"] > parts["weights"] > 2 * 12.8e9
     assert best["bytes_per_step"] == sum(best["bytes_per_step_by_rank"])
     assert 0.9 < best["efficiency"] <= 1
-    assert len(plan["layouts"]) == 8  # four, with whole weights and with split ones
+    assert len(plan["layouts"]) == 8  # four, with whole and with sharded weights
     assert {each["layout"] for each in plan["refused"]} == {"2x1x4", "2x2x2", "2x4x1"}
 
 

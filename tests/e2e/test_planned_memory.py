@@ -1,4 +1,4 @@
-"""Memory that a plan foresees, beside what fresh processes really take."""
+"""Planned memory against the memory that new processes take."""
 
 from __future__ import annotations
 

@@ -58,11 +58,13 @@ def test_rendering_resumes_and_decodes_in_low_memory(tmp_path: Path) -> None:
         resolved, path = engine.resolve(request), tmp_path / "x.safetensors"
         often = SnapshotConfig(snapshot_steps=5)
         frames = []
-        for resume in (False, True):  # the second time nothing is left but to decode
+        for resume in (False, True):  # a resumed run only decodes
             sink = FramesInMemory(engine.num_frames_of(resolved))
             plan, _ = plan_snapshots(path, engine.identity_of(resolved), often, resume=resume)
             assert plan.steps_done == (resolved.num_inference_steps if resume else 0)
             engine.render(resolved, sink, snapshots=plan, low_memory=resume)
             frames.append(sink.batch[0])
         assert abs(frames[0] - frames[1]).max() < 1e-3
-        assert engine.generate(request).frames.shape == frames[0].shape  # the denoiser is back
+        assert (
+            engine.generate(request).frames.shape == frames[0].shape
+        )  # the denoiser is on the GPU again

@@ -33,7 +33,7 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2}
 def test_tiles_equal_those_of_diffusers(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tiles_at_once: int
 ) -> None:
-    # in TF32, which torch takes by default, other convolutions for three tiles differ by 1e-3
+    # In TF32, torch's default, convolutions of three tiles differ from those of one by 1e-3.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device = torch.device("cuda")
     vae = tiny.autoencoder(block_out_channels=(32, 32, 64, 64)).to(device, dtype)

@@ -160,7 +160,7 @@ def test_clients_that_hang_up_cause_no_errors(server: Server) -> None:
             with connected(server) as connection:
                 connection.sendall(content)
                 time.sleep(0.05)
-                if abruptly:  # with a reset in the place of an end
+                if abruptly:  # RST instead of FIN
                     connection.setsockopt(
                         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                     )
@@ -229,7 +229,7 @@ def test_silent_connections_are_closed(server: Server) -> None:
     assert time.monotonic() - start < 2
     for connection in silent:
         connection.settimeout(15)
-        assert connection.recv(1) == b""  # closed from the other side
+        assert connection.recv(1) == b""  # closed by the server
         connection.close()
     assert time.monotonic() - start < 12
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+"""The page in Chromium, driven by Playwright."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server on two ranks, used by OpenAI's client and by plain HTTP."""
+"""A server on two ranks, used by OpenAI's client and over plain HTTP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def openai(server: Server) -> Iterator[Any]:
     from openai import OpenAI
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of OpenAI's own videos
+        warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI has deprecated videos
         with OpenAI(base_url=f"{server.url}/v1", api_key="none is needed") as client:
             yield client
 
