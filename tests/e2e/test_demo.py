@@ -90,8 +90,8 @@ def test_any_number_of_ranks_gives_the_same_video(
         decode(pipeline, torch.from_numpy(latents), resolved, ALONE)[0]
         for latents in (latents_of_one("demo", resolved), results[0][0])
     )
-    likeness = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
-    assert min(likeness) >= 50
+    psnrs_db = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
+    assert min(psnrs_db) >= 50
     assert judge(frames) == judge(expected) == Verdict("green", "triangle", "up", "navy")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from longtake import VideoEngine, VideoRequest
 from longtake.configs.models import bundled
 from longtake.engine.tools.differences import psnr_db
-from tests.quality.demo import REQUIRED_OF_PICTURES, animate_and_judge, shares
+from tests.quality.demo import REQUIRED_FOR_PICTURES, animate_and_judge, shares
 from tests.quality.judge import judge
 from tests.quality.pictures import pictures
 from training.demo.phrases import vocabulary
@@ -31,7 +31,7 @@ def engine() -> Iterator[VideoEngine]:
 def test_eight_pictures_move_as_prompted(engine: VideoEngine) -> None:
     """Each color once, each shape twice; the first frame has 25 dB PSNR to the picture."""
     found = shares(*animate_and_judge(engine, [at * 9 % 32 for at in range(8)]))
-    assert all(found[part] >= required for part, required in REQUIRED_OF_PICTURES.items()), found
+    assert all(found[part] >= required for part, required in REQUIRED_FOR_PICTURES.items()), found
 
 
 def test_one_picture_moves_in_both_directions(engine: VideoEngine, tmp_path: Path) -> None:
