@@ -33,7 +33,7 @@ SIZE: Sizes = (8, 32, 32)
 STRIDE: Sizes = (4, 24, 16)
 
 
-def tile_request(
+def how(
     size: Sizes | None = SIZE, stride: Sizes | None = STRIDE, mode: DecodeMode = "tiled"
 ) -> ResolvedDecode:
     """A request with given tiles."""
@@ -61,7 +61,7 @@ def vae() -> Any:
 
 
 @torch.no_grad()
-def code_with_diffusers(
+def of_diffusers(
     videos: torch.Tensor, request: ResolvedDecode, direction: Direction
 ) -> torch.Tensor:
     """Latents decoded or pixels encoded by diffusers, one video at a time, in the same tiles."""
@@ -86,7 +86,7 @@ def coder_of(request: ResolvedDecode, direction: Direction) -> TileCoder:
 
 
 @torch.no_grad()
-def code_in_tiles(
+def in_tiles(
     coder: TileCoder,
     videos: torch.Tensor,
     world: World,
@@ -123,27 +123,27 @@ def errors(cases: Sequence[Case]) -> list[float | None]:
     found: list[float | None] = []
     for seed, (shape, request, direction) in enumerate(cases):
         videos = random_videos(seed, shape, direction)
-        values = code_in_tiles(coder_of(request, direction), videos, world())
+        values = in_tiles(coder_of(request, direction), videos, world())
         if values is None:
             found.append(None)
             continue
-        expected = code_with_diffusers(videos, request, direction)
+        expected = of_diffusers(videos, request, direction)
         assert values.shape == expected.shape
         assert expected.std() > 0.01
         found.append((values - expected).abs().max().item())
     return found
 
 
-def encoding_error(shape: Sequence[int]) -> float:
+def error_of_encoding(shape: Sequence[int]) -> float:
     """On a rank: the largest difference of the encoded moments from diffusers."""
     pixels = random_videos(0, shape, "encode")
-    moments = encode_videos(coder_of(tile_request(), "encode"), pixels, world())
-    expected = code_with_diffusers(pixels, tile_request(), "encode")
+    moments = encode_videos(coder_of(how(), "encode"), pixels, world())
+    expected = of_diffusers(pixels, how(), "encode")
     assert moments.shape == expected.shape
     return (moments - expected).abs().max().item()
 
 
-def stop_then_decode_again(stopping_rank: int, after: int) -> tuple[bool, list[float | None]]:
+def stopped_then_right(stopping_rank: int, after: int) -> tuple[bool, list[float | None]]:
     """On a rank: decode until a rank requests a stop after some tiles, then decode again.
 
     Returns:
@@ -158,18 +158,18 @@ def stop_then_decode_again(stopping_rank: int, after: int) -> tuple[bool, list[f
 
     videos = random_videos(0, (1, 4, 9, 20, 20), "decode")
     try:
-        code_in_tiles(coder_of(tile_request(), "decode"), videos, world(), stop)
+        in_tiles(coder_of(how(), "decode"), videos, world(), stop)
         stopped = False
     except Stopped:
         stopped = True
-    return stopped, errors([((1, 4, 3, 9, 9), tile_request(), "decode")])
+    return stopped, errors([((1, 4, 3, 9, 9), how(), "decode")])
 
 
 def traffic(shape: Sequence[int], request: ResolvedDecode) -> tuple[int, dict[str, int]]:
     """On a rank: bytes sent and calls of torch.distributed; the report states the same bytes."""
     report = StageReport()
     with TrafficMeter() as meter, stage(report, "decoding"):
-        code_in_tiles(coder_of(request, "decode"), random_videos(0, shape, "decode"), world())
+        in_tiles(coder_of(request, "decode"), random_videos(0, shape, "decode"), world())
     assert report.bytes_sent == {"decoding": meter.bytes_sent}
     return meter.bytes_sent, dict(meter.calls)
 
@@ -193,7 +193,7 @@ class Enlarger(TileCoder):
         return torch.nn.functional.interpolate(cells[:, :3], size)
 
 
-def peak_of_decoding(num_latent_frames: int) -> tuple[int, int]:
+def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:
     """On a rank: peak memory of decoding some latent frames, and size of the frames, in bytes."""
     latents = torch.rand(1, 4, num_latent_frames, 24, 24)
     written = 0

@@ -113,13 +113,13 @@ def decode(
     return array
 
 
-def frames_on_one_rank(folder: str, resolved: ResolvedRequest) -> Array:
+def frames_of_one(folder: str, resolved: ResolvedRequest) -> Array:
     """The frames of all videos of a request, rendered on one rank, this process."""
     pipeline = loaded(folder, False)
     return decode(pipeline, render(pipeline, resolved, ONE_RANK, ALONE), resolved, ALONE)
 
 
-def latents_on_one_rank(folder: str, resolved: ResolvedRequest, dtype: str = "float32") -> Array:
+def latents_of_one(folder: str, resolved: ResolvedRequest, dtype: str = "float32") -> Array:
     """The latents of a request, rendered on one rank, this process."""
     latents: Array = render(loaded(folder, False, dtype), resolved, ONE_RANK, ALONE).numpy()
     return latents
@@ -205,7 +205,7 @@ def _rendered(
     return array
 
 
-def latents_and_snapshots(
+def states_of(
     folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool
 ) -> tuple[Array, list[LoopState]]:
     """The latents of a request and, on rank 0, the snapshot of each step."""
@@ -216,7 +216,7 @@ def latents_and_snapshots(
     return latents, states
 
 
-def resumed_latents(
+def gone_on(
     folder: str,
     resolved: ResolvedRequest,
     dims: ParallelDims,

@@ -26,7 +26,7 @@ from longtake.serve.server import build_application, build_service
 from longtake.serve.service.service import VideoService
 
 
-def video_objects(service: VideoService) -> VideoObjects:
+def objects(service: VideoService) -> VideoObjects:
     """The video objects that a service sends to its clients."""
     return VideoObjects(service.engine.spec, service.eta, service.folder, service.settings.keep_s)
 

@@ -14,7 +14,7 @@ from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import image_request, latents_on_one_rank, latents_on_ranks, loaded, world
+from tests.rendering import image_request, latents_of_one, latents_on_ranks, loaded, world
 
 CONDITIONINGS = ("token_replace", "latent_concat")
 
@@ -58,7 +58,7 @@ def test_split_weights_give_the_same_latents(
     dims = ParallelDims(ulysses_degree=2)
     for latents in ranks.run(2, latents_on_ranks, folder, asked, dims, "float32", True):
         for at, each in enumerate(asked):
-            np.testing.assert_allclose(latents[at], latents_on_one_rank(folder, each), atol=1e-4)
+            np.testing.assert_allclose(latents[at], latents_of_one(folder, each), atol=1e-4)
 
 
 def num_still(folder: str, asked: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from longtake.pipelines.tiles import Spans, TileCoder, overlapping, single
-from tests.decoding import code_in_tiles, random_videos
+from tests.decoding import in_tiles, random_videos
 from tests.ranks import RankGroups
 from tests.rendering import world
 
@@ -120,7 +120,7 @@ def error(family: str) -> float | None:
     """On a rank: the largest difference from diffusers."""
     coder, vae, shape = FAMILIES[family]
     latents = random_videos(0, shape, "decode")
-    values = code_in_tiles(coder(), latents, world())
+    values = in_tiles(coder(), latents, world())
     if values is None:
         return None
     expected = torch.cat([vae().decode(each[None]).sample for each in latents])

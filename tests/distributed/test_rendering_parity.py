@@ -11,7 +11,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
 from tests.layouts import LAYOUTS, layout_name
 from tests.ranks import RankGroups
-from tests.rendering import bytes_held, files_read, latents_on_one_rank, latents_on_ranks, request
+from tests.rendering import bytes_held, files_read, latents_of_one, latents_on_ranks, request
 
 CFG_LAYOUTS = [
     ParallelDims(cfg_degree=2, ring_degree=ring_degree, ulysses_degree=ulysses_degree)
@@ -70,7 +70,7 @@ def test_weights_are_read_once_a_host(ranks: RankGroups, model: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_close_on_three_ranks(ranks: RankGroups, model: str, dtype: str) -> None:
     dims = ParallelDims(ulysses_degree=3)
-    expected = latents_on_one_rank(model, REQUESTS[0], dtype)
+    expected = latents_of_one(model, REQUESTS[0], dtype)
     for latents in ranks.run(3, latents_on_ranks, model, REQUESTS[:1], dims, dtype):
         assert latents[0].dtype == np.float32
         np.testing.assert_allclose(latents[0], expected, rtol=0, atol=5e-2)
@@ -80,6 +80,6 @@ def check(ranks: RankGroups, model: str, dims: ParallelDims, asked: list[Resolve
     """All ranks of a layout give what one rank gives."""
     answers = ranks.run(dims.world_size, latents_on_ranks, model, asked, dims)
     for at, each in enumerate(asked):
-        expected = latents_on_one_rank(model, each)
+        expected = latents_of_one(model, each)
         for latents in answers:
             np.testing.assert_allclose(latents[at], expected, rtol=0, atol=1e-4)

@@ -20,7 +20,7 @@ from tests.quality.demo import REQUIRED, render_and_judge, shares
 from tests.quality.judge import Verdict, judge
 from tests.quality.prompts import GREEN_TRIANGLE, prompts
 from tests.ranks import RankGroups
-from tests.rendering import ALONE, decode, latents_on_one_rank, latents_on_ranks, loaded
+from tests.rendering import ALONE, decode, latents_of_one, latents_on_ranks, loaded
 from training.demo import model
 from training.demo.phrases import vocabulary
 from training.demo.scenes import Scene, render
@@ -88,7 +88,7 @@ def test_any_number_of_ranks_gives_the_same_video(
     results = ranks.run(dims.world_size, latents_on_ranks, "demo", [resolved], dims)
     expected, frames = (
         decode(pipeline, torch.from_numpy(latents), resolved, ALONE)[0]
-        for latents in (latents_on_one_rank("demo", resolved), results[0][0])
+        for latents in (latents_of_one("demo", resolved), results[0][0])
     )
     psnrs_db = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
     assert min(psnrs_db) >= 50

@@ -14,15 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
 from tests import tiny
-from tests.rendering import (
-    ALONE,
-    Array,
-    frames_on_one_rank,
-    latents_on_one_rank,
-    loaded,
-    render,
-    request,
-)
+from tests.rendering import ALONE, Array, frames_of_one, latents_of_one, loaded, render, request
 
 LONG = "a cat walks slowly on the green grass and the blue dog runs fast on red sand . " * 4
 
@@ -93,7 +85,7 @@ def diffusers_frames(folder: str, own_template: bool, output_type: str, **change
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
 def test_the_frames_are_those_of_diffusers(model: str, changes: dict[str, Any]) -> None:
     expected = diffusers_frames(model, True, "np", **changes)
-    frames = frames_on_one_rank(model, request(**changes))
+    frames = frames_of_one(model, request(**changes))
     assert expected.std() > 0.01
     np.testing.assert_allclose(frames, expected, rtol=0, atol=1e-4)
 
@@ -102,7 +94,7 @@ def test_a_folder_of_diffusers_takes_its_template(tmp_path: Path) -> None:
     folder = str(tiny.save(tmp_path / "plain", own_template=False))
     expected = diffusers_frames(folder, False, "np", prompt=LONG)
     asked = request(prompt=LONG, prompt_template=None, max_sequence_length=256)
-    np.testing.assert_allclose(frames_on_one_rank(folder, asked), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(frames_of_one(folder, asked), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +113,7 @@ def test_other_architectures(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = str(tiny.save(tmp_path / "other", **changes))
     asked = dict(num_frames=13)  # four latent frames, for patches of two
     expected = diffusers_frames(folder, True, "np", **asked)
-    np.testing.assert_allclose(
-        frames_on_one_rank(folder, request(**asked)), expected, rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(frames_of_one(folder, request(**asked)), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -132,5 +122,5 @@ def test_half_precision_keeps_latents_in_float32(model: str, dtype: torch.dtype)
     latents = render(loaded(model, False, name), request(), ParallelDims(), ALONE)
     assert latents.dtype == torch.float32
     assert (latents != latents.to(dtype).float()).any()
-    expected = latents_on_one_rank(model, request())
+    expected = latents_of_one(model, request())
     np.testing.assert_allclose(latents.numpy(), expected, rtol=0, atol=0.1)

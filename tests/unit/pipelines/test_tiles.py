@@ -24,11 +24,11 @@ from tests.decoding import (
     SIZE,
     STRIDE,
     Direction,
-    code_in_tiles,
-    code_with_diffusers,
     coder_of,
+    how,
+    in_tiles,
+    of_diffusers,
     random_videos,
-    tile_request,
     vae,
 )
 from tests.rendering import ALONE
@@ -52,9 +52,9 @@ PIXELS = [
 
 def error(shape: tuple[int, ...], asked: Any, direction: Direction, **options: Any) -> float:
     videos = random_videos(sum(shape), shape, direction)
-    values = code_in_tiles(coder_of(asked, direction), videos, ALONE, **options)
+    values = in_tiles(coder_of(asked, direction), videos, ALONE, **options)
     assert values is not None
-    expected = code_with_diffusers(videos, asked, direction)
+    expected = of_diffusers(videos, asked, direction)
     assert values.shape == expected.shape
     return (values - expected).abs().max().item()
 
@@ -66,7 +66,7 @@ def error(shape: tuple[int, ...], asked: Any, direction: Direction, **options: A
 )
 @pytest.mark.parametrize("mode", ["tiled", "framewise", "whole"])
 def test_the_bits_are_those_of_diffusers(shape: Any, direction: Direction, mode: Any) -> None:
-    asked = tile_request(None, None, mode) if mode == "whole" else tile_request(SIZE, STRIDE, mode)
+    asked = how(None, None, mode) if mode == "whole" else how(SIZE, STRIDE, mode)
     assert error(shape, asked, direction) == 0
 
 
@@ -87,7 +87,7 @@ def test_any_shape_and_any_tiles(
         shape = (1, 4, frames, rows, columns)
     else:
         shape = (1, 3, 4 * frames - 3, 4 * rows, 4 * columns)
-    assert error(shape, tile_request(size, stride), direction) == 0
+    assert error(shape, how(size, stride), direction) == 0
 
 
 def test_the_default_tiles_are_those_of_diffusers() -> None:
@@ -125,7 +125,7 @@ def test_a_tile_costs_all_values_that_are_computed_for_it() -> None:
 def test_ranks_finish_together(latents: Any, num_videos: int, num_ranks: int) -> None:
     """No rank has more to do than any other once its own cheapest tile is left out: the bound of
     longest-first, which no other order keeps. And each stretch is spread over all."""
-    spans = coder_of(tile_request(), "decode").spans(latents)
+    spans = coder_of(how(), "decode").spans(latents)
     plan = TilePlan(spans, num_videos, num_ranks)
     costs = [tile.cost for tile in plan.tiles]
     own = [[tile.cost for tile in plan.of_rank(rank)] for rank in range(num_ranks)]
@@ -161,11 +161,11 @@ def test_mixing_gives_the_bits_of_diffusers(dtype: torch.dtype, extent: int) -> 
 def test_several_tiles_at_once_are_close() -> None:
     """Not to the bit: torch has other kernels for several."""
     for shape in LATENTS:
-        assert error(shape, tile_request(), "decode", tiles_at_once=3) < 1e-4
+        assert error(shape, how(), "decode", tiles_at_once=3) < 1e-4
 
 
 def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, sizes = tile_request(), list[int]()
+    asked, sizes = how(), list[int]()
     coder = coder_of(asked, "decode")
     code = coder.code
 
@@ -177,9 +177,9 @@ def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(coder, "code", full)
     videos = random_videos(0, (1, 4, 1, 8, 20), "decode")
-    values = code_in_tiles(coder, videos, ALONE, tiles_at_once=4)
+    values = in_tiles(coder, videos, ALONE, tiles_at_once=4)
     assert values is not None
-    assert torch.equal(values, code_with_diffusers(videos, asked, "decode"))
+    assert torch.equal(values, of_diffusers(videos, asked, "decode"))
     assert sizes == [4, 2, *[1] * 10]
 
 
@@ -187,7 +187,7 @@ def test_memory_for_fewer_tiles_than_were_tried(monkeypatch: pytest.MonkeyPatch)
 def test_values_that_are_not_finite_are_no_frames(
     monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    coder = coder_of(tile_request(), "decode")
+    coder = coder_of(how(), "decode")
     monkeypatch.setattr(coder, "code", lambda cells: torch.full((1, 3, 1, 8, 8), value))
     latents = random_videos(0, (1, 4, 1, 2, 2), "decode")
     with pytest.raises(EngineError, match="the decoded frames are not finite"):

@@ -23,7 +23,7 @@ from longtake.errors import EngineError, Stopped
 from longtake.parallel import ParallelDims
 from longtake.serve.page.views import Views
 from tests.rendering import request
-from tests.standin import GrayRanks, gray_server, video_objects
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 
@@ -107,7 +107,7 @@ def test_a_video_being_cancelled_shows_no_time_left(
         service.cancel(service.store.job(first))
         shown = client.get(f"/v1/videos/{first}").json()["estimated_seconds"]
         cancelling, waiting = (service.store.job(name) for name in (first, second))
-        views = Views(service, video_objects(service))
+        views = Views(service, objects(service))
         words = views.status(cancelling), views.status(waiting)
         GrayRanks.deaf = False  # else they would outlive the server
         assert shown is None

@@ -11,7 +11,7 @@ from torch import nn
 from longtake.errors import RequestError
 from longtake.pipelines import decode, memory
 from longtake.pipelines.memory import free_bytes, peak_bytes
-from tests.decoding import SIZE, STRIDE, coder_of, tile_request
+from tests.decoding import SIZE, STRIDE, coder_of, how
 from tests.rendering import ALONE
 
 CPU = torch.device("cpu")
@@ -32,9 +32,7 @@ def test_tensors_count_while_they_live() -> None:
 
 def test_nothing_is_computed() -> None:
     whole = (1, 4, 33, 512, 512)
-    assert (
-        peak_bytes(coder_of(tile_request(None, None, "whole"), "decode").code, whole, CPU) > 2**40
-    )
+    assert peak_bytes(coder_of(how(None, None, "whole"), "decode").code, whole, CPU) > 2**40
 
 
 @pytest.mark.parametrize(
@@ -55,7 +53,7 @@ def test_a_container_with_a_limit(
 
 def test_what_does_not_fit_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (2, 4, 3, 9, 9)
-    whole, tiled = tile_request(None, None, "whole"), tile_request(SIZE, STRIDE)
+    whole, tiled = how(None, None, "whole"), how(SIZE, STRIDE)
     needed = 2 * peak_bytes(coder_of(whole, "decode").code, (1, *shape[1:]), CPU)
     for free, refused in ((needed, False), (needed - 1, True)):
         monkeypatch.setattr(decode, "free_bytes", lambda device, free=free: free)

@@ -26,7 +26,7 @@ from longtake.engine.media.pictures.picture import decode_picture
 from longtake.errors import RankError, RequestError
 from longtake.serve.http.access import SESSION_S, Access
 from longtake.serve.service.service import VideoService
-from tests.standin import GrayRanks, gray_server, video_objects
+from tests.standin import GrayRanks, gray_server, objects
 from tests.until import until
 
 Gray = tuple[TestClient, VideoService]
@@ -675,7 +675,7 @@ def test_jobs_of_another_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     try:
         job = service.store.find(name)
         assert job is not None
-        assert video_objects(service).video(job)["estimated_seconds"] is None
+        assert objects(service).video(job)["estimated_seconds"] is None
         assert service.store.find(done) is not None
     finally:
         service.close()

@@ -17,7 +17,7 @@ from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.page.views import Views
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
-from tests.standin import video_objects
+from tests.standin import objects
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def estimates(service: VideoService, *jobs: JobRecord) -> list[float | None]:
     for job in jobs:
         now = service.store.find(job.id)
         assert now is not None
-        found.append(video_objects(service).video(now)["estimated_seconds"])
+        found.append(objects(service).video(now)["estimated_seconds"])
     return found
 
 
@@ -57,12 +57,12 @@ def test_nothing_is_known_before_something_was_timed(service: VideoService) -> N
     claimed(service)
     assert estimates(service, *jobs) == [None, None]
     assert "Time not known yet for" in words(service)
-    views = Views(service, video_objects(service))
+    views = Views(service, objects(service))
     assert "time left not known yet" in views.status(service.store.find(jobs[1].id))
 
 
 def words(service: VideoService) -> str:
-    return Views(service, video_objects(service)).estimate({"num_inference_steps": 10})
+    return Views(service, objects(service)).estimate({"num_inference_steps": 10})
 
 
 def test_a_video_that_waits_counts_all_before_it(service: VideoService) -> None:
