@@ -1,4 +1,4 @@
-"""Tiled decoding and encoding of a tiny autoencoder, on a rank and by diffusers."""
+"""What a rank does in the tests of tiled decoding: tiles over ranks, and diffusers' own beside."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STRIDE: Sizes = (4, 24, 16)
 def how(
     size: Sizes | None = SIZE, stride: Sizes | None = STRIDE, mode: DecodeMode = "tiled"
 ) -> ResolvedDecode:
-    """A request with given tiles."""
+    """A request of which the tiles alone matter."""
     return ResolvedDecode(
         decode=mode,
         decode_tile_size=size,
@@ -50,7 +50,7 @@ def how(
 
 @cache
 def vae() -> Any:
-    """A tiny autoencoder, the same in every process; one latent is 4 x 4 pixels."""
+    """A tiny autoencoder, the same in every process: 4 channels, 4 x 4 pixels, 4 frames."""
     return tiny.autoencoder(
         block_out_channels=(8, 8, 8),
         down_block_types=("HunyuanVideoDownBlock3D",) * 3,
@@ -61,18 +61,13 @@ def vae() -> Any:
 
 
 @torch.no_grad()
-def of_diffusers(
-    videos: torch.Tensor, request: ResolvedDecode, direction: Direction
-) -> torch.Tensor:
-    """Latents decoded or pixels encoded by diffusers, one video at a time, in the same tiles."""
+def of_diffusers(videos: torch.Tensor, asked: ResolvedDecode, direction: Direction) -> torch.Tensor:
+    """What diffusers makes of latents or pixels, one video after the other, in tiles of its own."""
     model = vae()
-    model.use_tiling = request.decode == "tiled"
-    model.use_framewise_decoding = model.use_framewise_encoding = request.decode != "whole"
-    if request.decode_tile_size is not None and request.decode_tile_stride is not None:
-        for name, values in (
-            ("min", request.decode_tile_size),
-            ("stride", request.decode_tile_stride),
-        ):
+    model.use_tiling = asked.decode == "tiled"
+    model.use_framewise_decoding = model.use_framewise_encoding = asked.decode != "whole"
+    if asked.decode_tile_size is not None and asked.decode_tile_stride is not None:
+        for name, values in (("min", asked.decode_tile_size), ("stride", asked.decode_tile_stride)):
             for axis, value in zip(("num_frames", "height", "width"), values, strict=True):
                 setattr(model, f"tile_sample_{name}_{axis}", value)
     if direction == "decode":
@@ -81,8 +76,8 @@ def of_diffusers(
     return torch.cat([model.encode(each[None]).latent_dist.parameters for each in videos])
 
 
-def coder_of(request: ResolvedDecode, direction: Direction) -> TileCoder:
-    return (HunyuanVideoDecoder if direction == "decode" else HunyuanVideoEncoder)(vae(), request)
+def coder_of(asked: ResolvedDecode, direction: Direction) -> TileCoder:
+    return (HunyuanVideoDecoder if direction == "decode" else HunyuanVideoEncoder)(vae(), asked)
 
 
 @torch.no_grad()
@@ -93,14 +88,14 @@ def in_tiles(
     stop_requested: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> torch.Tensor | None:
-    """The whole output on rank 0, ``[B, C, F, H, W]``; None on others."""
+    """All that comes out, on rank 0: ``[B, C, f, h, w]``."""
     parts: list[list[torch.Tensor]] = [[] for _ in videos]
 
-    def receive(video: int, values: torch.Tensor) -> bool:
+    def take(video: int, values: torch.Tensor) -> bool:
         parts[video].append(values.clone())
         return True
 
-    run_tiles(TileRun(coder, videos, world, receive, stop_requested=stop_requested, **settings))
+    run_tiles(TileRun(coder, videos, world, take, stop_requested=stop_requested, **settings))
     if world.rank != 0:
         assert not any(parts)
         return None
@@ -108,7 +103,7 @@ def in_tiles(
 
 
 def random_videos(seed: int, shape: Sequence[int], direction: Direction) -> torch.Tensor:
-    """Normally distributed latents, or uniform pixels in [-1, 1]; the same on every rank."""
+    """The same on every rank: latents of a normal distribution, or pixels in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     if direction == "decode":
         return torch.randn(tuple(shape), generator=generator)
@@ -119,15 +114,15 @@ Case = tuple[tuple[int, ...], ResolvedDecode, Direction]
 
 
 def errors(cases: Sequence[Case]) -> list[float | None]:
-    """On a rank: the largest difference from diffusers, by case; None on ranks other than 0."""
+    """On a rank: the largest difference from diffusers of each case; None on other ranks than 0."""
     found: list[float | None] = []
-    for seed, (shape, request, direction) in enumerate(cases):
+    for seed, (shape, asked, direction) in enumerate(cases):
         videos = random_videos(seed, shape, direction)
-        values = in_tiles(coder_of(request, direction), videos, world())
+        values = in_tiles(coder_of(asked, direction), videos, world())
         if values is None:
             found.append(None)
             continue
-        expected = of_diffusers(videos, request, direction)
+        expected = of_diffusers(videos, asked, direction)
         assert values.shape == expected.shape
         assert expected.std() > 0.01
         found.append((values - expected).abs().max().item())
@@ -135,7 +130,7 @@ def errors(cases: Sequence[Case]) -> list[float | None]:
 
 
 def error_of_encoding(shape: Sequence[int]) -> float:
-    """On a rank: the largest difference of the encoded moments from diffusers."""
+    """On a rank, each of which gets the moments: the largest difference from diffusers."""
     pixels = random_videos(0, shape, "encode")
     moments = encode_videos(coder_of(how(), "encode"), pixels, world())
     expected = of_diffusers(pixels, how(), "encode")
@@ -143,18 +138,18 @@ def error_of_encoding(shape: Sequence[int]) -> float:
     return (moments - expected).abs().max().item()
 
 
-def stopped_then_right(stopping_rank: int, after: int) -> tuple[bool, list[float | None]]:
-    """On a rank: decode until a rank requests a stop after some tiles, then decode again.
+def stopped_then_right(asked_by: int, after: int) -> tuple[bool, list[float | None]]:
+    """On a rank: decode until one rank wants to stop after some tiles, then decode again.
 
     Returns:
-        Whether the first decoding was stopped, and the errors of the second.
+        Whether the first was stopped, and the errors of the second.
     """
     tiles = 0
 
     def stop() -> bool:
         nonlocal tiles
         tiles += 1
-        return world().rank == stopping_rank and tiles > after
+        return world().rank == asked_by and tiles > after
 
     videos = random_videos(0, (1, 4, 9, 20, 20), "decode")
     try:
@@ -165,17 +160,17 @@ def stopped_then_right(stopping_rank: int, after: int) -> tuple[bool, list[float
     return stopped, errors([((1, 4, 3, 9, 9), how(), "decode")])
 
 
-def traffic(shape: Sequence[int], request: ResolvedDecode) -> tuple[int, dict[str, int]]:
-    """On a rank: bytes sent and calls of torch.distributed; the report states the same bytes."""
+def traffic(shape: Sequence[int], asked: ResolvedDecode) -> tuple[int, dict[str, int]]:
+    """On a rank: bytes and calls that torch.distributed was given; the report says the same."""
     report = StageReport()
     with TrafficMeter() as meter, stage(report, "decoding"):
-        in_tiles(coder_of(request, "decode"), random_videos(0, shape, "decode"), world())
+        in_tiles(coder_of(asked, "decode"), random_videos(0, shape, "decode"), world())
     assert report.bytes_sent == {"decoding": meter.bytes_sent}
     return meter.bytes_sent, dict(meter.calls)
 
 
 class Enlarger(TileCoder):
-    """Replaces an autoencoder: needs almost no time and memory."""
+    """A stand-in for an autoencoder that takes next to no time or memory of its own."""
 
     channels, dtype = 3, torch.float32
 
@@ -194,14 +189,14 @@ class Enlarger(TileCoder):
 
 
 def peak_of_writing(num_latent_frames: int) -> tuple[int, int]:
-    """On a rank: peak memory of decoding some latent frames, and size of the frames, in bytes."""
+    """On a rank: bytes that decoding so many latent frames takes at most, and bytes of frames."""
     latents = torch.rand(1, 4, num_latent_frames, 24, 24)
     written = 0
 
-    def receive(video: int, index: int, frame: torch.Tensor) -> None:
+    def take(video: int, index: int, frame: torch.Tensor) -> None:
         nonlocal written
         written += frame.nbytes
 
     with peak_memory("cpu") as peak:
-        decode_videos(DecodeRun(Enlarger(), latents, world(), receive))
+        decode_videos(DecodeRun(Enlarger(), latents, world(), take))
     return peak(), written

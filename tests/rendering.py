@@ -1,4 +1,4 @@
-"""Renderings of tiny models, in this process or on a rank."""
+"""What a rank does in the tests of whole renderings: load a tiny model once, render with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float32]
 
 
 def request(**changes: Any) -> ResolvedRequest:
-    """A small request in which everything is set."""
+    """A small request with nothing left out."""
     settings: dict[str, Any] = dict(
         prompt="a cat walks on the grass, slowly",
         height=32,
@@ -54,7 +54,7 @@ def request(**changes: Any) -> ResolvedRequest:
 
 
 def image_request(**changes: Any) -> ResolvedRequest:
-    """A small image-to-video request."""
+    """A small request of image-to-video."""
     settings: dict[str, Any] = dict(
         i2v_mode="stable",
         resize_mode="stretch",
@@ -65,7 +65,7 @@ def image_request(**changes: Any) -> ResolvedRequest:
 
 @cache
 def world() -> World:
-    """All ranks of this process's group."""
+    """All ranks of the group that this process is in."""
     group = dist.group.WORLD
     return World(torch.device("cpu"), group, group, timeout_s=60.0)
 
@@ -74,7 +74,7 @@ def world() -> World:
 def loaded(
     folder: str, on_ranks: bool, dtype: str = "float32", shard_weights: bool = False
 ) -> VideoPipeline:
-    """A model, loaded once per process."""
+    """A model, loaded once a process."""
     return registry.load(
         Checkpoint.open(folder),
         world() if on_ranks else ALONE,
@@ -83,29 +83,29 @@ def loaded(
 
 
 def render(
-    pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
+    pipeline: VideoPipeline, asked: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
-    """The latents of a request; an image-to-video request gets a picture of noise."""
-    picture = noise_picture(resolved)
-    return render_latents(RenderRun(pipeline, resolved, dims, world, picture=picture))
+    """The latents of a request; of one that begins with a picture, any."""
+    picture = noise_picture(asked)
+    return render_latents(RenderRun(pipeline, asked, dims, world, picture=picture))
 
 
 def decode(
     pipeline: VideoPipeline,
     latents: torch.Tensor,
-    resolved: ResolvedDecode,
+    asked: ResolvedDecode,
     world: World,
     dropped_frames: int = 0,
 ) -> Array:
-    """The frames of all videos, ``[B, F, H, W, 3]``; an empty array on ranks other than 0."""
+    """The frames of all videos, ``[B, frames, height, width, 3]``; on other ranks than 0 none."""
     frames: list[torch.Tensor] = []
 
-    def receive(video: int, index: int, frame: torch.Tensor) -> None:
-        assert (video, index) == divmod(len(frames), resolved.num_frames - dropped_frames)
+    def take(video: int, index: int, frame: torch.Tensor) -> None:
+        assert (video, index) == divmod(len(frames), asked.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decoder = pipeline.decoder(resolved)
-    decode_videos(DecodeRun(decoder, latents, world, receive, dropped_frames=dropped_frames))
+    decoder = pipeline.decoder(asked)
+    decode_videos(DecodeRun(decoder, latents, world, take, dropped_frames=dropped_frames))
     if world.rank != 0:
         assert not frames
         return np.zeros((0,), dtype=np.float32)
@@ -113,55 +113,49 @@ def decode(
     return array
 
 
-def frames_of_one(folder: str, resolved: ResolvedRequest) -> Array:
-    """The frames of all videos of a request, rendered on one rank, this process."""
+def frames_of_one(folder: str, asked: ResolvedRequest) -> Array:
+    """The frames of all videos of a request, rendered in this process."""
     pipeline = loaded(folder, False)
-    return decode(pipeline, render(pipeline, resolved, ONE_RANK, ALONE), resolved, ALONE)
+    return decode(pipeline, render(pipeline, asked, ONE_RANK, ALONE), asked, ALONE)
 
 
-def latents_of_one(folder: str, resolved: ResolvedRequest, dtype: str = "float32") -> Array:
-    """The latents of a request, rendered on one rank, this process."""
-    latents: Array = render(loaded(folder, False, dtype), resolved, ONE_RANK, ALONE).numpy()
+def latents_of_one(folder: str, asked: ResolvedRequest, dtype: str = "float32") -> Array:
+    """The latents of a request, rendered in this process."""
+    latents: Array = render(loaded(folder, False, dtype), asked, ONE_RANK, ALONE).numpy()
     return latents
 
 
 def latents_on_ranks(
     folder: str,
-    requests: list[ResolvedRequest],
+    asked: list[ResolvedRequest],
     dims: ParallelDims,
     dtype: str = "float32",
     shard_weights: bool = False,
 ) -> list[Array]:
     """On a rank: the latents of each request."""
     pipeline = loaded(folder, True, dtype, shard_weights)
-    return [render(pipeline, each, dims, world()).numpy() for each in requests]
+    return [render(pipeline, each, dims, world()).numpy() for each in asked]
 
 
 def bytes_held(folder: str, shard_weights: bool) -> int:
-    """On a rank: bytes of the transformer's parameters that this rank holds."""
+    """On a rank: bytes of the transformer's parameters that it holds."""
     return held_bytes(loaded(folder, True, shard_weights=shard_weights).denoiser)
 
 
 def traffic(
-    folder: str, resolved: ResolvedRequest, dims: ParallelDims, shard_weights: bool
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, shard_weights: bool
 ) -> tuple[int, dict[str, int], dict[str, int]]:
-    """On a rank: bytes sent and calls of torch.distributed; bytes sent by the report."""
+    """On a rank: bytes and calls that torch.distributed was given, and what the report says."""
     pipeline, report = loaded(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        picture = noise_picture(resolved)
-        render_latents(RenderRun(pipeline, resolved, dims, world(), report, picture=picture))
+        picture = noise_picture(asked)
+        render_latents(RenderRun(pipeline, asked, dims, world(), report, picture=picture))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
 def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
-    """On a rank: number of tensors read from disk, and whether the denoiser's are right.
-
-    Tensors of the text encoders, which only rank 0 has, are not counted.
-
-    Args:
-        folder: The model.
-        ranks_a_host: Number of ranks that share a host.
-    """
+    """On a rank: tensors read from disk where so many ranks share a host, but for those of the text
+    encoders, which rank 0 alone has; whether all are right."""
     own = None
     for first in range(0, world().size, ranks_a_host):
         ranks = list(range(first, min(first + ranks_a_host, world().size)))
@@ -187,7 +181,7 @@ def files_read(folder: str, ranks_a_host: int) -> tuple[int, bool]:
 
 
 def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
-    """On a rank with sharded weights: all-gathers and all-to-alls of one step, in order."""
+    """On a rank with split weights: all-gathers and all-to-alls of one step, as they are begun."""
     pipeline = loaded(folder, True, shard_weights=True)
     with TrafficMeter() as meter:
         render(pipeline, request(num_inference_steps=1), dims, world())
@@ -195,35 +189,31 @@ def order_of_fetches(folder: str, dims: ParallelDims) -> list[str]:
 
 
 def _rendered(
-    folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **settings: Any
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **going: Any
 ) -> Array:
-    """The latents of a request, with settings of the run."""
+    """The latents of a request that is kept on its way, or goes on."""
     pipeline, ranks = loaded(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, resolved, dims, ranks, picture=noise_picture(resolved), **settings)
+    run = RenderRun(pipeline, asked, dims, ranks, picture=noise_picture(asked), **going)
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array
 
 
 def states_of(
-    folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, on_ranks: bool
 ) -> tuple[Array, list[LoopState]]:
-    """The latents of a request and, on rank 0, the snapshot of each step."""
+    """The latents of a request, and, on rank 0, the state after each step as a snapshot has it."""
     states: list[LoopState] = []
-    snapshots = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
-    latents = _rendered(folder, resolved, dims, on_ranks, snapshots=snapshots)
-    snapshots.close()
+    kept = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
+    latents = _rendered(folder, asked, dims, on_ranks, snapshots=kept)
+    kept.close()
     return latents, states
 
 
 def gone_on(
-    folder: str,
-    resolved: ResolvedRequest,
-    dims: ParallelDims,
-    state: LoopState,
-    on_ranks: bool = True,
+    folder: str, asked: ResolvedRequest, dims: ParallelDims, state: LoopState, on_ranks: bool = True
 ) -> Array:
-    """The latents of a request that continues from a snapshot, which only rank 0 gets."""
-    is_first = not on_ranks or world().rank == 0
-    settings = {"steps_done": state.steps_done, "state": state if is_first else None}
-    return _rendered(folder, resolved, dims, on_ranks, **settings)
+    """The latents of a request that goes on from a state, which rank 0 alone is given."""
+    first = not on_ranks or world().rank == 0
+    going = {"steps_done": state.steps_done, "state": state if first else None}
+    return _rendered(folder, asked, dims, on_ranks, **going)

@@ -1,6 +1,6 @@
-"""Tiny HunyuanVideo models with random weights, saved in the layout of diffusers.
+"""A tiny HunyuanVideo with random weights, built on the spot and saved as diffusers saves it.
 
-``python -m tests.tiny FOLDER`` saves one.
+python -m tests.tiny FOLDER
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from transformers import (
 from longtake.pipelines.quiet import quiet_libraries
 
 TEMPLATE: dict[str, Any] = {"template": "<|begin|> describe : {} <|end|>", "crop_start": 4}
-"""Prompt template for the tiny vocabulary."""
+"""A template that suits the tiny vocabulary, as a model's folder may hold one."""
 
 MAX_TOKENS = 24
 
@@ -41,7 +41,7 @@ IMAGE_TEMPLATE: dict[str, Any] = {
     "template": "<image> describe : {} <|eot_id|> <|start_header_id|> assistant <|end_header_id|>",
     "crop_start": 4,
 }
-"""Prompt template for image-to-video."""
+"""The same for image-to-video."""
 
 IMAGE_TOKENS = 16
 
@@ -53,7 +53,7 @@ VOCABULARY = ["<|pad|>", "<|begin|>", "<|end|>", "<|unknown|>", *WORDS, *MARKS, 
 
 
 def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
-    """A transformer with six heads of size 16; its weights, biases and norms are random."""
+    """Random weights of six heads of 16; biases and norms are random too."""
     torch.manual_seed(0)
     settings: dict[str, Any] = dict(
         in_channels=4,
@@ -78,7 +78,7 @@ def transformer(**changes: Any) -> HunyuanVideoTransformer3DModel:
 
 
 def autoencoder(**changes: Any) -> AutoencoderKLHunyuanVideo:
-    """An autoencoder with random weights; a latent has 4 channels, 8 x 8 pixels, 4 frames."""
+    """Random weights; 4 channels of latents, 8 x 8 pixels and 4 frames to one."""
     torch.manual_seed(1)
     settings: dict[str, Any] = dict(
         latent_channels=4,
@@ -92,12 +92,11 @@ def autoencoder(**changes: Any) -> AutoencoderKLHunyuanVideo:
 
 
 def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
-    """Save a text-to-video pipeline.
+    """Save a whole pipeline.
 
     Args:
-        folder: Where to save it.
-        own_template: Add :data:`TEMPLATE` and other defaults; otherwise those of diffusers apply.
-        changes: Changes of the transformer's configuration.
+        own_template: put :data:`TEMPLATE` and other defaults beside it; else diffusers' apply.
+        changes: of the transformer's configuration.
     """
     model, vae = transformer(**changes), autoencoder()
     HunyuanVideoPipeline(
@@ -117,13 +116,13 @@ def save(folder: Path, *, own_template: bool = True, **changes: Any) -> Path:
 def save_image_to_video(
     folder: Path, conditioning: str, *, own_template: bool = True, **changes: Any
 ) -> Path:
-    """Save an image-to-video pipeline.
+    """Save a whole pipeline that animates pictures.
 
     Args:
-        folder: Where to save it.
         conditioning: ``token_replace`` or ``latent_concat``.
-        own_template: As in :func:`save`; a picture has 576 tokens with the template of diffusers.
-        changes: Changes of the transformer's configuration.
+        own_template: as in :func:`save`; else a picture has as many tokens as diffusers' template
+            says, which are 576.
+        changes: of the transformer's configuration.
     """
     with quiet_libraries():
         from diffusers import HunyuanVideoImageToVideoPipeline
@@ -208,7 +207,7 @@ def _save_defaults(folder: Path, template: dict[str, Any]) -> None:
 
 
 def changed(folder: Path, to: Path, file: str, changes: dict[str, Any] | None) -> Path:
-    """Copy a model and change values in one of its JSON files; None deletes the file."""
+    """A copy of a model with other values in one of its JSON files; None: without that file."""
     shutil.copytree(folder, to)
     if changes is None:
         (to / file).unlink()
@@ -219,14 +218,14 @@ def changed(folder: Path, to: Path, file: str, changes: dict[str, Any] | None) -
 
 
 def num_text_tokens(prompt: str) -> int:
-    """Number of tokens of a prompt without those that :data:`TEMPLATE` crops."""
+    """Tokens of a prompt that are left behind :data:`TEMPLATE`."""
     ids: list[int] = tokenizer(512)(TEMPLATE["template"].format(prompt)).input_ids
     num_tokens: int = len(ids) - TEMPLATE["crop_start"]
     return min(num_tokens, MAX_TOKENS)
 
 
 def tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of :data:`VOCABULARY`; unknown words are one token each."""
+    """Words and punctuation of a hand-made vocabulary; what it does not know is one token too."""
     words = Tokenizer(
         models.WordLevel({word: at for at, word in enumerate(VOCABULARY)}, "<|unknown|>")
     )

@@ -31,7 +31,7 @@ def test_killed_processes_lose_no_shot(model: str, tmp_path: Path) -> None:
     assert {kill.phase for kill in SMALL_SAMPLE} == set(kills.PHASES)
     assert observations.kills.keys() == set(kills.VICTIMS)
     assert observations.kills.total() == len(SMALL_SAMPLE)
-    assert any(note.endswith("goes on after step 10 of 24") for note in observations.resumed)
+    assert any(note.endswith(" after step 10 of 24") for note in observations.resumed)
 
 
 @pytest.fixture

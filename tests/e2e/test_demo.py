@@ -1,4 +1,4 @@
-"""The text-to-video demo model: videos show what prompts describe, on any number of ranks."""
+"""The model that comes with the package: it renders what was asked for, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def engine() -> Iterator[VideoEngine]:
         yield engine
 
 
-def test_videos_show_what_sixteen_prompts_describe(engine: VideoEngine) -> None:
+def test_it_shows_what_sixteen_prompts_ask_for(engine: VideoEngine) -> None:
     found = shares(render_and_judge(engine, [at * 5 % 64 for at in range(16)]))
     assert all(found[part] >= required for part, required in REQUIRED.items()), found
 
 
-def test_prompts_are_not_in_the_training_data() -> None:
-    """Each prompt has words that are in no training prompt."""
+def test_the_prompts_are_none_that_it_was_trained_on() -> None:
+    """Each has words that are in no training phrase."""
     known = set(vocabulary())
     for prompt, _ in prompts():
         words = "".join(sign if sign.isalnum() else " " for sign in prompt.lower()).split()
@@ -56,15 +56,15 @@ def test_prompts_are_not_in_the_training_data() -> None:
         ("grey background; rightwards: purple disc", Verdict("purple", "circle", "right", "gray")),
     ],
 )
-def test_free_prompts(engine: VideoEngine, prompt: str, shows: Verdict) -> None:
-    """A prompt without a background may give any."""
+def test_free_words(engine: VideoEngine, prompt: str, shows: Verdict) -> None:
+    """Where a prompt leaves the background out, it may be any."""
     seen = judge(engine.generate(VideoRequest(prompt=prompt, seed=1)).frames)
     assert (seen.color, seen.shape, seen.direction) == (shows.color, shows.shape, shows.direction)
     assert shows.background in (seen.background, None)
 
 
 @pytest.mark.parametrize("prompt", ["Ωmega 猫 🎬", "?", "-" * 300, "purple", "so " * 400])
-def test_any_prompt_renders(engine: VideoEngine, prompt: str) -> None:
+def test_any_words_render(engine: VideoEngine, prompt: str) -> None:
     frames = engine.generate(VideoRequest(prompt=prompt, seed=2)).frames
     assert frames.shape == (17, 64, 64, 3)
 
@@ -80,23 +80,23 @@ def test_any_prompt_renders(engine: VideoEngine, prompt: str) -> None:
     ],
     ids=layout_name,
 )
-def test_any_number_of_ranks_gives_the_same_video(
+def test_any_number_of_ranks_shows_the_same(
     ranks: RankGroups, engine: VideoEngine, dims: ParallelDims
 ) -> None:
-    resolved = engine.resolve(VideoRequest(prompt=GREEN_TRIANGLE, seed=1))
+    asked = engine.resolve(VideoRequest(prompt=GREEN_TRIANGLE, seed=1))
     pipeline = loaded("demo", False)
-    results = ranks.run(dims.world_size, latents_on_ranks, "demo", [resolved], dims)
+    answers = ranks.run(dims.world_size, latents_on_ranks, "demo", [asked], dims)
     expected, frames = (
-        decode(pipeline, torch.from_numpy(latents), resolved, ALONE)[0]
-        for latents in (latents_of_one("demo", resolved), results[0][0])
+        decode(pipeline, torch.from_numpy(latents), asked, ALONE)[0]
+        for latents in (latents_of_one("demo", asked), answers[0][0])
     )
-    psnrs_db = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
-    assert min(psnrs_db) >= 50
+    likeness = [psnr_db(*pair, 1.0) for pair in zip(frames, expected, strict=True)]
+    assert min(likeness) >= 50
     assert judge(frames) == judge(expected) == Verdict("green", "triangle", "up", "navy")
 
 
-def test_autoencoder_reconstructs_unseen_scenes() -> None:
-    """The mean PSNR is at least 30 dB."""
+def test_the_autoencoder_brings_back_scenes_it_has_not_seen() -> None:
+    """The mean of the round trip, 30 dB."""
     vae = AutoencoderKLHunyuanVideo.from_pretrained(FOLDER / "vae").float()
     rng, found = random.Random("scenes of the tests"), []
     for _ in range(8):
@@ -107,7 +107,7 @@ def test_autoencoder_reconstructs_unseen_scenes() -> None:
     assert np.mean(found) >= 30
 
 
-def test_model_folder_is_small_safe_and_documented() -> None:
+def test_the_folder_is_small_safe_and_says_how_it_was_trained() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 16e6
     assert {path.suffix for path in files} == {".json", ".safetensors", ".yaml"}
