@@ -66,7 +66,7 @@ def test_a_suspended_rank_is_found_and_replaced(model: str, tmp_path: Path, erro
     assert time.monotonic() - suspended < 5
     events = ended(running)
     resumed = [each["text"] for each in events if each["event"] == "note"]
-    assert resumed == ["shot-0: goes on after step 10 of 24"]
+    assert resumed == ["shot-0: resumes after step 10 of 24"]
     assert not kills.still_running(list(ranks.values()), timeout=5)
 
 
@@ -87,7 +87,7 @@ def test_four_ranks_of_which_one_dies_at_every_start(
     running = Running([*arguments, "--model", model, "--ulysses-degree", "4"], errors)
     notes = [each["text"] for each in ended(running) if each["event"] == "note"]
     assert sum("rank 1 was killed by SIGKILL" in note for note in notes) == 2
-    assert "device 1 is left out: it failed again and again; 3 are left" in notes
+    assert "device 1 is excluded: it failed repeatedly; 3 are left" in notes
     told = json.loads((tmp_path / "out" / "shot-0.npy.json").read_text())
     assert told["engine"]["device_ids"] == [0, 2, 3]
     assert told["layout"]["taken"] == "1x1x3"

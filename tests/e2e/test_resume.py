@@ -58,7 +58,7 @@ def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_pa
     assert [name for name in names(tmp_path) if not name.startswith(".")] == [kept.name]
     snapshot = kept.read_bytes()
     code, _, stderr = generate("-o", out, "--devices", 2, "--resume")
-    assert (code, stderr.splitlines()[0]) == (0, "goes on after step 10 of 24")
+    assert (code, stderr.splitlines()[0]) == (0, "resumes after step 10 of 24")
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
     told, again = json.loads((tmp_path / "out.npy.json").read_text()), np.load(out)
     assert told["snapshots"]["steps_before"] == 10
@@ -76,7 +76,7 @@ def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_pa
     code, _, stderr = generate("-o", out, "--seed", seed + 1, "--resume", "--overwrite")
     assert code == 0
     assert stderr.splitlines()[0] == (
-        f"{kept} is of another request: seed={seed}, not {seed + 1}: it begins anew"
+        f"{kept} is of another request: seed={seed}, not {seed + 1}: it starts over"
     )
     kept.write_bytes(snapshot[:-9])
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
@@ -84,7 +84,7 @@ def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_pa
     assert f"{kept} is damaged" in stderr.splitlines()[0]
     np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
-    assert stderr.splitlines()[0] == f"{kept} is not there: it begins with the first step"
+    assert stderr.splitlines()[0] == f"{kept} does not exist: it starts with the first step"
 
 
 def test_what_was_decoded_is_only_decoded(generate: Any, model: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_was_decoded_is_only_decoded(generate: Any, model: str, tmp_path: P
     code, _, stderr = generate("-o", out, *tiles, "--resume")
     assert code == 0
     kept = tmp_path / "out.latents.safetensors"
-    assert stderr.splitlines()[0] == f"goes on with the latents in {kept}"
+    assert stderr.splitlines()[0] == f"decodes the latents in {kept}"
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
     told = json.loads((tmp_path / "out.npy.json").read_text())
     assert "denoising" not in told["seconds"]

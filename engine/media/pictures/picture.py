@@ -78,7 +78,7 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
     The picture is rotated as its EXIF orientation says, converted to 8 bits and to sRGB, and
     blended with white where it is transparent.
 
-    It is decoded in a process of its own, limited to ``MAX_CPU_S`` of CPU time and to
+    It is decoded in a separate process, limited to ``MAX_CPU_S`` of CPU time and to
     ``MAX_MEMORY_BYTES``.
 
     Args:

@@ -77,8 +77,8 @@ def test_another_snapshot_stays_unless_it_may_be_replaced(tmp_path: Path) -> Non
     assert chosen(resume=False) == (snapshot_path(output, 1), 0)
     assert chosen(resume=False, overwrite=True) == (path, 0)
     assert [note.split(":")[0] for note in notes[:2]] == [
-        f"goes on after step 2 of {mine.request.num_inference_steps}",
-        f"{path} stays",
+        f"resumes after step 2 of {mine.request.num_inference_steps}",
+        f"{path} is kept",
     ]
 
 
@@ -102,7 +102,7 @@ def test_a_snapshot_stays_after_a_failure(
             if error is not None:
                 raise error
     except EngineError as raised:
-        assert str(raised).endswith("--resume goes on from there")
+        assert str(raised).endswith("--resume continues from there")
     except KeyboardInterrupt:
         pass
     assert (path.exists(), kept) == (stays, [path] if stays else [])

@@ -88,7 +88,7 @@ def test_a_device_that_fails_at_every_start_is_excluded(supervised: Any) -> None
     assert group.devices == (0, 1, 3)
     assert Engine.created[-1].device_ids == (0, 1, 3)
     assert Engine.created[-1].parallel.ulysses_degree is None  # 4 does not fit 3 devices
-    assert lines[-1] == "device 2 is left out: it failed again and again; 3 are left"
+    assert lines[-1] == "device 2 is excluded: it failed repeatedly; 3 are left"
 
 
 def test_all_devices_but_the_last_can_be_excluded(supervised: Any) -> None:
@@ -96,7 +96,7 @@ def test_all_devices_but_the_last_can_be_excluded(supervised: Any) -> None:
     Engine.failing_starts = {4: 99, 6: 99}
     assert render(group) == "rendered"
     assert group.devices == (5,)
-    assert lines[-1] == "device 6 is left out: it failed again and again; 1 is left"
+    assert lines[-1] == "device 6 is excluded: it failed repeatedly; 1 is left"
     Engine.failing_starts[5] = 99
     with pytest.raises(EngineError, match="no ranks can be started: rank 0 was killed"):
         render(group)
@@ -153,7 +153,7 @@ def test_a_requested_stop_is_not_a_fault(supervised: Any, monkeypatch: pytest.Mo
     group, lines = supervised(devices=2)
 
     def killed(self: Any, *rest: Any, **more: Any) -> None:
-        raise Stopped("it was told to stop")
+        raise Stopped("stop requested")
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "render", killed)

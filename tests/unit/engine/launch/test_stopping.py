@@ -57,7 +57,7 @@ JOB = Job.of(request(), ParallelDims(), from_latents=False)
 def test_ranks_that_do_not_stop_in_time_are_killed(caplog: pytest.LogCaptureFixture) -> None:
     launcher, processes = ranks_in_endless_step(stop_timeout_s=0.5)
     begun = time.monotonic()
-    with pytest.raises(Stopped, match="it was told to stop"):
+    with pytest.raises(Stopped, match="stop requested"):
         launcher.render(JobRun(JOB, NullSink(), stop_requested=lambda: True))
     assert launcher._ranks._store.check(["stop/1"])  # the ranks were asked to stop first
     assert 0.5 < processes.killed_at - begun < 5

@@ -105,7 +105,7 @@ def test_a_file_that_appears_meanwhile_stays(
         publish(files, num_videos)
         assert files.paths == [tmp_path / each for each in given]
         assert (tmp_path / taken).read_text() == "of another process"
-        assert f"{tmp_path / name} was put there by something else meanwhile" in caplog.text
+        assert f"{tmp_path / name} was created by another process meanwhile" in caplog.text
         for each in (tmp_path / taken, *files.paths):
             os.rename(each, tmp_path.parent / each.name)
     left = ["four-2.npy.json", "one-2.npy.json", "three-2.json", "two-2.npy.json"]
@@ -227,7 +227,7 @@ def test_the_command_refuses_before_it_looks_at_the_model(
         ("cat-{what}.mp4", "has {what}: use {seed}, {id}"),
         ("", "has no name"),
         ("full", "is not an empty folder"),
-        ("x" * 240 + ".mp4", "stands beside it, and cannot be a file: File name too long"),
+        ("x" * 240 + ".mp4", "written next to it, cannot be a file: File name too long"),
     ):
         asked = ["generate", "a", "--seed", "7", "--model", "/no/where", "-o", output]
         assert cli.main(asked) == 2

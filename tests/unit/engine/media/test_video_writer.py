@@ -277,7 +277,7 @@ def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
         check_output(OutputTarget(tmp_path / ("x" * 250 + ".mp4")), 1, keeps=False)  # .mp4.json
     longest = "x" * (255 - len(".snapshot-9.safetensors"))
     check_output(OutputTarget(tmp_path / f"{longest}.mp4"), 1)
-    with pytest.raises(RequestError, match=r"snapshot-9.safetensors' stands beside it, and cannot"):
+    with pytest.raises(RequestError, match=r"snapshot-9.safetensors', written next to it, cannot"):
         check_output(OutputTarget(tmp_path / f"{longest}x.mp4"), 1)
 
 
