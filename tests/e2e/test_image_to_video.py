@@ -90,7 +90,7 @@ def test_another_picture_at_the_same_place(
     Image.new("RGB", (8, 8)).save(path)
     again = ["generate", "--config", f"{out}.json", "-o", out, "--overwrite"]
     code, _, err = run(*again)
-    assert code == 2 and "is another picture than was meant" in err.splitlines()[-1]
+    assert code == 2 and "is not the expected picture" in err.splitlines()[-1]
     assert run(*again, "--image", str(path))[0] == 0  # which says that it is meant
 
 

@@ -139,8 +139,8 @@ def _check_digest(found: str, expected: str | None, label: str) -> None:
     """Called only once a picture was decoded: nothing is disclosed about other files."""
     if expected is not None and found != expected:
         raise RequestError(
-            f"{label} is another picture than was meant: its SHA-256 is not {expected}; leave "
-            "image_sha256 out to take it"
+            f"{label} is not the expected picture: its SHA-256 is not {expected}; leave "
+            "image_sha256 out to accept it"
         )
 
 

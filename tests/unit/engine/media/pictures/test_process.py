@@ -30,8 +30,8 @@ def hostile(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines of which a test can wait for the end."""
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits that a test can wait for."""
     assert (process.MAX_CPU_S, process._QUICK_CPU_S) == (5, 0.5)
     monkeypatch.setattr(picture, "MAX_CPU_S", 0.3)
     monkeypatch.setattr(process, "_QUICK_CPU_S", 0.2)
@@ -44,18 +44,18 @@ def plain(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_that_takes_too_long(hostile: Path, short: None) -> None:
-    """Refused, by those who render it and by those who only look; and nothing of it is left."""
+def test_a_picture_that_takes_too_long_is_refused(hostile: Path, short_limits: None) -> None:
+    """Both when rendering and when checking, and no process is left."""
     before = psutil.Process().children()
-    said = f"image={str(hostile)!r} takes more than 0.3 s to decode: save it as a baseline JPEG"
+    label = f"image={str(hostile)!r} takes more than 0.3 s to decode: save it as a baseline JPEG"
     for read in (read_picture, check_picture):
         with pytest.raises(RequestError) as caught:
             read(hostile)
-        assert str(caught.value) == f"{said} or PNG"
+        assert str(caught.value) == f"{label} or PNG"
     assert psutil.Process().children() == before
 
 
-def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, short: None) -> None:
+def test_slow_pictures_do_not_delay_others(hostile: Path, plain: Path, short_limits: None) -> None:
     refused = []
 
     def read() -> None:
@@ -74,7 +74,9 @@ def test_others_go_on_beside_those_that_take_long(hostile: Path, plain: Path, sh
     assert len(refused) == 3
 
 
-def test_one_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_takes_too_much_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process, "MAX_MEMORY_BYTES", 2**23)
     path = tmp_path / "large.png"
     Image.new("RGB", (3000, 3000)).save(path)
@@ -82,22 +84,22 @@ def test_one_that_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.Monk
         read_picture(path)
 
 
-def test_what_ends_its_decoder(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a signal: the picture's fault. One that cannot start is the machine's."""
-    said = f"image={str(plain)!r}"
+def test_a_decoder_that_dies(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is the picture's fault; a failed start is the machine's."""
+    label = f"image={str(plain)!r}"
     for code, error, words in (
         (-signal.SIGSEGV, RequestError, "ends its decoder (Segmentation fault): save it again"),
         (-signal.SIGKILL, RequestError, "ends its decoder (Killed): save it again"),
         (1, EngineError, "cannot be decoded here: ImportError: no PIL"),
     ):
         ended = subprocess.CompletedProcess([], code, b"", b"Traceback\nImportError: no PIL\n")
-        monkeypatch.setattr(process, "run_limited", lambda *given, ended=ended: ended)
+        monkeypatch.setattr(process, "run_limited", lambda *arguments, ended=ended: ended)
         with pytest.raises(error) as caught:
             read_picture(plain)
-        assert str(caught.value) == f"{said} {words}"
+        assert str(caught.value) == f"{label} {words}"
 
 
-def test_a_machine_that_is_too_busy(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_machine_is_an_engine_error(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_TIMEOUT_S", 0.01)
     before = psutil.Process().children()
     with pytest.raises(EngineError, match=r"was not decoded within 0\.01 s, since .*: try again"):
@@ -105,8 +107,10 @@ def test_a_machine_that_is_too_busy(hostile: Path, monkeypatch: pytest.MonkeyPat
     assert psutil.Process().children() == before
 
 
-def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not decoded again to be looked at, and has more time when it is rendered."""
+def test_an_accepted_picture_is_not_refused_later(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not decoded again by a check, and has twice the time when it is rendered."""
     allowed_s = []
 
     def decoded(content: bytes, label: str, cpu_s: float) -> Any:
@@ -124,12 +128,12 @@ def test_one_that_was_accepted_stays_so(plain: Path, monkeypatch: pytest.MonkeyP
     assert allowed_s == [5, 10]
 
 
-def test_a_decoder_knows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGTAKE_API_KEY", "secret")
     assert "secret" not in limited_process._environment().values()
 
 
-def test_a_decoder_ends_with_those_who_wait_for_it(hostile: Path) -> None:
+def test_a_decoder_ends_with_its_parent(hostile: Path) -> None:
     reading = (
         "from pathlib import Path; from longtake.engine.media.pictures import picture, process;"
         "process._QUICK_CPU_S = 300;"
@@ -148,8 +152,8 @@ def test_a_decoder_ends_with_those_who_wait_for_it(hostile: Path) -> None:
     assert not still_running(family, timeout=10)
 
 
-def test_only_three_decoders_ever_run(tmp_path: Path) -> None:
-    """Whatever a file is called; and what follows a picture does no harm."""
+def test_only_three_formats_are_decoded(tmp_path: Path) -> None:
+    """Whatever the file's name; data after a picture are ignored."""
     path, content = tmp_path / "a.png", io.BytesIO()
     Image.new("RGB", (4, 4)).save(content, "PNG")
     path.write_bytes(content.getvalue() + b"<script>" * 1000)
