@@ -122,7 +122,7 @@ def test_rank_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "torch.py").write_text("raise ImportError('half installed')")
     environment, broken = on_ranks._environment, {"PYTHONPATH": str(tmp_path)}
     monkeypatch.setattr(on_ranks, "_environment", lambda *place: {**environment(*place), **broken})
-    message = r"rank \d died \(exit code 1\); the last it said: ImportError: half installed"
+    message = r"rank \d died \(exit code 1\); its last line: ImportError: half installed"
     with pytest.raises(RankError, match=message):
         trial.exchange("cpu", deadline_s=60)
     assert not running_ranks(os.getpid())

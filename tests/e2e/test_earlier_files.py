@@ -66,7 +66,7 @@ def test_snapshot_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     snapshot = copy_of("interrupted.snapshot.safetensors", tmp_path)
     output = tmp_path / "interrupted.npy"
     generate(output, *SHORT, "--resume")
-    assert capsys.readouterr().err.splitlines()[0] == "goes on after step 6 of 12"
+    assert capsys.readouterr().err.splitlines()[0] == "resumes after step 6 of 12"
     assert not snapshot.exists()
     generate(tmp_path / "whole.npy", *SHORT)
     np.testing.assert_allclose(np.load(output), np.load(tmp_path / "whole.npy"), rtol=0, atol=1e-4)
@@ -81,7 +81,7 @@ def test_kept_latents_are_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (metadata["request"]["prompt"], metadata["request"]["seed"]) == (PROMPT, 7)
     capsys.readouterr()
     generate(resumed, *SMALL_TILES, "--resume")
-    assert capsys.readouterr().err.splitlines()[0] == f"goes on with the latents in {latents}"
+    assert capsys.readouterr().err.splitlines()[0] == f"decodes the latents in {latents}"
     assert not latents.exists()
     np.testing.assert_array_equal(np.load(resumed), np.load(decoded))
     assert np.load(decoded).shape == (17, 64, 64, 3)

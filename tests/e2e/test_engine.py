@@ -68,8 +68,8 @@ def test_request_as_fields_or_prompt(alone: VideoEngine) -> None:
     ):
         np.testing.assert_array_equal(video.latents, expected)
     for arguments, fields, words in (
-        ((request(),), {"seed": 3}, "seed beside a request"),
-        ((3,), {}, "request='3' is no VideoRequest"),
+        ((request(),), {"seed": 3}, "seed together with a request"),
+        ((3,), {}, "request='3' is not a VideoRequest"),
         ((), {"prompt": "a", "heigth": 3}, "heigth is not an option: perhaps you meant height"),
         ((), {"prompt": "a", "num_frames": "many"}, "num_frames='many' must be a whole number"),
         ((), {"prompt": "a", "image": np.zeros((2, 2))}, "image=array"),
@@ -159,7 +159,7 @@ def test_latents_output_is_not_decoded(pair: VideoEngine) -> None:
     assert "decoding" not in video.metadata.seconds
     with pytest.raises(RequestError, match="there are no frames here"):
         _ = video.frames
-    with pytest.raises(RequestError, match="which were not decoded: use .safetensors"):
+    with pytest.raises(RequestError, match="that were not decoded: use .safetensors"):
         video.save("out.mp4")
 
 
@@ -192,7 +192,7 @@ def test_rendering_in_a_callback_is_refused(pair: VideoEngine) -> None:
     def render(progress: Progress) -> None:
         pair.generate(request())
 
-    with pytest.raises(RequestError, match="called by a callback of its own"):
+    with pytest.raises(RequestError, match="called from its own callback"):
         pair.generate(request(), render)
     assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
 

@@ -90,7 +90,7 @@ def test_replaced_picture_is_noticed(
     Image.new("RGB", (8, 8)).save(path)
     again = ["generate", "--config", f"{out}.json", "-o", out, "--overwrite"]
     code, _, err = run(*again)
-    assert code == 2 and "is another picture than was meant" in err.splitlines()[-1]
+    assert code == 2 and "is not the expected picture" in err.splitlines()[-1]
     assert run(*again, "--image", str(path))[0] == 0  # an explicit picture is accepted
 
 

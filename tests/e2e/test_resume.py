@@ -58,7 +58,7 @@ def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_p
     assert [name for name in names(tmp_path) if not name.startswith(".")] == [snapshot_path.name]
     snapshot = snapshot_path.read_bytes()
     code, _, stderr = generate("-o", out, "--devices", 2, "--resume")
-    assert (code, stderr.splitlines()[0]) == (0, "goes on after step 10 of 24")
+    assert (code, stderr.splitlines()[0]) == (0, "resumes after step 10 of 24")
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
     metadata, again = json.loads((tmp_path / "out.npy.json").read_text()), np.load(out)
     assert metadata["snapshots"]["steps_before"] == 10
@@ -76,7 +76,7 @@ def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_p
     code, _, stderr = generate("-o", out, "--seed", seed + 1, "--resume", "--overwrite")
     assert code == 0
     assert stderr.splitlines()[0] == (
-        f"{snapshot_path} is of another request: seed={seed}, not {seed + 1}: it begins anew"
+        f"{snapshot_path} is of another request: seed={seed}, not {seed + 1}: it starts over"
     )
     snapshot_path.write_bytes(snapshot[:-9])
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
@@ -84,7 +84,9 @@ def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_p
     assert f"{snapshot_path} is damaged" in stderr.splitlines()[0]
     np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
-    assert stderr.splitlines()[0] == f"{snapshot_path} is not there: it begins with the first step"
+    assert (
+        stderr.splitlines()[0] == f"{snapshot_path} does not exist: it starts with the first step"
+    )
 
 
 def test_interrupted_decoding_resumes_from_latents(
@@ -98,7 +100,7 @@ def test_interrupted_decoding_resumes_from_latents(
     code, _, stderr = generate("-o", out, *tiles, "--resume")
     assert code == 0
     latents_path = tmp_path / "out.latents.safetensors"
-    assert stderr.splitlines()[0] == f"goes on with the latents in {latents_path}"
+    assert stderr.splitlines()[0] == f"decodes the latents in {latents_path}"
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
     metadata = json.loads((tmp_path / "out.npy.json").read_text())
     assert "denoising" not in metadata["seconds"]
