@@ -338,7 +338,7 @@ def test_a_key_and_a_picture_on_a_phone(browser: Any, animating: Server, width: 
         content = picture.getvalue()
         for kind in ("paste", "drop"):
             page.evaluate(GIVE, [kind, list(content)])
-            page.get_by_role("img", name="the picture").wait_for()
+            page.get_by_role("img", name="Chosen picture").wait_for()
             page.get_by_role("button", name="Remove the picture").click()
             assert chooser.input_value() == ""
         page.evaluate(GIVE, ["paste", list(content)])
