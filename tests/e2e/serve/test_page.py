@@ -342,7 +342,7 @@ def test_login_and_picture_on_a_phone(browser: Any, image_server: Server) -> Non
         content = picture.getvalue()
         for kind in ("paste", "drop"):
             page.evaluate(PASTE_OR_DROP, [kind, list(content)])
-            page.get_by_role("img", name="the picture").wait_for()
+            page.get_by_role("img", name="Chosen picture").wait_for()
             page.get_by_role("button", name="Remove the picture").click()
             assert chooser.input_value() == ""
         page.evaluate(PASTE_OR_DROP, ["paste", list(content)])
