@@ -1,17 +1,17 @@
-# make            the environment, in .venv
-# make test       every test that needs no GPU
-# make test-gpu   the tests that need one, on a machine that has some
-# make check      lint and types
-# make docs       the documentation, in site/
-# make demo       a video from a prompt, rendered on two ranks, in demo/
-# make quality    64 prompts and 32 pictures for the models that come with the package, judged
-# make train-demo trains them, the first from scratch, in about three hours on two cores
-# make soak       a batch whose processes are killed 200 times, and a server with crowds of clients,
-#                 in half an hour
-# make plots      the pictures in docs/
-# make peers      a second environment with the projects that the benchmarks compare with
-# make benchmark  attention against the peers; make benchmark-denoise: a denoising step;
-#                 make benchmark-decode: decoding in tiles; make benchmark-plan: predictions
+# make             create the environment in .venv
+# make test        run all tests that need no GPU
+# make test-gpu    run the tests that need a GPU
+# make check       lint, check types and imports
+# make docs        build the documentation in site/
+# make demo        render a video on two ranks into demo/
+# make quality     judge videos of the demo models: 64 prompts, 32 pictures
+# make train-demo  train the demo models, about three hours on two cores
+# make soak        kill processes of a batch 200 times, and send crowds to a server: half an hour
+# make plots       draw the figures in docs/
+# make peers       create a second environment with the projects that benchmarks compare with
+# make benchmark   measure attention against the peers
+# make benchmark-denoise, benchmark-decode, benchmark-plan
+#                  measure denoising steps, decoding in tiles, and the planner's predictions
 
 PYTHON ?= python3
 RANKS ?= 2
@@ -19,7 +19,7 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 
-# One thread a rank: ranks share the cores, and results repeat.
+# One thread per rank: ranks share the cores, and results are reproducible.
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := env
@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Three at once on two cores: some wait while others compute. Files of few and long tests come first.
+# Three processes on two cores, since some tests wait. Files with few, long tests come first.
 test: env
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 10
 
@@ -62,7 +62,7 @@ demo: env
 quality: env
 	$(BIN)/python -m tests.quality.demo
 
-# The models that come with the package, from scratch, or on from the last checkpoint.
+# Trains from scratch, or from the last checkpoint. The second model starts from the first.
 train-demo: env
 	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo text-to-video demo/training \
 		--output configs/models/demo
@@ -93,7 +93,7 @@ benchmark-denoise: peers
 benchmark-decode: peers
 	$(PEERS)/bin/python -m benchmarks.decode --ranks $(RANKS)
 
-# What the planner predicts of this machine beside what is measured, on a profile measured first.
+# Compares predictions with measurements on this machine, after measuring its profile.
 benchmark-plan: env
 	$(BIN)/python -m benchmarks.planning.published
 	$(BIN)/python -m benchmarks.planning.predictions --ranks $(RANKS)

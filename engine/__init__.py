@@ -1,7 +1,7 @@
 """From a request to a plan, to ranks, to a video. Names are imported on first use.
 
-Not by lazy_loader, which finds names in submodules of the package alone: some of these come from
-``longtake.configs`` and ``longtake.pipelines``.
+lazy_loader is not used: it finds names in submodules of the package only, and some of these come
+from ``longtake.configs`` and ``longtake.pipelines``.
 """
 
 from __future__ import annotations

@@ -46,16 +46,16 @@ class VideoEngine(EngineOutline):
 
     Args:
         config: The model, its ranks and their deadlines.
-        isolated: Run a single rank in a process of its own, too, so that this process survives it.
+        isolated: Run even a single rank in a separate process, so that this one survives it.
         scratch: Folder for the ranks' logs; the system's temporary folder if None.
-        launcher_factory: Makes what starts the ranks. By default it follows from the number of
-            devices, and from torchrun's variables.
+        launcher_factory: Makes the launcher of the ranks. The default depends on the number of
+            devices and on torchrun's variables.
 
     Attributes:
         config: The configuration, resolved but for the degrees and the attention kernel.
         spec: Facts about the model that are known before it is loaded.
         layouts: The layouts that requests may run in, with their predicted durations.
-        writes: Whether this process receives the frames; under torchrun rank 0 alone does.
+        writes: Whether this process receives the frames; under torchrun, only rank 0 does.
 
     Raises:
         ModelError: The model is missing, damaged or of an unknown kind.
@@ -151,21 +151,21 @@ class VideoEngine(EngineOutline):
             on_progress: Called as ranks finish steps; an exception from it stops all ranks
                 between two steps.
             fields: Fields of a request by name, instead of ``request``. ``image`` may be a path or
-                a PIL image; the metadata identify the latter by its digest alone.
+                a PIL image; the metadata identify an image by its digest only.
 
         Returns:
-            The frames, the latents and the metadata; under torchrun, no frames but on rank 0.
+            The frames, the latents and the metadata; under torchrun, frames on rank 0 only.
 
         Raises:
             RefusedInputError: The request cannot be rendered here. The engine stays usable.
             RankError: A rank died or hung. The next call starts the ranks again, except under
                 torchrun. If denoising was finished, the error's ``latents`` can be decoded.
         """
-        with request_from_arguments(request, fields) as wanted:
+        with request_from_arguments(request, fields) as requested:
             if self.spec.image is None:
-                resolved: ResolvedRequest | None = self.resolve(wanted)
-            else:  # the picture may be on rank 0's host alone
-                resolved = self._on_rank_0(lambda: self.resolve(wanted), on_progress)
+                resolved: ResolvedRequest | None = self.resolve(requested)
+            else:  # only rank 0's host may have the picture
+                resolved = self._on_rank_0(lambda: self.resolve(requested), on_progress)
             video = self._in_memory(resolved, None, on_progress)
         if not isinstance(fields.get("image", ""), str | os.PathLike):  # its file was temporary
             rendered = video.metadata.request.model_copy(update={"image": None})
@@ -214,10 +214,10 @@ class VideoEngine(EngineOutline):
             sink: Receives the latents and the frames, on rank 0.
             on_progress: As in :meth:`generate`.
             snapshots: From :func:`longtake.engine.media.snapshot.plan_snapshots`. The caller
-                removes the file when it is of no more use.
+                removes the file once it is no longer needed.
             low_memory: Decode in as little device memory as possible.
-            stop_requested: Polled. Ranks in processes of their own that do not stop within
-                ``stop_timeout_s`` are killed, and the next rendering starts others.
+            stop_requested: Polled. Ranks in other processes that do not stop within
+                ``stop_timeout_s`` are killed; the next rendering starts new ones.
 
         Raises:
             RefusedInputError, RankError: As :meth:`generate`; exceptions from the sink stop all
@@ -272,8 +272,11 @@ class VideoEngine(EngineOutline):
         self.close()
 
     def can_resolve(self, request: Rendering) -> bool:
-        """Whether this process can resolve a request: under torchrun, its picture may be on rank
-        0's host alone, and other ranks pass None to :meth:`render`."""
+        """Whether this process can resolve a request.
+
+        Under torchrun, only rank 0's host may have the picture. Other ranks then pass None to
+        :meth:`render`.
+        """
         return self.writes or request.image is None
 
     def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInput]:
@@ -281,7 +284,7 @@ class VideoEngine(EngineOutline):
         assert isinstance(request, ResolvedRequest)
         if (request.i2v_mode is None) != (self.spec.image is None):
             raise RequestError(
-                f"i2v_mode={request.i2v_mode!r} in a request that is resolved, with "
+                f"i2v_mode={request.i2v_mode!r} in a resolved request, with "
                 f"{self.config.model}: resolve it for this model"
             )
         dims, _ = self.layouts.choose(request)
@@ -303,7 +306,7 @@ class VideoEngine(EngineOutline):
     def _in_memory(
         self, request: ResolvedDecode | None, latents: Array | None, on_progress: OnProgress
     ) -> Video:
-        """Render a request, or decode its latents if there are some, into memory."""
+        """Render a request into memory; with latents, only decode them."""
         sink = FramesInMemory(0 if request is None else self.num_frames_of(request), latents)
         try:
             if latents is None:
@@ -319,7 +322,7 @@ class VideoEngine(EngineOutline):
 
     def _metadata(self, job: Job, reports: list[RankReport]) -> Metadata:
         if reports[0].snapshot_failure:
-            logger.warning("snapshots were left out: %s", reports[0].snapshot_failure)
+            logger.warning("snapshots could not be written: %s", reports[0].snapshot_failure)
         kernel = reports[0].attention_kernel or self.config.attention_kernel
         why = ""
         if not job.from_latents:

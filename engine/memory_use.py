@@ -1,4 +1,4 @@
-"""How much memory this process uses, and whether an error means that there was not enough."""
+"""Memory that this process uses, and errors that mean there was not enough."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most resident memory that this process has used since it started."""
+    """Peak resident memory since this process started."""
     # psutil has no peak on Linux, and getrusage's includes that of the parent before the exec.
     status = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in status if line.startswith("VmHWM:"))
@@ -22,8 +22,7 @@ def peak_resident_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory in use since this process started: on its GPU if it uses one, else on the
-    host."""
+    """Peak memory since this process started: of its GPU if it uses one, else of the host."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()

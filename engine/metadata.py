@@ -1,4 +1,4 @@
-"""Metadata of a rendering: how to render it again, and what each stage and rank took."""
+"""Metadata of a rendering: how to repeat it, and what it cost each stage and rank."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from longtake.version import library_versions
 
 @dataclass
 class Metadata:
-    """Everything that rendering a video again needs, and what it cost.
+    """How to render a video again, and what it cost.
 
     Attributes:
-        request: The resolved request, with its seed. For decoded latents of unknown origin, the
-            decoding options alone.
+        request: The resolved request, with its seed. For decoded latents of unknown origin, only
+            the decoding options.
         engine: The engine's configuration, with the dtypes, device, kernel and revision in use.
         layout: The degrees of parallelism.
         seconds: Seconds of each stage on rank 0, including loading and writing.
@@ -45,7 +45,7 @@ class Metadata:
 
     @property
     def truncated(self) -> dict[str, dict[str, int]]:
-        """Token counts "used" and "total" of each truncated prompt, by field."""
+        """Token counts "used" and "total" of each truncated prompt, by request field."""
         return self.ranks[0].truncated
 
     def warnings(self) -> list[str]:

@@ -15,9 +15,9 @@ class RankReport:
         attention_kernel: Name of the attention kernel; empty if nothing was denoised.
         seconds: Duration by stage.
         bytes_sent: Bytes sent to other ranks, by stage.
-        tiles_at_once: The most tiles decoded at once.
+        tiles_at_once: Largest number of tiles decoded at once.
         peak_memory_bytes: Peak memory of the GPU, or of the process, since the rank started.
-        steps_before: Steps that the snapshot resumed from already held.
+        steps_before: Number of steps in the snapshot that the job resumed from.
         snapshots: Number of snapshots written.
         snapshot_failure: Why a snapshot could not be written; empty if all were.
         truncated: Prompts that were cut, by field, with token counts "used" and "total"; on rank 0.

@@ -70,7 +70,7 @@ def render_to_files(
     """Start an engine, render one request into files, and end the engine.
 
     A failed or terminated rendering leaves a snapshot, or the latents if denoising was finished. A
-    later one with ``resume`` continues from them, and removes them once its files are whole.
+    later one with ``resume`` continues from them, and removes them once its files are complete.
 
     Args:
         config: The model and its ranks.
@@ -81,7 +81,7 @@ def render_to_files(
         resume: Continue an interrupted rendering of this request, if there is one.
 
     Returns:
-        The files, which appear once all are whole; None on ranks of torchrun other than 0.
+        The files, once all are complete; None on ranks of torchrun other than 0.
 
     Raises:
         RefusedInputError: It cannot be rendered or written here; no file is left.
@@ -91,7 +91,7 @@ def render_to_files(
     if seed_drawn:
         request = request.model_copy(update={"seed": secrets.randbits(32)})
     values = output.values(request.seed, config.model, request.num_videos)
-    # On rank 0 alone: the folder may be on another host.
+    # Only rank 0's host may have the folder.
     path = output.place(values, request.num_videos) if TorchrunPlace.is_writer() else None
     with VideoEngine(config) as engine:
         resolved = engine.resolve(request) if engine.can_resolve(request) else None
@@ -124,7 +124,7 @@ def decode_to_files(
         listener: Receives progress, notes and paths of files.
 
     Returns:
-        The files, which are whole; None on ranks of torchrun other than 0.
+        The files, once they are complete; None on ranks of torchrun other than 0.
 
     Raises:
         RefusedInputError: They cannot be decoded or written here; no file is left.
@@ -161,7 +161,7 @@ class _FileRendering:
         latents = find_kept_latents(self.path, self.engine.identity_of(request))
         if latents is None:
             return self.render(request, config, resume=True)
-        self.listener.note(f"goes on with the latents in {latents.path}")
+        self.listener.note(f"decodes the latents in {latents.path}")
         files = self.decode(request, latents.latents)
         latents.path.unlink(missing_ok=True)
         return files
@@ -192,7 +192,7 @@ class _FileRendering:
         """Decode latents.
 
         Args:
-            request: How to decode, or the whole request that rendered them.
+            request: How to decode, or the request that rendered the latents.
             latents: ``[B, C, F, H, W]``.
             origin: Their provenance, for the metadata.
         """

@@ -49,7 +49,7 @@ def find_interrupted(
 
     Args:
         template: The output's path, which may have placeholders; None: ``out.mp4`` with any number.
-        values: Values of the placeholders now. A date, or a drawn seed, may have been another.
+        values: Current values of the placeholders. The date, and a drawn seed, may differ.
         request: The request.
         seed_drawn: Whether its seed was drawn: then any seed matches.
 
@@ -74,7 +74,7 @@ def find_interrupted(
 def _files_left(
     template: str | None, values: Mapping[str, str], seed_drawn: bool
 ) -> Iterator[tuple[Path, Path]]:
-    """Outputs that the template may have named, each with the file left beside it, newest first."""
+    """Outputs that match the template, each with the file left next to it, the newest first."""
     path = Path(DEFAULT_OUTPUT if template is None else fill_placeholders(template, values))
     if template is None:
         stem = r"out(?:-\d+)?"
@@ -115,7 +115,7 @@ def find_kept_latents(output: Path, identity: Identity) -> InterruptedDecode | N
 
 
 def _numbered_files(output: Path, path_of: Callable[[Path, int], Path]) -> Iterator[Path]:
-    """The files of one kind that interrupted renderings left beside an output."""
+    """The files of one kind that interrupted renderings left next to an output."""
     for number in itertools.count():
         path = path_of(output, number)
         if not os.path.lexists(path):
@@ -133,17 +133,17 @@ def choose_snapshot(
     resume: bool,
     overwrite: bool,
 ) -> SnapshotPlan:
-    """The snapshot that a rendering resumes from, if any, and the file that it writes its own to.
+    """Choose the snapshot that a rendering resumes from, and the file of its own snapshots.
 
-    A snapshot that is not resumed from stays, unless ``overwrite`` is set.
+    A snapshot that it does not resume from is kept, unless ``overwrite`` is set.
 
     Args:
         output: Path of the output.
         identity: Identity of the rendering.
         config: How often snapshots are written.
-        note: Called with a line for the user: where the rendering starts, and which files stay.
+        note: Called with a line for the user: where the rendering starts, and which files are kept.
         resume: Resume from a snapshot of this rendering.
-        overwrite: Replace the first snapshot beside the output.
+        overwrite: Replace the first snapshot next to the output.
     """
     found = list(_numbered_files(output, snapshot_path))
     for path in found if resume else []:
@@ -154,12 +154,12 @@ def choose_snapshot(
             return plan
     path = snapshot_path(output)
     if resume and not found:
-        note(f"{path} is not there: it begins with the first step")
+        note(f"{path} does not exist: it starts with the first step")
     if not (overwrite and is_snapshot(path)):
         numbers = (snapshot_path(output, number) for number in itertools.count())
         path = next(each for each in numbers if not os.path.lexists(each))
         if found and not resume:
-            note(f"{found[0]} stays: --resume goes on from it, if it is of the same rendering")
+            note(f"{found[0]} is kept: --resume continues from it if it is of the same rendering")
     return plan_snapshots(path, identity, config, resume=False, at_the_end=False)[0]
 
 
@@ -169,16 +169,16 @@ def snapshot_kept_on_failure(
 ) -> Iterator[None]:
     """Remove a rendering's snapshot when the context ends, unless it failed.
 
-    After Ctrl-C without ``resume`` the video is not wanted: a snapshot that this rendering wrote is
-    removed, too, and an earlier one stays.
+    Ctrl-C without ``resume`` discards the video: a snapshot that this rendering wrote is removed,
+    and an earlier one is kept.
 
     Args:
         path: The snapshot.
-        on_kept: Called with the path if a snapshot stays.
+        on_kept: Called with the path if the snapshot is kept.
         resume: Whether the user asked to resume.
 
     Raises:
-        EngineError: The context's own, with a line that says how to resume.
+        EngineError: Raised in the context; a line that says how to resume is added.
     """
     before = _stamp(path)
     try:
@@ -192,14 +192,14 @@ def snapshot_kept_on_failure(
         elif path.exists():
             on_kept(path)
             if isinstance(error, EngineError):
-                hint = f"{path} holds the steps that are done: --resume goes on from there"
+                hint = f"{path} holds the finished steps: --resume continues from there"
                 raise with_message(error, f"{error}\n{hint}") from error
         raise
     drop_snapshot(path)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Inode and time of modification, which differ once a file was replaced."""
+    """Inode and modification time, which change when a file is replaced."""
     try:
         stat = path.stat()
     except OSError:

@@ -36,8 +36,8 @@ class Supervisor:
     Args:
         config: The engine's configuration.
         scratch: Folder for the ranks' logs.
-        say: Called with a line about each failed start and excluded device.
-        wait: Waits for a number of seconds, or less if waiting becomes pointless.
+        note: Called with a line about each failed start and excluded device.
+        wait: Waits for a number of seconds; may return early.
 
     Raises:
         As :class:`VideoEngine`.
@@ -51,11 +51,11 @@ class Supervisor:
         self,
         config: EngineConfig,
         scratch: Path,
-        say: Callable[[str], None],
+        note: Callable[[str], None],
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
         self._scratch = scratch
-        self._say = say
+        self._note = note
         self._wait = wait
         self._devices = list(config.devices_by_rank)
         self._config = config
@@ -86,7 +86,7 @@ class Supervisor:
         failed, wait_s = 0, _FIRST_WAIT_S
         while True:
             if stop_requested():
-                raise Stopped("it was told to stop")
+                raise Stopped("stop requested")
             try:
                 self.starts += not (self._engine.running or self._stopped_on_request)
                 self._stopped_on_request = False
@@ -97,7 +97,7 @@ class Supervisor:
                 self._stopped_on_request = True
                 raise
             except RankError as error:
-                self._say(f"the ranks did not start: {_first_line(error)}")
+                self._note(f"the ranks did not start: {_first_line(error)}")
                 device = None if error.out_of_memory else self._device_of(error)
                 if device is None:
                     failed += 1
@@ -167,7 +167,7 @@ class Supervisor:
         return None if rank is None or rank >= len(self._devices) else self._devices[rank]
 
     def _exclude(self, device: int, error: RankError) -> None:
-        """Go on without a device.
+        """Exclude a device, and continue on the others.
 
         Raises:
             EngineError: No device is left, or the others cannot be used.
@@ -183,8 +183,8 @@ class Supervisor:
         except RefusedInputError as refusal:  # e.g. more GPUs have disappeared
             raise EngineError(f"no ranks can be started: {refusal}") from error
         count = len(self._devices)
-        self._say(
-            f"device {device} is left out: it failed again and again; {count} "
+        self._note(
+            f"device {device} is excluded: it failed repeatedly; {count} "
             f"{'is' if count == 1 else 'are'} left"
         )
 

@@ -1,4 +1,4 @@
-"""The place that torchrun gives a process, read from environment variables here alone."""
+"""This process's place under torchrun. No other module reads torchrun's variables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TorchrunPlace:
     def from_environment(cls) -> TorchrunPlace:
         """Read RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-        Without the local variables, all ranks are taken to run on one host.
+        Without the local variables, all ranks are assumed to run on one host.
 
         Raises:
             LayoutError: A variable is not a number, or the numbers contradict each other.

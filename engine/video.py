@@ -36,7 +36,7 @@ class Video:
             ``output_type="latents"``, and under torchrun on all ranks but 0.
         latents: ``[B, C, F, H, W]``, float32, before the decoder's scale.
         metadata: How they were rendered.
-        writes: Whether :meth:`save` writes; under torchrun on rank 0 alone.
+        writes: Whether :meth:`save` writes; under torchrun, on rank 0 only.
     """
 
     batch: list[Array]
@@ -53,8 +53,8 @@ class Video:
         """
         if not self.batch:
             raise RequestError(
-                "there are no frames here: latents alone were asked for, or this is not rank 0; "
-                "see Video.latents"
+                'there are no frames here: output_type is "latents", or this is not rank 0; see '
+                "Video.latents"
             )
         return self.batch[0]
 
@@ -82,7 +82,7 @@ class Video:
     ) -> list[Path]:
         """Write the videos to files; several get the names ``name-0``, ``name-1``, ...
 
-        The files appear once all are whole.
+        The files appear once all are complete.
 
         Args:
             path: Path with the suffix .mp4, .webm, .gif, .npy or .safetensors (latents), or without
@@ -102,7 +102,7 @@ class Video:
             return []
         if not self.batch and output_type(path) == "frames":
             raise RequestError(
-                f"output={str(path)!r} with latents alone, which were not decoded: use .safetensors"
+                f"output={str(path)!r} with latents that were not decoded: use .safetensors"
             )
         rendered = self.metadata
         target = OutputTarget(path, metadata=metadata, overwrite=overwrite)

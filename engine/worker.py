@@ -119,7 +119,7 @@ class Worker:
         return self._world.broadcast_tensors(tensors)["latents"]
 
     def _denoise(self, rendering: _Rendering, decoder: TileCoder) -> torch.Tensor:
-        """The latents of a request, on every rank, saving snapshots on the way."""
+        """The latents of a request, on every rank. Saves snapshots."""
         run, request, world = rendering.run, rendering.request, self._world
         job = run.job
         rendering.kernel = self._select_kernel(job.dims)

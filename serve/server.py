@@ -26,7 +26,6 @@ from longtake.serve.service.render_loop import RenderLoop
 from longtake.serve.service.service import VideoService
 from longtake.serve.uvicorn_internals import Server, protocol_with_timeouts
 
-_MAX_HEADER_BYTES = 32 * 1024
 _HEADERS_TIMEOUT_S = 15.0
 _MAX_CONNECTIONS = 512
 _KEEP_ALIVE_S = 10
@@ -139,12 +138,11 @@ def _uvicorn_config(service: VideoService, settings: ServeConfig) -> uvicorn.Con
     return uvicorn.Config(
         build_application(service, settings),
         http=protocol_with_timeouts(min(_HEADERS_TIMEOUT_S, timeout_s), timeout_s),
-        ws="none",
+        ws="none",  # the request filter handles HTTP only
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,

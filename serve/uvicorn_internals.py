@@ -67,33 +67,20 @@ class _TimedProtocol(H11Protocol):
         elif self._headers_timer is None:
             self._start_headers_timer()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._stop_headers_timer()  # uvicorn limits the time between two requests
-
     def pause_writing(self) -> None:
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.write_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_write_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_headers_timer()
-        self._stop_write_timer()
-        super().connection_lost(exc)
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _start_headers_timer(self) -> None:
-        self._stop_headers_timer()
         self._headers_timer = self.loop.call_later(self.headers_s, self.transport.abort)
 
     def _stop_headers_timer(self) -> None:
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None

@@ -1,6 +1,7 @@
-"""Videos that are encoded again and again, in one process and in several, each time with other
-values in the memory that nobody wrote; and whether the same frames always gave the same file.
-``python -m tests.encodes`` takes some ten minutes.
+"""Checks that the same frames always give the same file, whatever uninitialised memory holds.
+
+``python -m tests.encodes`` encodes videos many times, in one process and in several. It takes some
+ten minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _DIRT_BYTES = 2**22
 
 
 def moving_frames(num_frames: int, height: int, width: int) -> npt.NDArray[np.float32]:
-    """A textured picture that moves slowly: the encoder finds motion, and has choices."""
+    """A textured picture that moves slowly, so that the encoder searches for motion."""
     rng = np.random.default_rng(0)
     height_px, width_px = height + num_frames, width + 2 * num_frames
     coarse = rng.random((height_px // 8 + 1, width_px // 8 + 1, 3), dtype=np.float32)
@@ -43,25 +44,25 @@ def moving_frames(num_frames: int, height: int, width: int) -> npt.NDArray[np.fl
 
 
 def dirty_heap(rng: random.Random) -> None:
-    """Fill much memory with other values, and free it: it is handed out again as it is."""
+    """Fill memory with random bytes and free it; later allocations get it unchanged."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
-    taken, total = [], 0
+    addresses, total = [], 0
     while total < _DIRT_BYTES:
         size = int(2 ** rng.uniform(4, 17))
         address = libc.malloc(size)
         ctypes.memset(address, rng.randrange(256), size)
-        taken.append(address)
+        addresses.append(address)
         total += size
-    rng.shuffle(taken)
-    for address in taken:
+    rng.shuffle(addresses)
+    for address in addresses:
         libc.free(address)
 
 
 def encoded(path: Path, frames: npt.NDArray[np.float32], fps: float = 24.0) -> bytes:
-    """The file of some frames."""
+    """The bytes of the file that the frames are encoded to."""
     writer = WRITERS[path.suffix](path, VideoHeader(frames.shape[:3], fps))
     for index, frame in enumerate(frames):
         writer.write(index, frame)
@@ -70,7 +71,7 @@ def encoded(path: Path, frames: npt.NDArray[np.float32], fps: float = 24.0) -> b
 
 
 def digests(suffix: str, size: tuple[int, int], times: int, seed: int) -> set[str]:
-    """Of the files that the same frames give."""
+    """SHA-256 of all files that the same frames give."""
     rng = random.Random(seed)
     frames = moving_frames(17 if max(size) < 700 else 9, *size)
     found = set()
@@ -98,17 +99,17 @@ def main() -> int:
         suffix, *size = options.one
         print(*digests(suffix, (int(size[0]), int(size[1])), 1, os.getpid()))
         return 0
-    most = 0
+    max_digests = 0
     for size in SIZES:
         for suffix in SUFFIXES:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             found = digests(suffix, size, options.times, seed=1)
             for number in range(options.processes):
                 found |= _in_another_process(suffix, size, number)
-            most = max(most, len(found))
+            max_digests = max(max_digests, len(found))
             name = f"{size[0]}x{size[1]}{suffix}"
-            print(f"{name}: {len(found)} digests, {time.perf_counter() - begun:.1f} s", flush=True)
-    return int(most != 1)
+            print(f"{name}: {len(found)} digests, {time.perf_counter() - start:.1f} s", flush=True)
+    return int(max_digests != 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Ranks forked from one process that has imported what they import, in the place of new ones.
+"""Forks ranks from a server process that has imported their modules.
 
-A rank takes some four CPU seconds to import torch, diffusers and transformers, and no time when it
-is forked. Whatever else is the same: a process each, its environment, its log files, its signals
-and its exit code. Tests about the start of ranks, their memory or their command line use the
-fixture ``new_ranks``.
+A new interpreter takes some three CPU seconds to import torch, diffusers and transformers; a forked
+one takes none. All else is the same: each rank has a process, an environment, log files, signals
+and an exit code. Tests of the start of ranks, their memory or their command line use the fixture
+``new_ranks``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRELOADED = [
 
 
 def fork_context() -> Any:
-    """The multiprocessing context whose processes are forked from the preloaded server."""
+    """The multiprocessing context that forks processes from the preloaded server."""
     context: Any = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -37,7 +37,7 @@ def fork_context() -> Any:
 
 @dataclass
 class _Handler:
-    """What the caller reads of torch's ``SubprocessHandler``."""
+    """The part of torch's ``SubprocessHandler`` that longtake uses."""
 
     process: BaseProcess
     _stdout: None = None
@@ -48,17 +48,17 @@ class _Handler:
         return self
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """The exit code, or None while the process runs."""
         return self.process.exitcode
 
 
 class ForkedRanks(SubprocessContext):
-    """Stands in for what torch's ``start_processes`` returns.
+    """Replaces the context that torch's ``start_processes`` returns.
 
     Args:
-        args: The interpreter's arguments, by rank: ``-m`` and the module are the last two.
-        envs: Additions to this process's environment, by rank.
-        logs_specs: Where stdout and stderr go.
+        args: Arguments of the interpreter, by rank; the last two are ``-m`` and the module.
+        envs: Environment variables in addition to this process's own, by rank.
+        logs: Files for stdout and stderr, by rank.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ForkedRanks(SubprocessContext):
         return {rank: each.process.pid for rank, each in self.subprocess_handlers.items()}  # type: ignore[attr-defined]
 
     def close(self, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
-        """Kill all processes and wait for their end."""
+        """Kill all processes and wait until they have ended."""
         for each in self.subprocess_handlers.values():
             each.process.kill()  # type: ignore[attr-defined]
         for each in self.subprocess_handlers.values():
@@ -99,12 +99,12 @@ def start_processes(
     envs: dict[int, dict[str, str]],
     logs_specs: DefaultLogsSpecs,
 ) -> ForkedRanks:
-    """Stands in for ``torch.distributed.elastic.multiprocessing.start_processes``."""
+    """Replaces ``torch.distributed.elastic.multiprocessing.start_processes``."""
     return ForkedRanks(args, envs, logs_specs.reify(envs))
 
 
 def _run(module: str, environment: dict[str, str], stdout: str, stderr: str) -> None:
-    """Execute a module as ``python -m`` does, with an environment and log files of its own."""
+    """Run a module as ``python -m`` does, with its own environment and log files."""
     os.environ.clear()
     os.environ.update(environment)
     os.environ["LONGTAKE_PARENT"] = str(os.getppid())  # the server, not the engine

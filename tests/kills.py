@@ -103,7 +103,7 @@ class Observations:
         """Record an event of ``--json``."""
         if event["event"] == "state" and event["state"] == "done":
             self.steps_done[event["id"]] = 0
-        if event["event"] == "note" and "goes on after step" in event["text"]:
+        if event["event"] == "note" and "after step" in event["text"]:
             self.resumed.append(event["text"])
         if event["event"] != "progress" or event["phase"] != "denoising":
             return

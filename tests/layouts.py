@@ -1,4 +1,4 @@
-"""The layouts and head counts that parity is checked on."""
+"""Layouts and head counts of the parity tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LAYOUTS = [
     for ulysses_degree in range(1, world_size + 1)
     if world_size % ulysses_degree == 0
 ]
-"""Every factorisation of 1 to 6 ranks into ring x ulysses."""
+"""All ring x ulysses layouts of 1 to 6 ranks."""
 
 HEADS = [
     (num_heads, num_kv_heads)
@@ -18,7 +18,7 @@ HEADS = [
     for num_kv_heads in range(1, num_heads + 1)
     if num_heads % num_kv_heads == 0
 ]
-"""Query heads, each with every number of KV heads that divides it."""
+"""Numbers of query heads, with each number of KV heads that divides them."""
 
 
 def layout_name(dims: ParallelDims) -> str:

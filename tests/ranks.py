@@ -1,9 +1,8 @@
-"""Groups of ranks that stay up for a whole run of the tests, or of a benchmark.
+"""Groups of ranks that call functions for tests and benchmarks.
 
-Processes of CPUs are forked from one that has imported torch, so that starting them costs next to
-nothing.
-A caller hands a group a function of some module and its arguments; every rank calls it and hands
-back what it returns. Tests share one group a world size.
+A group runs a function, which must be importable, on each of its ranks and returns all results.
+Tests share one group per world size. Ranks on CPUs are forked from a process that has imported
+torch, so that they start at once.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from longtake.parallel import ParallelDims
 from tests.forked_ranks import fork_context
 
 GROUP_TIMEOUT_S = 60.0
-"""For how long a rank waits for another in the shared groups."""
+"""Timeout of collectives."""
 
 
 class RankFailure(AssertionError):
-    """A function failed on some ranks; holds what each of them said."""
+    """A function failed on some ranks; the message has the traceback of each."""
 
 
 class RankGroup:
@@ -52,14 +51,14 @@ class RankGroup:
         """Start the ranks.
 
         Args:
-            grace_s: how long the others have to answer once one has failed.
-            call_timeout_s: how long all have to answer.
-            device_type: "cpu" (gloo) or "cuda" (NCCL, a device a rank).
-            warnings_are: what becomes of warnings on the ranks.
+            grace_s: Seconds that the other ranks have to return once one has failed.
+            call_timeout_s: Seconds that all ranks have to return.
+            device_type: "cpu" (gloo) or "cuda" (NCCL, one device per rank).
+            warnings_are: Treatment of warnings on the ranks.
         """
         self._call_timeout_s = call_timeout_s
         self._grace_s = grace_s
-        context: Any = mp.get_context("spawn")  # CUDA outlives no fork, and diffusers asks for it
+        context: Any = mp.get_context("spawn")  # CUDA cannot be used after a fork
         if device_type == "cpu":
             context = fork_context()
         self._folder = tempfile.TemporaryDirectory(prefix="longtake-ranks-")
@@ -79,22 +78,23 @@ class RankGroup:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call ``function(*args)`` on every rank; return what each returned.
+        """Call ``function(*args)`` on every rank; returns the results by rank.
 
         Raises:
-            RankFailure: it raised on a rank, or a rank died or hung. The group is then of no use.
+            RankFailure: It raised on a rank, or a rank died or hung. The group cannot be used any
+                more.
         """
-        answers = self.outcomes(function, *args)
-        failures = [f"rank {rank}: {said}" for rank, (ok, said) in enumerate(answers) if not ok]
+        outcomes = self.outcomes(function, *args)
+        failures = [f"rank {rank}: {text}" for rank, (ok, text) in enumerate(outcomes) if not ok]
         if failures:
             raise RankFailure("\n".join(failures))
-        return [returned for _, returned in answers]
+        return [result for _, result in outcomes]
 
     def outcomes(self, function: Callable[..., Any], *args: Any) -> list[tuple[bool, Any]]:
-        """Call ``function(*args)`` on every rank; say of each whether it returned, and what."""
+        """Like :meth:`run`, but returns (True, result) or (False, error message) for each rank."""
         for connection in self._connections:
             connection.send((function, args))
-        answers = {rank: (False, "no answer") for rank in range(len(self.processes))}
+        outcomes = {rank: (False, "no result") for rank in range(len(self.processes))}
         pending: dict[Any, int] = {c: rank for rank, c in enumerate(self._connections)}
         deadline = time.monotonic() + self._call_timeout_s
         while pending:
@@ -104,19 +104,19 @@ class RankGroup:
             for connection in ready:
                 rank = pending.pop(connection)
                 try:
-                    answers[rank] = connection.recv()
+                    outcomes[rank] = connection.recv()
                 except (EOFError, ConnectionError):
-                    answers[rank] = (False, "the process died")
-                if not answers[rank][0]:
+                    outcomes[rank] = (False, "the process died")
+                if not outcomes[rank][0]:
                     deadline = min(deadline, time.monotonic() + self._grace_s)
-        return list(answers.values())
+        return list(outcomes.values())
 
     def suspend(self) -> None:
-        """Stop the processes until :meth:`resume`: gloo's threads poll, which takes cores."""
+        """Suspend the processes: gloo's polling threads take up cores."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let suspended processes go on."""
+        """Continue suspended processes."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -138,42 +138,41 @@ class RankGroup:
 
 
 class RankGroups:
-    """The groups of one test run, one a world size, suspended while they are not in use. A group
-    that failed is started anew."""
+    """One group per world size, suspended while it is not in use, restarted after a failure."""
 
     def __init__(self) -> None:
         self._groups: dict[int, RankGroup] = {}
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function on every rank of the group of that size (see RankGroup.run)."""
+        """Call a function on every rank of the group of that size; see :meth:`RankGroup.run`."""
         if world_size not in self._groups:
             self._groups[world_size] = RankGroup(world_size)
         group = self._groups[world_size]
         group.resume()
         try:
-            returned = group.run(function, *args)
+            results = group.run(function, *args)
         except BaseException:
             self._groups.pop(world_size).close()
             raise
         group.suspend()
-        return returned
+        return results
 
     def close(self) -> None:
-        """End all processes; those that are needed again are started anew."""
+        """End all processes; later calls start new ones."""
         while self._groups:
             self._groups.popitem()[1].close()
 
 
 @cache
 def mesh_of(dims: ParallelDims) -> DeviceMesh:
-    """The mesh of a layout over all ranks of the group, built once on each rank."""
+    """The mesh of a layout over all ranks, built once per rank."""
     return dims.build_mesh("cpu", timeout_s=GROUP_TIMEOUT_S)
 
 
 def random_tensors(
     seed: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32
 ) -> list[torch.Tensor]:
-    """The same tensors on every rank."""
+    """Normally distributed tensors, the same on every rank."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
@@ -186,7 +185,7 @@ def _serve(
     device_type: str,
     warnings_are: Literal["error", "ignore"],
 ) -> None:
-    """One rank: call what arrives until the other end closes."""
+    """Run one rank: call the functions received until the connection is closed."""
     warnings.simplefilter(warnings_are)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -211,5 +210,5 @@ def _serve(
             healthy = False
             connection.send((False, traceback.format_exc()))
     if healthy:
-        dist.barrier()  # without it gloo's ranks abort at exit now and then
+        dist.barrier()  # without it, gloo ranks abort at exit now and then
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A server as users start it, and a client."""
+"""A server process, started by the command that users run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Server:
             if found := re.search(r" at (http://\S+),", line):
                 break
         else:
-            raise AssertionError(f"it did not listen: {''.join(output)}")
+            raise AssertionError(f"the server did not listen: {''.join(output)}")
         self.url = found[1]
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -102,7 +102,7 @@ class Server:
         return [parent, *parent.children(recursive=True)]
 
     def kill(self) -> None:
-        """Kill the server's process with SIGKILL; its descendants have to end by themselves."""
+        """Send SIGKILL to the server's process, and wait until its descendants have ended."""
         family = self.family()
         self.process.kill()
         self.process.wait()
@@ -131,7 +131,7 @@ class Server:
 def serving(
     folder: Path, *arguments: str, ready: bool = True, **environment: str
 ) -> Iterator[Server]:
-    """A server that is stopped at the end, without leftovers or errors in its log."""
+    """A server that is stopped at the end, leaving no process behind and no errors in its log."""
     folder.mkdir(exist_ok=True)
     server = Server(folder / "data", arguments, folder / "log", environment)
     try:
@@ -144,5 +144,5 @@ def serving(
     assert code == 0
     output = server.log.read_text()
     assert killed or output.count("stopped; ") == 1, output
-    for fault in output.split("Traceback ")[1:]:  # Gradio logs invalid values that it is sent
-        assert "longtake/serve/" not in fault, output
+    for traceback in output.split("Traceback ")[1:]:  # Gradio logs invalid values
+        assert "longtake/serve/" not in traceback, output

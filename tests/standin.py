@@ -1,4 +1,4 @@
-"""A service whose ranks are replaced by a stand-in that renders gray at once."""
+"""A service without ranks: a stand-in renders gray frames at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from longtake.serve.service.service import VideoService
 
 
 def objects(service: VideoService) -> VideoObjects:
-    """What describes a service's jobs to clients."""
+    """The video objects that a service sends to its clients."""
     return VideoObjects(service.engine.spec, service.eta, service.folder, service.settings.keep_s)
 
 
@@ -36,12 +36,12 @@ class _Running(VideoEngine):
 
 
 class GrayRanks:
-    """Stands in for a supervisor.
+    """Replaces the supervisor.
 
     Attributes:
-        hold: Whether renderings wait.
-        deaf: Whether a rendering that waits ignores requests to stop.
-        fails: Error that renderings raise; None: they succeed.
+        hold: Whether renderings wait until this is false.
+        deaf: Whether a waiting rendering ignores requests to stop.
+        fails: Error that renderings raise, or None.
     """
 
     hold = deaf = False
@@ -85,7 +85,7 @@ class GrayRanks:
 def gray_server(
     monkeypatch: pytest.MonkeyPatch, folder: Path, model: str = "demo", **settings: Any
 ) -> Iterator[tuple[TestClient, VideoService]]:
-    """A client of the whole application, and its service."""
+    """A client of the application, and its service."""
     monkeypatch.setattr(server, "Supervisor", GrayRanks)
     GrayRanks.hold = GrayRanks.deaf = False
     GrayRanks.fails = None
@@ -97,4 +97,4 @@ def gray_server(
         raise_server_exceptions=False,
         follow_redirects=False,
     ) as client:
-        yield client, service  # leaving stops what is held, as a real server does
+        yield client, service  # leaving the client stops the service

@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def until(holds: Callable[[], object], timeout: float = 20) -> None:
-    """Return once something holds; fail if it does not before long."""
+    """Wait until a condition holds; fail after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold"
+        assert time.monotonic() < deadline, f"the condition did not hold within {timeout} s"
         time.sleep(0.02)

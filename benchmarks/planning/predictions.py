@@ -111,7 +111,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.profile is None:
         head_size = TransformerConfig(**MODEL).attention_head_dim
-        hardware = calibrate("cpu", args.ranks, head_size=head_size, rounds=args.rounds, say=print)
+        hardware = calibrate(
+            "cpu", args.ranks, head_size=head_size, rounds=args.rounds, on_measure=print
+        )
     else:
         hardware = load_hardware(str(args.profile))
     subject = f"predictions on {args.ranks} ranks"

@@ -30,7 +30,7 @@ def launcher_factory(
     Args:
         config: The engine's configuration, with ``devices`` resolved.
         place: This process's place under torchrun, or None.
-        isolated: Run a single rank in a process of its own, too, so that this process survives it.
+        isolated: Run even a single rank in a separate process, so that this one survives it.
         scratch: Folder for the ranks' logs; the system's temporary folder if None.
     """
     if place is not None:

@@ -69,7 +69,7 @@ class JoinedGroup(Launcher):
             self._worker = Worker(self._config, self._world, watched_progress)
 
     def agree(self, job: Job | None, refusal: RefusedInputError | None = None) -> Job:
-        """Rank 0's job or its refusal, on all ranks: each rank has drawn a seed of its own."""
+        """Rank 0's job or its refusal, on all ranks: each rank may have drawn another seed."""
         own_job = None if job is None else job.model_dump(mode="json")
         own_refusal = None if refusal is None else [type(refusal).__name__, str(refusal)]
         with self._watched(lambda progress: None):
@@ -154,7 +154,7 @@ class JoinedGroup(Launcher):
 
     @contextmanager
     def _callers_errors(self) -> Iterator[None]:
-        """Whatever the caller's code raises is raised on this rank only, whatever its type."""
+        """Exceptions of the caller's code, of any type, are raised on this rank only."""
         try:
             yield
         except BaseException:

@@ -1,4 +1,4 @@
-"""Ranks as processes on this machine, which are watched and ended together."""
+"""Ranks as processes on this machine, watched and ended together."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ class LocalProcesses(Launcher):
             raise
 
     def _first_cause(self) -> LongtakeError:
-        """The error of the rank that ended first, as far as that can be told."""
+        """The error of the rank that ended first, as far as known."""
         assert self._processes is not None
-        # The other ranks notice in a moment and report it, but the first cause is wanted.
+        # Other ranks report the loss a moment later. The reports tell the cause from its effects.
         time.sleep(min(1.0, self._config.rank_loss_timeout_s / 10))
         failures = self._ranks.failures()
         for each in failures.values():
@@ -192,7 +192,7 @@ class LocalProcesses(Launcher):
         else:
             how = "died"
         lines = "".join(f"\n  {line}" for line in log[-_LOG_LINES:])
-        output = f"; its last lines:{lines}" if lines else "; it said nothing"
+        output = f"; its last lines:{lines}" if lines else "; it wrote no log"
         return (
             f"rank {rank} {how} (exit code {exit_code}, {_position(state)}); all ranks were "
             f"ended{output}"

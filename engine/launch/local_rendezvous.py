@@ -72,7 +72,7 @@ class LocalPlace:
         return cls(*(int(os.environ[name]) for name in names))
 
     def connect(self) -> dist.TCPStore:
-        """A connection of its own to the store."""
+        """A new connection to the store."""
         return dist.TCPStore(_HOST, self.port, is_master=False, wait_for_workers=False)
 
     def rendezvous(self, store: dist.Store) -> Rendezvous:

@@ -15,7 +15,7 @@ _CONTROL_TIMEOUT = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where and as what a rank meets the others.
+    """A rank, and where it meets the others.
 
     Attributes:
         rank: This process's rank.

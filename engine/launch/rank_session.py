@@ -109,7 +109,7 @@ class RankSession:
         """
         with self._lock:
             if self._in_use:
-                raise RequestError("generate() was called by a callback of its own: let it return")
+                raise RequestError("generate() was called from its own callback: let it return")
             launcher = self.start(on_progress, stop_requested)
             self._in_use = True
             try:

@@ -9,9 +9,9 @@ from longtake.configs.request import ResolvedDecode, ResolvedRequest
 
 
 def embedded_metadata(request: ResolvedDecode, engine: EngineConfig) -> dict[str, str]:
-    """Prompt, seed and model, as far as they are known, under names that players show.
+    """Prompt, seed and model, where known, under names that players show.
 
-    The text depends on the request alone, not on where the model's folder is.
+    The text does not depend on where the model's folder is.
 
     Returns:
         ``title`` and ``comment``, without characters that containers cannot hold.

@@ -41,7 +41,7 @@ _LARGEST_RATE_PART = 65535
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What is known of a video before its first frame.
+    """What a writer needs to know before the first frame.
 
     Attributes:
         shape: Number of frames, height, width.
@@ -79,7 +79,7 @@ class FrameWriter(ABC):
 
 
 class _FailsOnce(io.BufferedWriter):
-    """A file that raises one error: libav continues after it, and prints each further one."""
+    """A file that raises only its first error: libav continues, and prints each further one."""
 
     _failed = False
 
@@ -159,8 +159,8 @@ class _Encoded(FrameWriter):
 def _layout_options(kind: str, num_frames: int, tags: Mapping[str, str]) -> dict[str, str]:
     """Layout of a container: an .mp4's index at its start, a .webm's clusters of one second.
 
-    Room for the index is reserved before the first frame, so that no data are moved at the end. It
-    takes at most 45 bytes a frame, and less than 2 KiB beside.
+    Room for the index is reserved before the first frame, so that no data are moved at the end. The
+    index takes at most 45 bytes per frame, and less than 2 KiB in addition.
     """
     if kind == ".webm":
         return {"cluster_time_limit": "1000"}

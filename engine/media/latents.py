@@ -111,7 +111,7 @@ class KeptLatents:
             partial.unlink(missing_ok=True)
 
     def _place(self, partial: Path) -> Path:
-        """Rename the whole file; its name gets a number if a failed rendering left one."""
+        """Give the complete file its name, numbered if a failed rendering left one."""
         for number in itertools.count():
             with suppress(FileExistsError):
                 path = kept_latents_path(self._output, number)
@@ -120,7 +120,7 @@ class KeptLatents:
         raise AssertionError("numbers do not end")
 
     def discard(self) -> None:
-        """Remove the file: the frames are written, or not wanted."""
+        """Remove the file, once the frames are written or no longer needed."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
             self.path = None
@@ -155,7 +155,7 @@ def latents_bytes(latents: Array, origin: Origin | None) -> bytes:
 
     Args:
         latents: ``[C, F, H, W]`` or ``[B, C, F, H, W]``.
-        origin: Their provenance; None: the file says nothing about it.
+        origin: Their provenance; None writes no header.
     """
     header = None if origin is None else {_HEADER: origin.model_dump_json()}
     return save({_TENSOR: np.ascontiguousarray(latents)}, metadata=header)
@@ -202,7 +202,7 @@ def checked_latents(latents: npt.ArrayLike | None) -> Array:
         latents: ``[C, F, H, W]`` or ``[B, C, F, H, W]``.
 
     Raises:
-        RequestError: They are no numbers, of another shape, or not finite.
+        RequestError: They are not numbers, not finite, or of another shape.
     """
     try:
         array: Array = np.array(latents, dtype=np.float32)

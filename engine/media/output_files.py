@@ -27,7 +27,7 @@ _HINT = "name another output, or pass --overwrite (overwrite=True in Python)"
 
 
 def output_type(path: Path) -> OutputType:
-    """What a file of this name holds, frames or latents.
+    """What a file of this name contains, frames or latents.
 
     Raises:
         RequestError: The suffix is unknown.
@@ -44,7 +44,7 @@ def output_type(path: Path) -> OutputType:
 
 
 def is_metadata(path: Path) -> bool:
-    """Whether a file holds metadata of a video in longtake's format."""
+    """Whether a file contains a video's metadata in longtake's format."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_METADATA_BYTES:
@@ -174,7 +174,7 @@ def _check_length(output: Path, derived: Iterable[Path]) -> None:
             continue
         except OSError as error:
             raise RequestError(
-                f"output={str(output)!r}: {path.name!r} stands beside it, and cannot be a file: "
+                f"output={str(output)!r}: {path.name!r}, written next to it, cannot be a file: "
                 f"{cause(error)}"
             ) from error
 
@@ -189,7 +189,7 @@ def _check_writable(path: Path, folder: Path) -> None:
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Whether a folder holds nothing but partial files of killed renderings."""
+    """Whether a folder is empty, except for partial files of killed renderings."""
     return path.is_dir() and all(is_partial(each) for each in path.iterdir())
 
 

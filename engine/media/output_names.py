@@ -26,13 +26,13 @@ PathT = TypeVar("PathT", bound=PurePath)
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """Where the videos of one request are to be written.
+    """Where the videos of one request are written.
 
     Attributes:
         template: Path whose name may have placeholders; None: ``out.mp4``, or the first of
             ``out-2.mp4``, ``out-3.mp4``, ... that is free.
         request_id: Value of the placeholder ``{id}``.
-        metadata: Whether a .json is written beside the videos.
+        metadata: Whether a .json is written next to the videos.
         overwrite: Whether earlier videos and their .json are replaced.
     """
 
@@ -43,7 +43,7 @@ class OutputSpec:
 
     @property
     def output_type(self) -> OutputType:
-        """What the suffix asks for: frames, or latents alone."""
+        """The type that the suffix selects: frames, or only latents."""
         return output_type(Path(self.template or DEFAULT_OUTPUT))
 
     def values(self, seed: int | None, model: str, num_videos: int) -> dict[str, str]:

@@ -55,7 +55,7 @@ def snapshot_path(output: Path, number: int = 0) -> Path:
 
     Args:
         output: Path of the output.
-        number: Tells it from those that other renderings left there.
+        number: Distinguishes it from snapshots of other renderings.
     """
     name = f"snapshot-{number}" if number else "snapshot"
     return output.with_name(f"{output.stem}.{name}.safetensors")

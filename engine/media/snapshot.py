@@ -35,7 +35,7 @@ _HEADER_BYTES = 4096
 
 
 class UnusableSnapshotError(LongtakeError):
-    """A snapshot is damaged, or another rendering's: this one starts from the beginning."""
+    """A snapshot is damaged or of another rendering: this one starts from the beginning."""
 
 
 class _Header(BaseModel):
@@ -178,11 +178,11 @@ def plan_snapshots(
     try:
         state = read_resume_state(path, identity)
     except UnusableSnapshotError as error:
-        return plan, f"{error}: it begins anew"
+        return plan, f"{error}: it starts over"
     if state is None:
         return plan, ""
     done, total = state.steps_done, identity.request.num_inference_steps
-    return plan.model_copy(update={"steps_done": done}), f"goes on after step {done} of {total}"
+    return plan.model_copy(update={"steps_done": done}), f"resumes after step {done} of {total}"
 
 
 @contextmanager

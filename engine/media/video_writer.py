@@ -1,4 +1,4 @@
-"""Writes videos to files, under temporary names until all are whole."""
+"""Writes videos to files, under temporary names until all are complete."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class VideoFiles:
     """A sink that writes all videos of a request to files.
 
     Use it as a context manager: after an exception no video is left behind. Until
-    :meth:`publish`, the latents are kept in a file of their own; after a failure it stays, and the
+    :meth:`publish`, the latents are kept in a separate file; after a failure it stays, and the
     error says how to decode it.
 
     Args:
@@ -185,7 +185,7 @@ class VideoFiles:
         return [metadata_path(path), *videos] if self._target.metadata else videos
 
     def _place(self, partials: list[Path]) -> None:
-        """Rename without replacing files. Metadata come first: they say whose videos follow."""
+        """Rename without replacing files. Metadata come first: they identify the videos."""
         for path in numbered(self._target.path):
             names = self._names(path)
             with writing(self.paths[0]):
@@ -194,7 +194,7 @@ class VideoFiles:
             if path != self._target.path:
                 self.paths = output_paths(path, self._request.num_videos)
                 logger.error(
-                    "%s was put there by something else meanwhile: this video is %s",
+                    "%s was created by another process meanwhile: this video is %s",
                     self._target.path,
                     " ".join(map(str, self.paths)),
                 )

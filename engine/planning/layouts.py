@@ -1,4 +1,4 @@
-"""The layouts that a number of ranks allows: the only enumeration of degrees."""
+"""Enumerates the layouts of a number of ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims
 
 MAX_RANKS = 1024
-"""The most ranks that are planned for: the plan adds up what every rank sends to every other."""
+"""Most ranks that a plan covers: it sums what every rank sends to every other."""
 
 
 def candidate_layouts(
@@ -67,21 +67,21 @@ def matching_layouts(requested: ParallelConfig, devices: int) -> list[ParallelDi
 
 def _degrees_error(requested: ParallelConfig, devices: int, num_heads: int) -> str:
     """The message for degrees that do not multiply to the devices, with what would work."""
-    given = {
+    degrees = {
         name: degree
         for name in ("cfg_degree", "ring_degree", "ulysses_degree")
         if (degree := getattr(requested, name)) is not None
     }
-    product = " x ".join(f"{name}={degree}" for name, degree in given.items())
+    product = " x ".join(f"{name}={degree}" for name, degree in degrees.items())
     needed = 1
-    for degree in given.values():
+    for degree in degrees.values():
         needed *= degree
-    exact = len(given) == 3 or {"ring_degree", "ulysses_degree"} <= given.keys()
+    exact = len(degrees) == 3 or {"ring_degree", "ulysses_degree"} <= degrees.keys()
     cfg = requested.cfg_degree or 1
     cfg = cfg if devices % cfg == 0 else 1
     ulysses = max(u for u in range(1, num_heads + 1) if devices // cfg % u == 0)
     alternative = f"ring_degree={devices // cfg // ulysses} x ulysses_degree={ulysses}"
-    if "cfg_degree" in given:
+    if "cfg_degree" in degrees:
         alternative = f"cfg_degree={cfg} x {alternative}"
     return (
         f"{product} needs {'' if exact else 'a multiple of '}{needed} ranks, got "

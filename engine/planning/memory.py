@@ -23,7 +23,7 @@ next is being gathered, and earlier buffers are freed late."""
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that rank 0 holds; it alone encodes the prompt. Not all parts are held at once.
+    """Bytes in memory of rank 0, which alone encodes the prompt. Not all parts coexist.
 
     Attributes:
         runtime: Before anything is loaded: libraries, CUDA context, NCCL buffers.
@@ -32,7 +32,7 @@ class MemoryPlan:
         activations: One pass through the transformer.
         buffers: Exchanges between ranks, and gathered blocks of sharded weights.
         decode: The tile that is being decoded.
-        text_stays: Whether ``text`` is held during all stages.
+        text_stays: Whether ``text`` stays in memory during all stages.
     """
 
     runtime: int

@@ -79,7 +79,7 @@ def make_plan(
         plan_input: The model, the request and the hardware.
         requested: The requested degrees.
         devices: Number of ranks.
-        shard_weights: Plan with sharded weights only, with whole ones only, or both if None.
+        shard_weights: Plan with sharded weights only, with unsharded ones only, or both if None.
 
     Raises:
         LayoutError: The degrees do not fit the number of devices, or there are too many devices.

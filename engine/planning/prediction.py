@@ -19,7 +19,7 @@ from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines.tiles import TilePlan
 
 _MAX_ASSIGNED_TILES = 10_000
-"""With more tiles, all ranks are taken to decode equally long."""
+"""With more tiles, all ranks are assumed to decode equally long."""
 
 _STORED_ELEMENT_BYTES = 2
 """Bytes of a parameter on disk: models are published in half precision."""
@@ -187,8 +187,8 @@ class _Layout:
     def _weight_gather_s(self, free_s: float) -> tuple[float, float]:
         """Exposed and hidden seconds of all-gathering sharded weights, in one pass.
 
-        The next block is gathered while the current one computes. An all-gather passes every shard
-        but the rank's own on, round all ranks.
+        The next block is gathered while the current one computes. An all-gather is a ring: each
+        rank sends every shard but one to the next.
 
         Args:
             free_s: Seconds of computation during which nothing else is sent.

@@ -1,1 +1,1 @@
-"""What was asked for, checked and completed before any rank starts."""
+"""Requests and configurations, checked and completed before any rank starts."""

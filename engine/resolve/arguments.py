@@ -19,10 +19,10 @@ from longtake.errors import RequestError
 def request_from_arguments(
     request: Rendering | str | None, fields: Mapping[str, Any]
 ) -> Iterator[Rendering]:
-    """The request of a call from Python. A PIL image has a temporary file within the context.
+    """The request of a call from Python. Within the context, a PIL image has a temporary file.
 
     Args:
-        request: A whole request, a prompt, or None if the fields give all.
+        request: A request, a prompt, or None if all fields are passed by name.
         fields: Fields of :class:`VideoRequest` by name; ``image`` may be a path or a PIL image.
 
     Raises:
@@ -33,13 +33,14 @@ def request_from_arguments(
     if isinstance(request, Rendering):
         if fields:
             raise RequestError(
-                f"{', '.join(fields)} beside a request: pass a request, or its fields by name"
+                f"{', '.join(fields)} together with a request: pass a request, or its fields by "
+                "name"
             )
         yield request
     elif request is not None:
         raise RequestError(
-            f"request={str(request)[:60]!r} is no VideoRequest: pass one, a prompt, or fields by "
-            "name"
+            f"request={str(request)[:60]!r} is not a VideoRequest: pass one, a prompt, or fields "
+            "by name"
         )
     elif isinstance(image := fields.get("image"), Image.Image):
         with TemporaryDirectory() as folder:

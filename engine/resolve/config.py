@@ -20,15 +20,15 @@ def resolve_config(
         LayoutError: The degrees do not fit the devices.
         KernelError: The attention kernel is unknown.
     """
-    used: dict[str, Any] = {
+    resolved: dict[str, Any] = {
         "revision": checkpoint.revision,
         "device": device_type,
         "dtype": config.compute_dtype(device_type),
         "vae_dtype": config.autoencoder_dtype(spec.defaults.vae_dtype, device_type),
     }
     if config.image_folder is not None:
-        used["image_folder"] = config.image_folder.expanduser().absolute()
-    config = config.model_copy(update=used)
+        resolved["image_folder"] = config.image_folder.expanduser().absolute()
+    config = config.model_copy(update=resolved)
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
     if config.attention_kernel != "auto":
         _check_kernel(config.attention_kernel)

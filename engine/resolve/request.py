@@ -110,7 +110,7 @@ def _negative_prompt(request: Rendering) -> str | None:
 def _picture_fields(
     request: Rendering, spec: ModelSpec, picture: CheckedPicture | None
 ) -> dict[str, Any]:
-    """The fields about the picture; none for a text-to-video model."""
+    """The fields that concern the picture; none for a text-to-video model."""
     if spec.image is None:
         for name in ("image", "image_sha256", "i2v_mode", "resize_mode"):
             if getattr(request, name) is not None:
@@ -168,7 +168,7 @@ def resolve_decode(
             **values, num_videos=num_videos, num_frames=num_frames, height=height, width=width
         )
     except RequestError as error:
-        raise RequestError(f"latents of no video: {error}") from error
+        raise RequestError(f"latents of no possible video: {error}") from error
 
 
 def _decode_fields(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:

@@ -86,5 +86,5 @@ def _results(
         elif died:
             rank, code = next(iter(died.items()))
             last_line = "".join(ranks.last_lines(rank)[-1:]) or "nothing"
-            raise RankError(f"rank {rank} died (exit code {code}); the last it said: {last_line}")
+            raise RankError(f"rank {rank} died (exit code {code}); its last line: {last_line}")
     return [results[rank] for rank in range(num_ranks)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -27,31 +26,26 @@ class Access:
     """
 
     def __init__(self, keys: Sequence[str], host: str) -> None:
-        self._digests = {_label(key): hashlib.sha256(key.encode()).digest() for key in keys}
+        self._labels = {_digest(key): _label(key) for key in keys}
         self._signers = {
             _label(key): TimestampSigner(
                 key, salt=SESSION_COOKIE, key_derivation="hmac", digest_method=hashlib.sha256
             )
             for key in keys
         }
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", host, f"[{host}]"}
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", host}
 
     @property
     def needs_key(self) -> bool:
         """Whether requests need an API key."""
-        return bool(self._digests)
+        return bool(self._labels)
 
     def label_of_key(self, key: str) -> str | None:
         """The label of an API key; None if the server has no such key.
 
-        The comparison takes the same time for all keys.
+        Digests are compared, so the time it takes reveals nothing about the keys.
         """
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        found = None
-        for label, valid in self._digests.items():
-            if hmac.compare_digest(digest, valid):
-                found = label
-        return found
+        return self._labels.get(_digest(key))
 
     def new_session(self, label: str) -> str:
         """The value of a session cookie for the key with this label."""
@@ -93,7 +87,7 @@ class Access:
         if method in _SAFE_METHODS:
             return True
         origin = connection.headers.get("origin")
-        if origin is not None and _host_of(origin) != host.lower():
+        if origin is not None and _host_of(origin) != host:
             return False
         return connection.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
@@ -104,6 +98,10 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
 
 
 def _label(key: str) -> str:
@@ -117,6 +115,6 @@ def _without_port(host: str) -> str:
 
 def _host_of(origin: str) -> str:
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(origin).netloc
     except ValueError:
         return ""

@@ -15,7 +15,7 @@ the function, and ``data``, its arguments. Gradio opens objects among them as fi
 PAGE_PATHS = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
-        r"|/(static|assets|svelte)/[\w./@+-]+|/gradio_api/app_id"
+        r"|/(static|assets|svelte)(/(?!\.\.)[\w.@+-]+)+|/gradio_api/app_id"
     ),
     "POST": re.compile(re.escape(CALL_PATH)),
 }

@@ -40,9 +40,6 @@ class PageCalls:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         scope["query_string"] = b""
         if scope["method"] == "POST" and scope["path"] == CALL_PATH:
             await self._call(scope, receive, send)
@@ -67,7 +64,7 @@ class PageCalls:
             await problem.response()(scope, receive, send)
         except ClientDisconnect:
             raise
-        except Exception as error:
+        except Exception as error:  # of an invalid call, or of Gradio
             logger.warning("a call of the page failed: %s", one_line(error)[:200])
             if not started:
                 await Problem(400, _INVALID).response()(scope, receive, send)
@@ -76,23 +73,21 @@ class PageCalls:
         """A valid call, encoded again, so that Gradio's parser sees what was checked.
 
         Raises:
-            Problem: The call is invalid.
+            Problem: The page sends no such call.
+            ValueError, AttributeError, RecursionError: It is not a JSON object, or is nested too
+                deeply.
         """
-        try:
-            call: Any = json.loads(content)
-            function, arguments = call.get("fn_index"), call.get("data", [])
-            others = (value for name, value in call.items() if name != "data")
-            valid = (
-                isinstance(arguments, list)
-                and all(isinstance(each, _SCALARS) for each in (*arguments, *others))
-                and type(function) is int
-                and self._num_arguments.get(function) == len(arguments)
-            )
-            if valid:
-                return json.dumps(encode_call(function, arguments), ensure_ascii=False).encode()
-        except (ValueError, RecursionError, AttributeError):
-            pass  # not JSON, not an object, nested too deeply, or with lone surrogates
-        raise Problem(400, _INVALID)
+        call: Any = json.loads(content)
+        function, arguments = call.get("fn_index"), call.get("data", [])
+        others = (value for name, value in call.items() if name != "data")
+        valid = (
+            isinstance(arguments, list)
+            and all(isinstance(each, _SCALARS) for each in (*arguments, *others))
+            and self._num_arguments.get(function) == len(arguments)
+        )
+        if not valid:
+            raise Problem(400, _INVALID)
+        return json.dumps(encode_call(function, arguments), ensure_ascii=False).encode()
 
 
 async def _read(request: Request) -> bytes:

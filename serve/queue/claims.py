@@ -99,7 +99,7 @@ class Claims:
                 add_event(connection, job.id, "taken over", "its worker has ended", now)
             if not job.cancelling:
                 return job
-            end_job(connection, job.id, "cancelled", now, error=CANCELLED)
+            end_job(connection, job.id, "cancelled", now, CANCELLED)
 
     def is_abandoned(self, job: JobRecord, now: float) -> bool:
         """Whether the worker of a running job has died, or has let its lease expire."""
@@ -151,7 +151,7 @@ class Claims:
             ClaimLostError: Another process has taken over the job.
         """
         with self._claimed(job, waits_for=QueueError) as connection:
-            end_job(connection, job.id, "done", now, seconds=seconds, text=text)
+            end_job(connection, job.id, "done", now, text, seconds)
 
     def fail(self, job: JobRecord, error: str, now: float) -> None:
         """Mark a job as failed.
@@ -160,7 +160,7 @@ class Claims:
             ClaimLostError: Another process has taken over the job.
         """
         with self._claimed(job, waits_for=QueueError) as connection:
-            end_job(connection, job.id, "failed", now, error=error)
+            end_job(connection, job.id, "failed", now, error)
 
     def finish_cancelled(self, job: JobRecord, now: float) -> None:
         """Mark a job as cancelled after its rendering has stopped.
@@ -169,7 +169,7 @@ class Claims:
             ClaimLostError: Another process has taken over the job.
         """
         with self._claimed(job, waits_for=QueueError) as connection:
-            end_job(connection, job.id, "cancelled", now, error=CANCELLED)
+            end_job(connection, job.id, "cancelled", now, CANCELLED)
 
     def requeue(self, job: JobRecord, reason: str, now: float) -> None:
         """Queue a job again without counting a fault.

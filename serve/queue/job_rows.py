@@ -65,18 +65,26 @@ def end_job(
     job_id: str,
     state: State,
     now: float,
-    *,
-    error: str = "",
-    seconds: dict[str, float] | None = None,
     text: str = "",
+    seconds: dict[str, float] | None = None,
 ) -> None:
-    """Put a job into a final state."""
+    """Put a job into a final state.
+
+    Args:
+        connection: A connection within a transaction.
+        job_id: ID of the job.
+        state: The final state.
+        now: Seconds since 1970.
+        text: Reason; recorded in the job's history and, unless it is done, as its error.
+        seconds: Duration of each stage.
+    """
+    error = "" if state == "done" else text
     connection.execute(
         "UPDATE jobs SET state=?, owner=NULL, cancelling=0, ended_at=?, error=?, seconds=? "
         "WHERE id=?",
         (state, now, error, json.dumps(seconds or {}), job_id),
     )
-    add_event(connection, job_id, state, error or text, now)
+    add_event(connection, job_id, state, text, now)
 
 
 def add_event(

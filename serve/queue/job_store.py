@@ -141,7 +141,7 @@ class JobStore:
                 if each.id not in named
             ]
             for job_id in withdrawn:
-                end_job(connection, job_id, "cancelled", now, error=f"{_WITHDRAWN}{source}")
+                end_job(connection, job_id, "cancelled", now, f"{_WITHDRAWN}{source}")
         return withdrawn
 
     def note(self, job: JobRecord, kind: str, text: str, now: float) -> None:
@@ -165,7 +165,7 @@ class JobStore:
             for job in self._named(connection, ids):
                 running = job.state == "running"
                 if job.state == "queued" or (running and self.claims.is_abandoned(job, now)):
-                    end_job(connection, job.id, "cancelled", now, error=CANCELLED)
+                    end_job(connection, job.id, "cancelled", now, CANCELLED)
                 elif running:
                     connection.execute("UPDATE jobs SET cancelling=1 WHERE id=?", (job.id,))
                     add_event(connection, job.id, "cancelling", "", now)

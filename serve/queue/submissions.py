@@ -115,7 +115,7 @@ class Submissions(JobStore):
                 if requested == served:
                     reason = "its weights have changed"
                 error = f"it waited for the model {requested}, and {reason}: send it again"
-                end_job(connection, job.id, "failed", now, error=error)
+                end_job(connection, job.id, "failed", now, error)
             return len(others)
 
     def find(self, job_id: str) -> JobRecord | None:

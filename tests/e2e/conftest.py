@@ -1,4 +1,4 @@
-"""What the tests of the command share."""
+"""Fixtures of the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.ranks import RankGroups
 
 @pytest.fixture(scope="package", autouse=True)
 def no_idle_ranks(ranks: RankGroups) -> None:
-    """The ranks of other tests wait with threads that poll, which takes a core from these."""
+    """End the ranks of other tests: their threads poll, which takes up a core."""
     ranks.close()
 
 
 @pytest.fixture(autouse=True)
-def put_back_signals() -> Iterator[None]:
-    """The command takes them for itself, and may run in this process."""
-    taken = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {each: signal.getsignal(each) for each in taken}
+def restored_signals() -> Iterator[None]:
+    """Restore the handlers that a command sets when it runs in this process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {each: signal.getsignal(each) for each in numbers}
     yield
     for each, handler in handlers.items():
         signal.signal(each, handler)
@@ -31,7 +31,7 @@ def put_back_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="package", autouse=True)
 def forked_ranks_by_default() -> Iterator[None]:
-    """Fork the ranks that tests start in this process; commands of their own start new ones."""
+    """Fork the ranks that this process starts; commands in subprocesses start new interpreters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank_processes, "start_processes", forked_ranks.start_processes)
         yield
@@ -39,7 +39,7 @@ def forked_ranks_by_default() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def new_ranks() -> Iterator[None]:
-    """Ranks are new processes: for tests about their start, memory or command line."""
+    """Ranks are new interpreters: for tests of their start, memory or command line."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank_processes, "start_processes", start_processes)
         yield

@@ -1,4 +1,4 @@
-"""longtake batch and jobs: what is rendered, what is not rendered twice, and who stops it."""
+"""longtake batch and longtake jobs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("**/*.npy")}
 
 
-def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path) -> None:
+def test_batch_renders_once_and_again_what_changed(
+    longtake: Batch, model: str, tmp_path: Path
+) -> None:
     shots, out = tmp_path / "shots.csv", tmp_path / "deep" / "out"
     batch = ("batch", shots, "-o", out, "--model", model, "--num-frames", 5)
     shots.write_text(
@@ -71,9 +73,9 @@ def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path)
         *("png", "png.json", *(f"png/0000{at}.png" for at in range(5))),
     }
     assert np.load(out / "a" / "one.npy").shape == (5, 32, 48, 3)
-    told = json.loads((out / "a" / "one.npy.json").read_text())
-    assert told["request"]["prompt"] == 'a cat, "slowly"'
-    assert told["batch"]["id"] == "one"
+    metadata = json.loads((out / "a" / "one.npy.json").read_text())
+    assert metadata["request"]["prompt"] == 'a cat, "slowly"'
+    assert metadata["batch"]["id"] == "one"
     report = json.loads((out / "report.json").read_text())
     assert report["counts"] == {"done": 3}
     assert [shot["id"] for shot in report["shots"]] == ["one", "two", "png"]
@@ -84,7 +86,7 @@ def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path)
     before, two = times(out), (out / "two.npy").read_bytes()
     assert longtake(*batch)[0] == 0
     assert times(out) == before
-    (out / "two.npy").unlink()  # its seed was drawn, and is kept
+    (out / "two.npy").unlink()  # its drawn seed is in the queue
     shots.write_text(shots.read_text().replace("slowly", "fast").replace("png,a dog", "png,a cat"))
     code, _, stderr = longtake(*batch)
     assert code == 0
@@ -108,7 +110,7 @@ def test_a_batch_and_the_same_again(longtake: Batch, model: str, tmp_path: Path)
     assert kinds == ["queued", "running", "done"] * 2
 
 
-def test_a_shot_is_the_file_that_generate_writes(
+def test_shot_has_the_bytes_that_generate_writes(
     longtake: Batch, model: str, tmp_path: Path
 ) -> None:
     shots, out, prompt = tmp_path / "shots.jsonl", tmp_path / "out", 'a cat\n"slowly"'
@@ -123,9 +125,7 @@ def test_a_shot_is_the_file_that_generate_writes(
         assert (prompt.encode() in path.read_bytes()) == (name == "on.mp4")
 
 
-def test_several_videos_under_a_long_name_and_a_name_that_changes_hands(
-    longtake: Batch, model: str, tmp_path: Path
-) -> None:
+def test_long_names_and_reassigned_outputs(longtake: Batch, model: str, tmp_path: Path) -> None:
     shots, out, name = tmp_path / "shots.jsonl", tmp_path / "out", "x" * 60
     one = {"id": name, "prompt": "a", "seed": 5, "num_videos": 2, "output": f"{name}.npy"}
     x, y = ({"id": id, "prompt": "a", "seed": id, "output": "o.npy"} for id in (1, 2))
@@ -144,7 +144,7 @@ def test_several_videos_under_a_long_name_and_a_name_that_changes_hands(
     assert not np.array_equal(*videos)
 
 
-def test_bad_rows_are_all_told_and_nothing_runs(
+def test_all_invalid_rows_are_reported_and_nothing_runs(
     longtake: Batch, model: str, tmp_path: Path
 ) -> None:
     out, shots = tmp_path / "out", tmp_path / "shots.jsonl"
@@ -194,7 +194,7 @@ def test_bad_rows_are_all_told_and_nothing_runs(
     assert not out.exists()
 
 
-def test_no_folder_was_named(longtake: Batch, model: str, tmp_path: Path) -> None:
+def test_output_folder_is_required(longtake: Batch, model: str, tmp_path: Path) -> None:
     shots = tmp_path / "shots.txt"
     shots.write_text("a cat\n")
     code, _, stderr = longtake("batch", shots, "--model", model)
@@ -207,7 +207,7 @@ def test_no_folder_was_named(longtake: Batch, model: str, tmp_path: Path) -> Non
     assert stderr.endswith("is a file: name a folder\n")
 
 
-def test_outputs_that_leave_the_folder_by_a_link(
+def test_outputs_that_leave_the_folder_through_a_link_are_refused(
     longtake: Batch, model: str, tmp_path: Path
 ) -> None:
     out, shots = tmp_path / "out", tmp_path / "shots.jsonl"
@@ -223,7 +223,7 @@ def test_outputs_that_leave_the_folder_by_a_link(
     assert "line 1: output='leaves/a.npy' leaves " in stderr
 
 
-def test_a_dry_run_says_how_long(longtake: Batch, model: str, tmp_path: Path) -> None:
+def test_dry_run_predicts_the_time(longtake: Batch, model: str, tmp_path: Path) -> None:
     shots, out = tmp_path / "shots.yaml", tmp_path / "out"
     shots.write_text("shots:\n  - {prompt: a cat, id: cat, product: {seed: [1, 2]}}\n  - a dog\n")
     code, stdout, _ = longtake("batch", shots, "-o", out, "--model", model, "--dry-run")
@@ -236,8 +236,10 @@ def test_a_dry_run_says_how_long(longtake: Batch, model: str, tmp_path: Path) ->
     assert not out.exists()
 
 
-def test_what_cannot_be_rendered_is_set_aside(longtake: Batch, model: str, tmp_path: Path) -> None:
-    """A picture that is gone by the time it is needed, say; here a template without the prompt."""
+def test_shot_that_cannot_be_rendered_does_not_stop_others(
+    longtake: Batch, model: str, tmp_path: Path
+) -> None:
+    """Its template leaves no token of the prompt."""
     shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
     template = {"template": "{}", "crop_start": 4}
     rows = [
@@ -250,7 +252,7 @@ def test_what_cannot_be_rendered_is_set_aside(longtake: Batch, model: str, tmp_p
     assert (code, stdout.splitlines()[-1].partition(";")[0]) == (1, "1 failed, 1 done")
     assert re.search(r"^longtake: bad failed: no token of prompt='a' is left", stderr, re.MULTILINE)
     assert (out / "good.npy").is_file()
-    assert longtake(*batch)[0] == 1  # and is not tried again
+    assert longtake(*batch)[0] == 1  # not retried
     with JobStore(out) as store:
         assert store.job("bad").claims == 1
     assert longtake(*batch, "--retry-failed")[0] == 1
@@ -258,17 +260,17 @@ def test_what_cannot_be_rendered_is_set_aside(longtake: Batch, model: str, tmp_p
         assert store.job("bad").claims == 2
 
 
-def until(running: BatchProcess, **wanted: object) -> dict[str, Any]:
-    """The next event that says so."""
+def until(running: BatchProcess, **fields: object) -> dict[str, Any]:
+    """The next event with these values."""
     while (event := running.next_event(60)) is not None:
-        if all(event.get(name) == value for name, value in wanted.items()):
+        if all(event.get(name) == value for name, value in fields.items()):
             return event
-    raise AssertionError(f"it ended without {wanted}")
+    raise AssertionError(f"it ended without {fields}")
 
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Callable[..., BatchProcess]]:
-    """Start a batch in a process of its own."""
+    """Starts batches in subprocesses, which are killed afterwards."""
     started: list[BatchProcess] = []
     with (tmp_path / "errors").open("w") as errors:
 
@@ -287,10 +289,10 @@ def append(path: Path, **row: object) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def test_a_batch_that_is_watched_cancelled_and_stopped(
+def test_watched_batch_takes_new_rows_and_is_cancelled_and_stopped(
     longtake: Batch, running: Callable[..., BatchProcess], model: str, tmp_path: Path
 ) -> None:
-    """Two replicas; one renders without end until it is cancelled, and rows are added meanwhile."""
+    """Two replicas: one renders until it is cancelled, while rows are added."""
     shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
     arguments = (shots, "-o", out, "--model", model, "--watch", "--replicas", 2)
     append(shots, id="endless", prompt="a", num_inference_steps=10_000)
@@ -317,33 +319,33 @@ def test_a_batch_that_is_watched_cancelled_and_stopped(
         last = store.job("last")
     assert states == {"endless": "cancelled", "short": "done", "added": "done", "last": "queued"}
     assert last.faults == 0
-    assert [path.name for path in (out / ".longtake" / "snapshots").iterdir()]  # it goes on there
+    assert [path.name for path in (out / ".longtake" / "snapshots").iterdir()]  # to resume from
     assert json.loads((out / "report.json").read_text())["counts"]["queued"] == 1
     code, stdout, _ = longtake("jobs", "retry", out, "endless", "short")
     assert (code, stdout.splitlines()[1]) == (0, "short did not fail")
 
 
-def test_two_at_once_render_each_shot_once(
+def test_two_batches_render_each_shot_once(
     running: Callable[..., BatchProcess], model: str, tmp_path: Path
 ) -> None:
     shots, out = tmp_path / "shots.txt", tmp_path / "out"
     shots.write_text("a cat\na dog\na cat walks\na dog walks\na cat runs\na dog runs\n")
     arguments = (shots, "-o", out, "--model", model, "--num-inference-steps", 30)
     both = [running(*arguments), running(*arguments)]
-    taken = []
+    rendered = []
     for each in both:
         while (event := each.next_event(100)) is not None:
             if event["event"] == "state" and event["state"] == "done":
-                taken.append(event["id"])
+                rendered.append(event["id"])
         assert each.popen.wait(timeout=30) == 0
-    assert len(taken) == len(set(taken)) == 6
+    assert len(rendered) == len(set(rendered)) == 6
     with JobStore(out) as store:
         assert {(job.state, job.claims) for job in store.jobs()} == {("done", 1)}
     assert len(list(out.glob("*.mp4"))) == 6
 
 
 def test_a_thousand_rows_are_checked_and_queued_in_two_seconds(model: str, tmp_path: Path) -> None:
-    """Of one core, beside what starting the command takes, which a batch of one row shows."""
+    """CPU seconds beyond those of a batch of one row."""
     seconds = []
     for count in (1, 1000):
         shots, out = tmp_path / f"{count}.jsonl", tmp_path / f"out-{count}"

@@ -31,7 +31,7 @@ def test_killed_processes_lose_no_shot(model: str, tmp_path: Path) -> None:
     assert {kill.phase for kill in SMALL_SAMPLE} == set(kills.PHASES)
     assert observations.kills.keys() == set(kills.VICTIMS)
     assert observations.kills.total() == len(SMALL_SAMPLE)
-    assert any(note.endswith("goes on after step 10 of 24") for note in observations.resumed)
+    assert any(note.endswith(" after step 10 of 24") for note in observations.resumed)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_suspended_rank_is_replaced(model: str, tmp_path: Path, errors: TextIO) 
     assert event["text"].startswith("rank 1 was suspended (SIGSTOP, or a debugger) for ")
     assert time.monotonic() - suspended_at < 5
     notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
-    assert notes == ["shot-0: goes on after step 10 of 24"]
+    assert notes == ["shot-0: resumes after step 10 of 24"]
     assert not still_running(list(ranks.values()), timeout=5)
 
 
@@ -75,7 +75,7 @@ def test_device_that_fails_at_every_start_is_left_out(
     batch = BatchProcess([*arguments, "--ulysses-degree", "4"], errors)
     notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
     assert sum("rank 1 was killed by SIGKILL" in note for note in notes) == 2
-    assert "device 1 is left out: it failed again and again; 3 are left" in notes
+    assert "device 1 is excluded: it failed repeatedly; 3 are left" in notes
     metadata = json.loads((tmp_path / "out" / "shot-0.npy.json").read_text())
     assert metadata["engine"]["device_ids"] == [0, 2, 3]
     assert metadata["layout"]["taken"] == "1x1x3"

@@ -1,4 +1,4 @@
-"""The files that longtake bench writes, and that longtake plan reads."""
+"""Profiles that longtake bench writes and longtake plan reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_profile_names_its_sources(profile: Path) -> None:
+def test_profile_names_its_sources(profile: Path) -> None:
     assert [path.name for path in profile.parent.iterdir()] == ["here.yaml"]
     content = yaml.safe_load(profile.read_text())
     assert "measured by longtake bench --calibrate" in content["launch_s"]["source"]
@@ -43,7 +43,7 @@ def test_plan_reads_the_profile(profile: Path, capsys: pytest.CaptureFixture[str
     assert {each["name"] for each in plan["layouts"]} >= {"1x1x2", "1x2x1"}
 
 
-def test_a_measured_and_predicted_step(
+def test_step_is_measured_and_predicted(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bench.md"

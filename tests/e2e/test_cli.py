@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it refuses, and how it stops."""
+"""longtake generate: outputs, refusals, signals."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_writes_the_video_and_its_metadata(generate: Any, tmp_path: Path, suffix
         assert load_file(path)["latents"].shape == (4, 2, 4, 6)
 
 
-def test_a_drawn_seed_gives_the_same_file_again(generate: Any, tmp_path: Path) -> None:
+def test_drawn_seed_renders_the_same_file_again(generate: Any, tmp_path: Path) -> None:
     first, by_seed, by_file = (tmp_path / f"{name}.mp4" for name in ("a", "b", "c"))
     assert generate("a cat", "-o", str(first))[0] == 0
     seed = json.loads((tmp_path / "a.mp4.json").read_text())["request"]["seed"]
@@ -83,7 +83,7 @@ def test_flags_override_the_config_file(generate: Any, tmp_path: Path) -> None:
     assert names(tmp_path) == ["options.yaml", "out.npy"]
 
 
-def test_switches_and_degrees_of_a_file_can_be_overridden(generate: Any, tmp_path: Path) -> None:
+def test_flags_override_switches_and_degrees_of_the_file(generate: Any, tmp_path: Path) -> None:
     config, path = tmp_path / "options.yaml", tmp_path / "out.npy"
     config.write_text("shard_weights: true\nnum_frames: 1\n")
     for switch, split in (((), True), (("--no-shard-weights",), False)):
@@ -99,7 +99,7 @@ def test_switches_and_degrees_of_a_file_can_be_overridden(generate: Any, tmp_pat
         assert generate(*again, "--devices", "1", *steps)[0] == 0
 
 
-def test_a_folder_where_the_metadata_goes(generate: Any, tmp_path: Path) -> None:
+def test_folder_in_the_place_of_the_metadata_is_refused(generate: Any, tmp_path: Path) -> None:
     (tmp_path / "out.npy.json").mkdir()
     code, _, err = generate("a cat", "-o", str(tmp_path / "out.npy"))
     assert (code, names(tmp_path)) == (2, ["out.npy.json"])
@@ -123,16 +123,16 @@ def test_json_and_quiet(generate: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("devices", ["1", "2"])
-def test_a_truncated_prompt_is_the_only_warning(model: str, tmp_path: Path, devices: str) -> None:
+def test_truncated_prompt_is_the_only_warning(model: str, tmp_path: Path, devices: str) -> None:
     newer = {"what_a_newer_version_saved": 1, "torch_dtype": "float32"}
     other = tiny.changed(Path(model), tmp_path / "other", "transformer/config.json", newer)
-    prompt = "a cat walks on the green grass and " * 20  # longer than CLIP reads, too
+    prompt = "a cat walks on the green grass and " * 20  # longer than CLIP's limit, too
     command = [*COMMAND, "generate", prompt, "--model", str(other), "--devices", devices]
     ran = subprocess.run(
         [*command, "--quiet", "-o", "out.npy"], cwd=tmp_path, capture_output=True, text=True
     )
     assert (ran.returncode, ran.stdout) == (0, "")
-    used = tiny.MAX_TOKENS - 1  # and the end mark
+    used = tiny.MAX_TOKENS - 1  # without the end token
     assert ran.stderr == (
         f"longtake: prompt has 160 tokens, of which the first {used} are used: shorten it, or "
         "raise max_sequence_length\n"
@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_is_one_line_and_exit_code_2(
+def test_invalid_input_is_one_line_and_exit_code_2(
     model: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     arguments, text = REFUSED[name]
@@ -208,7 +208,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("prompt: a\nprompt_template: {template: x, crop_start: 0}", "must contain {} once"),
     ],
 )
-def test_bad_config_files(generate: Any, tmp_path: Path, content: str, text: str) -> None:
+def test_invalid_config_files(generate: Any, tmp_path: Path, content: str, text: str) -> None:
     config = tmp_path / "options.yaml"
     config.write_bytes(content.encode("utf-8", "surrogateescape"))
     code, out, err = generate("--config", str(config))
@@ -216,7 +216,7 @@ def test_bad_config_files(generate: Any, tmp_path: Path, content: str, text: str
     assert text in err
 
 
-def test_an_unknown_option(generate: Any, capsys: Any) -> None:
+def test_unknown_option_suggests_a_known_one(generate: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         generate("a cat", "--heigth", "32")
     assert caught.value.code == 2
@@ -226,14 +226,14 @@ def test_an_unknown_option(generate: Any, capsys: Any) -> None:
     )
 
 
-def test_a_prompt_that_begins_with_a_dash(model: str, tmp_path: Path) -> None:
+def test_prompt_may_begin_with_a_dash(model: str, tmp_path: Path) -> None:
     options = ["--model", model, "-o", str(tmp_path / "out.npy"), "--num-frames", "1"]
     assert cli.main(["generate", *options, "--", "-a cat"]) == 0
     assert json.loads((tmp_path / "out.npy.json").read_text())["request"]["prompt"] == "-a cat"
 
 
-def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
-    """The damage shows while the ranks load: one rank refuses it, with the usual line and code."""
+def test_damaged_model_is_refused_by_two_ranks(model: str, tmp_path: Path) -> None:
+    """The damage is found while the ranks load: one line and exit code 2, as before loading."""
     copy = shutil.copytree(model, tmp_path / "model")
     config = json.loads((copy / "transformer/config.json").read_text())
     (copy / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 3}))
@@ -245,16 +245,16 @@ def test_a_damaged_model_on_two_ranks(model: str, tmp_path: Path) -> None:
     assert names(out) == []
 
 
-def test_a_port_in_use(model: str, tmp_path: Path) -> None:
-    """Joining torchrun's group while another program holds its port."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_port_in_use_under_torchrun(model: str, tmp_path: Path) -> None:
+    """Another program holds the port of the group."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         group = {
             "RANK": "0",
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(taken.getsockname()[1]),
+            "MASTER_PORT": str(listener.getsockname()[1]),
         }
         path = str(tmp_path / "out.mp4")
         ran = run(["a", "--model", model, "-o", path, "--quiet", "--load-timeout-s", "5"], **group)
@@ -276,7 +276,7 @@ sys.exit(code)
 """Threads of gloo that still run when the interpreter exits can abort the process."""
 
 
-def test_torchrun_joins_its_ranks(
+def test_torchrun_ranks_render_one_video(
     model: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, generate: Any
 ) -> None:
     """All ranks render one video, and leave no thread of the process group behind."""
@@ -300,7 +300,7 @@ def test_torchrun_joins_its_ranks(
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a program on two ranks in its own session, which is killed afterwards."""
+    """Starts a program on two ranks in its own session, which is killed afterwards."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*program: str) -> subprocess.Popen[str]:
@@ -322,7 +322,7 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def steps_taken(process: subprocess.Popen[str]) -> None:
-    """Wait for the third step among the events that a program prints."""
+    """Wait until a program reports its third step."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{") and json.loads(line).get("done") == 3:
@@ -337,36 +337,34 @@ def steps_taken(process: subprocess.Popen[str]) -> None:
     ],
     ids=["denoising", "decoding"],
 )
-def test_ctrl_c_stops_the_ranks_of_torchrun(
+def test_ctrl_c_stops_torchrun_ranks(
     model: str, tmp_path: Path, torchrun: Any, long: list[str]
 ) -> None:
     arguments = ["-m", "longtake", "generate", "a", "--model", model, "--json", *long]
     process = torchrun(*arguments, "-o", str(tmp_path / "out.npy"))
     steps_taken(process)
     ranks = psutil.Process(process.pid).children(recursive=True)
-    begun = time.monotonic()
+    start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=25)
-    assert time.monotonic() - begun < 15  # torchrun kills after 30
+    assert time.monotonic() - start < 15  # torchrun kills after 30
     assert not still_running(ranks, timeout=1)
     for rank in ("", "rank 1: "):
         assert f"longtake: {rank}stopped; nothing was written" in err
     assert names(tmp_path) == []
 
 
-def test_a_rank_of_torchrun_that_dies_ends_the_others(
-    model: str, tmp_path: Path, torchrun: Any
-) -> None:
+def test_torchrun_rank_that_dies_ends_the_others(model: str, tmp_path: Path, torchrun: Any) -> None:
     arguments = ["-m", "longtake", "generate", "a", "--model", model, "--json"]
     process = torchrun(
         *arguments, "-o", str(tmp_path / "out.mp4"), "--num-inference-steps", "10000"
     )
     steps_taken(process)
     ranks = psutil.Process(process.pid).children(recursive=True)
-    begun = time.monotonic()
+    start = time.monotonic()
     next(rank for rank in ranks if rank.environ().get("RANK") == "1").kill()
     _, err = process.communicate(timeout=25)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
     assert not still_running(ranks, timeout=1)
     assert process.returncode != 0
     (line,) = [line for line in err.splitlines() if line.startswith("longtake: ")]
@@ -374,10 +372,10 @@ def test_a_rank_of_torchrun_that_dies_ends_the_others(
     assert names(tmp_path) == []
 
 
-def test_a_rank_of_torchrun_that_raises_ends_the_others(
+def test_torchrun_rank_that_raises_ends_the_others(
     model: str, tmp_path: Path, torchrun: Any
 ) -> None:
-    """It exits at once, while the others are in the middle of a step."""
+    """It exits at once, while the others are within a step."""
     program = tmp_path / "program.py"
     program.write_text(
         "import json, sys\n"
@@ -392,9 +390,9 @@ def test_a_rank_of_torchrun_that_raises_ends_the_others(
     )
     process = torchrun(str(program), model)
     steps_taken(process)
-    begun = time.monotonic()
+    start = time.monotonic()
     _, err = process.communicate(timeout=25)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
     assert process.returncode != 0
     assert "RequestError: nobody listens" in err
 
@@ -408,7 +406,7 @@ def test_a_rank_of_torchrun_that_raises_ends_the_others(
         (dict(RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="0"), "LOCAL_WORLD_SIZE='0'"),
     ],
 )
-def test_invalid_variables_of_torchrun(
+def test_invalid_torchrun_variables(
     generate: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], text: str
 ) -> None:
     for name, value in environment.items():
@@ -434,7 +432,7 @@ def test_a_disk_that_fills_up(
     generate: Any, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Simulated by a limit on file size, which the video or its metadata exceeds."""
-    monkeypatch.setattr(files, "_PROBE_BYTES", 1)  # there was room when it began
+    monkeypatch.setattr(files, "_PROBE_BYTES", 1)  # the check at the start passes
     size = ["--height", "64", "--width", "64", "--num-inference-steps", "1"]
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, unlimited[1]))
@@ -448,7 +446,7 @@ def test_a_disk_that_fills_up(
 
 
 def test_closed_output_streams_do_not_stop_a_rendering(model: str, tmp_path: Path) -> None:
-    """A closed pipe, and a full disk behind stdout and stderr."""
+    """Stdout is a closed pipe; stdout and stderr are on a full disk."""
     for at, (view, where) in enumerate((("--json", "| head -1"), ("--metadata", "&> /dev/full"))):
         path = tmp_path / f"{at}.npy"
         words = [*COMMAND, "generate", "a", "--model", model, "-o", str(path), view]
@@ -464,7 +462,7 @@ def test_closed_output_streams_do_not_stop_a_rendering(model: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_stops_denoising(model: str, tmp_path: Path, number: signal.Signals) -> None:
     arguments = ["a", "--model", model, "--devices", "2", "-o", str(tmp_path / "out.mp4")]
     command = [*COMMAND, "generate", *arguments, "--num-inference-steps", "10000", "--json"]
     with subprocess.Popen(
@@ -476,24 +474,24 @@ def test_stopped_while_denoising(model: str, tmp_path: Path, number: signal.Sign
                 break
         ranks = psutil.Process(process.pid).children(recursive=True)
         assert len(ranks) == 2
-        for _ in range(30):  # a user who is in a hurry, or a service manager with a child
+        for _ in range(30):  # repeated by the user or a service manager
             process.send_signal(number)
             time.sleep(0.005)
         _, err = process.communicate(timeout=20)
     assert not still_running(ranks, timeout=5)
-    wanted = number is not signal.SIGINT  # then the steps that are done are kept
+    saves = number is not signal.SIGINT  # other signals leave a snapshot
     if number is not signal.SIGKILL:
-        assert names(tmp_path) == (["out.snapshot.safetensors"] if wanted else [])
+        assert names(tmp_path) == (["out.snapshot.safetensors"] if saves else [])
         assert process.returncode == 130
-        left = str(tmp_path / "out.snapshot.safetensors") if wanted else "nothing"
+        left = str(tmp_path / "out.snapshot.safetensors") if saves else "nothing"
         assert err.splitlines() == [f"longtake: stopped; {left} was written"]
     else:
         assert set(names(tmp_path)) <= {"out.snapshot.safetensors"}
 
 
 def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
-    begun = time.monotonic()
+    """Run the command in a subprocess."""
+    start = time.monotonic()
     ran = subprocess.run(
         [*COMMAND, "generate", *arguments],
         capture_output=True,
@@ -502,5 +500,5 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
         env={**os.environ, **environment},
         timeout=120,
     )
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - start < 100
     return ran

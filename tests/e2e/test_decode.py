@@ -1,4 +1,4 @@
-"""Latents to files: what the command writes and refuses, and what is left when decoding fails."""
+"""longtake decode, and the latents that are left when decoding fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MANY_FRAMES = ["--num-frames", "33", "--height", "64", "--width", "64", *SMALL_T
 
 
 def close(one: Path, other: Path) -> None:
-    """The same frames; ranks and this process may differ in threads, and so in the last bits."""
+    """Compare frames; this process and ranks may differ in threads, and so in the last bits."""
     np.testing.assert_allclose(np.load(one), np.load(other), rtol=0, atol=1e-5)
 
 
@@ -55,13 +55,15 @@ def longtake(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_latents_of_generate_give_its_video(longtake: Any, tmp_path: Path, devices: int) -> None:
-    """With what their file says: seed, tiles and rate; and that video renders again, too."""
+def test_latents_of_generate_decode_to_its_video(
+    longtake: Any, tmp_path: Path, devices: int
+) -> None:
+    """Seed, tiles and frame rate come from the file; the metadata renders the video again."""
     ours, theirs, again = (tmp_path / f"{name}.npy" for name in "abc")
     latents = tmp_path / "latents.safetensors"
-    asked = ["a cat", "--seed", 7, "--fps", 5, "--width", 80, *SMALL_TILES]
-    assert longtake("generate", *asked, "-o", theirs)[0] == 0
-    assert longtake("generate", *asked, "-o", latents)[0] == 0
+    options = ["a cat", "--seed", 7, "--fps", 5, "--width", 80, *SMALL_TILES]
+    assert longtake("generate", *options, "-o", theirs)[0] == 0
+    assert longtake("generate", *options, "-o", latents)[0] == 0
     code, out, _ = longtake("decode", latents, "-o", ours, "--devices", devices)
     assert code == 0
     ranks = "1 rank" if devices == 1 else f"{devices} ranks"
@@ -74,18 +76,18 @@ def test_latents_of_generate_give_its_video(longtake: Any, tmp_path: Path, devic
     close(again, theirs)
 
 
-def test_flags_override_what_the_file_says(longtake: Any, tmp_path: Path) -> None:
+def test_flags_override_the_header(longtake: Any, tmp_path: Path) -> None:
     latents, ours, theirs = (tmp_path / name for name in ("l.safetensors", "a.npy", "b.npy"))
-    asked = ["a cat", "--seed", 7, "--width", 80]
-    assert longtake("generate", *asked, *SMALL_TILES, "-o", latents)[0] == 0
-    assert longtake("generate", *asked, "--decode", "whole", "-o", theirs)[0] == 0
+    options = ["a cat", "--seed", 7, "--width", 80]
+    assert longtake("generate", *options, *SMALL_TILES, "-o", latents)[0] == 0
+    assert longtake("generate", *options, "--decode", "whole", "-o", theirs)[0] == 0
     assert longtake("decode", latents, "--decode", "whole", "--fps", 3, "-o", ours)[0] == 0
     close(ours, theirs)
     request = json.loads((tmp_path / "a.npy.json").read_text())["request"]
     assert (request["decode"], request["decode_tile_size"], request["fps"]) == ("whole", None, 3)
 
 
-def test_latents_that_longtake_did_not_write(longtake: Any, tmp_path: Path) -> None:
+def test_latents_without_a_header(longtake: Any, tmp_path: Path) -> None:
     latents = np.random.default_rng(0).standard_normal((2, 4, 2, 4, 6)).astype(np.float16)
     save_file({"samples": latents}, tmp_path / "l.safetensors")
     code, out, _ = longtake("decode", tmp_path / "l.safetensors", "-o", tmp_path / "out.npy")
@@ -97,8 +99,10 @@ def test_latents_that_longtake_did_not_write(longtake: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
-def test_latents_that_were_cut_or_joined_since(longtake: Any, tmp_path: Path, frames: int) -> None:
-    """Their header speaks of others; what is there counts."""
+def test_latents_with_another_shape_than_the_header(
+    longtake: Any, tmp_path: Path, frames: int
+) -> None:
+    """The tensor counts, not the header."""
     path, out = tmp_path / "l.safetensors", tmp_path / "out.npy"
     assert longtake("generate", "a cat", "--fps", 5, "-o", path)[0] == 0
     with safe_open(path, framework="np") as file:
@@ -131,7 +135,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_files_that_hold_no_latents(longtake: Any, tmp_path: Path, name: str) -> None:
+def test_files_without_latents_are_refused(longtake: Any, tmp_path: Path, name: str) -> None:
     make, text = BAD_FILES[name]
     path, out = tmp_path / "l.safetensors", tmp_path / "out"
     out.mkdir()
@@ -141,7 +145,7 @@ def test_files_that_hold_no_latents(longtake: Any, tmp_path: Path, name: str) ->
     assert text in err
 
 
-def test_a_truncated_file(longtake: Any, tmp_path: Path) -> None:
+def test_truncated_file_is_refused(longtake: Any, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
     save_file({"latents": RANDOM}, path)
     path.write_bytes(path.read_bytes()[:-1])
@@ -165,7 +169,7 @@ def test_a_truncated_file(longtake: Any, tmp_path: Path) -> None:
         (["--fps", "nan"], "fps='nan' must be a finite number"),
     ],
 )
-def test_bad_options_are_one_line_and_exit_code_2(
+def test_invalid_options_are_one_line_and_exit_code_2(
     longtake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -175,8 +179,8 @@ def test_bad_options_are_one_line_and_exit_code_2(
     assert text in err
 
 
-def test_a_video_that_does_not_fit_whole(longtake: Any, tmp_path: Path) -> None:
-    """Said before anything is denoised."""
+def test_video_that_does_not_fit_whole_is_refused(longtake: Any, tmp_path: Path) -> None:
+    """Refused before denoising."""
     size = ["--height", "2048", "--width", "2048", "--num-frames", "129"]
     path = tmp_path / "out.mp4"
     code, _, err = longtake("generate", "a", "--decode", "whole", *size, "-o", path)
@@ -187,17 +191,17 @@ def test_a_video_that_does_not_fit_whole(longtake: Any, tmp_path: Path) -> None:
     assert last.endswith(" GiB are free on a rank: try decode=tiled")
 
 
-def test_unknown_options_name_the_commands_own_help(longtake: Any, capsys: Any) -> None:
+def test_unknown_option_names_the_help_of_its_command(longtake: Any, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         longtake("decode", "l.safetensors", "--prompt", "a cat")
     assert capsys.readouterr().err.endswith("see longtake decode --help\n")
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_frames_are_in_the_file_while_later_ones_are_latents(
+def test_frames_are_written_while_others_are_decoded(
     model: str, tmp_path: Path, devices: int
 ) -> None:
-    asked = VideoRequest(
+    request = VideoRequest(
         prompt="a cat", num_frames=33, height=64, width=64, seed=1, decode_tile_size=(4, 32, 32)
     )
     frame_bytes = 64 * 64 * 3 * 4
@@ -212,7 +216,7 @@ def test_frames_are_in_the_file_while_later_ones_are_latents(
             total = progress.total
 
     with VideoEngine.from_pretrained(model, devices=devices) as engine:
-        resolved = engine.resolve(asked)
+        resolved = engine.resolve(request)
         with VideoFiles(OutputTarget(tmp_path / "out.npy"), resolved, engine.config) as files:
             files.publish(engine.render(resolved, files, look).as_json())
     assert total > 50
@@ -225,7 +229,7 @@ def test_frames_are_in_the_file_while_later_ones_are_latents(
 def decoding(
     model: str, folder: Path, devices: int, at: int
 ) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start a rendering, and wait until it has decoded some tiles; returns it and its ranks."""
+    """Start a rendering and wait until it has decoded some tiles; returns it and its ranks."""
     arguments = ["a cat", "--seed", "3", "--model", model, "--devices", str(devices)]
     process = subprocess.Popen(
         [*COMMAND, "generate", *arguments, *MANY_FRAMES, "--json", "-o", str(folder / "out.npy")],
@@ -243,7 +247,7 @@ def decoding(
 
 @pytest.fixture(scope="module")
 def uninterrupted(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The video that the interrupted ones would have been."""
+    """The video of the same request without interruption."""
     path = tmp_path_factory.mktemp("whole") / "out.npy"
     arguments = ["a cat", "--seed", "3", "--model", model, *MANY_FRAMES, "-o", str(path)]
     assert cli.main(["generate", *arguments, "--quiet"]) == 0
@@ -251,7 +255,7 @@ def uninterrupted(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies_while_decoding(
+def test_rank_that_dies_while_decoding_leaves_latents(
     model: str, tmp_path: Path, uninterrupted: Path, victim: int
 ) -> None:
     process, ranks = decoding(model, tmp_path, 2, at=20)
@@ -262,17 +266,28 @@ def test_a_rank_that_dies_while_decoding(
     assert names(tmp_path) == ["out.latents.safetensors"]
     (line,) = err.splitlines()
     assert line.startswith(f"longtake: rank {victim} was killed by SIGKILL (exit code -9, decoding")
-    said = line.partition("; the latents are kept, and can be decoded: longtake ")[2]
-    kept, out = tmp_path / "out.latents.safetensors", tmp_path / "out.npy"
-    assert shlex.split(said) == (
-        ["decode", str(kept), "--model", model, "--device", "cpu", "--devices", "2", "-o", str(out)]
+    command_line = line.partition("; the latents are kept, and can be decoded: longtake ")[2]
+    latents_path, out = tmp_path / "out.latents.safetensors", tmp_path / "out.npy"
+    assert shlex.split(command_line) == (
+        [
+            "decode",
+            str(latents_path),
+            "--model",
+            model,
+            "--device",
+            "cpu",
+            "--devices",
+            "2",
+            "-o",
+            str(out),
+        ]
     )
-    assert cli.main([*shlex.split(said), "--quiet"]) == 0
+    assert cli.main([*shlex.split(command_line), "--quiet"]) == 0
     close(out, uninterrupted)
     assert names(tmp_path) == ["out.latents.safetensors", "out.npy", "out.npy.json"]
 
 
-def test_the_command_itself_is_killed_while_decoding(
+def test_command_killed_while_decoding_leaves_latents(
     model: str, tmp_path: Path, uninterrupted: Path
 ) -> None:
     process, ranks = decoding(model, tmp_path, 2, at=20)
@@ -282,30 +297,30 @@ def test_the_command_itself_is_killed_while_decoding(
     assert [name for name in names(tmp_path) if not name.startswith(".")] == (
         ["out.latents.safetensors"]
     )
-    kept, out = tmp_path / "out.latents.safetensors", tmp_path / "again.npy"
-    assert cli.main(["decode", str(kept), "--model", model, "-o", str(out), "--quiet"]) == 0
+    latents_path, out = tmp_path / "out.latents.safetensors", tmp_path / "again.npy"
+    assert cli.main(["decode", str(latents_path), "--model", model, "-o", str(out), "--quiet"]) == 0
     close(out, uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_terminated_while_decoding(
+def test_sigterm_while_decoding_leaves_latents(
     model: str, tmp_path: Path, uninterrupted: Path, number: signal.Signals
 ) -> None:
-    """As a job scheduler does, or a closed terminal: nobody said that it was in vain."""
+    """Sent by a job scheduler or a closed terminal: the user has not discarded the video."""
     process, ranks = decoding(model, tmp_path, 2, at=20)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert not still_running(ranks, timeout=5)
-    kept = tmp_path / "out.latents.safetensors"
+    latents_path = tmp_path / "out.latents.safetensors"
     assert process.returncode == 130
-    assert err.splitlines() == [f"longtake: stopped; {kept} was written"]
-    assert names(tmp_path) == [kept.name]
-    assert cli.main(["decode", str(kept), "-o", str(tmp_path / "out.npy"), "--quiet"]) == 0
+    assert err.splitlines() == [f"longtake: stopped; {latents_path} was written"]
+    assert names(tmp_path) == [latents_path.name]
+    assert cli.main(["decode", str(latents_path), "-o", str(tmp_path / "out.npy"), "--quiet"]) == 0
     close(tmp_path / "out.npy", uninterrupted)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_stopped_while_decoding(model: str, tmp_path: Path, devices: int) -> None:
+def test_ctrl_c_while_decoding_leaves_nothing(model: str, tmp_path: Path, devices: int) -> None:
     process, ranks = decoding(model, tmp_path, devices, at=20)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -315,8 +330,8 @@ def test_stopped_while_decoding(model: str, tmp_path: Path, devices: int) -> Non
     assert names(tmp_path) == []
 
 
-def test_the_disk_fills_up_while_decoding(longtake: Any, tmp_path: Path) -> None:
-    """Here a limit on a file's size: the latents are below it, the video is not."""
+def test_full_disk_while_decoding_leaves_latents(longtake: Any, tmp_path: Path) -> None:
+    """Simulated by a limit on file size between that of the latents and that of the video."""
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, unlimited[1]))
     path = tmp_path / "out.npy"
@@ -326,21 +341,21 @@ def test_the_disk_fills_up_while_decoding(longtake: Any, tmp_path: Path) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert code == 3
-    kept = tmp_path / "out.latents-1.safetensors"
-    assert names(tmp_path) == [kept.name, "out.latents.safetensors"]
+    latents_path = tmp_path / "out.latents-1.safetensors"
+    assert names(tmp_path) == [latents_path.name, "out.latents.safetensors"]
     (line,) = err.splitlines()
     assert line.startswith(f"longtake: {path} cannot be written: File too large; the latents are ")
-    assert f"longtake decode {kept} --model " in line
-    assert longtake("decode", kept, "-o", path)[0] == 0
+    assert f"longtake decode {latents_path} --model " in line
+    assert longtake("decode", latents_path, "-o", path)[0] == 0
     assert np.load(path).shape == (9, 32, 48, 3)
 
 
-def test_nothing_is_kept_of_a_video_that_is_whole(longtake: Any, tmp_path: Path) -> None:
+def test_finished_video_leaves_no_latents(longtake: Any, tmp_path: Path) -> None:
     assert longtake("generate", "a", "-o", tmp_path / "out.gif")[0] == 0
     assert names(tmp_path) == ["out.gif", "out.gif.json"]
 
 
-def test_from_python(model: str, tmp_path: Path) -> None:
+def test_python_api(model: str, tmp_path: Path) -> None:
     with VideoEngine.from_pretrained(model, devices=2) as engine:
         video = engine.generate(VideoRequest(prompt="a cat", seed=1, num_videos=2))
         again = engine.decode(video.latents, DecodeRequest(fps=3))
@@ -365,13 +380,13 @@ def test_from_python(model: str, tmp_path: Path) -> None:
         assert video.save(tmp_path / "out.mp4", overwrite=True) == paths
 
 
-def test_latents_survive_a_rank_that_dies(model: str) -> None:
-    asked = VideoRequest(
+def test_latents_survive_a_dead_rank(model: str) -> None:
+    request = VideoRequest(
         prompt="a cat", num_frames=33, height=64, width=64, seed=1, decode_tile_size=(4, 32, 32)
     )
-    how = DecodeRequest(decode_tile_size=asked.decode_tile_size)
+    decode_request = DecodeRequest(decode_tile_size=request.decode_tile_size)
     with VideoEngine.from_pretrained(model, devices=2) as engine:
-        expected = engine.generate(asked)
+        expected = engine.generate(request)
         ranks = ranks_of(engine)
 
         def kill(progress: Progress) -> None:
@@ -379,12 +394,14 @@ def test_latents_survive_a_rank_that_dies(model: str) -> None:
                 ranks[1].kill()
 
         with pytest.raises(EngineError, match="rank 1 was killed by SIGKILL") as caught:
-            engine.generate(asked, kill)
+            engine.generate(request, kill)
         np.testing.assert_array_equal(caught.value.latents, expected.latents)
-        np.testing.assert_array_equal(engine.decode(expected.latents, how).frames, expected.frames)
+        np.testing.assert_array_equal(
+            engine.decode(expected.latents, decode_request).frames, expected.frames
+        )
 
 
-def test_an_engine_of_the_autoencoder_alone(model: str) -> None:
+def test_autoencoder_only_engine(model: str) -> None:
     latents: npt.NDArray[Any] = RANDOM
     with VideoEngine.from_pretrained(model, autoencoder_only=True) as engine:
         assert engine.decode(latents).frames.shape == (5, 32, 48, 3)
@@ -393,10 +410,10 @@ def test_an_engine_of_the_autoencoder_alone(model: str) -> None:
 
 
 def test_torchrun_decodes(longtake: Any, model: str, tmp_path: Path) -> None:
-    """Rank 0 alone reads the file, and knows from it what dtype they are to be decoded in."""
+    """Only rank 0 reads the file, which determines the dtype."""
     expected, joined, latents = (tmp_path / name for name in ("a.npy", "b.npy", "l.safetensors"))
-    asked = ["a cat", "--seed", 1, "--vae-dtype", "bfloat16", *SMALL_TILES]
-    assert longtake("generate", *asked, "-o", latents)[0] == 0
+    options = ["a cat", "--seed", 1, "--vae-dtype", "bfloat16", *SMALL_TILES]
+    assert longtake("generate", *options, "-o", latents)[0] == 0
     assert longtake("decode", latents, "-o", expected)[0] == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     decode = [
@@ -425,10 +442,10 @@ def test_decode_under_torchrun_needs_a_model(
     assert "torchrun needs --model" in capsys.readouterr().err
 
 
-def test_the_header_says_how_latents_came_to_be(longtake: Any, tmp_path: Path) -> None:
+def test_header_describes_the_request(longtake: Any, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
-    asked = ["a cat", "--seed", 5, "--vae-dtype", "bfloat16"]
-    assert longtake("generate", *asked, "-o", path)[0] == 0
+    options = ["a cat", "--seed", 5, "--vae-dtype", "bfloat16"]
+    assert longtake("generate", *options, "-o", path)[0] == 0
     file = read_latents(path)
     assert file.origin is not None
     assert (file.origin.request.prompt, file.origin.request.seed) == ("a cat", 5)

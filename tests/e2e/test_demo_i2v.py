@@ -1,4 +1,4 @@
-"""The model that animates pictures: they move as they are told to, and stay what they are."""
+"""The image-to-video demo model: pictures move as prompted and stay recognisable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from longtake import VideoEngine, VideoRequest
 from longtake.configs.models import bundled
 from longtake.engine.tools.differences import psnr_db
-from tests.quality.demo import REQUIRED_OF_PICTURES, animate_and_judge, shares
+from tests.quality.demo import REQUIRED_FOR_PICTURES, animate_and_judge, shares
 from tests.quality.judge import judge
 from tests.quality.pictures import pictures
 from training.demo.phrases import vocabulary
@@ -28,27 +28,27 @@ def engine() -> Iterator[VideoEngine]:
         yield engine
 
 
-def test_eight_pictures_move_as_they_are_told_to(engine: VideoEngine) -> None:
-    """Each color once, each shape twice; 25 dB of the picture in the first frame of each."""
+def test_eight_pictures_move_as_prompted(engine: VideoEngine) -> None:
+    """Each color once, each shape twice; the first frame has 25 dB PSNR to the picture."""
     found = shares(*animate_and_judge(engine, [at * 9 % 32 for at in range(8)]))
-    assert all(found[part] >= required for part, required in REQUIRED_OF_PICTURES.items()), found
+    assert all(found[part] >= required for part, required in REQUIRED_FOR_PICTURES.items()), found
 
 
-def test_one_picture_moves_either_way(engine: VideoEngine, tmp_path: Path) -> None:
-    """From the middle, so that the picture does not tell."""
+def test_one_picture_moves_in_both_directions(engine: VideoEngine, tmp_path: Path) -> None:
+    """The shape starts in the middle, so that the picture gives no hint."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[22:42, 22:42] = (224, 32, 32)
     path = tmp_path / "square.png"
     Image.fromarray(pixels).save(path)
     for mode in ("stable", "dynamic"):
         for direction in ("left", "right", "up", "down"):
-            asked = VideoRequest(prompt=f"moving {direction}", image=path, seed=1, i2v_mode=mode)
-            seen = judge(engine.generate(asked).frames)
+            request = VideoRequest(prompt=f"moving {direction}", image=path, seed=1, i2v_mode=mode)
+            seen = judge(engine.generate(request).frames)
             assert (seen.direction, seen.color) == (direction, "red"), (mode, direction, seen)
 
 
-def test_the_prompts_are_none_that_it_was_trained_on() -> None:
-    """Six of eight have words that are in no training phrase."""
+def test_prompts_are_not_in_the_training_data() -> None:
+    """Six of eight prompts have words that are in no training prompt."""
     known = set(vocabulary())
     unknown = 0
     for _, prompt, _ in pictures()[:8]:
@@ -58,7 +58,7 @@ def test_the_prompts_are_none_that_it_was_trained_on() -> None:
     assert len({picture.tobytes() for picture, _, _ in pictures()}) == 32
 
 
-def test_two_ranks_show_the_same(engine: VideoEngine, tmp_path: Path) -> None:
+def test_two_ranks_give_the_same_video(engine: VideoEngine, tmp_path: Path) -> None:
     picture, prompt, _ = pictures()[3]
     path = tmp_path / "a.png"
     Image.fromarray(picture).save(path)
@@ -71,8 +71,8 @@ def test_two_ranks_show_the_same(engine: VideoEngine, tmp_path: Path) -> None:
     assert judge(frames) == judge(expected)
 
 
-def test_a_photograph_of_another_shape(engine: VideoEngine, tmp_path: Path) -> None:
-    """It has one size of its own, and renders whatever it is shown."""
+def test_picture_of_another_shape_renders(engine: VideoEngine, tmp_path: Path) -> None:
+    """The model has one size; the picture is resized."""
     rng = random.Random(0)
     smooth = np.array([[[rng.random() for _ in range(3)] for _ in range(4)] for _ in range(3)])
     pixels = Image.fromarray((255 * smooth).astype(np.uint8)).resize((300, 200))
@@ -86,7 +86,7 @@ def test_a_photograph_of_another_shape(engine: VideoEngine, tmp_path: Path) -> N
     assert np.isfinite(video.frames).all()
 
 
-def test_the_folder_is_small_safe_and_says_how_it_was_trained() -> None:
+def test_model_folder_is_small_safe_and_documented() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 16e6
     assert {path.suffix for path in files} == {".json", ".safetensors", ".yaml"}

@@ -1,9 +1,9 @@
-"""The examples of the README and of docs/: commands, code and links.
+"""Commands, code and links in the README and in docs/.
 
-An example below ``<!-- run -->`` is executed, on a CPU, in a folder of its page. In all others
-shell syntax, the options of ``longtake`` commands, ``make`` targets, paths, imports and YAML are
-checked. Every ``longtake plan`` is executed. What stands below ``<!-- file: NAME -->`` is written
-to that file first.
+Examples below ``<!-- run -->`` are executed on the CPU, in a folder for each page. In all others,
+shell syntax, options of ``longtake`` commands, ``make`` targets, paths, imports and YAML are
+checked. Each ``longtake plan`` is executed. An example below ``<!-- file: NAME -->`` is written to
+that file first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GENERATED = {
     ROOT / "docs/development/contributing.md",
     ROOT / "docs/development/changelog.md",
 }
-"""Pages that exist only in the site, whose links `make docs` checks."""
+"""Pages that exist only in the site; `make docs` checks links to them."""
 
 _FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.M | re.S
@@ -72,7 +72,7 @@ class Example:
 
 
 def examples(page: Path) -> list[Example]:
-    """All fenced blocks of a page."""
+    """The fenced blocks of a page."""
     text = page.read_text()
     return [
         Example(
@@ -118,7 +118,7 @@ def test_shell_example_is_valid(example: Example, capsys: pytest.CaptureFixture[
 
 
 def check_make_target(words: list[str]) -> None:
-    """Refuse a target that the Makefile does not have."""
+    """Check that the Makefile has the target."""
     makefile = (ROOT / "Makefile").read_text()
     for word in words:
         if "=" not in word:
@@ -126,7 +126,7 @@ def check_make_target(words: list[str]) -> None:
 
 
 def check_paths(words: list[str]) -> None:
-    """Refuse a script or a module of this repository that does not exist."""
+    """Check that scripts and modules of this repository exist."""
     for before, word in zip(["", *words], words, strict=False):
         if before == "-m" and word.split(".")[0] in ("benchmarks", "tests", "training"):
             assert importlib.util.find_spec(word) is not None, word
@@ -217,15 +217,15 @@ def test_sample_plans_are_printed_by_their_commands(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("script", ["examples/own_model.py", "examples/attention.py"])
 def test_attention_examples_equal_one_process(script: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ended = subprocess.run(
+    completed = subprocess.run(
         [*command, str(ROOT / script)],
         capture_output=True,
         text=True,
         check=False,
         env={**THIS_CHECKOUT, "CUDA_VISIBLE_DEVICES": ""},
     )
-    assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout.split()[-1]) < 1e-5
+    assert completed.returncode == 0, completed.stderr
+    assert float(completed.stdout.split()[-1]) < 1e-5
 
 
 def links(page: Path) -> Iterator[str]:
@@ -264,9 +264,11 @@ def test_readme_fits_on_two_screens() -> None:
 
 def test_reference_has_every_option_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     script = [sys.executable, str(ROOT / "docs/generated_pages.py")]
-    ended = subprocess.run(script, env=THIS_CHECKOUT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    sections = re.split(r"^## longtake (\w+)$", ended.stdout, flags=re.M)[1:]
+    completed = subprocess.run(
+        script, env=THIS_CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
+    sections = re.split(r"^## longtake (\w+)$", completed.stdout, flags=re.M)[1:]
     assert len(sections) == 2 * 10
     for command, section in zip(sections[::2], sections[1::2], strict=True):
         if command == "version":

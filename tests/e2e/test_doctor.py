@@ -1,4 +1,4 @@
-"""The longtake doctor command, and its trial on ranks."""
+"""longtake doctor, and the exchange between its ranks."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def running_ranks(pid: int) -> list[psutil.Process]:
     return found
 
 
-def test_a_failure_does_not_stop_other_checks(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+def test_failure_does_not_stop_other_checks(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         options = ["--folder", str(tmp_path / "nothing"), "--port", str(port), "--device", "cpu"]
         ran = subprocess.run(
             [*COMMAND, *options, "--json"], capture_output=True, text=True, check=False, timeout=120
         )
     (line,) = ran.stdout.splitlines()
-    told = json.loads(line)
-    assert (ran.returncode, told["status"], ran.stderr) == (3, "failure", "")
-    findings = {finding["name"]: finding for finding in told["findings"]}
+    report = json.loads(line)
+    assert (ran.returncode, report["status"], ran.stderr) == (3, "failure", "")
+    findings = {finding["name"]: finding for finding in report["findings"]}
     failures = [name for name, finding in findings.items() if finding["status"] == "failure"]
     assert failures == ["folder", "port"]
     assert findings["folder"]["message"] == f"there is no folder {tmp_path}/nothing"
@@ -74,10 +74,10 @@ def test_a_failure_does_not_stop_other_checks(tmp_path: Path) -> None:
     assert findings["encoder .mp4"]["message"] == "8 frames written, 8 read back"
 
 
-def test_the_exit_code_is_the_worst(
+def test_exit_code_is_the_worst_finding(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the findings of this machine, except for the exchange."""
+    """With this machine's findings, except for the exchange."""
     checks = [check for check in CHECKS if not check.name.startswith("exchange")]
     monkeypatch.setattr(doctor, "CHECKS", checks)
     code = cli.main(["doctor", "--device", "cpu", "--folder", str(tmp_path)])
@@ -99,8 +99,8 @@ def test_ctrl_c_ends_the_ranks() -> None:
     assert not still_running(ranks, timeout=3)
 
 
-def test_a_deadline_ends_ranks_that_hang() -> None:
-    """One rank is suspended, and the other waits for it."""
+def test_deadline_ends_hanging_ranks() -> None:
+    """One rank is suspended; the other waits for it."""
     found: list[psutil.Process] = []
 
     def suspend() -> None:
@@ -109,26 +109,26 @@ def test_a_deadline_ends_ranks_that_hang() -> None:
 
     suspending = threading.Thread(target=suspend)
     suspending.start()
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(RankError, match=r"2 ranks were not done in 2\.5 s, and were ended"):
         trial.exchange("cpu", deadline_s=2.5)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - start < 8
     suspending.join()
     assert not still_running(found, timeout=1)
 
 
-def test_a_rank_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It dies before it can report why."""
+def test_rank_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It dies without a report."""
     (tmp_path / "torch.py").write_text("raise ImportError('half installed')")
     environment, broken = on_ranks._environment, {"PYTHONPATH": str(tmp_path)}
     monkeypatch.setattr(on_ranks, "_environment", lambda *place: {**environment(*place), **broken})
-    said = r"rank \d died \(exit code 1\); the last it said: ImportError: half installed"
-    with pytest.raises(RankError, match=said):
+    message = r"rank \d died \(exit code 1\); its last line: ImportError: half installed"
+    with pytest.raises(RankError, match=message):
         trial.exchange("cpu", deadline_s=60)
     assert not running_ranks(os.getpid())
 
 
-def test_a_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = on_ranks._environment
     monkeypatch.setattr(
         on_ranks,

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote are still read: tests/samples has a folder for each version.
+"""Files of earlier versions can be read; tests/samples has a folder for each version.
 
 Those of 0.1.0 were written by commit 50eead6 with the demo model and seed 7: a clip and its
 metadata, the snapshot of a rendering that was killed after step 6 of 12, and the latents of one
@@ -28,7 +28,7 @@ SMALL_TILES = ("--decode-tile-size", 4, 32, 32, "--decode-tile-stride", 4, 16, 1
 
 
 def generate(output: Path, *options: object) -> None:
-    """Render the samples' prompt and seed on the CPU."""
+    """Render the prompt and seed of the samples on the CPU."""
     arguments = [PROMPT, "--seed", 7, "--device", "cpu", "-o", output, *options]
     assert cli.main(["generate", *map(str, arguments)]) == 0
 
@@ -62,18 +62,18 @@ def test_metadata_renders_the_same_video(tmp_path: Path) -> None:
     np.testing.assert_allclose(frames, expected, rtol=0, atol=3)  # other CPUs round otherwise
 
 
-def test_a_snapshot_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snapshot_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snapshot = copy_of("interrupted.snapshot.safetensors", tmp_path)
     output = tmp_path / "interrupted.npy"
     generate(output, *SHORT, "--resume")
-    assert capsys.readouterr().err.splitlines()[0] == "goes on after step 6 of 12"
+    assert capsys.readouterr().err.splitlines()[0] == "resumes after step 6 of 12"
     assert not snapshot.exists()
     generate(tmp_path / "whole.npy", *SHORT)
     np.testing.assert_allclose(np.load(output), np.load(tmp_path / "whole.npy"), rtol=0, atol=1e-4)
 
 
 def test_kept_latents_are_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By ``decode``, and by ``generate --resume``; both give the same frames."""
+    """``decode`` and ``generate --resume`` give the same frames."""
     latents = copy_of("decoding.latents.safetensors", tmp_path)
     decoded, resumed = tmp_path / "decoded.npy", tmp_path / "decoding.npy"
     assert cli.main(["decode", str(latents), "--device", "cpu", "-o", str(decoded)]) == 0
@@ -81,7 +81,7 @@ def test_kept_latents_are_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (metadata["request"]["prompt"], metadata["request"]["seed"]) == (PROMPT, 7)
     capsys.readouterr()
     generate(resumed, *SMALL_TILES, "--resume")
-    assert capsys.readouterr().err.splitlines()[0] == f"goes on with the latents in {latents}"
+    assert capsys.readouterr().err.splitlines()[0] == f"decodes the latents in {latents}"
     assert not latents.exists()
     np.testing.assert_array_equal(np.load(resumed), np.load(decoded))
     assert np.load(decoded).shape == (17, 64, 64, 3)

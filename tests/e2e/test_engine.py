@@ -1,4 +1,4 @@
-"""The engine from Python: one process, and two that stay alive between requests."""
+"""VideoEngine on one rank, and on two that stay alive between requests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pair(model: str) -> Iterator[VideoEngine]:
         yield engine
 
 
-def test_frames_and_latents_are_those_of_one_process(alone: VideoEngine, pair: VideoEngine) -> None:
+def test_two_ranks_give_frames_and_latents_of_one(alone: VideoEngine, pair: VideoEngine) -> None:
     for changes in ({}, dict(num_videos=2, height=48, num_frames=5)):
         expected, video = (each.generate(request(**changes)) for each in (alone, pair))
         frames, height = changes.get("num_frames", 9), changes.get("height", 32)
@@ -59,7 +59,7 @@ def test_frames_and_latents_are_those_of_one_process(alone: VideoEngine, pair: V
         np.testing.assert_allclose(video.latents, expected.latents, rtol=0, atol=1e-4)
 
 
-def test_fields_and_a_prompt_stand_for_a_request(alone: VideoEngine) -> None:
+def test_request_as_fields_or_prompt(alone: VideoEngine) -> None:
     expected = alone.generate(request(num_frames=5)).latents
     prompt = request().prompt
     for video in (
@@ -68,8 +68,8 @@ def test_fields_and_a_prompt_stand_for_a_request(alone: VideoEngine) -> None:
     ):
         np.testing.assert_array_equal(video.latents, expected)
     for arguments, fields, words in (
-        ((request(),), {"seed": 3}, "seed beside a request"),
-        ((3,), {}, "request='3' is no VideoRequest"),
+        ((request(),), {"seed": 3}, "seed together with a request"),
+        ((3,), {}, "request='3' is not a VideoRequest"),
         ((), {"prompt": "a", "heigth": 3}, "heigth is not an option: perhaps you meant height"),
         ((), {"prompt": "a", "num_frames": "many"}, "num_frames='many' must be a whole number"),
         ((), {"prompt": "a", "image": np.zeros((2, 2))}, "image=array"),
@@ -81,7 +81,7 @@ def test_fields_and_a_prompt_stand_for_a_request(alone: VideoEngine) -> None:
         VideoEngine.from_pretrained(3)  # type: ignore[arg-type]
 
 
-def test_a_video_shows_itself_in_a_line_and_in_a_notebook(alone: VideoEngine) -> None:
+def test_video_has_a_short_and_a_notebook_representation(alone: VideoEngine) -> None:
     video = alone.generate(request(num_videos=2, num_frames=5))
     assert repr(video) == "<Video: 2 x 5 frames of 48x32 at 8 fps, seed 5>"
     before = video.metadata.as_json()
@@ -99,7 +99,7 @@ def test_a_video_shows_itself_in_a_line_and_in_a_notebook(alone: VideoEngine) ->
     assert latents._repr_mimebundle_() == {"text/plain": repr(latents)}
 
 
-def test_a_second_request_loads_nothing(pair: VideoEngine) -> None:
+def test_second_request_loads_nothing(pair: VideoEngine) -> None:
     before = [process.pid for process in ranks_of(pair)]
     phases = []
     pair.generate(request(width=64, num_frames=1), lambda progress: phases.append(progress.phase))
@@ -117,7 +117,7 @@ def test_progress_counts_every_step(pair: VideoEngine) -> None:
     assert sorted(set(phases), key=phases.index) == ["text", "denoising", "decoding"]
 
 
-def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path) -> None:
+def test_metadata_renders_the_video_again(pair: VideoEngine, tmp_path: Path) -> None:
     video = pair.generate(request(seed=None))
     resolved = video.metadata.request
     assert isinstance(resolved, ResolvedRequest)
@@ -138,8 +138,8 @@ def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path)
     assert described["request"]["seed"] == drawn
     degrees = described["engine"]["parallel"]
     assert degrees["ring_degree"] * degrees["ulysses_degree"] == 2
-    taken = f"1x{degrees['ring_degree']}x{degrees['ulysses_degree']}"
-    assert described["layout"]["taken"] == taken
+    layout = f"1x{degrees['ring_degree']}x{degrees['ulysses_degree']}"
+    assert described["layout"]["taken"] == layout
     assert described["layout"]["why"].startswith("the best of 2: ")
     assert described["engine"]["dtype"] == described["engine"]["vae_dtype"] == "float32"
     assert described["engine"]["attention_kernel"] == "cpu-flash"
@@ -152,47 +152,47 @@ def test_metadata_says_how_to_render_it_again(pair: VideoEngine, tmp_path: Path)
     assert described["versions"]["diffusers"]
 
 
-def test_latents_alone_are_not_decoded(pair: VideoEngine) -> None:
+def test_latents_output_is_not_decoded(pair: VideoEngine) -> None:
     video = pair.generate(request(output_type="latents"))
     assert video.batch == []
     assert video.latents.shape == (1, 4, 3, 4, 6)
     assert "decoding" not in video.metadata.seconds
     with pytest.raises(RequestError, match="there are no frames here"):
         _ = video.frames
-    with pytest.raises(RequestError, match="which were not decoded: use .safetensors"):
+    with pytest.raises(RequestError, match="that were not decoded: use .safetensors"):
         video.save("out.mp4")
 
 
 class Enough(Exception):
-    """Raised by a caller that has seen enough."""
+    """Raised by a caller to stop."""
 
 
 @pytest.mark.parametrize("kind", [Enough, Stopped, RequestError, EngineError, KeyboardInterrupt])
-def test_what_progress_raises_stops_the_ranks_between_steps(
+def test_error_in_on_progress_stops_the_ranks_between_steps(
     pair: VideoEngine, kind: type[BaseException]
 ) -> None:
-    """Also where ranks raise the same kind, which says that they have stopped already."""
+    """Whatever its type: Stopped, too, which ranks raise once they have stopped."""
     before = [process.pid for process in ranks_of(pair)]
 
     def stop_early(progress: Progress) -> None:
         if progress.phase == "denoising" and progress.done == 3:
             raise kind("enough")
 
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(kind, match="enough"):
         pair.generate(request(num_inference_steps=10_000), stop_early)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
     seen: list[Progress] = []
     assert pair.generate(request(height=64), seen.append).frames.shape == (9, 64, 48, 3)
     assert {each.total for each in seen if each.phase == "denoising"} == {3}
     assert [process.pid for process in ranks_of(pair)] == before
 
 
-def test_a_callback_that_renders_is_refused(pair: VideoEngine) -> None:
+def test_rendering_in_a_callback_is_refused(pair: VideoEngine) -> None:
     def render(progress: Progress) -> None:
         pair.generate(request())
 
-    with pytest.raises(RequestError, match="called by a callback of its own"):
+    with pytest.raises(RequestError, match="called from its own callback"):
         pair.generate(request(), render)
     assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
 
@@ -204,7 +204,7 @@ def test_threads_share_an_engine(pair: VideoEngine) -> None:
     assert [video.frames.shape[1] for video in videos] == list(heights)
 
 
-def test_a_kernel_that_cannot_run_is_refused_and_the_ranks_go_on(model: str) -> None:
+def test_unsupported_kernel_is_refused_and_the_ranks_continue(model: str) -> None:
     parallel = ParallelConfig(ring_degree=2, ulysses_degree=1)
     with VideoEngine.from_pretrained(
         model, devices=2, parallel=parallel, attention_kernel="sdpa"
@@ -216,20 +216,20 @@ def test_a_kernel_that_cannot_run_is_refused_and_the_ranks_go_on(model: str) -> 
         assert [process.pid for process in ranks_of(engine)] == before
 
 
-def test_a_refused_request_leaves_the_ranks_as_they_were(pair: VideoEngine) -> None:
+def test_refused_request_does_not_restart_the_ranks(pair: VideoEngine) -> None:
     with pytest.raises(RequestError, match="height=40 must be a multiple of 16: try 32 or 48"):
         pair.generate(request(height=40))
     assert pair.generate(request()).frames.shape == (9, 32, 48, 3)
 
 
-def test_true_cfg_runs_side_by_side(alone: VideoEngine, pair: VideoEngine) -> None:
+def test_true_cfg_branches_run_in_parallel(alone: VideoEngine, pair: VideoEngine) -> None:
     guided = request(true_cfg_scale=3.0, negative_prompt="dog")
     video = pair.generate(guided)
     assert video.metadata.layout.cfg_degree == 2
     np.testing.assert_allclose(video.latents, alone.generate(guided).latents, rtol=0, atol=1e-4)
 
 
-def test_refused_without_starting_anything(model: str, tmp_path: Path) -> None:
+def test_refused_before_any_rank_starts(model: str, tmp_path: Path) -> None:
     before = len(psutil.Process().children())
     with pytest.raises(ModelError, match="there is no folder"):
         VideoEngine.from_pretrained(tmp_path / "none", devices=2)
@@ -244,18 +244,18 @@ def test_refused_without_starting_anything(model: str, tmp_path: Path) -> None:
     assert len(psutil.Process().children()) == before
 
 
-def test_a_rank_that_is_killed_ends_all_and_is_named(pair: VideoEngine) -> None:
-    """Last here: it ends the shared ranks, which the next request starts anew."""
+def test_killed_rank_ends_all_and_is_named(pair: VideoEngine) -> None:
+    """Last in this file: it ends the shared ranks, and the next request starts new ones."""
     victims = ranks_of(pair)
 
     def kill(progress: Progress) -> None:
         if progress.phase == "denoising" and progress.done == 2:
             victims[1].kill()
 
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(EngineError) as caught:
         pair.generate(request(num_inference_steps=10_000), kill)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - start < 10
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("rank 1 was killed by SIGKILL (exit code -9, denoising, ")
     assert len(lines) <= 12

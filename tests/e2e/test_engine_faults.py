@@ -1,4 +1,4 @@
-"""Deadlines end ranks that hang, and name the reason."""
+"""Ranks that hang are ended at their deadline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENDLESS = VideoRequest(prompt="a cat", num_inference_steps=10_000)
 def hang(
     model: str, victims: Callable[[list[psutil.Process]], list[psutil.Process]], **timeouts: Any
 ) -> tuple[str, float]:
-    """Suspend some ranks while denoising; the engine's error, and the seconds until it."""
+    """Suspend ranks while denoising; returns the engine's error and the seconds until it."""
     suspended_at = 0.0
 
     def suspend(progress: Progress) -> None:
@@ -39,32 +39,32 @@ def hang(
         ranks = ranks_of(engine)
         with pytest.raises(RankError) as caught:
             engine.generate(ENDLESS, suspend)
-    taken = time.monotonic() - suspended_at
+    elapsed_s = time.monotonic() - suspended_at
     assert not any(rank.is_running() for rank in ranks)
-    return str(caught.value), taken
+    return str(caught.value), elapsed_s
 
 
-def test_a_rank_that_hangs_is_waited_for_until_the_deadline(model: str) -> None:
-    """It hangs because it is suspended, which the engine has not noticed by then."""
-    text, taken = hang(model, lambda ranks: ranks[1:], step_timeout_s=3, rank_loss_timeout_s=30)
+def test_hanging_rank_ends_at_the_deadline(model: str) -> None:
+    """It is suspended, which the engine has not detected by then."""
+    text, elapsed_s = hang(model, lambda ranks: ranks[1:], step_timeout_s=3, rank_loss_timeout_s=30)
     assert re.match(
         r"rank 0 (made no progress for 3 s and was ended \(rank 1 had not ended\)"
         r"|failed: PeerLostError)",
         text,
     )
     assert "denoising" in text
-    assert 2 < taken < 8
+    assert 2 < elapsed_s < 8
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_suspended_ranks_end_all_within_the_time_for_a_lost_one(model: str, first: int) -> None:
-    text, taken = hang(model, lambda ranks: ranks[first:], rank_loss_timeout_s=4)
+def test_suspended_rank_ends_all_within_the_loss_timeout(model: str, first: int) -> None:
+    text, elapsed_s = hang(model, lambda ranks: ranks[first:], rank_loss_timeout_s=4)
     assert text.startswith(f"rank {'0, 1' if first == 0 else '1'} was suspended (SIGSTOP, or a ")
-    assert 3 < taken < 8
+    assert 3 < elapsed_s < 8
 
 
-def test_ranks_that_make_no_progress_are_given_up(model: str) -> None:
-    """For example in a driver call: no deadline of their own can end them."""
+def test_ranks_without_progress_are_killed(model: str) -> None:
+    """Ranks that hang in a driver call, say, cannot end themselves."""
     config = EngineConfig(model=model, devices=2, load_timeout_s=7, rank_loss_timeout_s=4)
     step = Progress("denoising", 1, 2)
     working = {rank: RankState(step, timeout_s, 0.0) for rank, timeout_s in enumerate((5, 60))}

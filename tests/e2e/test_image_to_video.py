@@ -1,4 +1,4 @@
-"""A picture is animated: the command and the engine, on one rank, on two, and under torchrun."""
+"""Image-to-video by the command and the engine, on one rank, on two, and under torchrun."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """A command in this process: exit code, stdout, stderr."""
+    """Run a command in this process; returns exit code, stdout, stderr."""
 
     def command(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -41,22 +41,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wide one, in colors that do not repeat."""
+    """A wide picture without repeating colors."""
     pixels = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
     path = tmp_path_factory.mktemp("pictures") / "first.png"
     Image.fromarray(pixels).save(path)
     return path
 
 
-def test_the_same_video_again_from_its_metadata(
+def test_metadata_renders_the_same_video(
     run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     model, out = animators["token_replace"], tmp_path / "out"
     out.mkdir()
     first, again, other = (out / f"{name}.npy" for name in ("first", "again", "other"))
-    asked = ["a cat runs", "--image", str(picture), "--model", model, "--height", "32"]
-    code, said, _ = run("generate", *asked, "-o", str(first))
-    assert code == 0 and said.startswith(f"{first}: 9 frames of 48x32, seed ")
+    options = ["a cat runs", "--image", str(picture), "--model", model, "--height", "32"]
+    code, stdout, _ = run("generate", *options, "-o", str(first))
+    assert code == 0 and stdout.startswith(f"{first}: 9 frames of 48x32, seed ")
     metadata = json.loads(first.with_suffix(".npy.json").read_text())
     request = metadata["request"]
     assert (request["i2v_mode"], request["resize_mode"]) == ("stable", "crop")
@@ -80,48 +80,48 @@ def test_the_same_video_again_from_its_metadata(
     assert metadata["request"]["flow_shift"] == 17.0
 
 
-def test_another_picture_at_the_same_place(
+def test_replaced_picture_is_noticed(
     run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     path, out = tmp_path / "a.png", str(tmp_path / "out.npy")
     path.write_bytes(picture.read_bytes())
-    asked = ["--model", animators["token_replace"], "-o", out, "--num-inference-steps", "1"]
-    assert run("generate", "a", "--image", str(path), *asked)[0] == 0
+    options = ["--model", animators["token_replace"], "-o", out, "--num-inference-steps", "1"]
+    assert run("generate", "a", "--image", str(path), *options)[0] == 0
     Image.new("RGB", (8, 8)).save(path)
     again = ["generate", "--config", f"{out}.json", "-o", out, "--overwrite"]
     code, _, err = run(*again)
-    assert code == 2 and "is another picture than was meant" in err.splitlines()[-1]
-    assert run(*again, "--image", str(path))[0] == 0  # which says that it is meant
+    assert code == 2 and "is not the expected picture" in err.splitlines()[-1]
+    assert run(*again, "--image", str(path))[0] == 0  # an explicit picture is accepted
 
 
-def test_the_older_way_gives_four_frames_fewer(
+def test_latent_concat_gives_four_frames_fewer(
     run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    """And so does decoding its latents."""
+    """Both when generated and when decoded from latents."""
     model = animators["latent_concat"]
-    asked = ["a", "--image", str(picture), "--model", model, "--seed", "1"]
+    options = ["a", "--image", str(picture), "--model", model, "--seed", "1"]
     frames, latents, decoded = (tmp_path / name for name in ("a.npy", "b.safetensors", "c.npy"))
-    code, said, _ = run("generate", *asked, "-o", str(frames))
-    assert code == 0 and ": 5 frames of 48x32" in said
+    code, stdout, _ = run("generate", *options, "-o", str(frames))
+    assert code == 0 and ": 5 frames of 48x32" in stdout
     assert np.load(frames).shape == (5, 32, 48, 3)
     assert json.loads(frames.with_suffix(".npy.json").read_text())["num_frames"] == 5
-    assert run("generate", *asked, "-o", str(latents))[0] == 0
+    assert run("generate", *options, "-o", str(latents))[0] == 0
     assert read_latents(latents).latents.shape == (1, 4, 3, 4, 6)
-    code, said, _ = run("decode", str(latents), "-o", str(decoded))
-    assert code == 0 and ": 5 frames of 48x32" in said
+    code, stdout, _ = run("decode", str(latents), "-o", str(decoded))
+    assert code == 0 and ": 5 frames of 48x32" in stdout
     np.testing.assert_allclose(np.load(decoded), np.load(frames), rtol=0, atol=1e-6)
     with VideoEngine.from_pretrained(model) as engine:
         video = engine.generate(VideoRequest(prompt="a", image=picture, seed=1))
     assert video.frames.shape == (5, 32, 48, 3)
     video.save(tmp_path / "d.mp4")
-    code, _, err = run("generate", *asked, "--num-frames", "1", "-o", str(tmp_path / "e.npy"))
+    code, _, err = run("generate", *options, "--num-frames", "1", "-o", str(tmp_path / "e.npy"))
     assert code == 2 and "drops the first 4: try 5 or more" in err
 
 
-def test_two_ranks_give_what_one_gives(
+def test_two_ranks_give_the_video_of_one(
     animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    """Pictures and latents take turns on the way to the ranks."""
+    """Requests with pictures and decodings of latents alternate."""
     request = VideoRequest(prompt="a cat", image=picture, seed=1, true_cfg_scale=2)
     for name, model in animators.items():
         with VideoEngine.from_pretrained(model) as engine:
@@ -140,33 +140,33 @@ def test_two_ranks_give_what_one_gives(
                 np.testing.assert_array_equal(again.frames, video.frames)
 
 
-def test_a_picture_in_memory_is_the_one_in_its_file(
+def test_picture_in_memory_equals_its_file(
     animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    turned = tmp_path / "turned.jpg"  # and with EXIF data that say so
+    turned = tmp_path / "turned.jpg"  # with an EXIF orientation
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(picture) as image:
         image.convert("CMYK").save(turned, exif=exif)
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         for path in (picture, turned):
-            asked: dict[str, Any] = dict(prompt="a cat", seed=3, num_frames=5)
-            expected = engine.generate(image=path, **asked)
+            fields: dict[str, Any] = dict(prompt="a cat", seed=3, num_frames=5)
+            expected = engine.generate(image=path, **fields)
             with Image.open(path) as image:
-                video = engine.generate(image=image, **asked)
+                video = engine.generate(image=image, **fields)
             np.testing.assert_array_equal(video.latents, expected.latents)
             made_of = video.metadata.request.model_dump()
             assert made_of["image"] is None and len(made_of["image_sha256"]) == 64
 
 
-def test_under_torchrun_rank_0_alone_reads_the_picture(
+def test_only_rank_0_of_torchrun_reads_the_picture(
     run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    """The other rank is in a folder where the path leads nowhere, as on another host."""
+    """On the other rank the path does not exist, as on another host."""
     model = animators["token_replace"]
     expected, joined, there = (tmp_path / name for name in ("a.npy", "b.npy", "there"))
-    asked = ["a cat", "--model", model, "--seed", "1"]
-    assert run("generate", *asked, "--image", str(picture), "-o", str(expected))[0] == 0
+    options = ["a cat", "--model", model, "--seed", "1"]
+    assert run("generate", *options, "--image", str(picture), "-o", str(expected))[0] == 0
     there.mkdir()
     (there / "first.png").write_bytes(picture.read_bytes())
     program = tmp_path / "program.py"
@@ -178,7 +178,7 @@ def test_under_torchrun_rank_0_alone_reads_the_picture(
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
-        [*torchrun, str(program), "generate", *asked, "--image", "first.png", "-o", str(joined)],
+        [*torchrun, str(program), "generate", *options, "--image", "first.png", "-o", str(joined)],
         capture_output=True,
         text=True,
         check=False,
@@ -188,17 +188,17 @@ def test_under_torchrun_rank_0_alone_reads_the_picture(
     np.testing.assert_allclose(np.load(joined), np.load(expected), rtol=0, atol=1e-4)
 
 
-def test_under_torchrun_all_ranks_refuse_what_rank_0_refuses(
+def test_refusal_of_rank_0_is_raised_on_all_torchrun_ranks(
     animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    """And go on together with the next request."""
+    """They continue with the next request."""
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
         "from longtake import VideoEngine, VideoRequest\n"
         "from longtake.errors import RequestError\n"
         f"model, good, bad = {animators['token_replace']!r}, {str(picture)!r}, __file__\n"
-        "said = []\n"
+        "lines = []\n"
         "with VideoEngine.from_pretrained(model, dtype='float32') as engine:\n"
         "    for image, changes in ((bad, {}), (good, {'height': 100}), (good, {}), (bad, {})):\n"
         "        try:\n"
@@ -206,20 +206,20 @@ def test_under_torchrun_all_ranks_refuse_what_rank_0_refuses(
         "            shape = engine.generate(request).latents.shape\n"
         "        except RequestError as error:\n"
         "            shape = str(error)[:12]\n"
-        "        said.append(str(shape))\n"
+        "        lines.append(str(shape))\n"
         "    try:\n"
         "        engine.decode([1])\n"
         "    except RequestError as error:\n"
-        "        said.append('decode')\n"
-        f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write('\\n'.join(said))\n"
+        "        lines.append('decode')\n"
+        f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write('\\n'.join(lines))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, str(program)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 0, ran.stderr
-    told, others = ((tmp_path / rank).read_text().splitlines() for rank in "01")
-    assert len(told) == 5 and sum("image=" in line for line in told) == 2
-    assert others == [line.replace("(1, 4, 3, 4, 6)", "(0,)") for line in told]
+    lines, others = ((tmp_path / rank).read_text().splitlines() for rank in "01")
+    assert len(lines) == 5 and sum("image=" in line for line in lines) == 2
+    assert others == [line.replace("(1, 4, 3, 4, 6)", "(0,)") for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -253,37 +253,37 @@ def test_refused_in_one_line(
     assert line.startswith("longtake: ") and text in line
 
 
-def test_prompts_cannot_hold_the_token_of_the_picture(
+def test_prompt_with_the_image_token_is_refused(
     run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
-    """Nor does one that runs into the end of what the model takes do harm."""
+    """A prompt that is truncated at the model's limit renders."""
     model, out = animators["token_replace"], str(tmp_path / "out.npy")
-    asked = ["--image", str(picture), "--model", model, "--num-inference-steps", "1"]
-    asked += ["-o", out, "--overwrite"]
-    code, _, err = run("generate", "a <image> cat", *asked)
+    options = ["--image", str(picture), "--model", model, "--num-inference-steps", "1"]
+    options += ["-o", out, "--overwrite"]
+    code, _, err = run("generate", "a <image> cat", *options)
     assert code == 2 and "take <image> out of the prompt" in err.splitlines()[-1]
     assert names(tmp_path) == []
     for prompt in ("cat " * 500, "<|end_header_id|> cat", "<|eot_id|> " * 40):
-        assert run("generate", prompt, *asked)[0] == 0
+        assert run("generate", prompt, *options)[0] == 0
     assert np.isfinite(np.load(out)).all()
 
 
-def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
+def test_picture_folder_does_not_depend_on_the_working_directory(
     run: Run,
     animators: dict[str, str],
     picture: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Relative ones, those in a home, and names that lead through links."""
+    """Relative folders, ~ and symbolic links."""
     folder, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
     for each in (folder, elsewhere, folder / "deep"):
         each.mkdir()
     (folder / "a.png").write_bytes(picture.read_bytes())
     (elsewhere / "way").symlink_to(folder / "deep")
     out = str(tmp_path / "out.npy")
-    asked = ["--model", animators["token_replace"], "--num-inference-steps", "1"]
-    asked += ["-o", out, "--overwrite"]
+    options = ["--model", animators["token_replace"], "--num-inference-steps", "1"]
+    options += ["-o", out, "--overwrite"]
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", str(tmp_path))
     for image, of in (
@@ -292,22 +292,22 @@ def test_a_folder_for_pictures_is_one_wherever_the_command_runs(
         ("../pictures/a.png", str(folder)),
     ):
         monkeypatch.chdir(elsewhere)
-        code, _, err = run("generate", "a", "--image", image, "--image-folder", of, *asked)
+        code, _, err = run("generate", "a", "--image", image, "--image-folder", of, *options)
         assert code == 0, err
         monkeypatch.chdir("/")
         again = ["--config", f"{out}.json", "-o", out, "--overwrite"]
         assert run("generate", *again)[0] == 0
 
 
-def test_a_picture_is_decoded_once_to_be_looked_at(
+def test_picture_is_decoded_once_to_be_checked(
     animators: dict[str, str], picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And once for each video."""
+    """It is decoded again for each video."""
     digests: list[str] = []
 
-    def counted(content: bytes, said: str, cpu_s: float) -> Any:
+    def counted(content: bytes, label: str, cpu_s: float) -> Any:
         digests.append(hashlib.sha256(content).hexdigest())
-        return decode_in_subprocess(content, said, cpu_s)
+        return decode_in_subprocess(content, label, cpu_s)
 
     monkeypatch.setattr("longtake.engine.media.pictures.picture.decode_in_subprocess", counted)
     monkeypatch.setattr("longtake.engine.media.pictures.picture._sizes", OrderedDict())
@@ -322,11 +322,11 @@ def test_a_picture_is_decoded_once_to_be_looked_at(
         assert digests == [first.image_sha256] * 4
 
 
-def test_latents_of_a_picture_that_are_no_numbers(
+def test_non_finite_picture_latents_are_refused(
     animators: dict[str, str], picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Noticed before anything is denoised."""
-    told: list[str] = []
+    """Refused before denoising."""
+    phases: list[str] = []
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         monkeypatch.setattr(
             "longtake.pipelines.hunyuan_video.image_to_video.encode_videos",
@@ -334,11 +334,11 @@ def test_latents_of_a_picture_that_are_no_numbers(
         )
         request = VideoRequest(prompt="a", image=picture, height=32, width=48)
         with pytest.raises(EngineError, match="the picture's latents are not finite"):
-            engine.generate(request, lambda progress: told.append(progress.phase))
-    assert "denoising" not in told
+            engine.generate(request, lambda progress: phases.append(progress.phase))
+    assert "denoising" not in phases
 
 
-def test_a_request_that_was_resolved_for_another_kind_of_model(
+def test_request_resolved_for_another_kind_of_model_is_refused(
     animators: dict[str, str], model: str, picture: Path
 ) -> None:
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
@@ -351,7 +351,7 @@ def test_a_request_that_was_resolved_for_another_kind_of_model(
             engine.render(plain, NullSink())
 
 
-def test_text_to_video_takes_no_picture(
+def test_text_to_video_refuses_a_picture(
     run: Run, model: str, picture: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "out.npy")
@@ -359,25 +359,24 @@ def test_text_to_video_takes_no_picture(
     assert code == 2 and "with a text-to-video model" in err and names(tmp_path) == []
 
 
-def test_verify_and_plan(run: Run, animators: dict[str, str]) -> None:
-    """They need no picture."""
+def test_verify_and_plan_need_no_picture(run: Run, animators: dict[str, str]) -> None:
     model = animators["token_replace"]
-    code, said, _ = run("verify", "--model", model, "--devices", "2", "--i2v-mode", "dynamic")
-    assert code == 0, said
-    assert "all within 0.0001 after every step" in said
+    code, stdout, _ = run("verify", "--model", model, "--devices", "2", "--i2v-mode", "dynamic")
+    assert code == 0, stdout
+    assert "all within 0.0001 after every step" in stdout
     for model in animators.values():
-        code, said, _ = run("plan", "--model", model, "--gpu", "cpu", "--devices", "2", "--json")
+        code, stdout, _ = run("plan", "--model", model, "--gpu", "cpu", "--devices", "2", "--json")
         assert code == 0
-        plan = json.loads(said)
+        plan = json.loads(stdout)
         assert plan["request"]["text_tokens"] == 20 + (4 if "token_replace" in model else 8)
 
 
 @pytest.mark.parametrize("gpus", [1, 5, 8, 16])
-def test_a_plan_of_the_released_model(run: Run, gpus: int) -> None:
-    asked = ["--model", "hunyuan-video-i2v", "--gpu", "h200", "--devices", str(gpus), "--json"]
-    code, said, _ = run("plan", *asked)
+def test_plan_of_the_released_model(run: Run, gpus: int) -> None:
+    options = ["--model", "hunyuan-video-i2v", "--gpu", "h200", "--devices", str(gpus), "--json"]
+    code, stdout, _ = run("plan", *options)
     assert code == 0
-    plan = json.loads(said)
+    plan = json.loads(stdout)
     assert plan["request"]["text_tokens"] == 144 + 252
     assert (plan["request"]["height"], plan["request"]["num_frames"]) == (720, 129)
     assert plan["best"]["end_to_end_s"] > 10

@@ -1,4 +1,4 @@
-"""What is built from a checkout: a wheel that holds longtake alone, whole, or a refusal."""
+"""Wheels, sdists and editable installs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLDERS = ("configs", "engine", "parallel", "pipelines", "serve")
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git would check out here, links included."""
+    """A copy of the files that git tracks, links included."""
     copy = tmp_path_factory.mktemp("checkout") / "longtake"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -41,13 +41,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(source: Path, kind: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Build a wheel or an sdist with the tools of this environment."""
+    """Build a wheel or an sdist without isolation."""
     command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", f"--outdir={folder}"]
     return subprocess.run([*command, source], capture_output=True, text=True, check=False)
 
 
 def sources() -> set[str]:
-    """Every module of the package, as it is named in a wheel."""
+    """The package's modules, by their names in a wheel."""
     modules = {f"longtake/{path.name}" for path in (ROOT / "longtake").glob("*.py")}
     for folder in FOLDERS:
         modules |= {f"longtake/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
@@ -64,7 +64,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
+def test_wheel_holds_only_longtake_without_links(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"longtake"}
@@ -82,7 +82,7 @@ def test_the_wheel_holds_longtake_alone_with_real_files(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the wheel is installed in."""
+    """A folder in which the wheel is installed."""
     folder = tmp_path_factory.mktemp("site")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*install, "--target", folder, wheel], check=True, capture_output=True)
@@ -90,7 +90,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_installed(site: Path, program: str, folder: Path) -> str:
-    """What a program prints that imports the installed wheel."""
+    """Run a program that imports the installed wheel; returns its stdout."""
     path = f"import sys; sys.path.insert(0, {str(site)!r})\n"
     command = [sys.executable, "-W", "error", "-c", path + program]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -98,7 +98,7 @@ def run_installed(site: Path, program: str, folder: Path) -> str:
     return ran.stdout
 
 
-def test_the_installed_wheel_imports(site: Path, tmp_path: Path) -> None:
+def test_installed_wheel_imports(site: Path, tmp_path: Path) -> None:
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {
         "bin",  # the command
         "longtake",
@@ -112,7 +112,7 @@ def test_the_installed_wheel_imports(site: Path, tmp_path: Path) -> None:
     assert printed.split() == [str(site / "longtake" / "__init__.py"), "0.1.0"]
 
 
-def test_the_installed_wheel_renders_without_an_option(site: Path, tmp_path: Path) -> None:
+def test_installed_wheel_renders_without_options(site: Path, tmp_path: Path) -> None:
     program = (
         "from longtake.cli import main as cli\n"
         f"sys.exit(cli.main(['generate', {GREEN_TRIANGLE!r}, '--seed', '1']))"
@@ -124,7 +124,7 @@ def test_the_installed_wheel_renders_without_an_option(site: Path, tmp_path: Pat
     assert judge((frames / 255).astype(np.float32)) == Verdict("green", "triangle", "up", "navy")
 
 
-def test_a_wheel_builds_from_the_sdist_too(checkout: Path, tmp_path: Path) -> None:
+def test_sdist_builds_a_complete_wheel(checkout: Path, tmp_path: Path) -> None:
     built = build(checkout, "sdist", tmp_path)
     assert built.returncode == 0, built.stderr
     (archive_path,) = tmp_path.glob("*.tar.gz")
@@ -141,7 +141,7 @@ def test_a_wheel_builds_from_the_sdist_too(checkout: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 @pytest.mark.parametrize("left", ["text", "nothing"])
-def test_a_checkout_without_links_does_not_build(
+def test_checkout_without_links_does_not_build(
     checkout: Path, tmp_path: Path, kind: str, left: str
 ) -> None:
     copy = tmp_path / "copy"
@@ -159,7 +159,7 @@ def test_a_checkout_without_links_does_not_build(
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_an_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Path) -> None:
+def test_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Path) -> None:
     program = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
     command = [sys.executable, "-c", program]
     subprocess.run(command, cwd=checkout, check=True, capture_output=True)
@@ -167,13 +167,13 @@ def test_an_editable_install_is_a_plain_path_entry(checkout: Path, tmp_path: Pat
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     (entry,) = tmp_path.glob("*.pth")
-    assert entry.read_text().strip() == str(checkout)  # which type checkers follow, too
+    assert entry.read_text().strip() == str(checkout)  # type checkers follow it
 
-    # Beside the clone its folder, of the package's name, comes first on the path.
+    # In the parent folder, the clone's folder has the package's name and comes first on the path.
     dependencies = str(distribution("lazy-loader").locate_file(""))
     found = (
         f"import site, sys; site.addsitedir({str(tmp_path)!r})\n"
-        f"sys.path.append({dependencies!r})\n"  # whose .pth are not read
+        f"sys.path.append({dependencies!r})\n"  # without its .pth files
         "import longtake, longtake.__main__, longtake.parallel\n"
         "print(longtake.__file__)"
     )

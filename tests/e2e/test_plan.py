@@ -1,4 +1,4 @@
-"""longtake plan: what it prints, what it refuses, and what it does not need."""
+"""longtake plan: tables, JSON, refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = ["--height", "720", "--width", "1280", "--num-frames", "129"]
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """What --json prints."""
+    """The plan that ``--json`` prints."""
     capsys.readouterr()
     assert cli.main(["plan", "--json", *arguments]) == 0
     described: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -28,7 +28,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line of an exit with code 2."""
+    """The error line of a command that exits with 2."""
     capsys.readouterr()
     try:
         code = cli.main(["plan", *arguments])
@@ -56,7 +56,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert best["memory_bytes_per_rank"] > parts["weights"] > 2 * 12.8e9
     assert best["bytes_per_step"] == sum(best["bytes_per_step_by_rank"])
     assert 0.9 < best["efficiency"] <= 1
-    assert len(plan["layouts"]) == 8  # four, with whole weights and with split ones
+    assert len(plan["layouts"]) == 8  # four, with whole and with sharded weights
     assert {each["layout"] for each in plan["refused"]} == {"2x1x4", "2x2x2", "2x4x1"}
 
 
@@ -70,7 +70,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no second branch to compute" in out
 
 
-def test_within_three_seconds_and_without_torch() -> None:
+def test_plans_within_three_seconds_without_torch() -> None:
     script = (
         "import sys; from longtake.cli import main as cli\n"
         f"code = cli.main(['plan', '--json', *{RELEASED + SIZE}])\n"
@@ -84,7 +84,7 @@ def test_within_three_seconds_and_without_torch() -> None:
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 3
 
 
-def test_a_folder_and_a_hub_id_of_a_preset(capsys: pytest.CaptureFixture[str], model: str) -> None:
+def test_folder_and_hub_id_of_a_preset(capsys: pytest.CaptureFixture[str], model: str) -> None:
     tiny = planned(capsys, "--model", model, "--gpu", "cpu", "--devices", "5")
     assert tiny["request"]["height"] == 32
     assert {each["layout"]["ulysses_degree"] for each in tiny["layouts"]} == {1, 5}
@@ -92,7 +92,7 @@ def test_a_folder_and_a_hub_id_of_a_preset(capsys: pytest.CaptureFixture[str], m
     assert by_id == planned(capsys, *RELEASED)
 
 
-def test_a_hub_ids_configuration_alone(
+def test_only_the_configuration_of_a_hub_id_is_read(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     model: str,
@@ -100,33 +100,33 @@ def test_a_hub_ids_configuration_alone(
 ) -> None:
     folder = tmp_path / "commit"
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
-    asked: list[list[str]] = []
+    patterns: list[list[str]] = []
 
     def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         assert repository == "someone/else"
-        asked.append(allow_patterns)
+        patterns.append(allow_patterns)
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     plan = planned(capsys, "--model", "someone/else", "--gpu", "a800", "--devices", "2")
     assert plan["best"]["seconds_per_step"] > 0
-    assert not any("safetensors" in pattern for pattern in asked[0])
+    assert not any("safetensors" in pattern for pattern in patterns[0])
 
 
-def test_degrees_and_split_weights_narrow_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_degrees_and_sharded_weights_narrow_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(capsys, *RELEASED, "--ring-degree", "2", "--shard-weights")
     (only,) = plan["layouts"]
     assert only["layout"]["ring_degree"] == 2 and only["layout"]["shard_weights"]
 
 
-def test_nodes_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
+def test_smaller_nodes_are_slower(capsys: pytest.CaptureFixture[str]) -> None:
     nodes = planned(capsys, *RELEASED[:4], "--devices", "8", "--gpus-per-node", "4")
     assert nodes["best"]["layout"]["ulysses_degree"] <= 4
     whole = planned(capsys, *RELEASED)
     assert nodes["best"]["seconds_per_step"] > whole["best"]["seconds_per_step"]
 
 
-def test_a_profile_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_profile_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from longtake.configs import hardware
 
     own = tmp_path / "mine.yaml"
@@ -160,7 +160,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], text
     assert line.startswith("longtake: ") and text in line
 
 
-def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "hunyuan-video", "--gpu", "rtx4090", "--devices", "1"]
     line = refused(capsys, *arguments)
     assert (

@@ -1,4 +1,4 @@
-"""Memory that a plan foresees, beside what fresh processes really take."""
+"""Planned memory against the memory that new processes take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("new_ranks")
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CPU's, with what a process takes here before it loads a model."""
+    """The CPU profile with the memory that a process takes here before it loads a model."""
     held = on_ranks(measures.runtime, 1, "cpu", 120, dtype="float32")[0]["bytes"]
     own = {"runtime_bytes": Figure(value=held, source="measured by this test")}
     path = tmp_path_factory.mktemp("profile") / "cpu.yaml"
@@ -42,7 +42,7 @@ def planned(capsys: Any, profile: Path, layout: str, request: dict[str, Any]) ->
 def test_peak_memory_of_ranks(
     capsys: pytest.CaptureFixture[str], profile: Path, layout: str, degrees: tuple[int, int]
 ) -> None:
-    """Within 20 %: a small video, then a larger one."""
+    """A small and a larger video, within 20 %."""
     ring, ulysses = degrees
     parallel = ParallelConfig(ring_degree=ring, ulysses_degree=ulysses)
     steps: dict[str, Any] = {"num_inference_steps": 1}

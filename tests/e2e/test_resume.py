@@ -1,4 +1,4 @@
-"""longtake generate --resume: it goes on where an earlier one died, in another layout too."""
+"""longtake generate --resume, in the same layout and in another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def generate(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
 def interrupted(
     model: str, out: Path, at: tuple[str, int], number: signal.Signals, *more: str
 ) -> dict[str, Any]:
-    """Run the command until some progress, then send its process a signal; what it said last."""
+    """Send a signal to the command at some progress; returns its last event."""
     arguments = [*COMMON, "--model", model, "-o", str(out), "--snapshot-steps", "5", "--json"]
     with subprocess.Popen(
         [*COMMAND, "generate", *arguments, *more], stdout=subprocess.PIPE, text=True
@@ -51,20 +51,20 @@ def interrupted(
     return json.loads(lines[-1]) if lines else {}
 
 
-def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_path: Path) -> None:
-    """On two ranks; then again in that layout, and on one rank."""
-    out, kept = tmp_path / "out.npy", tmp_path / "out.snapshot.safetensors"
+def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_path: Path) -> None:
+    """Killed on two ranks, resumed on two and on one."""
+    out, snapshot_path = tmp_path / "out.npy", tmp_path / "out.snapshot.safetensors"
     interrupted(model, out, ("denoising", 13), signal.SIGKILL, "--devices", "2")
-    assert [name for name in names(tmp_path) if not name.startswith(".")] == [kept.name]
-    snapshot = kept.read_bytes()
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == [snapshot_path.name]
+    snapshot = snapshot_path.read_bytes()
     code, _, stderr = generate("-o", out, "--devices", 2, "--resume")
-    assert (code, stderr.splitlines()[0]) == (0, "goes on after step 10 of 24")
+    assert (code, stderr.splitlines()[0]) == (0, "resumes after step 10 of 24")
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
-    told, again = json.loads((tmp_path / "out.npy.json").read_text()), np.load(out)
-    assert told["snapshots"]["steps_before"] == 10
-    seed = told["request"]["seed"]
+    metadata, again = json.loads((tmp_path / "out.npy.json").read_text()), np.load(out)
+    assert metadata["snapshots"]["steps_before"] == 10
+    seed = metadata["request"]["seed"]
 
-    kept.write_bytes(snapshot)
+    snapshot_path.write_bytes(snapshot)
     code, _, stderr = generate("-o", out, "--resume")
     assert (code, stderr.count("is there already")) == (2, 1)
     assert generate("-o", out, "--resume", "--overwrite")[0] == 0
@@ -72,43 +72,47 @@ def test_what_was_killed_goes_on_with_its_seed(generate: Any, model: str, tmp_pa
     assert generate("-o", out, "--devices", 2, "--seed", seed, "--overwrite")[0] == 0
     np.testing.assert_array_equal(np.load(out), again)
 
-    kept.write_bytes(snapshot)
+    snapshot_path.write_bytes(snapshot)
     code, _, stderr = generate("-o", out, "--seed", seed + 1, "--resume", "--overwrite")
     assert code == 0
     assert stderr.splitlines()[0] == (
-        f"{kept} is of another request: seed={seed}, not {seed + 1}: it begins anew"
+        f"{snapshot_path} is of another request: seed={seed}, not {seed + 1}: it starts over"
     )
-    kept.write_bytes(snapshot[:-9])
+    snapshot_path.write_bytes(snapshot[:-9])
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
     assert code == 0
-    assert f"{kept} is damaged" in stderr.splitlines()[0]
+    assert f"{snapshot_path} is damaged" in stderr.splitlines()[0]
     np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
-    assert stderr.splitlines()[0] == f"{kept} is not there: it begins with the first step"
+    assert (
+        stderr.splitlines()[0] == f"{snapshot_path} does not exist: it starts with the first step"
+    )
 
 
-def test_what_was_decoded_is_only_decoded(generate: Any, model: str, tmp_path: Path) -> None:
+def test_interrupted_decoding_resumes_from_latents(
+    generate: Any, model: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out.npy"
     tiles = ("--num-frames", "33", "--decode-tile-size", "8", "32", "32")
-    said = interrupted(model, out, ("decoding", 3), signal.SIGTERM, *tiles)
-    assert said["exit_code"] == 130
+    last_event = interrupted(model, out, ("decoding", 3), signal.SIGTERM, *tiles)
+    assert last_event["exit_code"] == 130
     assert names(tmp_path) == ["out.latents.safetensors"]
     code, _, stderr = generate("-o", out, *tiles, "--resume")
     assert code == 0
-    kept = tmp_path / "out.latents.safetensors"
-    assert stderr.splitlines()[0] == f"goes on with the latents in {kept}"
+    latents_path = tmp_path / "out.latents.safetensors"
+    assert stderr.splitlines()[0] == f"decodes the latents in {latents_path}"
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
-    told = json.loads((tmp_path / "out.npy.json").read_text())
-    assert "denoising" not in told["seconds"]
+    metadata = json.loads((tmp_path / "out.npy.json").read_text())
+    assert "denoising" not in metadata["seconds"]
     first = np.load(out)
-    again = ("--seed", told["request"]["seed"], "--overwrite")
+    again = ("--seed", metadata["request"]["seed"], "--overwrite")
     assert generate("-o", out, *tiles, *again)[0] == 0
     np.testing.assert_array_equal(np.load(out), first)
 
 
-def test_ctrl_c_leaves_a_snapshot_where_it_is_wanted(model: str, tmp_path: Path) -> None:
+def test_ctrl_c_writes_a_snapshot_with_resume(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
-    said = interrupted(model, out, ("denoising", 8), signal.SIGINT, "--resume")
-    assert said["exit_code"] == 130
-    assert "out.snapshot.safetensors was written" in said["message"]
+    last_event = interrupted(model, out, ("denoising", 8), signal.SIGINT, "--resume")
+    assert last_event["exit_code"] == 130
+    assert "out.snapshot.safetensors was written" in last_event["message"]
     assert names(tmp_path) == ["out.snapshot.safetensors"]

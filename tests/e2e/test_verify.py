@@ -1,4 +1,4 @@
-"""The longtake verify command, with ranks in processes."""
+"""longtake verify on ranks in processes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from longtake.pipelines.progress import OnProgress
 Verify = Callable[..., tuple[int, str, str]]
 
 
-class StaysUp(Launcher):
-    """Two ranks that several tests share, since starting them takes longest."""
+class SharedRanks(Launcher):
+    """Two ranks that tests share, since starting them takes longest."""
 
     def __init__(self) -> None:
         self._processes: LocalProcesses | None = None
         self._started = False
 
     def __call__(self, config: EngineConfig, device_type: str) -> Launcher:
-        """Stands for the launcher's class: always returns this launcher."""
+        """Replaces the constructor of LocalProcesses: returns this launcher."""
         assert config.devices == 2
         self._processes = self._processes or LocalProcesses(config, device_type)
         return self
@@ -52,14 +52,14 @@ class StaysUp(Launcher):
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[StaysUp]:
-    stays_up = StaysUp()
-    yield stays_up
-    stays_up.end()
+def shared_ranks() -> Iterator[SharedRanks]:
+    shared = SharedRanks()
+    yield shared
+    shared.end()
 
 
 @pytest.fixture
-def start_anew(model: str, capsys: Any) -> Verify:
+def run_verify(model: str, capsys: Any) -> Verify:
     """Run the command in this process; returns exit code, stdout, stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -71,13 +71,15 @@ def start_anew(model: str, capsys: Any) -> Verify:
 
 
 @pytest.fixture
-def verify(start_anew: Verify, processes: StaysUp, monkeypatch: pytest.MonkeyPatch) -> Verify:
-    """Run the command with the shared ranks."""
-    monkeypatch.setattr(local_processes, "LocalProcesses", processes)
-    return start_anew
+def verify(
+    run_verify: Verify, shared_ranks: SharedRanks, monkeypatch: pytest.MonkeyPatch
+) -> Verify:
+    """Run the command on the shared ranks."""
+    monkeypatch.setattr(local_processes, "LocalProcesses", shared_ranks)
+    return run_verify
 
 
-def test_every_layout_of_two_ranks(verify: Verify) -> None:
+def test_all_layouts_of_two_ranks_are_verified(verify: Verify) -> None:
     code, out, err = verify("--devices", "2")
     assert code == 0
     first, _, *rows, last = out.splitlines()
@@ -85,7 +87,7 @@ def test_every_layout_of_two_ranks(verify: Verify) -> None:
     assert [row.split()[0] for row in rows] == ["1x1x2", "1x2x1", "2x1x1"]
     assert all(row.endswith(" -") for row in rows)
     assert last.startswith("all within 0.0001 after every step")
-    for done in (6, 9):  # one rank's two requests, the ranks' three layouts
+    for done in (6, 9):  # steps of two requests on one rank, of three layouts on two
         assert f"denoising {done}/{done}, " in err
     assert verify("--devices", "2", "--layout", "1x2", "--quiet") == (0, "", "")
 
@@ -107,8 +109,8 @@ def test_rounding_exceeds_a_tolerance_of_zero(verify: Verify) -> None:
     assert layout["parting"]["name"].startswith("transformer.")
 
 
-def test_ranks_that_fail(start_anew: Verify) -> None:
-    code, out, err = start_anew("--devices", "2", "--load-timeout-s", "0.01", "--quiet")
+def test_failing_ranks_are_reported(run_verify: Verify) -> None:
+    code, out, err = run_verify("--devices", "2", "--load-timeout-s", "0.01", "--quiet")
     assert (code, out) == (3, "")
     assert err.startswith("longtake: rank ")
 

@@ -1,4 +1,4 @@
-"""On CUDA: every kernel that can run against its definition, and attention across GPUs over NCCL.
+"""Kernels on CUDA against the definition of attention, and attention across GPUs over NCCL.
 
 Run by ``make test-gpu`` on a machine with a GPU; `make test` leaves this folder out.
 """
@@ -23,7 +23,7 @@ CALLS = list(product(TOLERANCE, [(4, 4), (6, 2), (3, 1)], [64, 128, 256]))
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize(("dtype", "heads", "head_size"), CALLS)
-def test_a_kernel_equals_its_definition(
+def test_kernel_equals_its_definition(
     kernel: Kernel, dtype: torch.dtype, heads: tuple[int, int], head_size: int
 ) -> None:
     needs = KernelNeeds(torch.device("cuda", 0), dtype, head_size, log_sum_exp=False)
@@ -49,7 +49,7 @@ def test_a_kernel_equals_its_definition(
 
 @pytest.fixture(scope="module")
 def gpus() -> Iterator[RankGroup]:
-    """A rank on each GPU, over NCCL."""
+    """One rank per GPU, over NCCL."""
     group = RankGroup(
         torch.cuda.device_count(), device_type="cuda", grace_s=60.0, warnings_are="ignore"
     )
@@ -58,7 +58,7 @@ def gpus() -> Iterator[RankGroup]:
 
 
 def check_on_gpus(num_tokens: int, heads: tuple[int, int], ring_degree: int) -> None:
-    """On one rank: one call over all GPUs, and the whole sequence gathered."""
+    """On one rank: compare one call over all GPUs with attention on one."""
     world_size, device = dist.get_world_size(), torch.device("cuda", dist.get_rank())
     dims = ParallelDims(ring_degree=ring_degree, ulysses_degree=world_size // ring_degree)
     mesh = dims.build_mesh("cuda")

@@ -1,6 +1,6 @@
-"""Render with the demo models what they were not trained on, and have it judged.
+"""Renders prompts and pictures on which the demo models were not trained, and judges the videos.
 
-python -m tests.quality.demo    # all: prints tables and writes them down; fails below REQUIRED
+``python -m tests.quality.demo`` prints and saves tables; it fails below REQUIRED.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REQUIRED = {
     "not blank": 1.0,
     "not static": 1.0,
 }
-"""The part of the videos in which each must be right."""
+"""Minimum share of videos in which each property is right."""
 
-REQUIRED_OF_PICTURES = {**REQUIRED, "shape": 0.95, "first frame": 1.0}
-"""The same of those that begin with a picture."""
+REQUIRED_FOR_PICTURES = {**REQUIRED, "shape": 0.95, "first frame": 1.0}
+"""The same for image-to-video."""
 
 FIRST_FRAME_DB = 25.0
-"""PSNR of the first frame over the picture, at least."""
+"""Minimum PSNR between the picture and the first frame."""
 
 _RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -42,55 +42,55 @@ Judged = list[tuple[Verdict, Verdict]]
 
 
 def render_and_judge(engine: VideoEngine, numbers: Sequence[int]) -> Judged:
-    """What each prompt asks for, and what its video shows; a prompt's number is its seed."""
-    asked = prompts()
-    requests = [VideoRequest(prompt=asked[number][0], seed=number) for number in numbers]
+    """Expected and actual verdicts; a prompt's number is its seed."""
+    cases = prompts()
+    requests = [VideoRequest(prompt=cases[number][0], seed=number) for number in numbers]
     return [
-        (asked[number][1], judge(engine.generate(request).frames))
+        (cases[number][1], judge(engine.generate(request).frames))
         for number, request in zip(numbers, requests, strict=True)
     ]
 
 
 def animate_and_judge(engine: VideoEngine, numbers: Sequence[int]) -> tuple[Judged, list[float]]:
-    """The same of pictures; and how like them the first frames are, in decibels."""
-    asked, judged, likeness = pictures(), [], []
+    """Expected and actual verdicts of pictures, and the PSNR of the first frames in dB."""
+    cases, judged, first_frame_db = pictures(), [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in numbers:
-            picture, prompt, verdict = asked[number]
+            picture, prompt, verdict = cases[number]
             path = Path(folder, f"{number}.png")
             Image.fromarray(picture).save(path)
             frames = engine.generate(VideoRequest(prompt=prompt, image=path, seed=number)).frames
             judged.append((verdict, judge(frames)))
-            likeness.append(psnr_db(frames[0], (picture / 255).astype(np.float32), 1.0))
-    return judged, likeness
+            first_frame_db.append(psnr_db(frames[0], (picture / 255).astype(np.float32), 1.0))
+    return judged, first_frame_db
 
 
-def shares(judged: Judged, likeness: Sequence[float] = ()) -> dict[str, float]:
-    """For each of :data:`REQUIRED`, the part of the videos in which it is right."""
+def shares(judged: Judged, first_frame_db: Sequence[float] = ()) -> dict[str, float]:
+    """Share of videos in which each property of :data:`REQUIRED` is right."""
     right = {
-        name: [getattr(asked, name) == getattr(shown, name) for asked, shown in judged]
+        name: [getattr(expected, name) == getattr(actual, name) for expected, actual in judged]
         for name in ("color", "shape", "direction", "background")
     }
-    right["not blank"] = [not shown.blank for _, shown in judged]
-    right["not static"] = [not shown.static for _, shown in judged]
-    if likeness:
-        right["first frame"] = [each >= FIRST_FRAME_DB for each in likeness]
+    right["not blank"] = [not actual.blank for _, actual in judged]
+    right["not static"] = [not actual.static for _, actual in judged]
+    if first_frame_db:
+        right["first frame"] = [each >= FIRST_FRAME_DB for each in first_frame_db]
     return {name: sum(each) / len(judged) for name, each in right.items()}
 
 
 def report(
     model: str, title: str, judged: Judged, found: dict[str, float], required: dict[str, float]
 ) -> bool:
-    """Print what was right, and write it down; returns whether it is enough."""
+    """Print and save the shares; returns whether they suffice."""
     lines = [f"# {title}, {datetime.now():%Y-%m-%d %H:%M}", ""]
     lines += ["| | right | required |", "|---|---|---|"]
     lines += [f"| {name} | {found[name]:.1%} | {share:.0%} |" for name, share in required.items()]
     lines += [""] + [
-        f"- {number}: asked for a {asked.color} {asked.shape} {asked.direction} on "
-        f"{asked.background}, shows a {shown.color} {shown.shape} {shown.direction} on "
-        f"{shown.background}"
-        for number, (asked, shown) in enumerate(judged)
-        if asked != shown
+        f"- {number}: expected a {expected.color} {expected.shape} {expected.direction} on "
+        f"{expected.background}, shows a {actual.color} {actual.shape} {actual.direction} on "
+        f"{actual.background}"
+        for number, (expected, actual) in enumerate(judged)
+        if expected != actual
     ]
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
@@ -99,19 +99,19 @@ def report(
 
 
 def main() -> None:
-    """Judge everything, and write down what was right."""
+    """Judge all prompts and pictures, and save the results."""
     with VideoEngine.from_pretrained("demo") as engine:
         judged = render_and_judge(engine, range(len(prompts())))
     title = f"demo on {len(judged)} prompts"
     prompts_good = report("demo", title, judged, shares(judged), REQUIRED)
     with VideoEngine.from_pretrained("demo-i2v") as engine:
-        judged, likeness = animate_and_judge(engine, range(len(pictures())))
+        judged, first_frame_db = animate_and_judge(engine, range(len(pictures())))
     title = (
-        f"demo-i2v on {len(judged)} pictures; first frames {min(likeness):.1f} dB at least, "
-        f"{np.mean(likeness):.1f} on average"
+        f"demo-i2v on {len(judged)} pictures; first frames {min(first_frame_db):.1f} dB at least, "
+        f"{np.mean(first_frame_db):.1f} on average"
     )
-    found = shares(judged, likeness)
-    pictures_good = report("demo-i2v", title, judged, found, REQUIRED_OF_PICTURES)
+    found = shares(judged, first_frame_db)
+    pictures_good = report("demo-i2v", title, judged, found, REQUIRED_FOR_PICTURES)
     sys.exit(0 if prompts_good and pictures_good else 1)
 
 

@@ -1,4 +1,4 @@
-"""Reads off a video's pixels what it shows. It knows the names of colors and shapes, and no seed.
+"""Recognises what a video of one shape shows, from its pixels alone.
 
 Legend: F frames, H W pixels.
 """
@@ -16,37 +16,41 @@ from training.demo.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, Color
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-_FAR = 0.17
-"""A pixel belongs to the shape where some channel differs by this from the background."""
+_MIN_CONTRAST = 0.17
+"""A pixel belongs to the shape if a channel differs from the background by more than this."""
 
-_LIKE = 0.3
-"""A color is at most so far from the one it is called by: the length of the difference."""
+_MAX_COLOR_DISTANCE = 0.3
+"""Maximum Euclidean distance of a color from the color that it is named after."""
 
-_SMALLEST = 0.01
-"""Part of the frame that a shape covers at least; else the frame is blank."""
+_MIN_AREA = 0.01
+"""Minimum share of the frame that a shape covers; below, the frame is blank."""
 
-_SHORTEST_WAY = 0.06
-"""Part of the frame's size that a shape moves at least; else the video is static."""
+_MIN_TRAVEL = 0.06
+"""Minimum movement of a shape as a share of the frame's size; below, the video is static."""
 
 _BLURS = (0.0, 0.12, 0.2)
-"""Deviations of a blur over a shape's radius: so an autoencoder leaves what has little contrast."""
-_BLURS_OF_A_RING = (*_BLURS, 0.28)
-"""Its hole tells it from all others, however small."""
+"""Standard deviations of blur, in radii of the shape: an autoencoder blurs low contrast."""
+_RING_BLURS = (*_BLURS, 0.28)
+"""Blurs of a ring, whose hole identifies it, however small."""
 
 _GRID = 96
-"""Cells that outlines are drawn on, three radii wide."""
+"""Cells of the grid that outlines are drawn on; it is three radii wide."""
 
-_LIKENESS = 0.7
-"""Intersection over union with a shape's outline, at least, to be called by its name."""
+_MIN_IOU = 0.7
+"""Minimum intersection over union with the outline of a shape to be recognised as it."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a video shows; None where it cannot be told.
+    """What a video shows; None if it is not recognised.
 
     Attributes:
-        blank: no shape in one of the frames.
-        static: nothing moves.
+        color: Name of the shape's color.
+        shape: Name of the shape.
+        direction: Direction in which it moves.
+        background: Name of the background's color.
+        blank: Whether a frame has no shape.
+        static: Whether nothing moves.
     """
 
     color: str | None
@@ -67,13 +71,13 @@ def judge(frames: Array) -> Verdict:
         [frames[:, edge].reshape(-1, 3) for edge in (0, -1)]
         + [frames[:, :, edge].reshape(-1, 3) for edge in (0, -1)]
     )
-    behind = np.median(border, axis=0)
-    background = _nearest(behind, BACKGROUNDS)
-    contrast = np.abs(frames - behind).max(-1)
-    masks = contrast > _FAR
-    if masks.mean((1, 2)).min() < _SMALLEST:
+    background_color = np.median(border, axis=0)
+    background = _nearest(background_color, BACKGROUNDS)
+    contrast = np.abs(frames - background_color).max(-1)
+    masks = contrast > _MIN_CONTRAST
+    if masks.mean((1, 2)).min() < _MIN_AREA:
         return Verdict(None, None, None, background, blank=True, static=True)
-    solid = contrast > np.median(contrast[masks]) / 2  # halfway across edges, however blurred
+    solid = contrast > np.median(contrast[masks]) / 2  # edges at half contrast, however blurred
     direction = _direction(masks)
     return Verdict(
         _nearest(np.median(frames[solid], axis=0), COLORS),
@@ -84,46 +88,46 @@ def judge(frames: Array) -> Verdict:
     )
 
 
-def _nearest(seen: npt.NDArray[np.floating], names: dict[str, Color]) -> str | None:
-    far = {name: float(np.linalg.norm(seen - np.array(names[name]) / 255)) for name in names}
-    name = min(far, key=far.__getitem__)
-    return name if far[name] <= _LIKE else None
+def _nearest(color: npt.NDArray[np.floating], names: dict[str, Color]) -> str | None:
+    distances = {name: float(np.linalg.norm(color - np.array(names[name]) / 255)) for name in names}
+    name = min(distances, key=distances.__getitem__)
+    return name if distances[name] <= _MAX_COLOR_DISTANCE else None
 
 
 def _direction(masks: Mask) -> str | None:
-    """The way of the shape's middle, if it is long enough and along one axis."""
-    middles = np.array([[where.mean() for where in mask.nonzero()] for mask in masks])
+    """The direction of the shape's center, if it moves far enough and along one axis."""
+    centers = np.array([[where.mean() for where in mask.nonzero()] for mask in masks])
     at = np.arange(len(masks))
-    down, right = np.polyfit(at, middles, 1)[0] * (len(masks) - 1)
+    down, right = np.polyfit(at, centers, 1)[0] * (len(masks) - 1)
     (height, width), along = masks.shape[1:], max(abs(down), abs(right))
-    if along < _SHORTEST_WAY * min(height, width) or along < 2 * min(abs(down), abs(right)):
+    if along < _MIN_TRAVEL * min(height, width) or along < 2 * min(abs(down), abs(right)):
         return None
-    way = (int(np.sign(right)), 0) if abs(right) > abs(down) else (0, int(np.sign(down)))
-    return next(name for name, of_name in DIRECTIONS.items() if of_name == way)
+    step = (int(np.sign(right)), 0) if abs(right) > abs(down) else (0, int(np.sign(down)))
+    return next(name for name, of_name in DIRECTIONS.items() if of_name == step)
 
 
 def _shape(masks: Mask) -> str | None:
-    """The shape whose outline is most like what is shown, over all frames."""
-    likeness = np.mean([_likeness(mask) for mask in masks], axis=0)
-    return SHAPES[int(likeness.argmax())] if likeness.max() >= _LIKENESS else None
+    """The shape whose outline fits best, on average over all frames."""
+    ious = np.mean([_ious(mask) for mask in masks], axis=0)
+    return SHAPES[int(ious.argmax())] if ious.max() >= _MIN_IOU else None
 
 
-def _likeness(mask: Mask) -> list[float]:
-    """Intersection over union with each of :data:`SHAPES` in the same box, sharp or blurred."""
+def _ious(mask: Mask) -> list[float]:
+    """Intersection over union with each of :data:`SHAPES`, sharp or blurred, in the same box."""
     rows, columns = ((mask.sum(axis) >= 2).nonzero()[0] for axis in (1, 0))
     if len(rows) == 0 or len(columns) == 0:
         return [0.0] * len(SHAPES)
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     found = []
     for name in SHAPES:
-        outlines = [_scaled(outline, box.shape) for outline in _outlines(name)]
+        outlines = [_resized(outline, box.shape) for outline in _outlines(name)]
         found.append(max(float((box & each).sum() / (box | each).sum()) for each in outlines))
     return found
 
 
 @cache
 def _outlines(name: str) -> list[Mask]:
-    """A shape's outline in its box, ever more blurred: what is left of it halfway up its edges."""
+    """Outlines of a shape in its box, by increasing blur: where it exceeds half of its maximum."""
     at = (np.arange(_GRID) + 0.5) / _GRID * 3 - 1.5
     x, y = at[None], at[:, None]
     radius = np.hypot(x, y)
@@ -134,7 +138,7 @@ def _outlines(name: str) -> list[Mask]:
         "ring": (radius <= 1) & (radius >= 0.48),
     }[name].astype(np.float64)
     found = []
-    for blur in _BLURS_OF_A_RING if name == "ring" else _BLURS:
+    for blur in _RING_BLURS if name == "ring" else _BLURS:
         kernel = np.exp(-(at**2) / (2 * blur**2)) if blur else (abs(at) < 1.6 / _GRID).astype(float)
         soft = shape
         for axis in (0, 1):
@@ -145,8 +149,8 @@ def _outlines(name: str) -> list[Mask]:
     return found
 
 
-def _scaled(outline: Mask, size: tuple[int, ...]) -> Mask:
-    """An outline in a box of another size."""
+def _resized(outline: Mask, size: tuple[int, ...]) -> Mask:
+    """An outline, resized to a box."""
     rows, columns = (
         ((np.arange(new) + 0.5) / new * old).astype(int)
         for new, old in zip(size, outline.shape, strict=True)

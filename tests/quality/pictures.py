@@ -1,4 +1,4 @@
-"""Pictures and prompts that the demo's image-to-video was not trained on, and what must come."""
+"""Pictures and prompts on which the image-to-video demo model was not trained."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ _PHRASES = (
 
 
 def pictures() -> list[tuple[Pixels, str, Verdict]]:
-    """32 of each: every color, shape, direction and background equally often."""
-    asked = []
+    """32 pictures with prompts and expected verdicts.
+
+    Each color, shape, direction and background occurs equally often.
+    """
+    cases = []
     for at in range(32):
         scene = Scene(
             list(COLORS)[at % 8],
@@ -45,5 +48,5 @@ def pictures() -> list[tuple[Pixels, str, Verdict]]:
         first = clip[0, :, 0].permute(1, 2, 0).mul(255).round().numpy().astype(np.uint8)
         words = _PHRASES[(at + at // 8) % 8].format(**vars(scene))
         words = words.upper() if "MAKE" in words else words
-        asked.append((first, words, Verdict(**vars(scene))))
-    return asked
+        cases.append((first, words, Verdict(**vars(scene))))
+    return cases

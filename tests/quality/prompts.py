@@ -1,4 +1,4 @@
-"""Prompts in words and orders that the demo model was not trained on, and what each must show."""
+"""Prompts in words and orders on which the demo model was not trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.quality.judge import Verdict
 from training.demo.scenes import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES
 
 GREEN_TRIANGLE = "a green triangle moving up on a navy background"
-"""In the words of the README."""
+"""The prompt of the README."""
 
 _PHRASES = (
     "there is a {color} {shape}, it floats {direction}, and the wall behind it is {background}",
@@ -21,9 +21,11 @@ _PHRASES = (
 
 
 def prompts() -> list[tuple[str, Verdict]]:
-    """64 prompts, each with its seed's place in the list; every color, shape, direction and
-    background equally often, and no two scenes alike."""
-    asked = []
+    """64 prompts with expected verdicts; the index of a prompt is its seed.
+
+    Each color, shape, direction and background occurs equally often, and no scene twice.
+    """
+    cases = []
     for at in range(64):
         color = list(COLORS)[at % 8]
         shape = SHAPES[(at // 8) % 4]
@@ -33,5 +35,5 @@ def prompts() -> list[tuple[str, Verdict]]:
             color=color, shape=shape, direction=direction, background=background
         )
         words = words.upper() if "BIG" in words else words
-        asked.append((words, Verdict(color, shape, direction, background)))
-    return asked
+        cases.append((words, Verdict(color, shape, direction, background)))
+    return cases

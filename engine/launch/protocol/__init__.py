@@ -1,1 +1,1 @@
-"""What the engine and its ranks say to each other, however the ranks were started."""
+"""The protocol between an engine and its ranks, whichever launcher started them."""

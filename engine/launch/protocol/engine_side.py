@@ -109,14 +109,14 @@ class EngineSide:
         self._moved_at, self._last_states = time.monotonic(), {}
         while True:
             if stop_requested():
-                raise Stopped("it was told to stop")
+                raise Stopped("stop requested")
             received = self._output.read(timeout_s=0.2)
             if received is None:
                 check_ranks()
                 continue
             message, payload = received
             if message.pop("number") != number:
-                continue  # left over from a job that was given up
+                continue  # left over from an abandoned job
             kind = message.pop("kind")
             if kind == "progress":
                 self._moved_at = time.monotonic()
@@ -134,7 +134,7 @@ class EngineSide:
         }
 
     def failures(self) -> dict[int, RankFailure]:
-        """Why ranks ended, by rank, as far as they could say so."""
+        """Why ranks ended, by rank, as far as they reported it."""
         return {rank: RankFailure(**each) for rank, each in self._read_json(FAILURE).items()}
 
     def check_heartbeats(self) -> None:
@@ -150,7 +150,7 @@ class EngineSide:
             loading = rank not in states or states[rank].progress.phase == "loading"
             if silent_s > _SILENCE_SHARE * self._config.rank_loss_timeout_s and not loading:
                 raise self.rank_error(
-                    f"rank {rank} gave no sign of life for {silent_s:.0f} s; all ranks were ended",
+                    f"rank {rank} sent no heartbeat for {silent_s:.0f} s; all ranks were ended",
                     rank,
                 )
 
@@ -199,7 +199,7 @@ def check_idle(config: EngineConfig, states: dict[int, RankState], idle_s: float
     if idle_s > allowed_s + config.rank_loss_timeout_s:
         raise RankError(
             f"no rank made progress for {idle_s:.0f} s, {allowed_s:.0f} s were allowed: all were "
-            "ended; see what holds them up, or raise the timeout"
+            "ended; find out why, or raise the timeout"
         )
 
 
@@ -219,5 +219,5 @@ def _deliver(sink: Sink, kind: str, message: dict[str, Any], payload: bytes) -> 
         sink.latents(array)
     elif kind == "frame":
         sink.frame(message["video"], message["index"], array)
-    elif isinstance(sink, TraceSink):  # a job that was given up has another sink
+    elif isinstance(sink, TraceSink):  # an abandoned job had another sink
         sink.traced(TracePoint(**message["point"]), array)

@@ -1,4 +1,4 @@
-"""Heartbeats: each rank counts up in a thread of its own, and the engine watches the counts."""
+"""Heartbeats: each rank counts up in a separate thread, and the engine watches the counts."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def _key(rank: int) -> str:
 class HeartbeatMonitor:
     """Measures how long each rank has been silent.
 
-    Time counts only between two looks that are close together: an engine that was itself suspended,
-    with the whole machine, blames no rank.
+    At most ``INTERVAL_S`` of the time between two checks counts: an engine that was suspended
+    together with its ranks blames none of them.
 
     Args:
         num_ranks: Number of ranks.
@@ -54,7 +54,7 @@ class HeartbeatMonitor:
     def __init__(self, num_ranks: int) -> None:
         self._last: dict[int, bytes] = {}
         self._silent_s = dict.fromkeys(range(num_ranks), 0.0)
-        self._looked_at: float | None = None
+        self._checked_at: float | None = None
 
     def silent_s(self, heartbeats: Mapping[int, bytes], now: float) -> dict[int, float]:
         """Seconds since the last new heartbeat, by rank.
@@ -63,8 +63,8 @@ class HeartbeatMonitor:
             heartbeats: The last heartbeat by rank, as :func:`read_heartbeats` returns it.
             now: Monotonic time in seconds.
         """
-        passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, INTERVAL_S)
-        self._looked_at = now
+        passed_s = 0.0 if self._checked_at is None else min(now - self._checked_at, INTERVAL_S)
+        self._checked_at = now
         for rank, heartbeat in heartbeats.items():
             is_new = self._last.get(rank) != heartbeat
             self._silent_s[rank] = 0.0 if is_new else self._silent_s[rank] + passed_s

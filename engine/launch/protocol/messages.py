@@ -44,7 +44,8 @@ class RankFailure:
     """Why a rank ended.
 
     Attributes:
-        kind: "refused": the input cannot run; "lost": the rank missed another one.
+        kind: Whether the rank refused its input, lost another rank, ran out of memory, or failed
+            otherwise.
         type_name: Name of the exception's class.
         message: The exception's message on one line.
     """

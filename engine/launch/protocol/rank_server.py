@@ -1,4 +1,4 @@
-"""What a rank in a process of its own runs, whichever launcher started the process."""
+"""The main loop of a rank in a separate process, whichever launcher started it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_rank(store: dist.Store, heartbeat_store: dist.Store, rendezvous: Rendezv
 
     Args:
         store: Connection to the engine's store.
-        heartbeat_store: Another connection to it, for heartbeats alone.
+        heartbeat_store: Another connection to it, for heartbeats only.
         rendezvous: Where this rank meets the others.
 
     Returns:

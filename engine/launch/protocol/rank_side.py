@@ -37,7 +37,7 @@ from longtake.pipelines.trace_points import TracePoint
 
 _MAX_UNREAD = 32
 _MAX_UNREAD_TRACED = 2
-"""Fewer than frames: a block's output has the size of the whole video in the model's width."""
+"""Fewer than frames, since a block's output covers the whole video in the model's width."""
 
 
 class RankSide:
@@ -73,7 +73,7 @@ class RankSide:
         return Job.model_validate(message["job"])
 
     def job_input(self) -> JobInput:
-        """The input of the current job, on rank 0; those of jobs given up before are skipped."""
+        """The input of the current job, on rank 0. Inputs of abandoned jobs are skipped."""
         while True:
             received = self._job_inputs.read(timeout_s=1.0)
             if received is None or received[0]["number"] != self._number:
@@ -84,7 +84,7 @@ class RankSide:
             return array
 
     def stop_requested(self) -> bool:
-        """Whether the engine asked to stop the current job; only rank 0 answers yes."""
+        """Whether the engine requested a stop of the current job; false on all ranks but 0."""
         return self._rank == 0 and bool(self._store.check([stop_key(self._number)]))
 
     def report_progress(self, progress: Progress, timeout_s: float | None) -> None:
@@ -143,7 +143,7 @@ class RankSink:
 
 
 def report_failure(store: dist.Store, rank: int, error: BaseException) -> None:
-    """Tell the engine why this rank ends."""
+    """Set why this rank ends, for :meth:`EngineSide.failures`."""
     kind: FailureKind = "failed"
     if is_out_of_memory(error):
         kind = "out of memory"

@@ -1,1 +1,1 @@
-"""Input pictures: decoded in a process of their own, color-managed, resized."""
+"""Input pictures: decoded in a separate process, color-managed, resized."""

@@ -13,22 +13,22 @@ from longtake.errors import RequestError
 
 
 def main() -> None:
-    """Decode stdin; write the pixels to a file descriptor, and an answer in JSON to stdout."""
+    """Decode stdin; write the pixels to a file descriptor, and a reply in JSON to stdout."""
     parent, result, cpu_s, memory_bytes = sys.argv[1:]
     content = sys.stdin.buffer.read()
     limit_this_process(int(parent), float(cpu_s), int(memory_bytes), 3 * MAX_PIXELS)
-    answer: dict[str, Any]
+    reply: dict[str, Any]
     try:
         pixels = decode_picture(content, label="")
         with open(int(result), "wb") as file:
             file.write(pixels.data)
-        answer = {"shape": pixels.shape}
+        reply = {"shape": pixels.shape}
     except RequestError as error:
-        answer = {"refused": str(error).strip()}
+        reply = {"refused": str(error).strip()}
     except MemoryError:
         mib = int(memory_bytes) // 2**20
-        answer = {"refused": f"takes more than {mib} MiB of memory to decode: make it smaller"}
-    print(json.dumps(answer))
+        reply = {"refused": f"takes more than {mib} MiB of memory to decode: make it smaller"}
+    print(json.dumps(reply))
 
 
 if __name__ == "__main__":

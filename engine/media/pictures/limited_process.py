@@ -42,7 +42,7 @@ def run_limited(
         pass_fds=(result,),
         env=_environment(),
         cwd="/",  # not a folder whose files could shadow a library
-        start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this one
+        start_new_session=True,  # Ctrl-C reaches only the parent, which ends this one
         check=False,
     )
 

@@ -78,7 +78,7 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
     The picture is rotated as its EXIF orientation says, converted to 8 bits and to sRGB, and
     blended with white where it is transparent.
 
-    It is decoded in a process of its own, limited to ``MAX_CPU_S`` of CPU time and to
+    It is decoded in a separate process, limited to ``MAX_CPU_S`` of CPU time and to
     ``MAX_MEMORY_BYTES``.
 
     Args:
@@ -139,8 +139,8 @@ def _check_digest(found: str, expected: str | None, label: str) -> None:
     """Called only once a picture was decoded: nothing is disclosed about other files."""
     if expected is not None and found != expected:
         raise RequestError(
-            f"{label} is another picture than was meant: its SHA-256 is not {expected}; leave "
-            "image_sha256 out to take it"
+            f"{label} is not the expected picture: its SHA-256 is not {expected}; leave "
+            "image_sha256 out to accept it"
         )
 
 

@@ -32,8 +32,8 @@ _OUT_OF_TIME = -signal.SIGPROF
 """Exit code of a process that used up its CPU time."""
 
 _quick, _slow = threading.BoundedSemaphore(2), threading.BoundedSemaphore(2)
-"""Limit the pictures that are decoded at once. One that takes more than ``_QUICK_CPU_S`` restarts
-among the slow ones, so that it holds up no quick one."""
+"""Limit the number of concurrent decodes. A picture that takes more than ``_QUICK_CPU_S`` restarts
+among the slow ones, so that it does not delay quick ones."""
 
 
 def decode_in_subprocess(content: bytes, label: str, cpu_s: float) -> Pixels:
@@ -96,9 +96,9 @@ def _shape(
     elif code < 0:
         reason = f"ends its decoder ({signal.strsignal(-code)}): save it again"
     else:
-        answer = json.loads(process.stdout)
-        if "shape" in answer:
-            height, width, channels = answer["shape"]
+        reply = json.loads(process.stdout)
+        if "shape" in reply:
+            height, width, channels = reply["shape"]
             return height, width, channels
-        reason = answer["refused"]
+        reason = reply["refused"]
     raise RequestError(f"{label} {reason}")

@@ -39,7 +39,7 @@ def calibrate(
     *,
     head_size: int,
     rounds: int,
-    say: Callable[[str], None] = lambda what: None,
+    on_measure: Callable[[str], None] = lambda name: None,
 ) -> Hardware:
     """Measure a profile on all ranks at the same time.
 
@@ -48,7 +48,7 @@ def calibrate(
         num_ranks: Number of ranks.
         head_size: Head size of the attention measured.
         rounds: Rounds whose median counts.
-        say: Called with what is measured next.
+        on_measure: Called with what is measured next.
 
     Raises:
         RankError: A rank failed, or the deadline passed.
@@ -56,10 +56,10 @@ def calibrate(
     if num_ranks == 1:
         logger.warning("one rank measures no links: pass --devices 2 or more for plans of several")
     source = f"measured by longtake bench --calibrate, {datetime.now():%Y-%m-%d}, {rounds} rounds"
-    say("kernels and links")
+    on_measure("kernels and links")
     main: Dtype = "bfloat16" if device_type == "cuda" else "float32"
     by_rank = on_ranks(
-        measures.everything,
+        measures.profile,
         num_ranks,
         device_type,
         _DEADLINE_S,
@@ -67,7 +67,7 @@ def calibrate(
         head_size=head_size,
         rounds=rounds,
     )
-    say("storage")
+    on_measure("storage")
     return Hardware(
         **_device(device_type, source),
         **_rates(by_rank, main, source, head_size),
@@ -113,7 +113,7 @@ def _rates(
     """The fields of a profile that ranks measured; the slowest rank counts.
 
     Args:
-        by_rank: As :func:`longtake.engine.tools.bench.measures.everything` returns it.
+        by_rank: As :func:`longtake.engine.tools.bench.measures.profile` returns it.
         main: The dtype in which all kinds of operations were measured.
         source: Source of the figures.
         head_size: Head size of the attention measured.

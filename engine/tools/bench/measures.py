@@ -72,7 +72,7 @@ _WHOLE = [(slice(None), slice(None))]
 """The one block of attention from all queries to all keys."""
 
 
-def everything(world: World, *, dtypes: list[str], head_size: int, rounds: int) -> Json:
+def profile(world: World, *, dtypes: list[str], head_size: int, rounds: int) -> Json:
     """All measurements of a hardware profile.
 
     Args:
@@ -111,7 +111,7 @@ def rates(
         dtype: Dtype of the operands.
         head_size: Head size of attention.
         rounds: Rounds whose median counts.
-        products_only: Whether to measure ``linear`` alone.
+        products_only: Whether to measure only ``linear``.
 
     Returns:
         ``linear``, ``attention`` and ``convolution`` in floating-point operations per second,
@@ -251,11 +251,11 @@ def overlap(world: World, *, dtype: str, head_size: int, rounds: int) -> float:
 
 
 def runtime(world: World, *, dtype: str) -> Json:
-    """What a rank takes apart from its weights.
+    """Startup time and memory of a rank, apart from its weights.
 
     Returns:
         ``startup_s`` from the start of the process until it loads its first weights, and ``bytes``
-        that it holds apart from them once it has rendered a little.
+        in use apart from them, after a short rendering.
     """
     alone, checkpoint = World(world.device), Checkpoint.open("demo")
     spec = registry.inspect(checkpoint)

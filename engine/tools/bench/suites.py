@@ -47,18 +47,18 @@ class Suites:
         device_type: "cpu" or "cuda".
         hardware: Profile that predictions are made from.
         rounds: Rounds whose median counts.
-        say: Called with what is measured next.
+        on_measure: Called with what is measured next.
     """
 
     config: EngineConfig
     device_type: Literal["cpu", "cuda"]
     hardware: Hardware
     rounds: int
-    say: Callable[[str], None]
+    on_measure: Callable[[str], None]
 
     def kernels(self) -> str:
         """Speed of each local attention kernel."""
-        self.say("kernels")
+        self.on_measure("kernels")
         spec, dtype = self._spec(), self.config.compute_dtype(self.device_type)
         (measured,) = on_ranks(
             measures.kernels,
@@ -79,7 +79,7 @@ class Suites:
         """Speed of all-to-alls and ring hops, by number of ranks."""
         if self.config.devices == 1:
             return "One rank has no links: pass --devices 2 or more."
-        self.say("links")
+        self.on_measure("links")
         measured = on_ranks(
             measures.links, self.config.devices, self.device_type, _DEADLINE_S, rounds=self.rounds
         )[0]
@@ -110,7 +110,7 @@ class Suites:
             for dims in candidate_layouts(
                 parallel, devices, num_heads=spec.num_heads, true_cfg=False
             ):
-                self.say(f"a step on {dims.name}")
+                self.on_measure(f"a step on {dims.name}")
                 job_input = noise_picture(request)
                 run = JobRun(Job.of(request, dims), NullSink(), job_input=job_input)
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
@@ -121,7 +121,7 @@ class Suites:
 
     def decode(self) -> str:
         """Time of decoding a video of the model's default size on all ranks."""
-        self.say("decoding")
+        self.on_measure("decoding")
         spec = self._spec()
         request = resolve(VideoRequest(prompt="a red circle", seed=0), spec)
         latents = np.random.default_rng(0).standard_normal(spec.grid(request).shape, np.float32)
@@ -143,7 +143,7 @@ class Suites:
         """Ranks that have loaded the model, and are ended afterwards."""
         make = launcher_factory(self.config, None, isolated=False, scratch=None)
         launcher = make(self.config, self.device_type)
-        self.say("loading")
+        self.on_measure("loading")
         launcher.start(lambda progress: None)
         try:
             yield launcher

@@ -220,7 +220,7 @@ def _reference(
 
 
 def exchange(backend: Literal["gloo", "nccl"], context: CheckContext) -> Iterator[Finding]:
-    """Attention across two ranks in processes of their own; NCCL only with two GPUs."""
+    """Attention across two ranks in separate processes; NCCL only with two GPUs."""
     if backend == "nccl" and context.num_gpus < 2:
         return
     from longtake.engine.tools.doctor import trial

@@ -74,7 +74,11 @@ def _profile(
     checkpoint = Checkpoint.open(config.model, config.revision, configs_only=True)
     head_size = registry.inspect(checkpoint, weights=False).head_size
     profile = calibrate(
-        device_type, config.devices, head_size=head_size, rounds=settings.rounds, say=on_measure
+        device_type,
+        config.devices,
+        head_size=head_size,
+        rounds=settings.rounds,
+        on_measure=on_measure,
     )
     return yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
 

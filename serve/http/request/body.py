@@ -90,9 +90,8 @@ class LimitedBody:
             )
 
     def release(self) -> None:
-        """Return the body's bytes to the budget."""
+        """Return the body's bytes to the budget. Must be called once, when the request ends."""
         self._budget.left += self._received
-        self._received = 0
 
 
 def too_large(max_bytes: int) -> Problem:

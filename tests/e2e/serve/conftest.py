@@ -1,4 +1,4 @@
-"""One server for all tests of this folder."""
+"""The server that the tests of this folder share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+"""The page in Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -176,11 +176,11 @@ def test_reload_and_second_tab_show_a_running_video(tab: Any, browser: Any, serv
     tab.goto(f"{server.url}/?video={name}")
     second = tab.context.new_page()
     second.goto(f"{server.url}/?video={name}")
-    tab.get_by_role("img", name="frames that are decoded so far").wait_for(timeout=60_000)
+    tab.get_by_role("img", name="frames decoded so far").wait_for(timeout=60_000)
     assert server.video(name)["status"] == "in_progress"
     tab.reload()
     assert tab.get_by_label("Prompt").input_value() in ("", prompt)
-    tab.get_by_role("img", name="frames that are decoded so far").wait_for()
+    tab.get_by_role("img", name="frames decoded so far").wait_for()
     take_screenshots(tab, "decoding")
     for page in (tab, second):
         page.locator("video").wait_for(timeout=60_000)
@@ -342,7 +342,7 @@ def test_login_and_picture_on_a_phone(browser: Any, image_server: Server) -> Non
         content = picture.getvalue()
         for kind in ("paste", "drop"):
             page.evaluate(PASTE_OR_DROP, [kind, list(content)])
-            page.get_by_role("img", name="the picture").wait_for()
+            page.get_by_role("img", name="Chosen picture").wait_for()
             page.get_by_role("button", name="Remove the picture").click()
             assert chooser.input_value() == ""
         page.evaluate(PASTE_OR_DROP, ["paste", list(content)])

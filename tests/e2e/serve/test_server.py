@@ -1,4 +1,4 @@
-"""A server on two ranks, with OpenAI's client and plain HTTP."""
+"""A server on two ranks, used by OpenAI's client and over plain HTTP."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def openai(server: Server) -> Iterator[Any]:
     from openai import OpenAI
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of OpenAI's own videos
+        warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI has deprecated videos
         with OpenAI(base_url=f"{server.url}/v1", api_key="none is needed") as client:
             yield client
 
 
-def test_the_whole_life_of_a_video_by_openais_client(
+def test_openai_client_creates_downloads_and_deletes_a_video(
     openai: Any, server: Server, tmp_path: Path
 ) -> None:
     video = openai.videos.create(
@@ -66,7 +66,7 @@ def test_the_whole_life_of_a_video_by_openais_client(
     until(lambda: not list((server.folder / "videos").glob(f"{video.id}*")))
 
 
-def test_pages_of_openais_client(openai: Any, server: Server) -> None:
+def test_openai_client_pages_through_videos(openai: Any, server: Server) -> None:
     names = [server.create(num_inference_steps=1, num_frames=1)["id"] for _ in range(5)]
     listed = [each.id for each in openai.videos.list(limit=2)]
     assert listed[:5] == names[::-1]
@@ -78,10 +78,10 @@ def test_pages_of_openais_client(openai: Any, server: Server) -> None:
 
 def events(server: Server, name: str) -> list[tuple[str, dict[str, Any]]]:
     found = []
-    with server.client.stream("GET", f"/v1/videos/{name}/events", timeout=60) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
+    with server.client.stream("GET", f"/v1/videos/{name}/events", timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
         kind = ""
-        for line in answer.iter_lines():
+        for line in response.iter_lines():
             if line.startswith("event: "):
                 kind = line.removeprefix("event: ")
             elif line.startswith("data: "):
@@ -89,7 +89,7 @@ def events(server: Server, name: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def test_every_finished_step_is_an_event(server: Server) -> None:
+def test_each_step_is_an_event(server: Server) -> None:
     name = server.create(num_inference_steps=40)["id"]
     followed = events(server, name)
     assert followed[0][0] == "video"
@@ -97,24 +97,24 @@ def test_every_finished_step_is_an_event(server: Server) -> None:
     steps = [each["done"] for kind, each in followed if each.get("phase") == "denoising"]
     assert steps == list(range(41))
     phases = dict.fromkeys(each["phase"] for kind, each in followed if kind == "progress")
-    kept = [each for each in phases if each != "waiting"]
-    assert kept == ["text", "denoising", "decoding", "writing"]
+    rendering = [each for each in phases if each != "waiting"]
+    assert rendering == ["text", "denoising", "decoding", "writing"]
     late = events(server, name)  # a late client gets all events, too
     assert [each["done"] for _, each in late if each.get("phase") == "denoising"] == steps
 
 
-def test_a_picture_is_refused_by_a_model_that_takes_none(server: Server) -> None:
+def test_text_to_video_server_refuses_a_picture(server: Server) -> None:
     pictures = server.folder / "pictures"
     before = set(pictures.iterdir())
-    answer = server.client.post(
+    response = server.client.post(
         "/v1/videos", data={"prompt": "a"}, files={"input_reference": ("a.png", b"no picture")}
     )
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "input_reference"
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "input_reference"
     assert set(pictures.iterdir()) == before
 
 
-def test_parts_of_a_file(server: Server) -> None:
+def test_range_requests(server: Server) -> None:
     name = server.create(num_inference_steps=2)["id"]
     assert server.client.get(f"/v1/videos/{name}/content").status_code in (404, 200)
     server.wait(name)
@@ -133,7 +133,7 @@ def test_parts_of_a_file(server: Server) -> None:
     assert int(head.headers["content-length"]) == len(whole.content)
 
 
-def test_the_same_request_with_one_key_is_one_video(server: Server) -> None:
+def test_idempotency_key_creates_one_video(server: Server) -> None:
     def send(prompt: str) -> httpx.Response:
         return httpx.post(
             f"{server.url}/v1/videos",
@@ -143,27 +143,27 @@ def test_the_same_request_with_one_key_is_one_video(server: Server) -> None:
         )
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: send("a"), range(16)))
-    assert {each.status_code for each in answers} == {200}
-    assert len({each.json()["id"] for each in answers}) == 1
+        responses = list(pool.map(lambda _: send("a"), range(16)))
+    assert {each.status_code for each in responses} == {200}
+    assert len({each.json()["id"] for each in responses}) == 1
     other = send("b")
     assert other.status_code == 400
     assert other.json()["error"]["param"] == "Idempotency-Key"
 
 
-def test_a_running_video_ends_between_two_steps_when_it_is_deleted(server: Server) -> None:
+def test_deleted_video_stops_between_two_steps(server: Server) -> None:
     name = server.create(num_inference_steps=2000)["id"]
     after = server.create(num_inference_steps=1)["id"]
     until(lambda: server.video(name)["steps_done"] > 2)
-    begun = time.monotonic()
+    start = time.monotonic()
     assert server.client.delete(f"/v1/videos/{name}").status_code == 200
     assert server.client.get(f"/v1/videos/{name}").status_code == 404
     assert server.wait(after)["status"] == "completed"
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - start < 15
 
 
-def test_a_step_without_end_does_not_hold_the_queue(server: Server) -> None:
-    """Its ranks are killed, and new ones render the next video."""
+def test_hanging_step_does_not_block_the_queue(server: Server) -> None:
+    """Its ranks are killed; new ones render the next video."""
     restarts = [
         line for line in server.client.get("/metrics").text.splitlines() if "restarts" in line
     ]
@@ -179,16 +179,16 @@ def test_a_step_without_end_does_not_hold_the_queue(server: Server) -> None:
     assert [line for line in text.splitlines() if "restarts" in line] == restarts
 
 
-def test_two_invalid_requests_at_once_do_not_stop_the_next(server: Server) -> None:
+def test_concurrent_invalid_requests_do_not_affect_the_next(server: Server) -> None:
     bad = [{"prompt": "a", "size": "65x64"}, {"prompt": "a", "num_frames": 6}]
 
     def send(body: dict[str, Any]) -> httpx.Response:
         return httpx.post(f"{server.url}/v1/videos", json=body, timeout=30)
 
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(send, bad))
-    assert [each.status_code for each in answers] == [400, 400]
-    assert [each.json()["error"]["param"] for each in answers] == ["size", "num_frames"]
+        responses = list(pool.map(send, bad))
+    assert [each.status_code for each in responses] == [400, 400]
+    assert [each.json()["error"]["param"] for each in responses] == ["size", "num_frames"]
     assert server.wait(server.create(num_inference_steps=1)["id"])["status"] == "completed"
 
 
@@ -216,7 +216,7 @@ def test_metrics(server: Server) -> None:
     assert values["longtake_ready"] == 1
 
 
-def test_a_rank_that_dies_is_replaced_and_counted(server: Server) -> None:
+def test_dead_rank_is_replaced_and_counted(server: Server) -> None:
     name = server.create(num_inference_steps=60)["id"]
     until(lambda: server.video(name)["steps_done"] > 5)
     ranks = [each for each in server.family()[1:] if "LONGTAKE_DEVICE" in each.environ()]
@@ -225,8 +225,8 @@ def test_a_rank_that_dies_is_replaced_and_counted(server: Server) -> None:
     assert "longtake_rank_restarts_total 1.0" in server.client.get("/metrics").text
 
 
-def test_kill_9_in_the_middle_and_start_again(tmp_path: Path) -> None:
-    """The running and the waiting job finish under their ids."""
+def test_restart_after_sigkill_finishes_all_videos(tmp_path: Path) -> None:
+    """The running and the queued video keep their ids."""
     arguments = ["--devices", "2", "--no-page", "--snapshot-steps", "10"]
     with serving(tmp_path, *arguments) as first:
         name = first.create(num_inference_steps=120, seed=1)["id"]

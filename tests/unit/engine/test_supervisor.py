@@ -17,12 +17,12 @@ from tests.rendering import request
 
 
 class Engine:
-    """A VideoEngine whose devices fail as the test sets."""
+    """A VideoEngine whose devices fail when a test says so."""
 
     failing_starts: dict[int, int] = {}
     """Number of starts that still fail, by device."""
     failing_renders: list[int | None] = []
-    """The device that fails in each rendering; None: none."""
+    """The device that fails in each rendering; None: no device."""
     created: list[EngineConfig] = []
 
     def __init__(self, config: EngineConfig, *, isolated: bool, scratch: Path) -> None:
@@ -40,7 +40,7 @@ class Engine:
                 self.failing_starts[device] -= 1
                 raise rank_error(rank, "starting")
 
-    def render(self, asked: Any, sink: Any, on_progress: Any, **rest: Any) -> str:
+    def render(self, resolved: Any, sink: Any, on_progress: Any, **rest: Any) -> str:
         device = self.failing_renders.pop(0) if self.failing_renders else None
         if device is not None:
             raise rank_error(self.config.devices_by_rank.index(device), "denoising")
@@ -57,7 +57,7 @@ def rank_error(rank: int | None, phase: str) -> RankError:
 
 
 @pytest.fixture
-def supervised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def make_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(supervisor, "VideoEngine", Engine)
     Engine.failing_starts, Engine.failing_renders, Engine.created = {}, [], []
 
@@ -73,39 +73,39 @@ def render(group: Supervisor, seed: int = 0) -> Any:
     return group.render(request(seed=seed), NullSink(), lambda progress: None)
 
 
-def test_a_start_that_fails_once_is_repeated(supervised: Any) -> None:
-    group, lines = supervised(devices=4)
+def test_a_start_that_fails_once_is_repeated(make_supervisor: Any) -> None:
+    group, lines = make_supervisor(devices=4)
     Engine.failing_starts = {2: 1}
     assert render(group) == "rendered"
     assert group.devices == (0, 1, 2, 3)
     assert lines == ["the ranks did not start: rank 2 was killed"]
 
 
-def test_a_device_that_fails_at_every_start_is_excluded(supervised: Any) -> None:
-    group, lines = supervised(devices=4, parallel=ParallelConfig(ulysses_degree=4))
+def test_a_device_that_fails_at_every_start_is_excluded(make_supervisor: Any) -> None:
+    group, lines = make_supervisor(devices=4, parallel=ParallelConfig(ulysses_degree=4))
     Engine.failing_starts = {2: 99}
     assert render(group) == "rendered"
     assert group.devices == (0, 1, 3)
     assert Engine.created[-1].device_ids == (0, 1, 3)
     assert Engine.created[-1].parallel.ulysses_degree is None  # 4 does not fit 3 devices
-    assert lines[-1] == "device 2 is left out: it failed again and again; 3 are left"
+    assert lines[-1] == "device 2 is excluded: it failed repeatedly; 3 are left"
 
 
-def test_all_devices_but_the_last_can_be_excluded(supervised: Any) -> None:
-    group, lines = supervised(devices=3, device_ids=(4, 5, 6))
+def test_all_devices_but_the_last_can_be_excluded(make_supervisor: Any) -> None:
+    group, lines = make_supervisor(devices=3, device_ids=(4, 5, 6))
     Engine.failing_starts = {4: 99, 6: 99}
     assert render(group) == "rendered"
     assert group.devices == (5,)
-    assert lines[-1] == "device 6 is left out: it failed again and again; 1 is left"
+    assert lines[-1] == "device 6 is excluded: it failed repeatedly; 1 is left"
     Engine.failing_starts[5] = 99
     with pytest.raises(EngineError, match="no ranks can be started: rank 0 was killed"):
         render(group)
 
 
-def test_faults_of_no_single_device_end_it(
-    supervised: Any, monkeypatch: pytest.MonkeyPatch
+def test_starts_that_fail_without_a_culprit_give_up(
+    make_supervisor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group, lines = supervised(devices=2)
+    group, lines = make_supervisor(devices=2)
 
     def fail(self: Any, *rest: Any) -> None:
         raise rank_error(None, "")
@@ -116,8 +116,8 @@ def test_faults_of_no_single_device_end_it(
     assert len(lines) == 3
 
 
-def test_a_device_that_fails_with_several_requests_is_excluded(supervised: Any) -> None:
-    group, _ = supervised(devices=2)
+def test_a_device_that_fails_with_several_requests_is_excluded(make_supervisor: Any) -> None:
+    group, _ = make_supervisor(devices=2)
     Engine.failing_renders = [1, 1, 1, None]
     for seed in (1, 2, 3):
         with pytest.raises(RankError):
@@ -127,8 +127,10 @@ def test_a_device_that_fails_with_several_requests_is_excluded(supervised: Any) 
 
 
 @pytest.mark.parametrize("devices", [[1, 0, 1, 1], [1, 1, None, 1], [0, 1, 0, 1]])
-def test_devices_that_fail_occasionally_stay(supervised: Any, devices: list[int | None]) -> None:
-    group, _ = supervised(devices=2)
+def test_devices_that_fail_occasionally_are_kept(
+    make_supervisor: Any, devices: list[int | None]
+) -> None:
+    group, _ = make_supervisor(devices=2)
     Engine.failing_renders = list(devices)
     for seed, device in enumerate(devices):
         if device is None:
@@ -139,8 +141,8 @@ def test_devices_that_fail_occasionally_stay(supervised: Any, devices: list[int 
     assert group.devices == (0, 1)
 
 
-def test_a_request_that_kills_the_same_rank_costs_no_device(supervised: Any) -> None:
-    group, _ = supervised(devices=2)
+def test_one_fatal_request_excludes_no_device(make_supervisor: Any) -> None:
+    group, _ = make_supervisor(devices=2)
     Engine.failing_renders = [0] * 6
     for number in range(6):  # two requests are not enough either
         with pytest.raises(RankError):
@@ -148,12 +150,14 @@ def test_a_request_that_kills_the_same_rank_costs_no_device(supervised: Any) -> 
     assert group.devices == (0, 1)
 
 
-def test_a_requested_stop_is_not_a_fault(supervised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many videos are cancelled, no device is blamed and no start is counted."""
-    group, lines = supervised(devices=2)
+def test_a_requested_stop_is_not_a_fault(
+    make_supervisor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many renderings are stopped, no device is excluded and no start is counted."""
+    group, lines = make_supervisor(devices=2)
 
     def killed(self: Any, *rest: Any, **more: Any) -> None:
-        raise Stopped("it was told to stop")
+        raise Stopped("stop requested")
 
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "render", killed)

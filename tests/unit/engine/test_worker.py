@@ -21,7 +21,7 @@ from tests.rendering import ALONE
         (1, "bfloat16", "is float32 on rank 0 and bfloat16 on another: pass --dtype"),
     ],
 )
-def test_ranks_that_differ(
+def test_ranks_that_differ_are_refused(
     model: str, monkeypatch: pytest.MonkeyPatch, at: int, other: str, text: str
 ) -> None:
     def with_another_rank(world: World, own: list[Any]) -> list[Any]:
@@ -32,7 +32,7 @@ def test_ranks_that_differ(
         Worker(EngineConfig(model=model), ALONE, lambda progress: None)
 
 
-def test_the_decoder_has_rank_0s_dtype(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_decode_in_rank_0s_dtype(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only rank 0 may have read the latents' file, which names a dtype."""
 
     def on_another_rank(world: World, own: list[Any]) -> list[Any]:

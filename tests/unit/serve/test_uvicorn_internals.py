@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -16,13 +17,17 @@ from longtake.serve.uvicorn_internals import Server, protocol_with_timeouts
 from tests.until import until
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
-LARGE = 2**25
+LARGE, PART = 2**25, 2**16
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    large = scope["path"] == "/large"
+    """``/large`` is sent in parts, ``/slow`` after more than the time limits; others at once."""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.8)
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"a" * (LARGE if large else 1)})
+    for _ in range(LARGE // PART if scope["path"] == "/large" else 0):
+        await send({"type": "http.response.body", "body": b"a" * PART, "more_body": True})
+    await send({"type": "http.response.body", "body": b"a"})
 
 
 @contextmanager
@@ -72,6 +77,32 @@ def test_slow_clients_are_dropped_and_shutdown_is_announced() -> None:
         assert closed_after(port, HEAD.replace(b"/", b"/large", 1) + b"\r\n", read=False) < 5
         assert not events
     assert events == ["shutdown"]
+
+
+def test_clients_within_the_limits_are_not_dropped() -> None:
+    with running([]) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(HEAD.replace(b"/", b"/slow", 1) + b"\r\n")
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+    with running([]) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(HEAD.replace(b"/", b"/large", 1) + b"Connection: close\r\n\r\n")
+        received, began = 0, time.monotonic()
+        while part := client.recv(2**20):
+            received += len(part)
+            time.sleep(0.05)
+        assert received > LARGE
+        assert time.monotonic() - began > 1
+
+
+def test_a_second_request_is_limited_like_the_first() -> None:
+    with running([]) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(HEAD + b"\r\n")
+        response = b""
+        while not response.endswith(b"\r\n0\r\n\r\n"):
+            response += client.recv(2**16)
+        began = time.monotonic()
+        client.sendall(HEAD)
+        assert client.recv(2**16) == b""
+        assert time.monotonic() - began < 1.5
 
 
 def test_signals_are_left_to_the_caller() -> None:

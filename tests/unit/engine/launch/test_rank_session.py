@@ -99,7 +99,7 @@ def test_a_refusal_leaves_the_ranks_running() -> None:
 
 def test_a_callback_may_not_run_a_job() -> None:
     session = RankSession(FakeLauncher)
-    with pytest.raises(RequestError, match="called by a callback of its own"):
+    with pytest.raises(RequestError, match="called from its own callback"):
         run(session, lambda progress: run(session))
     run(session)
 

@@ -56,11 +56,11 @@ JOB = Job.of(request(), ParallelDims(), from_latents=False)
 
 def test_ranks_that_do_not_stop_in_time_are_killed(caplog: pytest.LogCaptureFixture) -> None:
     launcher, processes = ranks_in_endless_step(stop_timeout_s=0.5)
-    begun = time.monotonic()
-    with pytest.raises(Stopped, match="it was told to stop"):
+    started_at = time.monotonic()
+    with pytest.raises(Stopped, match="stop requested"):
         launcher.render(JobRun(JOB, NullSink(), stop_requested=lambda: True))
     assert launcher._ranks._store.check(["stop/1"])  # the ranks were asked to stop first
-    assert 0.5 < processes.killed_at - begun < 5
+    assert 0.5 < processes.killed_at - started_at < 5
     assert not launcher.alive
     (warning,) = caplog.messages
     assert warning == "the ranks were ended in the middle of a step: they did not stop within 0.5 s"
@@ -93,10 +93,8 @@ def test_ranks_that_load_are_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert processes.killed_at
 
 
-def test_a_video_being_cancelled_shows_no_time_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Nor does its time left count for the videos behind it."""
+def test_a_cancelled_video_has_no_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor does it count in the estimates of the videos queued after it."""
     with gray_server(monkeypatch, tmp_path) as (client, service):
         GrayRanks.hold = GrayRanks.deaf = True
         first, second = (
@@ -118,10 +116,10 @@ def test_a_video_being_cancelled_shows_no_time_left(
         until(lambda: client.get(f"/v1/videos/{first}").json()["status"] == "failed")
 
 
-def test_a_video_whose_end_cannot_be_written_at_first(
+def test_a_final_state_is_written_once_the_disk_has_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Clients, queue and metrics agree, and the end is written once there is room."""
+    """Until then, clients, queue and metrics agree that it runs."""
     with gray_server(monkeypatch, tmp_path) as (client, service):
         real, full = service.store.claims.finish, True
 
@@ -167,7 +165,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    ("at", "said"),
+    ("at", "message"),
     [
         ("importing", "nothing was written"),
         ("sleeping", "by itself"),
@@ -175,7 +173,7 @@ except KeyboardInterrupt:
         ("closing", "it did not end in time, and was killed"),
     ],
 )
-def test_a_storm_of_signals_ends_in_one_line(at: str, said: str) -> None:
+def test_many_signals_end_a_command_with_one_line(at: str, message: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, at],
         stdout=subprocess.PIPE,
@@ -188,4 +186,4 @@ def test_a_storm_of_signals_ends_in_one_line(at: str, said: str) -> None:
             process.send_signal(number)
             time.sleep(0.002)
         _, err = process.communicate(timeout=50)
-    assert (process.returncode, err) == (130, f"longtake: stopped; {said}\n")
+    assert (process.returncode, err) == (130, f"longtake: stopped; {message}\n")

@@ -1,4 +1,4 @@
-"""Prompt, seed and model are in a video's file, and are not where they are turned off."""
+"""Prompt, seed and model are embedded in a video's file, unless turned off."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PROMPTS = [
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["marks", "lines", "letters", "long"])
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ""])
-def test_prompt_seed_and_model_are_in_the_file(tmp_path: Path, suffix: str, prompt: str) -> None:
+def test_prompt_seed_and_model_are_embedded(tmp_path: Path, suffix: str, prompt: str) -> None:
     path = tmp_path / f"out{suffix}"
-    asked = request(prompt=prompt, num_frames=2, seed=2**63 - 1)
-    with VideoFiles(OutputTarget(path), asked, EngineConfig(model="owner/name")) as files:
+    resolved = request(prompt=prompt, num_frames=2, seed=2**63 - 1)
+    with VideoFiles(OutputTarget(path), resolved, EngineConfig(model="owner/name")) as files:
         for index, frame in enumerate(FRAMES):
             files.frame(0, index, frame)
         files.publish({})
@@ -54,13 +54,13 @@ def test_prompt_seed_and_model_are_in_the_file(tmp_path: Path, suffix: str, prom
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", "", ".safetensors"])
 @pytest.mark.parametrize(("metadata", "embedded"), [(True, False), (False, True), (False, False)])
-def test_turned_off_nothing_is_in_the_file(
+def test_nothing_is_embedded_if_turned_off(
     tmp_path: Path, suffix: str, metadata: bool, embedded: bool
 ) -> None:
     path = tmp_path / f"out{suffix}"
-    asked = request(prompt="a secret", num_frames=2, embed_metadata=embedded)
+    resolved = request(prompt="a secret", num_frames=2, embed_metadata=embedded)
     with VideoFiles(
-        OutputTarget(path, metadata=metadata), asked, EngineConfig(model="mine")
+        OutputTarget(path, metadata=metadata), resolved, EngineConfig(model="mine")
     ) as files:
         files.latents(np.zeros((1, 4, 1, 6, 8), np.float32))
         for index, frame in enumerate(FRAMES):
@@ -74,12 +74,12 @@ def test_turned_off_nothing_is_in_the_file(
         assert read_latents(path).origin is None
 
 
-def test_what_no_container_can_hold_is_left_out() -> None:
-    asked = request(prompt="a\0cat").model_copy(update={"prompt": "a\0 cat \ud800"})
-    assert embedded_metadata(asked, EngineConfig())["title"] == "a cat ?"
+def test_characters_that_containers_cannot_store_are_removed() -> None:
+    resolved = request(prompt="a\0cat").model_copy(update={"prompt": "a\0 cat \ud800"})
+    assert embedded_metadata(resolved, EngineConfig())["title"] == "a cat ?"
 
 
-def test_a_model_has_one_name_wherever_it_lies(
+def test_a_models_name_does_not_depend_on_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a model").mkdir()
@@ -96,13 +96,13 @@ def _is_completed(client: TestClient, url: str) -> bool:
 
 
 @pytest.mark.parametrize("of_the_server", [True, False])
-def test_a_server_writes_it_unless_a_request_or_the_operator_says_not(
+def test_a_server_embeds_metadata_unless_turned_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_server: bool
 ) -> None:
-    asked = {"prompt": "a secret", "seconds": "1", "size": "64x64", "seed": 7}
+    fields = {"prompt": "a secret", "seconds": "1", "size": "64x64", "seed": 7}
     with gray_server(monkeypatch, tmp_path, embed_metadata=of_the_server) as (client, service):
-        for said, expected in ((None, of_the_server), (True, True), (False, False)):
-            name = client.post("/v1/videos", json={**asked, "embed_metadata": said}).json()["id"]
+        for embed, expected in ((None, of_the_server), (True, True), (False, False)):
+            name = client.post("/v1/videos", json={**fields, "embed_metadata": embed}).json()["id"]
             url = f"/v1/videos/{name}"
             until(partial(_is_completed, client, url))
             content = client.get(f"{url}/content").content

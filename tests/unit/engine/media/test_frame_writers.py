@@ -29,13 +29,13 @@ TO_RGB = np.array([[1, 0, 1.5748], [1, -0.187324, -0.468124], [1, 1.8556, 0]])
 
 
 def bars(height: int, width: int) -> npt.NDArray[np.float32]:
-    """Each color from the top to the bottom, in two frames."""
+    """A vertical bar of each color, in two frames."""
     columns = COLORS[np.arange(width) * len(COLORS) // width] / 255
     return np.broadcast_to(columns, (2, height, width, 3)).astype(np.float32)
 
 
-def shown(path: Path, height: int, width: int) -> npt.NDArray[Any]:
-    """The bars' colors in the first frame as a player shows them that reads its tags."""
+def displayed(path: Path, height: int, width: int) -> npt.NDArray[Any]:
+    """The bars' colors in the first frame, as a player that reads the tags shows them."""
     with av.open(path) as container:
         frame = next(container.decode(video=0))
     assert (frame.width, frame.height) == (width, height)
@@ -52,10 +52,10 @@ def shown(path: Path, height: int, width: int) -> npt.NDArray[Any]:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 @pytest.mark.parametrize("size", [(720, 1280), (48, 352), (97, 707)], ids=str)
-def test_colors_are_bt709_and_tagged_so(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
+def test_colors_are_bt709_and_tagged(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
     path = tmp_path / f"out{suffix}"
     content = encoded(path, bars(*size))
-    assert np.abs(shown(path, *size) - COLORS).max() <= 3
+    assert np.abs(displayed(path, *size) - COLORS).max() <= 3
     if suffix == ".mp4":
         assert b"colrnclx" + struct.pack(">HHHB", 1, 1, 1, 0) in content
     else:  # matrix, range, transfer and primaries, an element of one byte each
@@ -72,7 +72,9 @@ def test_frames_in_png_files_are_tagged_srgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 23), (47, 65), (90, 150), (96, 160)], ids=str)
-def test_memory_that_nobody_wrote_decides_on_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_uninitialized_memory_does_not_change_the_file(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     rng, frames = random.Random(0), moving_frames(17, *size)
     for suffix, times in ((".mp4", 8), (".webm", 3)):
         found = set()
@@ -83,7 +85,7 @@ def test_memory_that_nobody_wrote_decides_on_nothing(tmp_path: Path, size: tuple
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_the_number_of_cores_decides_on_nothing(tmp_path: Path, suffix: str) -> None:
+def test_the_number_of_cores_does_not_change_the_file(tmp_path: Path, suffix: str) -> None:
     frames, cores = moving_frames(9, 256, 320), os.sched_getaffinity(0)
     of_all = encoded(tmp_path / f"out{suffix}", frames)
     os.sched_setaffinity(0, {min(cores)})
@@ -94,7 +96,7 @@ def test_the_number_of_cores_decides_on_nothing(tmp_path: Path, suffix: str) -> 
 
 
 def boxes(content: bytes) -> list[str]:
-    """The names of an .mp4 file's outermost boxes."""
+    """The names of an .mp4 file's top-level boxes."""
     names, at = [], 0
     while at < len(content):
         size, name = struct.unpack_from(">I4s", content, at)

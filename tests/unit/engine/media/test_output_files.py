@@ -1,4 +1,4 @@
-"""An output replaces nothing in silence, and is refused before anything is rendered."""
+"""Outputs never replace files unasked, and are refused before anything is rendered."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def publish(files: VideoFiles, num_videos: int = 1) -> None:
         files.publish({"request": {}, "engine": {}})
 
 
-def test_files_that_are_there_are_refused(tmp_path: Path) -> None:
+def test_existing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file.mp4").touch()
     (tmp_path / "dangling.mp4").symlink_to("nowhere")
     (tmp_path / "sidecar.mp4.json").write_text(OURS)
@@ -67,7 +67,7 @@ def test_files_that_are_there_are_refused(tmp_path: Path) -> None:
     check_output(OutputTarget(tmp_path / "cat", metadata=False), 1)
 
 
-def test_overwrite_spares_what_longtake_did_not_write(tmp_path: Path) -> None:
+def test_overwrite_keeps_files_of_others(tmp_path: Path) -> None:
     (tmp_path / "cat.mp4.json").write_text('{"my": "notes"}')
     (tmp_path / "link.mp4.json").symlink_to("cat.mp4.json")
     (tmp_path / "protected.mp4").touch(mode=0o444)
@@ -87,7 +87,7 @@ def test_overwrite_spares_what_longtake_did_not_write(tmp_path: Path) -> None:
     check_output(OutputTarget(tmp_path / "photos", overwrite=True), 1)
 
 
-def test_a_file_that_appears_meanwhile_stays(
+def test_a_file_that_appears_meanwhile_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The video gets another name, with its metadata, and the log says so."""
@@ -105,14 +105,14 @@ def test_a_file_that_appears_meanwhile_stays(
         publish(files, num_videos)
         assert files.paths == [tmp_path / each for each in given]
         assert (tmp_path / taken).read_text() == "of another process"
-        assert f"{tmp_path / name} was put there by something else meanwhile" in caplog.text
+        assert f"{tmp_path / name} was created by another process meanwhile" in caplog.text
         for each in (tmp_path / taken, *files.paths):
             os.rename(each, tmp_path.parent / each.name)
     left = ["four-2.npy.json", "one-2.npy.json", "three-2.json", "two-2.npy.json"]
     assert names(tmp_path) == left
 
 
-def test_a_folder_that_another_process_fills_meanwhile(tmp_path: Path) -> None:
+def test_a_folder_that_is_filled_meanwhile_is_kept(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     files = VideoFiles(OutputTarget(tmp_path / "frames", metadata=False), request(), EngineConfig())
     (tmp_path / "frames" / "00003.png").touch()
@@ -121,7 +121,7 @@ def test_a_folder_that_another_process_fills_meanwhile(tmp_path: Path) -> None:
     assert len(names(tmp_path / "frames-2")) == 9
 
 
-def test_overwriting_a_folder_leaves_what_is_no_frame(tmp_path: Path) -> None:
+def test_overwriting_a_folder_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for name in ("00000.png", "00009.png", "00010.png", "00012.png", "notes.txt"):
         (tmp_path / "out" / name).write_text("before")
@@ -130,7 +130,7 @@ def test_overwriting_a_folder_leaves_what_is_no_frame(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "00000.png").read_bytes() != b"before"
 
 
-def test_all_names_or_none(tmp_path: Path) -> None:
+def test_all_files_are_renamed_or_none(tmp_path: Path) -> None:
     moves = [(tmp_path / f"{name}.partial", tmp_path / name) for name in "abc"]
     for partial, path in moves:
         partial.write_text(path.name)
@@ -156,7 +156,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     assert write_to_unused(tmp_path / "b", b"x").name == "b-2"
 
 
-def test_without_a_name_outputs_are_numbered(tmp_path: Path) -> None:
+def test_default_names_are_numbered(tmp_path: Path) -> None:
     def free(num_videos: int = 1) -> str:
         return free_output(tmp_path / "out.mp4", num_videos, metadata=True).name
 
@@ -173,7 +173,7 @@ def test_without_a_name_outputs_are_numbered(tmp_path: Path) -> None:
     assert (free(), free(2)) == ("out-6.mp4", "out-7.mp4")
 
 
-def test_names_are_filled_in() -> None:
+def test_placeholders_are_replaced() -> None:
     values = placeholder_values(seed=7, name="a-cat", model="org/Some Model!/", num_videos=2)
     name = fill_placeholders("{model}_{seed}_{id}_{date}_{index}_{{x}}.mp4", values)
     assert name == f"Some-Model_7_a-cat_{date.today()}_{{index}}_{{x}}.mp4"
@@ -204,7 +204,7 @@ def test_names_are_filled_in() -> None:
         "{ id}",
     ],
 )
-def test_other_placeholders_are_refused(template: str) -> None:
+def test_unknown_placeholders_are_refused(template: str) -> None:
     known = "use {seed}, {id}, {date}, {model}, {index}, or {{ and }} for braces"
     values = placeholder_values(seed=7, name="a", model="m", num_videos=1)
     with pytest.raises(RequestError, match=re.escape(known)) as caught:
@@ -214,7 +214,7 @@ def test_other_placeholders_are_refused(template: str) -> None:
         check_index(Path("{index}/cat.mp4"))
 
 
-def test_the_command_refuses_before_it_looks_at_the_model(
+def test_outputs_are_refused_before_the_model_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A hub id would be downloaded."""
@@ -227,10 +227,10 @@ def test_the_command_refuses_before_it_looks_at_the_model(
         ("cat-{what}.mp4", "has {what}: use {seed}, {id}"),
         ("", "has no name"),
         ("full", "is not an empty folder"),
-        ("x" * 240 + ".mp4", "stands beside it, and cannot be a file: File name too long"),
+        ("x" * 240 + ".mp4", "written next to it, cannot be a file: File name too long"),
     ):
-        asked = ["generate", "a", "--seed", "7", "--model", "/no/where", "-o", output]
-        assert cli.main(asked) == 2
+        arguments = ["generate", "a", "--seed", "7", "--model", "/no/where", "-o", output]
+        assert cli.main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
     assert names(tmp_path) == ["cat-7.mp4", "full"]

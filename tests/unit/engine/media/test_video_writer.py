@@ -1,4 +1,4 @@
-"""Each kind of file holds the frames, appears only once whole, and leaves nothing when it fails."""
+"""Every format keeps the frames, appears only once complete, and leaves nothing after a failure."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def smooth_frames(num_frames: int = 9, height: int = 48, width: int = 64) -> Arr
     return frames
 
 
-def write(path: Path, asked: ResolvedRequest, videos: list[Array]) -> None:
-    with VideoFiles(OutputTarget(path, metadata=False), asked, ENGINE) as files:
+def write(path: Path, resolved: ResolvedRequest, videos: list[Array]) -> None:
+    with VideoFiles(OutputTarget(path, metadata=False), resolved, ENGINE) as files:
         for video, frames in enumerate(videos):
             for index, frame in enumerate(frames):
                 files.frame(video, index, frame)
@@ -63,7 +63,7 @@ def read(path: Path) -> Array:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_frames_are_in_the_file(tmp_path: Path, suffix: str) -> None:
+def test_frames_are_read_back(tmp_path: Path, suffix: str) -> None:
     frames, path = smooth_frames(), tmp_path / f"out{suffix}"
     write(path, request(height=48, width=64), [frames])
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -79,7 +79,7 @@ def test_the_frames_are_in_the_file(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_frames_a_second(tmp_path: Path, suffix: str) -> None:
+def test_frame_rate(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"out{suffix}"
     write(path, request(fps=12.5), [smooth_frames()])
     assert iio.immeta(path, plugin="pyav")["fps"] == pytest.approx(12.5)
@@ -94,8 +94,8 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path, suffix: str) -> Non
 
 
 @pytest.mark.parametrize(("fps", "each_ms"), [(8, 120), (24, 40), (30, 30), (60, 20), (999, 20)])
-def test_a_gif_has_the_nearest_rate_that_it_can(tmp_path: Path, fps: float, each_ms: int) -> None:
-    """It counts in hundredths of a second, and browsers slow down frames of less than two."""
+def test_a_gif_has_the_nearest_possible_rate(tmp_path: Path, fps: float, each_ms: int) -> None:
+    """Its unit is 10 ms, and browsers slow down frames shorter than 20 ms."""
     write(tmp_path / "out.gif", request(fps=fps), [smooth_frames()])
     with Image.open(tmp_path / "out.gif") as gif:
         lasts = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
@@ -118,7 +118,7 @@ def test_several_videos_are_numbered(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(tmp_path / f"out-{number}.npy"), frames)
 
 
-def test_latents(tmp_path: Path) -> None:
+def test_latents_are_written_as_they_are(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).random((2, 4, 3, 2, 2), dtype=np.float32)
     with VideoFiles(
         OutputTarget(tmp_path / "out.safetensors"), request(num_videos=2), ENGINE
@@ -132,7 +132,7 @@ def test_latents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_interrupted_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+def test_an_interrupted_video_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "out.mp4").write_bytes(b"an older video")
     path = tmp_path / f"out{suffix}"
     with pytest.raises(KeyboardInterrupt), VideoFiles(OutputTarget(path), request(), ENGINE) as out:
@@ -144,7 +144,7 @@ def test_what_is_interrupted_leaves_nothing(tmp_path: Path, suffix: str) -> None
 
 
 class FilledUp(io.FileIO):
-    """A file on a disk that has room for a kilobyte more."""
+    """A file on a disk with 1 KiB left."""
 
     room = 1024
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 def test_a_disk_that_fills_up_at_the_last_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Noticed when the file is closed, which closes it all the same."""
+    """Closing the file fails, and closes it all the same."""
 
     def full(target: Any) -> None:
         io.BufferedWriter.close(target)
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_at_the_last_byte(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     (tmp_path / "folder.mp4").mkdir()
@@ -221,8 +221,8 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     check_output(OutputTarget(tmp_path / "movie.mp4", metadata=False), 1)
 
 
-def test_a_folder_that_is_there_is_filled(tmp_path: Path) -> None:
-    """It may be a link, a mount, or where a shell stands: it is not replaced."""
+def test_an_existing_folder_is_filled(tmp_path: Path) -> None:
+    """It may be a link, a mount or a working directory, and is not replaced."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     write(tmp_path / "link", request(), [smooth_frames()])
@@ -232,10 +232,10 @@ def test_a_folder_that_is_there_is_filled(tmp_path: Path) -> None:
     ]
 
 
-def test_a_disk_that_is_full_at_the_metadata(
+def test_a_disk_that_is_full_at_the_metadata_keeps_the_old_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing gets its name then, and an older video stays with its own metadata."""
+    """Neither the video nor its metadata appear."""
     (tmp_path / "out.mp4").write_bytes(b"an older video")
 
     def no_room(path: Path, *content: Any, **settings: Any) -> None:
@@ -253,8 +253,8 @@ def test_a_disk_that_is_full_at_the_metadata(
     assert (tmp_path / "out.mp4").read_bytes() == b"an older video"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no permission, or its disk is full: found by a write, which leaves nothing."""
+def test_a_folder_without_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by writing a test file, which is removed."""
 
     def no_room(path: Path, content: bytes) -> None:
         path.touch()
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
+def test_the_longest_file_name(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 125 + ".npy")  # 254 bytes
     check_output(OutputTarget(path, metadata=False), 1, keeps=False)
     write(path, request(num_videos=1), [smooth_frames()])
@@ -277,12 +277,14 @@ def test_the_longest_name_that_a_file_can_have(tmp_path: Path) -> None:
         check_output(OutputTarget(tmp_path / ("x" * 250 + ".mp4")), 1, keeps=False)  # .mp4.json
     longest = "x" * (255 - len(".snapshot-9.safetensors"))
     check_output(OutputTarget(tmp_path / f"{longest}.mp4"), 1)
-    with pytest.raises(RequestError, match=r"snapshot-9.safetensors' stands beside it, and cannot"):
+    with pytest.raises(RequestError, match=r"snapshot-9.safetensors', written next to it, cannot"):
         check_output(OutputTarget(tmp_path / f"{longest}x.mp4"), 1)
 
 
-def test_an_encoder_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """H.263 has five sizes, of which this is none. What was denoised is kept."""
+def test_an_encoder_that_fails_keeps_the_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H.263 supports five sizes, and not this one."""
     monkeypatch.setitem(_CODECS, ".mp4", "h263")
     path = tmp_path / "out.mp4"
     latents = np.zeros((1, 4, 3, 6, 8), dtype=np.float32)
@@ -302,7 +304,7 @@ def test_an_encoder_that_refuses_the_size(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_latents_that_cannot_be_kept_stop_nothing(
+def test_a_failure_to_keep_latents_is_logged_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_room(path: Path, content: bytes) -> None:
@@ -319,12 +321,12 @@ def test_latents_that_cannot_be_kept_stop_nothing(
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".npy", ""])
-def test_frames_are_on_disk_before_the_last(tmp_path: Path, suffix: str) -> None:
+def test_frames_are_written_as_they_arrive(tmp_path: Path, suffix: str) -> None:
     """The encoders hold back some 50 of them."""
     rng = np.random.default_rng(0)
     still = np.kron(rng.random((32, 32, 3), dtype=np.float32), np.ones((8, 8, 1), np.float32))
-    asked = request(num_frames=129, height=256, width=256, fps=24)
-    with VideoFiles(OutputTarget(tmp_path / f"out{suffix}"), asked, ENGINE) as files:
+    resolved = request(num_frames=129, height=256, width=256, fps=24)
+    with VideoFiles(OutputTarget(tmp_path / f"out{suffix}"), resolved, ENGINE) as files:
         for index in range(100):
             files.frame(0, index, np.roll(still, index, axis=1))
         (partial,) = tmp_path.iterdir()
@@ -339,7 +341,7 @@ def test_a_video_that_lacks_frames_is_not_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped])
-def test_what_is_stopped_keeps_no_latents(tmp_path: Path, kind: type[BaseException]) -> None:
+def test_a_stopped_video_keeps_no_latents(tmp_path: Path, kind: type[BaseException]) -> None:
     with (
         pytest.raises(kind),
         VideoFiles(OutputTarget(tmp_path / "out.npy"), request(), ENGINE) as files,

@@ -1,4 +1,4 @@
-"""The profile of this machine, of what its driver tells."""
+"""The profile of this machine, from what its driver reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longtake.engine.planning.topology import Gpu, Link, LinkKind, Topology
 
 
 def machine(name: str, kinds: dict[tuple[int, int], LinkKind], count: int) -> Topology:
-    """So many GPUs of a name, linked as told."""
+    """GPUs of one kind with these links."""
     gpus = tuple(
         Gpu(index, name, f"GPU-{index}", 80 * 2**30 - index, 2**30, (9, 0), 32e9)
         for index in range(count)
@@ -23,7 +23,7 @@ def machine(name: str, kinds: dict[tuple[int, int], LinkKind], count: int) -> To
 
 
 def two_sockets(count: int) -> dict[tuple[int, int], LinkKind]:
-    """Pairs on a switch, four GPUs to a socket."""
+    """Pairs on a switch, four GPUs per socket."""
 
     def kind(one: int, other: int) -> LinkKind:
         if one // 2 == other // 2:
@@ -33,25 +33,25 @@ def two_sockets(count: int) -> dict[tuple[int, int], LinkKind]:
     return {pair: kind(*pair) for pair in combinations(range(count), 2)}
 
 
-def seen(monkeypatch: pytest.MonkeyPatch, found: Topology) -> None:
+def set_topology(monkeypatch: pytest.MonkeyPatch, found: Topology) -> None:
     monkeypatch.setattr(hardware, "topology", lambda: found)
 
 
-def test_no_gpu_is_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen(monkeypatch, Topology(reason="there is no NVIDIA driver"))
+def test_the_profile_without_gpus_is_a_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_topology(monkeypatch, Topology(reason="there is no NVIDIA driver"))
     found = hardware_here()
     assert found.device == "cpu"
     assert found.memory_bytes is not None and found.memory_bytes.value > 2**30
 
 
-def test_a_cpu_though_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen(monkeypatch, machine("NVIDIA H100 80GB HBM3", {}, 1))
+def test_device_type_cpu_ignores_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_topology(monkeypatch, machine("NVIDIA H100 80GB HBM3", {}, 1))
     assert hardware_here("cpu").device == "cpu"
 
 
 def test_gpus_on_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    every: dict[tuple[int, int], LinkKind] = dict.fromkeys(combinations(range(4), 2), "nvlink")
-    seen(monkeypatch, machine("NVIDIA H100 80GB HBM3", every, 4))
+    all_pairs: dict[tuple[int, int], LinkKind] = dict.fromkeys(combinations(range(4), 2), "nvlink")
+    set_topology(monkeypatch, machine("NVIDIA H100 80GB HBM3", all_pairs, 4))
     found = hardware_here()
     assert found.description.startswith("NVIDIA H100")
     assert found.devices_per_node == 4
@@ -60,7 +60,7 @@ def test_gpus_on_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_on_pcie(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen(monkeypatch, machine("NVIDIA L40", two_sockets(8), 8))
+    set_topology(monkeypatch, machine("NVIDIA L40", two_sockets(8), 8))
     found = hardware_here()
     assert [(link.spans, link.shared_by) for link in found.links] == [
         (2, 1),
@@ -75,15 +75,15 @@ def test_gpus_on_pcie(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_socket_has_fewer_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: dict[tuple[int, int], LinkKind] = dict.fromkeys(combinations(range(4), 2), "host-bridge")
-    seen(monkeypatch, machine("NVIDIA GeForce RTX 4090", kinds, 4))
+    set_topology(monkeypatch, machine("NVIDIA GeForce RTX 4090", kinds, 4))
     found = hardware_here()
     assert [(link.spans, link.shared_by) for link in found.links] == [(4, 1), (None, 4)]
 
 
-def test_a_gpu_that_no_profile_knows(
+def test_an_unknown_gpu_gets_a_fallback_and_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen(monkeypatch, machine("NVIDIA GB999", {}, 1))
+    set_topology(monkeypatch, machine("NVIDIA GB999", {}, 1))
     with caplog.at_level(logging.WARNING):
         found = hardware_here()
     assert found.description.startswith("NVIDIA H100")

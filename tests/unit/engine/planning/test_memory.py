@@ -1,4 +1,4 @@
-"""How much memory something will take, and how much there is."""
+"""Peak memory of a computation, and free memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.rendering import ALONE
 CPU = torch.device("cpu")
 
 
-def test_tensors_count_while_they_live() -> None:
+def test_peak_counts_live_tensors_only() -> None:
     layer = nn.Linear(100, 1000, bias=False)
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -30,16 +30,16 @@ def test_tensors_count_while_they_live() -> None:
     assert peak_bytes(lambda x: x.view(-1), (50, 100), CPU) == 50 * 100 * 4
 
 
-def test_nothing_is_computed() -> None:
+def test_measuring_the_peak_computes_nothing() -> None:
     whole = (1, 4, 33, 512, 512)
     assert peak_bytes(make_coder(tiling(None, None, "whole"), "decode").run, whole, CPU) > 2**40
 
 
 @pytest.mark.parametrize(
-    ("limit", "left"), [("1000000", 700_000), ("max", None), ("100", 0)], ids=str
+    ("limit", "expected"), [("1000000", 700_000), ("max", None), ("100", 0)], ids=str
 )
-def test_a_container_with_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, left: int | None
+def test_free_memory_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int | None
 ) -> None:
     whole_host = free_bytes(CPU)
     assert whole_host > 2**28
@@ -48,10 +48,10 @@ def test_a_container_with_a_limit(
     (tmp_path / "memory.stat").write_text("anon 250000\ninactive_file 100000\n")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     found = free_bytes(CPU)
-    assert found == left if left is not None else found > 2**28
+    assert found == expected if expected is not None else found > 2**28
 
 
-def test_what_does_not_fit_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_whole_is_refused_if_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (2, 4, 3, 9, 9)
     whole, tiled = tiling(None, None, "whole"), tiling(SIZE, STRIDE)
     needed = 2 * peak_bytes(make_coder(whole, "decode").run, (1, *shape[1:]), CPU)

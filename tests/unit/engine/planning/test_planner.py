@@ -1,4 +1,4 @@
-"""Which layouts a request can run in, which is best, and what is said where none can."""
+"""Layouts that a request can run in, their order, and the suggestion if none fits."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def spec_of(model: str) -> ModelSpec:
     return registry.inspect(Checkpoint.open(model, configs_only=True), weights=False)
 
 
-def setting(
+def plan_input(
     gpu: str = "h100", *, model: str = "hunyuan-video", heads: int | None = None, **changes: Any
 ) -> PlanInput:
-    """A request of the model's own size, but for the changes; of a model with other heads."""
+    """A request of the model's default size, with changes; with ``heads``, of a changed model."""
     spec = spec_of(model)
     if heads is not None:
         costs = spec.costs
@@ -56,8 +56,8 @@ def setting(
     )
 
 
-def degrees(**asked: int) -> ParallelConfig:
-    return ParallelConfig.model_validate(asked)
+def degrees(**requested: int) -> ParallelConfig:
+    return ParallelConfig.model_validate(requested)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def degrees(**asked: int) -> ParallelConfig:
     [
         (1, {}, "1x1x1"),
         (8, {}, "1x1x8"),
-        (5, {}, "1x5x1"),  # 25 places for 24 heads, and a ring hides what it sends
+        (5, {}, "1x5x1"),  # 24 heads do not divide by 5, and a ring hides its traffic
         (7, {}, "1x7x1"),
-        (16, {}, "1x2x8"),  # a ring between the nodes, Ulysses within
+        (16, {}, "1x2x8"),  # a ring between nodes, Ulysses within
         (32, {}, "1x4x8"),
         (4, dict(heads=3), "1x4x1"),
         (2, dict(true_cfg_scale=6.0), "2x1x1"),
@@ -75,19 +75,19 @@ def degrees(**asked: int) -> ParallelConfig:
     ],
     ids=str,
 )
-def test_the_fastest(devices: int, changes: dict[str, Any], chosen: str) -> None:
-    dims, why = choose_layout(setting(**changes), ANY, devices)
+def test_the_fastest_layout_is_chosen(devices: int, changes: dict[str, Any], chosen: str) -> None:
+    dims, why = choose_layout(plan_input(**changes), ANY, devices)
     assert dims.name == chosen
     if devices > 1:
         assert why.startswith("the best of ") and "a step predicted" in why
 
 
 @pytest.mark.parametrize(
-    ("asked", "devices", "true_cfg", "found"),
+    ("requested", "devices", "true_cfg", "found"),
     [
         (dict(ulysses_degree=2), 6, False, {"1x3x2"}),
         (dict(ring_degree=2), 6, False, {"1x2x3"}),
-        (dict(ring_degree=2), 6, True, {"1x2x3"}),  # 2 x ring 2 is no part of 6
+        (dict(ring_degree=2), 6, True, {"1x2x3"}),  # cfg 2 x ring 2 does not divide 6
         (dict(ring_degree=3), 6, True, {"1x3x2", "2x3x1"}),
         (dict(cfg_degree=1), 4, True, {"1x1x4", "1x2x2", "1x4x1"}),
         (dict(cfg_degree=2), 4, True, {"2x1x2", "2x2x1"}),
@@ -95,17 +95,17 @@ def test_the_fastest(devices: int, changes: dict[str, Any], chosen: str) -> None
         (dict(ring_degree=2, ulysses_degree=2), 8, True, {"2x2x2"}),
     ],
 )
-def test_degrees_that_are_given_stay(
-    asked: dict[str, int], devices: int, true_cfg: bool, found: set[str]
+def test_requested_degrees_are_kept(
+    requested: dict[str, int], devices: int, true_cfg: bool, found: set[str]
 ) -> None:
-    config = degrees(**asked)
+    config = degrees(**requested)
     check_degrees(config, devices, num_heads=24)
     layouts = candidate_layouts(config, devices, num_heads=24, true_cfg=true_cfg)
     assert {dims.name for dims in layouts} == found
 
 
 @pytest.mark.parametrize(
-    ("asked", "devices", "text"),
+    ("requested", "devices", "text"),
     [
         (
             dict(ulysses_degree=3, ring_degree=2),
@@ -133,32 +133,36 @@ def test_degrees_that_are_given_stay(
         ),
     ],
 )
-def test_degrees_that_fit_nothing(asked: dict[str, int], devices: int, text: str) -> None:
+def test_degrees_that_do_not_fit_are_refused(
+    requested: dict[str, int], devices: int, text: str
+) -> None:
     with pytest.raises(LayoutError) as caught:
-        check_degrees(degrees(**asked), devices, num_heads=24)
+        check_degrees(degrees(**requested), devices, num_heads=24)
     assert str(caught.value) == text
 
 
-def test_branches_side_by_side_need_true_cfg() -> None:
+def test_parallel_branches_need_true_cfg() -> None:
     with pytest.raises(LayoutError, match="cfg_degree=2 without true CFG: there is no second"):
-        choose_layout(setting(), degrees(cfg_degree=2), 2)
+        choose_layout(plan_input(), degrees(cfg_degree=2), 2)
 
 
-def test_ranks_without_heads_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_idle_ranks_log_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        choose_layout(setting(heads=6), degrees(ulysses_degree=8), 8)
+        choose_layout(plan_input(heads=6), degrees(ulysses_degree=8), 8)
     assert "2 ranks without a head idle during attention; raise ring_degree instead" in caplog.text
 
 
-def test_what_may_not_fit_is_warned_of_and_comes_last(caplog: pytest.LogCaptureFixture) -> None:
+def test_choosing_a_layout_that_may_not_fit_logs_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
-        dims, _ = choose_layout(setting("rtx4090"), ANY, 4)
+        dims, _ = choose_layout(plan_input("rtx4090"), ANY, 4)
     assert dims.world_size == 4
     assert "may run out of memory: needs 39.9 GiB a rank and there are 23.3" in caplog.text
 
 
 def test_a_plan_has_every_layout_once() -> None:
-    plan = make_plan(setting(), ANY, 8)
+    plan = make_plan(plan_input(), ANY, 8)
     names = [each.name for each in plan.layouts]
     assert sorted(names) == sorted(
         f"1x{8 // u}x{u}{shard}" for u in (1, 2, 4, 8) for shard in ("", " +shard")
@@ -172,7 +176,7 @@ def test_a_plan_has_every_layout_once() -> None:
 
 
 def test_stages_add_up() -> None:
-    each = make_plan(setting(), ANY, 4).best
+    each = make_plan(plan_input(), ANY, 4).best
     assert set(each.stages) == {"load", "text", "denoise", "decode"}
     assert each.stages["denoise"] == pytest.approx(50 * each.step.seconds)
     assert each.end_to_end_s == pytest.approx(sum(each.stages.values()))
@@ -180,8 +184,8 @@ def test_stages_add_up() -> None:
     assert json.dumps(each.memory.as_json())
 
 
-def test_all_ranks_decode_unless_fewer_are_asked_for() -> None:
-    whole = setting()
+def test_all_ranks_decode_unless_fewer_are_requested() -> None:
+    whole = plan_input()
     all_ranks = predict(whole, ParallelDims(ulysses_degree=8)).stages["decode"]
     one = predict(replace(whole, decode_ranks=1), ParallelDims(ulysses_degree=8)).stages["decode"]
     alone = predict(whole, ParallelDims()).stages["decode"]
@@ -189,9 +193,9 @@ def test_all_ranks_decode_unless_fewer_are_asked_for() -> None:
     assert 6 < one / all_ranks <= 8
 
 
-def test_more_of_anything_takes_longer() -> None:
+def test_larger_requests_take_longer() -> None:
     def step_s(**changes: Any) -> float:
-        return predict(setting(**changes), ParallelDims(ulysses_degree=4)).step.seconds
+        return predict(plan_input(**changes), ParallelDims(ulysses_degree=4)).step.seconds
 
     assert step_s(num_frames=65) < step_s() < step_s(num_frames=257)
     assert step_s(height=544, width=960) < step_s()
@@ -209,10 +213,10 @@ def test_more_of_anything_takes_longer() -> None:
         ("h100", 1, None, dict(num_frames=16381), "try devices=32"),
     ],
 )
-def test_the_way_out_works(
+def test_the_suggestion_fits(
     gpu: str, devices: int, shard: bool | None, changes: dict[str, Any], way_out: str
 ) -> None:
-    plan = make_plan(setting(gpu, **changes), ANY, devices, shard_weights=shard)
+    plan = make_plan(plan_input(gpu, **changes), ANY, devices, shard_weights=shard)
     assert not plan.layouts
     with pytest.raises(RequestError) as caught:
         _ = plan.best
@@ -220,24 +224,24 @@ def test_the_way_out_works(
     assert "GiB a rank and there are" in text and "too much" in text
     assert text.endswith(f"; {way_out}")
 
-    words = way_out.split()[1:]
-    if words[0].startswith("devices="):
-        devices = int(words.pop(0).removeprefix("devices="))
-    if "--shard-weights" in words:
+    flags = way_out.split()[1:]
+    if flags[0].startswith("devices="):
+        devices = int(flags.pop(0).removeprefix("devices="))
+    if "--shard-weights" in flags:
         shard = True
-    if "--num-videos" in words:
-        changes = {**changes, "num_videos": int(words[-1])}
-    if "--decode" in words:
-        changes = {**changes, "decode": words[-1]}
-    assert make_plan(setting(gpu, **changes), ANY, devices, shard_weights=shard).layouts
+    if "--num-videos" in flags:
+        changes = {**changes, "num_videos": int(flags[-1])}
+    if "--decode" in flags:
+        changes = {**changes, "decode": flags[-1]}
+    assert make_plan(plan_input(gpu, **changes), ANY, devices, shard_weights=shard).layouts
 
 
-def test_a_size_that_would_fit_is_named() -> None:
-    """Where no number of devices helps, since one rank cannot encode the text beside a tile."""
+def test_a_smaller_size_is_suggested() -> None:
+    """If no number of devices helps: one rank cannot hold the text encoders and a tile."""
     small = load_hardware("cpu").model_copy(
         update={"memory_bytes": Figure(value=62 * 2**30, source="of a test")}
     )
-    long = replace(setting(num_frames=257), hardware=small)
+    long = replace(plan_input(num_frames=257), hardware=small)
     plan = make_plan(long, ANY, 1)
     with pytest.raises(RequestError, match=r"GiB a host and there are 62.0: .*; try --num-frames"):
         _ = plan.best
@@ -247,15 +251,15 @@ def test_ranks_of_a_host_share_its_memory() -> None:
     small = load_hardware("cpu").model_copy(
         update={"memory_bytes": Figure(value=2**33, source="of a test")}
     )
-    demo = replace(setting("cpu", model="demo"), hardware=small, dtype="float32")
+    demo = replace(plan_input("cpu", model="demo"), hardware=small, dtype="float32")
     assert make_plan(demo, ANY, 4).layouts
     with pytest.raises(RequestError, match=r"GiB a host and there are 8.0: .*; try devices=8"):
         _ = make_plan(demo, ANY, 64).best
 
 
-def test_split_weights_hold_less_and_send_more() -> None:
+def test_sharded_weights_take_less_memory_and_more_traffic() -> None:
     whole, split = (
-        predict(setting(), ParallelDims(ulysses_degree=8), shard_weights=shard)
+        predict(plan_input(), ParallelDims(ulysses_degree=8), shard_weights=shard)
         for shard in (False, True)
     )
     assert split.memory.weights < whole.memory.weights / 4
@@ -263,13 +267,13 @@ def test_split_weights_hold_less_and_send_more() -> None:
     assert split.step.seconds >= whole.step.seconds
 
 
-def test_too_many_ranks() -> None:
+def test_too_many_ranks_are_refused() -> None:
     with pytest.raises(LayoutError, match=f"devices={MAX_RANKS + 1}: plans are made for"):
-        make_plan(setting(), ANY, MAX_RANKS + 1)
+        make_plan(plan_input(), ANY, MAX_RANKS + 1)
 
 
-def test_a_dtype_without_a_rate() -> None:
+def test_a_dtype_without_a_rate_is_refused() -> None:
     rates = {"float32": Figure(value=1e12, source="of a test")}
     hardware = load_hardware("h100").model_copy(update={"flops_per_s": rates})
     with pytest.raises(RequestError, match="dtype=bfloat16: the profile of .* use float32"):
-        replace(setting(), hardware=hardware)
+        replace(plan_input(), hardware=hardware)

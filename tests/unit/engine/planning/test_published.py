@@ -1,4 +1,4 @@
-"""Predictions beside what others have published, and the laws that their papers found.
+"""Predictions compared with published measurements, and with the rules that papers state.
 
 pytest -s shows the tables.
 """
@@ -41,8 +41,7 @@ def column_name(column: Column) -> str:
     return f"{column.hardware}-{column.sequence}-{column.causal}"
 
 
-def test_tables() -> None:
-    """All that is published is there."""
+def test_every_published_row_is_in_the_tables() -> None:
     print("", latency_table(), "", attention_table(), sep="\n")
     assert [(each.gpu, each.gpus) for each in latencies()] == [
         (gpu, gpus)
@@ -54,14 +53,14 @@ def test_tables() -> None:
 
 
 @pytest.mark.parametrize("latency", ALONE, ids=run_name)
-def test_one_gpu_is_what_the_rates_were_fitted_to(latency: Latency) -> None:
+def test_rates_reproduce_one_gpu(latency: Latency) -> None:
     assert abs(latency.error()) < 0.005
     fitted = fitted_attention_share(latency)
     assert as_published(latency.gpu).attention_share.value == pytest.approx(fitted, rel=0.01)
 
 
 @pytest.mark.parametrize("latency", TOGETHER, ids=run_name)
-def test_several_gpus(latency: Latency) -> None:
+def test_latency_of_several_gpus(latency: Latency) -> None:
     assert abs(latency.error()) < 0.12
 
 
@@ -81,36 +80,36 @@ def test_rank_correlation() -> None:
     assert spearman([1, 1, 2], [5, 5, 9]) == pytest.approx(1)
 
 
-# What the USP paper (arXiv 2405.07719) says of where each way of splitting belongs.
+# Where the USP paper (arXiv 2405.07719) recommends Ulysses and ring attention.
 
 
-def setting(gpu: str) -> PlanInput:
+def plan_input(gpu: str) -> PlanInput:
     """HunyuanVideo at 1280 x 720, 129 frames, as in the published runs."""
     return Latency(gpu, 50, 1, (1.0, 1.0)).plan_input(load_hardware(gpu))
 
 
 @cache
 def plan(gpu: str, devices: int, num_heads: int | None = None) -> Plan:
-    """Every layout without a second branch, by default of the released model."""
-    ours = setting(gpu)
+    """Every layout without a second branch; by default of the released model."""
+    base = plan_input(gpu)
     if num_heads is not None:
-        spec = ours.spec
+        spec = base.spec
         assert isinstance(spec.costs, HunyuanVideoCosts)
         shape = TransformerConfig(num_attention_heads=num_heads)
         costs = replace(spec.costs, transformer=shape)
-        ours = replace(ours, spec=replace(spec, num_heads=num_heads, costs=costs))
-    return make_plan(ours, ParallelConfig(), devices)
+        base = replace(base, spec=replace(spec, num_heads=num_heads, costs=costs))
+    return make_plan(base, ParallelConfig(), devices)
 
 
-def order(plan: Plan) -> list[str]:
-    """The layouts with whole weights, the fastest first."""
+def fastest_first(plan: Plan) -> list[str]:
+    """The layouts with unsharded weights, the fastest first."""
     return [each.name for each in plan.layouts if not each.shard_weights]
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200", "h20", "a800", "a100-80g"])
 def test_ulysses_within_nodes_and_a_ring_across_them(gpu: str) -> None:
     """The ring's traffic hides behind attention, the all-to-alls' does not."""
-    names = order(plan(gpu, 16))
+    names = fastest_first(plan(gpu, 16))
     assert names[0] == "1x2x8"
     # All-to-alls through the network; and 24 heads do not divide by 16. Where attention is fast, 15
     # short hops through the network are slower still.
@@ -120,28 +119,28 @@ def test_ulysses_within_nodes_and_a_ring_across_them(gpu: str) -> None:
 
 @pytest.mark.parametrize("gpu", ["h100", "h200", "h20", "a800", "a100-80g", "b200"])
 def test_ulysses_alone_where_all_are_on_nvlink(gpu: str) -> None:
-    assert order(plan(gpu, 8))[0] == plan(gpu, 8).best.name == "1x1x8"
+    assert fastest_first(plan(gpu, 8))[0] == plan(gpu, 8).best.name == "1x1x8"
 
 
 @pytest.mark.parametrize("gpu", ["l20", "l40"])
 def test_no_ulysses_alone_across_sockets(gpu: str) -> None:
-    names = order(plan(gpu, 8))
+    names = fastest_first(plan(gpu, 8))
     assert plan(gpu, 8).best.dims.ring_degree > 1
     assert names[-1] == "1x1x8"
 
 
-def test_few_heads_take_a_ring() -> None:
-    """DeepSpeed-Ulysses' limit: it splits no further than heads."""
+def test_few_heads_need_a_ring() -> None:
+    """Ulysses cannot split further than the heads."""
     few = plan("h100", 8, num_heads=2)
     assert few.best.dims.ring_degree >= 4
-    assert order(few)[-1] == "1x1x8"
+    assert fastest_first(few)[-1] == "1x1x8"
     steps = {each.name: each.step.seconds for each in few.layouts}
-    assert 2.5 * steps[few.best.name] < steps["1x1x8"]  # whose attention is done by two of eight
+    assert 2.5 * steps[few.best.name] < steps["1x1x8"]  # where two of eight ranks compute attention
 
 
 @pytest.mark.parametrize(("gpu", "devices"), [("h100", 8), ("h100", 16), ("l20", 8), ("l20", 2)])
-def test_whole_weights_are_preferred_where_they_fit(gpu: str, devices: int) -> None:
-    """And split ones hold less, and send more."""
+def test_unsharded_weights_are_preferred_where_they_fit(gpu: str, devices: int) -> None:
+    """Sharded weights take less memory and more traffic."""
     by_name = {each.name: each for each in plan(gpu, devices).layouts}
     whole = [name for name in by_name if "shard" not in name]
     assert plan(gpu, devices).best.name in whole
@@ -152,7 +151,7 @@ def test_whole_weights_are_preferred_where_they_fit(gpu: str, devices: int) -> N
         assert max(one.step_bytes) < min(other.step_bytes)
 
 
-def test_weights_are_split_where_they_do_not_fit() -> None:
+def test_weights_are_sharded_where_they_do_not_fit() -> None:
     assert all(each.shard_weights for each in plan("rtx4090", 8).layouts)
     assert plan("rtx4090", 8).layouts
     assert any("needs" in each.reason for each in plan("rtx4090", 8).refused)

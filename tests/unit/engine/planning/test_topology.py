@@ -1,4 +1,4 @@
-"""What the driver says of GPUs, with a driver that is made up."""
+"""The topology that a simulated driver reports."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ PCIE_SWITCH, HOST_BRIDGE, SOCKET = 20, 30, 50
 
 @dataclass
 class Machine:
-    """GPUs by number, as NVML would tell of them.
+    """GPUs as NVML reports them.
 
     Args:
-        nvlinks: by GPU, what stands at the other end of each of its links that are up.
-        switched: NVLink reaches every GPU through switches.
-        levels: of the common ancestor, by pair; the host's bridge.
-        no_peers: pairs without access to each other's memory.
-        lost: reading a GPU's name fails.
+        count: Number of GPUs.
+        nvlinks: Bus ids at the other ends of a GPU's active NVLinks, by GPU.
+        switched: Whether NVLink reaches every GPU through switches.
+        levels: Level of the common PCIe ancestor, by pair; the host bridge by default.
+        no_peers: Pairs without access to each other's memory.
+        lost: Whether reading a GPU's name fails.
     """
 
     count: int = 2
@@ -37,78 +38,76 @@ class Machine:
     no_peers: tuple[tuple[int, int], ...] = ()
     lost: bool = False
 
+    def name_of(self, gpu: int) -> str:
+        if self.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return "NVIDIA Model"
+
+    def link_end(self, gpu: int, link: int) -> str:
+        links = self.nvlinks.get(gpu, [])
+        return links[link] if link < len(links) else unsupported()
+
+    def p2p_status(self, one: int, other: int, capability: int) -> int:
+        if capability == pynvml.NVML_P2P_CAPS_INDEX_NVLINK:
+            supported = self.switched or f"bus {other}" in self.nvlinks.get(one, [])
+        else:
+            assert capability == pynvml.NVML_P2P_CAPS_INDEX_WRITE
+            supported = (one, other) not in self.no_peers
+        return int(pynvml.NVML_P2P_STATUS_OK if supported else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED)
+
 
 def unsupported(*arguments: Any) -> Any:
     raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
 
-def module_of(machine: Machine) -> ModuleType:
-    """A stand-in of pynvml: the real one's names and errors, a machine's answers."""
+def fake_pynvml(machine: Machine) -> ModuleType:
+    """pynvml with its real names and errors, and a simulated machine's values."""
     nvml = ModuleType("pynvml")
     for name, value in vars(pynvml).items():
         if name.startswith("nvml") and callable(value):
             setattr(nvml, name, unsupported)
         elif name.startswith("NVML"):
             setattr(nvml, name, value)
-
-    def name_of(gpu: int) -> str:
-        if machine.lost:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
-        return "NVIDIA Model"
-
-    def of_a_link(gpu: int, link: int) -> str:
-        links = machine.nvlinks.get(gpu, [])
-        return links[link] if link < len(links) else unsupported()
-
-    def peers(one: int, other: int, how: int) -> int:
-        if how == pynvml.NVML_P2P_CAPS_INDEX_NVLINK:
-            ends = machine.nvlinks.get(one, [])
-            reached = machine.switched or f"bus {other}" in ends
-        else:
-            assert how == pynvml.NVML_P2P_CAPS_INDEX_WRITE
-            reached = (one, other) not in machine.no_peers
-        return int(pynvml.NVML_P2P_STATUS_OK if reached else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED)
-
-    answers: dict[str, Any] = {
+    functions: dict[str, Any] = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlSystemGetDriverVersion": lambda: "580.1",
         "nvmlSystemGetCudaDriverVersion": lambda: 12080,
         "nvmlDeviceGetCount": lambda: machine.count,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetName": name_of,
+        "nvmlDeviceGetName": machine.name_of,
         "nvmlDeviceGetUUID": lambda gpu: f"GPU-{gpu}{gpu}-x",
         "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=80 * 2**30, free=2**30 * gpu),
         "nvmlDeviceGetCudaComputeCapability": lambda gpu: (9, 0),
         "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: 4,
         "nvmlDeviceGetCurrPcieLinkWidth": lambda gpu: 16,
         "nvmlDeviceGetPciInfo": lambda gpu: SimpleNamespace(busId=f"bus {gpu}"),
-        "nvmlDeviceGetNvLinkState": lambda gpu, link: int(bool(of_a_link(gpu, link))),
+        "nvmlDeviceGetNvLinkState": lambda gpu, link: int(bool(machine.link_end(gpu, link))),
         "nvmlDeviceGetNvLinkRemotePciInfo": lambda gpu, link: SimpleNamespace(
-            busId=of_a_link(gpu, link)
+            busId=machine.link_end(gpu, link)
         ),
-        "nvmlDeviceGetP2PStatus": peers,
+        "nvmlDeviceGetP2PStatus": machine.p2p_status,
         "nvmlDeviceGetTopologyCommonAncestor": lambda one, other: machine.levels.get(
             (one, other), HOST_BRIDGE
         ),
     }
-    for name, answer in answers.items():
+    for name, function in functions.items():
         assert hasattr(nvml, name)
-        setattr(nvml, name, answer)
+        setattr(nvml, name, function)
     return nvml
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a machine's driver in place; returns its module, for what is amiss."""
+    """Installs a machine's driver, and returns its module for tests to modify."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def put(machine: Machine) -> ModuleType:
-        module = module_of(machine)
+    def install(machine: Machine) -> ModuleType:
+        module = fake_pynvml(machine)
         monkeypatch.setitem(sys.modules, "pynvml", module)
         return module
 
-    return put
+    return install
 
 
 def test_two_gpus_with_nvlink(driver: Any) -> None:
@@ -145,8 +144,8 @@ def test_a_switch_links_every_pair(driver: Any) -> None:
     assert {(link.kind, link.num_nvlinks) for link in found.values()} == {("nvlink", 18)}
 
 
-def test_nvlink_between_some(driver: Any) -> None:
-    """Two bridges of two GPUs each: the pairs across have none."""
+def test_nvlink_between_pairs(driver: Any) -> None:
+    """Two NVLink bridges of two GPUs each; none between them."""
     ends = {0: ["bus 1"] * 2, 1: ["bus 0"] * 2, 2: ["bus 3"] * 2, 3: ["bus 2"] * 2}
     driver(Machine(4, nvlinks=ends))
     linked = {pair for pair, link in topology().links.items() if link.kind == "nvlink"}
@@ -154,34 +153,34 @@ def test_nvlink_between_some(driver: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "uuids"),
+    ("selection", "uuids"),
     [
         ("1", ["GPU-11-x"]),
         ("3,0", ["GPU-33-x", "GPU-00-x"]),
         ("GPU-22, GPU-1", ["GPU-22-x", "GPU-11-x"]),
-        ("1,9,0", ["GPU-11-x"]),  # as with CUDA, what stands behind nothing is not seen
+        ("1,9,0", ["GPU-11-x"]),  # as in CUDA, an invalid entry hides those after it
         ("2,-1", ["GPU-22-x"]),
         ("0,0", []),
-        ("GPU-", []),  # of all
+        ("GPU-", []),  # a prefix of all
         ("", []),
         ("MIG-unknown", []),
     ],
 )
-def test_what_is_visible(
-    driver: Any, monkeypatch: pytest.MonkeyPatch, shown: str, uuids: list[str]
+def test_visible_devices(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, selection: str, uuids: list[str]
 ) -> None:
     driver(Machine(4, levels={(0, 3): SOCKET}))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", selection)
     found = topology()
     assert [gpu.uuid for gpu in found.gpus] == uuids
     assert [gpu.index for gpu in found.gpus] == list(range(len(uuids)))
     assert len(found.links) == len(uuids) * (len(uuids) - 1) // 2
     assert bool(found.reason) == (not uuids)
     if not uuids:
-        assert found.reason == f"CUDA_VISIBLE_DEVICES={shown!r} shows no GPU"
+        assert found.reason == f"CUDA_VISIBLE_DEVICES={selection!r} shows no GPU"
 
 
-def test_a_slice_of_a_gpu(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mig_device(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml: Any = driver(Machine(1))
     nvml.nvmlDeviceGetHandleByUUID = lambda uuid: {"MIG-a": 7}[uuid]
     nvml.nvmlDeviceGetUUID = lambda gpu: "MIG-a" if gpu == 7 else "GPU-00-x"
@@ -189,7 +188,7 @@ def test_a_slice_of_a_gpu(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [gpu.uuid for gpu in gpus()] == ["MIG-a"]
 
 
-def test_what_a_driver_does_not_support_is_left_out(driver: Any) -> None:
+def test_unsupported_queries_are_omitted(driver: Any) -> None:
     nvml: Any = driver(Machine(2))
     for name in ("MemoryInfo", "P2PStatus", "TopologyCommonAncestor", "CurrPcieLinkWidth"):
         setattr(nvml, f"nvmlDeviceGet{name}", unsupported)
@@ -203,14 +202,18 @@ def test_what_a_driver_does_not_support_is_left_out(driver: Any) -> None:
     [
         (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, False, "there is no NVIDIA driver (NVML Shared "),
         (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, False, "there is no NVIDIA driver (Driver Not "),
-        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, True, "the NVIDIA driver does not answer (RM "),
+        (
+            pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+            True,
+            "the NVIDIA driver does not answer (RM ",
+        ),
     ],
 )
-def test_no_driver_and_a_broken_one(driver: Any, code: int, broken: bool, reason: str) -> None:
-    def fails() -> None:
+def test_a_missing_and_a_broken_driver(driver: Any, code: int, broken: bool, reason: str) -> None:
+    def fail() -> None:
         raise pynvml.NVMLError(code)
 
-    driver(Machine(2)).nvmlInit = fails
+    driver(Machine(2)).nvmlInit = fail
     found = topology()
     assert (found.gpus, found.broken, found.driver) == ((), broken, "")
     assert found.reason.startswith(reason)
@@ -223,14 +226,14 @@ def test_a_gpu_that_fell_off_its_bus(driver: Any) -> None:
     )
 
 
-def test_no_gpu_and_no_package(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_and_a_missing_package(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(Machine(0))
     assert topology().reason == "the driver knows of no GPU"
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "nvidia-ml-py cannot be imported" in topology().reason
 
 
-def test_needs_no_torch() -> None:
+def test_topology_imports_no_torch() -> None:
     program = (
         "import sys, longtake.engine.planning.topology as t, longtake.cli.commands.doctor\n"
         "t.topology(); "

@@ -1,4 +1,4 @@
-"""A request with a picture: what it may ask for, and which size it becomes."""
+"""Requests with a picture: their fields, and the size of the video."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SHA256 = "0" * 64
 
 
 def resolved(spec: Any = RELEASED, size: tuple[int, int] = (720, 1280), **changes: Any) -> Any:
-    """Of a picture of so many pixels."""
+    """A resolved request with a picture of this height and width."""
     picture = CheckedPicture(size, SHA256)
     return resolve(VideoRequest(prompt="a", image=Path("a.png"), **changes), spec, picture)
 
 
-def test_what_is_left_out() -> None:
+def test_defaults() -> None:
     found: ResolvedRequest = resolved()
     assert (found.i2v_mode, found.resize_mode, found.flow_shift) == ("stable", "crop", 7.0)
     assert found.image == Path("a.png").absolute() and found.image_sha256 == SHA256
@@ -42,7 +42,7 @@ def test_what_is_left_out() -> None:
     assert (again.i2v_mode, again.flow_shift) == ("stable", 7.0)
 
 
-def test_the_dynamic_mode_has_a_shift_of_its_own() -> None:
+def test_the_dynamic_mode_has_another_shift() -> None:
     assert resolved(i2v_mode="dynamic").flow_shift == 17.0
     assert resolved(i2v_mode="dynamic", flow_shift=9).flow_shift == 9
     assert resolved(i2v_mode="stable", flow_shift=9).flow_shift == 9
@@ -65,15 +65,15 @@ def test_the_dynamic_mode_has_a_shift_of_its_own() -> None:
         ((6000, 300), (1280, 720)),
     ],
 )
-def test_the_nearest_of_the_models_own_sizes(
+def test_a_picture_selects_the_nearest_size_of_the_model(
     picture: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    """The resolution by the number of pixels, the size by the shape."""
+    """The resolution by number of pixels, the size by aspect ratio."""
     found = resolved(size=picture)
     assert (found.height, found.width) == size
 
 
-def test_a_size_that_is_asked_for() -> None:
+def test_requested_sides_are_kept() -> None:
     found = resolved(size=(100, 300), height=320, width=320)
     assert (found.height, found.width) == (320, 320)
     found = resolved(size=(100, 300), height=320)
@@ -82,7 +82,7 @@ def test_a_size_that_is_asked_for() -> None:
     assert (found.height, found.width) == (112, 320)
     found = resolved(size=(1, 4000), width=64)
     assert (found.height, found.width) == (16, 64)
-    found = resolved(size=(1, 4000), height=64)  # four times as much at most
+    found = resolved(size=(1, 4000), height=64)  # 4:1 at most
     assert (found.height, found.width) == (64, 256)
     found = resolved(size=(4000, 1), height=64)
     assert (found.height, found.width) == (64, 16)
@@ -100,8 +100,8 @@ def test_a_size_that_is_asked_for() -> None:
         ((1, 40_000), (480, 1920)),
     ],
 )
-def test_a_model_that_names_no_sizes(picture: tuple[int, int], size: tuple[int, int]) -> None:
-    """As many pixels as its default has, in the picture's shape, which is four to one at most."""
+def test_sizes_of_a_model_that_names_none(picture: tuple[int, int], size: tuple[int, int]) -> None:
+    """The default's number of pixels in the picture's aspect ratio, 4:1 at most."""
     found = resolved(OLDER, size=picture)
     assert (found.height, found.width) == size
 
@@ -138,7 +138,7 @@ def test_text_to_video_takes_no_picture(changes: dict[str, Any]) -> None:
         ("image_sha256", "abc", "64 hexadecimal digits"),
     ],
 )
-def test_out_of_range(field: str, value: Any, rule: str) -> None:
+def test_values_out_of_range_are_refused(field: str, value: Any, rule: str) -> None:
     with pytest.raises(RequestError) as caught:
         VideoRequest(**{"prompt": "a", field: value})
     assert rule in one_line(caught.value)
@@ -173,7 +173,7 @@ def test_sizes_of_a_preset_are_sizes_of_its_model() -> None:
         ("image_processor/preprocessor_config.json", None, "is missing"),
     ],
 )
-def test_damaged_models(
+def test_inconsistent_models_are_refused(
     animators: dict[str, str], tmp_path: Path, file: str, changes: Any, text: str
 ) -> None:
     folder = tiny.changed(Path(animators["token_replace"]), tmp_path / "model", file, changes)
@@ -186,7 +186,7 @@ def test_damaged_models(
     ("sizes", "text"),
     [("{720p: []}", "is not a file of model defaults"), ("{a: [[30, 32]]}", "multiples of 16")],
 )
-def test_sizes_that_a_model_cannot_have(
+def test_invalid_sizes_of_a_model_are_refused(
     animators: dict[str, str], tmp_path: Path, sizes: str, text: str
 ) -> None:
     folder = tiny.changed(Path(animators["token_replace"]), tmp_path / "m", "model_index.json", {})

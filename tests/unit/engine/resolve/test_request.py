@@ -1,4 +1,4 @@
-"""What may be asked for: limits of each field, the model's defaults, its sizes."""
+"""Limits of each request field, and the model's defaults and sizes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "rule"), OUT_OF_RANGE)
-def test_out_of_range(field: str, value: Any, rule: str) -> None:
+def test_values_out_of_range_are_refused(field: str, value: Any, rule: str) -> None:
     with pytest.raises(RequestError) as caught:
         VideoRequest(**{"prompt": "a cat", field: value})
     text = one_line(caught.value)
@@ -89,11 +89,11 @@ def test_out_of_range(field: str, value: Any, rule: str) -> None:
     assert len(text) < 200
 
 
-def test_what_is_left_out_is_the_models() -> None:
+def test_defaults_are_the_models() -> None:
     resolved = resolve(VideoRequest(prompt="a cat"), SPEC)
     assert (resolved.height, resolved.width, resolved.num_frames) == (720, 1280, 129)
     assert (resolved.num_inference_steps, resolved.guidance_scale) == (50, 6.0)
-    assert resolved.flow_shift == 5.0  # the scheduler's, where the model has no other
+    assert resolved.flow_shift == 5.0  # the scheduler's, if the model has no other
     assert resolved.negative_prompt is None
     assert resolved.decode == "tiled"
     assert (resolved.decode_tile_size, resolved.decode_tile_stride) == (TILE_SIZE, TILE_STRIDE)
@@ -105,11 +105,11 @@ def test_a_seed_is_drawn_once() -> None:
     assert resolve(VideoRequest(prompt="a", seed=0), SPEC).seed == 0
 
 
-def test_zero_guidance_is_not_left_out() -> None:
+def test_zero_guidance_is_kept() -> None:
     assert resolve(VideoRequest(prompt="a", guidance_scale=0), SPEC).guidance_scale == 0
 
 
-def test_true_cfg_without_a_negative_prompt_takes_an_empty_one() -> None:
+def test_the_negative_prompt_of_true_cfg_is_empty_by_default() -> None:
     assert resolve(VideoRequest(prompt="a", true_cfg_scale=4), SPEC).negative_prompt == ""
 
 
@@ -126,12 +126,14 @@ def test_true_cfg_without_a_negative_prompt_takes_an_empty_one() -> None:
         ),
     ],
 )
-def test_what_the_model_cannot_have(changes: dict[str, Any], text: str) -> None:
+def test_values_that_the_model_does_not_support_are_refused(
+    changes: dict[str, Any], text: str
+) -> None:
     with pytest.raises(RequestError, match="^" + text.replace("(", r"\(")):
         resolve(VideoRequest(prompt="a", **changes), SPEC)
 
 
-def test_sigmas_give_the_steps() -> None:
+def test_sigmas_set_the_number_of_steps() -> None:
     assert resolve(VideoRequest(prompt="a", sigmas=(0.9, 0.3)), SPEC).num_inference_steps == 2
 
 
@@ -148,13 +150,13 @@ def test_a_released_model_has_a_preset(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["height: tall", "a: [", "colour: blue", "- 1"])
-def test_a_models_own_defaults_must_be_some(tmp_path: Any, text: str) -> None:
+def test_invalid_defaults_of_a_model_are_refused(tmp_path: Any, text: str) -> None:
     (tmp_path / "longtake.yaml").write_text(text)
     with pytest.raises(ModelError, match="longtake.yaml is not a file of model defaults"):
         defaults_of("x", tmp_path)
 
 
-def test_a_negative_prompt_without_effect_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_negative_prompt_without_effect_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     resolve(VideoRequest(prompt="a", negative_prompt="b"), SPEC)
     assert "no effect with true_cfg_scale=1" in caplog.text
     caplog.clear()

@@ -53,7 +53,7 @@ def names(layouts: list[ParallelDims]) -> list[str]:
     return [dims.name for dims in layouts]
 
 
-def test_every_factorisation_of_the_devices() -> None:
+def test_layouts_are_all_factorizations_of_the_devices() -> None:
     assert names(layouts_of(1, true_cfg=True)) == ["1x1x1"]
     assert names(layouts_of(2, true_cfg=True)) == ["1x1x2", "1x2x1", "2x1x1"]
     assert names(layouts_of(3, true_cfg=True)) == ["1x1x3", "1x3x1"]
@@ -78,13 +78,13 @@ def test_each_layout_has_a_request_that_it_can_render() -> None:
         ("2x1x3", "layout=2x1x3 without true CFG has no second branch to compute"),
     ],
 )
-def test_layouts_that_are_refused(layout: str, text: str) -> None:
+def test_invalid_layouts_are_refused(layout: str, text: str) -> None:
     with pytest.raises(LayoutError, match=text):
         cases_of([ParallelDims.parse(layout)], 6, PLAIN, None)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 30, 64, 210, 1024])
-def test_the_size_divides_by_nothing(spec: ModelSpec, devices: int) -> None:
+def test_the_default_size_divides_evenly_over_no_layout(spec: ModelSpec, devices: int) -> None:
     size = uneven_size(spec, devices)
     cells = [
         (size["num_frames"] - 1) // spec.frames_multiple + 1,
@@ -99,7 +99,7 @@ def test_the_size_divides_by_nothing(spec: ModelSpec, devices: int) -> None:
     assert 2 * devices <= tokens < 64 * devices + 64
 
 
-def test_what_is_rendered_by_default_and_what_a_user_overrides(spec: ModelSpec) -> None:
+def test_default_requests_and_overrides(spec: ModelSpec) -> None:
     plain, guided = _requests({}, spec, 2)
     assert guided is not None
     assert (plain.num_frames, plain.height, plain.width) == (9, 48, 80)
@@ -123,7 +123,7 @@ def test_what_is_rendered_by_default_and_what_a_user_overrides(spec: ModelSpec) 
 
 
 def arrays(size: int, changes: dict[int, float]) -> tuple[Array, Array]:
-    """Some values, and the same with a few of them changed."""
+    """Random values, and a copy with a few changes."""
     expected = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     values = expected.copy()
     for at, value in changes.items():
@@ -164,14 +164,14 @@ def test_a_large_value_may_differ_by_more() -> None:
 @pytest.mark.parametrize(
     ("value", "other"), [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan)]
 )
-def test_no_number_is_never_within(value: float, other: float) -> None:
+def test_nan_is_never_within_the_tolerance(value: float, other: float) -> None:
     values, expected = arrays(2**20 + 9, {3: value})
     expected[3] = other
     for measure in (max_error, relative_error, psnr_db):
         assert math.isnan(measure(values, expected))
 
 
-def test_infinity_is_never_within() -> None:
+def test_infinity_is_never_within_the_tolerance() -> None:
     values, expected = arrays(9, {3: math.inf})
     assert max_error(values, expected) == relative_error(values, expected) == math.inf
     expected[3] = math.inf
@@ -179,7 +179,7 @@ def test_infinity_is_never_within() -> None:
     assert not relative_error(values, expected) <= 1e9
 
 
-def test_a_refusal_says_of_which_layout() -> None:
+def test_a_refusal_names_its_layout() -> None:
     class Refusing(InProcess):
         closed = 0
 
@@ -212,7 +212,7 @@ FOUND = [
 ]
 
 
-def test_the_table() -> None:
+def test_table_of_the_command() -> None:
     config = EngineConfig(devices=2, device="cpu", dtype="float32")
     diverged = "3 of 4 differ by more than 0.0001: 1x1x2 1x1x2 2x1x1"
     assert _lines(FOUND, config, 1e-4) == [
@@ -230,7 +230,7 @@ def test_the_table() -> None:
     assert _lines(FOUND[:1], config, 1e-4)[-1].startswith("all within 0.0001 after every step (")
 
 
-def test_json_has_no_numbers_that_are_none() -> None:
+def test_json_has_no_nan_or_infinity() -> None:
     described = _as_json(FOUND, EngineConfig(), 1e-4)
     described = json.loads(json.dumps(described, allow_nan=False))
     assert (described["within"], described["tolerance"]) == (False, 1e-4)
@@ -254,14 +254,14 @@ def test_json_has_no_numbers_that_are_none() -> None:
 
 
 class Points(NullSink):
-    """A sink that keeps what is recorded."""
+    """A sink that keeps the recorded values."""
 
     def __init__(self) -> None:
-        self.taken: dict[TracePoint, Array] = {}
+        self.recorded: dict[TracePoint, Array] = {}
         self.finished: Any = None
 
     def traced(self, point: TracePoint, values: Array) -> None:
-        self.taken[point] = values.copy()
+        self.recorded[point] = values.copy()
 
     def latents(self, latents: Array) -> None:
         self.finished = latents
@@ -271,7 +271,7 @@ def render(worker: Worker, job: Job, sink: Points) -> None:
     worker.render(JobRun(job, sink))
 
 
-def test_what_is_recorded_and_that_nothing_is_left_behind(model: str) -> None:
+def test_a_traced_rendering_records_values_and_leaves_no_hooks(model: str) -> None:
     worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
     denoiser = worker._pipeline.denoiser
     asked = request(output_type="latents", true_cfg_scale=2.0, negative_prompt="red")
@@ -280,11 +280,11 @@ def test_what_is_recorded_and_that_nothing_is_left_behind(model: str) -> None:
         job = Job.of(asked, ParallelDims(), trace=trace)
         render(worker, Job.model_validate_json(job.model_dump_json()), sink)
     np.testing.assert_array_equal(traced.finished, plain.finished)
-    assert plain.taken == {}
-    latents = [point for point in traced.taken if point.block is None]
+    assert plain.recorded == {}
+    latents = [point for point in traced.recorded if point.block is None]
     assert latents == [TracePoint(step) for step in (1, 2, 3)]
-    np.testing.assert_array_equal(traced.taken[latents[-1]], traced.finished)
-    blocks = [point for point in traced.taken if point.block is not None]
+    np.testing.assert_array_equal(traced.recorded[latents[-1]], traced.finished)
+    blocks = [point for point in traced.recorded if point.block is not None]
     assert {point.step for point in blocks} == {2}
     assert [(point.branch, point.block) for point in blocks] == [
         *itertools.product(("positive", "negative"), range(5))
@@ -297,12 +297,12 @@ def test_what_is_recorded_and_that_nothing_is_left_behind(model: str) -> None:
         "transformer.single_transformer_blocks.1",
     ]
     num_tokens = 3 * 2 * 3 + num_text_tokens(asked.prompt)
-    assert {traced.taken[point].shape for point in blocks[:5]} == {(1, num_tokens, 96)}
+    assert {traced.recorded[point].shape for point in blocks[:5]} == {(1, num_tokens, 96)}
     assert not hooks(denoiser)
 
 
 def hooks(module: nn.Module) -> list[Any]:
-    """All hooks on a module and its parts."""
+    """All hooks on a module and its submodules."""
     return [
         hook
         for each in module.modules()
@@ -310,7 +310,7 @@ def hooks(module: nn.Module) -> list[Any]:
     ]
 
 
-def test_hooks_are_removed_where_a_rendering_is_stopped(model: str) -> None:
+def test_hooks_are_removed_when_a_rendering_is_stopped(model: str) -> None:
     worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
 
     class Enough(Exception):
@@ -335,5 +335,5 @@ def test_traced_latents_need_not_be_finite(model: str) -> None:
     sink = Points()
     job = Job.of(request(output_type="latents"), ParallelDims(), trace=TraceRequest())
     render(worker, job, sink)
-    assert len(sink.taken) == 3
-    assert all(np.isnan(values).all() for values in sink.taken.values())
+    assert len(sink.recorded) == 3
+    assert all(np.isnan(values).all() for values in sink.recorded.values())

@@ -28,6 +28,8 @@ with TestClient(app) as client:
         assert client.get(path).status_code == 200, path
     script = client.get("/").text.partition('src="./')[2].partition('"')[0]
     assert PAGE_PATHS["GET"].fullmatch(f"/{script}"), script
+    for path in ("/static/../config", "/assets/..", "/svelte//etc/passwd", "/static/a/../../b"):
+        assert not PAGE_PATHS["GET"].fullmatch(path), path
     foreign = client.get("/config", headers={"origin": "https://other.example"})
     assert "access-control-allow-origin" in foreign.headers  # why the server removes it
 """

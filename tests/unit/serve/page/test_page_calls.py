@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from longtake.serve.page.gradio_internals import CALL_PATH
 from longtake.serve.page.page_calls import PageCalls
@@ -84,6 +86,22 @@ def test_calls_that_are_too_large_or_no_json(client: TestClient) -> None:
     form = {"content-type": "text/plain"}
     assert client.post(CALL_PATH, content=b"{}", headers=form).status_code == 404
     assert client.post(CALL_PATH, content=b"[" * 100_000).status_code == 400
+
+
+def test_a_client_that_disconnects_is_no_failed_call(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def disconnected() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def never(message: Message) -> None:
+        raise AssertionError
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CALL_PATH, "headers": headers}
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(client.app(scope, disconnected, never))  # type: ignore[arg-type]
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("value", ["fault", "status"])

@@ -191,7 +191,7 @@ def test_faults_with_steps_gained_are_not_counted(work: Any) -> None:
     jobs, watcher = work(ranks, request())
     assert jobs[0].state == "done"
     assert ranks.began_at == [0, 1, 1, 2, 2]
-    assert watcher.notes[0] == "shot-0: goes on after step 1 of 3"
+    assert watcher.notes[0] == "shot-0: resumes after step 1 of 3"
 
 
 def test_what_is_refused_fails_at_once_but_for_pictures(work: Any) -> None:

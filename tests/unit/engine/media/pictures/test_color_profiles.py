@@ -1,4 +1,4 @@
-"""Pictures in other color spaces come out in sRGB; profiles that cannot be used are one line."""
+"""Pictures are converted to sRGB; unusable profiles are refused in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def to_xyz(chromaticities: tuple[float, ...]) -> Values:
 
 
 def in_srgb(color: tuple[int, ...], chromaticities: tuple[float, ...], curve: Curve) -> Values:
-    """By the definition of both spaces, which have one white: D65."""
+    """By definition of both color spaces, whose white is D65."""
     light = np.linalg.solve(to_xyz(SRGB), to_xyz(chromaticities) @ curve(np.array(color) / 255))
     light = np.clip(light, 0, 1)
     values = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -52,7 +52,7 @@ def in_srgb(color: tuple[int, ...], chromaticities: tuple[float, ...], curve: Cu
 
 
 def png(image: Image.Image, *chunks: tuple[bytes, bytes], **options: Any) -> bytes:
-    """A PNG file with some chunks behind its header."""
+    """A PNG file with these chunks after its header."""
     file = io.BytesIO()
     image.save(file, "PNG", **options)
     content = file.getvalue()
@@ -92,7 +92,7 @@ CHUNKS: list[tuple[list[tuple[bytes, bytes]], tuple[float, ...], Curve]] = [
 
 
 @pytest.mark.parametrize(("chunks", "chromaticities", "curve"), CHUNKS)
-def test_chunks_of_png_files(
+def test_color_chunks_of_png_files(
     tmp_path: Path,
     chunks: list[tuple[bytes, bytes]],
     chromaticities: tuple[float, ...],
@@ -103,7 +103,7 @@ def test_chunks_of_png_files(
         assert np.abs(read(tmp_path, png(plain(color), *chunks)) - expected).max() <= 1
 
 
-def test_what_says_that_it_is_srgb_stays_as_it_is(tmp_path: Path) -> None:
+def test_pictures_tagged_srgb_are_unchanged(tmp_path: Path) -> None:
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     gamma, srgb = (b"gAMA", struct.pack(">I", 100_000)), (b"sRGB", b"\0")
     for color in COLORS:
@@ -129,7 +129,7 @@ def test_embedded_profiles(tmp_path: Path, kind: str) -> None:
         assert moved.max() <= 3 if kind == "JPEG" else moved.max() <= 1
 
 
-def test_transparent_pictures_palettes_and_grays_have_profiles_too(tmp_path: Path) -> None:
+def test_profiles_of_transparent_palette_and_gray_pictures(tmp_path: Path) -> None:
     profile, color = _matrix_profile(P3, srgb_curve), (200, 100, 50)
     expected = in_srgb(color, P3, srgb_curve)
     for alpha, seen in ((255, expected), (0, np.array((255, 255, 255)))):
@@ -143,7 +143,7 @@ def test_transparent_pictures_palettes_and_grays_have_profiles_too(tmp_path: Pat
         assert np.abs(read(tmp_path, png(image, icc_profile=linear)) - gray).max() <= 1
 
 
-def test_gray_and_printed_pictures_by_their_own_profiles(tmp_path: Path) -> None:
+def test_gray_and_cmyk_profiles(tmp_path: Path) -> None:
     for image in (plain((100,), "L"), plain((100, 255), "LA"), plain((25_700,), "I;16")):
         expected = in_srgb((100,) * 3, SRGB, power(1.0))
         assert np.abs(read(tmp_path, png(image, icc_profile=gray_profile())) - expected).max() <= 1
@@ -154,7 +154,7 @@ def test_gray_and_printed_pictures_by_their_own_profiles(tmp_path: Path) -> None
         assert np.abs(read(tmp_path, file.getvalue()) - gray).max() <= 3
 
 
-def test_a_camera_that_names_adobe_rgb_in_exif_data_alone(tmp_path: Path) -> None:
+def test_adobe_rgb_named_in_exif_data_only(tmp_path: Path) -> None:
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x8769] = {0xA005: {1: "R03"}}
     plain((200, 100, 50)).save(file, "JPEG", quality=100, subsampling=0, exif=exif)
@@ -163,7 +163,7 @@ def test_a_camera_that_names_adobe_rgb_in_exif_data_alone(tmp_path: Path) -> Non
 
 
 def icc(space: bytes, pcs: bytes, kind: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """A profile of some tags."""
+    """A profile with these tags."""
     table, data = struct.pack(">I", len(tags)), b""
     start = 132 + 12 * len(tags)
     for name, tag in tags.items():
@@ -175,14 +175,14 @@ def icc(space: bytes, pcs: bytes, kind: bytes, tags: dict[bytes, bytes]) -> byte
 
 
 def gray_profile() -> bytes:
-    """Linear."""
+    """A linear gray profile."""
     white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
     curve = struct.pack(">4s4xI", b"curv", 0)
     return icc(b"GRAY", b"XYZ ", b"mntr", {b"wtpt": white, b"kTRC": curve})
 
 
 def cmyk_profile() -> bytes:
-    """L* falls with black from 100 to 0; other inks are not seen."""
+    """L* falls with black from 100 to 0; other inks have no effect."""
     white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
     lut = struct.pack(">4s4x4B9i", b"mft1", 4, 3, 2, 0, 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     same = bytes(range(256))
@@ -212,14 +212,16 @@ REFUSED: list[tuple[str, Callable[[], bytes]]] = [
 
 
 @pytest.mark.parametrize(("text", "content"), REFUSED)
-def test_what_cannot_be_used(tmp_path: Path, text: str, content: Callable[[], bytes]) -> None:
+def test_unusable_profiles_are_refused(
+    tmp_path: Path, text: str, content: Callable[[], bytes]
+) -> None:
     with pytest.raises(RequestError) as caught:
         read(tmp_path, content())
     said = str(caught.value)
     assert text in said and "save it" in said and "\n" not in said and said.count("image=") == 1
 
 
-def test_a_profile_that_is_too_large(tmp_path: Path) -> None:
+def test_a_profile_that_is_too_large_is_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     profile = gray_profile().ljust(MAX_PROFILE_BYTES + 1, b"\0")
     plain((1, 2, 3)).save(file, "WEBP", icc_profile=profile)

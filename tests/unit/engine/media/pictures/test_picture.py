@@ -1,4 +1,4 @@
-"""Pictures of every kind come out as they look; what is no picture is refused in one line."""
+"""Pictures of every kind are read as they look; other files are refused in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def quarters(height: int = 16, width: int = 32) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -51,12 +51,12 @@ def saved(path: Path, image: Image.Image, **options: Any) -> Path:
         ("a.jpg", dict(quality=95, subsampling=0)),
         ("progressive.jpeg", dict(quality=95, subsampling=0, progressive=True)),
         ("a.webp", dict(lossless=True)),
-        ("a name that says nothing", dict(format="PNG")),
+        ("a name without a suffix", dict(format="PNG")),
         ("wrong.jpg", dict(format="PNG")),
     ],
 )
-def test_formats(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    read = read_picture(saved(tmp_path / name, quarters(), **options))
+def test_every_format_is_read(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    read = read_picture(save(tmp_path / name, quarters(), **options))
     assert read.size == (16, 32) and read.pixels.dtype == np.uint8
     assert np.abs(read.pixels.astype(int) - np.asarray(quarters())).max() <= 3
 
@@ -65,13 +65,13 @@ def test_formats(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     ("mode", "expected"),
     [("L", (76, 150, 29, 255)), ("1", None), ("P", None), ("CMYK", None), ("I;16", None)],
 )
-def test_modes(tmp_path: Path, mode: str, expected: Any) -> None:
+def test_every_mode_is_read(tmp_path: Path, mode: str, expected: Any) -> None:
     image = quarters().convert("L" if mode == "I;16" else mode)
     if mode == "I;16":  # 65535 is white
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
         expected = (76, 150, 29, 255)
     suffix = ".jpg" if mode == "CMYK" else ".png"
-    pixels = read_picture(saved(tmp_path / f"a{suffix}", image)).pixels
+    pixels = read_picture(save(tmp_path / f"a{suffix}", image)).pixels
     assert pixels.shape == (16, 32, 3)
     corners = [tuple(pixels[y, x].tolist()) for y, x in ((2, 2), (2, -3), (-3, 2), (-3, -3))]
     if expected is not None:
@@ -81,17 +81,17 @@ def test_modes(tmp_path: Path, mode: str, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
-def test_what_is_transparent_is_white(tmp_path: Path, name: str) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path, name: str) -> None:
     image = quarters().convert("RGBA")
     image.putalpha(Image.fromarray(np.tile(np.array([0, 255], np.uint8).repeat(16), (16, 1))))
-    pixels = read_picture(saved(tmp_path / name, image, lossless=True)).pixels
+    pixels = read_picture(save(tmp_path / name, image, lossless=True)).pixels
     assert (pixels[:, :16] == 255).all()
     np.testing.assert_allclose(pixels[:8, 16:], np.broadcast_to(GREEN, (8, 16, 3)), atol=3)
 
 
 def test_sixteen_bits_with_a_transparent_gray(tmp_path: Path) -> None:
     gray = Image.fromarray(np.array([[1000, 30_000]], dtype=np.uint16))
-    path = saved(tmp_path / "a.png", gray, transparency=1000)
+    path = save(tmp_path / "a.png", gray, transparency=1000)
     assert read_picture(path).pixels[0, :, 0].tolist() == [255, 117]
 
 
@@ -99,14 +99,14 @@ def test_a_palette_with_a_transparent_color(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    pixels = read_picture(saved(tmp_path / "a.png", image, transparency=0)).pixels
+    pixels = read_picture(save(tmp_path / "a.png", image, transparency=0)).pixels
     assert pixels.tolist() == [[list(WHITE), list(BLUE)]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_exif_turns_it_upright(tmp_path: Path, name: str, orientation: int) -> None:
-    """Stored as a camera would store it, it is read as it was seen."""
+def test_exif_orientation_is_applied(tmp_path: Path, name: str, orientation: int) -> None:
+    """A picture that is stored as cameras do is read upright."""
     stored = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -123,25 +123,25 @@ def test_exif_turns_it_upright(tmp_path: Path, name: str, orientation: int) -> N
     exif[0x0112] = orientation
     options: dict[str, Any] = dict(quality=95, subsampling=0) if name == "a.jpg" else {}
     options |= dict(lossless=True) if name == "a.webp" else {}
-    read = read_picture(saved(tmp_path / name, image, exif=exif, **options))
+    read = read_picture(save(tmp_path / name, image, exif=exif, **options))
     assert read.size == (16, 32)
     assert np.abs(read.pixels.astype(int) - np.asarray(quarters())).max() <= 3
 
 
-def test_damaged_exif_data_say_nothing(tmp_path: Path) -> None:
+def test_damaged_exif_data_are_ignored(tmp_path: Path) -> None:
     exif = b"Exif\x00\x00II*\x00" + bytes([8, 0, 0, 0, 255, 255]) + b"\xff" * 40
-    path = saved(tmp_path / "a.jpg", quarters(), exif=exif, quality=95, subsampling=0)
+    path = save(tmp_path / "a.jpg", quarters(), exif=exif, quality=95, subsampling=0)
     assert read_picture(path).size == (16, 32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (40, 6000)], ids=str)
-def test_one_pixel_and_panoramas(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_extreme_shapes_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
     height, width = size
-    path = saved(tmp_path / "a.png", Image.new("RGB", (width, height), RED))
+    path = save(tmp_path / "a.png", Image.new("RGB", (width, height), RED))
     assert read_picture(path).size == size
 
 
-def test_of_an_animation_the_first_picture(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
     for name in ("a.webp", "a.png"):
         path = tmp_path / name
@@ -149,20 +149,20 @@ def test_of_an_animation_the_first_picture(tmp_path: Path) -> None:
         assert (read_picture(path).pixels == RED).all()
 
 
-# What is refused.
+# Refusals.
 
 
-def refused(path: Path, folder: Path | None = None) -> str:
+def refusal_of(path: Path, folder: Path | None = None) -> str:
     with pytest.raises(RequestError) as caught:
         read_picture(path, folder)
-    said = str(caught.value)
-    assert "\n" not in said and said.startswith(f"image={str(path)!r} ")
-    assert said.count("image=") == 1
-    return said
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"image={str(path)!r} ")
+    assert message.count("image=") == 1
+    return message
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file that says so of its size, and holds next to nothing."""
+    """A PNG file with this size in its header, and hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checked = kind + data
@@ -178,7 +178,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def webp(width: int, height: int) -> bytes:
-    """The same of a WebP file."""
+    """The same as a WebP file."""
     canvas = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + canvas
     small = io.BytesIO()
@@ -187,7 +187,7 @@ def webp(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     contents = {
         "text.png": b"not a picture",
         "empty.png": b"",
@@ -197,30 +197,30 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert "is no picture in PNG, JPEG or WebP" in refused(tmp_path / name)
+        assert "is no picture in PNG, JPEG or WebP" in refusal_of(tmp_path / name)
     quarters().save(tmp_path / "other.bmp")
     quarters().save(tmp_path / "other.gif")
     quarters().save(tmp_path / "other.tiff")
     for name in ("other.bmp", "other.gif", "other.tiff"):
-        assert "convert it" in refused(tmp_path / name)
+        assert "convert it" in refusal_of(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
-def test_what_is_not_whole(tmp_path: Path, name: str) -> None:
-    """Wherever it ends: refused, or read where nothing of the picture is missing."""
+def test_truncated_files_are_refused(tmp_path: Path, name: str) -> None:
+    """Wherever they end, unless no pixel is missing."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    whole = saved(tmp_path / name, Image.fromarray(noise)).read_bytes()
+    whole = save(tmp_path / name, Image.fromarray(noise)).read_bytes()
     for length in range(0, len(whole) - 64, max(1, len(whole) // 60)):
         with pytest.raises(RequestError, match="^It (is damaged or not whole|is no picture)"):
             decode_picture(whole[:length], "It")
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
-    assert "is damaged or not whole" in refused(tmp_path / "cut")
+    assert "is damaged or not whole" in refusal_of(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(1)
-    whole = bytearray(saved(tmp_path / name, quarters()).read_bytes())
+    whole = bytearray(save(tmp_path / name, quarters()).read_bytes())
     for _ in range(200):
         changed = bytearray(whole)
         for at in rng.integers(0, len(whole), 3):
@@ -240,35 +240,35 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, name: str) -> N
         ("large.webp", webp(16_000, 16_000)),
     ],
 )
-def test_too_many_pixels(tmp_path: Path, name: str, content: bytes) -> None:
+def test_too_many_pixels_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert re.search("40 million (pixels, which )?are the most", refused(tmp_path / name))
+    assert re.search("40 million (pixels, which )?are the most", refusal_of(tmp_path / name))
 
 
-def test_too_many_bytes(tmp_path: Path) -> None:
+def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    assert "has more than 64 MiB" in refused(path)
+    assert "has more than 64 MiB" in refusal_of(path)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
-    assert "No such file or directory" in refused(tmp_path / "nothing.png")
-    assert "is no file" in refused(tmp_path)
+def test_paths_that_are_not_files_are_refused(tmp_path: Path) -> None:
+    assert "No such file or directory" in refusal_of(tmp_path / "nothing.png")
+    assert "is no file" in refusal_of(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
-    assert "is no file" in refused(tmp_path / "pipe.png")
-    assert "is no file" in refused(Path("/dev/zero"))
-    assert "cannot be read" in refused(Path("a\0b"))
-    assert "cannot be read" in refused(tmp_path / ("x" * 5000))
+    assert "is no file" in refusal_of(tmp_path / "pipe.png")
+    assert "is no file" in refusal_of(Path("/dev/zero"))
+    assert "cannot be read" in refusal_of(Path("a\0b"))
+    assert "cannot be read" in refusal_of(tmp_path / ("x" * 5000))
 
 
-def test_only_a_folder(tmp_path: Path) -> None:
+def test_pictures_outside_the_folder_are_refused(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "in side"  # one name begins with the other
     for folder in (inside, outside):
         folder.mkdir()
-        saved(folder / "a.png", quarters())
+        save(folder / "a.png", quarters())
     (inside / "deep").mkdir()
-    saved(inside / "deep" / "a.png", quarters())
+    save(inside / "deep" / "a.png", quarters())
     os.symlink(outside / "a.png", inside / "link.png")
     os.symlink(outside, inside / "way")
     os.symlink(inside / "a.png", outside / "back.png")
@@ -281,18 +281,18 @@ def test_only_a_folder(tmp_path: Path) -> None:
         inside / ".." / "in side" / "a.png",
         Path("/etc/passwd"),
     ):
-        assert "is outside" in refused(path, inside)
+        assert "is outside" in refusal_of(path, inside)
 
 
-def test_another_picture_than_was_meant(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", quarters())
-    meant = read_picture(path).sha256
-    assert read_picture(path, sha256=meant).sha256 == meant
-    saved(path, quarters(32, 32))
-    with pytest.raises(RequestError, match="is another picture than was meant"):
-        read_picture(path, sha256=meant)
-    with pytest.raises(RequestError, match="is no picture"):  # of other files nothing is said
-        read_picture(Path(__file__), sha256=meant)
+def test_another_digest_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", quarters())
+    sha256 = read_picture(path).sha256
+    assert read_picture(path, sha256=sha256).sha256 == sha256
+    save(path, quarters(32, 32))
+    with pytest.raises(RequestError, match="is not the expected picture"):
+        read_picture(path, sha256=sha256)
+    with pytest.raises(RequestError, match="is no picture"):  # discloses nothing about other files
+        read_picture(Path(__file__), sha256=sha256)
 
 
 _READING = """
@@ -305,31 +305,31 @@ from longtake.errors import RequestError
 for path in map(Path, sys.argv[1:]):
     before = resident_bytes()
     try:
-        said = str(read_picture(path).size)
+        message = str(read_picture(path).size)
     except RequestError as error:
-        said = str(error)
+        message = str(error)
     most = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(path.name, most, resident_bytes() - before, said, sep="|")
+    print(path.name, most, resident_bytes() - before, message, sep="|")
 """
 
 
-def test_reading_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
-    """Of the largest, turned by EXIF, progressive or transparent; of bombs little. All of it is
-    given back."""
+def test_reading_stays_within_its_memory_limits(tmp_path: Path) -> None:
+    """The largest pictures, rotated, progressive or transparent, and decompression bombs. All
+    memory is released."""
     height, width = 5000, 8000
     assert height * width == MAX_PIXELS
     slope = np.linspace(0, 255, width, dtype=np.uint8)[None, :, None]
     image = Image.fromarray(np.broadcast_to(slope, (height, width, 3)).copy())
     exif = Image.Exif()
     exif[0x0112] = 6
-    saved(tmp_path / "a.jpg", image, exif=exif, progressive=True)
+    save(tmp_path / "a.jpg", image, exif=exif, progressive=True)
     gray = Image.fromarray(np.full((height, width), 30_000, dtype=np.uint16))
-    saved(tmp_path / "gray.png", gray, compress_level=1)
+    save(tmp_path / "gray.png", gray, compress_level=1)
     image.putalpha(128)
-    saved(tmp_path / "a.png", image, exif=exif, compress_level=1)
+    save(tmp_path / "a.png", image, exif=exif, compress_level=1)
     flat = Image.new("RGBA", (width, height), (255, 0, 0, 128))
-    saved(tmp_path / "flat.webp", flat, lossless=True, quality=0, method=0)
-    saved(tmp_path / "turned.webp", flat, exif=exif, lossless=True, quality=0, method=0)
+    save(tmp_path / "flat.webp", flat, lossless=True, quality=0, method=0)
+    save(tmp_path / "turned.webp", flat, exif=exif, lossless=True, quality=0, method=0)
     others = sorted(tmp_path.iterdir())
     bombs = [tmp_path / "bomb.png", tmp_path / "bomb.webp"]
     for path, content in zip(bombs, (png(20_000, 20_000), webp(16_000, 16_000)), strict=True):
@@ -338,19 +338,19 @@ def test_reading_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [line.split("|") for line in ran.stdout.splitlines()]
     assert len(lines) == 7
-    for name, most, kept, said in lines:
-        print(name, said, f"{int(most) / 2**20:.0f} MiB")
-        assert said.startswith("(") != name.startswith("bomb")
-        # of all so far, and at least as much as the process that started them
+    for name, most, kept, message in lines:
+        print(name, message, f"{int(most) / 2**20:.0f} MiB")
+        assert message.startswith("(") != name.startswith("bomb")
+        # the peak of all children so far, and at least that of the process that started them
         assert int(most) < (2**29 if name.startswith("bomb") else 2**30)
         assert int(kept) < 2**25
 
 
-# Brought to a size.
+# Resizing.
 
 
 def test_crop_pad_and_stretch() -> None:
-    """A wide one, 2 to 1, whose outer quarters are black, into a square."""
+    """A 2:1 picture whose outer quarters are black, into a square."""
     wide = np.full((40, 80, 3), 255, dtype=np.uint8)
     wide[:, :20] = wide[:, 60:] = 0
     assert (resize_picture(wide, 40, 40, "crop") == 255).all()
@@ -364,7 +364,7 @@ def test_crop_pad_and_stretch() -> None:
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (33, 47)], ids=str)
-def test_any_shape_into_any_size(mode: Any, size: tuple[int, int]) -> None:
+def test_every_shape_fits_every_size(mode: Any, size: tuple[int, int]) -> None:
     pixels: Pixels = np.full((*size, 3), 200, dtype=np.uint8)
     out = resize_picture(pixels, 48, 80, mode)
     assert out.shape == (48, 80, 3)
@@ -373,12 +373,12 @@ def test_any_shape_into_any_size(mode: Any, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
-def test_the_size_that_it_has(mode: Any) -> None:
+def test_the_same_size_changes_nothing(mode: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     np.testing.assert_array_equal(resize_picture(pixels, 32, 48, mode), pixels)
 
 
-def test_as_a_video() -> None:
+def test_a_picture_as_a_video() -> None:
     import torch
 
     pixels = torch.tensor([[[0, 51, 255], [255, 0, 0]]], dtype=torch.uint8)
@@ -387,7 +387,7 @@ def test_as_a_video() -> None:
     torch.testing.assert_close(video[0, :, 0, 0, 0], torch.tensor([-1.0, -0.6, 1.0]))
 
 
-def test_any_picture_is_for_those_that_need_one() -> None:
+def test_only_image_to_video_requests_get_a_noise_picture() -> None:
     from tests.rendering import image_request, request
 
     assert picture.noise_picture(request()) is None

@@ -51,9 +51,36 @@ def test_bytes_are_counted_and_given_back() -> None:
 
 
 def test_too_many_or_too_slow() -> None:
+    """The connection is closed: what is left of the body is not worth receiving."""
     with pytest.raises(Problem) as refused:
         received(body_of([b"a" * 600, b"a" * 600], ByteBudget(10_000)))
     assert refused.value.status_code == 413
+    assert refused.value.headers == {"connection": "close"}
     with pytest.raises(Problem) as refused:
         received(body_of([b"a", b"b"], ByteBudget(100), wait_s=0.15))
     assert refused.value.status_code == 408
+    assert refused.value.headers == {"connection": "close"}
+
+
+def test_the_time_limit_ends_with_the_body() -> None:
+    """Event streams wait for the client's disconnect without a limit."""
+
+    async def wait_for_disconnect() -> Message:
+        messages: list[Message] = [
+            {"type": "http.request", "body": b"a"},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Message:
+            if len(messages) == 1:
+                await asyncio.sleep(0.2)
+            return messages.pop(0)
+
+        body = LimitedBody(receive, 10, 0.1, ByteBudget(10))
+        await body()
+        assert not body.disconnected
+        message = await body()
+        assert body.disconnected
+        return message
+
+    assert asyncio.run(wait_for_disconnect())["type"] == "http.disconnect"
