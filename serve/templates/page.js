@@ -1,7 +1,7 @@
-// The page's own script. The server keeps no state of a page: open panels, the prompt being written
-// and the video that is shown are kept here.
+// The page's script. The server keeps no state of a page: open panels, the unsent prompt and the
+// current video are stored here.
 window.longtake = {
-  // The picture is uploaded on its own; the form holds its name on the server.
+  // The picture is uploaded separately. The form holds its name on the server.
   async picture() {
     const file = this.input()?.files[0];
     if (!file) return "";
@@ -44,7 +44,7 @@ window.longtake = {
     if (line) line.hidden = !picture;
   },
 
-  // Which video is shown.
+  // The current video.
   draft() { return sessionStorage.getItem("prompt") || ""; },
   saveDraft(prompt) { sessionStorage.setItem("prompt", prompt); },
   current() { return new URLSearchParams(location.search).get("video") || ""; },
@@ -60,7 +60,7 @@ window.longtake = {
     field.dispatchEvent(new Event("input", { bubbles: true }));
   },
 
-  // Errors, each below the field that it names.
+  // Errors, each below its field.
   async problem(json) {
     document.querySelectorAll(".lt.problem").forEach((each) => this.clearProblem(each.parentElement));
     if (!json) return;
@@ -78,7 +78,7 @@ window.longtake = {
     input?.setAttribute("aria-invalid", "true");
     line.scrollIntoView({ block: "nearest" });
   },
-  async appears(name) {  // a panel's content is added once it is open
+  async appears(name) {  // a panel's content is added when it opens
     for (let frame = 0; frame < 60 && !document.getElementById(name); frame++)
       await new Promise(requestAnimationFrame);
     return document.getElementById(name);
@@ -99,7 +99,7 @@ window.longtake = {
   panels: (() => {
     try {
       return JSON.parse(localStorage.getItem("longtake.panels")) || {};
-    } catch (error) {  // not ours
+    } catch (error) {  // not written by this page
       return {};
     }
   })(),
@@ -112,7 +112,7 @@ window.longtake = {
     if (head && head.classList.contains("open") !== open) head.click();
   },
 
-  // A video is deleted after five seconds, in which the user can undo it.
+  // A video is deleted after five seconds, within which the user can undo it.
   pendingDeletes: new Map(),
   remove(video) {
     if (!video || this.pendingDeletes.has(video)) return;
@@ -143,7 +143,7 @@ window.longtake = {
       rules.length > 1 ? `${rules.length} videos are deleted.` : "The video is deleted.";
   },
 
-  // The title, announcements and panels of the video that is shown.
+  // The title, announcements and panels of the current video.
   announce(text) { document.getElementById("announcement").textContent = text; },
   update() {
     const shown = document.querySelector("#status [data-title]");

@@ -1,4 +1,4 @@
-"""uvicorn's internals are still what :mod:`longtake.serve.uvicorn_internals` extends."""
+"""uvicorn's internals match :mod:`longtake.serve.uvicorn_internals`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch whose queue is lost while it runs: what is rendered is kept, and rendered once."""
+"""A batch whose queue is lost while it runs keeps its output, and renders each shot once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.until import until
 
 
 class Noted(BatchWatcher):
-    """Keeps what it is told."""
+    """Records notifications."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -40,7 +40,7 @@ class Noted(BatchWatcher):
 
 
 @pytest.mark.parametrize("damage", ["rm jobs.sqlite*", "echo hello > jobs.sqlite"])
-def test_a_queue_that_is_lost_while_a_batch_runs(
+def test_a_batch_survives_the_loss_of_its_queue(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
     monkeypatch.setattr(batch_module, "Supervisor", GrayRanks)

@@ -1,4 +1,4 @@
-"""Files of shots: what is read of them, and what is told of bad ones."""
+"""Reading shots files, and messages about invalid rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert bad == []
 
 
-def test_bad_json_lines_do_not_hide_the_others(tmp_path: Path) -> None:
+def test_invalid_json_lines_do_not_hide_others(tmp_path: Path) -> None:
     lines: list[bytes] = [
         b'{"prompt": "a"',
         b"[1, 2]",
@@ -85,14 +85,14 @@ def test_csv(tmp_path: Path) -> None:
         (b"prompt\n" + b"x" * (MAX_LINE_BYTES + 9) + b"\n", "field larger than"),
     ],
 )
-def test_bad_csv(tmp_path: Path, content: bytes, words: str) -> None:
+def test_invalid_csv(tmp_path: Path, content: bytes, words: str) -> None:
     rows, bad = read(tmp_path, "a.csv", content)
     assert rows == []
     assert len(bad) == 1
     assert words in bad[0]
 
 
-def test_a_prompt_a_line(tmp_path: Path) -> None:
+def test_text_files_have_one_prompt_per_line(tmp_path: Path) -> None:
     rows, bad = read(tmp_path, "a.txt", "a cat\n\n  # no comment \nlast")
     assert [(line, each["prompt"]) for line, each in rows] == [
         (1, "a cat"),
@@ -152,14 +152,14 @@ shots:
         ),
     ],
 )
-def test_bad_yaml(tmp_path: Path, content: str, line: int, words: str) -> None:
+def test_invalid_yaml(tmp_path: Path, content: str, line: int, words: str) -> None:
     _, bad = read(tmp_path, "a.yml", content)
     assert len(bad) == 1
     assert bad[0].startswith(f"line {line}: ")
     assert words in bad[0]
 
 
-def test_yaml_that_is_no_utf8(tmp_path: Path) -> None:
+def test_yaml_that_is_not_utf8(tmp_path: Path) -> None:
     rows, bad = read(tmp_path, "a.yaml", b"shots:\n  - a\n  - \xff\n")
     assert (rows, bad) == ([], ["line 3: is not UTF-8: save the file in that encoding"])
 
@@ -181,7 +181,7 @@ def test_yaml_that_is_no_utf8(tmp_path: Path) -> None:
         ("shots: [a]\nshots: [b]\n", 2, "has shots twice"),
     ],
 )
-def test_yaml_that_would_fill_the_memory(
+def test_yaml_with_too_many_shots_is_refused(
     tmp_path: Path, content: str, line: int, words: str
 ) -> None:
     rows, bad = read(tmp_path, "a.yaml", content)
@@ -191,7 +191,7 @@ def test_yaml_that_would_fill_the_memory(
     assert words in bad[0]
 
 
-def test_one_bad_shot_of_yaml_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_an_invalid_yaml_shot_does_not_hide_others(tmp_path: Path) -> None:
     content = """
 shots:
   - &base {prompt: a, seed: 1}
@@ -223,7 +223,7 @@ def test_long_files_are_no_slower_for_what_is_wrong_with_them(tmp_path: Path) ->
     assert time.perf_counter() - begun < 5
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_unreadable_shots_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     for name, words in (
         ("a.doc", r"has the suffix '\.doc': use \.jsonl, \.csv, \.txt, \.yaml"),
@@ -234,7 +234,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             read_shots(tmp_path / name)
 
 
-def test_a_thousand_rows_are_read_at_once(tmp_path: Path) -> None:
+def test_a_thousand_rows_are_read_quickly(tmp_path: Path) -> None:
     rows, bad = read(
         tmp_path, "a.jsonl", "".join(json.dumps({"prompt": f"{n}"}) + "\n" for n in range(1000))
     )

@@ -67,7 +67,7 @@ def refused(answer: Any, status: int = 400) -> dict[str, Any]:
     return dict(error)
 
 
-def test_json_and_forms_ask_for_the_same(gray: Gray) -> None:
+def test_json_and_forms_are_equivalent(gray: Gray) -> None:
     client, _ = gray
     fields = {"prompt": "a", "seconds": "1", "size": "96x64", "seed": 7, "guidance_scale": 2.5}
     as_json = client.post("/v1/videos", json={**fields, "sigmas": [1.0, 0.5]}).json()
@@ -86,7 +86,7 @@ def test_json_and_forms_ask_for_the_same(gray: Gray) -> None:
     ("seconds", "frames"),
     [("2", 17), (2.0, 17), ("0.001", 1), ("0.6", 5), ("1.2", 9), (1, 9), ("2.2", 17), (4, 33)],
 )
-def test_seconds_are_the_nearest_frames(gray: Gray, seconds: Any, frames: int) -> None:
+def test_seconds_are_rounded_to_the_nearest_frames(gray: Gray, seconds: Any, frames: int) -> None:
     client, _ = gray
     video = client.post("/v1/videos", json={"prompt": "a", "seconds": seconds}).json()
     assert video["num_frames"] == frames
@@ -176,7 +176,7 @@ def test_invalid_bodies(gray: Gray, content: bytes, kind: str, status: int) -> N
     refused(client.post("/v1/videos", content=content, headers=headers), status)
 
 
-def test_bodies_of_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_large_bodies_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path, most_upload_mib=1) as (client, _):
         big = b"a" * (2**20 + 1)
         refused(client.post("/v1/videos", content=big), 413)
@@ -215,7 +215,7 @@ def test_pictures_in_every_encoding(animating: Gray) -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of few bytes and many pixels."""
+    """A PNG with few bytes and many pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         body = kind + content
@@ -246,7 +246,7 @@ NO_PICTURES = {
 }
 
 
-def test_files_that_are_not_pictures(animating: Gray) -> None:
+def test_files_that_are_not_pictures_are_refused(animating: Gray) -> None:
     client, service = animating
     for name, content in NO_PICTURES.items():
         answer = client.post(
@@ -260,8 +260,10 @@ def test_files_that_are_not_pictures(animating: Gray) -> None:
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_corrupted_pictures(animating: Gray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any bytes are accepted or refused, and the server goes on."""
+def test_corrupted_pictures_do_not_stop_the_server(
+    animating: Gray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any bytes are either accepted or refused."""
     client, service = animating
     monkeypatch.setattr(  # here: a process for each would take long
         "longtake.engine.media.pictures.picture.decode_in_subprocess",
@@ -288,7 +290,7 @@ def test_corrupted_pictures(animating: Gray, monkeypatch: pytest.MonkeyPatch) ->
     assert client.get("/health").status_code == 200
 
 
-def test_one_file_in_its_field(animating: Gray) -> None:
+def test_only_one_file_is_accepted_as_input_reference(animating: Gray) -> None:
     client, _ = animating
     files = [("input_reference", picture()), ("input_reference", picture())]
     refused(client.post("/v1/videos", data={"prompt": "a"}, files=files))
@@ -373,7 +375,7 @@ def test_api_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert client.get("/", headers={"accept": "text/html"}).headers["location"] == "/login"
 
 
-def test_the_page_asks_for_the_key_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_login_opens_a_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path, api_key=(KEY,)) as (client, _):
         assert "API key" in client.get("/login").text
         wrong = client.post("/login", data={"key": "nonsense"})
@@ -399,7 +401,7 @@ def test_the_page_asks_for_the_key_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
             refused(client.get("/v1/videos"), 401)
 
 
-def test_other_sites_and_other_names_are_refused(gray: Gray) -> None:
+def test_cross_site_requests_and_unknown_hosts_are_refused(gray: Gray) -> None:
     client, _ = gray
     body = {"prompt": "a", "num_frames": 1}
     for headers in (
@@ -441,7 +443,7 @@ def test_errors_of_ranks_hide_the_servers_paths(
         refused(client.get(f"/v1/videos/{name}/content"), 404)
 
 
-def test_unknown_paths(gray: Gray) -> None:
+def test_unknown_paths_are_not_found(gray: Gray) -> None:
     client, _ = gray
     for path in (
         "/v1/videos/..%2f..%2fetc%2fpasswd",
@@ -530,7 +532,7 @@ def test_videos_that_waited_for_another_model_fail(
         )
 
 
-def test_odd_headers(gray: Gray) -> None:
+def test_odd_headers_are_no_server_errors(gray: Gray) -> None:
     client, _ = gray
     name = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
     ended(client, name)
@@ -555,7 +557,7 @@ def test_odd_headers(gray: Gray) -> None:
     assert refused(client.put(f"/v1/videos/{name}"), 405)
 
 
-def test_headers_of_too_many_bytes(gray: Gray) -> None:
+def test_large_headers_are_refused(gray: Gray) -> None:
     client, _ = gray
     refused(client.get("/health", headers={"x-long": "a" * 40_000}), 431)
 
@@ -570,7 +572,7 @@ def test_a_removed_key_ends_its_sessions() -> None:
     assert Access(("another-key-of-it",), "127.0.0.1").label_of(connection) is None
 
 
-def test_the_address_that_is_listened_on_is_a_known_host() -> None:
+def test_the_listening_address_is_a_known_host() -> None:
     access = Access((), "127.0.0.2")
     for host, trusted in (("127.0.0.2:80", True), ("127.0.0.3:80", False)):
         connection = HTTPConnection({"type": "http", "headers": [(b"host", host.encode())]})
@@ -616,7 +618,7 @@ def test_oversized_names_and_values_are_refused_briefly(gray: Gray) -> None:
         assert len(answer.content) < 2000
 
 
-def test_deleting_while_paging(gray: Gray) -> None:
+def test_videos_can_be_deleted_while_paging(gray: Gray) -> None:
     client, _ = gray
     names = []
     for _ in range(5):
@@ -633,7 +635,7 @@ def test_deleting_while_paging(gray: Gray) -> None:
     assert seen == names
 
 
-def test_a_picture_sent_again_after_its_video_was_deleted(animating: Gray) -> None:
+def test_a_picture_can_be_sent_again_after_deletion(animating: Gray) -> None:
     client, service = animating
 
     def send() -> Any:
@@ -657,7 +659,7 @@ def test_a_picture_sent_again_after_its_video_was_deleted(animating: Gray) -> No
     assert len(list((service.folder / "pictures").iterdir())) == 1
 
 
-def test_uploads_that_no_video_uses_are_removed(animating: Gray) -> None:
+def test_old_uploads_are_removed(animating: Gray) -> None:
     _, service = animating
     name = service.pictures.upload(picture())
     assert service.pictures.read(name) == picture()
@@ -671,7 +673,9 @@ def test_uploads_that_no_video_uses_are_removed(animating: Gray) -> None:
     assert len(list((service.folder / "pictures").iterdir())) == 64
 
 
-def test_jobs_of_another_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_jobs_without_a_layout_have_no_estimate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with gray_server(monkeypatch, tmp_path) as (client, _):
         done = client.post("/v1/videos", json={"prompt": "a", "num_frames": 1}).json()["id"]
         ended(client, done)

@@ -1,4 +1,4 @@
-"""Server-sent events as they are on the wire."""
+"""Server-sent events on the wire."""
 
 from __future__ import annotations
 

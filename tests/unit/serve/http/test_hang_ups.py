@@ -1,4 +1,4 @@
-"""Clients that hang up are counted, and are no errors of the server."""
+"""Disconnecting clients are counted, and are no errors of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = "application/x-www-form-urlencoded"
 
 
 def hung_up(application: Any, path: str, kind: str, *parts: bytes) -> list[Message]:
-    """The messages sent to a client that hangs up after some parts of a body."""
+    """The messages sent to a client that disconnects after some parts of a body."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -51,8 +51,9 @@ def hung_up(application: Any, path: str, kind: str, *parts: bytes) -> list[Messa
     return sent
 
 
-def test_in_mid_body(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each is counted as a 499, and nothing is raised."""
+def test_disconnects_within_the_body_are_counted_as_499(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     requests: list[tuple[str, str, tuple[bytes, ...]]] = [
         ("/v1/videos", "application/json", ()),
         ("/v1/videos", "application/json", (b'{"prompt": ', b'"a"')),

@@ -1,4 +1,4 @@
-"""The page's form, as a request and back."""
+"""Conversion between the page's form and requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def engine(request: pytest.FixtureRequest) -> VideoEngine:
     return engine
 
 
-def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
+def test_every_preset_is_a_valid_request(engine: VideoEngine) -> None:
     form = Form(engine.spec)
     untouched = dict.fromkeys(FIELDS, "")
     sizes, lengths = form.sizes(), form.lengths()
@@ -40,7 +40,7 @@ def test_every_preset_can_be_asked_for(engine: VideoEngine) -> None:
                 assert (request.width or 0) % engine.spec.size_multiple == 0
 
 
-def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
+def test_a_request_survives_the_round_trip_through_the_form(engine: VideoEngine) -> None:
     if engine.spec.image is not None:
         pytest.skip("wants a picture")
     form = Form(engine.spec)
@@ -58,7 +58,7 @@ def test_a_video_comes_back_as_it_was(engine: VideoEngine) -> None:
     assert found == [5, 2.0, 4.0, 1.5, 12.5, 2, "blurred"]
 
 
-def test_what_a_setting_is_when_it_is_left_out(engine: VideoEngine) -> None:
+def test_placeholders_show_the_defaults(engine: VideoEngine) -> None:
     form, spec = Form(engine.spec), engine.spec
     shown = [form.default(name) for name in SETTINGS]
     defaults = spec.defaults
@@ -66,14 +66,14 @@ def test_what_a_setting_is_when_it_is_left_out(engine: VideoEngine) -> None:
     assert shown == [*(f"{each:g}" for each in (*numbers, defaults.fps, 1)), "what not to show"]
 
 
-def test_where_an_option_is_shown() -> None:
+def test_options_map_to_fields() -> None:
     shown = {"width": "size", "num_frames": "length", "input_reference": "picture", "fps": "fps"}
     for option, field in shown.items():
         assert Form.field_of(option) == field
     assert Form.field_of("sigmas") == Form.field_of(None) == ""
 
 
-def test_odd_values_are_left_to_be_refused_where_all_are() -> None:
+def test_odd_values_do_not_raise_in_the_form() -> None:
     engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
     values: list[Any] = [{}, [], 5, "x", None]
     for odd in values:

@@ -1,4 +1,4 @@
-"""Gradio's routes and calls are still what :mod:`longtake.serve.page.gradio_internals` says."""
+"""Gradio's routes and calls match :mod:`longtake.serve.page.gradio_internals`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ with TestClient(app) as client:
 """
 
 
-def test_a_page_has_the_paths_and_takes_the_calls() -> None:
-    """In a process of its own: Gradio leaves an event loop open, which pytest reports."""
+def test_gradio_has_these_paths_and_accepts_these_calls() -> None:
+    """Runs in a separate process: Gradio leaves an event loop open, which pytest reports."""
     found = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -1,4 +1,4 @@
-"""What Gradio receives of the calls that a client sends."""
+"""Calls of the page on their way to Gradio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def client() -> TestClient:
     return TestClient(app, headers={"content-type": "application/json"})
 
 
-def test_a_function_and_its_arguments_are_all_that_is_passed_on(client: TestClient) -> None:
+def test_only_a_function_and_its_arguments_are_forwarded(client: TestClient) -> None:
     call = {"fn_index": 0, "data": ["é", None]}
     more = {"session_hash": "x" * 100, "trigger_id": 5, "event_id": "x", "batched": True}
     passed_on = client.post(f"{CALL_PATH}?a=b", json={**call, **more}).json()
@@ -46,7 +46,7 @@ def test_a_function_and_its_arguments_are_all_that_is_passed_on(client: TestClie
     assert client.post("/other", content=b"{").json()["body"] == "{"
 
 
-def test_what_is_understood_is_what_is_passed_on(client: TestClient) -> None:
+def test_calls_are_forwarded_as_they_were_parsed(client: TestClient) -> None:
     twice = b'{"data": [{"path": "/etc/passwd"}], "data": ["a", 1], "fn_index": 0}'
     for content in (twice, twice.decode().encode("utf-16")):
         passed_on = client.post(CALL_PATH, content=content).json()
@@ -74,13 +74,13 @@ def test_what_is_understood_is_what_is_passed_on(client: TestClient) -> None:
         {"fn_index": 3, "data": [], "event_data": FILE},
     ],
 )
-def test_what_no_page_sends_is_refused(client: TestClient, call: Any) -> None:
+def test_invalid_calls_are_refused(client: TestClient, call: Any) -> None:
     answer = client.post(CALL_PATH, content=json.dumps(call))
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "not a call of the page"
 
 
-def test_calls_that_are_too_large_or_no_json(client: TestClient) -> None:
+def test_calls_that_are_too_large_or_not_json_are_refused(client: TestClient) -> None:
     call = {"fn_index": 0, "data": ["x" * 300_000, 1]}
     assert client.post(CALL_PATH, json=call).status_code == 413
     form = {"content-type": "text/plain"}
@@ -88,7 +88,7 @@ def test_calls_that_are_too_large_or_no_json(client: TestClient) -> None:
     assert client.post(CALL_PATH, content=b"[" * 100_000).status_code == 400
 
 
-def test_a_client_that_disconnects_is_no_failed_call(
+def test_a_disconnect_is_not_logged_as_a_failed_call(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def disconnected() -> Message:
@@ -105,8 +105,6 @@ def test_a_client_that_disconnects_is_no_failed_call(
 
 
 @pytest.mark.parametrize("value", ["fault", "status"])
-def test_values_that_a_function_cannot_take_are_the_clients_error(
-    client: TestClient, value: str
-) -> None:
+def test_errors_of_a_handler_are_client_errors(client: TestClient, value: str) -> None:
     answer = client.post(CALL_PATH, json={"fn_index": 0, "data": [value, 1]})
     assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""Queues that version 0.1.0 wrote: they are read, and their jobs go on."""
+"""Queues of version 0.1.0 are read, and their jobs resume."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def states(store: JobStore) -> dict[str, str]:
 
 
 def as_new(job: JobRecord) -> NewJob:
-    """The row of the shots file that a job came from."""
+    """The row of the shots file that a job was made from."""
     return NewJob(**{each.name: getattr(job, each.name) for each in dataclasses.fields(NewJob)})
 
 
 STATES = {name: name for name in ("done", "failed", "running", "queued", "cancelled")}
 
 
-def test_it_is_listed_without_being_changed(folder: Path) -> None:
+def test_an_old_queue_is_listed_without_being_changed(folder: Path) -> None:
     path = folder / ".longtake" / "jobs.sqlite"
     content = path.read_bytes()
     with JobStore(folder, read_only=True) as store:
@@ -55,7 +55,7 @@ def test_it_is_listed_without_being_changed(folder: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_its_jobs_go_on(folder: Path) -> None:
+def test_jobs_of_an_old_queue_resume(folder: Path) -> None:
     with JobStore(folder) as store:
         assert store.retry([], NOW) == ["failed"]
         taken = [store.claims.take("engine", NOW) for _ in range(4)]
@@ -74,7 +74,7 @@ def test_a_worker_of_another_host_keeps_its_lease(folder: Path) -> None:
         assert [store.claims.take("engine", end - 1) for _ in range(2)][1] is None
 
 
-def test_rows_unchanged_are_not_rendered_again(folder: Path) -> None:
+def test_unchanged_rows_of_an_old_queue_are_not_rendered_again(folder: Path) -> None:
     with JobStore(folder) as store:
         rows = [as_new(job) for job in store.jobs()]
         counts = store.enqueue(rows, lambda job: True, NOW)

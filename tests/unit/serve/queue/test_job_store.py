@@ -1,4 +1,4 @@
-"""The queue: what is added, who may take it, and what becomes of it."""
+"""The queue: adding, claiming, cancelling and retrying jobs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def claimed(store: JobStore, now: float = NOW) -> JobRecord:
     return taken
 
 
-def test_jobs_are_taken_in_order_and_once(store: JobStore) -> None:
+def test_jobs_are_claimed_in_order_and_once(store: JobStore) -> None:
     assert queued(store, job(2), job(1), job(3, engine="another")) == {"new": 3}
     first, second = claimed(store), claimed(store)
     assert (first.id, second.id) == ("shot-1", "shot-2")
@@ -71,7 +71,7 @@ def test_jobs_are_taken_in_order_and_once(store: JobStore) -> None:
     assert store.unfinished("engine") == 1
 
 
-def test_the_same_again_changed_and_gone(store: JobStore) -> None:
+def test_unchanged_changed_and_withdrawn_rows(store: JobStore) -> None:
     queued(store, job(1), job(2))
     store.claims.finish(claimed(store), {}, NOW)
     assert queued(store, job(1), job(2)) == {"unchanged": 2}
@@ -108,7 +108,7 @@ def test_a_claim_that_was_taken_over_changes_nothing(store: JobStore) -> None:
     assert store.claims.take("engine", NOW + 100 + LEASE_S - 1) is None
 
 
-def test_a_job_that_changed_while_it_ran_is_taken_from_it(store: JobStore) -> None:
+def test_a_changed_job_loses_its_claim(store: JobStore) -> None:
     queued(store, job(1))
     first = claimed(store)
     queued(store, job(1, fingerprint="other"))
@@ -129,7 +129,7 @@ OWNERS = [
 
 
 @pytest.mark.parametrize(("changes", "ended"), OWNERS)
-def test_who_has_ended(changes: dict[str, Any], ended: bool | None) -> None:
+def test_whether_an_owner_has_ended(changes: dict[str, Any], ended: bool | None) -> None:
     here = Owner.this_process()
     assert here.model_copy(update=changes).ended(here) is ended
 
@@ -142,7 +142,7 @@ def test_a_zombie_has_ended() -> None:
         assert here.model_copy(update={"pid": child.pid}).ended(here)
 
 
-def test_what_a_dead_process_had_is_taken_over_at_once(store: JobStore, tmp_path: Path) -> None:
+def test_jobs_of_a_dead_process_are_taken_over_at_once(store: JobStore, tmp_path: Path) -> None:
     queued(store, job(1), job(2))
     code = (
         "import sys; from pathlib import Path; from longtake.serve.queue.job_store import JobStore;"
@@ -155,7 +155,7 @@ def test_what_a_dead_process_had_is_taken_over_at_once(store: JobStore, tmp_path
     assert claimed(store).id == "shot-2"
 
 
-def test_faults_are_counted_until_a_step_is_gained(store: JobStore) -> None:
+def test_faults_are_counted_until_a_step_is_finished(store: JobStore) -> None:
     queued(store, job(1))
     now = NOW
     for step, faults in ((0, 1), (0, 2), (0, 3), (4, 1), (4, 2), (2, 3), (5, 1)):
@@ -185,7 +185,7 @@ def test_cancelling(store: JobStore) -> None:
     assert store.job("shot-1").state == "queued"  # all of it or nothing
 
 
-def test_one_that_is_to_end_is_not_taken_over(store: JobStore) -> None:
+def test_a_job_being_cancelled_is_not_taken_over(store: JobStore) -> None:
     queued(store, job(1), job(2))
     claimed(store)
     store.cancel(["shot-1"], NOW)
@@ -194,7 +194,7 @@ def test_one_that_is_to_end_is_not_taken_over(store: JobStore) -> None:
     assert store.job("shot-1").state == "cancelled"
 
 
-def test_retrying_what_failed(store: JobStore) -> None:
+def test_failed_jobs_are_retried(store: JobStore) -> None:
     queued(store, job(1), job(2))
     store.claims.fail(claimed(store), "out of memory", NOW)
     assert store.job("shot-1").error == "out of memory"
@@ -211,7 +211,7 @@ def take_all(folder: str, barrier: Any) -> None:
             store.claims.finish(taken, {}, NOW)
 
 
-def test_processes_and_threads_take_each_job_once(store: JobStore, tmp_path: Path) -> None:
+def test_processes_and_threads_claim_each_job_once(store: JobStore, tmp_path: Path) -> None:
     queued(store, *map(job, range(60)))
     context = mp.get_context("fork")
     barrier = context.Barrier(3)
@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store: JobStore, tmp_path: Pa
     assert queued(store, job(2)) == {"new": 1}
 
 
-def test_folders_that_hold_no_queue(tmp_path: Path) -> None:
+def test_folders_without_a_queue_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="holds no jobs"):
         JobStore(tmp_path)
     with pytest.raises(EngineError, match="cannot be written"):

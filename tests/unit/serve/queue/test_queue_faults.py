@@ -36,7 +36,7 @@ FULL = EngineError("jobs.sqlite cannot be used (database or disk is full): free 
 
 
 class Told(Silent):
-    """Keeps the states that jobs came to."""
+    """Records the states of jobs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,10 +125,10 @@ LIVES: dict[str, tuple[Callable[[Queue], list[Any]], str, int]] = {
 
 
 @pytest.mark.parametrize("life", LIVES)
-def test_one_write_that_fails_is_made_again(
+def test_failed_writes_are_retried(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, life: str
 ) -> None:
-    """Each of them in its turn, and the next one with it."""
+    """Each write fails in turn, and so does the one after it."""
     monkeypatch.setattr(lease, "_RENEWAL_PERIOD_S", 0.005)
     acts, state, renderings = LIVES[life]
     for first in range(1, MOST_WRITES):
@@ -149,7 +149,7 @@ def test_one_write_that_fails_is_made_again(
 
 
 @pytest.mark.parametrize("last", range(1, MOST_WRITES))
-def test_whatever_ends_a_worker_frees_its_claim(
+def test_a_worker_that_ends_releases_its_claim(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     """The queue cannot be written from some moment on, and the worker gives up; then there is room,
@@ -188,7 +188,7 @@ def test_a_job_whose_worker_has_ended_is_cancelled_at_once(
 def test_a_server_keeps_its_ranks_while_the_disk_is_full(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long that is, and says so now and then."""
+    """It waits without a limit, and logs that periodically."""
     monkeypatch.setattr(queue_writer, "_GIVE_UP_S", 0.0)
     tries = 0
 
@@ -211,7 +211,7 @@ def test_a_server_keeps_its_ranks_while_the_disk_is_full(
     assert set(queue.told.notes) == {str(FULL)}
 
 
-def test_an_error_that_nobody_thought_of_frees_the_claim(
+def test_an_unexpected_error_releases_the_claim(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unheard_of(self: Any, *rest: Any) -> None:
@@ -225,7 +225,7 @@ def test_an_error_that_nobody_thought_of_frees_the_claim(
 def test_another_queue_of_the_same_process_leaves_living_workers_alone(
     queue: Queue, tmp_path: Path
 ) -> None:
-    """It cannot know whether they live, but for the lease that they renew."""
+    """Only their lease shows that they are alive."""
     job = queue.store.claims.take("engine", NOW)
     assert job is not None
     with JobStore(tmp_path) as other:

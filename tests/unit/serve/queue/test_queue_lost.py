@@ -1,4 +1,4 @@
-"""A queue's file that is deleted, moved, cut short, damaged or locked while it is in use."""
+"""A queue's file that is deleted, moved, truncated, damaged or locked while it is in use."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def shell(command: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_nothing_is_written_into_what_is_no_queue_any_more(tmp_path: Path, way: str) -> None:
+def test_nothing_is_written_to_a_lost_queue(tmp_path: Path, way: str) -> None:
     command, said, at_start = WAYS[way]
     with Submissions(tmp_path, create=True) as store:
         for name in "abc":
@@ -91,7 +91,7 @@ def test_nothing_is_written_into_what_is_no_queue_any_more(tmp_path: Path, way: 
         assert store.job("e").state == "queued"
 
 
-def test_a_file_that_is_moved_back_goes_on(tmp_path: Path) -> None:
+def test_a_file_that_is_moved_back_is_usable_again(tmp_path: Path) -> None:
     folder = tmp_path / ".longtake"
     with Submissions(tmp_path, create=True) as store:
         added(store, "a")
@@ -116,7 +116,7 @@ def test_a_file_that_is_moved_back_goes_on(tmp_path: Path) -> None:
         assert added(store, "b")[1]
 
 
-def test_rows_that_are_no_jobs(tmp_path: Path) -> None:
+def test_invalid_rows_are_damage(tmp_path: Path) -> None:
     with Submissions(tmp_path, create=True) as store:
         added(store, "a")
         for change in ("request='{}'", "request='['", "seconds='x'", "owner='1'"):
@@ -156,7 +156,7 @@ def write_lock_held(folder: Path) -> Iterator[None]:
             holder.kill()
 
 
-def test_readers_wait_for_no_writer(tmp_path: Path) -> None:
+def test_readers_do_not_wait_for_writers(tmp_path: Path) -> None:
     with Submissions(tmp_path, create=True, busy_s=0.5) as store:
         added(store, "a")
         with write_lock_held(tmp_path):
@@ -175,7 +175,7 @@ def test_readers_wait_for_no_writer(tmp_path: Path) -> None:
 
 
 def refused(answer: Any) -> str:
-    """What a client is told of a queue that cannot be used."""
+    """The error that a client receives while the queue is unusable."""
     assert answer.status_code == 503, answer.text
     error = answer.json()["error"]
     assert error["type"] == "server_error"
@@ -270,7 +270,7 @@ def test_a_queue_that_is_moved_away_and_back(server: Any, tmp_path: Path) -> Non
         until(lambda: client.get(f"/v1/videos/{other}").json()["status"] == "completed")
 
 
-def test_a_write_lock_that_another_process_keeps(server: Any, tmp_path: Path) -> None:
+def test_a_write_lock_held_by_another_process(server: Any, tmp_path: Path) -> None:
     with server() as (client, _):
         name = begun(client, "x")
         with write_lock_held(tmp_path):
@@ -298,10 +298,10 @@ def changed(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_videos_are_found_by_what_stands_beside_them_alone(
+def test_finished_videos_are_restored_from_their_metadata(
     server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever else is in the folder is left alone."""
+    """Other files in the folder are left alone."""
     with server() as (client, _):
         name = str(created(client, "x").json()["id"])
         until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "completed")

@@ -1,4 +1,4 @@
-"""Which faults lead to another attempt, and when."""
+"""Retries after faults."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_progress_resets_the_count() -> None:
         (OSError(5, "Input/output error"), {}, True),
     ],
 )
-def test_what_is_refused_fails_at_once_but_for_pictures(
+def test_refused_requests_fail_at_once_except_with_pictures(
     error: Exception, asked: dict[str, Any], retried: bool
 ) -> None:
     fault = judge_fault(job(**asked), error, 0, 5)
@@ -83,7 +83,7 @@ def test_what_is_refused_fails_at_once_but_for_pictures(
         (False, "decoding", False),
     ],
 )
-def test_low_memory_follows_a_lack_of_memory_in_decode(
+def test_low_memory_follows_out_of_memory_in_decode(
     out_of_memory: bool, phase: str, low_memory: bool
 ) -> None:
     error = RankError("rank 0 failed")

@@ -1,4 +1,4 @@
-"""Jobs that clients add one by one."""
+"""Jobs added by the clients of a server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def added(store: Submissions, name: str, **changes: Any) -> tuple[JobRecord, boo
     return store.add(job(name, **changes), NOW, most_waiting=4, most_of_source=3)
 
 
-def test_first_come_first_served_and_once(store: Submissions) -> None:
+def test_jobs_are_queued_in_order_and_once(store: Submissions) -> None:
     names = ["c", "a", "b"]
     for name in names:
         assert added(store, name)[1]
@@ -57,7 +57,7 @@ def test_first_come_first_served_and_once(store: Submissions) -> None:
     assert [each.id for each in taken if each] == names
 
 
-def test_who_may_wait(store: Submissions) -> None:
+def test_a_full_queue_refuses_jobs(store: Submissions) -> None:
     for name in "abc":
         added(store, name)
     with pytest.raises(QueueFullError, match="3 of your videos wait"):
@@ -82,7 +82,7 @@ def test_pages(store: Submissions) -> None:
     assert store.find("x") is None
 
 
-def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
+def test_deleted_jobs_are_removed_after_they_end(store: Submissions) -> None:
     added(store, "a")
     added(store, "b")
     running = store.claims.take("engine", NOW)
@@ -101,7 +101,7 @@ def test_what_is_deleted_is_gone_once_it_has_ended(store: Submissions) -> None:
     assert added(store, "a")[1]
 
 
-def test_old_ones_are_gone_too(store: Submissions) -> None:
+def test_old_jobs_are_removed(store: Submissions) -> None:
     added(store, "a")
     done = store.claims.take("engine", NOW)
     assert done is not None
@@ -111,7 +111,7 @@ def test_old_ones_are_gone_too(store: Submissions) -> None:
     assert [each.id for each in store.removable(NOW + 1)] == ["a"]
 
 
-def test_another_engine_takes_on_what_waits(store: Submissions) -> None:
+def test_another_engine_adopts_queued_jobs(store: Submissions) -> None:
     added(store, "a")
     added(store, "b", model="another")
     added(store, "c", source="a batch's file")
@@ -127,7 +127,7 @@ def test_another_engine_takes_on_what_waits(store: Submissions) -> None:
     assert store.job("c").engine == "engine"
 
 
-def test_a_file_of_the_version_before_is_brought_to_this_one(tmp_path: Path) -> None:
+def test_an_older_file_is_migrated(tmp_path: Path) -> None:
     with Submissions(tmp_path, create=True) as store:
         added(store, "a")
     path = tmp_path / ".longtake" / "jobs.sqlite"

@@ -1,4 +1,4 @@
-"""What a replica does with a job that has faults, without any ranks."""
+"""Faults of jobs in a replica, without ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Act = Callable[["Ranks", Any, SnapshotPlan, Callable[[Progress], None]], None]
 
 
 class Ranks:
-    """Stands in for a supervisor and its engine: each rendering goes as a test says."""
+    """Stand-in for a supervisor and its engine. The test decides how each rendering ends."""
 
     config = EngineConfig(model="tiny", dtype="float32")
 
@@ -94,7 +94,7 @@ class Ranks:
 
 
 class Silent(Watcher):
-    """Is told, and says nothing."""
+    """Records notifications."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -116,7 +116,7 @@ def out_of_memory(phase: str = "decoding") -> RankError:
 
 
 def died_after(step: int) -> Act:
-    """A rank dies once so many steps are kept."""
+    """A rank dies after a number of saved steps."""
 
     def act(ranks: Ranks, asked: Any, plan: SnapshotPlan, on_progress: Any) -> None:
         state = LoopState(step, torch.zeros(1, 4, 3, 4, 6), {"sigmas": torch.ones(4)})
@@ -128,7 +128,7 @@ def died_after(step: int) -> Act:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have jobs worked on; returns how they stand, and what the replica was told."""
+    """Render jobs; returns their records and the notifications."""
     monkeypatch.setattr(replica, "_POLL_S", 0.001)
     monkeypatch.setattr(queue_writer, "_RETRY_S", 0.001)
     monkeypatch.setattr(retry_policy, "_MAX_DELAY_S", 0.001)
@@ -159,8 +159,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_out_of_memory_in_decode_is_tried_again_in_low_memory(work: Any) -> None:
-    """And so are shots that are as large, from the start; smaller ones are not."""
+def test_out_of_memory_in_decode_is_retried_with_low_memory(work: Any) -> None:
+    """So are shots of the same size or larger, from the start; smaller ones are not."""
     small, large = request(num_frames=5), request(num_frames=9, seed=8)
     ranks = Ranks(None, out_of_memory(), None, None)
     jobs, _ = work(ranks, small, request(num_frames=9), large)
@@ -171,13 +171,13 @@ def test_out_of_memory_in_decode_is_tried_again_in_low_memory(work: Any) -> None
     assert [job.low_memory for job in jobs] == [False, True, False]
 
 
-def test_out_of_memory_elsewhere_is_tried_again_as_it_was(work: Any) -> None:
+def test_out_of_memory_elsewhere_is_retried_unchanged(work: Any) -> None:
     ranks = Ranks(out_of_memory("denoising"), None)
     jobs, _ = work(ranks, request())
     assert (jobs[0].state, ranks.low_memory) == ("done", [False, False])
 
 
-def test_a_request_that_kills_again_and_again_is_set_aside(work: Any) -> None:
+def test_a_job_fails_after_repeated_faults(work: Any) -> None:
     died = RankError("rank 0 was killed by SIGSEGV\n  its last line")
     ranks = Ranks(died, died, died)
     jobs, _ = work(ranks, request())
@@ -185,8 +185,8 @@ def test_a_request_that_kills_again_and_again_is_set_aside(work: Any) -> None:
     assert jobs[0].error.endswith("its last line\n(after 3 faults in a row)")
 
 
-def test_faults_with_steps_gained_are_not_counted(work: Any) -> None:
-    """More of them than attempts; each goes on where the last one was."""
+def test_faults_with_progress_are_not_counted(work: Any) -> None:
+    """A job survives more faults than attempts if each attempt makes progress."""
     ranks = Ranks(*(died_after(step) for step in (1, 1, 2, 2)), None)
     jobs, watcher = work(ranks, request())
     assert jobs[0].state == "done"
@@ -194,15 +194,15 @@ def test_faults_with_steps_gained_are_not_counted(work: Any) -> None:
     assert watcher.notes[0] == "shot-0: resumes after step 1 of 3"
 
 
-def test_what_is_refused_fails_at_once_but_for_pictures(work: Any) -> None:
+def test_refused_requests_fail_at_once_except_with_pictures(work: Any) -> None:
     picture = request(image="/a.png", image_sha256="0" * 64, i2v_mode="stable", resize_mode="crop")
     ranks = Ranks(RequestError("no"), RequestError("cannot be read"), None)
     jobs, _ = work(ranks, request(), picture)
     assert [(job.state, job.claims) for job in jobs] == [("failed", 1), ("done", 2)]
 
 
-def test_a_job_that_was_taken_over_is_left_alone(work: Any, tmp_path: Path) -> None:
-    """Nothing of it gets its name, and the next job is worked on."""
+def test_a_job_that_was_taken_over_is_not_published(work: Any, tmp_path: Path) -> None:
+    """Its files are not published, and the next job is rendered."""
 
     def taken_over(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
         with JobStore(tmp_path) as other:
@@ -218,7 +218,7 @@ def test_a_job_that_was_taken_over_is_left_alone(work: Any, tmp_path: Path) -> N
     assert not [path for path in tmp_path.iterdir() if ".partial" in path.name]
 
 
-def test_stopping_puts_it_back(work: Any) -> None:
+def test_stopping_requeues_the_job(work: Any) -> None:
     stop = threading.Event()
 
     def stopped(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
@@ -229,7 +229,7 @@ def test_stopping_puts_it_back(work: Any) -> None:
     assert (jobs[0].state, jobs[0].faults) == ("queued", 0)
 
 
-def test_cancelling_ends_it_between_steps(
+def test_cancelling_ends_the_job_between_steps(
     work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "_RENEWAL_PERIOD_S", 0.005)
@@ -245,7 +245,7 @@ def test_cancelling_ends_it_between_steps(
     assert (jobs[0].state, jobs[0].error) == ("cancelled", "by request")
 
 
-def test_a_name_that_was_given_before_the_process_died(work: Any, tmp_path: Path) -> None:
+def test_output_published_before_a_crash_is_not_rendered_again(work: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "shot-0.npy", np.zeros(3))
     (tmp_path / "shot-0.json").write_text(json.dumps({"batch": {"fingerprint": "0"}}))
     ranks = Ranks()
@@ -253,8 +253,8 @@ def test_a_name_that_was_given_before_the_process_died(work: Any, tmp_path: Path
     assert (jobs[0].state, ranks.began_at) == ("done", [])
 
 
-def test_what_an_earlier_version_rendered_is_not_rendered_again(work: Any, tmp_path: Path) -> None:
-    """Its metadata stood at another name, and goes once the shot is rendered again."""
+def test_output_of_an_earlier_version_is_not_rendered_again(work: Any, tmp_path: Path) -> None:
+    """Its metadata has another name, and is removed when the shot is rendered again."""
     told = {"request": {}, "engine": {}, "batch": {"id": "shot-1", "fingerprint": "of before"}}
     (tmp_path / "shot-1.npy").write_bytes(b"of before")
     (tmp_path / "shot-1.json").write_text(json.dumps(told))
@@ -266,8 +266,8 @@ def test_what_an_earlier_version_rendered_is_not_rendered_again(work: Any, tmp_p
     assert json.loads((tmp_path / "shot-1.npy.json").read_text())["batch"]["fingerprint"] == "1"
 
 
-def test_a_shot_that_is_done_is_there_without_its_metadata(work: Any, tmp_path: Path) -> None:
-    """The queue knows it; with another job's metadata, it was replaced."""
+def test_a_finished_shot_needs_no_metadata(work: Any, tmp_path: Path) -> None:
+    """The queue knows it. With the metadata of another job, it was replaced."""
     (job,), _ = work(Ranks(), request())
     assert is_still_rendered(tmp_path, job)
     (tmp_path / "shot-0.npy.json").write_text('{"batch": {"id": "b", "fingerprint": "b"}}')
@@ -279,8 +279,8 @@ def test_a_shot_that_is_done_is_there_without_its_metadata(work: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("taken", ["shot-0.npy", "shot-0.npy.json"])
-def test_a_file_that_is_none_of_the_batchs_stays(work: Any, tmp_path: Path, taken: str) -> None:
-    """One that was there before, and one that is put there while the shot is rendered."""
+def test_foreign_files_are_not_replaced(work: Any, tmp_path: Path, taken: str) -> None:
+    """One exists before the shot is rendered, the other appears meanwhile."""
 
     def put_there(ranks: Ranks, asked: Any, plan: Any, on_progress: Any) -> None:
         (tmp_path / taken.replace("0", "1")).write_text("mine")
@@ -297,7 +297,7 @@ def test_a_file_that_is_none_of_the_batchs_stays(work: Any, tmp_path: Path, take
     assert len(ranks.began_at) == 1
 
 
-def test_a_link_that_was_put_there_meanwhile(work: Any, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_refused(work: Any, tmp_path: Path) -> None:
     with JobStore(tmp_path, create=True) as store:
         job = NewJob("a", "x", 0, "out/a.npy", "engine", request(), "f")
         store.enqueue([job], lambda job: True, 0.0)
@@ -309,7 +309,7 @@ def test_a_link_that_was_put_there_meanwhile(work: Any, tmp_path: Path) -> None:
     assert is_inside(tmp_path, tmp_path / "x" / "y")
 
 
-def test_snapshots_that_nobody_goes_on_from_are_removed(work: Any, tmp_path: Path) -> None:
+def test_unused_snapshots_are_removed(work: Any, tmp_path: Path) -> None:
     jobs, _ = work(Ranks(EngineError("once"), None), request(), request(seed=2), attempts=1)
     assert [job.state for job in jobs] == ["failed", "done"]
     kept = [snapshot_path(tmp_path, job) for job in jobs]
@@ -320,8 +320,8 @@ def test_snapshots_that_nobody_goes_on_from_are_removed(work: Any, tmp_path: Pat
     assert [path.name for path in kept[0].parent.iterdir()] == [kept[0].name]
 
 
-def test_scratch_folders_of_processes_that_ended_are_removed(tmp_path: Path) -> None:
-    """And no folder that has another name, whatever is in it."""
+def test_scratch_folders_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    """Folders with other names are kept, whatever they contain."""
     here = Owner.this_process()
     (tmp_path / ".longtake").mkdir()
     parent = tmp_path / ".longtake" / "ranks"
@@ -341,10 +341,10 @@ def test_scratch_folders_of_processes_that_ended_are_removed(tmp_path: Path) -> 
     assert not own.exists()
 
 
-def test_this_machines_disk_is_its_own(tmp_path: Path) -> None:
+def test_a_local_disk_is_not_a_network_file_system(tmp_path: Path) -> None:
     assert network_file_system(tmp_path) == ""
 
 
-def test_stopped_is_no_fault(work: Any) -> None:
+def test_stopping_is_not_a_fault(work: Any) -> None:
     jobs, _ = work(Ranks(Stopped("by itself"), None), request())
     assert (jobs[0].state, jobs[0].faults) == ("done", 0)

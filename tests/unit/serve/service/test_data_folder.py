@@ -1,4 +1,4 @@
-"""What a server or a batch removes and replaces in its folder: only what longtake wrote."""
+"""A server or batch removes and replaces only files that longtake wrote."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
-def test_pictures_that_the_server_did_not_write_stay(
+def test_foreign_pictures_are_kept(
     tmp_path: Path, through_a_link: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -76,7 +76,7 @@ def test_pictures_that_the_server_did_not_write_stay(
     assert "removed 4 unused pictures" in caplog.text
 
 
-def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
+def test_foreign_snapshots_and_partial_files_are_kept(tmp_path: Path) -> None:
     with JobStore(tmp_path, create=True) as store:
         job = NewJob("a", "x", 0, "out/a.mp4", "engine", request(), "f")
         store.enqueue([job], lambda job: True, 0.0)
@@ -107,8 +107,8 @@ def test_snapshots_and_partials_of_others_stay(tmp_path: Path) -> None:
         assert kept.is_dir()
 
 
-def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
-    """Refused in one line, and nothing half-made is left."""
+def test_unwritable_folders_are_refused(tmp_path: Path) -> None:
+    """The message is one line, and no partial folders are left."""
     for at, (name, make) in enumerate(
         (
             (".longtake", Path.touch),
@@ -135,7 +135,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["report.json", "report.html"])
-def test_a_report_of_something_else_stays(tmp_path: Path, name: str) -> None:
+def test_foreign_reports_are_kept(tmp_path: Path, name: str) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for _ in range(2):  # an earlier one of a batch is replaced
@@ -151,7 +151,7 @@ def test_a_report_of_something_else_stays(tmp_path: Path, name: str) -> None:
 
 
 class Engine:
-    """Resolves each request to the same, with a seed that is drawn."""
+    """Resolves every request to itself, with a random seed."""
 
     config = SimpleNamespace(model="org/a model")
 
@@ -166,14 +166,14 @@ class Engine:
 def told_apart(
     checker: ShotChecker, rows: list[Row], known: dict[str, Any]
 ) -> tuple[list[Shot], list[InvalidRow]]:
-    """The shots of some rows, and those that are none."""
+    """The shots of some rows, and the invalid rows."""
     found = list(checker.check(rows, known))
     shots = [each for each in found if isinstance(each, Shot)]
     return shots, [each for each in found if isinstance(each, InvalidRow)]
 
 
-def test_rows_name_their_outputs_by_placeholders(tmp_path: Path) -> None:
-    """What was drawn or today's date then is kept: the same shot is not rendered again."""
+def test_placeholders_in_output_names_are_filled(tmp_path: Path) -> None:
+    """The seed and the date of the first run are kept, so the shot is not rendered again."""
     checker = ShotChecker(Engine(), tmp_path, tmp_path / "x.jsonl", {})  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = [
         {"prompt": "a", "id": "one", "seed": 7, "output": "{model}/{id}-{seed}.mp4"},

@@ -1,4 +1,4 @@
-"""Estimates: unknown until something was timed; then they include all videos before."""
+"""Estimates are unknown until a measurement, and include all videos before."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def claimed(service: VideoService) -> JobRecord:
     return job
 
 
-def test_nothing_is_known_before_something_was_timed(service: VideoService) -> None:
+def test_times_are_unknown_before_a_measurement(service: VideoService) -> None:
     jobs = [created(service) for _ in range(2)]
     assert estimates(service, *jobs) == [None, None]
     assert service.eta.seconds_until_room() == 60
@@ -65,7 +65,7 @@ def words(service: VideoService) -> str:
     return Views(service, objects(service)).estimate({"num_inference_steps": 10})
 
 
-def test_a_video_that_waits_counts_all_before_it(service: VideoService) -> None:
+def test_a_queued_video_includes_all_before_it(service: VideoService) -> None:
     jobs = [created(service) for _ in range(4)]
     service.eta.add_sample(jobs[0].request, {"loading": 9.0, "snapshots": 9.0, "denoising": 100.0})
     assert estimates(service, *jobs) == [100, 200, 300, 400]
@@ -82,7 +82,7 @@ def test_a_video_that_waits_counts_all_before_it(service: VideoService) -> None:
     assert service.eta.seconds_until_room() == 600
 
 
-def test_steps_of_the_first_video_tell_how_long_all_take(
+def test_measured_steps_scale_all_estimates(
     service: VideoService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [created(service) for _ in range(2)]
@@ -103,7 +103,7 @@ def test_steps_of_the_first_video_tell_how_long_all_take(
     assert second == pytest.approx(first + whole, abs=0.1)
 
 
-def test_an_hour_is_the_most_by_default(service: VideoService) -> None:
+def test_videos_of_more_than_an_hour_are_refused_by_default(service: VideoService) -> None:
     assert service.settings.longest_s == 3600
     service.eta.add_sample(created(service).request, {"denoising": 3700.0})
     with pytest.raises(RequestError, match=r"take 3700 s by the plan, and 3600 are allowed \(--lo"):

@@ -1,4 +1,4 @@
-"""Bodies of requests: how many bytes, and how slowly."""
+"""Limits on the size and duration of request bodies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def received(body: LimitedBody) -> bytes:
     return asyncio.run(all_of_it())
 
 
-def test_bytes_are_counted_and_given_back() -> None:
+def test_bytes_are_counted_and_returned() -> None:
     budget = ByteBudget(10)
     first, second = body_of([b"12345", b"678"], budget), body_of([b"abc"], budget)
     assert received(first) == b"12345678"
@@ -50,7 +50,7 @@ def test_bytes_are_counted_and_given_back() -> None:
     assert received(body_of([b"abc"], budget)) == b"abc"
 
 
-def test_too_many_or_too_slow() -> None:
+def test_large_and_slow_bodies_are_refused() -> None:
     """The connection is closed: what is left of the body is not worth receiving."""
     with pytest.raises(Problem) as refused:
         received(body_of([b"a" * 600, b"a" * 600], ByteBudget(10_000)))
