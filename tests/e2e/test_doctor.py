@@ -120,8 +120,10 @@ def test_a_deadline_ends_ranks_that_hang() -> None:
 def test_a_rank_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It dies before it can report why."""
     (tmp_path / "torch.py").write_text("raise ImportError('half installed')")
-    environment, broken = on_ranks._environment, {"PYTHONPATH": str(tmp_path)}
-    monkeypatch.setattr(on_ranks, "_environment", lambda *place: {**environment(*place), **broken})
+    variables, broken = on_ranks._variables, {"PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(
+        on_ranks, "_variables", lambda *arguments: {**variables(*arguments), **broken}
+    )
     said = r"rank \d died \(exit code 1\); its last line: ImportError: half installed"
     with pytest.raises(RankError, match=said):
         trial.exchange("cpu", deadline_s=60)
@@ -129,11 +131,11 @@ def test_a_rank_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_a_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = on_ranks._environment
+    variables = on_ranks._variables
     monkeypatch.setattr(
         on_ranks,
-        "_environment",
-        lambda *place: {**environment(*place), "GLOO_SOCKET_IFNAME": "nowhere"},
+        "_variables",
+        lambda *arguments: {**variables(*arguments), "GLOO_SOCKET_IFNAME": "nowhere"},
     )
     with pytest.raises(RankError, match=r"rank \d failed: .*[Uu]nable to find .* nowhere"):
         trial.exchange("cpu", deadline_s=60)
