@@ -26,7 +26,7 @@ from longtake.engine.metadata import Metadata
 from longtake.engine.rank_report import RankReport
 from longtake.engine.resolve.arguments import request_from_arguments
 from longtake.engine.resolve.outline import EngineOutline
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.engine.video import FramesInMemory, Video
 from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.parallel import ParallelDims
@@ -71,12 +71,12 @@ class VideoEngine(EngineOutline):
         scratch: Path | None = None,
         launcher_factory: LauncherFactory | None = None,
     ) -> None:
-        place = TorchrunPlace.detect()
-        super().__init__(config, place)
-        self.writes = place is None or place.rank == 0
-        self._under_torchrun = place is not None
+        torchrun = TorchrunEnvironment.detect()
+        super().__init__(config, torchrun)
+        self.writes = torchrun is None or torchrun.rank == 0
+        self._under_torchrun = torchrun is not None
         factory = launcher_factory or default_launcher_factory(
-            self.config, place, isolated=isolated, scratch=scratch
+            self.config, torchrun, isolated=isolated, scratch=scratch
         )
         self._ranks = RankSession(lambda: factory(self.config, self._device_type))
 

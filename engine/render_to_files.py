@@ -25,7 +25,7 @@ from longtake.engine.resume import (
     find_kept_latents,
     snapshot_kept_on_failure,
 )
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.pipelines.progress import Progress
 
 
@@ -92,7 +92,7 @@ def render_to_files(
         request = request.model_copy(update={"seed": secrets.randbits(32)})
     values = output.values(request.seed, config.model, request.num_videos)
     # Only rank 0's host may have the folder.
-    path = output.place(values, request.num_videos) if TorchrunPlace.is_writer() else None
+    path = output.place(values, request.num_videos) if TorchrunEnvironment.is_writer() else None
     with VideoEngine(config) as engine:
         resolved = engine.resolve(request) if engine.can_resolve(request) else None
         if resolved is None or path is None:

@@ -1,4 +1,4 @@
-"""This process's place under torchrun. No other module reads torchrun's variables."""
+"""The environment variables that torchrun sets. No other module reads them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from longtake.errors import LayoutError
 
 
 @dataclass(frozen=True)
-class TorchrunPlace:
-    """This process's place among the ranks that torchrun started.
+class TorchrunEnvironment:
+    """What torchrun's environment variables say about this process.
 
     Attributes:
         rank: Rank among all ranks.
@@ -42,8 +42,8 @@ class TorchrunPlace:
         return "" if cls.is_writer() else f"rank {os.environ['RANK']}: "
 
     @classmethod
-    def detect(cls) -> TorchrunPlace | None:
-        """This process's place, or None if torchrun did not start it.
+    def detect(cls) -> TorchrunEnvironment | None:
+        """The environment of this process, or None if torchrun did not start it.
 
         Raises:
             LayoutError: As :meth:`from_environment`.
@@ -51,7 +51,7 @@ class TorchrunPlace:
         return cls.from_environment() if cls.is_set() else None
 
     @classmethod
-    def from_environment(cls) -> TorchrunPlace:
+    def from_environment(cls) -> TorchrunEnvironment:
         """Read RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
         Without the local variables, all ranks are assumed to run on one host.

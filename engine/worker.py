@@ -28,7 +28,7 @@ from longtake.pipelines.tiles import TileCoder
 from longtake.pipelines.trace import Trace
 
 REFUSED_ON_ALL_RANKS = (RequestError, LayoutError, KernelError)
-"""Refusals that follow from what all ranks know alike; others may concern one rank only."""
+"""Refusals that all ranks raise alike; others may concern only one rank."""
 
 
 @dataclass

@@ -45,9 +45,9 @@ def main() -> NoReturn:
         code = cli.run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         code = interrupts.exit_code
-    from longtake.engine.torchrun import TorchrunPlace
+    from longtake.engine.torchrun import TorchrunEnvironment
 
-    if TorchrunPlace.is_set():
+    if TorchrunEnvironment.is_set():
         sys.exit(code)  # with os._exit, gloo aborts if another rank has left already
     # Skip interpreter shutdown: threads in C++ code of libraries can abort the process then.
     for stream in (sys.stdout, sys.stderr):

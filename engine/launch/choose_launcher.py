@@ -12,7 +12,7 @@ from pathlib import Path
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 
 LauncherFactory = Callable[[EngineConfig, str], Launcher]
 """Makes a launcher from a resolved config and a device type, "cpu" or "cuda"; starts nothing."""
@@ -20,7 +20,7 @@ LauncherFactory = Callable[[EngineConfig, str], Launcher]
 
 def launcher_factory(
     config: EngineConfig,
-    place: TorchrunPlace | None,
+    torchrun: TorchrunEnvironment | None,
     *,
     isolated: bool,
     scratch: Path | None,
@@ -29,14 +29,14 @@ def launcher_factory(
 
     Args:
         config: The engine's configuration, with ``devices`` resolved.
-        place: This process's place under torchrun, or None.
+        torchrun: Torchrun's environment, or None.
         isolated: Run even a single rank in a separate process, so that this one survives it.
         scratch: Folder for the ranks' logs; the system's temporary folder if None.
     """
-    if place is not None:
+    if torchrun is not None:
         from longtake.engine.launch.joined_group import JoinedGroup
 
-        return partial(JoinedGroup, place=place)
+        return partial(JoinedGroup, torchrun=torchrun)
     if config.devices == 1 and not isolated:
         from longtake.engine.launch.in_process import InProcess
 

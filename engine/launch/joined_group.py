@@ -20,7 +20,7 @@ from longtake.engine.launch.protocol.deadlines import Deadlines
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.sinks import Sink
 from longtake.engine.rank_report import RankReport
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import LongtakeError, PeerLostError, RankError, RefusedInputError, Stopped
 from longtake.parallel import World
@@ -37,13 +37,15 @@ class JoinedGroup(Launcher):
     Args:
         config: The engine's configuration.
         device_type: "cpu" or "cuda".
-        place: This process's place among the ranks.
+        torchrun: Torchrun's environment.
     """
 
-    def __init__(self, config: EngineConfig, device_type: str, place: TorchrunPlace) -> None:
+    def __init__(
+        self, config: EngineConfig, device_type: str, torchrun: TorchrunEnvironment
+    ) -> None:
         self._config = config
         self._device_type = device_type
-        self._place = place
+        self._torchrun = torchrun
         self._deadlines = Deadlines(config)
         self._worker: Worker | None = None
         self._created_group = False
@@ -51,12 +53,12 @@ class JoinedGroup(Launcher):
 
     def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
         """Join the group and load this rank's share of the model."""
-        place = self._place
+        torchrun = self._torchrun
         on_gpu = self._device_type == "cuda"
-        device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+        device = torch.device("cuda", torchrun.local_rank) if on_gpu else torch.device("cpu")
         with self._watched(on_progress) as watched_progress:
             if not dist.is_initialized():
-                rendezvous = Rendezvous(place.rank, place.world_size, place.master_address)
+                rendezvous = Rendezvous(torchrun.rank, torchrun.world_size, torchrun.master_address)
                 join_group(rendezvous, device, self._config.load_timeout_s)
                 self._created_group = True
             self._world = World(
@@ -89,7 +91,7 @@ class JoinedGroup(Launcher):
                 run.job,
                 _CallersSink(run.sink, self._callers_errors),
                 watched_progress,
-                run.job_input if self._place.rank == 0 else None,
+                run.job_input if self._torchrun.rank == 0 else None,
                 lambda: bool(signals) or run.stop_requested(),
             )
             try:
@@ -119,11 +121,11 @@ class JoinedGroup(Launcher):
 
     def _host_group(self) -> dist.ProcessGroup | None:
         """The group of this host's ranks, which torchrun numbers consecutively."""
-        place, own = self._place, None
-        for first in range(0, place.world_size, place.local_world_size):
-            ranks = list(range(first, min(first + place.local_world_size, place.world_size)))
+        torchrun, own = self._torchrun, None
+        for first in range(0, torchrun.world_size, torchrun.local_world_size):
+            ranks = list(range(first, min(first + torchrun.local_world_size, torchrun.world_size)))
             group = dist.new_group(ranks, group_desc="longtake:host")
-            if place.rank in ranks:
+            if torchrun.rank in ranks:
                 own = group
         return own
 
@@ -137,7 +139,7 @@ class JoinedGroup(Launcher):
 
         def watched_progress(progress: Progress) -> None:
             self._deadlines.progress(progress)
-            if self._place.rank == 0:
+            if self._torchrun.rank == 0:
                 with self._callers_errors():
                     on_progress(progress)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import JobRun, refusal_of
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
+from longtake.engine.launch.local_rendezvous import LocalEnvironment, listen_locally
 from longtake.engine.launch.protocol.deadlines import TIMED_OUT
 from longtake.engine.launch.protocol.engine_side import EngineSide
 from longtake.engine.launch.protocol.messages import LOADING, RankFailure, RankState
@@ -99,7 +99,7 @@ class LocalProcesses(Launcher):
     def _environment(self, rank: int, port: int) -> dict[str, str]:
         devices = self._config.devices
         environment = {
-            **LocalPlace(rank, devices, port, os.getpid()).environment(),
+            **LocalEnvironment(rank, devices, port, os.getpid()).variables(),
             "LONGTAKE_DEVICE": str(self._config.devices_by_rank[rank]),
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         }

@@ -15,15 +15,15 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the engine handles them
         signal.signal(number, signal.SIG_IGN)
     with garbage_collection_paused():
-        from longtake.engine.launch.local_rendezvous import LocalPlace
+        from longtake.engine.launch.local_rendezvous import LocalEnvironment
         from longtake.engine.launch.protocol.rank_server import run_rank
-    place = LocalPlace.from_environment()
-    place.end_with_parent()
+    environment = LocalEnvironment.from_environment()
+    environment.end_with_parent()
     logging.basicConfig(
-        level=logging.WARNING, format=f"rank {place.rank} %(levelname)s %(message)s"
+        level=logging.WARNING, format=f"rank {environment.rank} %(levelname)s %(message)s"
     )
-    store = place.connect()
-    return run_rank(store, place.connect(), place.rendezvous(store))
+    store = environment.connect()
+    return run_rank(store, environment.connect(), environment.rendezvous(store))
 
 
 if __name__ == "__main__":

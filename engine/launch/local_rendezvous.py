@@ -34,8 +34,8 @@ def listen_locally() -> dist.TCPStore:
 
 
 @dataclass(frozen=True)
-class LocalPlace:
-    """A rank's place among processes on this machine, passed to it in its environment.
+class LocalEnvironment:
+    """How a process on this machine joins the others, passed in its environment variables.
 
     Attributes:
         rank: Rank of the process.
@@ -49,8 +49,8 @@ class LocalPlace:
     port: int
     parent_pid: int
 
-    def environment(self) -> dict[str, str]:
-        """The environment variables of the rank's process."""
+    def variables(self) -> dict[str, str]:
+        """The environment variables to start the rank's process with."""
         package = str(Path(errors.__file__).parent.parent)
         paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         return {
@@ -66,8 +66,8 @@ class LocalPlace:
         }
 
     @classmethod
-    def from_environment(cls) -> LocalPlace:
-        """This process's place, as :meth:`environment` gave it."""
+    def from_environment(cls) -> LocalEnvironment:
+        """Read the variables that :meth:`variables` set."""
         names = ("RANK", "WORLD_SIZE", "LONGTAKE_PORT", "LONGTAKE_PARENT")
         return cls(*(int(os.environ[name]) for name in names))
 

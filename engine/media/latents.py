@@ -21,7 +21,7 @@ from longtake.configs.request import DecodeRequest, ResolvedDecode, ResolvedRequ
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.identity import Identity
 from longtake.engine.media.paths import kept_latents_path
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError, one_line
 from longtake.files.atomic import cause, partial_path, rename_to_unused
 from longtake.pipelines.tensor_files import (
@@ -135,7 +135,7 @@ class KeptLatents:
         if engine.revision is not None:
             command += ["--revision", engine.revision]
         command += ["--device", engine.device]
-        if engine.devices > 1 and not TorchrunPlace.is_set():
+        if engine.devices > 1 and not TorchrunEnvironment.is_set():
             command += ["--devices", str(engine.devices)]
         template = str(self._output).replace("{", "{{").replace("}", "}}")
         command += ["-o", template.replace("{{index}}", "{index}")]

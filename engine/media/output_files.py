@@ -114,13 +114,13 @@ def _check_folder(path: Path, metadata: Path, overwrite: bool) -> None:
         return
     if not overwrite or not path.is_dir():
         raise RequestError(
-            f"output={str(path)!r} is there and is not an empty folder: name another one, or "
+            f"output={str(path)!r} exists and is not an empty folder: name another one, or "
             "end the name in .mp4, .webm, .gif, .npy or .safetensors for a file"
         )
     if not is_metadata(metadata):
         raise RequestError(
-            f"output={str(path)!r} is a folder that holds files, and no {metadata.name} beside it "
-            "says that longtake wrote them: name another folder"
+            f"output={str(path)!r} is a folder of files that longtake did not write: there is no "
+            f"{metadata.name} next to it; name another folder"
         )
 
 
@@ -129,15 +129,15 @@ def _check_file(path: Path, overwrite: bool) -> None:
         raise RequestError(f"output={str(path)!r} is a folder: name a file in it")
     if path.exists() and not path.is_file():
         raise RequestError(
-            f"output={str(path)!r} is a pipe or a device, and a video is renamed into its "
-            "place once it is whole: name a file"
+            f"output={str(path)!r} is a pipe or a device, and a complete video is renamed into "
+            "place: name a file"
         )
     try:
         found = path.lstat()  # also raises for an impossible name
     except FileNotFoundError:
         return
     if not overwrite:
-        raise RequestError(f"output={str(path)!r} is there already: {_HINT}")
+        raise RequestError(f"output={str(path)!r} already exists: {_HINT}")
     _check_replaceable(path, found)
 
 
@@ -157,16 +157,16 @@ def _check_metadata(path: Path, overwrite: bool) -> None:
         _check_length(path, [path])
         return
     if not overwrite:
-        raise RequestError(f"{path} is there already: {_HINT}")
+        raise RequestError(f"{path} already exists: {_HINT}")
     if not is_metadata(path):
         raise RequestError(
-            f"{path} is there, and is no video's metadata: move it, or pass --no-metadata"
+            f"{path} exists, and is not a video's metadata: move it, or pass --no-metadata"
         )
     _check_replaceable(path, path.lstat())
 
 
 def _check_length(output: Path, derived: Iterable[Path]) -> None:
-    """Refuse an output if a name derived from its own is too long."""
+    """Refuse an output if a name that is derived from it is too long."""
     for path in derived:
         try:
             path.lstat()

@@ -56,7 +56,7 @@ class OutputSpec:
         """The path, after a check that all files can be written there.
 
         Raises:
-            RequestError: Something is there already, or it cannot be written to.
+            RequestError: The path already exists, or it cannot be written to.
         """
         if self.template is None:
             path = free_output(Path(DEFAULT_OUTPUT), num_videos, metadata=self.metadata)

@@ -108,11 +108,11 @@ def read_snapshot(path: Path) -> Snapshot | None:
         raise UnusableSnapshotError(f"{path} cannot be read: {cause(error)}") from error
     except (TensorFileError, ValidationError) as error:
         raise UnusableSnapshotError(
-            f"{path} is damaged, or no snapshot: {one_line(error)[:100]}"
+            f"{path} is damaged, or not a snapshot: {one_line(error)[:100]}"
         ) from error
     request = header.identity.request
     if _digest(tensors) != header.sha256 or "latents" not in tensors:
-        raise UnusableSnapshotError(f"{path} is damaged: its checksum is another")
+        raise UnusableSnapshotError(f"{path} is damaged: its checksum does not match")
     if header.steps_done > request.num_inference_steps:
         raise UnusableSnapshotError(f"{path} is damaged: it has more steps than its request")
     latents = tensors.pop("latents")

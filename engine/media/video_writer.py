@@ -141,10 +141,10 @@ class VideoFiles:
 
     @contextmanager
     def _timed(self, path: Path) -> Iterator[None]:
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         with writing(path):
             yield
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - started_at
 
     def publish(self, metadata: dict[str, Any]) -> None:
         """Flush all files to disk, and give them and the metadata their final names.

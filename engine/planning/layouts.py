@@ -57,11 +57,11 @@ def matching_layouts(requested: ParallelConfig, devices: int) -> list[ParallelDi
         for ulysses in range(devices // cfg, 0, -1)
         if devices // cfg % ulysses == 0
     ]
-    wanted = (requested.cfg_degree, requested.ring_degree, requested.ulysses_degree)
+    degrees = (requested.cfg_degree, requested.ring_degree, requested.ulysses_degree)
     return [
         dims
         for dims in layouts
-        if all(want in (None, has) for want, has in zip(wanted, dims.degrees, strict=True))
+        if all(degree in (None, own) for degree, own in zip(degrees, dims.degrees, strict=True))
     ]
 
 

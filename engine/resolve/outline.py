@@ -18,7 +18,7 @@ from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
 from longtake.engine.resolve.config import resolve_config
 from longtake.engine.resolve.request import resolve, resolve_decode
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ class EngineOutline:
 
     Args:
         config: The model, its ranks and their deadlines.
-        place: This process's place under torchrun, whose number of ranks then counts; or None.
+        torchrun: Torchrun's environment, whose number of ranks then counts; or None.
 
     Attributes:
         config: The configuration, resolved but for the degrees and the attention kernel.
@@ -43,12 +43,12 @@ class EngineOutline:
         KernelError: The attention kernel is unknown.
     """
 
-    def __init__(self, config: EngineConfig, place: TorchrunPlace | None = None) -> None:
-        if place is not None:
-            config = config.model_copy(update={"devices": place.world_size})
+    def __init__(self, config: EngineConfig, torchrun: TorchrunEnvironment | None = None) -> None:
+        if torchrun is not None:
+            config = config.model_copy(update={"devices": torchrun.world_size})
         self._checkpoint = Checkpoint.open(config.model, config.revision)
         self.spec = registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
-        self._device_type = device_type_of(config, place)  # imports torch if there is a driver
+        self._device_type = device_type_of(config, torchrun)  # imports torch if there is a driver
         self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 
@@ -111,13 +111,13 @@ class EngineOutline:
 
 
 def device_type_of(
-    config: EngineConfig, place: TorchrunPlace | None = None
+    config: EngineConfig, torchrun: TorchrunEnvironment | None = None
 ) -> Literal["cpu", "cuda"]:
     """The type of device that ranks run on.
 
     Args:
         config: The engine's configuration.
-        place: This process's place under torchrun, or None.
+        torchrun: Torchrun's environment, or None.
 
     Raises:
         LayoutError: This host has too few GPUs.
@@ -127,9 +127,9 @@ def device_type_of(
     num_gpus = _num_gpus()
     if config.device == "auto" and num_gpus == 0:
         return "cpu"
-    if place and config.device_ids is not None:
+    if torchrun and config.device_ids is not None:
         raise LayoutError("device_ids under torchrun, which numbers its ranks' GPUs: leave it out")
-    local = place.local_world_size if place else 1 + max(config.devices_by_rank)
+    local = torchrun.local_world_size if torchrun else 1 + max(config.devices_by_rank)
     if local > num_gpus:
         if config.device_ids is not None:
             raise LayoutError(

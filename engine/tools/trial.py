@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from longtake.engine.launch.local_rendezvous import LocalPlace, listen_locally
+from longtake.engine.launch.local_rendezvous import LocalEnvironment, listen_locally
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.rank_processes import RankProcesses
 from longtake.engine.tools.trial_rank import RESULTS
@@ -51,7 +51,7 @@ def on_ranks(
         "LONGTAKE_FUNCTION": f"{function.__module__}:{function.__qualname__}",
     }
     environments = {
-        rank: {**_environment(LocalPlace(rank, num_ranks, store.port, os.getpid())), **call}
+        rank: {**_variables(LocalEnvironment(rank, num_ranks, store.port, os.getpid())), **call}
         for rank in range(num_ranks)
     }
     ranks = RankProcesses("longtake.engine.tools.trial_rank", environments)
@@ -61,9 +61,9 @@ def on_ranks(
         ranks.kill()
 
 
-def _environment(place: LocalPlace) -> dict[str, str]:
+def _variables(environment: LocalEnvironment) -> dict[str, str]:
     num_threads = os.environ.get("OMP_NUM_THREADS", "1")
-    return {**place.environment(), "OMP_NUM_THREADS": num_threads}
+    return {**environment.variables(), "OMP_NUM_THREADS": num_threads}
 
 
 def _results(

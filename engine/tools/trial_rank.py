@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from longtake.engine.launch.local_rendezvous import LocalPlace
+from longtake.engine.launch.local_rendezvous import LocalEnvironment
 from longtake.engine.launch.process_group import join_group, leave_group
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.errors import one_line
@@ -32,21 +32,23 @@ RESULTS = "results"
 def main() -> int:
     """Run one rank; returns its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    place = LocalPlace.from_environment()
-    place.end_with_parent()
+    environment = LocalEnvironment.from_environment()
+    environment.end_with_parent()
     deadline_s = float(os.environ["LONGTAKE_DEADLINE_S"])
     faulthandler.dump_traceback_later(deadline_s, exit=True)
-    store = place.connect()
+    store = environment.connect()
     mailbox = Mailbox(store, RESULTS)
     try:
-        world = _join(place, store, deadline_s)
+        world = _join(environment, store, deadline_s)
         result = _function()(world, **json.loads(os.environ["LONGTAKE_ARGUMENTS"]))
         leave_group()
-        mailbox.post({"rank": place.rank, "result": result})
+        mailbox.post({"rank": environment.rank, "result": result})
         return 0
     except BaseException as error:
         traceback.print_exc()
-        mailbox.post({"rank": place.rank, "failure": f"{type(error).__name__}: {one_line(error)}"})
+        mailbox.post(
+            {"rank": environment.rank, "failure": f"{type(error).__name__}: {one_line(error)}"}
+        )
         return 1
 
 
@@ -59,11 +61,11 @@ def _function() -> Callable[..., Any]:
     return function
 
 
-def _join(place: LocalPlace, store: dist.Store, timeout_s: float) -> World:
+def _join(environment: LocalEnvironment, store: dist.Store, timeout_s: float) -> World:
     """Join the other ranks in a group like that of a rendering."""
     on_gpu = os.environ["LONGTAKE_DEVICE"] == "cuda"
-    device = torch.device("cuda", place.rank) if on_gpu else torch.device("cpu")
-    group = join_group(place.rendezvous(store), device, timeout_s)
+    device = torch.device("cuda", environment.rank) if on_gpu else torch.device("cpu")
+    group = join_group(environment.rendezvous(store), device, timeout_s)
     return World(device, group, group, timeout_s=timeout_s)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.configs.request import MAX_PROMPT
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError
 from longtake.files.atomic import cause
 from longtake.files.reading import open_regular
@@ -64,7 +64,7 @@ def _read(name: str, value: str) -> str:
 
 
 def _read_standard_input() -> bytes:
-    if TorchrunPlace.is_set():
+    if TorchrunEnvironment.is_set():
         raise RequestError(
             "prompt=- under torchrun, whose ranks share no standard input: use @FILE"
         )

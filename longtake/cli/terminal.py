@@ -25,7 +25,7 @@ from rich.progress import Progress as ProgressBars
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.pipelines.progress import Progress
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class View(Display, ABC):
         Returns:
             The exit code.
         """
-        print_line(f"longtake: {TorchrunPlace.message_prefix()}{message}", sys.stderr)
+        print_line(f"longtake: {TorchrunEnvironment.message_prefix()}{message}", sys.stderr)
         return exit_code
 
 
@@ -232,7 +232,7 @@ def make_view(*, quiet: bool, as_json: bool) -> View:
 
     Under torchrun only the rank that writes the video reports.
     """
-    if not TorchrunPlace.is_writer():
+    if not TorchrunEnvironment.is_writer():
         return _Quiet()
     if as_json:
         return _Json()

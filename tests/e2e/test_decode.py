@@ -375,7 +375,7 @@ def test_python_api(model: str, tmp_path: Path) -> None:
             engine.decode(video.latents * np.inf)
         paths = [tmp_path / "out-0.mp4", tmp_path / "out-1.mp4"]
         assert again.save(tmp_path / "out.mp4") == paths
-        with pytest.raises(RequestError, match="out-0.mp4' is there already"):
+        with pytest.raises(RequestError, match="out-0.mp4' already exists"):
             video.save(tmp_path / "out.mp4")
         assert video.save(tmp_path / "out.mp4", overwrite=True) == paths
 

@@ -120,8 +120,10 @@ def test_deadline_ends_hanging_ranks() -> None:
 def test_rank_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It dies without a report."""
     (tmp_path / "torch.py").write_text("raise ImportError('half installed')")
-    environment, broken = on_ranks._environment, {"PYTHONPATH": str(tmp_path)}
-    monkeypatch.setattr(on_ranks, "_environment", lambda *place: {**environment(*place), **broken})
+    variables, broken = on_ranks._variables, {"PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(
+        on_ranks, "_variables", lambda *arguments: {**variables(*arguments), **broken}
+    )
     message = r"rank \d died \(exit code 1\); its last line: ImportError: half installed"
     with pytest.raises(RankError, match=message):
         trial.exchange("cpu", deadline_s=60)
@@ -129,11 +131,11 @@ def test_rank_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_rank_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = on_ranks._environment
+    variables = on_ranks._variables
     monkeypatch.setattr(
         on_ranks,
-        "_environment",
-        lambda *place: {**environment(*place), "GLOO_SOCKET_IFNAME": "nowhere"},
+        "_variables",
+        lambda *arguments: {**variables(*arguments), "GLOO_SOCKET_IFNAME": "nowhere"},
     )
     with pytest.raises(RankError, match=r"rank \d failed: .*[Uu]nable to find .* nowhere"):
         trial.exchange("cpu", deadline_s=60)

@@ -227,7 +227,7 @@ def test_refusal_of_rank_0_is_raised_on_all_torchrun_ranks(
     [
         ([], "animates a picture: pass image"),
         (["--image", "nothing.png"], "image='nothing.png' cannot be read: No such file"),
-        (["--image", "."], "image='.' is no file"),
+        (["--image", "."], "image='.' is not a file"),
         (["--image", __file__], "is no picture in PNG, JPEG or WebP"),
         (["--image", "PICTURE", "--image-folder", "."], ", the only folder that pictures are read"),
         (["--image", "PICTURE", "--i2v-mode", "still"], "i2v_mode"),

@@ -66,7 +66,7 @@ def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_p
 
     snapshot_path.write_bytes(snapshot)
     code, _, stderr = generate("-o", out, "--resume")
-    assert (code, stderr.count("is there already")) == (2, 1)
+    assert (code, stderr.count("already exists")) == (2, 1)
     assert generate("-o", out, "--resume", "--overwrite")[0] == 0
     np.testing.assert_allclose(np.load(out), again, rtol=0, atol=1e-4)
     assert generate("-o", out, "--devices", 2, "--seed", seed, "--overwrite")[0] == 0

@@ -12,22 +12,10 @@ import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import Job, JobInput, refusal_of
+from longtake.engine.launch.protocol import messages
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.protocol.heartbeat import HeartbeatMonitor, read_heartbeats
-from longtake.engine.launch.protocol.messages import (
-    CONFIG,
-    DEVICE_TYPE,
-    FAILURE,
-    JOB_INPUTS,
-    JOBS,
-    LOADING,
-    OUTPUT,
-    STATE,
-    RankFailure,
-    RankState,
-    rank_key,
-    stop_key,
-)
+from longtake.engine.launch.protocol.messages import RankFailure, RankState
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import LongtakeError, RankError, Stopped
@@ -53,15 +41,15 @@ class EngineSide:
     def __init__(self, store: dist.Store, config: EngineConfig, device_type: str) -> None:
         self._store = store
         self._config = config
-        self._output = Mailbox(store, OUTPUT)
-        self._jobs = Mailbox(store, JOBS, keep=True)
-        self._job_inputs = Mailbox(store, JOB_INPUTS)
+        self._output = Mailbox(store, messages.OUTPUT)
+        self._jobs = Mailbox(store, messages.JOBS, keep=True)
+        self._job_inputs = Mailbox(store, messages.JOB_INPUTS)
         self._heartbeats = HeartbeatMonitor(config.devices)
-        self._last_number = LOADING
+        self._last_number = messages.LOADING
         self._last_states: dict[int, RankState] = {}
         self._moved_at = time.monotonic()
-        store.set(CONFIG, config.model_dump_json())
-        store.set(DEVICE_TYPE, device_type)
+        store.set(messages.CONFIG, config.model_dump_json())
+        store.set(messages.DEVICE_TYPE, device_type)
 
     def next_number(self) -> int:
         """A number for the next job."""
@@ -77,7 +65,7 @@ class EngineSide:
 
     def request_stop(self, number: int) -> None:
         """Ask the ranks to stop a job between steps."""
-        self._store.set(stop_key(number), "1")
+        self._store.set(messages.stop_key(number), "1")
 
     def request_exit(self) -> None:
         """Ask the ranks to end."""
@@ -94,7 +82,7 @@ class EngineSide:
         """Receive a job's output until its result arrives.
 
         Args:
-            number: Number of the job, or LOADING.
+            number: Number of the job, or messages.LOADING.
             sink: Receives the output.
             on_progress: Called with rank 0's progress.
             stop_requested: Polled.
@@ -130,12 +118,14 @@ class EngineSide:
         """The last state by rank, of the ranks that have reported one."""
         return {
             rank: RankState(Progress(**state.pop("progress")), **state)
-            for rank, state in self._read_json(STATE).items()
+            for rank, state in self._read_json(messages.STATE).items()
         }
 
     def failures(self) -> dict[int, RankFailure]:
         """Why ranks ended, by rank, as far as they reported it."""
-        return {rank: RankFailure(**each) for rank, each in self._read_json(FAILURE).items()}
+        return {
+            rank: RankFailure(**each) for rank, each in self._read_json(messages.FAILURE).items()
+        }
 
     def check_heartbeats(self) -> None:
         """Raise if a rank is silent: a process can hang without being suspended or late.
@@ -175,7 +165,7 @@ class EngineSide:
 
     def _read_json(self, name: str) -> dict[int, dict[str, Any]]:
         """A value that each rank sets, by rank."""
-        keys = {rank: rank_key(name, rank) for rank in range(self._config.devices)}
+        keys = {rank: messages.rank_key(name, rank) for rank in range(self._config.devices)}
         return {
             rank: json.loads(self._store.get(key))
             for rank, key in keys.items()

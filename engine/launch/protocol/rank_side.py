@@ -12,22 +12,9 @@ import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import Job, JobInput
+from longtake.engine.launch.protocol import messages
 from longtake.engine.launch.protocol.channel import Mailbox
-from longtake.engine.launch.protocol.messages import (
-    CONFIG,
-    DEVICE_TYPE,
-    FAILURE,
-    JOB_INPUTS,
-    JOBS,
-    LOADING,
-    OUTPUT,
-    STATE,
-    FailureKind,
-    RankFailure,
-    RankState,
-    rank_key,
-    stop_key,
-)
+from longtake.engine.launch.protocol.messages import FailureKind, RankFailure, RankState
 from longtake.engine.media.arrays import Array
 from longtake.engine.memory_use import is_out_of_memory
 from longtake.engine.rank_report import RankReport
@@ -55,12 +42,12 @@ class RankSide:
     def __init__(self, store: dist.Store, rank: int) -> None:
         self._store = store
         self._rank = rank
-        self._output = Mailbox(store, OUTPUT)
-        self._jobs = Mailbox(store, JOBS, keep=True)
-        self._job_inputs = Mailbox(store, JOB_INPUTS)
-        self._number = LOADING
-        self.config = EngineConfig.model_validate_json(store.get(CONFIG))
-        self.device_type = store.get(DEVICE_TYPE).decode()
+        self._output = Mailbox(store, messages.OUTPUT)
+        self._jobs = Mailbox(store, messages.JOBS, keep=True)
+        self._job_inputs = Mailbox(store, messages.JOB_INPUTS)
+        self._number = messages.LOADING
+        self.config = EngineConfig.model_validate_json(store.get(messages.CONFIG))
+        self.device_type = store.get(messages.DEVICE_TYPE).decode()
 
     def next_job(self) -> Job | None:
         """Wait for the next job; None if the rank is to end."""
@@ -85,12 +72,12 @@ class RankSide:
 
     def stop_requested(self) -> bool:
         """Whether the engine requested a stop of the current job; false on all ranks but 0."""
-        return self._rank == 0 and bool(self._store.check([stop_key(self._number)]))
+        return self._rank == 0 and bool(self._store.check([messages.stop_key(self._number)]))
 
     def report_progress(self, progress: Progress, timeout_s: float | None) -> None:
         """Set this rank's state; rank 0 also posts its progress."""
         state = RankState(progress, timeout_s, time.time())
-        self._store.set(rank_key(STATE, self._rank), json.dumps(asdict(state)))
+        self._store.set(messages.rank_key(messages.STATE, self._rank), json.dumps(asdict(state)))
         if self._rank == 0:
             self.post({"kind": "progress", **asdict(progress)})
 
@@ -152,4 +139,4 @@ def report_failure(store: dist.Store, rank: int, error: BaseException) -> None:
     elif isinstance(error, PeerLostError):
         kind = "lost"
     failure = RankFailure(kind, type(error).__name__, one_line(error))
-    store.set(rank_key(FAILURE, rank), json.dumps(asdict(failure)))
+    store.set(messages.rank_key(messages.FAILURE, rank), json.dumps(asdict(failure)))

@@ -161,7 +161,7 @@ def _content(path: Path, folder: Path | None, label: str) -> bytes:
                 "there, or name another --image-folder"
             )
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise RequestError(f"{label} is no file: name a PNG, JPEG or WebP file")
+            raise RequestError(f"{label} is not a file: name a PNG, JPEG or WebP file")
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -217,7 +217,7 @@ def _rotate_upright(image: Image.Image) -> None:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Encode a picture in memory as PNG, with the pixels that reading its own file would give.
+    """Encode a picture in memory as PNG, with the pixels that :func:`read_picture` would return.
 
     Raises:
         RequestError: It is too large, or its color space cannot be used.
@@ -243,7 +243,7 @@ def _check_pixels(size: tuple[int, int], label: str) -> None:
 
 def _webp_size(content: bytes) -> tuple[int, int]:
     """Width and height from the first chunk of a WebP file (RFC 9649, 2.5 to 2.7); zeros for any
-    other file. Pillow allocates the memory before it tells the size."""
+    other file. Pillow allocates the memory before it reports the size."""
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
         return 0, 0
     kind = content[12:16]
@@ -263,7 +263,7 @@ def _little_endian(content: bytes) -> int:
 def _opened(content: bytes, label: str) -> Iterator[Image.Image]:
     """A picture whose header was read. Exceptions of its decoder become RequestErrors."""
     try:
-        with warnings.catch_warnings():  # about large pictures, whose limit is ours; about EXIF
+        with warnings.catch_warnings():  # large pictures have a limit of our own; damaged EXIF
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 yield image
@@ -278,7 +278,7 @@ def _opened(content: bytes, label: str) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # decoders raise anything on damaged files
         raise RequestError(
-            f"{label} is damaged or not whole ({one_line(error)}): save it again"
+            f"{label} is damaged or incomplete ({one_line(error)}): save it again"
         ) from error
 
 

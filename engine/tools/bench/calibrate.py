@@ -200,10 +200,10 @@ def _storage_bytes_per_s() -> float:
         with path.open("rb", buffering=0) as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             while file.read(2**24):
                 pass
-            return _READ_BYTES / (time.perf_counter() - begun)
+            return _READ_BYTES / (time.perf_counter() - started_at)
 
 
 def _host_bytes_per_s() -> float:
@@ -212,7 +212,7 @@ def _host_bytes_per_s() -> float:
     device = torch.empty_like(host, device="cuda")
     device.copy_(host)
     torch.cuda.synchronize()
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     device.copy_(host, non_blocking=True)
     torch.cuda.synchronize()
-    return host.nbytes / (time.perf_counter() - begun)
+    return host.nbytes / (time.perf_counter() - started_at)

@@ -360,18 +360,18 @@ def _median_s(
     for number in range(rounds + 1):
         dist.barrier(group)
         _synchronize(world)
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         function()
         _synchronize(world)
         if number > 0:
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started_at)
     return statistics.median(seconds)
 
 
 def _warm_up(function: Callable[[], Any], world: World) -> None:
     """Keep this rank's GPU busy until its clock has fallen to what its power limit allows."""
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < _WARM_UP_S:
+    started_at = time.perf_counter()
+    while time.perf_counter() - started_at < _WARM_UP_S:
         function()
         _synchronize(world)
 

@@ -38,8 +38,8 @@ def torch_build(context: CheckContext) -> Iterator[Finding]:
     }
     backends = " and ".join(name for name, available in has.items() if available) or "no backend"
     message = f"{torch.__version__}, built for {built_for}; torch.distributed has {backends}"
-    wanted = ["gloo", "nccl"] if context.num_gpus > 1 else ["gloo"]
-    missing = " and ".join(name for name in wanted if not has[name])
+    needed = ["gloo", "nccl"] if context.num_gpus > 1 else ["gloo"]
+    missing = " and ".join(name for name in needed if not has[name])
     if missing:
         message += f"; several ranks need {missing}"
         yield Finding(

@@ -14,7 +14,7 @@ from longtake.configs.batch import BatchConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.resolve.outline import EngineOutline
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError
 from longtake.serve.batch.batch import Batch
 from longtake.serve.batch.shot_file import ShotFile, replica_configs
@@ -24,7 +24,7 @@ EXIT_SOME_LEFT = 1
 
 def run(options: dict[str, Any], view: View) -> int:
     """Render the shots of a file. Returns 1 if some failed or were cancelled."""
-    if TorchrunPlace.is_set():
+    if TorchrunEnvironment.is_set():
         raise RequestError("batch under torchrun: it starts its ranks itself; pass --devices")
     values = given_values(options)
     source, folder = (

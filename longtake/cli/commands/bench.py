@@ -124,5 +124,5 @@ def _check_output(path: Path, suffix: str, *, may_exist: bool) -> None:
         raise RequestError(f"output={str(path)!r} cannot be written: {cause(error)}") from error
     if not may_exist:
         raise RequestError(
-            f"output={str(path)!r} is there already: name another one, or pass --overwrite"
+            f"output={str(path)!r} already exists: name another one, or pass --overwrite"
         )

@@ -13,7 +13,7 @@ from longtake.cli.terminal import View
 from longtake.configs.request import DecodeRequest
 from longtake.engine.media.latents import LatentsFile, Origin, output_name_of, read_latents
 from longtake.engine.render_to_files import decode_to_files
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError
 
 
@@ -29,10 +29,10 @@ def run(options: dict[str, Any], view: View) -> None:
         request_id=output_name_of(source),
     )
     fields = pop_fields(values, DecodeRequest)
-    if TorchrunPlace.is_set() and "model" not in values:
+    if TorchrunEnvironment.is_set() and "model" not in values:
         raise RequestError("torchrun needs --model: only rank 0 reads the latents")
     file: LatentsFile | None = None
-    if TorchrunPlace.is_writer():
+    if TorchrunEnvironment.is_writer():
         if output.output_type == "latents":
             raise RequestError(
                 f"output={output.template!r} is for latents, which the input is already: try .mp4"

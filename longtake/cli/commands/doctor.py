@@ -16,7 +16,7 @@ from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View, print_line
 from longtake.configs.tools import DoctorConfig
 from longtake.engine.tools.doctor import CheckContext, Finding, Status, examine, worst
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 
 _EXIT_CODES: dict[Status, int] = {"ok": 0, "warning": 1, "failure": 3}
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -32,7 +32,7 @@ def run(options: dict[str, Any], view: View) -> int:
     """
     values = given_values(options)
     context = CheckContext(DoctorConfig(**pop_fields(values, DoctorConfig)), engine_config(values))
-    if not TorchrunPlace.is_writer():
+    if not TorchrunEnvironment.is_writer():
         return _EXIT_CODES["ok"]
     view.close()  # a progress bar would capture what is printed
     if options["json"]:

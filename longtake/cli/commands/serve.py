@@ -11,7 +11,7 @@ from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View, print_line
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError
 from longtake.serve.server import serve
 
@@ -20,7 +20,7 @@ API_KEYS_VARIABLE = "LONGTAKE_API_KEY"
 
 def run(options: dict[str, Any], view: View) -> None:
     """Serve until a signal ends it."""
-    if TorchrunPlace.is_set():
+    if TorchrunEnvironment.is_set():
         raise RequestError("serve under torchrun: it starts its ranks itself; pass --devices")
     values = given_values(options)
     if "api_key" not in values and os.environ.get(API_KEYS_VARIABLE):

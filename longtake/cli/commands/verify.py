@@ -24,7 +24,7 @@ from longtake.engine.tools.verify import (
     uneven_size,
     verify,
 )
-from longtake.engine.torchrun import TorchrunPlace
+from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
@@ -45,7 +45,7 @@ def run(options: dict[str, Any], view: View) -> int:
     Returns:
         0 if every layout is within the tolerance, else 1.
     """
-    if TorchrunPlace.is_set():
+    if TorchrunEnvironment.is_set():
         raise RequestError(
             "RANK and WORLD_SIZE are set, as torchrun does: verify starts ranks of its own; run it "
             "without torchrun, with --devices"

@@ -58,7 +58,7 @@ def test_existing_files_are_refused(tmp_path: Path) -> None:
         ("several-{index}.mp4", 2, "several-1.mp4"),
     ):
         path = tmp_path / name
-        with pytest.raises(RequestError, match=rf"{there}'? is there already: .*--overwrite") as e:
+        with pytest.raises(RequestError, match=rf"{there}'? already exists: .*--overwrite") as e:
             check_output(OutputTarget(path), num_videos)
         assert "\n" not in str(e.value)
         check_output(OutputTarget(path, overwrite=True), num_videos)
@@ -75,11 +75,11 @@ def test_overwrite_keeps_files_of_others(tmp_path: Path) -> None:
     (tmp_path / "photos" / "00000.png").touch()
     os.mkfifo(tmp_path / "pipe.mp4.json")
     for name, words in {
-        "cat.mp4": "is no video's metadata: move it, or pass --no-metadata",
-        "link.mp4": "is no video's metadata",
-        "pipe.mp4": "is no video's metadata",
+        "cat.mp4": "is not a video's metadata: move it, or pass --no-metadata",
+        "link.mp4": "is not a video's metadata",
+        "pipe.mp4": "is not a video's metadata",
         "protected.mp4": "is read-only",
-        "photos": "says that longtake wrote them",
+        "photos": "that longtake did not write",
     }.items():
         with pytest.raises(RequestError, match=words):
             check_output(OutputTarget(tmp_path / name, overwrite=True), 1)
@@ -223,7 +223,7 @@ def test_outputs_are_refused_before_the_model_is_opened(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     for output, words in (
-        ("cat-{seed}.mp4", "output='cat-7.mp4' is there already: name another output"),
+        ("cat-{seed}.mp4", "output='cat-7.mp4' already exists: name another output"),
         ("cat-{what}.mp4", "has {what}: use {seed}, {id}"),
         ("", "has no name"),
         ("full", "is not an empty folder"),
@@ -237,6 +237,6 @@ def test_outputs_are_refused_before_the_model_is_opened(
     for arguments in (["--calibrate", "-o", "mine.yaml"], ["-o", "mine.md"]):
         (tmp_path / arguments[-1]).write_text("mine")
         assert cli.main(["bench", "--model", "/no/where", *arguments]) == 2
-        assert "is there already: name another one, or pass" in capsys.readouterr().err
+        assert "already exists: name another one, or pass" in capsys.readouterr().err
         assert cli.main(["bench", "--model", "/no/where", *arguments, "--overwrite"]) == 2
         assert "there is no folder /no/where" in capsys.readouterr().err

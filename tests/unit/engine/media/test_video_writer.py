@@ -202,10 +202,10 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     for name, text in {
         "no/out.mp4": "there is no folder",
         "out.avi": "has the suffix '.avi': use .mp4",
-        "full": "is there and is not an empty folder",
-        "full/something": "is there and is not an empty folder",
+        "full": "exists and is not an empty folder",
+        "full/something": "exists and is not an empty folder",
         "folder.mp4": "is a folder: name a file in it",
-        "dangling": "is there and is not an empty folder",
+        "dangling": "exists and is not an empty folder",
         "..": "has no name",
         "pipe.mp4": "is a pipe or a device",
         "movie.mp4": "movie.mp4.json is a folder: move it, or pass --no-metadata",

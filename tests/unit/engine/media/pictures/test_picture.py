@@ -211,10 +211,10 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     whole = save(tmp_path / name, Image.fromarray(noise)).read_bytes()
     for length in range(0, len(whole) - 64, max(1, len(whole) // 60)):
-        with pytest.raises(RequestError, match="^It (is damaged or not whole|is no picture)"):
+        with pytest.raises(RequestError, match="^It (is damaged or incomplete|is no picture)"):
             decode_picture(whole[:length], "It")
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
-    assert "is damaged or not whole" in refusal_of(tmp_path / "cut")
+    assert "is damaged or incomplete" in refusal_of(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
@@ -254,10 +254,10 @@ def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_paths_that_are_not_files_are_refused(tmp_path: Path) -> None:
     assert "No such file or directory" in refusal_of(tmp_path / "nothing.png")
-    assert "is no file" in refusal_of(tmp_path)
+    assert "is not a file" in refusal_of(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
-    assert "is no file" in refusal_of(tmp_path / "pipe.png")
-    assert "is no file" in refusal_of(Path("/dev/zero"))
+    assert "is not a file" in refusal_of(tmp_path / "pipe.png")
+    assert "is not a file" in refusal_of(Path("/dev/zero"))
     assert "cannot be read" in refusal_of(Path("a\0b"))
     assert "cannot be read" in refusal_of(tmp_path / ("x" * 5000))
 
