@@ -17,12 +17,12 @@ from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.job import Job, JobRun
+from longtake.engine.launch import local_processes
 from longtake.engine.launch.in_process import InProcess
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.sinks import NullSink, TraceSink
 from longtake.engine.rank_report import RankReport
-from longtake.engine.tools import verify as engine
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
 from longtake.engine.worker import Worker
 from longtake.parallel import ParallelDims
@@ -257,7 +257,7 @@ def test_the_command_names_the_step_and_block(
     module = "transformer.single_transformer_blocks.0"
     fault = Fault(1, module, step, factor)
     monkeypatch.setattr(
-        engine, "LocalProcesses", lambda config, device_type: OnGroup(ranks, config, fault)
+        local_processes, "LocalProcesses", lambda config, device_type: OnGroup(ranks, config, fault)
     )
     arguments = ["verify", "a cat", "--model", model, "--devices", "2", "--layout", "1x2"]
     code, out = run_command(arguments, capsys)
