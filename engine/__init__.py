@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longtake.engine.engine import VideoEngine
     from longtake.engine.metadata import Metadata
     from longtake.engine.video import Video
-    from longtake.pipelines.progress import Progress
+    from longtake.pipelines.runtime.progress import Progress
 
 __all__ = [
     "DecodeRequest",
@@ -41,7 +41,7 @@ _MODULES = {
     "EngineConfig": "longtake.configs.engine",
     "Metadata": "longtake.engine.metadata",
     "ParallelConfig": "longtake.configs.parallel",
-    "Progress": "longtake.pipelines.progress",
+    "Progress": "longtake.pipelines.runtime.progress",
     "ResolvedDecode": "longtake.configs.request",
     "ResolvedRequest": "longtake.configs.request",
     "Video": "longtake.engine.video",

@@ -30,7 +30,7 @@ from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.engine.video import FramesInMemory, Video
 from longtake.errors import EngineError, RefusedInputError, RequestError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import OnProgress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 
 logger = logging.getLogger(__name__)
 

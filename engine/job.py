@@ -14,8 +14,8 @@ from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.errors import RefusedInputError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import OnProgress, StopRequested, never
-from longtake.pipelines.trace_points import TraceRequest
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
+from longtake.pipelines.runtime.trace_points import TraceRequest
 
 JobInput = npt.NDArray[Any] | None
 """The array that a job needs on rank 0: latents, ``[B, C, F, H, W]`` in float32, or a picture,

@@ -26,7 +26,7 @@ from longtake.engine.resume import (
     snapshot_kept_on_failure,
 )
 from longtake.engine.torchrun import TorchrunEnvironment
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 
 class RenderListener(Protocol):

@@ -16,7 +16,7 @@ from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.metadata import Metadata
 from longtake.errors import EngineError, LayoutError, RankError, RefusedInputError, Stopped
-from longtake.pipelines.progress import OnProgress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 
 _FAILED_STARTS_PER_DEVICE = 2
 """Failed starts due to one device before it is excluded."""

@@ -18,14 +18,14 @@ from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
-from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import DecodeRun, check_decode_memory, decode_videos
-from longtake.pipelines.progress import OnProgress, Progress
-from longtake.pipelines.rendering import RenderRun, render_latents
-from longtake.pipelines.snapshots import Snapshots
-from longtake.pipelines.stages import StageReport
-from longtake.pipelines.tiles import TileCoder
-from longtake.pipelines.trace import Trace
+from longtake.pipelines.codec.decode import DecodeRun, check_decode_memory, decode_videos
+from longtake.pipelines.codec.tiles import TileCoder
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.runtime.progress import OnProgress, Progress
+from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.runtime.snapshots import Snapshots
+from longtake.pipelines.runtime.stages import StageReport
+from longtake.pipelines.runtime.trace import Trace
 
 REFUSED_ON_ALL_RANKS = (RequestError, LayoutError, KernelError)
 """Refusals that all ranks raise alike; others may concern only one rank."""

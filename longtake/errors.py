@@ -79,8 +79,8 @@ class RankError(EngineError):
 
     Attributes:
         rank: The first rank that failed; None if unknown.
-        phase: Its phase, "starting" or one of :class:`longtake.pipelines.progress.Progress`; empty
-            if unknown.
+        phase: Its phase: "starting", or as in ``longtake.pipelines.runtime.progress.Progress``;
+            empty if unknown.
         out_of_memory: Whether it ran out of memory.
     """
 

@@ -22,10 +22,10 @@ from longtake.errors import EngineError
 from longtake.parallel import ParallelDims, World
 from longtake.parallel.exchange import start_send_recv
 from longtake.parallel.mesh import CFG_AXIS, axis_degree, axis_rank
-from longtake.pipelines.picture import Pixels
+from longtake.pipelines.codec.picture import Pixels
+from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.spec import LatentGrid, ModelSpec
-from longtake.pipelines.tiles import TileCoder
 
 Streams = Mapping[str, torch.Tensor]
 """Conditioning of one guidance branch, by name: text, pooled text, image tokens."""
@@ -223,7 +223,7 @@ class LoadOptions:
 
 
 class VideoPipeline(ABC):
-    """A loaded model on one rank, used by :func:`longtake.pipelines.rendering.render_latents`.
+    """A loaded model on one rank; see :func:`longtake.pipelines.runtime.rendering.render_latents`.
 
     A pipeline loaded with the autoencoder only supports decoding only.
 

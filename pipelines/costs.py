@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from longtake.configs.request import ResolvedDecode
-from longtake.pipelines.tiles import Spans
+from longtake.pipelines.codec.tiles import Spans
 
 
 @dataclass(frozen=True)

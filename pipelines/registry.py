@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Family:
         return found
 
 
-_HUNYUAN_VIDEO = "longtake.pipelines.hunyuan_video"
+_HUNYUAN_VIDEO = "longtake.pipelines.models.hunyuan_video"
 _FAMILIES = {
     "HunyuanVideoPipeline": _Family(_HUNYUAN_VIDEO, "inspect", "pipeline", "HunyuanVideo"),
     "HunyuanVideoImageToVideoPipeline": _Family(

@@ -13,16 +13,19 @@ from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.errors import Stopped
 from longtake.parallel import World
-from longtake.pipelines.decode import (
+from longtake.pipelines.codec.decode import (
     DecodeRun,
     TileRun,
     decode_videos,
     encode_videos,
     run_tiles,
 )
-from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder, HunyuanVideoEncoder
-from longtake.pipelines.stages import StageReport, stage
-from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans
+from longtake.pipelines.codec.tiles import Spans, TileCoder, overlapping_spans
+from longtake.pipelines.models.hunyuan_video.autoencoder import (
+    HunyuanVideoDecoder,
+    HunyuanVideoEncoder,
+)
+from longtake.pipelines.runtime.stages import StageReport, stage
 from tests import tiny
 from tests.rendering import world
 

@@ -23,7 +23,7 @@ PRELOADED = [
     "torch.distributed.device_mesh",
     "longtake.parallel",
     "longtake.engine.launch.protocol.rank_server",
-    "longtake.pipelines.hunyuan_video.image_to_video",
+    "longtake.pipelines.models.hunyuan_video.image_to_video",
 ]
 """Modules that the server imports before the first fork."""
 

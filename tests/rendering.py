@@ -16,14 +16,15 @@ from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims, World
-from longtake.pipelines import registry, weights
+from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions, VideoPipeline
-from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import DecodeRun, decode_videos
-from longtake.pipelines.rendering import RenderRun, render_latents
-from longtake.pipelines.snapshots import LoopState, Snapshots
-from longtake.pipelines.stages import StageReport
-from longtake.pipelines.weights import local_weight_bytes
+from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.loading import weights
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.weights import local_weight_bytes
+from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
+from longtake.pipelines.runtime.stages import StageReport
 from tests import tiny
 
 ALONE = World(torch.device("cpu"))

@@ -19,7 +19,7 @@ from longtake.engine.engine import VideoEngine
 from longtake.engine.metadata import Metadata
 from longtake.engine.rank_report import RankReport
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve import server
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.server import build_application, build_service

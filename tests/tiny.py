@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from longtake.pipelines.quiet import quiet_libraries
+from longtake.pipelines.loading.quiet import quiet_libraries
 
 TEMPLATE: dict[str, Any] = {"template": "<|begin|> describe : {} <|end|>", "crop_start": 4}
 """A prompt template of words in the tiny vocabulary."""

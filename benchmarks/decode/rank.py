@@ -22,8 +22,8 @@ from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
-from longtake.pipelines.decode import DecodeRun, decode_videos
-from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.models.hunyuan_video.autoencoder import HunyuanVideoDecoder
 
 OnFrame = Callable[[torch.Tensor], None]
 Decode = Callable[[OnFrame], None]

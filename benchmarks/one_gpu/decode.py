@@ -28,10 +28,10 @@ from benchmarks.report import Report, benchmark_parser
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, World
-from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import DecodeRun, decode_videos
-from longtake.pipelines.hunyuan_video.autoencoder import HunyuanVideoDecoder
-from longtake.pipelines.memory import peak_bytes
+from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.codec.memory import peak_bytes
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.autoencoder import HunyuanVideoDecoder
 
 Decode = Callable[[], list[torch.Tensor]]
 """Decodes the video to frames."""

@@ -10,7 +10,7 @@ from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.resolve.request import resolve
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 
 MODEL = "hunyuan-video"
 REAL_TEXT = 100

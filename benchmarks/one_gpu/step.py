@@ -38,7 +38,7 @@ from longtake.configs.hardware import Hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import LatentGrid
 
 PADDED_TEXT = 256

@@ -26,14 +26,10 @@ from longtake.engine.planning.prediction import predict
 from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.bench.calibrate import calibrate
 from longtake.parallel import ParallelDims
-from longtake.pipelines.hunyuan_video.configs import (
-    ClipTextConfig,
-    LlamaConfig,
-    TransformerConfig,
-    VaeConfig,
-)
-from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
+from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig
 
 
 def plan_input(hardware: Hardware) -> PlanInput:

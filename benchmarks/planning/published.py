@@ -27,7 +27,7 @@ from longtake.engine.resolve.request import resolve
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 
 FOLDER = Path(__file__).parent / "data"
 

@@ -25,7 +25,7 @@ from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
 from longtake.engine.resolve.request import resolve
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 
 matplotlib.use("agg")
 

@@ -14,7 +14,7 @@ from longtake.engine.rank_report import RankReport
 from longtake.engine.worker import Worker
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.parallel import World
-from longtake.pipelines.progress import OnProgress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 
 
 class InProcess(Launcher):

@@ -25,7 +25,7 @@ from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import LongtakeError, PeerLostError, RankError, RefusedInputError, Stopped
 from longtake.parallel import World
 from longtake.parallel.exchange import all_reduce_max
-from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, Progress, StopRequested, never
 
 
 class JoinedGroup(Launcher):

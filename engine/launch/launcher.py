@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from longtake.engine.job import Job, JobRun
 from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError
-from longtake.pipelines.progress import OnProgress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 
 
 class Launcher(ABC):

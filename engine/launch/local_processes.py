@@ -22,7 +22,7 @@ from longtake.engine.launch.rank_processes import RankProcesses
 from longtake.engine.media.sinks import NullSink, Sink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import LongtakeError, RankError, Stopped, one_line
-from longtake.pipelines.progress import OnProgress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 
 logger = logging.getLogger(__name__)
 

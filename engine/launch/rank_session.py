@@ -12,7 +12,7 @@ from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.sinks import Sink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError, RequestError
-from longtake.pipelines.progress import OnProgress, Progress, StopRequested, never
+from longtake.pipelines.runtime.progress import OnProgress, Progress, StopRequested, never
 
 
 class RankSession:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from longtake.engine.media.arrays import Array
 
 if TYPE_CHECKING:
-    from longtake.pipelines.trace_points import TracePoint
+    from longtake.pipelines.runtime.trace_points import TracePoint
 
 
 class Sink(Protocol):

@@ -16,7 +16,7 @@ from longtake.engine.planning.network import Network, ring_transfers
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
-from longtake.pipelines.tiles import TilePlan
+from longtake.pipelines.codec.tiles import TilePlan
 
 _MAX_ASSIGNED_TILES = 10_000
 """With more tiles, all ranks are assumed to decode equally long."""

@@ -7,7 +7,7 @@ from typing import Any
 from longtake.configs.engine import EngineConfig
 from longtake.engine.planning.layouts import check_degrees
 from longtake.errors import KernelError, did_you_mean
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 

@@ -21,7 +21,7 @@ from longtake.engine.resolve.request import resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.version import __version__
 
 

@@ -28,9 +28,9 @@ from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.runtime.progress import OnProgress, Progress
+from longtake.pipelines.runtime.trace_points import BRANCHES, TracePoint, TraceRequest
 from longtake.pipelines.spec import ModelSpec
-from longtake.pipelines.trace_points import BRANCHES, TracePoint, TraceRequest
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 """The largest difference of latents attributed to rounding, by dtype."""

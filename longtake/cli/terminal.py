@@ -26,7 +26,7 @@ from rich.progress import Progress as ProgressBars
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunEnvironment
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from longtake.engine.metadata import Metadata

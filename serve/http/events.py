@@ -10,7 +10,7 @@ from typing import Any
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord

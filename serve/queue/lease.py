@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from longtake.errors import LongtakeError, Stopped
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.claims import LEASE_S, ClaimLostError, Claims
 from longtake.serve.queue.job_database import QueueLostError
 from longtake.serve.queue.job_records import JobRecord

@@ -15,7 +15,7 @@ from longtake.engine.media.video_writer import VideoFiles
 from longtake.engine.metadata import Metadata
 from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import writing
-from longtake.pipelines.progress import OnProgress, Progress
+from longtake.pipelines.runtime.progress import OnProgress, Progress
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import JobStore
 from longtake.serve.queue.lease import Lease

@@ -10,7 +10,7 @@ from longtake.engine.media.identity import Identity
 from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.metadata import Metadata
-from longtake.pipelines.progress import OnProgress, StopRequested
+from longtake.pipelines.runtime.progress import OnProgress, StopRequested
 
 
 class RenderEngine(Protocol):

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from longtake.engine.media.snapshot import drop_snapshot
 from longtake.errors import EngineError, RefusedInputError, Stopped, one_line
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.claims import CANCELLED, ClaimLostError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.job_store import JobStore

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longtake.engine.metadata import Metadata
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
 
 

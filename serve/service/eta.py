@@ -10,7 +10,7 @@ from typing import Protocol
 
 from longtake.configs.request import ResolvedRequest
 from longtake.errors import RefusedInputError
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import Submissions

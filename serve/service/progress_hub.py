@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from longtake.engine.metadata import Metadata
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
 from longtake.serve.runner.watcher import Watcher
 

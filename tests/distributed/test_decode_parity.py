@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from longtake.pipelines.tiles import TilePlan
+from longtake.pipelines.codec.tiles import TilePlan
 from tests.decoding import (
     Case,
     encoding_error,

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from longtake.pipelines.tiles import Spans, TileCoder, overlapping_spans, single_span
+from longtake.pipelines.codec.tiles import Spans, TileCoder, overlapping_spans, single_span
 from tests.decoding import random_videos, run_tiled
 from tests.ranks import RankGroups
 from tests.rendering import world

@@ -13,7 +13,7 @@ from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from tests import tiny
 from tests.distributed.test_rendering_traffic import step_traffic
 from tests.distributed.test_traffic import expected_bytes

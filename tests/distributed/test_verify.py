@@ -26,8 +26,8 @@ from longtake.engine.rank_report import RankReport
 from longtake.engine.tools.verify import Comparison, Verification, cases_of
 from longtake.engine.worker import Worker
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import Progress
-from longtake.pipelines.trace_points import TracePoint, TraceRequest
+from longtake.pipelines.runtime.progress import Progress
+from longtake.pipelines.runtime.trace_points import TracePoint, TraceRequest
 from tests.ranks import RankGroups
 from tests.rendering import request, world
 

@@ -15,7 +15,7 @@ from longtake.engine.launch import local_processes
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.local_processes import LocalProcesses
 from longtake.engine.rank_report import RankReport
-from longtake.pipelines.progress import OnProgress
+from longtake.pipelines.runtime.progress import OnProgress
 
 Verify = Callable[..., tuple[int, str, str]]
 

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from longtake.pipelines.picture import Pixels
+from longtake.pipelines.codec.picture import Pixels
 from tests.quality.judge import Verdict
 from training.demo import model
 from training.demo.scenes import (

@@ -7,7 +7,7 @@ import sys
 import time
 
 from longtake.configs.engine import EngineConfig
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 _STEP_FACTOR = 20.0
 _SHORTEST_S = 60.0

@@ -19,8 +19,8 @@ from longtake.engine.launch.protocol.messages import RankFailure, RankState
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import LongtakeError, RankError, Stopped
-from longtake.pipelines.progress import OnProgress, Progress, StopRequested
-from longtake.pipelines.trace_points import TracePoint
+from longtake.pipelines.runtime.progress import OnProgress, Progress, StopRequested
+from longtake.pipelines.runtime.trace_points import TracePoint
 
 _RESULTS = ("done", "stopped", "refused")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 LOADING = 0
 """Job number while the model loads; jobs are numbered from 1."""

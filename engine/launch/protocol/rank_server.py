@@ -21,7 +21,7 @@ from longtake.engine.launch.protocol.rank_side import RankSide, RankSink, report
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
 from longtake.errors import RefusedInputError, Stopped
 from longtake.parallel import World
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 EXIT_REFUSED = 2
 EXIT_FAILED = 3

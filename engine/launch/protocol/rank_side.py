@@ -19,8 +19,8 @@ from longtake.engine.media.arrays import Array
 from longtake.engine.memory_use import is_out_of_memory
 from longtake.engine.rank_report import RankReport
 from longtake.errors import PeerLostError, RefusedInputError, Stopped, one_line
-from longtake.pipelines.progress import Progress
-from longtake.pipelines.trace_points import TracePoint
+from longtake.pipelines.runtime.progress import Progress
+from longtake.pipelines.runtime.trace_points import TracePoint
 
 _MAX_UNREAD = 32
 _MAX_UNREAD_TRACED = 2

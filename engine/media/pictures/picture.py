@@ -25,7 +25,7 @@ from longtake.files.atomic import cause
 
 if TYPE_CHECKING:  # a decoder process starts for each picture, and imports as little as possible
     from longtake.configs.request import ResolvedRequest
-    from longtake.pipelines.picture import Pixels
+    from longtake.pipelines.codec.picture import Pixels
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from longtake.errors import EngineError, RequestError
 from longtake.files.atomic import cause
 
 if TYPE_CHECKING:  # child processes import this module, and as little as possible
-    from longtake.pipelines.picture import Pixels
+    from longtake.pipelines.codec.picture import Pixels
 
 MAX_PIXELS = 40_000_000
 """Limit of a picture; 8K has 33 million."""

@@ -25,9 +25,9 @@ from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
-from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.decode import DecodeRun, decode_videos
-from longtake.pipelines.rendering import RenderRun, render_latents
+from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.runtime.rendering import RenderRun, render_latents
 
 Json = dict[str, Any]
 

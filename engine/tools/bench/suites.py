@@ -30,7 +30,7 @@ from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 from longtake.version import __version__
 

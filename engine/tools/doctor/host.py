@@ -75,7 +75,7 @@ def memory(context: CheckContext) -> Iterator[Finding]:
     """Free memory of the host or the container."""
     import torch
 
-    from longtake.pipelines.memory import free_bytes
+    from longtake.pipelines.codec.memory import free_bytes
 
     free, ranks = free_bytes(torch.device("cpu")), context.engine.devices
     message = f"{gib(free)} free"

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from longtake.cli.table import Table
 from longtake.cli.terminal import Display, format_duration, print_line
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.job_records import JobRecord, State
 from longtake.serve.runner.watcher import BatchWatcher
 

@@ -23,8 +23,8 @@ from longtake.engine.tools.bench.suites import Suites, environment
 from longtake.errors import RequestError
 from longtake.files.atomic import cause, probe, write_atomically, write_to_unused
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.runtime.progress import Progress
 
 _SUITES = ("kernels", "links", "step", "decode")
 

@@ -25,7 +25,7 @@ from longtake.engine.planning.prediction import Prediction
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RefusedInputError
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 
 _ANY_PROMPT = "any"
 _MIN_TABLE_WIDTH = 140

@@ -22,8 +22,8 @@ from longtake.engine.resume import (
     snapshot_kept_on_failure,
 )
 from longtake.errors import EngineError
-from longtake.pipelines.snapshots import LoopState
-from tests.unit.pipelines.test_snapshots import identity
+from longtake.pipelines.runtime.snapshots import LoopState
+from tests.unit.pipelines.runtime.test_snapshots import identity
 
 
 def write(output: Path, own: Identity, steps_done: int = 2) -> Path:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from longtake.configs.request import PromptTemplate
-from longtake.pipelines.hunyuan_video import image_text
-from longtake.pipelines.hunyuan_video.image_text import ImageTextEncoders
-from longtake.pipelines.hunyuan_video.text import TextEncoders
-from longtake.pipelines.memory import peak_bytes
+from longtake.pipelines.codec.memory import peak_bytes
+from longtake.pipelines.models.hunyuan_video import image_text
+from longtake.pipelines.models.hunyuan_video.image_text import ImageTextEncoders
+from longtake.pipelines.models.hunyuan_video.text import TextEncoders
 
 
 def test_torch_counts_bytes_without_computing() -> None:
-    """``pipelines/memory.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
+    """``codec/memory.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
     size = 1000 * 4
     peak = peak_bytes(lambda x: (x + 1) * 2, (1000,), torch.device("cpu"))
     assert peak == 3 * size  # the input, the sum and the product
@@ -24,7 +24,7 @@ def test_torch_counts_bytes_without_computing() -> None:
 
 @pytest.mark.parametrize("encoders", [TextEncoders, ImageTextEncoders])
 def test_diffusers_names_its_prompt_templates(encoders: type[TextEncoders]) -> None:
-    """``pipelines/hunyuan_video``: DEFAULT_PROMPT_TEMPLATE of two pipelines."""
+    """``pipelines/models/hunyuan_video``: DEFAULT_PROMPT_TEMPLATE of two pipelines."""
     template = encoders.default_template()
     assert isinstance(template, PromptTemplate)
     assert "{}" in template.template
@@ -32,5 +32,5 @@ def test_diffusers_names_its_prompt_templates(encoders: type[TextEncoders]) -> N
 
 
 def test_transformers_has_an_image_processor_without_torchvision() -> None:
-    """``pipelines/hunyuan_video/image_text.py``: CLIPImageProcessorPil, since transformers 5."""
+    """``hunyuan_video/image_text.py``: CLIPImageProcessorPil, since transformers 5."""
     assert vars(image_text)["CLIPImageProcessor"]().crop_size

@@ -17,7 +17,7 @@ from longtake.engine.media.sinks import NullSink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import RankError, RequestError
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 REPORT = RankReport(0, "cpu", "none", {}, {}, 1, 0)
 REQUEST = ResolvedDecode(fps=8, decode="whole", num_frames=9, height=32, width=48)

@@ -22,8 +22,8 @@ from longtake.engine.resolve.request import resolve
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
-from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.spec import ModelSpec
 
 ANY = ParallelConfig()

@@ -26,8 +26,8 @@ from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
-from longtake.pipelines.hunyuan_video.configs import TransformerConfig
-from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig
+from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 
 ALONE = [each for each in latencies() if each.gpus == 1]
 TOGETHER = [each for each in latencies() if each.gpus > 1]

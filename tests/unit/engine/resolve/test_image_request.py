@@ -14,7 +14,7 @@ from longtake.engine.media.pictures.picture import CheckedPicture
 from longtake.engine.resolve.request import resolve, resolve_decode
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ImageSpec
 from tests import tiny
 from tests.unit.engine.resolve.test_request import SPEC

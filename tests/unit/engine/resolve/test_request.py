@@ -10,15 +10,11 @@ from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.request import VideoRequest
 from longtake.engine.resolve.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
-from longtake.pipelines.hunyuan_video.configs import (
-    ClipTextConfig,
-    LlamaConfig,
-    TransformerConfig,
-    VaeConfig,
-)
-from longtake.pipelines.hunyuan_video.costs import HunyuanVideoCosts
-from longtake.pipelines.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
+from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
+from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.models.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig
 
 SPEC = ModelSpec(
     num_heads=24,

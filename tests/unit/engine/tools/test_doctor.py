@@ -40,7 +40,7 @@ from longtake.engine.tools.doctor import (
 from longtake.errors import RankError
 from longtake.parallel import KERNELS, Kernel
 from longtake.parallel import kernels as kernels_module
-from longtake.pipelines import memory
+from longtake.pipelines.codec import memory
 
 
 def make_context(

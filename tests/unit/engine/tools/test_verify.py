@@ -33,9 +33,9 @@ from longtake.engine.worker import Worker
 from longtake.errors import KernelError, LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
-from longtake.pipelines.checkpoint import Checkpoint
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.runtime.trace_points import TracePoint, TraceRequest
 from longtake.pipelines.spec import ModelSpec
-from longtake.pipelines.trace_points import TracePoint, TraceRequest
 from tests.rendering import ALONE, request
 from tests.tiny import num_text_tokens
 

@@ -16,7 +16,7 @@ from longtake.configs.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import EngineError, RankError, RequestError
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue import lease, retry_policy
 from longtake.serve.queue.claims import ClaimLostError
 from longtake.serve.queue.job_records import NewJob

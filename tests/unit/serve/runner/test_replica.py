@@ -21,8 +21,8 @@ from longtake.engine.metadata import Metadata
 from longtake.engine.rank_report import RankReport
 from longtake.errors import EngineError, RankError, RequestError, Stopped
 from longtake.parallel import ParallelDims
-from longtake.pipelines.progress import Progress
-from longtake.pipelines.snapshots import LoopState
+from longtake.pipelines.runtime.progress import Progress
+from longtake.pipelines.runtime.snapshots import LoopState
 from longtake.serve.queue import lease, retry_policy
 from longtake.serve.queue.job_records import JobRecord, NewJob
 from longtake.serve.queue.job_store import JobStore

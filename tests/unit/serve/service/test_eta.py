@@ -12,7 +12,7 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
 from longtake.errors import RequestError
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.page.views import Views
 from longtake.serve.queue.job_records import JobRecord

@@ -8,7 +8,7 @@ import pytest
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.launch.protocol.deadlines import Deadlines
-from longtake.pipelines.progress import Progress
+from longtake.pipelines.runtime.progress import Progress
 
 
 @pytest.fixture

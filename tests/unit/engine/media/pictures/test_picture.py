@@ -20,7 +20,7 @@ from longtake.engine.media.pictures import picture
 from longtake.engine.media.pictures.picture import MAX_BYTES, decode_picture, read_picture
 from longtake.engine.media.pictures.process import MAX_PIXELS
 from longtake.errors import RequestError
-from longtake.pipelines.picture import Pixels, picture_to_video, resize_picture
+from longtake.pipelines.codec.picture import Pixels, picture_to_video, resize_picture
 
 RED, GREEN, BLUE, WHITE, BLACK = (
     (255, 0, 0),

@@ -1,0 +1,1 @@
+"""Videos to latents and back, in tiles over all ranks."""

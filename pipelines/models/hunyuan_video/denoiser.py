@@ -1,0 +1,185 @@
+"""HunyuanVideo's transformer on tokens split across ranks.
+
+Legend: B videos, C channels, F H W latent frames, height and width, S video tokens, s local video
+tokens, L text tokens of the whole prompt, P values per token, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import HunyuanVideoTransformer3DModel
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from longtake.configs.request import ResolvedRequest
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel.mesh import sequence_rank
+from longtake.pipelines.base import Denoiser, Streams
+from longtake.pipelines.models.hunyuan_video.attention import AttentionContext, UspAttnProcessor
+from longtake.pipelines.models.hunyuan_video.rope import video_rotation
+from longtake.pipelines.spec import LatentGrid, shards_of
+
+
+@dataclass(frozen=True)
+class HunyuanVideoBranch:
+    """Inputs of one guidance branch that are constant over the steps of a video.
+
+    Attributes:
+        attention: Attention over ``[video ; text]``.
+        text_shards: Ownership of the text tokens by rank.
+        text: Whole text embedding, ``[B, L, text width]``: it is refined before it is split.
+        pooled: Pooled text embedding, ``[B, pooled width]``.
+        guidance: Guidance scale x 1000 to embed, ``[B]``, float32.
+        num_first_frame_tokens: Number of leading local tokens that belong to the first frame, which
+            is the picture (token_replace). They are modulated at noise level 0, and their velocity
+            is 0.
+        concat_values: Values concatenated to each local token (latent_concat), ``[B, s, P']``: the
+            picture's latents and a mask; None without latent_concat.
+    """
+
+    attention: AttentionContext
+    text_shards: TokenShards
+    text: torch.Tensor
+    pooled: torch.Tensor
+    guidance: torch.Tensor
+    num_first_frame_tokens: int = 0
+    concat_values: torch.Tensor | None = None
+
+
+class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
+    """Runs diffusers' embedders, refiner, blocks and output layers on the local tokens.
+
+    Args:
+        transformer: Text-to-video or image-to-video transformer (token_replace or latent_concat).
+            The attention of its blocks is replaced by attention across ranks.
+        kernel: Name of the local attention kernel.
+
+    Attributes:
+        image_condition: "token_replace" or "latent_concat"; None for text to video.
+    """
+
+    def __init__(self, transformer: HunyuanVideoTransformer3DModel, kernel: str = "auto") -> None:
+        super().__init__()
+        self.transformer = transformer
+        self._kernel = kernel
+        config = transformer.config
+        self.image_condition: str | None = config.image_condition_type
+        self._patch = (config.patch_size_t, config.patch_size, config.patch_size)
+        self._width = config.num_attention_heads * config.attention_head_dim
+        across_ranks = UspAttnProcessor()
+        transformer.set_attn_processor(
+            {
+                name: processor if name.startswith("context_embedder.") else across_ranks
+                for name, processor in transformer.attn_processors.items()
+            }
+        )
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The double-stream blocks, then the single-stream ones."""
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    def prepare_branch(
+        self,
+        streams: Streams,
+        grid: LatentGrid,
+        dims: ParallelDims,
+        mesh: DeviceMesh | None,
+        request: ResolvedRequest,
+        image: torch.Tensor | None = None,
+    ) -> HunyuanVideoBranch:
+        """Prepare one guidance branch.
+
+        Args:
+            streams: ``text``, ``[1, L, text width]``, and ``pooled``, ``[1, pooled width]``.
+        """
+        batch = grid.shape[0]
+        device, dtype = streams["text"].device, self.transformer.dtype
+        shards, video_shards, text_shards = shards_of(
+            grid.num_tokens, streams["text"].shape[1], dims
+        )
+        rotation = video_rotation(self.transformer.rope, grid, request.num_frames, device)
+        no_rotation = rotation.new_ones(text_shards.num_tokens, rotation.shape[1])
+        own_rotation = torch.cat(
+            [video_shards.split(rotation, mesh, dim=0), text_shards.split(no_rotation, mesh, dim=0)]
+        )
+        num_first_frame_tokens, concat_values = 0, None
+        if self.image_condition == "token_replace":
+            frame_shards = video_shards.segment(range(grid.num_tokens // grid.tokens_shape[0]))
+            num_first_frame_tokens = frame_shards.counts[sequence_rank(mesh)]
+        elif self.image_condition == "latent_concat":
+            assert image is not None
+            whole = _picture_and_mask(image.to(device), grid)
+            concat_values = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
+        return HunyuanVideoBranch(
+            attention=AttentionContext(shards, mesh, own_rotation, self._kernel),
+            text_shards=text_shards,
+            text=streams["text"].to(dtype).expand(batch, -1, -1),
+            pooled=streams["pooled"].to(dtype).expand(batch, -1),
+            guidance=torch.full((batch,), request.guidance_scale * 1000.0, device=device),
+            num_first_frame_tokens=num_first_frame_tokens,
+            concat_values=concat_values,
+        )
+
+    def forward(
+        self, tokens: torch.Tensor, timestep: torch.Tensor, branch: HunyuanVideoBranch
+    ) -> torch.Tensor:
+        """Return the velocity of the local video tokens, ``[B, s, P]``."""
+        model, context = self.transformer, branch.attention
+        timesteps = timestep.expand(len(tokens))
+        modulation, first_frame_modulation = model.time_text_embed(
+            timesteps, branch.pooled, branch.guidance
+        )
+        # Ignored by blocks without token_replace.
+        first_frame = (first_frame_modulation, branch.num_first_frame_tokens)
+        values = tokens.to(branch.text.dtype)
+        if branch.concat_values is not None:
+            values = torch.cat([values, branch.concat_values], dim=-1)
+        video = self._embed(values)
+        text = model.context_embedder(branch.text, timesteps)
+        text = branch.text_shards.split(text, context.mesh, dim=1)
+
+        for block in model.transformer_blocks:
+            video, text = block(video, text, modulation, None, context, *first_frame)
+        # A single-stream block takes its sequence in two parts, split at any token. The second part
+        # must not be empty, and a rank may own no text, so split off the last token.
+        local = torch.cat([video, text], dim=1)
+        first, last = local.tensor_split((max(local.shape[1] - 1, 0),), dim=1)
+        del video, text, local  # free activations that are no longer needed
+        for block in model.single_transformer_blocks:
+            first, last = block(first, last, modulation, None, context, *first_frame)
+        video = torch.cat([first, last], dim=1)[:, : tokens.shape[1]]
+
+        velocity: torch.Tensor = model.proj_out(model.norm_out(video, modulation))
+        velocity[:, : branch.num_first_frame_tokens] = 0
+        return velocity
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embed tokens ``[B, s, P]`` as one row of patches; returns ``[B, s, D]``."""
+        batch, num_tokens, _ = tokens.shape
+        if num_tokens == 0:
+            return tokens.new_empty(batch, 0, self._width)
+        frames, rows, columns = self._patch
+        patches = tokens.unflatten(-1, (-1, frames, rows, columns))
+        row = patches.permute(0, 2, 3, 4, 1, 5).flatten(-2)  # [B, C, frames, rows, s x columns]
+        embedded: torch.Tensor = self.transformer.x_embedder(row)
+        return embedded
+
+
+def _picture_and_mask(image: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
+    """The values that latent_concat appends to the tokens of the whole video, ``[1, S, P']``.
+
+    They are the picture's latents and a mask channel of ones in the first frame, and zeros in all
+    later frames.
+
+    Args:
+        image: Latents of the picture, ``[1, C, 1, H, W]``.
+    """
+    _, channels, *size = grid.shape
+    whole = image.new_zeros(1, channels + 1, *size)
+    whole[:, :channels, :1] = image
+    whole[:, channels, :1] = 1
+    return LatentGrid((1, channels + 1, *grid.shape[2:]), grid.patch).patchify(whole)

@@ -1,0 +1,1 @@
+"""The denoising loop, and what saves and traces it."""

@@ -1,0 +1,76 @@
+"""Names and shapes of text encoders' weight tensors, from their configurations alone."""
+
+from __future__ import annotations
+
+from longtake.pipelines.loading.tensor_shapes import NamedShapes, linear, norm
+from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig, LlavaConfig
+
+
+def llama_tensors(config: LlamaConfig) -> NamedShapes:
+    """Tensors of LlamaModel."""
+    width, wide = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    size = config.head_dim or width // heads
+    kv_width = size * (config.num_key_value_heads or heads)
+    yield "embed_tokens.weight", (config.vocab_size, width)
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}."
+        for name, size_in, size_out in (
+            ("q_proj", width, size * heads),
+            ("k_proj", width, kv_width),
+            ("v_proj", width, kv_width),
+            ("o_proj", size * heads, width),
+        ):
+            yield from linear(f"{layer}self_attn.{name}", size_in, size_out, config.attention_bias)
+        yield from linear(f"{layer}mlp.gate_proj", width, wide, config.mlp_bias)
+        yield from linear(f"{layer}mlp.up_proj", width, wide, config.mlp_bias)
+        yield from linear(f"{layer}mlp.down_proj", wide, width, config.mlp_bias)
+        yield f"{layer}input_layernorm.weight", (width,)
+        yield f"{layer}post_attention_layernorm.weight", (width,)
+    yield "norm.weight", (width,)
+
+
+def clip_tensors(config: ClipTextConfig) -> NamedShapes:
+    """Tensors of CLIPTextModel."""
+    width = config.hidden_size
+    yield "embeddings.token_embedding.weight", (config.vocab_size, width)
+    yield "embeddings.position_embedding.weight", (config.max_position_embeddings, width)
+    yield from _clip_layers("", width, config.intermediate_size, config.num_hidden_layers)
+    yield from norm("final_layer_norm", width)
+
+
+def llava_tensors(config: LlavaConfig) -> NamedShapes:
+    """Tensors of LlavaForConditionalGeneration without its output head, which may be tied."""
+    for name, shape in llama_tensors(config.text_config):
+        yield f"language_model.{name}", shape
+    yield from vision_tensors(config)
+
+
+def vision_tensors(config: LlavaConfig) -> NamedShapes:
+    """Tensors of LLaVA's vision tower and its two-layer projector."""
+    vision, tower = config.vision_config, "vision_tower."
+    width, patch = vision.hidden_size, vision.patch_size
+    positions = (vision.image_size // patch) ** 2 + 1
+    yield f"{tower}embeddings.class_embedding", (width,)
+    yield (
+        f"{tower}embeddings.patch_embedding.weight",
+        (width, vision.num_channels, patch, patch),
+    )
+    yield f"{tower}embeddings.position_embedding.weight", (positions, width)
+    yield from norm(f"{tower}pre_layrnorm", width)
+    yield from _clip_layers(tower, width, vision.intermediate_size, vision.num_hidden_layers)
+    yield from norm(f"{tower}post_layernorm", width)
+    words, bias = config.text_config.hidden_size, config.multimodal_projector_bias
+    yield from linear("multi_modal_projector.linear_1", width, words, bias)
+    yield from linear("multi_modal_projector.linear_2", words, words, bias)
+
+
+def _clip_layers(start: str, width: int, wide: int, num_layers: int) -> NamedShapes:
+    for index in range(num_layers):
+        layer = f"{start}encoder.layers.{index}."
+        yield from norm(f"{layer}layer_norm1", width)
+        yield from norm(f"{layer}layer_norm2", width)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from linear(f"{layer}self_attn.{name}", width, width)
+        yield from linear(f"{layer}mlp.fc1", width, wide)
+        yield from linear(f"{layer}mlp.fc2", wide, width)

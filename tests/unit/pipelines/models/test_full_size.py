@@ -1,0 +1,137 @@
+"""The released models at full size, on fake tensors: no weights, no memory, no peers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers import HunyuanVideoTransformer3DModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from longtake.parallel import ParallelDims, TokenShards
+from longtake.pipelines.models.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.spec import LatentGrid
+from tests.layouts import layout_name
+from tests.rendering import image_request, request
+
+GRID = LatentGrid((1, 16, 33, 90, 160), (1, 2, 2))
+TEXT_TOKENS = 73
+RELEASED_I2V = Path(__file__).parents[4] / "configs" / "models" / "hunyuan-video-i2v"
+
+LAYOUTS = [
+    ParallelDims(),
+    ParallelDims(ulysses_degree=5),
+    ParallelDims(ring_degree=5),
+    ParallelDims(ulysses_degree=6),
+    ParallelDims(ring_degree=2, ulysses_degree=4),
+    ParallelDims(ring_degree=2, ulysses_degree=8),
+]
+
+
+@contextmanager
+def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
+    """Run as a rank without peers: collectives only check shapes."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shapes() -> FakeTensorMode:
+    """Mode in which tensors have shapes only."""
+    return FakeTensorMode()
+
+
+@pytest.fixture(scope="module")
+def denoiser(shapes: FakeTensorMode) -> HunyuanVideoDenoiser:
+    with shapes:
+        return HunyuanVideoDenoiser(HunyuanVideoTransformer3DModel().requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("dims", "rank"),
+    [(dims, rank) for dims in LAYOUTS for rank in sorted({0, dims.world_size - 1})],
+    ids=lambda each: layout_name(each) if isinstance(each, ParallelDims) else f"rank{each}",
+)
+def test_720p_129_frames(
+    shapes: FakeTensorMode, denoiser: HunyuanVideoDenoiser, dims: ParallelDims, rank: int
+) -> None:
+    assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
+    assert GRID.num_tokens == 118_800
+    with one_rank_of(dims.world_size, rank):
+        mesh = dims.build_mesh("cpu")
+        with shapes:
+            streams = {"text": torch.empty(1, TEXT_TOKENS, 4096), "pooled": torch.empty(1, 768)}
+            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, request())
+            own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
+            tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
+            velocity = denoiser(tokens, torch.tensor(1000.0), branch)
+    assert velocity.shape == tokens.shape
+    owned = len(branch.attention.rotation)
+    assert abs(owned - (GRID.num_tokens + TEXT_TOKENS) / dims.world_size) < 1
+
+
+@pytest.fixture(scope="module")
+def animators(shapes: FakeTensorMode) -> dict[str, HunyuanVideoDenoiser]:
+    """The released image-to-video model, and its predecessor."""
+    config = json.loads((RELEASED_I2V / "transformer" / "config.json").read_text())
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    older = {"image_condition_type": "latent_concat", "in_channels": 33, "guidance_embeds": False}
+    with shapes:
+        return {
+            each["image_condition_type"]: HunyuanVideoDenoiser(
+                HunyuanVideoTransformer3DModel(**each).requires_grad_(False)
+            )
+            for each in (config, {**config, **older})
+        }
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "num_text_tokens"),
+    [("token_replace", 144 + 252), ("token_replace", 288 + 252), ("latent_concat", 288 + 252)],
+)
+@pytest.mark.parametrize(
+    ("dims", "rank"),
+    [
+        (ParallelDims(), 0),
+        (ParallelDims(ulysses_degree=5), 0),
+        (ParallelDims(ring_degree=2, ulysses_degree=4), 7),
+        (ParallelDims(ring_degree=2, ulysses_degree=8), 0),
+        (ParallelDims(ring_degree=2, ulysses_degree=8), 15),
+    ],
+    ids=lambda each: layout_name(each) if isinstance(each, ParallelDims) else f"rank{each}",
+)
+def test_image_to_video_720p_129_frames(
+    shapes: FakeTensorMode,
+    animators: dict[str, HunyuanVideoDenoiser],
+    conditioning: str,
+    num_text_tokens: int,
+    dims: ParallelDims,
+    rank: int,
+) -> None:
+    denoiser = animators[conditioning]
+    assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
+    resolved = image_request(height=720, width=1280, num_frames=129)
+    with one_rank_of(dims.world_size, rank):
+        mesh = dims.build_mesh("cpu")
+        with shapes:
+            streams = {"text": torch.empty(1, num_text_tokens, 4096), "pooled": torch.empty(1, 768)}
+            image = torch.empty(1, 16, 1, 90, 160)
+            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, resolved, image)
+            own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
+            tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
+            velocity = denoiser(tokens, torch.tensor(1000.0), branch)
+    assert velocity.shape == tokens.shape
+    first_frame = 45 * 80 if conditioning == "token_replace" and rank == 0 else 0
+    assert branch.num_first_frame_tokens == first_frame
+    if conditioning == "latent_concat":
+        assert branch.concat_values is not None
+        assert branch.concat_values.shape == (1, own_tokens, 17 * 2 * 2)
