@@ -26,7 +26,7 @@ from longtake.serve.queue.retry_policy import PermanentError
 
 logger = logging.getLogger(__name__)
 
-FOREIGN_FILE = "is there already, and this batch did not make it: move it, or name another output"
+FOREIGN_FILE = "exists already, and this batch did not make it: move it, or name another output"
 """Continues a message that starts with the path of the file."""
 
 _KEY = "[0-9a-f]{12}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed.elastic.multiprocessing import start_processes
 
+from longtake.cli import main as cli
 from longtake.engine.launch import rank_processes
 from tests import forked_ranks
 from tests.ranks import RankGroups
@@ -43,3 +46,28 @@ def new_ranks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank_processes, "start_processes", start_processes)
         yield
+
+
+@pytest.fixture
+def generate(model: str, tmp_path: Path, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process, on one rank; returns exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(["generate", *arguments, "--model", model])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def longtake(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; returns exit code, stdout, stderr."""
+
+    def run(command: str, *arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        words = [command, *map(str, arguments)]
+        code = cli.main(words if "--model" in words else [*words, "--model", model])
+        return (code, *capsys.readouterr())
+
+    return run

@@ -2,69 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import struct
-import time
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from starlette.requests import HTTPConnection
-from starlette.testclient import TestClient
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.serve import ServeConfig
-from longtake.engine.media.pictures.picture import decode_picture
 from longtake.errors import RankError, RequestError
-from longtake.serve.http.access import SESSION_S, Access
 from longtake.serve.service.service import VideoService
 from tests.standin import GrayRanks, gray_server, objects
+from tests.unit.serve.http.helpers import Gray, ended, refused
 from tests.until import until
-
-Gray = tuple[TestClient, VideoService]
-KEY = "a-key-of-some-length"
-
-
-@pytest.fixture
-def gray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gray]:
-    with gray_server(monkeypatch, tmp_path) as both:
-        yield both
-
-
-@pytest.fixture
-def animating(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gray]:
-    with gray_server(monkeypatch, tmp_path, "demo-i2v") as both:
-        yield both
-
-
-def picture(size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", size, (200, 30, 30)).save(content, kind)
-    return content.getvalue()
-
-
-def ended(client: TestClient, name: str) -> dict[str, Any]:
-    def video() -> dict[str, Any]:
-        return dict(client.get(f"/v1/videos/{name}").json())
-
-    until(lambda: video()["status"] in ("completed", "failed"))
-    return video()
-
-
-def refused(answer: Any, status: int = 400) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert "\n" not in error["message"]
-    return dict(error)
 
 
 def test_json_and_forms_are_equivalent(gray: Gray) -> None:
@@ -186,118 +137,6 @@ def test_large_bodies_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         refused(client.post("/v1/videos", content=b"", headers=declared), 413)
 
 
-def test_pictures_in_every_encoding(animating: Gray) -> None:
-    client, service = animating
-    for kind in ("PNG", "JPEG", "WEBP"):
-        content = picture((80, 64), kind)
-        data = f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
-        fields = {"prompt": "a", "size": "64x64"}
-        answers = [
-            client.post("/v1/videos", data=fields, files={"input_reference": ("../../x", content)}),
-            *(
-                client.post("/v1/videos", json={**fields, "input_reference": reference})
-                for reference in (data, {"image_url": data})
-            ),
-        ]
-        for answer in answers:
-            assert answer.status_code == 200, answer.text
-            video = ended(client, answer.json()["id"])
-            assert video["status"] == "completed"
-            job = service.store.find(video["id"])
-            assert job is not None
-            assert job.request.image is not None
-            assert job.request.image.parent == service.folder / "pictures"
-            assert job.request.image.read_bytes() == content
-            client.delete(f"/v1/videos/{video['id']}")
-    service.retention.clean_up(0)
-    assert not list((service.folder / "pictures").iterdir())
-    assert not list((service.folder / "videos").iterdir())
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG with few bytes and many pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 2**20)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
-
-
-SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
-NO_PICTURES = {
-    "nothing": b"",
-    "text": b"hello",
-    "cut short": picture()[:60],
-    "a header alone": picture()[:8],
-    "of many pixels": bomb(60_000, 60_000),
-    "of more than there are": bomb(2**31 - 1, 2**31 - 1),
-    "SVG": SVG,
-    "GIF and JavaScript": b"GIF89a/*" + b"\0" * 40 + b"*/=1;alert(1)",
-    "PDF": b"%PDF-1.7\n" + picture(),
-    "zip": b"PK\x03\x04" + picture(),
-    "BMP": picture(kind="BMP"),
-    "TIFF": picture(kind="TIFF"),
-    "a pickle": b"\x80\x04\x95\x1f\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94.",
-}
-
-
-def test_files_that_are_not_pictures_are_refused(animating: Gray) -> None:
-    client, service = animating
-    for name, content in NO_PICTURES.items():
-        answer = client.post(
-            "/v1/videos", data={"prompt": "a"}, files={"input_reference": ("a.png", content)}
-        )
-        error = refused(answer)
-        assert error["param"] == "input_reference", (name, error)
-        assert error["message"].startswith("input_reference")
-    assert refused(client.post("/v1/videos", json={"prompt": "a"}))["param"] == "input_reference"
-    assert not list((service.folder / "pictures").iterdir())
-    assert client.get("/v1/videos").json()["data"] == []
-
-
-def test_corrupted_pictures_do_not_stop_the_server(
-    animating: Gray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any bytes are either accepted or refused."""
-    client, service = animating
-    monkeypatch.setattr(  # here: a process for each would take long
-        "longtake.engine.media.pictures.picture.decode_in_subprocess",
-        lambda content, name, cpu_s: decode_picture(content, name),
-    )
-    whole = picture((64, 64), "JPEG") + picture((32, 32))
-
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(
-        st.binary(max_size=60),
-        st.integers(0, len(whole)),
-        st.integers(0, 40),
-        st.sampled_from("PJW"),
-    )
-    def tampered(noise: bytes, at: int, gap: int, kind: str) -> None:
-        base = picture((48, 48), {"P": "PNG", "J": "JPEG", "W": "WEBP"}[kind])
-        at = min(at, len(base))
-        content = base[:at] + noise + base[at + gap :]
-        files = {"input_reference": ("a", content)}
-        answer = client.post("/v1/videos", data={"prompt": "a", "num_frames": "1"}, files=files)
-        assert answer.status_code in (200, 400, 429), answer.text
-
-    tampered()
-    assert client.get("/health").status_code == 200
-
-
-def test_only_one_file_is_accepted_as_input_reference(animating: Gray) -> None:
-    client, _ = animating
-    files = [("input_reference", picture()), ("input_reference", picture())]
-    refused(client.post("/v1/videos", data={"prompt": "a"}, files=files))
-    error = refused(client.post("/v1/videos", data={"prompt": "a"}, files={"image": picture()}))
-    assert error["param"] == "image"
-
-
 def test_a_full_queue_says_when_to_retry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with gray_server(monkeypatch, tmp_path, most_waiting=2) as (client, service):
         GrayRanks.hold = True
@@ -318,116 +157,6 @@ def test_a_full_queue_says_when_to_retry(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert not client.get(f"/v1/videos/{first}").json()["completed_at"]
         GrayRanks.hold = False
         assert ended(client, first)["status"] == "completed"
-
-
-def test_one_of_several_keys_cannot_fill_the_queue(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    keys = (KEY, "another-key-of-it")
-    limits: dict[str, Any] = {"api_key": keys, "most_waiting": 4, "most_waiting_per_key": 2}
-    with gray_server(monkeypatch, tmp_path, **limits) as (client, service):
-        GrayRanks.hold = True
-        headers = [{"authorization": f"Bearer {key}"} for key in keys]
-        first = client.post("/v1/videos", json={"prompt": "a"}, headers=headers[0]).json()["id"]
-        url = f"/v1/videos/{first}"
-        until(lambda: client.get(url, headers=headers[0]).json()["status"] == "in_progress")
-        codes = [
-            client.post("/v1/videos", json={"prompt": "a"}, headers=headers[who]).status_code
-            for who in (0, 0, 0, 1, 1, 1)
-        ]
-        assert codes == [200, 200, 429, 200, 200, 429]
-        # One idempotency key of two clients is two videos.
-        sent = [
-            client.post(
-                "/v1/videos", json={"prompt": "z"}, headers={**each, "Idempotency-Key": "1"}
-            )
-            for each in headers
-        ]
-        assert [each.status_code for each in sent] == [429, 429]
-
-
-def test_api_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with gray_server(monkeypatch, tmp_path, api_key=(KEY,), host="0.0.0.0") as (client, _):
-        until(lambda: client.get("/ready").status_code == 200)
-        for path in ("/health", "/ready", "/login"):
-            assert client.get(path).status_code in (200, 303)
-        for path in (
-            "/v1/videos",
-            "/v1/models",
-            "/metrics",
-            "/openapi.json",
-            "/v1/videos/x/content",
-        ):
-            error = refused(client.get(path), 401)
-            assert error["code"] == "invalid_api_key"
-            for wrong in (
-                "Bearer x",
-                f"Bearer {KEY}x",
-                f"Basic {KEY}",
-                KEY,
-                "Bearer",
-                "Bearer \xff",
-            ):
-                headers = {b"authorization": wrong.encode("latin-1")}
-                refused(client.get(path, headers=headers), 401)
-        good = {"authorization": f"Bearer {KEY}"}
-        assert client.get("/v1/videos", headers=good).status_code == 200
-        assert client.get("/", headers={"accept": "text/html"}).headers["location"] == "/login"
-
-
-def test_a_login_opens_a_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with gray_server(monkeypatch, tmp_path, api_key=(KEY,)) as (client, _):
-        assert "API key" in client.get("/login").text
-        wrong = client.post("/login", data={"key": "nonsense"})
-        assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
-        right = client.post("/login", data={"key": KEY})
-        assert (right.status_code, right.headers["location"]) == (303, "/")
-        attributes = right.headers["set-cookie"].lower()
-        assert "httponly" in attributes
-        assert "samesite=strict" in attributes
-        assert KEY not in attributes
-        assert client.get("/v1/videos").status_code == 200  # by the cookie
-        cookie = client.cookies["longtake_session"]
-        label, signed_at, signature = cookie.split(".")
-        flipped = "B" if signature[0] == "A" else "A"
-        tampered = [
-            f"{label}.{signed_at}.{flipped}{signature[1:]}",
-            f"{label}.{flipped}{signed_at}.{signature}",
-            f"{label[1:]}.{signed_at}.{signature}",
-        ]
-        for other in (*tampered, cookie[1:], "..", "a.b.c", f"{cookie}.x", "x"):
-            client.cookies.clear()
-            client.cookies.set("longtake_session", other)
-            refused(client.get("/v1/videos"), 401)
-
-
-def test_cross_site_requests_and_unknown_hosts_are_refused(gray: Gray) -> None:
-    client, _ = gray
-    body = {"prompt": "a", "num_frames": 1}
-    for headers in (
-        {"origin": "https://evil.example"},
-        {"origin": "null"},
-        {"origin": "http://127.0.0.1:9999"},
-        {"sec-fetch-site": "cross-site"},
-        {"sec-fetch-site": "same-site"},
-        {"host": "evil.example"},
-        {"host": "evil.example:8000"},
-        {"host": ""},
-        {"origin": "http://[x"},
-        {"host": "127.0.0.1.evil.example"},
-    ):
-        refused(client.post("/v1/videos", json=body, headers=headers), 403)
-        if "host" in headers:
-            refused(client.get("/v1/videos", headers=headers), 403)
-    for host in ("LOCALHOST:8000", "localhost.", "[::1]:8000", "[::1]"):
-        assert client.get("/health", headers={"host": host}).status_code == 200
-    same = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
-    answer = client.post("/v1/videos", json=body, headers=same)
-    assert answer.status_code == 200
-    assert not [name for name in answer.headers if name.startswith("access-control-")]
-    preflight = client.options("/v1/videos", headers={"origin": "https://evil.example"})
-    assert preflight.status_code == 405
-    assert "access-control-allow-origin" not in preflight.headers
 
 
 def test_errors_of_ranks_hide_the_servers_paths(
@@ -562,36 +291,6 @@ def test_large_headers_are_refused(gray: Gray) -> None:
     refused(client.get("/health", headers={"x-long": "a" * 40_000}), 431)
 
 
-def test_a_removed_key_ends_its_sessions() -> None:
-    first, both = Access((KEY,), "127.0.0.1"), Access(("another-key-of-it", KEY), "127.0.0.1")
-    label = first.label_of_key(KEY)
-    assert label is not None
-    cookie = f"longtake_session={first.new_session(label)}".encode()
-    connection = HTTPConnection({"type": "http", "headers": [(b"cookie", cookie)]})
-    assert first.label_of(connection) == both.label_of(connection) == label
-    assert Access(("another-key-of-it",), "127.0.0.1").label_of(connection) is None
-
-
-def test_the_listening_address_is_a_known_host() -> None:
-    access = Access((), "127.0.0.2")
-    for host, trusted in (("127.0.0.2:80", True), ("127.0.0.3:80", False)):
-        connection = HTTPConnection({"type": "http", "headers": [(b"host", host.encode())]})
-        assert access.is_trusted("GET", connection) is trusted
-
-
-def test_a_session_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    access = Access((KEY,), "127.0.0.1")
-    label = access.label_of_key(KEY)
-    assert label is not None
-    cookie = f"longtake_session={access.new_session(label)}".encode()
-    connection = HTTPConnection({"type": "http", "headers": [(b"cookie", cookie)]})
-    opened = time.time()
-    monkeypatch.setattr(time, "time", lambda: opened + SESSION_S - 60)
-    assert access.label_of(connection) == label
-    monkeypatch.setattr(time, "time", lambda: opened + SESSION_S + 60)
-    assert access.label_of(connection) is None
-
-
 def test_idempotency_keys(gray: Gray) -> None:
     client, _ = gray
     body = {"prompt": "a", "num_frames": 1}
@@ -633,44 +332,6 @@ def test_videos_can_be_deleted_while_paging(gray: Gray) -> None:
             seen.append(video["id"])
         query = f"limit=2&order=asc&after={seen[-1]}"
     assert seen == names
-
-
-def test_a_picture_can_be_sent_again_after_deletion(animating: Gray) -> None:
-    client, service = animating
-
-    def send() -> Any:
-        return client.post(
-            "/v1/videos",
-            data={"prompt": "a", "num_frames": "1"},
-            files={"input_reference": picture()},
-            headers={"Idempotency-Key": "once"},
-        )
-
-    first = send().json()["id"]
-    assert ended(client, first)["status"] == "completed"
-    client.delete(f"/v1/videos/{first}")
-    error = refused(send(), 409)
-    assert error["message"].endswith("was deleted a moment ago: try again")
-    service.retention.clean_up(0)
-    again = send()
-    assert again.status_code == 200
-    assert send().json()["id"] == first
-    assert ended(client, first)["status"] == "completed"
-    assert len(list((service.folder / "pictures").iterdir())) == 1
-
-
-def test_old_uploads_are_removed(animating: Gray) -> None:
-    _, service = animating
-    name = service.pictures.upload(picture())
-    assert service.pictures.read(name) == picture()
-    for other in ("../../etc/passwd", "sent-", name + "x", "/etc/passwd", ""):
-        with pytest.raises(RequestError, match="no longer there"):
-            service.picture(other)
-    with pytest.raises(RequestError, match="^the picture is no picture"):
-        service.pictures.upload(b"none")
-    for _ in range(70):
-        service.pictures.upload(picture())
-    assert len(list((service.folder / "pictures").iterdir())) == 64
 
 
 def test_jobs_without_a_layout_have_no_estimate(

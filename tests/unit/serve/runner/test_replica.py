@@ -289,7 +289,7 @@ def test_foreign_files_are_not_replaced(work: Any, tmp_path: Path, taken: str) -
     ranks = Ranks(put_there)
     jobs, _ = work(ranks, request(), request(seed=2))
     assert [(job.state, job.claims) for job in jobs] == [("failed", 1), ("failed", 1)]
-    assert f"{taken} is there already, and this batch did not make it" in jobs[0].error
+    assert f"{taken} exists already, and this batch did not make it" in jobs[0].error
     assert jobs[1].error.endswith(f"put there meanwhile: this video is {tmp_path}/shot-1-2.npy")
     for name in (taken, taken.replace("0", "1")):
         assert (tmp_path / name).read_text() == "mine"

@@ -221,7 +221,7 @@ def test_rows_that_would_replace_a_file_are_refused(tmp_path: Path) -> None:
     ]
     shots, bad = told_apart(checker, rows, {})
     assert [shot.output for shot in shots] == ["ours.mp4", "new.mp4"]
-    did_not = "is there already, and this batch did not make it: move it, or name another output"
+    did_not = "exists already, and this batch did not make it: move it, or name another output"
     for row, words in zip(
         bad, [did_not, did_not, did_not, "is a file: name a folder"], strict=True
     ):
