@@ -54,8 +54,9 @@ def test_suspended_rank_is_replaced(model: str, tmp_path: Path, errors: TextIO) 
     assert event is not None
     assert event["text"].startswith("rank 1 was suspended (SIGSTOP, or a debugger) for ")
     assert time.monotonic() - suspended_at < 5
-    notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
-    assert notes == ["shot-0: resumes after step 10 of 24"]
+    (note,) = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
+    # More steps may have been done before the suspension.
+    assert re.fullmatch(r"shot-0: resumes after step (10|15|20) of 24", note)
     assert not still_running(list(ranks.values()), timeout=5)
 
 
