@@ -58,10 +58,12 @@ def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_p
     assert [name for name in names(tmp_path) if not name.startswith(".")] == [snapshot_path.name]
     snapshot = snapshot_path.read_bytes()
     code, _, stderr = generate("-o", out, "--devices", 2, "--resume")
-    assert (code, stderr.splitlines()[0]) == (0, "resumes after step 10 of 24")
+    assert code == 0
     assert names(tmp_path) == ["out.npy", "out.npy.json"]
     metadata, again = json.loads((tmp_path / "out.npy.json").read_text()), np.load(out)
-    assert metadata["snapshots"]["steps_before"] == 10
+    steps_before = metadata["snapshots"]["steps_before"]
+    assert steps_before in (10, 15, 20)  # more steps may have been done before the kill
+    assert stderr.splitlines()[0] == f"resumes after step {steps_before} of 24"
     seed = metadata["request"]["seed"]
 
     snapshot_path.write_bytes(snapshot)
