@@ -25,6 +25,7 @@ from longtake.configs.yaml_reader import (
     read_yaml_leniently,
 )
 from longtake.errors import RequestError, is_utf8, one_line
+from longtake.files.reading import open_regular
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
@@ -106,13 +107,10 @@ def read_shots(path: Path) -> Rows:
             f"shots={str(path)!r} has the suffix {path.suffix!r}: use {', '.join(_READERS)}"
         )
     try:
-        if not path.is_file():  # opening a pipe would block
-            raise RequestError(f"shots={str(path)!r} is not a file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or one_line(error)
-        raise RequestError(f"shots={str(path)!r} cannot be read: {why}") from error
+    except OSError as error:
+        raise RequestError(f"shots={str(path)!r} cannot be read: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise RequestError(
             f"shots={str(path)!r} is larger than {MAX_FILE_BYTES >> 20} MiB: split it"

@@ -227,8 +227,8 @@ def test_unreadable_shots_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     for name, words in (
         ("a.doc", r"has the suffix '\.doc': use \.jsonl, \.csv, \.txt, \.yaml"),
-        ("a.jsonl", "is not a file"),
-        ("none.csv", "is not a file"),
+        ("a.jsonl", "cannot be read: Is a directory$"),
+        ("none.csv", "cannot be read: No such file or directory$"),
     ):
         with pytest.raises(RequestError, match=words):
             read_shots(tmp_path / name)
