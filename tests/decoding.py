@@ -21,7 +21,7 @@ from longtake.pipelines.codec.decode import (
     run_tiles,
 )
 from longtake.pipelines.codec.tiles import Spans, TileCoder, overlapping_spans
-from longtake.pipelines.models.hunyuan_video.autoencoder import (
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import (
     HunyuanVideoDecoder,
     HunyuanVideoEncoder,
 )

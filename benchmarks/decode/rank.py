@@ -23,7 +23,7 @@ from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
 from longtake.pipelines.codec.decode import DecodeRun, decode_videos
-from longtake.pipelines.models.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
 
 OnFrame = Callable[[torch.Tensor], None]
 Decode = Callable[[OnFrame], None]

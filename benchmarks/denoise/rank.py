@@ -21,7 +21,7 @@ from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards, World
 from longtake.pipelines.base import Stepper
-from longtake.pipelines.models.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid
 
 GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))

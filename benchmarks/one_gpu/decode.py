@@ -31,7 +31,7 @@ from longtake.parallel import ParallelDims, World
 from longtake.pipelines.codec.decode import DecodeRun, decode_videos
 from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.models.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
 
 Decode = Callable[[], list[torch.Tensor]]
 """Decodes the video to frames."""

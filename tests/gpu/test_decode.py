@@ -10,7 +10,7 @@ from longtake.parallel import World
 from longtake.pipelines.codec import decode
 from longtake.pipelines.codec.decode import TileRun, run_tiles
 from longtake.pipelines.codec.memory import peak_bytes
-from longtake.pipelines.models.hunyuan_video.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

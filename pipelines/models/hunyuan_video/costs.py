@@ -15,7 +15,8 @@ from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work, count
 from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape
-from longtake.pipelines.models.hunyuan_video.autoencoder_costs import AutoencoderCosts
+from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
+from longtake.pipelines.models.hunyuan_video.codec.tiling import Tiling
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.tensors import (
     REFINER_RATIO,
@@ -24,7 +25,6 @@ from longtake.pipelines.models.hunyuan_video.tensors import (
     transformer_tensors,
     vae_tensors,
 )
-from longtake.pipelines.models.hunyuan_video.tiling import Tiling
 from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig, LlavaConfig
 from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, vision_tensors
 

@@ -17,7 +17,7 @@ from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE
 from longtake.pipelines.spec import LatentGrid
 
 if TYPE_CHECKING:
-    from longtake.pipelines.models.hunyuan_video.image_text import ImageTextEncoders
+    from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 
 _NOISE_SHARE = 0.999
 """Weight of the noise in the initial latents of stable mode; the rest is the picture."""
@@ -32,7 +32,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
     def _load_text(
         checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     ) -> ImageTextEncoders:
-        from longtake.pipelines.models.hunyuan_video.image_text import ImageTextEncoders
+        from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 
         return ImageTextEncoders(checkpoint, device, dtype)
 

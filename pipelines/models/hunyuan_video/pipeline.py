@@ -21,16 +21,16 @@ from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.weights import load_weights, shard_module
-from longtake.pipelines.models.hunyuan_video.autoencoder import (
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import (
     HunyuanVideoDecoder,
     HunyuanVideoEncoder,
 )
-from longtake.pipelines.models.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from longtake.pipelines.models.hunyuan_video.text import TextEncoders
+    from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 
 
 class HunyuanVideo(VideoPipeline):
@@ -79,7 +79,7 @@ class HunyuanVideo(VideoPipeline):
         checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     ) -> TextEncoders:
         # Imported on rank 0 only: transformers' models are slow to import.
-        from longtake.pipelines.models.hunyuan_video.text import TextEncoders
+        from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 
         return TextEncoders(checkpoint, device, dtype)
 

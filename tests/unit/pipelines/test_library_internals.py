@@ -10,9 +10,9 @@ import torch
 
 from longtake.configs.request import PromptTemplate
 from longtake.pipelines.codec.memory import peak_bytes
-from longtake.pipelines.models.hunyuan_video import image_text
-from longtake.pipelines.models.hunyuan_video.image_text import ImageTextEncoders
-from longtake.pipelines.models.hunyuan_video.text import TextEncoders
+from longtake.pipelines.models.hunyuan_video.conditioner import image_text
+from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
+from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 
 
 def test_torch_counts_bytes_without_computing() -> None:
@@ -32,5 +32,5 @@ def test_diffusers_names_its_prompt_templates(encoders: type[TextEncoders]) -> N
 
 
 def test_transformers_has_an_image_processor_without_torchvision() -> None:
-    """``hunyuan_video/image_text.py``: CLIPImageProcessorPil, since transformers 5."""
+    """``hunyuan_video/conditioner/image_text.py``: CLIPImageProcessorPil, since transformers 5."""
     assert vars(image_text)["CLIPImageProcessor"]().crop_size

@@ -40,9 +40,9 @@ from longtake.pipelines.codec.memory import _LiveBytes
 from longtake.pipelines.costs import ModelCosts, Work
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.models.hunyuan_video import configs
-from longtake.pipelines.models.hunyuan_video.autoencoder_costs import AutoencoderCosts
+from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
-from longtake.pipelines.models.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.text_encoders import configs as text_configs
 from tests import tiny

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.pipelines.models.hunyuan_video.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid
 from tests.layouts import layout_name
 from tests.rendering import image_request, request

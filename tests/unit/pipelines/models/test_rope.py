@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtake.pipelines.models.hunyuan_video.rope import video_rotation
+from longtake.pipelines.models.hunyuan_video.transformer.rope import video_rotation
 from longtake.pipelines.spec import LatentGrid
 from tests import tiny
 

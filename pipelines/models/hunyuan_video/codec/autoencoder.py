@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 
 from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.tiles import Spans, TileCoder
-from longtake.pipelines.models.hunyuan_video.tiling import Tiling
+from longtake.pipelines.models.hunyuan_video.codec.tiling import Tiling
 
 
 class _Coder(TileCoder):

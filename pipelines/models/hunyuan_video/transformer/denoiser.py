@@ -18,8 +18,11 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.mesh import sequence_rank
 from longtake.pipelines.base import Denoiser, Streams
-from longtake.pipelines.models.hunyuan_video.attention import AttentionContext, UspAttnProcessor
-from longtake.pipelines.models.hunyuan_video.rope import video_rotation
+from longtake.pipelines.models.hunyuan_video.transformer.attention import (
+    AttentionContext,
+    UspAttnProcessor,
+)
+from longtake.pipelines.models.hunyuan_video.transformer.rope import video_rotation
 from longtake.pipelines.spec import LatentGrid, shards_of
 
 

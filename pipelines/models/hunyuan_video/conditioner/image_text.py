@@ -16,8 +16,8 @@ from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.hunyuan_video.spec import HEADER_TOKENS
-from longtake.pipelines.models.hunyuan_video.text import TextEncoders
 from longtake.pipelines.text_encoders.configs import LlavaConfig
 
 try:

@@ -1,0 +1,1 @@
+"""The autoencoder: its tiles, its coders and their costs."""

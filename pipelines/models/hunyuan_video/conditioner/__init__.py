@@ -1,0 +1,1 @@
+"""Prompt and picture to embeddings, on rank 0."""

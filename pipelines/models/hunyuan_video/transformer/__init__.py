@@ -1,0 +1,1 @@
+"""The transformer on one rank: attention across ranks, rotary embedding, denoiser."""
