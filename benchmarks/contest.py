@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from longtake.engine.tools.bench.markdown import markdown_table
 from tests.ranks import RankFailure, RankGroup
 
 Turn = Callable[[], object]
@@ -115,6 +116,36 @@ class Contest:
         except RankFailure as failure:  # such as a rank killed for running out of memory
             contestant.refusal = _reason(failure)
             group.close()
+
+
+def contest_table(
+    contestants: Sequence[Contestant],
+    columns: Sequence[str],
+    cells: Callable[[Contestant], list[str]],
+) -> str:
+    """Results in Markdown: a row for each contestant, with what it sent and its peak memory.
+
+    Args:
+        contestants: Contestants that were measured.
+        columns: Headings of the cells between the name and the bytes sent.
+        cells: Those cells, of a contestant that ran.
+    """
+    rows = [
+        [each.name, *cells(each), *_costs(each)]
+        if each.refusal is None
+        else [each.name, f"cannot: {each.refusal}"]
+        for each in contestants
+    ]
+    return markdown_table(["contestant", *columns, "MB sent", "calls", "peak MB"], rows)
+
+
+def _costs(contestant: Contestant) -> list[str]:
+    figures = contestant.figures
+    return [
+        f"{figures['bytes_sent'] / 1e6:.2f}",
+        f"{figures['collectives']:.0f}",
+        f"{figures['peak_bytes'] / 1e6:.0f}",
+    ]
 
 
 class _Rank:

@@ -18,7 +18,7 @@ import torch
 from benchmarks.attention.implementations import BY_NAME
 from benchmarks.attention.kernels import kernel_table
 from benchmarks.attention.rank import Shape, prepare
-from benchmarks.contest import Contest, Contestant
+from benchmarks.contest import Contest, Contestant, contest_table
 from benchmarks.report import Report, benchmark_parser
 
 BASELINE, OURS = "longtake one rank", "longtake ulysses"
@@ -41,24 +41,17 @@ def contestants(num_ranks: int, without: list[str]) -> list[Contestant]:
 def table(competing: list[Contestant], num_ranks: int) -> str:
     """Results of one shape in Markdown. Ratios above 1 are slower than the baseline."""
     seconds = {each.name: each.median_s for each in competing if each.refusal is None}
-    lines = [
-        "| contestant | median s | / longtake ulysses | / (one rank / ranks) | max error "
-        "| MB sent | calls | peak MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in competing:
-        name, call = each.name, each.figures
-        if each.refusal is not None:
-            lines.append(f"| {name} | cannot: {each.refusal} | | | | | | |")
-            continue
-        error = f"{call['error']:.1e}" if BY_NAME[name].exact else ""
-        lines.append(
-            f"| {name} | {seconds[name]:.3f} | {seconds[name] / seconds[OURS]:.3f} "
-            f"| {seconds[name] / seconds[BASELINE] * num_ranks:.3f} "
-            f"| {error} | {call['bytes_sent'] / 1e6:.2f} | {call['collectives']:.0f} "
-            f"| {call['peak_bytes'] / 1e6:.0f} |"
-        )
-    return "\n".join(lines)
+    ratios = ["/ longtake ulysses", "/ (one rank / ranks)"]
+
+    def cells(each: Contestant) -> list[str]:
+        return [
+            f"{each.median_s:.3f}",
+            f"{each.median_s / seconds[OURS]:.3f}",
+            f"{each.median_s / seconds[BASELINE] * num_ranks:.3f}",
+            f"{each.figures['error']:.1e}" if BY_NAME[each.name].exact else "",
+        ]
+
+    return contest_table(competing, ["median s", *ratios, "max error"], cells)
 
 
 def _shape(text: str) -> Shape:

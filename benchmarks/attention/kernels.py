@@ -9,6 +9,7 @@ import time
 import torch
 
 from benchmarks.attention.rank import Shape, exact
+from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import KERNELS, KernelNeeds
 from longtake.parallel.kernels import Kernel, attend
 
@@ -40,13 +41,12 @@ def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str
                 torch.cuda.synchronize()
             seconds[kernel].append(time.perf_counter() - start)
     first = statistics.median(seconds[able[0]])
-    lines = ["| kernel | median ms | ratio to auto | max error |", "|---|---|---|---|"]
+    rows = []
     for kernel, refusal in refusals.items():
         if refusal is not None:
-            lines.append(f"| {kernel.name} | cannot: {refusal} | | |")
+            rows.append([kernel.name, f"cannot: {refusal}"])
             continue
         median = statistics.median(seconds[kernel])
-        lines.append(
-            f"| {kernel.name} | {median * 1e3:.2f} | {median / first:.2f} | {errors[kernel]:.1e} |"
-        )
-    return "\n".join(lines)
+        figures = f"{median * 1e3:.2f}", f"{median / first:.2f}", f"{errors[kernel]:.1e}"
+        rows.append([kernel.name, *figures])
+    return markdown_table(["kernel", "median ms", "ratio to auto", "max error"], rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.contest import Contest, Contestant
+from benchmarks.contest import Contest, Contestant, contest_table
 from benchmarks.decode.rank import Setup, prepare
 from benchmarks.report import Report, benchmark_parser
 
@@ -29,23 +29,17 @@ def contestants(num_ranks: int) -> list[Contestant]:
 
 def table(competing: list[Contestant]) -> str:
     """Results in Markdown. The second figure is the speedup over diffusers on one rank."""
-    lines = [
-        "| contestant | median s | diffusers / it | first frame s | max error | MB sent | calls "
-        "| peak MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in competing:
-        name = f"{each.package}, {each.num_ranks} rank{'s' if each.num_ranks > 1 else ''}"
-        if each.refusal is not None:
-            lines.append(f"| {name} | cannot: {each.refusal} | | | | | | |")
-            continue
-        found = each.figures
-        lines.append(
-            f"| {name} | {each.median_s:.3f} | {competing[0].median_s / each.median_s:.3f} "
-            f"| {found['first_s']:.2f} | {found['error']:.1e} | {found['bytes_sent'] / 1e6:.2f} "
-            f"| {found['collectives']:.0f} | {found['peak_bytes'] / 1e6:.0f} |"
-        )
-    return "\n".join(lines)
+
+    def cells(each: Contestant) -> list[str]:
+        return [
+            f"{each.median_s:.3f}",
+            f"{competing[0].median_s / each.median_s:.3f}",
+            f"{each.figures['first_s']:.2f}",
+            f"{each.figures['error']:.1e}",
+        ]
+
+    columns = ["median s", "diffusers / it", "first frame s", "max error"]
+    return contest_table(competing, columns, cells)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.contest import Contest, Contestant
+from benchmarks.contest import Contest, Contestant, contest_table
 from benchmarks.denoise.rank import prepare
 from benchmarks.report import Report, benchmark_parser
 
@@ -32,23 +32,17 @@ def table(competing: list[Contestant]) -> str:
     """Results in Markdown. Ratios above 1 are slower than longtake in the same layout."""
     ours = {str(each.degrees): each.median_s for each in competing if each.package == "longtake"}
     alone = ours["{}"]
-    lines = [
-        "| contestant | median s | / longtake | one rank / it | max error | MB sent | calls "
-        "| peak MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in competing:
-        if each.refusal is not None:
-            lines.append(f"| {each.name} | cannot: {each.refusal} | | | | | | |")
-            continue
-        step = each.figures
-        lines.append(
-            f"| {each.name} | {each.median_s:.3f} | {each.median_s / ours[str(each.degrees)]:.3f} "
-            f"| {alone / each.median_s:.3f} | {step['error']:.1e} "
-            f"| {step['bytes_sent'] / 1e6:.2f} | {step['collectives']:.0f} "
-            f"| {step['peak_bytes'] / 1e6:.0f} |"
-        )
-    return "\n".join(lines)
+
+    def cells(each: Contestant) -> list[str]:
+        return [
+            f"{each.median_s:.3f}",
+            f"{each.median_s / ours[str(each.degrees)]:.3f}",
+            f"{alone / each.median_s:.3f}",
+            f"{each.figures['error']:.1e}",
+        ]
+
+    columns = ["median s", "/ longtake", "one rank / it", "max error"]
+    return contest_table(competing, columns, cells)
 
 
 def main() -> None:

@@ -23,10 +23,12 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
 from benchmarks.memory import peak_memory
-from benchmarks.one_gpu.plan_input import MODEL, parse_size, plan_input, read_profiles
+from benchmarks.one_gpu.plan_input import parse_size, plan_input, read_profiles
+from benchmarks.plan_input import MODEL
 from benchmarks.report import Report, benchmark_parser
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.planning.prediction import predict
+from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines.codec.decode import DecodeRun, decode_videos
 from longtake.pipelines.codec.memory import peak_bytes
@@ -95,31 +97,32 @@ def table(competing: Mapping[str, Decode], rounds: int) -> str:
             competing[name]()
             torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
-    lines = ["| contestant | median s | max error | peak GB |", "|---|---|---|---|"]
-    return "\n".join(
-        lines
-        + [
-            f"| {name} | {statistics.median(seconds[name]):.3f} | {errors[name]:.1e} "
-            f"| {peaks[name] / 1e9:.2f} |"
+    return markdown_table(
+        ["contestant", "median s", "max error", "peak GB"],
+        [
+            [
+                name,
+                f"{statistics.median(seconds[name]):.3f}",
+                f"{errors[name]:.1e}",
+                f"{peaks[name] / 1e9:.2f}",
+            ]
             for name in competing
-        ]
+        ],
     )
 
 
 def memory(decoder: HunyuanVideoDecoder, latents: torch.Tensor) -> str:
     """Estimated and measured peak memory of one call of the decoder, in Markdown."""
     cells = [max(span.input_size for span in axis) for axis in decoder.spans(latents.shape[2:])]
-    lines = ["| latents | estimated GB | measured GB | ratio |", "|---|---|---|---|"]
+    rows = []
     for count, *size in [*((count, *cells) for count in (1, 2, 4)), (1, cells[0], 64, 64)]:
         tiles = latents.new_zeros(count, latents.shape[1], *size)
         estimated = peak_bytes(decoder.run, tuple(tiles.shape), latents.device)
         with peak_memory("cuda") as peak:
             decoder.run(tiles)
-        lines.append(
-            f"| {' x '.join(map(str, tiles.shape))} | {estimated / 1e9:.2f} | {peak() / 1e9:.2f} "
-            f"| {peak() / estimated:.2f} |"
-        )
-    return "\n".join(lines)
+        figures = f"{estimated / 1e9:.2f}", f"{peak() / 1e9:.2f}", f"{peak() / estimated:.2f}"
+        rows.append([" x ".join(map(str, tiles.shape)), *figures])
+    return markdown_table(["latents", "estimated GB", "measured GB", "ratio"], rows)
 
 
 def describe(request: ResolvedRequest) -> str:

@@ -1,18 +1,15 @@
-"""The released HunyuanVideo on this GPU, as the planner sees it."""
+"""Sizes of HunyuanVideo and profiles of this GPU, for the planner."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.plan_input import hunyuan_video_input
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.resolve.request import resolve
-from longtake.pipelines import registry
-from longtake.pipelines.loading.checkpoint import Checkpoint
 
-MODEL = "hunyuan-video"
 REAL_TEXT = 100
 """Number of text tokens that are not padding."""
 
@@ -22,17 +19,9 @@ Size = tuple[int, int, int]
 
 def plan_input(size: Size, hardware: Hardware) -> PlanInput:
     """Planner input for a video size."""
-    spec = registry.inspect(Checkpoint.open(MODEL, configs_only=True), weights=False)
     frames, height, width = size
     request = VideoRequest(prompt="any", num_frames=frames, height=height, width=width, seed=0)
-    return PlanInput(
-        spec=spec,
-        hardware=hardware,
-        request=resolve(request, spec),
-        dtype="bfloat16",
-        vae_dtype="float16",
-        text_tokens=REAL_TEXT,
-    )
+    return hunyuan_video_input(hardware, request, text_tokens=REAL_TEXT)
 
 
 def read_profiles(path: Path | None) -> list[Hardware]:

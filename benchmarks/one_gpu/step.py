@@ -26,17 +26,18 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.denoise.rank import Inputs, Step, longtake_step
 from benchmarks.memory import peak_memory
 from benchmarks.one_gpu.plan_input import (
-    MODEL,
     REAL_TEXT,
     Size,
     parse_size,
     plan_input,
     read_profiles,
 )
+from benchmarks.plan_input import MODEL
 from benchmarks.report import Report, benchmark_parser
 from longtake.configs.hardware import Hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
+from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import LatentGrid
@@ -172,47 +173,52 @@ def table(competing: list[Contestant]) -> str:
     """Results in Markdown. Ratios above 1 are slower than longtake. Differences are relative to the
     velocity of diffusers with padded text, as root mean squares."""
     ours, expected = competing[0], competing[1].velocity
-    lines = [
-        "| contestant | median s | from, to | / longtake | difference | peak GB |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = "contestant", "median s", "from, to", "/ longtake", "difference", "peak GB"
+    rows = []
     for each in competing:
         if each.refusal is not None:
-            lines.append(f"| {each.name} | cannot: {each.refusal} | | | | |")
+            rows.append([each.name, f"cannot: {each.refusal}"])
             continue
         median, difference = statistics.median(each.seconds), ""
         if expected is not None and each.velocity is not None:
             square = (each.velocity - expected).square().mean() / expected.square().mean()
             difference = f"{square.sqrt().item():.1e}"
-        lines.append(
-            f"| {each.name} | {median:.3f} | {min(each.seconds):.3f}, {max(each.seconds):.3f} "
-            f"| {median / statistics.median(ours.seconds):.3f} | {difference} "
-            f"| {each.peak_bytes / 1e9:.2f} |"
+        rows.append(
+            [
+                each.name,
+                f"{median:.3f}",
+                f"{min(each.seconds):.3f}, {max(each.seconds):.3f}",
+                f"{median / statistics.median(ours.seconds):.3f}",
+                difference,
+                f"{each.peak_bytes / 1e9:.2f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(columns, rows)
 
 
 def predictions(size: Size, ours: Contestant, profiles: list[Hardware]) -> str:
     """Measured and predicted figures of longtake's step, in Markdown."""
     measured = statistics.median(ours.seconds)
-    lines = [
-        "| profile | predicted s | / measured | peak GB | / measured |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for hardware in profiles:
         inputs = plan_input(size, hardware)
         prediction = predict(inputs, ParallelDims())
         memory_bytes = prediction.memory.activations + prediction.memory.buffers
-        lines.append(
-            f"| {hardware.description} | {prediction.step.seconds:.3f} "
-            f"| {prediction.step.seconds / measured:.2f} | {memory_bytes / 1e9:.2f} "
-            f"| {memory_bytes / ours.peak_bytes:.2f} |"
+        rows.append(
+            [
+                hardware.description,
+                f"{prediction.step.seconds:.3f}",
+                f"{prediction.step.seconds / measured:.2f}",
+                f"{memory_bytes / 1e9:.2f}",
+                f"{memory_bytes / ours.peak_bytes:.2f}",
+            ]
         )
+    columns = "profile", "predicted s", "/ measured", "peak GB", "/ measured"
     flops = operations(inputs)
     rate = (
         f"{flops / 1e12:.0f} TFLOP, of which longtake does {flops / measured / 1e12:.0f} a second."
     )
-    return "\n".join([*lines, "", rate])
+    return f"{markdown_table(columns, rows)}\n\n{rate}"
 
 
 def main() -> None:

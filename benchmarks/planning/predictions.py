@@ -25,6 +25,7 @@ from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.bench.calibrate import calibrate
+from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
@@ -79,23 +80,27 @@ def factorisations(num_ranks: int) -> list[dict[str, int]]:
 
 def table(layouts: list[Contestant], hardware: Hardware) -> str:
     """Measured and predicted figures, in Markdown."""
-    lines = [
-        "| layout | measured s | predicted s | ratio | MB sent by a rank | predicted "
-        "| peak MB | predicted |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["layout", "measured s", "predicted s", "ratio"]
+    columns += ["MB sent by a rank", "predicted", "peak MB", "predicted"]
+    rows = []
     for each in layouts:
         predicted = predict(plan_input(hardware), ParallelDims(**each.degrees))
         memory = predicted.memory
         memory_bytes = memory.activations + memory.buffers
         figures = each.figures
-        lines.append(
-            f"| {predicted.name} | {each.median_s:.3f} | {predicted.step.seconds:.3f} "
-            f"| {predicted.step.seconds / each.median_s:.2f} "
-            f"| {figures['bytes_sent'] / 1e6:.3f} | {max(predicted.step_bytes) / 1e6:.3f} "
-            f"| {figures['peak_bytes'] / 1e6:.0f} | {memory_bytes / 1e6:.0f} |"
+        rows.append(
+            [
+                predicted.name,
+                f"{each.median_s:.3f}",
+                f"{predicted.step.seconds:.3f}",
+                f"{predicted.step.seconds / each.median_s:.2f}",
+                f"{figures['bytes_sent'] / 1e6:.3f}",
+                f"{max(predicted.step_bytes) / 1e6:.3f}",
+                f"{figures['peak_bytes'] / 1e6:.0f}",
+                f"{memory_bytes / 1e6:.0f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(columns, rows)
 
 
 def main() -> None:

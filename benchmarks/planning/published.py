@@ -18,16 +18,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.plan_input import hunyuan_video_input
 from longtake.configs.hardware import Figure, Hardware, Share, load_hardware
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.attention import AttentionModel, Causal
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
-from longtake.engine.resolve.request import resolve
+from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.traffic import AttentionTraffic
-from longtake.pipelines import registry
-from longtake.pipelines.loading.checkpoint import Checkpoint
 
 FOLDER = Path(__file__).parent / "data"
 
@@ -61,19 +60,8 @@ class Latency:
 
     def plan_input(self, hardware: Hardware) -> PlanInput:
         """Planner input of the run."""
-        spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
-        request = resolve(
-            VideoRequest(prompt="a cat", num_inference_steps=self.steps, seed=0), spec
-        )
-        return PlanInput(
-            spec=spec,
-            hardware=hardware,
-            request=request,
-            dtype="bfloat16",
-            vae_dtype="float16",
-            text_tokens=request.max_sequence_length,
-            decode_ranks=1,
-        )
+        request = VideoRequest(prompt="a cat", num_inference_steps=self.steps, seed=0)
+        return hunyuan_video_input(hardware, request, decode_ranks=1)
 
     def error(self, hardware: Hardware | None = None) -> float:
         """Relative error of the prediction against the closer source."""
@@ -236,33 +224,28 @@ def _rows(name: str) -> Iterator[dict[str, str]]:
 
 def latency_table() -> str:
     """Published and predicted times of HunyuanVideo, in Markdown."""
-    lines = ["| GPUs | steps | published s | predicted s | error |", "|---|---|---|---|---|"]
+    rows = []
     for each in latencies():
         published = " / ".join(f"{seconds:.0f}" for seconds in dict.fromkeys(each.seconds))
-        lines.append(
-            f"| {each.gpus} {each.gpu} | {each.steps} | {published} | {each.predicted_s():.0f} "
-            f"| {100 * each.error():+.1f} % |"
-        )
-    return "\n".join(lines)
+        figures = f"{each.predicted_s():.0f}", f"{100 * each.error():+.1f} %"
+        rows.append([f"{each.gpus} {each.gpu}", str(each.steps), published, *figures])
+    return markdown_table(["GPUs", "steps", "published s", "predicted s", "error"], rows)
 
 
 def attention_table() -> str:
     """Published and predicted times of attention, in Markdown."""
-    lines = [
-        "| hardware | tokens | causal | published ms (U8, U4 R2, U2 R4, R8) | predicted ms "
-        "| best layout ranked | Spearman |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    headings = ["hardware", "tokens", "causal", "published ms (U8, U4 R2, U2 R4, R8)"]
+    headings += ["predicted ms", "best layout ranked", "Spearman"]
+    rows = []
     for each in columns():
         published, predicted = (
             ", ".join(f"{1e3 * seconds:.1f}" for seconds in times)
             for times in (each.seconds, each.predicted_s())
         )
-        lines.append(
-            f"| {each.hardware} | {each.sequence} | {each.causal} | {published} | {predicted} "
-            f"| {each.rank_of_best()} | {each.correlation():.2f} |"
-        )
-    return "\n".join(lines)
+        shape = each.hardware, str(each.sequence), str(each.causal)
+        ranking = str(each.rank_of_best()), f"{each.correlation():.2f}"
+        rows.append([*shape, published, predicted, *ranking])
+    return markdown_table(headings, rows)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib
 
+from benchmarks.plan_input import hunyuan_video_input
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
@@ -23,9 +24,6 @@ from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import out_of_memory_reason
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
-from longtake.engine.resolve.request import resolve
-from longtake.pipelines import registry
-from longtake.pipelines.loading.checkpoint import Checkpoint
 
 matplotlib.use("agg")
 
@@ -44,16 +42,8 @@ class Point:
 
 def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -> list[Point]:
     """Speedups over one GPU."""
-    spec = registry.inspect(Checkpoint.open("hunyuan-video", configs_only=True), weights=False)
-    request = resolve(VideoRequest(prompt="any", num_frames=num_frames, seed=0), spec)
-    plan_input = PlanInput(
-        spec=spec,
-        hardware=hardware,
-        request=request,
-        dtype="bfloat16",
-        vae_dtype="float16",
-        text_tokens=request.max_sequence_length,
-    )
+    request = VideoRequest(prompt="any", num_frames=num_frames, seed=0)
+    plan_input = hunyuan_video_input(hardware, request)
     points, alone_s = [], 0.0
     for count in counts:
         best, fits = _fastest(plan_input, count)

@@ -28,6 +28,7 @@ from longtake.engine.planning.prediction import predict
 from longtake.engine.rank_report import RankReport
 from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.bench import measures
+from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.engine.tools.trial import on_ranks
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -69,11 +70,13 @@ class Suites:
             head_size=spec.head_size,
             rounds=self.rounds,
         )
-        lines = [f"| kernel, {dtype}, heads of {spec.head_size} | TFLOP/s |", "|---|---|"]
-        for name, rate in measured.items():
-            cell = f"cannot: {rate}" if isinstance(rate, str) else f"{rate / 1e12:.4g}"
-            lines.append(f"| {name} | {cell} |")
-        return "\n".join(lines)
+        return markdown_table(
+            [f"kernel, {dtype}, heads of {spec.head_size}", "TFLOP/s"],
+            [
+                [name, f"cannot: {rate}" if isinstance(rate, str) else f"{rate / 1e12:.4g}"]
+                for name, rate in measured.items()
+            ],
+        )
 
     def links(self) -> str:
         """Speed of all-to-alls and ring hops, by number of ranks."""
@@ -83,16 +86,18 @@ class Suites:
         measured = on_ranks(
             measures.links, self.config.devices, self.device_type, _DEADLINE_S, rounds=self.rounds
         )[0]
-        lines = [
-            "| ranks | all-to-all GB/s a rank | ring hop GB/s | latency ms |",
-            "|---|---|---|---|",
-        ]
-        for each in measured:
-            lines.append(
-                f"| {each['ranks']} | {each['exchange_bytes_per_s'] / 1e9:.3g} "
-                f"| {each['hop_bytes_per_s'] / 1e9:.3g} | {1e3 * each['latency_s']:.3g} |"
-            )
-        return "\n".join(lines)
+        return markdown_table(
+            ["ranks", "all-to-all GB/s a rank", "ring hop GB/s", "latency ms"],
+            [
+                [
+                    str(each["ranks"]),
+                    f"{each['exchange_bytes_per_s'] / 1e9:.3g}",
+                    f"{each['hop_bytes_per_s'] / 1e9:.3g}",
+                    f"{1e3 * each['latency_s']:.3g}",
+                ]
+                for each in measured
+            ],
+        )
 
     def step(self) -> str:
         """Measured and predicted time of a denoising step, in every layout."""
@@ -101,10 +106,15 @@ class Suites:
             VideoRequest(prompt="a red circle", seed=0, num_inference_steps=_STEPS), spec
         ).model_copy(update={"output_type": "latents"})
         plan_input = PlanInput.for_engine(self.config, spec, self.hardware, request)
-        lines = [
-            "| layout | measured s a step | predicted | predicted / it | MB sent | peak GiB |",
-            "|---|---|---|---|---|---|",
-        ]
+        columns = (
+            "layout",
+            "measured s a step",
+            "predicted",
+            "predicted / it",
+            "MB sent",
+            "peak GiB",
+        )
+        rows = []
         parallel, devices = self.config.parallel, self.config.devices
         with self._started() as launcher:
             for dims in candidate_layouts(
@@ -116,8 +126,8 @@ class Suites:
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
                     reports = launcher.render(run)
                 predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)
-                lines.append(_step_row(dims.name, reports, predicted.step.seconds))
-        return "\n".join(lines)
+                rows.append(_step_row(dims.name, reports, predicted.step.seconds))
+        return markdown_table(columns, rows)
 
     def decode(self) -> str:
         """Time of decoding a video of the model's default size on all ranks."""
@@ -132,11 +142,9 @@ class Suites:
                 video = engine.decode(latents)
                 seconds.append(video.metadata.seconds["decoding"])
         frames = video.metadata.num_frames
-        return (
-            "| frames | seconds | frames a second |\n|---|---|---|\n"
-            f"| {frames} of {request.width}x{request.height} | {min(seconds):.3g} "
-            f"| {frames / min(seconds):.3g} |"
-        )
+        size = f"{frames} of {request.width}x{request.height}"
+        row = [size, f"{min(seconds):.3g}", f"{frames / min(seconds):.3g}"]
+        return markdown_table(["frames", "seconds", "frames a second"], [row])
 
     @contextmanager
     def _started(self) -> Iterator[Launcher]:
@@ -154,15 +162,19 @@ class Suites:
         return registry.inspect(Checkpoint.open(self.config.model, self.config.revision))
 
 
-def _step_row(layout: str, reports: Sequence[RankReport], predicted_s: float) -> str:
+def _step_row(layout: str, reports: Sequence[RankReport], predicted_s: float) -> list[str]:
     """A row of the step suite's table."""
     measured_s = max(each.seconds["denoising"] for each in reports) / _STEPS
     sent = sum(each.bytes_sent["denoising"] for each in reports) / _STEPS
     peak = max(each.peak_memory_bytes for each in reports)
-    return (
-        f"| {layout} | {measured_s:.4g} | {predicted_s:.4g} | {predicted_s / measured_s:.2f} "
-        f"| {sent / 1e6:.4g} | {peak / 2**30:.3f} |"
-    )
+    return [
+        layout,
+        f"{measured_s:.4g}",
+        f"{predicted_s:.4g}",
+        f"{predicted_s / measured_s:.2f}",
+        f"{sent / 1e6:.4g}",
+        f"{peak / 2**30:.3f}",
+    ]
 
 
 def environment(device_type: str) -> str:
