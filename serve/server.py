@@ -18,7 +18,7 @@ from longtake.errors import RequestError
 from longtake.serve.http.access import Access, is_local
 from longtake.serve.http.api import build_api
 from longtake.serve.http.login import add_login
-from longtake.serve.http.middleware import BodyLimits, PageApp, RequestFilter
+from longtake.serve.http.middleware import MAX_HEADER_BYTES, BodyLimits, PageApp, RequestFilter
 from longtake.serve.http.picture_upload import PictureLimit, add_picture_upload
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.http.video_routes import VideoRoutes
@@ -143,6 +143,7 @@ def _uvicorn_config(service: VideoService, settings: ServeConfig) -> uvicorn.Con
         log_config=None,
         access_log=False,
         server_header=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,  # of headers that arrive in parts
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,

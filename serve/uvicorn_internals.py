@@ -77,6 +77,10 @@ class _TimedProtocol(H11Protocol):
             self._write_timer.cancel()
             self._write_timer = None
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_headers_timer()  # asyncio fails if a transport that has ended is aborted
+        super().connection_lost(exc)
+
     def _start_headers_timer(self) -> None:
         self._headers_timer = self.loop.call_later(self.headers_s, self.transport.abort)
 

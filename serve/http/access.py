@@ -33,7 +33,7 @@ class Access:
             )
             for key in keys
         }
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", host}
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", host, f"[{host}]"}
 
     @property
     def needs_key(self) -> bool:
@@ -87,7 +87,7 @@ class Access:
         if method in _SAFE_METHODS:
             return True
         origin = connection.headers.get("origin")
-        if origin is not None and _host_of(origin) != host:
+        if origin is not None and _host_of(origin) != host.lower():
             return False
         return connection.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
@@ -115,6 +115,6 @@ def _without_port(host: str) -> str:
 
 def _host_of(origin: str) -> str:
     try:
-        return urlsplit(origin).netloc
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""

@@ -24,7 +24,7 @@ PUBLIC_PATHS = ("/health", "/ready", "/login")
 
 _API_PATHS = re.compile(r"/(v1/.*|health|ready|metrics|login|logout|picture|openapi\.json)")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_MAX_HEADER_BYTES = 32 * 1024
+MAX_HEADER_BYTES = 32 * 1024
 _MAX_BYTES_IN_FLIGHT = 2**28
 """Limit on the request bodies in memory at one time."""
 _SECURITY_HEADERS = {
@@ -132,8 +132,8 @@ class RequestFilter:
         connection, method, path = HTTPConnection(scope), scope["method"], scope["path"]
         headers = connection.headers
         # uvicorn limits only headers that arrive in several parts.
-        if sum(len(name) + len(value) for name, value in headers.raw) > _MAX_HEADER_BYTES:
-            return Problem(431, f"more than {_MAX_HEADER_BYTES} bytes of headers").response()
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
+            return Problem(431, f"more than {MAX_HEADER_BYTES} bytes of headers").response()
         if not self._access.is_trusted(method, connection):
             return Problem(
                 403, "sent by another site, or to an unknown name of this host"

@@ -64,7 +64,7 @@ class PageCalls:
             await problem.response()(scope, receive, send)
         except ClientDisconnect:
             raise
-        except Exception as error:  # of an invalid call, or of Gradio
+        except Exception as error:  # of Gradio
             logger.warning("a call of the page failed: %s", one_line(error)[:200])
             if not started:
                 await Problem(400, _INVALID).response()(scope, receive, send)
@@ -74,20 +74,21 @@ class PageCalls:
 
         Raises:
             Problem: The page sends no such call.
-            ValueError, AttributeError, RecursionError: It is not a JSON object, or is nested too
-                deeply.
         """
-        call: Any = json.loads(content)
-        function, arguments = call.get("fn_index"), call.get("data", [])
-        others = (value for name, value in call.items() if name != "data")
-        valid = (
-            isinstance(arguments, list)
-            and all(isinstance(each, _SCALARS) for each in (*arguments, *others))
-            and self._num_arguments.get(function) == len(arguments)
-        )
-        if not valid:
-            raise Problem(400, _INVALID)
-        return json.dumps(encode_call(function, arguments), ensure_ascii=False).encode()
+        try:
+            call: Any = json.loads(content)
+            function, arguments = call.get("fn_index"), call.get("data", [])
+            others = (value for name, value in call.items() if name != "data")
+            valid = (
+                isinstance(arguments, list)
+                and all(isinstance(each, _SCALARS) for each in (*arguments, *others))
+                and self._num_arguments.get(function) == len(arguments)
+            )
+            if valid:
+                return json.dumps(encode_call(function, arguments), ensure_ascii=False).encode()
+        except (ValueError, RecursionError, AttributeError):
+            pass  # not JSON, not an object, nested too deeply, or with lone surrogates
+        raise Problem(400, _INVALID)
 
 
 async def _read(request: Request) -> bytes:

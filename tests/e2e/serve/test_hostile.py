@@ -97,6 +97,16 @@ def test_invalid_request_heads_are_refused(server: Server) -> None:
         assert status == b"none" or status.startswith(expected), (content, response)
 
 
+def test_large_headers_may_arrive_in_parts(server: Server) -> None:
+    """Browsers send the cookies of all servers on localhost."""
+    content = head(server, "GET /health HTTP/1.1", f"Cookie: a={'b' * 20_000}", "Connection: close")
+    with connected(server) as connection:
+        for part in (content[:18_000], content[18_000:]):
+            connection.sendall(part)
+            time.sleep(0.2)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 def test_slow_clients_are_dropped(server: Server) -> None:
     """While they send a head or a body, and between two requests."""
     json = "Content-Type: application/json"

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from longtake.serve.uvicorn_internals import Server, protocol_with_timeouts
+from longtake.serve.uvicorn_internals import Server, _TimedProtocol, protocol_with_timeouts
 from tests.until import until
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
@@ -103,6 +104,32 @@ def test_a_second_request_is_limited_like_the_first() -> None:
         client.sendall(HEAD)
         assert client.recv(2**16) == b""
         assert time.monotonic() - began < 1.5
+
+
+def test_timer_ends_with_its_connection() -> None:
+    """asyncio logs an error if the transport is aborted once its buffer is sent and it is gone."""
+    made: list[_TimedProtocol] = []
+
+    async def connect_and_leave() -> None:
+        config = uvicorn.Config(application, lifespan="off", log_config=None)
+        config.load()
+        kind = protocol_with_timeouts(60, 60)
+
+        def make() -> _TimedProtocol:
+            made.append(kind(config, ServerState(), {}))  # type: ignore[call-arg, arg-type]
+            return made[-1]
+
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(HEAD)
+        writer.close()
+        deadline = time.monotonic() + 10
+        while not made or made[0]._headers_timer is not None:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        server.close()
+
+    asyncio.run(connect_and_leave())
 
 
 def test_signals_are_left_to_the_caller() -> None:

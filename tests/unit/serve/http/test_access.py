@@ -118,6 +118,8 @@ def test_cross_site_requests_and_unknown_hosts_are_refused(gray: Gray) -> None:
             refused(client.get("/v1/videos", headers=headers), 403)
     for host in ("LOCALHOST:8000", "localhost.", "[::1]:8000", "[::1]"):
         assert client.get("/health", headers={"host": host}).status_code == 200
+    headers = {"host": "LOCALHOST:8000", "origin": "http://localhost:8000"}
+    assert client.post("/v1/videos", json=body, headers=headers).status_code == 200
     same = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
     answer = client.post("/v1/videos", json=body, headers=same)
     assert answer.status_code == 200
@@ -138,10 +140,14 @@ def test_a_removed_key_ends_its_sessions() -> None:
 
 
 def test_the_listening_address_is_a_known_host() -> None:
-    access = Access((), "127.0.0.2")
-    for host, trusted in (("127.0.0.2:80", True), ("127.0.0.3:80", False)):
+    long_loopback = "0:0:0:0:0:0:0:1"
+    for listening, host, trusted in (
+        ("127.0.0.2", "127.0.0.2:80", True),
+        ("127.0.0.2", "127.0.0.3:80", False),
+        (long_loopback, f"[{long_loopback}]:80", True),
+    ):
         connection = HTTPConnection({"type": "http", "headers": [(b"host", host.encode())]})
-        assert access.is_trusted("GET", connection) is trusted
+        assert Access((), listening).is_trusted("GET", connection) is trusted
 
 
 def test_a_session_expires(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,12 +80,16 @@ def test_invalid_calls_are_refused(client: TestClient, call: Any) -> None:
     assert answer.json()["error"]["message"] == "not a call of the page"
 
 
-def test_calls_that_are_too_large_or_not_json_are_refused(client: TestClient) -> None:
+def test_calls_that_are_too_large_or_not_json_are_refused(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
     call = {"fn_index": 0, "data": ["x" * 300_000, 1]}
     assert client.post(CALL_PATH, json=call).status_code == 413
     form = {"content-type": "text/plain"}
     assert client.post(CALL_PATH, content=b"{}", headers=form).status_code == 404
-    assert client.post(CALL_PATH, content=b"[" * 100_000).status_code == 400
+    for content in (b"[" * 100_000, b"{", b"[]", b'{"fn_index": 0, "data": ["\\ud800", 1]}'):
+        assert client.post(CALL_PATH, content=content).status_code == 400
+    assert not caplog.records
 
 
 def test_a_disconnect_is_not_logged_as_a_failed_call(
