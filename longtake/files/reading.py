@@ -36,6 +36,10 @@ class RefusedFileError(OSError):
         return str(self.strerror)
 
 
+class FileTooLargeError(RefusedFileError):
+    """A file is larger than allowed."""
+
+
 def check_regular(path: Path) -> None:
     """Check that a path is a regular file, or a link to one.
 
@@ -78,10 +82,10 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         size_bytes = os.fstat(file.fileno()).st_size
         content = b"" if size_bytes > max_bytes else file.read(max_bytes + 1)
     if content is None:  # a non-blocking read of some files in /proc
-        raise RefusedFileError("it is empty", path)
+        raise RefusedFileError("it has no content yet", path)
     if max(size_bytes, len(content)) > max_bytes:
         limit = f"{max_bytes >> 20} MiB" if max_bytes >= 2**20 else f"{max_bytes >> 10} KiB"
-        raise RefusedFileError(f"it is larger than {limit}", path)
+        raise FileTooLargeError(f"it is larger than {limit}", path)
     return content
 
 

@@ -25,7 +25,7 @@ from longtake.configs.yaml_reader import (
     read_yaml_leniently,
 )
 from longtake.errors import RequestError, is_utf8, one_line
-from longtake.files.reading import open_regular
+from longtake.files.reading import FileTooLargeError, read_regular
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
@@ -107,14 +107,11 @@ def read_shots(path: Path) -> Rows:
             f"shots={str(path)!r} has the suffix {path.suffix!r}: use {', '.join(_READERS)}"
         )
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular(path, MAX_FILE_BYTES)
+    except FileTooLargeError as error:
+        raise RequestError(f"shots={str(path)!r}: {error}: split it") from error
     except OSError as error:
         raise RequestError(f"shots={str(path)!r} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise RequestError(
-            f"shots={str(path)!r} is larger than {MAX_FILE_BYTES >> 20} MiB: split it"
-        )
     # Invalid UTF-8 is reported for the row that contains it.
     found, bad = reader(data.decode("utf-8-sig", "surrogateescape"))
     rows = []
