@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.planning.prediction import Prediction
 from longtake.errors import RefusedInputError
 from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.queue.job_database import QueueError
@@ -52,8 +53,7 @@ class EtaEstimator:
     has been measured, or two steps of the running one.
 
     Args:
-        predict_stages: Returns the planned seconds of each stage of a request, including ``load``;
-            raises RefusedInputError if no layout fits.
+        predict: Returns the plan of a request; raises RefusedInputError if no layout fits.
         store: The job queue; its finished jobs are the first samples.
         progress: Progress of the running jobs.
         digest: Digest of the engine; jobs of other engines are not used as samples.
@@ -61,12 +61,12 @@ class EtaEstimator:
 
     def __init__(
         self,
-        predict_stages: Callable[[ResolvedRequest], Mapping[str, float]],
+        predict: Callable[[ResolvedRequest], Prediction],
         store: Submissions,
         progress: ProgressSource,
         digest: str,
     ) -> None:
-        self._predict_stages = predict_stages
+        self._predict = predict
         self._store = store
         self._progress = progress
         self._digest = digest
@@ -90,13 +90,13 @@ class EtaEstimator:
         """
         measured_s = sum(value for stage, value in seconds.items() if stage not in UNCOUNTED_STAGES)
         with suppress(RefusedInputError):  # the degrees may have changed since
-            predicted_s = self._predicted_s(request)
+            predicted_s = self._predict(request).rendering_s
             if measured_s > 0:
                 self._ratios.append(measured_s / predicted_s)
 
     def rendering_s(self, request: ResolvedRequest) -> float:
         """Seconds that rendering a video takes; unscaled until a video has been measured."""
-        return (self._median_ratio() or 1.0) * self._predicted_s(request)
+        return (self._median_ratio() or 1.0) * self._predict(request).rendering_s
 
     def current(self, job: JobRecord) -> tuple[Progress, int]:
         """The latest progress of an unfinished job, and its number of finished steps."""
@@ -115,7 +115,7 @@ class EtaEstimator:
         ratio, total, left_s = self._median_ratio(), 0.0, {}
         for job in self._in_order():
             try:
-                stages = dict(self._predict_stages(job.request))
+                stages = dict(self._predict(job.request).stages)
             except RefusedInputError:
                 continue
             progress, own_ratio = self._running(job), None
@@ -135,11 +135,6 @@ class EtaEstimator:
         """Seconds until the first job is done, after which a full queue has room again."""
         left = min(self.seconds_left().values(), default=_DEFAULT_RETRY_S)
         return min(max(1.0, left), _LONGEST_RETRY_S)
-
-    def _predicted_s(self, request: ResolvedRequest) -> float:
-        """Planned seconds of a video once the model is loaded."""
-        stages = self._predict_stages(request)
-        return sum(stages.values()) - stages["load"]
 
     def _in_order(self) -> list[JobRecord]:
         """Unfinished jobs in the order of rendering, without those being cancelled."""

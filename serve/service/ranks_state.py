@@ -2,32 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-
-class RunningEngine(Protocol):
-    """An engine that knows whether its ranks run."""
-
-    @property
-    def running(self) -> bool:
-        """Whether the ranks were started and none has ended."""
-        ...
-
-
-class SupervisedRanks(Protocol):
-    """The interface of :class:`longtake.engine.supervisor.Supervisor` for their state."""
-
-    starts: int
-
-    @property
-    def engine(self) -> RunningEngine:
-        """The current engine."""
-        ...
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        """Numbers of the devices in use."""
-        ...
+from longtake.serve.runner.ranks import Ranks
 
 
 class RanksState:
@@ -39,10 +14,10 @@ class RanksState:
 
     def __init__(self) -> None:
         self.failure: Exception | None = None
-        self._current: SupervisedRanks | None = None
+        self._current: Ranks | None = None
         self._earlier_starts = 0
 
-    def replace(self, ranks: SupervisedRanks | None) -> None:
+    def replace(self, ranks: Ranks | None) -> None:
         """Switch to another group of ranks. Starts of earlier groups still count."""
         self._earlier_starts += 0 if self._current is None else self._current.starts
         self._current = ranks

@@ -97,12 +97,8 @@ class VideoService:
         self.ranks = RanksState()
         self.metrics = Metrics(self.engine.spec)
         self.progress = ProgressHub(self._on_rendered, self.metrics.count_ended)
-        layouts = self.engine.layouts
         self.eta = EtaEstimator(
-            lambda request: layouts.predicted(request).stages,
-            self.store,
-            self.progress,
-            self.model.digest,
+            self.engine.layouts.predicted, self.store, self.progress, self.model.digest
         )
         self.queue_watch = QueueWatch(self.store, self.progress.note)
         self.metrics.add_state(
