@@ -47,9 +47,11 @@ class EngineOutline:
         if torchrun is not None:
             config = config.model_copy(update={"devices": torchrun.world_size})
         self._checkpoint = Checkpoint.open(config.model, config.revision)
-        self.spec = registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
+        # Configurations first: all that they refuse is refused before weights are downloaded.
+        self.spec = registry.inspect(self._checkpoint, weights=False)
         self._device_type = device_type_of(config, torchrun)  # imports torch if there is a driver
         self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
+        registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 
     def resolve(self, request: Rendering) -> ResolvedRequest:
