@@ -18,7 +18,7 @@ from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
-from longtake.pipelines.codec.decode import DecodeRun, check_decode_memory, decode_videos
+from longtake.pipelines.codec.decode import TileRun, check_decode_memory, decode_videos
 from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.runtime.progress import OnProgress, Progress
@@ -149,17 +149,17 @@ class Worker:
         run, low_memory = rendering.run, rendering.run.job.low_memory
         with self._pipeline.denoiser_on_host() if low_memory else nullcontext():
             decode_videos(
-                DecodeRun(
+                TileRun(
                     decoder,
                     latents,
                     self._world,
-                    lambda video, index, frame: run.sink.frame(video, index, frame.numpy()),
-                    rendering.report,
-                    dropped_frames=self._spec.dropped_frames,
                     on_progress=run.on_progress,
                     stop_requested=run.stop_requested,
                     tiles_at_once=1 if low_memory else None,
-                )
+                ),
+                lambda video, index, frame: run.sink.frame(video, index, frame.numpy()),
+                rendering.report,
+                dropped_frames=self._spec.dropped_frames,
             )
 
     def _gather_reports(self, rendering: _Rendering) -> list[RankReport]:

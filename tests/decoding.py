@@ -14,7 +14,6 @@ from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.errors import Stopped
 from longtake.parallel import World
 from longtake.pipelines.codec.decode import (
-    DecodeRun,
     TileRun,
     decode_videos,
     encode_videos,
@@ -103,7 +102,7 @@ def run_tiled(
         parts[video].append(values.clone())
         return True
 
-    run_tiles(TileRun(coder, videos, world, take, stop_requested=stop_requested, **settings))
+    run_tiles(TileRun(coder, videos, world, stop_requested=stop_requested, **settings), take)
     if world.rank != 0:
         assert not any(parts)
         return None
@@ -206,5 +205,5 @@ def peak_while_decoding(num_latent_frames: int) -> tuple[int, int]:
         written += frame.nbytes
 
     with peak_memory("cpu") as peak:
-        decode_videos(DecodeRun(Enlarger(), latents, world(), take))
+        decode_videos(TileRun(Enlarger(), latents, world()), take)
     return peak(), written

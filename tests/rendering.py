@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
@@ -18,10 +19,9 @@ from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions, VideoPipeline
-from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.loading import weights
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.weights import local_weight_bytes
 from longtake.pipelines.runtime.rendering import RenderRun, render_latents
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
 from longtake.pipelines.runtime.stages import StageReport
@@ -106,7 +106,7 @@ def decode(
         frames.append(frame.clone())
 
     decoder = pipeline.decoder(resolved)
-    decode_videos(DecodeRun(decoder, latents, world, take, dropped_frames=dropped_frames))
+    decode_videos(TileRun(decoder, latents, world), take, dropped_frames=dropped_frames)
     if world.rank != 0:
         assert not frames
         return np.zeros((0,), dtype=np.float32)
@@ -140,7 +140,11 @@ def latents_on_ranks(
 
 def denoiser_bytes(folder: str, shard_weights: bool) -> int:
     """On a rank: bytes of the transformer's parameters on this rank."""
-    return local_weight_bytes(load_pipeline(folder, True, shard_weights=shard_weights).denoiser)
+    denoiser = load_pipeline(folder, True, shard_weights=shard_weights).denoiser
+    return sum(
+        (each.to_local() if isinstance(each, DTensor) else each).nbytes
+        for each in denoiser.parameters()
+    )
 
 
 def traffic(

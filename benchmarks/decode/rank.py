@@ -22,7 +22,7 @@ from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
-from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
 
 OnFrame = Callable[[torch.Tensor], None]
@@ -80,9 +80,7 @@ def longtake_decode(vae: Any, latents: torch.Tensor, setup: Setup) -> Decode:
     decoder = HunyuanVideoDecoder(vae, request)
 
     def decode(on_frame: OnFrame) -> None:
-        decode_videos(
-            DecodeRun(decoder, latents, world, lambda video, index, frame: on_frame(frame))
-        )
+        decode_videos(TileRun(decoder, latents, world), lambda video, index, frame: on_frame(frame))
 
     return decode
 

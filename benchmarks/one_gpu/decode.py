@@ -30,7 +30,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.planning.prediction import predict
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims, World
-from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
@@ -63,13 +63,8 @@ def contestants(
     def ours(tiles_at_once: int | None) -> list[torch.Tensor]:
         frames: list[torch.Tensor] = []
         decode_videos(
-            DecodeRun(
-                decoder,
-                latents,
-                World(latents.device),
-                lambda video, index, frame: frames.append(frame.clone()),
-                tiles_at_once=tiles_at_once,
-            )
+            TileRun(decoder, latents, World(latents.device), tiles_at_once=tiles_at_once),
+            lambda video, index, frame: frames.append(frame.clone()),
         )
         return frames
 

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,83 +38,93 @@ on an H100 in float16, where cuDNN transposes a convolution's input and output."
 
 
 @dataclass(frozen=True)
-class DecodeRun:
-    """The decoding of latents to frames, as one rank sees it.
+class TileRun:
+    """One pass of videos through an encoder or a decoder, as one rank sees it.
 
     Attributes:
-        decoder: Tile coder from latents to pixels in [-1, 1].
-        latents: ``[B, C, F, H, W]``, float32, identical on all ranks.
+        coder: The encoder or decoder.
+        videos: ``[B, C, F, H, W]``, pixels in [-1, 1] or latents, identical on all ranks.
         world: All ranks.
-        on_frame: Called on rank 0 with each frame, in order, while later frames are decoded.
-        report: Receives the stage "decoding", excluding the time spent in ``on_frame``, and
-            ``tiles_at_once``.
-        dropped_frames: Number of frames discarded at the start of each video.
-        on_progress: Called on each rank with the number of its completed tiles; on rank 0, of all
-            ranks' tiles.
-        stop_requested: Polled between tiles and, on rank 0, between frames; if it returns true on
-            any rank, all stop.
-        tiles_at_once: Maximum number of tiles that this rank decodes at once; None is as many as
+        on_progress: Called with the number of completed tiles: on rank 0, of all ranks; on
+            others, of this rank, also while it waits for rank 0.
+        stop_requested: Polled between tiles and, on rank 0, between decoded frames; if it returns
+            true on any rank, all stop.
+        tiles_at_once: Maximum number of tiles that this rank computes at once; None is as many as
             fit in memory.
     """
 
-    decoder: TileCoder
-    latents: torch.Tensor
+    coder: TileCoder
+    videos: torch.Tensor
     world: World
-    on_frame: OnFrame
-    report: StageReport = field(default_factory=StageReport)
-    dropped_frames: int = 0
     on_progress: OnProgress = lambda progress: None
     stop_requested: StopRequested = never
     tiles_at_once: int | None = None
 
+    @property
+    def batch_size(self) -> int:
+        """Number of tiles that this rank computes at once."""
+        return self.tiles_at_once or _tiles_that_fit(self.coder, self.videos)
+
 
 @torch.no_grad()
-def decode_videos(run: DecodeRun) -> None:
+def decode_videos(
+    run: TileRun,
+    on_frame: OnFrame,
+    report: StageReport | None = None,
+    *,
+    dropped_frames: int = 0,
+) -> None:
     """Decode latents. Collective: all ranks call it; rank 0 receives the frames.
+
+    Args:
+        run: The pass of the latents, float32, through the decoder.
+        on_frame: Called on rank 0 with each frame, in order, while later frames are decoded.
+        report: Receives the stage "decoding", excluding the time spent in ``on_frame``, and
+            ``tiles_at_once``.
+        dropped_frames: Number of frames discarded at the start of each video.
 
     Raises:
         Stopped: On all ranks; ``stop_requested`` returned true on one of them.
         EngineError: On rank 0; the decoded values are not finite.
         PeerLostError: Another rank died or was silent for too long.
     """
-    report, frames = run.report, _FrameOutput(run)
-    report.tiles_at_once = run.tiles_at_once or _tiles_that_fit(run.decoder, run.latents)
+    report = report or StageReport()
+    frames = _FrameOutput(on_frame, run.stop_requested, [-dropped_frames] * len(run.videos))
+    report.tiles_at_once = run.batch_size
     with stage(report, "decoding"):
-        run_tiles(
-            TileRun(
-                run.decoder,
-                run.latents,
-                run.world,
-                frames.add,
-                on_progress=run.on_progress,
-                stop_requested=run.stop_requested,
-                tiles_at_once=report.tiles_at_once,
-            )
-        )
+        run_tiles(replace(run, tiles_at_once=report.tiles_at_once), frames.add)
     report.seconds["decoding"] -= frames.callback_s
 
 
 class _FrameOutput:
-    """Splits decoded values into frames and passes them to ``run.on_frame``.
+    """Splits decoded values into frames and passes them to ``on_frame``.
+
+    Args:
+        on_frame: Receives the frames.
+        stop_requested: Polled before each frame.
+        first: Index of the first decoded frame of each video; negative ones are dropped.
 
     Attributes:
-        callback_s: Time spent in ``run.on_frame``.
+        callback_s: Time spent in ``on_frame``.
     """
 
-    def __init__(self, run: DecodeRun) -> None:
-        self._run = run
-        self._next = [-run.dropped_frames] * len(run.latents)
+    def __init__(
+        self, on_frame: OnFrame, stop_requested: StopRequested, first: Sequence[int]
+    ) -> None:
+        self._on_frame = on_frame
+        self._stop_requested = stop_requested
+        self._next = list(first)
         self.callback_s = 0.0
 
     def add(self, video: int, values: torch.Tensor) -> bool:
         """Output ``[3, f, H, W]``, which is modified; returns whether to continue."""
         frames = check_frames(values).div_(2).add_(0.5).clamp_(0, 1)
         for frame in frames.permute(1, 2, 3, 0).float():
-            if self._run.stop_requested():
+            if self._stop_requested():
                 return False
             if self._next[video] >= 0:
                 begun = time.perf_counter()
-                self._run.on_frame(video, self._next[video], frame)
+                self._on_frame(video, self._next[video], frame)
                 self.callback_s += time.perf_counter() - begun
             self._next[video] += 1
         return True
@@ -142,8 +152,7 @@ def encode_videos(encoder: TileCoder, pixels: torch.Tensor, world: World) -> tor
         parts[video].append(values)
         return True
 
-    tiles_at_once = _tiles_that_fit(encoder, pixels)
-    run_tiles(TileRun(encoder, pixels, world, add, tiles_at_once=tiles_at_once))
+    run_tiles(TileRun(encoder, pixels, world), add)
     moments = None
     if world.rank == 0:
         moments = {"moments": torch.stack([torch.cat(each, dim=1) for each in parts])}
@@ -183,32 +192,12 @@ def check_decode_memory(
         )
 
 
-@dataclass(frozen=True)
-class TileRun:
-    """One pass of videos through an encoder or a decoder, as one rank sees it.
-
-    Attributes:
-        coder: The encoder or decoder.
-        videos: ``[B, C, F, H, W]``, identical on all ranks.
-        world: All ranks.
-        on_values: Called on rank 0 with the blended values, in order.
-        on_progress: Called with the number of completed tiles: on rank 0, of all ranks; on
-            others, of this rank, also while it waits for rank 0.
-        stop_requested: Polled between tiles; if it returns true on any rank, all stop.
-        tiles_at_once: Maximum number of tiles that this rank computes at once.
-    """
-
-    coder: TileCoder
-    videos: torch.Tensor
-    world: World
-    on_values: OnValues
-    on_progress: OnProgress = lambda progress: None
-    stop_requested: StopRequested = never
-    tiles_at_once: int = 1
-
-
-def run_tiles(run: TileRun) -> None:
+def run_tiles(run: TileRun, on_values: OnValues) -> None:
     """Compute the tiles on all ranks and blend them on rank 0. Collective: all ranks call it.
+
+    Args:
+        run: The pass.
+        on_values: Called on rank 0 with the blended values, in order.
 
     Raises:
         Stopped: On all ranks; ``stop_requested`` returned true, or ``on_values`` false.
@@ -218,7 +207,10 @@ def run_tiles(run: TileRun) -> None:
     plan = TilePlan(coder.spans(run.videos.shape[2:]), len(run.videos), world.size)
     shapes = [(coder.channels, *tile.output_shape) for tile in plan.tiles]
     stream = GatherStream(world, plan.owners, shapes, coder.dtype)
-    stopped = (_blend_all if world.rank == 0 else _send_own)(run, plan, stream)
+    if world.rank == 0:
+        stopped = _blend_all(run, plan, stream, on_values)
+    else:
+        stopped = _send_own(run, plan, stream)
     if stream.close(stopped):
         raise Stopped("stopped between frames")
 
@@ -238,7 +230,7 @@ def _send_own(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
     return False
 
 
-def _blend_all(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
+def _blend_all(run: TileRun, plan: TilePlan, stream: GatherStream, on_values: OnValues) -> bool:
     """Blend rank 0's own tiles and those received; returns whether a stop was requested."""
     own, total = _compute(run, plan.tiles_of(0)), len(plan.tiles)
     for number, (tile, owner) in enumerate(zip(plan.tiles, plan.owners, strict=True)):
@@ -251,7 +243,7 @@ def _blend_all(run: TileRun, plan: TilePlan, stream: GatherStream) -> bool:
         if tile.index == (0, 0, 0):
             blender = TileBlender(plan.spans)
         final = blender.add(tile, values)
-        if final is not None and not run.on_values(tile.video, run.coder.finish(final)):
+        if final is not None and not on_values(tile.video, run.coder.finish(final)):
             return True
     run.on_progress(Progress("decoding", total, total))
     return False
@@ -263,7 +255,7 @@ def _compute(run: TileRun, tiles: Sequence[Tile]) -> Iterator[torch.Tensor]:
     On a GPU the next batch is launched before the current one is awaited, so the GPU computes while
     the host sends or blends. The batch size is halved if memory is exhausted.
     """
-    batch_size, in_flight_limit = run.tiles_at_once, 1 if run.videos.is_cuda else 0
+    batch_size, in_flight_limit = run.batch_size, 1 if run.videos.is_cuda else 0
     remaining, in_flight = deque(tiles), deque[list[_HostCopy]]()
     while remaining:
         batch = _next_batch(remaining, batch_size)

@@ -97,11 +97,6 @@ def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
         return {name: _read(file, name, files) for name, file in tensors.items()}
 
 
-def local_weight_bytes(module: nn.Module) -> int:
-    """Bytes of the parameters that this rank holds."""
-    return sum(_local(parameter).nbytes for parameter in module.parameters())
-
-
 def all_gather_bytes(module: nn.Module) -> int:
     """Bytes that this rank sends in one forward to gather sharded weights; 0 if none are sharded.
 
@@ -114,11 +109,6 @@ def all_gather_bytes(module: nn.Module) -> int:
             rows = -(-parameter.shape[0] // ranks)
             sent += rows * math.prod(parameter.shape[1:]) * parameter.element_size() * (ranks - 1)
     return sent
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a tensor, or the tensor itself if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()

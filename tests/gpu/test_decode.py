@@ -46,7 +46,7 @@ def test_tiles_match_diffusers(
         return True
 
     decoder = HunyuanVideoDecoder(vae, REQUEST)
-    run_tiles(TileRun(decoder, latents, World(device), take, tiles_at_once=tiles_at_once))
+    run_tiles(TileRun(decoder, latents, World(device), tiles_at_once=tiles_at_once), take)
     values = torch.cat(parts, dim=1)
     expected = vae.decode(latents.to(dtype) / vae.config.scaling_factor).sample[0].cpu()
     assert values.device.type == "cpu"

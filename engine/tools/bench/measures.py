@@ -25,7 +25,7 @@ from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
-from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.runtime.rendering import RenderRun, render_latents
 
@@ -270,7 +270,7 @@ def runtime(world: World, *, dtype: str) -> Json:
     )
     latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
     decoder = pipeline.decoder(request)
-    decode_videos(DecodeRun(decoder, latents, alone, lambda video, index, frame: None))
+    decode_videos(TileRun(decoder, latents, alone), lambda video, index, frame: None)
     gc.collect()
     parameters = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
     return {

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longtake.errors import EngineError
-from longtake.pipelines.codec.decode import DecodeRun, decode_videos
+from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.codec.tile_blender import blend_
 from longtake.pipelines.codec.tiles import TilePlan, overlapping_spans
 from longtake.pipelines.models.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
@@ -189,4 +189,4 @@ def test_non_finite_frames_are_refused(monkeypatch: pytest.MonkeyPatch, value: f
     monkeypatch.setattr(coder, "run", lambda cells: torch.full((1, 3, 1, 8, 8), value))
     latents = random_videos(0, (1, 4, 1, 2, 2), "decode")
     with pytest.raises(EngineError, match="the decoded frames are not finite"):
-        decode_videos(DecodeRun(coder, latents, ALONE, lambda *frame: None))
+        decode_videos(TileRun(coder, latents, ALONE), lambda *frame: None)
