@@ -151,7 +151,7 @@ class VideoEngine(EngineOutline):
             on_progress: Called as ranks finish steps; an exception from it stops all ranks
                 between two steps.
             fields: Fields of a request by name, instead of ``request``. ``image`` may be a path or
-                a PIL image; the metadata identify an image by its digest only.
+                a PIL image; the metadata identify a PIL image by its digest only.
 
         Returns:
             The frames, the latents and the metadata; under torchrun, frames on rank 0 only.

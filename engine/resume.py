@@ -147,7 +147,7 @@ def choose_snapshot(
     """
     found = list(_numbered_files(output, snapshot_path))
     for path in found if resume else []:
-        plan, where = plan_snapshots(path, identity, config, resume=True, at_the_end=False)
+        plan, where = plan_snapshots(path, identity, config, resume=True, after_last_step=False)
         if where:
             note(where)
         if plan.steps_done:
@@ -160,7 +160,7 @@ def choose_snapshot(
         path = next(each for each in numbers if not os.path.lexists(each))
         if found and not resume:
             note(f"{found[0]} is kept: --resume continues from it if it is of the same rendering")
-    return plan_snapshots(path, identity, config, resume=False, at_the_end=False)[0]
+    return plan_snapshots(path, identity, config, resume=False, after_last_step=False)[0]
 
 
 @contextmanager

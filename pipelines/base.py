@@ -221,6 +221,11 @@ class LoadOptions:
     shard_weights: bool = False
     autoencoder_only: bool = False
 
+    @property
+    def autoencoder_dtype(self) -> torch.dtype:
+        """The dtype of the autoencoder."""
+        return self.vae_dtype or self.dtype
+
 
 class VideoPipeline(ABC):
     """A loaded model on one rank; see :func:`longtake.pipelines.runtime.rendering.render_latents`.

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -87,12 +88,12 @@ class JoinedGroup(Launcher):
         """
         assert self._worker is not None
         with self._watched(run.on_progress) as watched_progress, _collected_signals() as signals:
-            watched = JobRun(
-                run.job,
-                _CallersSink(run.sink, self._callers_errors),
-                watched_progress,
-                run.job_input if self._torchrun.rank == 0 else None,
-                lambda: bool(signals) or run.stop_requested(),
+            watched = replace(
+                run,
+                sink=_CallersSink(run.sink, self._callers_errors),
+                on_progress=watched_progress,
+                job_input=run.job_input if self._torchrun.rank == 0 else None,
+                stop_requested=lambda: bool(signals) or run.stop_requested(),
             )
             try:
                 return self._worker.render(watched)

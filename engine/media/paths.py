@@ -57,13 +57,16 @@ def snapshot_path(output: Path, number: int = 0) -> Path:
         output: Path of the output.
         number: Distinguishes it from snapshots of other renderings.
     """
-    name = f"snapshot-{number}" if number else "snapshot"
-    return output.with_name(f"{output.stem}.{name}.safetensors")
+    return _tensors_beside(output, "snapshot", number)
 
 
 def kept_latents_path(output: Path, number: int = 0) -> Path:
     """The file that an output's latents are kept in while they are decoded."""
-    name = f"latents-{number}" if number else "latents"
+    return _tensors_beside(output, "latents", number)
+
+
+def _tensors_beside(output: Path, kind: str, number: int) -> Path:
+    name = f"{kind}-{number}" if number else kind
     return output.with_name(f"{output.stem}.{name}{LATENTS_SUFFIX}")
 
 

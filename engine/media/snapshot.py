@@ -141,14 +141,14 @@ class SnapshotPlan(BaseModel):
         identity: Identity of the rendering.
         config: How often snapshots are written.
         steps_done: Steps in the file already; 0: the rendering starts from the beginning.
-        at_the_end: Whether a snapshot is written after the last step, too, for the decode.
+        after_last_step: Whether a snapshot is written after the last step, too, for the decode.
     """
 
     path: Path
     identity: Identity
     config: SnapshotConfig = SnapshotConfig()
     steps_done: int = 0
-    at_the_end: bool = True
+    after_last_step: bool = True
 
 
 def plan_snapshots(
@@ -157,7 +157,7 @@ def plan_snapshots(
     config: SnapshotConfig,
     *,
     resume: bool,
-    at_the_end: bool = True,
+    after_last_step: bool = True,
 ) -> tuple[SnapshotPlan, str]:
     """Plan the snapshots of a rendering.
 
@@ -166,13 +166,15 @@ def plan_snapshots(
         identity: Identity of the rendering.
         config: How often snapshots are written.
         resume: Resume from the file if it is of this rendering.
-        at_the_end: Write a snapshot after the last step, too, for the decode.
+        after_last_step: Write a snapshot after the last step, too, for the decode.
 
     Returns:
         The plan, and a line for the user: the step to resume from, or why the file cannot be used;
         empty if there is nothing to say.
     """
-    plan = SnapshotPlan(path=path, identity=identity, config=config, at_the_end=at_the_end)
+    plan = SnapshotPlan(
+        path=path, identity=identity, config=config, after_last_step=after_last_step
+    )
     if not resume:
         return plan, ""
     try:
@@ -199,7 +201,7 @@ def snapshot_writer(
             write_snapshot(plan.path, plan.identity, state)
 
     snapshots = Snapshots(
-        plan.config, 4 * math.prod(grid.shape), write, after_last_step=plan.at_the_end
+        plan.config, 4 * math.prod(grid.shape), write, after_last_step=plan.after_last_step
     )
     try:
         yield snapshots

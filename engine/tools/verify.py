@@ -20,6 +20,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.job import Job, JobRun
+from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.pictures.picture import noise_picture
@@ -186,15 +187,15 @@ def verify(
         RefusedInputError: The model or a layout cannot be rendered.
         EngineError: A rank died or hung.
     """
-    # These import torch, which a command that refuses its input should not wait for.
-    from longtake.engine.launch.in_process import InProcess
-    from longtake.engine.launch.local_processes import LocalProcesses
-
-    device_type = config.device
     alone = config.model_copy(update={"devices": 1})
+
+    def launcher(config: EngineConfig, *, isolated: bool) -> Launcher:
+        make = launcher_factory(config, None, isolated=isolated, scratch=None)
+        return make(config, config.device)
+
     return Verification(
-        lambda: InProcess(alone, device_type),
-        lambda: LocalProcesses(config, device_type),
+        lambda: launcher(alone, isolated=False),
+        lambda: launcher(config, isolated=True),
         tolerance,
         on_progress,
     ).run(cases)

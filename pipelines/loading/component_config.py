@@ -1,4 +1,4 @@
-"""Validated fields that the configuration files of all components share."""
+"""Field types and configurations that model families share."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def render_latents(run: RenderRun) -> torch.Tensor:
     streams, image = _encode_prompts(run), _encode_picture(run)
     stepper = run.pipeline.stepper(run.request)
     guidance = _prepare_guidance(run, sharding, streams, image)
-    latents = _initial_latents(run, stepper, saved, image)
+    latents = _initial_latents(run, sharding.grid, stepper, saved, image)
     return _denoise(run, sharding, latents, guidance, stepper)
 
 
@@ -143,13 +143,13 @@ def _prepare_guidance(
 
 def _initial_latents(
     run: RenderRun,
+    grid: LatentGrid,
     stepper: Stepper,
     saved: dict[str, torch.Tensor],
     image: torch.Tensor | None,
 ) -> torch.Tensor:
     """The latents after ``run.steps_done`` steps, with the stepper at that step."""
     if not run.steps_done:
-        grid = run.pipeline.spec.grid(run.request)
         return run.pipeline.initial_latents(grid, run.request, image)
     latents = saved.pop("latents")
     stepper.resume(run.steps_done, saved)
@@ -167,7 +167,7 @@ def _denoise(
     denoiser = run.pipeline.denoiser
     after_step = _AfterStep(run, stepper, sharding.gather)
     after_step.begin()
-    with stage(run.report, "denoising"), _tracing(run, guidance.branches):
+    with stage(run.report, "denoising"), _tracing(run, sharding.grid, guidance.branches):
         tokens = sharding.split(latents).to(run.world.device)
         tokens = denoise(denoiser, tokens, guidance, stepper, after_step, run.steps_done)
         after_step.finish()
@@ -245,13 +245,13 @@ def _broadcast_picture(run: RenderRun) -> torch.Tensor:
     return run.world.broadcast_tensors(tensors)["picture"]
 
 
-def _tracing(run: RenderRun, branches: Sequence[Any]) -> AbstractContextManager[None]:
+def _tracing(
+    run: RenderRun, grid: LatentGrid, branches: Sequence[Any]
+) -> AbstractContextManager[None]:
     """Records the blocks of a traced run."""
     if run.trace is None:
         return nullcontext()
-    grid = run.pipeline.spec.grid(run.request)
-    denoiser = run.pipeline.denoiser
-    return run.trace.record_blocks(denoiser, denoiser.blocks, branches, grid, run.dims)
+    return run.trace.record_blocks(run.pipeline.denoiser, branches, grid, run.dims)
 
 
 class _AfterStep:

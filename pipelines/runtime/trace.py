@@ -6,10 +6,10 @@ this rank's, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from longtake.parallel import ParallelDims, World
 from longtake.parallel.mesh import CFG_AXIS, axis_rank
 from longtake.pipelines.runtime.trace_points import BRANCHES, TracePoint, TraceRequest
 from longtake.pipelines.spec import LatentGrid, shards_of
+
+if TYPE_CHECKING:
+    from longtake.pipelines.base import Denoiser
 
 
 class Trace:
@@ -52,8 +55,7 @@ class Trace:
     @contextmanager
     def record_blocks(
         self,
-        denoiser: nn.Module,
-        blocks: Iterable[nn.Module],
+        denoiser: Denoiser[Any],
         branches: Sequence[Any],
         grid: LatentGrid,
         dims: ParallelDims,
@@ -89,7 +91,7 @@ class Trace:
 
         with ExitStack() as hooks:
             hooks.enter_context(denoiser.register_forward_pre_hook(set_branch))
-            for number, block in enumerate(blocks, start=1):
+            for number, block in enumerate(denoiser.blocks, start=1):
                 hooks.enter_context(block.register_forward_hook(partial(record, number)))
             yield
 

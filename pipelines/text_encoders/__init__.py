@@ -1,1 +1,1 @@
-"""Configurations and weights of text encoders that several model families use; without torch."""
+"""Configurations and weight shapes of text encoders that model families share; without torch."""

@@ -257,7 +257,9 @@ def test_the_command_names_the_step_and_block(
     module = "transformer.single_transformer_blocks.0"
     fault = Fault(1, module, step, factor)
     monkeypatch.setattr(
-        local_processes, "LocalProcesses", lambda config, device_type: OnGroup(ranks, config, fault)
+        local_processes,
+        "LocalProcesses",
+        lambda config, device_type, scratch: OnGroup(ranks, config, fault),
     )
     arguments = ["verify", "a cat", "--model", model, "--devices", "2", "--layout", "1x2"]
     code, out = run_command(arguments, capsys)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from longtake.cli import main as cli
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import JobRun
 from longtake.engine.launch import local_processes
@@ -27,7 +26,7 @@ class SharedRanks(Launcher):
         self._processes: LocalProcesses | None = None
         self._started = False
 
-    def __call__(self, config: EngineConfig, device_type: str) -> Launcher:
+    def __call__(self, config: EngineConfig, device_type: str, scratch: None) -> Launcher:
         """Replaces the constructor of LocalProcesses: returns this launcher."""
         assert config.devices == 2
         self._processes = self._processes or LocalProcesses(config, device_type)
@@ -59,15 +58,9 @@ def shared_ranks() -> Iterator[SharedRanks]:
 
 
 @pytest.fixture
-def run_verify(model: str, capsys: Any) -> Verify:
-    """Run the command in this process; returns exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(["verify", "--model", model, *arguments])
-        return (code, *capsys.readouterr())
-
-    return run
+def run_verify(model: str, run_command: Verify) -> Verify:
+    """Run verify in this process; returns exit code, stdout, stderr."""
+    return lambda *arguments: run_command("verify", "--model", model, *arguments)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 
+from longtake.engine.launch.protocol.messages import HEARTBEAT, rank_key
+
 INTERVAL_S = 1.0
 
 
@@ -26,7 +28,7 @@ def start_heartbeat(store: dist.Store, rank: int) -> None:
         with contextlib.suppress(dist.DistError):  # the engine is gone; this process ends soon
             while True:
                 number += 1
-                store.set(_key(rank), str(number))
+                store.set(rank_key(HEARTBEAT, rank), str(number))
                 time.sleep(INTERVAL_S)
 
     threading.Thread(target=count, daemon=True).start()
@@ -34,11 +36,8 @@ def start_heartbeat(store: dist.Store, rank: int) -> None:
 
 def read_heartbeats(store: dist.Store, num_ranks: int) -> dict[int, bytes]:
     """The last heartbeat by rank, of the ranks that have sent one."""
-    return {rank: store.get(_key(rank)) for rank in range(num_ranks) if store.check([_key(rank)])}
-
-
-def _key(rank: int) -> str:
-    return f"heartbeat/{rank}"
+    keys = {rank: rank_key(HEARTBEAT, rank) for rank in range(num_ranks)}
+    return {rank: store.get(key) for rank, key in keys.items() if store.check([key])}
 
 
 class HeartbeatMonitor:

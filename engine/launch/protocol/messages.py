@@ -18,7 +18,7 @@ CONFIG, DEVICE_TYPE = "config", "device"
 """Keys of values that the engine sets before any rank starts."""
 JOBS, JOB_INPUTS, OUTPUT = "jobs", "job_inputs", "output"
 """Names of the mailboxes."""
-STATE, FAILURE = "state", "failure"
+STATE, FAILURE, HEARTBEAT = "state", "failure", "heartbeat"
 """Names of values that each rank sets; see :func:`rank_key`."""
 
 FailureKind = Literal["refused", "lost", "out of memory", "failed"]

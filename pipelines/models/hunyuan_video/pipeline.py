@@ -63,8 +63,7 @@ class HunyuanVideo(VideoPipeline):
         self._device = world.device
         on_component("vae")
         self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
-        vae_dtype = options.vae_dtype or options.dtype
-        load_weights(self._vae, checkpoint.weights("vae"), world, vae_dtype)
+        load_weights(self._vae, checkpoint.weights("vae"), world, options.autoencoder_dtype)
         if options.autoencoder_only:
             return
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
