@@ -158,14 +158,14 @@ def _prepare_rank(
     prepare: Callable[..., Prepared], contestant: Contestant, settings: tuple[Any, ...]
 ) -> dict[str, float]:
     """Prepare a contestant on this rank; return its figures."""
-    with torch.no_grad():
+    with torch.inference_mode():
         _Rank.turn, figures = prepare(contestant, *settings)
     return figures
 
 
 def _time_turn(device_type: str) -> float:
     """Time of this rank's turn in seconds, after a barrier."""
-    with torch.no_grad():
+    with torch.inference_mode():
         dist.barrier()
         start = time.perf_counter()
         _Rank.turn()

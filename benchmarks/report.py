@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,15 +13,7 @@ from pathlib import Path
 import torch
 
 _RESULTS = Path(__file__).parent / "results"
-_PACKAGES = (
-    "torch",
-    "longtake",
-    "yunchang",
-    "para-attn",
-    "cache-dit",
-    "diffusers",
-    "axolotl-ringmaster",
-)
+_PEERS = Path(__file__).parent / "peers.txt"
 
 
 def benchmark_parser(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
@@ -71,7 +64,8 @@ def _environment(device_type: str) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "CPU")
         devices = f"{model}, {os.cpu_count()} logical cores, one thread a rank"
-    versions = ", ".join(map(_version, _PACKAGES))
+    peers = re.findall(r"^([\w-]+)==", _PEERS.read_text(), re.MULTILINE)
+    versions = ", ".join(map(_version, ["torch", "longtake", *peers]))
     return f"{devices}; Python {platform.python_version()}; {versions}"
 
 
