@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ VICTIMS = ("rank 0", "rank 1", "supervisor", "all")
 STEPS = 24
 SNAPSHOT_STEPS = 5
 TIMEOUT_S = 300.0
+_RESUMED = re.compile(rf"(.+): resumes after step (\d+) of {STEPS}")
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ SMALL_SAMPLE = (
     Kill("supervisor", "starting", 0.2),
     Kill("rank 1", "loading"),
     Kill("rank 0", "text"),
+    Kill("all", "denoising", after_step=8),
     Kill("rank 1", "denoising", after_step=13),
+    Kill("supervisor", "decoding"),
     Kill("rank 0", "decoding"),
     Kill("all", "writing"),
     Kill("rank 1", "done"),
 )
-"""Each phase once and each victim at least once, in the order in which phases occur."""
+"""Each phase and each victim, in the order in which phases occur."""
 
 
 @dataclass
@@ -86,7 +90,8 @@ class Observations:
     Attributes:
         steps_done: Last step reported, by shot.
         repeated_steps: Steps repeated after each fault that lost any.
-        resumed: Notes of renderings that continued from a snapshot.
+        resumed: Last step reported and step resumed after, of renderings that continued from a
+            snapshot.
         processes: All processes seen.
         detection_s: Seconds from the kill of a rank to the next state or note, by kill.
         kills: Number of kills, by victim.
@@ -94,7 +99,7 @@ class Observations:
 
     steps_done: dict[str, int] = field(default_factory=dict)
     repeated_steps: list[int] = field(default_factory=list)
-    resumed: list[str] = field(default_factory=list)
+    resumed: list[tuple[int, int]] = field(default_factory=list)
     processes: list[psutil.Process] = field(default_factory=list)
     detection_s: list[float] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
@@ -103,8 +108,8 @@ class Observations:
         """Record an event of ``--json``."""
         if event["event"] == "state" and event["state"] == "done":
             self.steps_done[event["id"]] = 0
-        if event["event"] == "note" and "after step" in event["text"]:
-            self.resumed.append(event["text"])
+        if event["event"] == "note" and (note := _RESUMED.fullmatch(event["text"])):
+            self.resumed.append((self.steps_done.get(note[1], 0), int(note[2])))
         if event["event"] != "progress" or event["phase"] != "denoising":
             return
         previous, done = self.steps_done.get(event["id"], 0), event["done"]
@@ -233,6 +238,12 @@ def phase_of(event: dict[str, Any]) -> str:
     return ""
 
 
+def last_snapshot(reported: int) -> int:
+    """The step of the last snapshot that is certainly on disk once a step was reported: it is
+    written during the next step."""
+    return (reported - 1) // SNAPSHOT_STEPS * SNAPSHOT_STEPS
+
+
 def check(
     folder: Path, observations: Observations, expected: dict[str, np.ndarray[Any, Any]]
 ) -> None:
@@ -246,6 +257,9 @@ def check(
     assert not list((out / ".longtake" / "snapshots").iterdir())
     assert not list((out / ".longtake" / "ranks").iterdir())
     assert max(observations.repeated_steps, default=0) <= SNAPSHOT_STEPS, observations
+    for reported, resumed in observations.resumed:
+        assert resumed >= last_snapshot(reported), observations
+        assert resumed % SNAPSHOT_STEPS == 0 or resumed == STEPS, observations
     assert max(observations.detection_s, default=0) < 10, observations
     assert "Traceback" not in (folder / "errors").read_text()
 

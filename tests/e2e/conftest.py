@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from torch.distributed.elastic.multiprocessing import start_processes
@@ -48,26 +46,32 @@ def new_ranks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def generate(model: str, tmp_path: Path, capsys: Any) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process, on one rank; returns exit code, stdout, stderr."""
+Command = Callable[..., tuple[int, str, str]]
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; returns exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = cli.main(["generate", *arguments, "--model", model])
+        code = cli.main([str(word) for word in words])
         return (code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
-def longtake(model: str, capsys: Any) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process; returns exit code, stdout, stderr."""
+def generate(model: str, run_command: Command) -> Command:
+    """Run generate in this process, on one rank; returns exit code, stdout, stderr."""
+    return lambda *arguments: run_command("generate", *arguments, "--model", model)
 
-    def run(command: str, *arguments: Any) -> tuple[int, str, str]:
-        capsys.readouterr()
-        words = [command, *map(str, arguments)]
-        code = cli.main(words if "--model" in words else [*words, "--model", model])
-        return (code, *capsys.readouterr())
+
+@pytest.fixture
+def longtake(model: str, run_command: Command) -> Command:
+    """Run a command with a model, the tiny one by default; returns exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        return run_command(*words) if "--model" in words else run_command(*words, "--model", model)
 
     return run

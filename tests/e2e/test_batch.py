@@ -15,23 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from longtake.cli import main as cli
 from longtake.serve.queue.job_store import JobStore
 from tests.kills import COMMAND, BatchProcess
 
 Batch = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def longtake(capsys: Any) -> Batch:
-    """Run a command in this process; returns exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([str(each) for each in arguments])
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -39,7 +26,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def test_batch_renders_once_and_again_what_changed(
-    longtake: Batch, model: str, tmp_path: Path
+    run_command: Batch, model: str, tmp_path: Path
 ) -> None:
     shots, out = tmp_path / "shots.csv", tmp_path / "deep" / "out"
     batch = ("batch", shots, "-o", out, "--model", model, "--num-frames", 5)
@@ -49,7 +36,7 @@ def test_batch_renders_once_and_again_what_changed(
         "two,two.npy,a dog,,3\n"
         "png,png,a dog,3,3\n"
     )
-    code, stdout, stderr = longtake(*batch)
+    code, stdout, stderr = run_command(*batch)
     assert code == 0
     *table, last = stdout.splitlines()
     assert [line.split()[:2] for line in table] == [
@@ -84,11 +71,11 @@ def test_batch_renders_once_and_again_what_changed(
     assert "a cat, &#34;slowly&#34;" in page
 
     before, two = times(out), (out / "two.npy").read_bytes()
-    assert longtake(*batch)[0] == 0
+    assert run_command(*batch)[0] == 0
     assert times(out) == before
     (out / "two.npy").unlink()  # its drawn seed is in the queue
     shots.write_text(shots.read_text().replace("slowly", "fast").replace("png,a dog", "png,a cat"))
-    code, _, stderr = longtake(*batch)
+    code, _, stderr = run_command(*batch)
     assert code == 0
     assert "3 shots: 2 changed, 1 again" in stderr
     assert (out / "two.npy").read_bytes() == two
@@ -98,34 +85,34 @@ def test_batch_renders_once_and_again_what_changed(
     ]
     assert not [path for path in out.rglob(".*") if path.name != ".longtake"]
 
-    code, stdout, _ = longtake("jobs", "list", out)
+    code, stdout, _ = run_command("jobs", "list", out)
     assert code == 0
     assert [line.split()[:2] for line in stdout.splitlines()[1:]] == [
         ["one", "done"],
         ["two", "done"],
         ["png", "done"],
     ]
-    code, stdout, _ = longtake("jobs", "show", out, "two", "--json")
+    code, stdout, _ = run_command("jobs", "show", out, "two", "--json")
     kinds = [event["kind"] for event in json.loads(stdout)["events"]]
     assert kinds == ["queued", "running", "done"] * 2
 
 
 def test_shot_has_the_bytes_that_generate_writes(
-    longtake: Batch, model: str, tmp_path: Path
+    run_command: Batch, model: str, tmp_path: Path
 ) -> None:
     shots, out, prompt = tmp_path / "shots.jsonl", tmp_path / "out", 'a cat\n"slowly"'
     rows = ({"output": "on.mp4"}, {"output": "off.mp4", "embed_metadata": False})
     shots.write_text("\n".join(json.dumps({"prompt": prompt, **row}) for row in rows))
     options = ("--model", model, "--seed", 5, "--num-frames", 5, "--num-inference-steps", 2)
-    assert longtake("batch", shots, "-o", out, *options)[0] == 0
+    assert run_command("batch", shots, "-o", out, *options)[0] == 0
     for name, switch in (("on.mp4", ()), ("off.mp4", ("--no-embed-metadata",))):
         path = tmp_path / name
-        assert longtake("generate", prompt, *options, *switch, "-o", path)[0] == 0
+        assert run_command("generate", prompt, *options, *switch, "-o", path)[0] == 0
         assert path.read_bytes() == (out / name).read_bytes()
         assert (prompt.encode() in path.read_bytes()) == (name == "on.mp4")
 
 
-def test_long_names_and_reassigned_outputs(longtake: Batch, model: str, tmp_path: Path) -> None:
+def test_long_names_and_reassigned_outputs(run_command: Batch, model: str, tmp_path: Path) -> None:
     shots, out, name = tmp_path / "shots.jsonl", tmp_path / "out", "x" * 60
     one = {"id": name, "prompt": "a", "seed": 5, "num_videos": 2, "output": f"{name}.npy"}
     x, y = ({"id": id, "prompt": "a", "seed": id, "output": "o.npy"} for id in (1, 2))
@@ -133,7 +120,7 @@ def test_long_names_and_reassigned_outputs(longtake: Batch, model: str, tmp_path
     frames = {}
     for rows in ([one, x], [y], [x]):
         shots.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        code, _, stderr = longtake(*batch)
+        code, _, stderr = run_command(*batch)
         assert code == 0, stderr
         frames[json.dumps(rows[-1]), len(rows)] = np.load(out / "o.npy")
     first, other, again = frames.values()
@@ -145,7 +132,7 @@ def test_long_names_and_reassigned_outputs(longtake: Batch, model: str, tmp_path
 
 
 def test_all_invalid_rows_are_reported_and_nothing_runs(
-    longtake: Batch, model: str, tmp_path: Path
+    run_command: Batch, model: str, tmp_path: Path
 ) -> None:
     out, shots = tmp_path / "out", tmp_path / "shots.jsonl"
     (tmp_path / "elsewhere").mkdir()
@@ -183,7 +170,7 @@ def test_all_invalid_rows_are_reported_and_nothing_runs(
         ({"prompt": "a", "output": "x" * 300 + "/a.mp4"}, "200 bytes a name at most"),
     ]
     shots.write_text("".join(json.dumps(row) + "\n" for row, _ in rows))
-    code, stdout, stderr = longtake("batch", shots, "-o", out, "--model", model)
+    code, stdout, stderr = run_command("batch", shots, "-o", out, "--model", model)
     assert (code, stdout) == (2, "")
     first, *lines = stderr.splitlines()
     assert first == f"longtake: {shots} has 21 rows that cannot be rendered:"
@@ -194,21 +181,21 @@ def test_all_invalid_rows_are_reported_and_nothing_runs(
     assert not out.exists()
 
 
-def test_output_folder_is_required(longtake: Batch, model: str, tmp_path: Path) -> None:
+def test_output_folder_is_required(run_command: Batch, model: str, tmp_path: Path) -> None:
     shots = tmp_path / "shots.txt"
     shots.write_text("a cat\n")
-    code, _, stderr = longtake("batch", shots, "--model", model)
+    code, _, stderr = run_command("batch", shots, "--model", model)
     assert (code, stderr) == (
         2,
         "longtake: name a file of shots, and the folder of outputs by -o\n",
     )
-    code, _, stderr = longtake("batch", shots, "-o", shots, "--model", model)
+    code, _, stderr = run_command("batch", shots, "-o", shots, "--model", model)
     assert code == 2
     assert stderr.endswith("is a file: name a folder\n")
 
 
 def test_outputs_that_leave_the_folder_through_a_link_are_refused(
-    longtake: Batch, model: str, tmp_path: Path
+    run_command: Batch, model: str, tmp_path: Path
 ) -> None:
     out, shots = tmp_path / "out", tmp_path / "shots.jsonl"
     (out / "inside").mkdir(parents=True)
@@ -217,16 +204,16 @@ def test_outputs_that_leave_the_folder_through_a_link_are_refused(
     shots.write_text(
         '{"prompt": "a", "output": "leaves/a.npy"}\n{"prompt": "a", "output": "stays/a.npy"}\n'
     )
-    code, _, stderr = longtake("batch", shots, "-o", out, "--model", model)
+    code, _, stderr = run_command("batch", shots, "-o", out, "--model", model)
     assert code == 2
     assert len(stderr.splitlines()) == 2
     assert "line 1: output='leaves/a.npy' leaves " in stderr
 
 
-def test_dry_run_predicts_the_time(longtake: Batch, model: str, tmp_path: Path) -> None:
+def test_dry_run_predicts_the_time(run_command: Batch, model: str, tmp_path: Path) -> None:
     shots, out = tmp_path / "shots.yaml", tmp_path / "out"
     shots.write_text("shots:\n  - {prompt: a cat, id: cat, product: {seed: [1, 2]}}\n  - a dog\n")
-    code, stdout, _ = longtake("batch", shots, "-o", out, "--model", model, "--dry-run")
+    code, stdout, _ = run_command("batch", shots, "-o", out, "--model", model, "--dry-run")
     lines = stdout.splitlines()
     assert code == 0
     assert lines[0].split() == ["id", "output", "size", "frames", "about"]
@@ -237,7 +224,7 @@ def test_dry_run_predicts_the_time(longtake: Batch, model: str, tmp_path: Path) 
 
 
 def test_shot_that_cannot_be_rendered_does_not_stop_others(
-    longtake: Batch, model: str, tmp_path: Path
+    run_command: Batch, model: str, tmp_path: Path
 ) -> None:
     """Its template leaves no token of the prompt."""
     shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
@@ -248,14 +235,14 @@ def test_shot_that_cannot_be_rendered_does_not_stop_others(
     ]
     shots.write_text("".join(json.dumps(row) + "\n" for row in rows))
     batch = ("batch", shots, "-o", out, "--model", model, "--num-inference-steps", 2)
-    code, stdout, stderr = longtake(*batch)
+    code, stdout, stderr = run_command(*batch)
     assert (code, stdout.splitlines()[-1].partition(";")[0]) == (1, "1 failed, 1 done")
     assert re.search(r"^longtake: bad failed: no token of prompt='a' is left", stderr, re.MULTILINE)
     assert (out / "good.npy").is_file()
-    assert longtake(*batch)[0] == 1  # not retried
+    assert run_command(*batch)[0] == 1  # not retried
     with JobStore(out) as store:
         assert store.job("bad").claims == 1
-    assert longtake(*batch, "--retry-failed")[0] == 1
+    assert run_command(*batch, "--retry-failed")[0] == 1
     with JobStore(out) as store:
         assert store.job("bad").claims == 2
 
@@ -290,7 +277,7 @@ def append(path: Path, **row: object) -> None:
 
 
 def test_watched_batch_takes_new_rows_and_is_cancelled_and_stopped(
-    longtake: Batch, running: Callable[..., BatchProcess], model: str, tmp_path: Path
+    run_command: Batch, running: Callable[..., BatchProcess], model: str, tmp_path: Path
 ) -> None:
     """Two replicas: one renders until it is cancelled, while rows are added."""
     shots, out = tmp_path / "shots.jsonl", tmp_path / "out"
@@ -303,7 +290,7 @@ def test_watched_batch_takes_new_rows_and_is_cancelled_and_stopped(
     until(batch, event="state", id="added", state="done")
     append(shots, id="bad", prompt="a", num_frames=4)
     assert "line 4: num_frames=4 must be" in until(batch, event="note")["text"]
-    assert longtake("jobs", "cancel", out, "endless", "short")[1].splitlines() == [
+    assert run_command("jobs", "cancel", out, "endless", "short")[1].splitlines() == [
         "endless is cancelled",
         "short has already ended",
     ]
@@ -321,7 +308,7 @@ def test_watched_batch_takes_new_rows_and_is_cancelled_and_stopped(
     assert last.faults == 0
     assert [path.name for path in (out / ".longtake" / "snapshots").iterdir()]  # to resume from
     assert json.loads((out / "report.json").read_text())["counts"]["queued"] == 1
-    code, stdout, _ = longtake("jobs", "retry", out, "endless", "short")
+    code, stdout, _ = run_command("jobs", "retry", out, "endless", "short")
     assert (code, stdout.splitlines()[1]) == (0, "short did not fail")
 
 
@@ -332,12 +319,12 @@ def test_two_batches_render_each_shot_once(
     shots.write_text("a cat\na dog\na cat walks\na dog walks\na cat runs\na dog runs\n")
     arguments = (shots, "-o", out, "--model", model, "--num-inference-steps", 30)
     both = [running(*arguments), running(*arguments)]
-    rendered = []
-    for each in both:
-        while (event := each.next_event(100)) is not None:
-            if event["event"] == "state" and event["state"] == "done":
-                rendered.append(event["id"])
-        assert each.popen.wait(timeout=30) == 0
+    rendered = [
+        event["id"]
+        for each in both
+        for event in each.remaining_events()
+        if event["event"] == "state" and event["state"] == "done"
+    ]
     assert len(rendered) == len(set(rendered)) == 6
     with JobStore(out) as store:
         assert {(job.state, job.claims) for job in store.jobs()} == {("done", 1)}

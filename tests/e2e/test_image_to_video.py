@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from longtake import VideoEngine, VideoRequest
-from longtake.cli import main as cli
 from longtake.engine.media.latents import read_latents
 from longtake.engine.media.pictures.process import decode_in_subprocess
 from longtake.engine.media.sinks import NullSink
@@ -25,18 +24,6 @@ from longtake.errors import EngineError, RequestError
 from tests.e2e.test_cli import names
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process; returns exit code, stdout, stderr."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(arguments))
-        return (code, *capsys.readouterr())
-
-    return command
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +36,13 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_metadata_renders_the_same_video(
-    run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
+    run_command: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     model, out = animators["token_replace"], tmp_path / "out"
     out.mkdir()
     first, again, other = (out / f"{name}.npy" for name in ("first", "again", "other"))
     options = ["a cat runs", "--image", str(picture), "--model", model, "--height", "32"]
-    code, stdout, _ = run("generate", *options, "-o", str(first))
+    code, stdout, _ = run_command("generate", *options, "-o", str(first))
     assert code == 0 and stdout.startswith(f"{first}: 9 frames of 48x32, seed ")
     metadata = json.loads(first.with_suffix(".npy.json").read_text())
     request = metadata["request"]
@@ -63,7 +50,7 @@ def test_metadata_renders_the_same_video(
     assert request["image"] == str(picture) and len(request["image_sha256"]) == 64
     assert {"text", "image", "denoising"} <= set(metadata["seconds"])
     config = str(first.with_suffix(".npy.json"))
-    assert run("generate", "--config", config, "-o", str(again))[0] == 0
+    assert run_command("generate", "--config", config, "-o", str(again))[0] == 0
     assert first.read_bytes() == again.read_bytes()
     over = ("-o", str(other), "--overwrite")
     for changes, differs in (
@@ -71,50 +58,52 @@ def test_metadata_renders_the_same_video(
         (["--resize-mode", "pad"], True),
         (["--resize-mode", "crop"], False),
     ):
-        assert run("generate", "--config", config, *changes, *over)[0] == 0
+        assert run_command("generate", "--config", config, *changes, *over)[0] == 0
         assert (first.read_bytes() != other.read_bytes()) is differs
     metadata = json.loads(other.with_suffix(".npy.json").read_text())
     assert metadata["request"]["flow_shift"] == 7.0
-    run("generate", "--config", config, "--i2v-mode", "dynamic", *over)
+    run_command("generate", "--config", config, "--i2v-mode", "dynamic", *over)
     metadata = json.loads(other.with_suffix(".npy.json").read_text())
     assert metadata["request"]["flow_shift"] == 17.0
 
 
 def test_replaced_picture_is_noticed(
-    run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
+    run_command: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     path, out = tmp_path / "a.png", str(tmp_path / "out.npy")
     path.write_bytes(picture.read_bytes())
     options = ["--model", animators["token_replace"], "-o", out, "--num-inference-steps", "1"]
-    assert run("generate", "a", "--image", str(path), *options)[0] == 0
+    assert run_command("generate", "a", "--image", str(path), *options)[0] == 0
     Image.new("RGB", (8, 8)).save(path)
     again = ["generate", "--config", f"{out}.json", "-o", out, "--overwrite"]
-    code, _, err = run(*again)
+    code, _, err = run_command(*again)
     assert code == 2 and "is not the expected picture" in err.splitlines()[-1]
-    assert run(*again, "--image", str(path))[0] == 0  # an explicit picture is accepted
+    assert run_command(*again, "--image", str(path))[0] == 0  # an explicit picture is accepted
 
 
 def test_latent_concat_gives_four_frames_fewer(
-    run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
+    run_command: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     """Both when generated and when decoded from latents."""
     model = animators["latent_concat"]
     options = ["a", "--image", str(picture), "--model", model, "--seed", "1"]
     frames, latents, decoded = (tmp_path / name for name in ("a.npy", "b.safetensors", "c.npy"))
-    code, stdout, _ = run("generate", *options, "-o", str(frames))
+    code, stdout, _ = run_command("generate", *options, "-o", str(frames))
     assert code == 0 and ": 5 frames of 48x32" in stdout
     assert np.load(frames).shape == (5, 32, 48, 3)
     assert json.loads(frames.with_suffix(".npy.json").read_text())["num_frames"] == 5
-    assert run("generate", *options, "-o", str(latents))[0] == 0
+    assert run_command("generate", *options, "-o", str(latents))[0] == 0
     assert read_latents(latents).latents.shape == (1, 4, 3, 4, 6)
-    code, stdout, _ = run("decode", str(latents), "-o", str(decoded))
+    code, stdout, _ = run_command("decode", str(latents), "-o", str(decoded))
     assert code == 0 and ": 5 frames of 48x32" in stdout
     np.testing.assert_allclose(np.load(decoded), np.load(frames), rtol=0, atol=1e-6)
     with VideoEngine.from_pretrained(model) as engine:
         video = engine.generate(VideoRequest(prompt="a", image=picture, seed=1))
     assert video.frames.shape == (5, 32, 48, 3)
     video.save(tmp_path / "d.mp4")
-    code, _, err = run("generate", *options, "--num-frames", "1", "-o", str(tmp_path / "e.npy"))
+    code, _, err = run_command(
+        "generate", *options, "--num-frames", "1", "-o", str(tmp_path / "e.npy")
+    )
     assert code == 2 and "drops the first 4: try 5 or more" in err
 
 
@@ -160,13 +149,13 @@ def test_picture_in_memory_equals_its_file(
 
 
 def test_only_rank_0_of_torchrun_reads_the_picture(
-    run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
+    run_command: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     """On the other rank the path does not exist, as on another host."""
     model = animators["token_replace"]
     expected, joined, there = (tmp_path / name for name in ("a.npy", "b.npy", "there"))
     options = ["a cat", "--model", model, "--seed", "1"]
-    assert run("generate", *options, "--image", str(picture), "-o", str(expected))[0] == 0
+    assert run_command("generate", *options, "--image", str(picture), "-o", str(expected))[0] == 0
     there.mkdir()
     (there / "first.png").write_bytes(picture.read_bytes())
     program = tmp_path / "program.py"
@@ -237,7 +226,7 @@ def test_refusal_of_rank_0_is_raised_on_all_torchrun_ranks(
     ],
 )
 def test_refused_in_one_line(
-    run: Run,
+    run_command: Run,
     animators: dict[str, str],
     picture: Path,
     tmp_path: Path,
@@ -247,29 +236,29 @@ def test_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [str(picture) if each == "PICTURE" else each for each in arguments]
-    code, out, err = run("generate", "a", "--model", animators["token_replace"], *arguments)
+    code, out, err = run_command("generate", "a", "--model", animators["token_replace"], *arguments)
     assert (code, out, names(tmp_path)) == (2, "", [])
     (line,) = err.splitlines()
     assert line.startswith("longtake: ") and text in line
 
 
 def test_prompt_with_the_image_token_is_refused(
-    run: Run, animators: dict[str, str], picture: Path, tmp_path: Path
+    run_command: Run, animators: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     """A prompt that is truncated at the model's limit renders."""
     model, out = animators["token_replace"], str(tmp_path / "out.npy")
     options = ["--image", str(picture), "--model", model, "--num-inference-steps", "1"]
     options += ["-o", out, "--overwrite"]
-    code, _, err = run("generate", "a <image> cat", *options)
+    code, _, err = run_command("generate", "a <image> cat", *options)
     assert code == 2 and "take <image> out of the prompt" in err.splitlines()[-1]
     assert names(tmp_path) == []
     for prompt in ("cat " * 500, "<|end_header_id|> cat", "<|eot_id|> " * 40):
-        assert run("generate", prompt, *options)[0] == 0
+        assert run_command("generate", prompt, *options)[0] == 0
     assert np.isfinite(np.load(out)).all()
 
 
 def test_picture_folder_does_not_depend_on_the_working_directory(
-    run: Run,
+    run_command: Run,
     animators: dict[str, str],
     picture: Path,
     tmp_path: Path,
@@ -292,11 +281,13 @@ def test_picture_folder_does_not_depend_on_the_working_directory(
         ("../pictures/a.png", str(folder)),
     ):
         monkeypatch.chdir(elsewhere)
-        code, _, err = run("generate", "a", "--image", image, "--image-folder", of, *options)
+        code, _, err = run_command(
+            "generate", "a", "--image", image, "--image-folder", of, *options
+        )
         assert code == 0, err
         monkeypatch.chdir("/")
         again = ["--config", f"{out}.json", "-o", out, "--overwrite"]
-        assert run("generate", *again)[0] == 0
+        assert run_command("generate", *again)[0] == 0
 
 
 def test_picture_is_decoded_once_to_be_checked(
@@ -352,29 +343,35 @@ def test_request_resolved_for_another_kind_of_model_is_refused(
 
 
 def test_text_to_video_refuses_a_picture(
-    run: Run, model: str, picture: Path, tmp_path: Path
+    run_command: Run, model: str, picture: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "out.npy")
-    code, _, err = run("generate", "a", "--image", str(picture), "--model", model, "-o", out)
+    code, _, err = run_command(
+        "generate", "a", "--image", str(picture), "--model", model, "-o", out
+    )
     assert code == 2 and "with a text-to-video model" in err and names(tmp_path) == []
 
 
-def test_verify_and_plan_need_no_picture(run: Run, animators: dict[str, str]) -> None:
+def test_verify_and_plan_need_no_picture(run_command: Run, animators: dict[str, str]) -> None:
     model = animators["token_replace"]
-    code, stdout, _ = run("verify", "--model", model, "--devices", "2", "--i2v-mode", "dynamic")
+    code, stdout, _ = run_command(
+        "verify", "--model", model, "--devices", "2", "--i2v-mode", "dynamic"
+    )
     assert code == 0, stdout
     assert "all within 0.0001 after every step" in stdout
     for model in animators.values():
-        code, stdout, _ = run("plan", "--model", model, "--gpu", "cpu", "--devices", "2", "--json")
+        code, stdout, _ = run_command(
+            "plan", "--model", model, "--gpu", "cpu", "--devices", "2", "--json"
+        )
         assert code == 0
         plan = json.loads(stdout)
         assert plan["request"]["text_tokens"] == 20 + (4 if "token_replace" in model else 8)
 
 
 @pytest.mark.parametrize("gpus", [1, 5, 8, 16])
-def test_plan_of_the_released_model(run: Run, gpus: int) -> None:
+def test_plan_of_the_released_model(run_command: Run, gpus: int) -> None:
     options = ["--model", "hunyuan-video-i2v", "--gpu", "h200", "--devices", str(gpus), "--json"]
-    code, stdout, _ = run("plan", *options)
+    code, stdout, _ = run_command("plan", *options)
     assert code == 0
     plan = json.loads(stdout)
     assert plan["request"]["text_tokens"] == 144 + 252

@@ -35,12 +35,7 @@ def test_every_operation(server: Server) -> None:
         assert isinstance(operation, Ok)
         case = operation.ok().as_strategy()
 
-        @settings(
-            max_examples=40,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        )
+        @SETTINGS
         @given(case=case)
         def conforms(case: Case[Any]) -> None:
             case.call_and_validate(checks=CHECKS)

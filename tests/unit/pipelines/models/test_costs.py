@@ -17,10 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,6 +46,7 @@ from longtake.pipelines.text_encoders import configs as text_configs
 from tests import tiny
 from tests.layouts import layout_name
 from tests.rendering import request
+from tests.unit.pipelines.models.fake_ranks import one_rank_of
 
 PRESETS = Path(__file__).parents[4] / "configs" / "models"
 
@@ -245,12 +244,6 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.element_size() * math.prod(size for size, stride in sizes if stride)
 
 
-@pytest.fixture(scope="module")
-def shapes() -> FakeTensorMode:
-    """Mode in which tensors have shapes only."""
-    return FakeTensorMode()
-
-
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
@@ -259,16 +252,6 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def as_rank_0_of(world_size: int) -> Iterator[None]:
-    """Run as rank 0 without peers: collectives only check shapes."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def make_denoiser(
@@ -291,7 +274,7 @@ def one_pass(
 ) -> Iterator[tuple[Callable[[], torch.Tensor], int, int]]:
     """Rank 0's pass as a function, its number of tokens, and the bytes allocated before it."""
     config, dtype = denoiser.transformer.config, denoiser.transformer.dtype
-    with as_rank_0_of(dims.world_size):
+    with one_rank_of(dims.world_size):
         mesh = dims.build_mesh("cpu")
         own = TokenShards.even(grid.num_tokens, dims).counts[0]
         with shapes:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import HunyuanVideoTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid
 from tests.layouts import layout_name
 from tests.rendering import image_request, request
+from tests.unit.pipelines.models.fake_ranks import one_rank_of
 
 GRID = LatentGrid((1, 16, 33, 90, 160), (1, 2, 2))
 TEXT_TOKENS = 73
@@ -32,22 +29,6 @@ LAYOUTS = [
     ParallelDims(ring_degree=2, ulysses_degree=4),
     ParallelDims(ring_degree=2, ulysses_degree=8),
 ]
-
-
-@contextmanager
-def one_rank_of(world_size: int, rank: int) -> Iterator[None]:
-    """Run as a rank without peers: collectives only check shapes."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def shapes() -> FakeTensorMode:
-    """Mode in which tensors have shapes only."""
-    return FakeTensorMode()
 
 
 @pytest.fixture(scope="module")

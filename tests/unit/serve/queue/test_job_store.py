@@ -7,10 +7,13 @@ import json
 import multiprocessing as mp
 import os
 import sqlite3
+import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,22 +236,38 @@ def test_processes_and_threads_claim_each_job_once(store: JobStore, tmp_path: Pa
 
 
 def test_it_costs_little(store: JobStore) -> None:
-    """The shortest of several times, waits for the disk included: other tests run meanwhile."""
-    adding_s, rendering_s = [], []
+    """CPU time of 1000 new jobs and of a rendered one. Waits for the disk, which other tests use
+    meanwhile, count in the shortest of several times."""
+    adding, rendering = _Clocks(), _Clocks()
     for first in range(0, 3000, 1000):
         jobs = [job(number) for number in range(first, first + 1000)]
-        start = time.perf_counter()
-        queued(store, *jobs)
-        adding_s.append(time.perf_counter() - start)
-    assert min(adding_s) < 1
+        with adding.measured():
+            queued(store, *jobs)
     for _ in range(100):
-        start = time.perf_counter()
-        claim = claimed(store)
-        store.claims.renew(claim, "denoising", 5, NOW)
-        store.claims.check(claim)
-        store.claims.finish(claim, {"denoising": 1.0}, NOW)
-        rendering_s.append(time.perf_counter() - start)
-    assert min(rendering_s) < 0.02
+        with rendering.measured():
+            claim = claimed(store)
+            store.claims.renew(claim, "denoising", 5, NOW)
+            store.claims.check(claim)
+            store.claims.finish(claim, {"denoising": 1.0}, NOW)
+    assert max(adding.cpu_s) < 1
+    assert min(adding.wall_s) < 1
+    assert statistics.median(rendering.cpu_s) < 0.02
+    assert min(rendering.wall_s) < 0.02
+
+
+class _Clocks:
+    """CPU and wall-clock seconds of repeated work."""
+
+    def __init__(self) -> None:
+        self.cpu_s: list[float] = []
+        self.wall_s: list[float] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        cpu_s, wall_s = time.process_time(), time.perf_counter()
+        yield
+        self.cpu_s.append(time.process_time() - cpu_s)
+        self.wall_s.append(time.perf_counter() - wall_s)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(store: JobStore, tmp_path: Path) -> None:
