@@ -67,6 +67,9 @@ _WARM_UP_S = 2.0
 H100 reaches 678 TFLOP/s at first, and 624 once its clock has fallen to what 700 W allow."""
 
 _SMALL_BYTES = 1024
+_LATENCY_ROUNDS = 15
+"""Rounds of small exchanges at least: they are quick, and one alone is mostly noise."""
+
 _LAUNCHES = 1000
 _WHOLE = [(slice(None), slice(None))]
 """The one block of attention from all queries to all keys."""
@@ -214,15 +217,23 @@ def _link(world: World, group: dist.ProcessGroup, count: int, rounds: int) -> Js
     """The measurements of one group of ranks."""
     sent_bytes = _SIZES[world.device.type].sent_bytes
     exchange_s = _exchange_s(world, group, sent_bytes, rounds)
-    latency_s = _exchange_s(world, group, _SMALL_BYTES * count, rounds)
+    latency_s = _exchange_s(world, group, _SMALL_BYTES * count, max(rounds, _LATENCY_ROUNDS))
     hop_s = _hop_s(world, group, sent_bytes, rounds)
     leaving_bytes = sent_bytes * (count - 1) / count
     return {
         "ranks": count,
-        "exchange_bytes_per_s": leaving_bytes / max(exchange_s - latency_s, 1e-9),
-        "hop_bytes_per_s": sent_bytes / max(hop_s - latency_s, 1e-9),
+        "exchange_bytes_per_s": leaving_bytes / transfer_s(exchange_s, latency_s),
+        "hop_bytes_per_s": sent_bytes / transfer_s(hop_s, latency_s),
         "latency_s": latency_s,
     }
+
+
+def transfer_s(seconds: float, latency_s: float) -> float:
+    """The part of a large message's time that is not latency.
+
+    At least half of it: where the measured latency is longer, it is noise.
+    """
+    return max(seconds - latency_s, seconds / 2)
 
 
 def overlap(world: World, *, dtype: str, head_size: int, rounds: int) -> float:

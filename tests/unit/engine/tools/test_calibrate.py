@@ -9,6 +9,7 @@ import pytest
 from longtake.configs.hardware import Figure, Hardware, load_hardware
 from longtake.engine.planning.network import Network
 from longtake.engine.tools.bench.calibrate import links_of
+from longtake.engine.tools.bench.measures import transfer_s
 
 
 def figure(value: float) -> Figure:
@@ -45,3 +46,11 @@ def test_the_plan_predicts_what_was_measured(bandwidths: tuple[float, ...]) -> N
     for ranks, bandwidth in zip((2, 4, 8), bandwidths, strict=True):
         seconds = exchange_s(links, ranks, 1e9)
         assert seconds == pytest.approx(1e9 / bandwidth, rel=0.06)
+
+
+def test_latency_is_not_part_of_a_transfer() -> None:
+    assert transfer_s(0.020, 0.001) == pytest.approx(0.019)
+
+
+def test_noise_in_the_latency_halves_a_transfer_at_most() -> None:
+    assert transfer_s(0.020, 0.019) == transfer_s(0.020, 0.050) == 0.010
