@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
@@ -20,8 +22,8 @@ from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions, VideoPipeline
 from longtake.pipelines.codec.decode import TileRun, decode_videos
-from longtake.pipelines.loading import weights
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.runtime.rendering import RenderRun, render_latents
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
 from longtake.pipelines.runtime.stages import StageReport
@@ -167,19 +169,17 @@ def count_weights_read(folder: str, ranks_per_host: int) -> tuple[int, bool]:
         group = dist.new_group(ranks)
         own = group if world().rank in ranks else own
     hosts = replace(world(), host_group=own)
-    reads, read = [], weights._read
+    reads, read = [], SafetensorsSource.read
 
-    def counted(file: Any, name: str, files: Any) -> torch.Tensor:
-        if not files[0].parent.name.startswith("text_encoder"):
+    def counted(source: SafetensorsSource, name: str, rows: slice | None = None) -> torch.Tensor:
+        if not Path(source.label).name.startswith("text_encoder"):
             reads.append(name)
-        return read(file, name, files)
+        return read(source, name, rows)
 
-    weights._read = counted
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SafetensorsSource, "read", counted)
         checkpoint = Checkpoint.open(folder)
         pipeline = registry.load(checkpoint, hosts, LoadOptions(torch.float32))
-    finally:
-        weights._read = read
     ours, theirs = (each.denoiser.state_dict() for each in (pipeline, load_pipeline(folder, False)))
     same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     return len(reads), same

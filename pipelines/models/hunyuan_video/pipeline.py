@@ -20,6 +20,7 @@ from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import (
     HunyuanVideoDecoder,
@@ -63,7 +64,8 @@ class HunyuanVideo(VideoPipeline):
         self._device = world.device
         on_component("vae")
         self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
-        load_weights(self._vae, checkpoint.weights("vae"), world, options.autoencoder_dtype)
+        source = SafetensorsSource(checkpoint.weights("vae"))
+        load_weights(self._vae, source, world, options.autoencoder_dtype)
         if options.autoencoder_only:
             return
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
@@ -122,7 +124,8 @@ def _load_denoiser(
     denoiser = HunyuanVideoDenoiser(transformer, options.kernel)
     if options.shard_weights:
         shard_module(denoiser, denoiser.blocks, world)
-    load_weights(transformer, checkpoint.weights("transformer"), world, options.dtype)
+    source = SafetensorsSource(checkpoint.weights("transformer"))
+    load_weights(transformer, source, world, options.dtype)
     return denoiser
 
 
