@@ -14,7 +14,8 @@ from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from longtake.parallel import World
-    from longtake.pipelines.base import LoadOptions, VideoPipeline
+    from longtake.pipelines.base import LoadOptions
+    from longtake.pipelines.family import VideoCodec, VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ class _Family:
             files, without loading weights.
         module: Name of the module of the VideoPipeline subclass.
         pipeline: Name of the VideoPipeline subclass.
+        codec_module: Name of the module of the VideoCodec subclass.
+        codec: Name of the VideoCodec subclass.
     """
 
     folder: str
     inspect: str
     module: str
     pipeline: str
+    codec_module: str
+    codec: str
 
     def inspect_checkpoint(
         self, checkpoint: Checkpoint, *, weights: bool, autoencoder_only: bool = False
@@ -54,12 +59,26 @@ class _Family:
         found: Callable[..., VideoPipeline] = getattr(module, self.pipeline)
         return found
 
+    def codec_class(self) -> Callable[..., VideoCodec]:
+        """The VideoCodec subclass."""
+        with garbage_collection_paused():
+            module = importlib.import_module(f"{self.folder}.{self.codec_module}")
+        found: Callable[..., VideoCodec] = getattr(module, self.codec)
+        return found
+
 
 _HUNYUAN_VIDEO = "longtake.pipelines.models.hunyuan_video"
+_HUNYUAN_VIDEO_CODEC = "codec.autoencoder", "HunyuanVideoCodec"
 _FAMILIES = {
-    "HunyuanVideoPipeline": _Family(_HUNYUAN_VIDEO, "inspect", "pipeline", "HunyuanVideo"),
+    "HunyuanVideoPipeline": _Family(
+        _HUNYUAN_VIDEO, "inspect", "pipeline", "HunyuanVideo", *_HUNYUAN_VIDEO_CODEC
+    ),
     "HunyuanVideoImageToVideoPipeline": _Family(
-        _HUNYUAN_VIDEO, "inspect_image_to_video", "image_to_video", "HunyuanVideoImageToVideo"
+        _HUNYUAN_VIDEO,
+        "inspect_image_to_video",
+        "image_to_video",
+        "HunyuanVideoImageToVideo",
+        *_HUNYUAN_VIDEO_CODEC,
     ),
 }
 
@@ -101,7 +120,23 @@ def load(
     """
     family = _family(checkpoint)
     spec = family.inspect_checkpoint(checkpoint, weights=False)
-    return family.pipeline_class()(checkpoint, spec, world, options, on_component)
+    on_component("vae")
+    codec = load_codec(checkpoint, world, options)
+    return family.pipeline_class()(checkpoint, spec, codec, world, options, on_component)
+
+
+def load_codec(checkpoint: Checkpoint, world: World, options: LoadOptions) -> VideoCodec:
+    """Load a model's autoencoder alone, which suffices for decoding. Collective.
+
+    Args:
+        checkpoint: The model's files.
+        world: The ranks.
+        options: The dtype of the autoencoder.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    return _family(checkpoint).codec_class()(checkpoint, world, options.autoencoder_dtype)
 
 
 def _family(checkpoint: Checkpoint) -> _Family:

@@ -98,6 +98,15 @@ class ModelSpec:
     image: ImageSpec | None = None
 
     @property
+    def pictures(self) -> dict[str, str]:
+        """Request fields of the pictures that the model takes."""
+        return {} if self.image is None else {"image": "required"}
+
+    def num_passes(self, request: ResolvedRequest) -> int:
+        """Passes through the transformer per step."""
+        return 2 if request.uses_true_cfg else 1
+
+    @property
     def dropped_frames(self) -> int:
         """Decoded frames discarded at the start of the video; 0 for a text-to-video model."""
         return 0 if self.image is None else self.image.dropped_frames

@@ -20,13 +20,17 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions, VideoPipeline
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, decode_videos
+from longtake.pipelines.codec.picture import Pixels
+from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
 from longtake.pipelines.runtime.stages import StageReport
+from longtake.pipelines.runtime.stepper import Step
 from tests import tiny
 
 ALONE = World(torch.device("cpu"))
@@ -66,6 +70,17 @@ def image_request(**changes: Any) -> ResolvedRequest:
     return request(**{**settings, **changes})
 
 
+def first_step() -> Step:
+    """The first step of a schedule."""
+    return Step(0, torch.tensor(1000.0), 1000.0)
+
+
+def noise_pictures(resolved: ResolvedRequest) -> dict[str, Pixels]:
+    """A picture of noise for an image-to-video request; empty for text to video."""
+    picture = noise_picture(resolved)
+    return {} if picture is None else {"image": picture}
+
+
 @cache
 def world() -> World:
     """All ranks of this process's group."""
@@ -89,8 +104,8 @@ def render(
     pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
     """The latents of a request; an image-to-video model gets a picture of noise."""
-    picture = noise_picture(resolved)
-    return render_latents(RenderRun(pipeline, resolved, dims, world, picture=picture))
+    pictures = noise_pictures(resolved)
+    return render_latents(RenderRun(pipeline, resolved, dims, world, pictures=pictures))
 
 
 def decode(
@@ -107,7 +122,7 @@ def decode(
         assert (video, index) == divmod(len(frames), resolved.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decoder = pipeline.decoder(resolved)
+    decoder = pipeline.codec.decoder(resolved)
     decode_videos(TileRun(decoder, latents, world), take, dropped_frames=dropped_frames)
     if world.rank != 0:
         assert not frames
@@ -155,8 +170,8 @@ def traffic(
     """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
     pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        picture = noise_picture(resolved)
-        render_latents(RenderRun(pipeline, resolved, dims, world(), report, picture=picture))
+        pictures = noise_pictures(resolved)
+        render_latents(RenderRun(pipeline, resolved, dims, world(), report, pictures=pictures))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
@@ -198,7 +213,7 @@ def _rendered(
 ) -> Array:
     """The latents of a request that saves snapshots or resumes."""
     pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, resolved, dims, ranks, picture=noise_picture(resolved), **options)
+    run = RenderRun(pipeline, resolved, dims, ranks, pictures=noise_pictures(resolved), **options)
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array

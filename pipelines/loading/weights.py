@@ -81,14 +81,15 @@ def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
 def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
     """Shard a module's weights over all ranks (FSDP2): each rank holds 1/N of every parameter.
 
-    A block's weights are gathered while the previous block computes, and freed after it. The weights outside of blocks are gathered when ``module`` is called. Experts of which a
+    A block's weights are gathered when it is called, or from :func:`prefetch` on, and freed after
+    it. The weights outside of blocks are gathered when ``module`` is called. Experts of which a
     step runs one are sharded one by one, so that a step gathers only the expert that it calls.
     No-op on one rank.
 
     Args:
         module: A module on ``meta``, whose ``forward`` calls the blocks. Its parameters will need
             no gradients: only then may a block's dtypes differ.
-        blocks: Its blocks, in execution order.
+        blocks: Its blocks, in any order.
         world: All ranks.
     """
     if world.size == 1:
