@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -78,7 +78,7 @@ def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
     return {name: source.read(name) for name in source.tensors}
 
 
-def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
+def shard_module(module: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
     """Shard a module's weights over all ranks (FSDP2): each rank holds 1/N of every parameter.
 
     A block's weights are gathered when it is called, or from :func:`prefetch` on, and freed after
@@ -99,8 +99,6 @@ def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for block, following in zip(blocks, blocks[1:], strict=False):
-        block.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
 
 
 def prefetch(block: nn.Module) -> None:
