@@ -20,11 +20,11 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.pictures.picture import noise_picture
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.runtime.render_run import RenderRun
 from longtake.pipelines.runtime.rendering import render_latents
@@ -93,11 +93,10 @@ def load_pipeline(
     folder: str, on_ranks: bool, dtype: str = "float32", shard_weights: bool = False
 ) -> VideoPipeline:
     """Load a model, once per process."""
-    return registry.load(
-        Checkpoint.open(folder),
-        world() if on_ranks else ALONE,
-        LoadOptions(getattr(torch, dtype), shard_weights=shard_weights),
-    )
+    plan = LoadPlan.resident(getattr(torch, dtype))
+    if shard_weights:
+        plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, "split"))
+    return registry.load(Checkpoint.open(folder), world() if on_ranks else ALONE, plan)
 
 
 def render(
@@ -194,7 +193,7 @@ def count_weights_read(folder: str, ranks_per_host: int) -> tuple[int, bool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SafetensorsSource, "read", counted)
         checkpoint = Checkpoint.open(folder)
-        pipeline = registry.load(checkpoint, hosts, LoadOptions(torch.float32))
+        pipeline = registry.load(checkpoint, hosts, LoadPlan.resident(torch.float32))
     ours, theirs = (each.denoiser.state_dict() for each in (pipeline, load_pipeline(folder, False)))
     same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     return len(reads), same
