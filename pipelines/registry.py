@@ -14,8 +14,8 @@ from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from longtake.parallel import World
-    from longtake.pipelines.base import LoadOptions
     from longtake.pipelines.family import VideoCodec, VideoPipeline
+    from longtake.pipelines.loading.plan import LoadPlan
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def inspect(
 def load(
     checkpoint: Checkpoint,
     world: World,
-    options: LoadOptions,
+    plan: LoadPlan,
     on_component: Callable[[str], None] = lambda name: None,
 ) -> VideoPipeline:
     """Load a model. Collective: all ranks call it.
@@ -112,7 +112,7 @@ def load(
     Args:
         checkpoint: The model's files.
         world: The ranks.
-        options: Dtypes, attention kernel, and what to load.
+        plan: Dtype and place of each component, and the attention kernel.
         on_component: Called with the name of each component before it is loaded.
 
     Raises:
@@ -121,22 +121,22 @@ def load(
     family = _family(checkpoint)
     spec = family.inspect_checkpoint(checkpoint, weights=False)
     on_component("vae")
-    codec = load_codec(checkpoint, world, options)
-    return family.pipeline_class()(checkpoint, spec, codec, world, options, on_component)
+    codec = load_codec(checkpoint, world, plan)
+    return family.pipeline_class()(checkpoint, spec, codec, world, plan, on_component)
 
 
-def load_codec(checkpoint: Checkpoint, world: World, options: LoadOptions) -> VideoCodec:
+def load_codec(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> VideoCodec:
     """Load a model's autoencoder alone, which suffices for decoding. Collective.
 
     Args:
         checkpoint: The model's files.
         world: The ranks.
-        options: The dtype of the autoencoder.
+        plan: The dtype of the autoencoder.
 
     Raises:
         ModelError: It cannot be loaded.
     """
-    return _family(checkpoint).codec_class()(checkpoint, world, options.autoencoder_dtype)
+    return _family(checkpoint).codec_class()(checkpoint, world, plan.autoencoder.dtype)
 
 
 def _family(checkpoint: Checkpoint) -> _Family:

@@ -11,11 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3D
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.family import Streams, VideoPipeline
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
@@ -41,7 +42,7 @@ class HunyuanVideo(VideoPipeline):
         spec: ModelSpec,
         codec: HunyuanVideoCodec,
         world: World,
-        options: LoadOptions,
+        plan: LoadPlan,
         on_component: Callable[[str], None],
     ) -> None:
         """Load the transformer and the text encoders. Collective: all ranks call it.
@@ -51,7 +52,7 @@ class HunyuanVideo(VideoPipeline):
             spec: The model's specification.
             codec: The loaded autoencoder.
             world: The ranks.
-            options: Dtypes, attention kernel, and what to load.
+            plan: Dtype and place of each component, and the attention kernel.
             on_component: Called with the name of each component before it is loaded.
 
         Raises:
@@ -60,10 +61,10 @@ class HunyuanVideo(VideoPipeline):
         self.spec, self.codec, self._device = spec, codec, world.device
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
         on_component("transformer")
-        self.denoiser = _load_denoiser(checkpoint, world, options)
+        self.denoiser = _load_denoiser(checkpoint, world, plan)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._load_text(checkpoint, world.device, options.dtype)
+            self._text = self._load_text(checkpoint, world.device, plan.text_encoders.dtype)
 
     @staticmethod
     def _load_text(
@@ -111,14 +112,13 @@ class HunyuanVideo(VideoPipeline):
         return prompts[: self.spec.num_passes(request)]
 
 
-def _load_denoiser(
-    checkpoint: Checkpoint, world: World, options: LoadOptions
-) -> HunyuanVideoDenoiser:
+def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> HunyuanVideoDenoiser:
     config = checkpoint.config("transformer")
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
-    denoiser = HunyuanVideoDenoiser(transformer, options.kernel)
-    if options.shard_weights:
+    denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
+    if plan.transformer.place == "split":
         (blocks,) = denoiser.chains
         shard_module(denoiser, blocks, world)
-    load_weights(transformer, checkpoint.weights("transformer"), world, options.dtype)
+    source = SafetensorsSource(checkpoint.weights("transformer"))
+    load_weights(transformer, source, world, plan.transformer.dtype)
     return denoiser

@@ -15,6 +15,7 @@ from longtake.configs.request import PromptTemplate
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import read_weights
 from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
 
@@ -64,7 +65,7 @@ class TextEncoders:
             loaded, info = encoder.from_pretrained(
                 None,
                 config=encoder.config_class.from_dict(checkpoint.config(component)),
-                state_dict=read_weights(checkpoint.weights(component)),
+                state_dict=read_weights(SafetensorsSource(checkpoint.weights(component))),
                 dtype=dtype,
                 attn_implementation="sdpa",  # a configuration could name a kernel on the hub
                 output_loading_info=True,
