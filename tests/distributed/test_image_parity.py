@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.spec import shards_of
@@ -19,7 +20,6 @@ from tests.rendering import (
     latents_on_one_rank,
     latents_on_ranks,
     load_pipeline,
-    noise_pictures,
     world,
 )
 
@@ -74,7 +74,9 @@ def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> 
     grid = pipeline.spec.grid(resolved)
     layout = VideoLayout.of(grid, dims, world().mesh(dims))
     streams = world().broadcast_tensors(
-        pipeline.encode(resolved, noise_pictures(resolved))[0] if world().rank == 0 else None
+        pipeline.encode(resolved, noise_pictures(resolved, ["image"]))[0]
+        if world().rank == 0
+        else None
     )
     branch = pipeline.denoiser.prepare(streams, layout, resolved, {})
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)

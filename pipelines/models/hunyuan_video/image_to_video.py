@@ -12,6 +12,7 @@ from longtake.parallel import World
 from longtake.pipelines.codec.picture import Pixels, black_picture
 from longtake.pipelines.family import Streams
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.models.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
 from longtake.pipelines.spec import LatentGrid
@@ -43,13 +44,14 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         uses twice as many tokens.
         """
         assert self.denoiser.image_condition is not None
+        template = HunyuanVideoOptions.of(request).prompt_template
         inputs = [
             (pictures["image"], IMAGE_STRIDES[self.denoiser.image_condition]),
             (black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE),
         ]
         return [
             self._text.encode_with_picture(
-                prompt, picture, request.prompt_template, request.max_sequence_length, stride
+                prompt, picture, template, request.max_sequence_length, stride
             )
             for prompt, (picture, stride) in zip(self._prompts(request), inputs, strict=False)
         ]
@@ -67,7 +69,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         token_replace the first frame is the picture.
         """
         start, picture = grid.noise(request.seed), pictures["image"].cpu()
-        if request.i2v_mode == "stable":
+        if HunyuanVideoOptions.of(request).i2v_mode == "stable":
             share = torch.tensor(_NOISE_SHARE)
             start = start * share + picture * (1 - share)
         if self.denoiser.image_condition == "token_replace":

@@ -19,6 +19,7 @@ from longtake.pipelines.loading.plan import LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
+from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.runtime.guidance import Guidance, classifier_free
@@ -77,8 +78,9 @@ class HunyuanVideo(VideoPipeline):
 
     def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:
         """Encode each prompt to ``text`` and ``pooled``."""
+        template = TextToVideoOptions.of(request).prompt_template
         return [
-            self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
+            self._text.encode(prompt, template, request.max_sequence_length)
             for prompt in self._prompts(request)
         ]
 
@@ -87,7 +89,7 @@ class HunyuanVideo(VideoPipeline):
         detail of the prompt."""
         return self._text.prompt_tokens(
             self._prompts(request)[int(negative)],
-            request.prompt_template,
+            TextToVideoOptions.of(request).prompt_template,
             request.max_sequence_length,
         )
 
@@ -95,7 +97,8 @@ class HunyuanVideo(VideoPipeline):
         """One pass with the embedded scale or, with true CFG, two."""
         if len(passes) == 1:
             return Guidance(passes)
-        return Guidance(passes, classifier_free(lambda step: request.true_cfg_scale))
+        scale = TextToVideoOptions.of(request).true_cfg_scale or 1.0
+        return Guidance(passes, classifier_free(lambda step: scale))
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """Return the model's scheduler with the request's shift and noise levels."""
