@@ -32,7 +32,8 @@ class ExpertSwap:
     """Keeps the running expert on the device, and the other one in pinned host memory.
 
     The experts change places tensor by tensor, so the device holds one tensor more than one expert,
-    and the host one expert. Tensors are only copied: results are the same to the bit.
+    and the host one expert. Tensors are only copied: results are the same to the bit. A video takes
+    one exchange, at the boundary; the next video another one, before its first step.
 
     Args:
         resting: The expert that rests first, with its weights on any device.
