@@ -319,7 +319,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a damaged text encoder": (
         lambda f: edit(f, "text_encoder/config.json", hidden_size=12),
-        "text encoders that cannot be loaded",
+        "/text_encoder cannot be loaded",
     ),
     "a text encoder without a tensor": (
         lambda f: without(f / "text_encoder/model.safetensors", "norm.weight"),
@@ -327,7 +327,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a damaged tokenizer": (
         lambda f: (f / "tokenizer/tokenizer.json").write_text("{"),
-        "text encoders that cannot be loaded",
+        "/tokenizer cannot be loaded",
     ),
 }
 
