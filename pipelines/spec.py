@@ -102,6 +102,10 @@ class ModelSpec:
         """Decoded frames discarded at the start of the video; 0 for a text-to-video model."""
         return 0 if self.image is None else self.image.dropped_frames
 
+    def costs_of(self, request: ResolvedRequest) -> ModelCosts:
+        """Cost model of a request; the same for all unless overridden."""
+        return self.costs
+
     def text_tokens(self, request: ResolvedRequest) -> int:
         """Largest number of prompt and picture tokens of a request."""
         image_tokens = 0 if self.image is None else self.image.num_tokens

@@ -127,7 +127,7 @@ class EulerConfig(SchedulerConfig):
     use_exponential_sigmas: Disabled = False
 
 
-SCHEDULERS: dict[str, tuple[Literal["unipc", "euler"], type[UniPCConfig | EulerConfig]]] = {
+SCHEDULERS: dict[str, tuple[Literal["unipc", "euler"], type[UniPCConfig] | type[EulerConfig]]] = {
     "UniPCMultistepScheduler": ("unipc", UniPCConfig),
     "FlowMatchEulerDiscreteScheduler": ("euler", EulerConfig),
 }
