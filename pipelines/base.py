@@ -78,6 +78,8 @@ class Stepper:
 
 BranchT = TypeVar("BranchT")
 
+NO_PICTURES: Mapping[str, Pixels] = {}
+
 
 class Denoiser(nn.Module, ABC, Generic[BranchT]):
     """A diffusion transformer over sharded tokens.
@@ -242,13 +244,17 @@ class VideoPipeline(ABC):
 
     @abstractmethod
     def encode(
-        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
+        self,
+        request: ResolvedRequest,
+        pictures: Mapping[str, Pixels] = NO_PICTURES,
+        *,
+        negative: bool = False,
     ) -> Streams:
         """Encode a request's prompt. Called on rank 0 only, which holds the text encoders.
 
         Args:
             request: The request.
-            picture: First-frame picture, ``[H, W, 3]``; None for a text-to-video model.
+            pictures: The request's pictures by field, ``[H, W, 3]`` each.
             negative: Whether to encode the negative prompt.
 
         Raises:
@@ -264,9 +270,13 @@ class VideoPipeline(ABC):
             negative: Whether to count the negative prompt.
         """
 
+    def guidance_scale(self, request: ResolvedRequest) -> float:
+        """The scale of classifier-free guidance."""
+        return request.guidance_scale
+
     def truncated_prompts(self, request: ResolvedRequest) -> dict[str, PromptTokens]:
         """Token counts of the truncated prompts, by request field. Called on rank 0 only."""
-        names = ["prompt", *(["negative_prompt"] if request.uses_true_cfg else [])]
+        names = ["prompt", *(["negative_prompt"] if self.spec.num_passes(request) > 1 else [])]
         counts = {
             name: self.prompt_tokens(request, negative=name == "negative_prompt") for name in names
         }

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions, VideoPipeline
@@ -87,8 +87,8 @@ def render(
     pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
     """The latents of a request; an image-to-video model gets a picture of noise."""
-    picture = noise_picture(resolved)
-    return render_latents(RenderRun(pipeline, resolved, dims, world, picture=picture))
+    pictures = noise_pictures(resolved, pipeline.spec.pictures)
+    return render_latents(RenderRun(pipeline, resolved, dims, world, pictures=pictures))
 
 
 def decode(
@@ -153,8 +153,8 @@ def traffic(
     """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
     pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        picture = noise_picture(resolved)
-        render_latents(RenderRun(pipeline, resolved, dims, world(), report, picture=picture))
+        pictures = noise_pictures(resolved, pipeline.spec.pictures)
+        render_latents(RenderRun(pipeline, resolved, dims, world(), report, pictures=pictures))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
@@ -198,7 +198,8 @@ def _rendered(
 ) -> Array:
     """The latents of a request that saves snapshots or resumes."""
     pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, resolved, dims, ranks, picture=noise_picture(resolved), **options)
+    pictures = noise_pictures(resolved, pipeline.spec.pictures)
+    run = RenderRun(pipeline, resolved, dims, ranks, pictures=pictures, **options)
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +49,8 @@ class RenderRun:
         on_progress: Called on each rank.
         stop_requested: Polled between steps; if it returns true on any rank, all stop.
         trace: Records the latents after each step; None records nothing.
-        picture: On rank 0, the input image of an image-to-video model, ``[H, W, 3]`` of any size.
+        pictures: On rank 0, the pictures that the request names by field, ``[H, W, 3]`` of any
+            size.
         snapshots: Saves the state of the loop, on all ranks or none; rank 0 decides when.
         steps_done: Number of steps that a previous run of this request completed.
         state: On rank 0, the state of the loop after ``steps_done`` steps.
@@ -63,7 +64,7 @@ class RenderRun:
     on_progress: OnProgress = lambda progress: None
     stop_requested: StopRequested = never
     trace: Trace | None = None
-    picture: Pixels | None = None
+    pictures: Mapping[str, Pixels] = field(default_factory=dict)
     snapshots: Snapshots | None = None
     steps_done: int = 0
     state: LoopState | None = None
@@ -138,7 +139,7 @@ def _prepare_guidance(
     branches = [
         denoiser.prepare_branch(each, grid, run.dims, mesh, run.request, image) for each in streams
     ]
-    return Guidance(branches, run.request.true_cfg_scale, mesh)
+    return Guidance(branches, run.pipeline.guidance_scale(run.request), mesh)
 
 
 def _initial_latents(
@@ -183,12 +184,12 @@ def _denoise(
 
 
 def _check_layout(run: RenderRun) -> None:
-    """Refuse ``cfg_degree`` 2 without true CFG."""
-    request, degree = run.request, run.dims.cfg_degree
-    if degree > 1 and not request.uses_true_cfg:
+    """Refuse ``cfg_degree`` 2 without classifier-free guidance."""
+    degree = run.dims.cfg_degree
+    if degree > 1 and run.pipeline.spec.num_passes(run.request) == 1:
         raise RequestError(
-            f"cfg_degree={degree} with true_cfg_scale={request.true_cfg_scale}: without true CFG "
-            "there is no second branch to compute; raise true_cfg_scale or leave cfg_degree at 1"
+            f"cfg_degree={degree}: without classifier-free guidance there is no second pass to "
+            "compute; leave cfg_degree at 1"
         )
 
 
@@ -205,7 +206,7 @@ def _broadcast_state(run: RenderRun) -> dict[str, torch.Tensor]:
 def _encode_prompts(run: RenderRun) -> list[Streams]:
     """The prompt and, with true CFG, the negative prompt, on all ranks."""
     run.on_progress(Progress("text", detail="the prompt"))
-    branches = (False, True) if run.request.uses_true_cfg else (False,)
+    branches = (False, True) if run.pipeline.spec.num_passes(run.request) > 1 else (False,)
     with stage(run.report, "text"):
         return [_encode_prompt(run, negative=negative) for negative in branches]
 
@@ -216,7 +217,7 @@ def _encode_prompt(run: RenderRun, *, negative: bool) -> Streams:
     refusal = None
     if run.world.rank == 0:
         try:
-            streams = run.pipeline.encode(run.request, run.picture, negative=negative)
+            streams = run.pipeline.encode(run.request, run.pictures, negative=negative)
         except RefusedInputError as error:
             refusal = str(error)
     refusals = run.world.gather_json(refusal)
@@ -239,8 +240,9 @@ def _broadcast_picture(run: RenderRun) -> torch.Tensor:
     """Rank 0's picture in the size of the video, ``[H, W, 3]``, on every rank's device."""
     tensors, request = None, run.request
     if run.world.rank == 0:
-        assert run.picture is not None and request.resize_mode is not None
-        pixels = resize_picture(run.picture, request.height, request.width, request.resize_mode)
+        assert request.resize_mode is not None
+        picture = run.pictures["image"]
+        pixels = resize_picture(picture, request.height, request.width, request.resize_mode)
         tensors = {"picture": torch.from_numpy(pixels)}
     return run.world.broadcast_tensors(tensors)["picture"]
 

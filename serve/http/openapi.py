@@ -58,13 +58,24 @@ _VIDEO = {
 }
 
 
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions in place of references to them."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(each, definitions) for name, each in schema.items()}
+
+
 def _body(reference: dict[str, Any]) -> dict[str, Any]:
-    declared = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    declared = VideoRequest.model_json_schema()
     fields = {
-        name: schema for name, schema in declared["properties"].items() if name not in SERVER_FIELDS
+        name: _inlined(schema, declared.get("$defs", {}))
+        for name, schema in declared["properties"].items()
+        if name not in SERVER_FIELDS
     }
-    template = declared["$defs"]["PromptTemplate"]
-    fields["prompt_template"] = {"anyOf": [template, {"type": "null"}]}
     return {
         "type": "object",
         "required": ["prompt"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from longtake.configs.request import MAX_SEED
+from longtake.configs.field_types import MAX_SEED
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.page.form import SETTINGS, Form
 from longtake.serve.templates import TEMPLATES
@@ -67,7 +67,7 @@ def add_inputs(spec: ModelSpec, form: Form, examples: str) -> Inputs:
     )
     if examples:
         html(examples)
-    if spec.image is not None:
+    if spec.pictures:
         html(TEMPLATES.get_template("picture.html").render())
     with gr.Row():
         fields["size"] = _dropdown("size", form.sizes(), form.sizes()[0][1])

@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.pipelines.spec import ModelSpec
 
@@ -56,7 +58,7 @@ class Form:
         trained = [size for sizes in defaults.sizes.values() for size in sizes]
         derived = [(width, height), (side, side), (height / 2, width / 2)]
         labels = {}
-        if self._spec.image is not None:
+        if self._spec.pictures:
             labels[AS_THE_PICTURE] = AS_THE_PICTURE
         for high, wide in [(height, width), *(trained or derived)]:
             high, wide = self._round_size(high), self._round_size(wide)
@@ -134,6 +136,11 @@ class Form:
     def _length_label(self, frames: int) -> str:
         shown = frames - self._spec.dropped_frames
         return f"{shown / self._spec.defaults.fps:.1f} s ({shown} frames)"
+
+
+def label_of(name: str, field: FieldInfo) -> str:
+    """The label of an option: its title, else its name."""
+    return field.title or name.replace("_", " ").capitalize()
 
 
 def _orientation(width: int, height: int) -> str:

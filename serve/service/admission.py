@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from pydantic_core import to_json
+
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.engine.resolve.request import resolve
@@ -86,7 +88,7 @@ class Admission:
             QueueFullError: Too many videos are queued.
             BeingDeletedError: The job of this key is being deleted.
         """
-        if submission.picture is None and self._engine.spec.image is not None:
+        if submission.picture is None and "image" in self._engine.spec.required_pictures:
             raise FieldError(
                 f"{self._model.name} animates a picture: send input_reference, a PNG, JPEG or "
                 "WebP file",
@@ -176,9 +178,9 @@ class Admission:
 
 
 def _fingerprint(submission: Submission) -> str:
-    request = submission.request
+    recorded = to_json(submission.request.as_recorded()).decode()
     picture = hashlib.sha256(submission.picture or b"").hexdigest()
-    return _digest(request.model_dump_json(exclude=request.new_fields_at_default), picture)
+    return _digest(recorded, picture)
 
 
 def _digest(*texts: str) -> str:

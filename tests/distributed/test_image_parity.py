@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
@@ -72,7 +72,9 @@ def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> 
     pipeline = load_pipeline(folder, True)
     grid, mesh = pipeline.spec.grid(resolved), world().mesh(dims)
     streams = world().broadcast_tensors(
-        pipeline.encode(resolved, noise_picture(resolved)) if world().rank == 0 else None
+        pipeline.encode(resolved, noise_pictures(resolved, ["image"]))
+        if world().rank == 0
+        else None
     )
     branch = pipeline.denoiser.prepare_branch(streams, grid, dims, mesh, resolved)
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import ImageToVideoPipeline, Streams
+from longtake.pipelines.base import NO_PICTURES, ImageToVideoPipeline, LoadOptions, Streams
 from longtake.pipelines.codec.decode import encode_videos
 from longtake.pipelines.codec.picture import Pixels, black_picture
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.models.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
-from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.spec import LatentGrid, ModelSpec
 
 if TYPE_CHECKING:
     from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
@@ -37,7 +40,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
         return ImageTextEncoders(checkpoint, device, dtype)
 
     def encode(
-        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
+        self,
+        request: ResolvedRequest,
+        pictures: Mapping[str, Pixels] = NO_PICTURES,
+        *,
+        negative: bool = False,
     ) -> Streams:
         """Encode the prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.
 
@@ -48,10 +55,12 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
             prompt = request.negative_prompt or ""
             picture, stride = black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE
         else:
-            assert picture is not None and self.denoiser.image_condition is not None
-            prompt, stride = request.prompt, IMAGE_STRIDES[self.denoiser.image_condition]
+            assert self.denoiser.image_condition is not None
+            picture, stride = pictures["image"], IMAGE_STRIDES[self.denoiser.image_condition]
+            prompt = request.prompt
+        template = HunyuanVideoOptions.of(request).prompt_template
         return self._text.encode_with_picture(
-            prompt, picture, request.prompt_template, request.max_sequence_length, stride
+            prompt, picture, template, request.max_sequence_length, stride
         )
 
     def encode_image(
@@ -78,9 +87,30 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
         """
         assert image is not None
         start, picture = grid.noise(request.seed), image.cpu()
-        if request.i2v_mode == "stable":
+        if HunyuanVideoOptions.of(request).i2v_mode == "stable":
             share = torch.tensor(_NOISE_SHARE)
             start = start * share + picture * (1 - share)
         if self.denoiser.image_condition == "token_replace":
             start[:, :, :1] = picture
         return start
+
+
+def load_pipeline(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    world: World,
+    options: LoadOptions,
+    on_component: Callable[[str], None],
+) -> HunyuanVideo:
+    """Load text to video or image to video, as the specification says; see HunyuanVideo."""
+    kind = HunyuanVideoImageToVideo if spec.pictures else HunyuanVideo
+    return kind(checkpoint, spec, world, options, on_component)
+
+
+def load_codec(
+    checkpoint: Checkpoint, spec: ModelSpec, world: World, options: LoadOptions
+) -> HunyuanVideo:
+    """Load the autoencoder alone."""
+    return HunyuanVideo(
+        checkpoint, spec, world, replace(options, autoencoder_only=True), lambda name: None
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from diffusers import (
 
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import LoadOptions, Stepper, Streams, VideoPipeline
+from longtake.pipelines.base import NO_PICTURES, LoadOptions, Stepper, Streams, VideoPipeline
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.loading.build import build_module
@@ -25,6 +25,7 @@ from longtake.pipelines.models.hunyuan_video.codec.autoencoder import (
     HunyuanVideoDecoder,
     HunyuanVideoEncoder,
 )
+from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.spec import ModelSpec
@@ -83,18 +84,27 @@ class HunyuanVideo(VideoPipeline):
         return TextEncoders(checkpoint, device, dtype)
 
     def encode(
-        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
+        self,
+        request: ResolvedRequest,
+        pictures: Mapping[str, Pixels] = NO_PICTURES,
+        *,
+        negative: bool = False,
     ) -> Streams:
         """Encode a prompt to ``text`` and ``pooled``."""
-        prompt = _prompt(request, negative)
-        return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
+        template = TextToVideoOptions.of(request).prompt_template
+        return self._text.encode(_prompt(request, negative), template, request.max_sequence_length)
 
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
         """Count LLaMA's tokens. CLIP's limit of 77 does not count: its pooled vector carries no
         detail of the prompt."""
+        template = TextToVideoOptions.of(request).prompt_template
         return self._text.prompt_tokens(
-            _prompt(request, negative), request.prompt_template, request.max_sequence_length
+            _prompt(request, negative), template, request.max_sequence_length
         )
+
+    def guidance_scale(self, request: ResolvedRequest) -> float:
+        """The scale of true CFG."""
+        return TextToVideoOptions.of(request).true_cfg_scale or 1.0
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """Return the model's scheduler with the request's shift and noise levels."""

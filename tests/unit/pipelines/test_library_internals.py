@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPVisionModel, LlamaModel, UMT5EncoderModel
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders

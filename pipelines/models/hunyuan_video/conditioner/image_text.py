@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import CLIPTextModel, LlavaForConditionalGeneration
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.errors import RequestError
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint

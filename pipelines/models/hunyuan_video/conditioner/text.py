@@ -9,7 +9,7 @@ from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from transformers import CLIPTextModel, LlamaModel
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.errors import RequestError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries

@@ -18,6 +18,7 @@ from longtake.pipelines.base import ImageToVideoPipeline
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.runtime.rendering import RenderRun, render_latents
 from tests import tiny
 from tests.rendering import ALONE, ONE_RANK, Array, decode, image_request, load_pipeline
@@ -64,11 +65,11 @@ def diffusers_render(
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
         pipeline.scheduler.config, shift=resolved.flow_shift
     )
-    template = {}
-    if resolved.prompt_template is not None:
+    template, options = {}, HunyuanVideoOptions.of(resolved)
+    if options.prompt_template is not None:
         place = {"image_emb_start": 1, "image_emb_end": 1 + tiny.IMAGE_TOKENS}
         template["prompt_template"] = {
-            **resolved.prompt_template.model_dump(),
+            **options.prompt_template.model_dump(),
             **place,
             "image_emb_len": tiny.IMAGE_TOKENS,
         }
@@ -92,7 +93,8 @@ def longtake_render(
 ) -> tuple[Array, Array]:
     """Render a request; returns the latents and the frames of all videos."""
     pipeline = load_pipeline(folder, False)
-    latents = render_latents(RenderRun(pipeline, resolved, ONE_RANK, ALONE, picture=image_pixels))
+    pictures = {"image": image_pixels}
+    latents = render_latents(RenderRun(pipeline, resolved, ONE_RANK, ALONE, pictures=pictures))
     dropped = registry.inspect(Checkpoint.open(folder)).dropped_frames
     return latents.numpy(), decode(pipeline, latents, resolved, ALONE, dropped)
 

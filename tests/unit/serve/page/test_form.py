@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.models import ModelDefaults
 from longtake.engine.engine import VideoEngine
+from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.page.form import AS_THE_PICTURE, FIELDS, SETTINGS, Form
 
@@ -19,7 +19,7 @@ def engine(request: pytest.FixtureRequest) -> VideoEngine:
     if request.param in ("demo", "demo-i2v"):
         return VideoEngine(EngineConfig(model=request.param), isolated=True)
     engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
-    defaults = ModelDefaults(flow_shift=7.0)
+    defaults = HunyuanVideoDefaults(flow_shift=7.0)
     engine.spec = replace(engine.spec, defaults=defaults, size_multiple=16)
     return engine
 
@@ -41,7 +41,7 @@ def test_every_preset_is_a_valid_request(engine: VideoEngine) -> None:
 
 
 def test_a_request_survives_the_round_trip_through_the_form(engine: VideoEngine) -> None:
-    if engine.spec.image is not None:
+    if engine.spec.pictures:
         pytest.skip("wants a picture")
     form = Form(engine.spec)
     settings = ["5", 2.0, "4", "1.5", "12.5", "2", "blurred"]
