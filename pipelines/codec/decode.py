@@ -135,13 +135,12 @@ def encode_videos(encoder: TileCoder, pixels: torch.Tensor, world: World) -> tor
     """Encode pictures or videos. Collective: all ranks call it.
 
     Args:
-        encoder: Tile coder from pixels to latent moments.
+        encoder: Tile coder from pixels to latents or their moments.
         pixels: ``[B, 3, frames, height, width]`` in [-1, 1], identical on all ranks.
         world: All ranks.
 
     Returns:
-        Latent moments ``[B, 2 C, F, H, W]`` (mean, then log-variance), in the autoencoder's dtype,
-        on every rank.
+        What the encoder gives, ``[B, C, F, H, W]``, on every rank.
 
     Raises:
         PeerLostError: Another rank died or was silent for too long.

@@ -15,7 +15,9 @@ from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
+from longtake.pipelines.models.wan.codec.autoencoder import feature_cache
 from longtake.pipelines.text_encoders import loading
+from tests.wan_coding import KINDS, Kind, vae
 
 
 def test_torch_counts_bytes_without_computing() -> None:
@@ -23,6 +25,22 @@ def test_torch_counts_bytes_without_computing() -> None:
     size = 1000 * 4
     peak = peak_bytes(lambda x: (x + 1) * 2, (1000,), torch.device("cpu"))
     assert peak == 3 * size  # the input, the sum and the product
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wan_autoencoder_takes_a_feature_cache(kind: Kind) -> None:
+    """``wan/codec/autoencoder.py``: arguments of the encoder and the decoder, and the entries that
+    they fill."""
+    model = vae(kind)
+    for coder, channels, more in (
+        (model.encoder, model.config.in_channels, {}),
+        (model.decoder, model.config.z_dim, {"first_chunk": True}),
+    ):
+        cache, position = feature_cache(coder), [0]
+        frame = torch.zeros(1, channels, 1, 8, 8)
+        coder(frame, feat_cache=cache, feat_idx=position, **more)
+        assert 0 < position[0] <= len(cache)
+        assert all(entry is not None for entry in cache[: position[0]])
 
 
 @pytest.mark.parametrize("encoders", [TextEncoders, ImageTextEncoders])

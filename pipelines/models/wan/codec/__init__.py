@@ -1,0 +1,1 @@
+"""The autoencoder: its tiles, its coders, their costs, and conditions made of pictures."""
