@@ -116,6 +116,10 @@ class ModelSpec:
         """Transformer passes of one step: 2 with classifier-free guidance."""
         return 1
 
+    def costs_of(self, request: ResolvedRequest) -> ModelCosts:
+        """Cost model of a request; the same for all unless overridden."""
+        return self.costs
+
     def text_tokens(self, request: ResolvedRequest) -> int:
         """Largest number of tokens that the text encoder gives for a prompt of the request."""
         return request.max_sequence_length

@@ -12,7 +12,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
-from longtake.pipelines.costs import Work
+from longtake.pipelines.costs import ModelCosts, Work
 from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
 
 
@@ -83,6 +83,11 @@ class PlanInput:
         """The latent grid of the request."""
         return self.spec.grid(self.request)
 
+    @cached_property
+    def costs(self) -> ModelCosts:
+        """Cost model of the request."""
+        return self.spec.costs_of(self.request)
+
     @property
     def element_size(self) -> int:
         """Bytes of one element of weights and activations."""
@@ -106,7 +111,7 @@ class PlanInput:
 
     def head_share(self, dims: ParallelDims) -> float:
         """Query heads of the rank that has most, over an even share of them."""
-        heads, degree = self.spec.costs.attention, dims.ulysses_degree
+        heads, degree = self.costs.attention, dims.ulysses_degree
         shards = HeadShards.even(heads.num_heads, heads.num_kv_heads, degree)
         return max(map(len, shards.query)) * degree / heads.num_heads
 

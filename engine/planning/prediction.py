@@ -154,7 +154,7 @@ class _Layout:
     @cached_property
     def attention(self) -> AttentionModel:
         """One attention of one pass."""
-        plan_input, heads = self.plan_input, self.plan_input.spec.costs.attention
+        plan_input, heads = self.plan_input, self.plan_input.costs.attention
         batch_head_size = self.batch * heads.head_size
         traffic = AttentionTraffic(
             self.dims,
@@ -168,12 +168,12 @@ class _Layout:
     def step(self) -> StepTime:
         """All passes of one step, and the communication outside of attention."""
         plan_input = self.plan_input
-        work = plan_input.spec.costs.transformer_pass(
+        work = plan_input.costs.transformer_pass(
             max(self.shards.counts) * self.batch,
             plan_input.text_tokens * self.batch,
             plan_input.element_size,
         )
-        count, attention = plan_input.spec.costs.attention.num_attentions, self.attention.time()
+        count, attention = plan_input.costs.attention.num_attentions, self.attention.time()
         compute_s = plan_input.seconds(work) + count * attention.compute_s
         free_s = plan_input.hardware.overlap_share.value * compute_s - count * attention.hidden_s
         exposed_s, hidden_s = self._weight_gather_s(max(0.0, free_s))
@@ -195,9 +195,10 @@ class _Layout:
         """
         if not self.shard_weights:
             return 0.0, 0.0
-        costs, ranks = self.plan_input.spec.costs, self.dims.world_size
+        costs, ranks = self.plan_input.costs, self.dims.world_size
         num_blocks = costs.attention.num_attentions
-        block_bytes = costs.transformer_parameters * self.plan_input.element_size / num_blocks
+        expert_bytes = costs.transformer_bytes(self.plan_input.element_size) / costs.num_experts
+        block_bytes = expert_bytes / num_blocks
         transfers = ring_transfers(ranks, block_bytes * (ranks - 1) / ranks)
         block_s = Network(self.plan_input.hardware).seconds(transfers)
         hidden = min(block_s, free_s / num_blocks) * (num_blocks - 1)
@@ -216,7 +217,7 @@ class _Layout:
             return []
         half, plan_input = self.dims.sequence_degree, self.plan_input
         video = TokenShards.even(plan_input.grid.num_tokens, self.dims).counts
-        size = plan_input.spec.costs.token_values * plan_input.element_size * self.batch
+        size = plan_input.costs.token_values * plan_input.element_size * self.batch
         outward: list[tuple[int, int, float]] = [
             (rank, rank + half, video[rank] * size) for rank in range(half)
         ]
@@ -224,7 +225,7 @@ class _Layout:
 
     def step_bytes(self) -> tuple[int, ...]:
         """Bytes that each rank sends in one step, exactly."""
-        count = self.plan_input.spec.costs.attention.num_attentions
+        count = self.plan_input.costs.attention.num_attentions
         sent = [0] * self.dims.world_size
         for rank in range(self.dims.world_size):
             one_attention = self.attention.traffic.bytes_sent_by(rank % self.dims.sequence_degree)
@@ -236,26 +237,23 @@ class _Layout:
 
     @cached_property
     def _weight_bytes(self) -> int:
-        """Bytes of sharded weights that a rank sends in one pass. FSDP2 pads uneven rows."""
+        """Bytes of sharded weights that a rank sends in one pass, which runs one expert."""
         if not self.shard_weights:
             return 0
-        ranks = self.dims.world_size
-        values = sum(
-            -(-shape[0] // ranks) * math.prod(shape[1:])
-            for shape in self.plan_input.spec.costs.transformer_shapes
-        )
-        return values * self.plan_input.element_size * (ranks - 1)
+        costs, ranks = self.plan_input.costs, self.dims.world_size
+        shard_bytes = costs.transformer_bytes(self.plan_input.element_size, ranks)
+        return shard_bytes // costs.num_experts * (ranks - 1)
 
     def load_s(self) -> float:
         """Loading: one rank per host reads every component once."""
-        hardware, costs = self.plan_input.hardware, self.plan_input.spec.costs
+        hardware, costs = self.plan_input.hardware, self.plan_input.costs
         parameters = costs.transformer_parameters + sum(costs.other_parameters.values())
         size = _STORED_ELEMENT_BYTES * parameters
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:
         """Encoding the prompt on rank 0. On a GPU the encoders come from host memory and return."""
-        plan_input, costs = self.plan_input, self.plan_input.spec.costs
+        plan_input, costs = self.plan_input, self.plan_input.costs
         work = costs.text_encoding(plan_input.request.max_sequence_length, plan_input.element_size)
         prompt_s = plan_input.seconds(work)
         if plan_input.hardware.host_bytes_per_s is not None:
@@ -272,7 +270,7 @@ class _Layout:
 @lru_cache(maxsize=64)
 def _decode_s(plan_input: PlanInput, ranks: int) -> float:
     """Decoding on a number of ranks: the time of the rank with the most work."""
-    costs, videos = plan_input.spec.costs, plan_input.request.num_videos
+    costs, videos = plan_input.costs, plan_input.request.num_videos
     spans = costs.decode_spans(plan_input.grid.shape[2:], plan_input.request)
     sizes = [Counter(span.input_size for span in axis) for axis in spans]
     element_size = ELEMENT_BYTES[plan_input.vae_dtype]
