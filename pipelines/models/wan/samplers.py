@@ -20,7 +20,7 @@ def new_stepper(
     """The requested sampler, set to the request's shift and noise levels.
 
     Args:
-        config: Configuration of the checkpoint's scheduler, whose settings hold for its own sampler.
+        config: Configuration of the checkpoint's scheduler. Its settings hold for its own sampler.
         request: The request.
         device: Device of the latents.
     """

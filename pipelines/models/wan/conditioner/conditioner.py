@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
