@@ -54,19 +54,23 @@ def load_weights(
     # torch's set_model_state_dict(broadcast_from_rank0) does not fit: only global rank 0 reads, not
     # one rank per host; names and shapes are sent pickled, and longtake unpickles nothing; and
     # tensors are sent in the dtype of the files, not of the module.
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_tensors(source.tensors, shapes, source.label)
     _check_buffers(module, buffers)
-    dtypes = {name: dtype for name in shapes}
-    if float32 is not None:
-        dtypes |= {name: torch.float32 for name in shapes if float32.search(name)}
-    _allocate(module, world.device, {**dtypes, **{name: torch.float32 for name in buffers}})
-    state = module.state_dict()
     for name in sorted(state):
-        _fill(state[name], name, source, world)
-    with torch.no_grad():
-        for name, values in buffers.items():
-            module.get_buffer(name).copy_(values)
+        stays = float32 is not None and float32.search(name)
+        loaded = torch.empty_like(
+            state[name], dtype=torch.float32 if stays else dtype, device=world.device
+        )
+        _fill(loaded, name, source, world)
+        state[name] = loaded
+    module.load_state_dict(state, assign=True)
+    for name, values in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        own_dtype = torch.float32 if values.is_floating_point() else values.dtype
+        own = values.to(world.device, own_dtype, copy=True)
+        module.get_submodule(owner).register_buffer(leaf, own, persistent=False)
 
 
 def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
@@ -145,27 +149,6 @@ def _check_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> No
                 f"buffers holds {name} of shape {tuple(buffers[name].shape)}, {kind} has it of "
                 f"{tuple(buffer.shape)}: compute it from the same configuration"
             )
-
-
-def _allocate(module: nn.Module, device: torch.device, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Replace a module's parameters and buffers on ``meta`` by uninitialized ones on a device.
-
-    Args:
-        dtypes: New dtype of each floating-point tensor, by name.
-    """
-    named = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    by_tensor = {id(each): dtypes[name] for name, each in named if each.is_floating_point()}
-
-    def allocate(tensor: torch.Tensor) -> torch.Tensor:
-        dtype = by_tensor.get(id(tensor), tensor.dtype)
-        return torch.empty_like(tensor, dtype=dtype, device=device)
-
-    # As Module.to_empty does, which keeps dtypes. Module.to gives all tensors one dtype, and
-    # assigning to the `data` of a sharded parameter does not change its dtype.
-    module._apply(allocate)
 
 
 @torch.no_grad()
