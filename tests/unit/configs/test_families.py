@@ -16,6 +16,7 @@ from longtake.pipelines.models.hunyuan_video.options import (
     HunyuanVideoOptions,
     TextToVideoOptions,
 )
+from longtake.pipelines.models.wan.options import WanExpertsOptions
 
 FAMILY = """
 from longtake.configs.families import ModelFamily
@@ -65,10 +66,11 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_longtakes_own_families_are_installed() -> None:
-    found = installed_families()["hunyuan_video"]
-    assert found.label == "HunyuanVideo"
+    labels = {name: each.label for name, each in installed_families().items()}
+    assert {"hunyuan_video": "HunyuanVideo", "wan": "Wan"}.items() <= labels.items()
     assert not VideoRequest.model_fields.keys() - (
         HunyuanVideoOptions.model_fields.keys()
+        | WanExpertsOptions.model_fields.keys()
         | CommonRendering.model_fields.keys()
         | {"size", "resolution", "aspect_ratio", "seconds"}
     ), "options of families that this test does not know: add them"
