@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
+from longtake.pipelines.counting.costs import with_costs
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -33,6 +34,8 @@ class _Family:
         pipeline: Name of the VideoPipeline subclass.
         codec_module: Name of the module of the VideoCodec subclass.
         codec: Name of the VideoCodec subclass.
+        skeleton: ``module:function`` that builds the model without weights, for a family whose
+            specifications have no costs; see :class:`~.counting.costs.CountedCosts`.
     """
 
     folder: str
@@ -41,6 +44,7 @@ class _Family:
     pipeline: str
     codec_module: str
     codec: str
+    skeleton: str = ""
 
     def inspect_checkpoint(
         self, checkpoint: Checkpoint, *, weights: bool, autoencoder_only: bool = False
@@ -50,7 +54,7 @@ class _Family:
         spec: ModelSpec = getattr(module, self.inspect)(
             checkpoint, weights=weights, autoencoder_only=autoencoder_only
         )
-        return spec
+        return with_costs(spec, checkpoint, self.skeleton)
 
     def pipeline_class(self) -> Callable[..., VideoPipeline]:
         """The VideoPipeline subclass."""

@@ -82,7 +82,8 @@ class ModelSpec:
         defaults: Defaults for the fields that a request omits.
         flow_shift: Timestep shift of the model's own scheduler.
         patch: Latent frames, rows and columns per token.
-        costs: Cost model of the transformer, the text encoders and the autoencoder.
+        costs: Cost model of the transformer, the text encoders and the autoencoder. A family
+            without arithmetic leaves it out: its work is counted (``registry.inspect``).
         image: How the model uses its picture; None for a text-to-video model.
     """
 
@@ -94,7 +95,7 @@ class ModelSpec:
     defaults: ModelDefaults
     flow_shift: float
     patch: tuple[int, int, int]
-    costs: ModelCosts
+    costs: ModelCosts = None  # type: ignore[assignment]  # set by registry.inspect
     image: ImageSpec | None = None
 
     @property
