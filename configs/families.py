@@ -40,6 +40,9 @@ class ModelFamily:
         codec: Reference to the function ``(checkpoint, spec, world, plan)`` that loads a VideoCodec
             on one rank.
         title: Name of the family as its authors write it; ``name`` if empty.
+        skeleton: Reference to the function ``(checkpoint, spec)`` that builds the model without
+            weights, for a family whose specifications have no costs; see
+            :class:`longtake.pipelines.counting.skeleton.Skeleton`.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ModelFamily:
     pipeline: str
     codec: str
     title: str = ""
+    skeleton: str = ""
 
     @property
     def label(self) -> str:

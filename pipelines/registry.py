@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
+from longtake.pipelines.counting.costs import with_costs
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -35,7 +36,8 @@ def inspect(
     spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
-    return replace(spec, model=checkpoint.model, family=family.label)
+    spec = replace(spec, model=checkpoint.model, family=family.label)
+    return with_costs(spec, checkpoint, family.skeleton)
 
 
 def load(

@@ -28,7 +28,8 @@ class Skeleton:
         pictures: Latents of the pictures for a latent grid, on the meta device.
         text_encoders: The text and picture encoders, on the meta device; None if the family does
             not build them: their parameters are then read from the checkpoint.
-        float32: Names of the denoiser's parameters that are float32 in every dtype.
+        float32: Pattern, searched in the names of the denoiser's parameters, of those that are
+            float32 in every dtype.
         request_fields: Request fields that the denoiser's ``prepare`` reads, besides the size.
     """
 

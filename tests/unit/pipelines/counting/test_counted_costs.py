@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longtake.errors import ModelError
+from longtake.pipelines import registry
 from longtake.pipelines.costs import Work
 from longtake.pipelines.counting.cache import CountsFile
 from longtake.pipelines.counting.costs import CountedCosts
@@ -183,13 +185,22 @@ def test_unknown_text_encoders_are_left_out_and_said(
     released: dict[str, CountedCosts], caplog: pytest.LogCaptureFixture
 ) -> None:
     costs = released["hunyuan-video"]
-    costs.__dict__.pop("_text_encoders", None)
+    vars(costs).pop("_text_encoders", None)
     with caplog.at_level(logging.WARNING):
         assert costs.other_parameters["text_encoders"] == 0
         assert costs.text_encoding(256, 2) == Work()
     (record,) = caplog.records
     assert "leaves out the text encoders" in record.message
     assert "\n" not in record.message
+
+
+def test_text_encoders_that_the_family_builds(model: str, folder: Path) -> None:
+    arithmetic = spec_of(model).costs
+    skeleton = SKELETON.replace("hunyuan_video", "with_text_encoders")
+    costs = CountedCosts(checkpoint_of(model), spec_of(model), skeleton)
+    assert costs.other_parameters == arithmetic.other_parameters
+    of_files = counted(model)
+    assert costs.text_encoding(24, 4).linear_flops == of_files.text_encoding(24, 4).linear_flops
 
 
 # The file.
@@ -260,6 +271,26 @@ def test_the_file_stands_beside_those_of_the_hub(tmp_path: Path) -> None:
 
 
 # What a user sees.
+
+
+def test_a_family_without_costs_plans(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arithmetic = spec_of(model)
+    monkeypatch.setattr(
+        "longtake.pipelines.models.hunyuan_video.spec.inspect",
+        lambda checkpoint, **options: replace(arithmetic, costs=None),  # type: ignore[arg-type]
+    )
+    with pytest.raises(ModelError, match="its family gives neither costs nor a skeleton"):
+        registry.inspect(checkpoint_of(model), weights=False)
+    families = vars(registry)["_FAMILIES"]
+    name = "HunyuanVideoPipeline"
+    monkeypatch.setitem(families, name, replace(families[name], skeleton=SKELETON))
+    spec = registry.inspect(checkpoint_of(model), weights=False)
+    assert isinstance(spec.costs, CountedCosts)
+    found, expected = (plan_of(model, costs, 4) for costs in (spec.costs, arithmetic.costs))
+    assert found.best.dims == expected.best.dims
+    assert found.best.step_bytes == expected.best.step_bytes
 
 
 def test_a_family_that_needs_values_is_refused(model: str, folder: Path) -> None:

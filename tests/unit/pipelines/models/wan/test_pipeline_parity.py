@@ -72,8 +72,8 @@ def test_two_scales_match_diffusers(
 def test_linear_spacing_is_the_schedule_of_distilled_models(wan: Callable[[str], str]) -> None:
     """The same levels as sigmas that fall evenly from 1, given by the request."""
     folder = wan("wan21-t2v")
-    levels = dict(sigmas=(1.0, 0.75, 0.5, 0.25))
-    linear = dict(sigma_spacing="linear", num_inference_steps=4)
+    levels: dict[str, Any] = dict(sigmas=(1.0, 0.75, 0.5, 0.25))
+    linear: dict[str, Any] = dict(sigma_spacing="linear", num_inference_steps=4)
     for sampler in ("euler", "unipc"):
         one, _ = longtake_render(folder, wan_request(folder, sampler=sampler, **levels))
         other, _ = longtake_render(folder, wan_request(folder, sampler=sampler, **linear))
