@@ -151,6 +151,15 @@ else:
 class Rendering(MergedOptions, CommonRendering):
     """Everything that determines a video, with its size in pixels and its length in frames."""
 
+    def gives(self, picture: str) -> bool:
+        """Whether a picture is given, by its path or, once it was read, by its digest.
+
+        Args:
+            picture: The request field of its path.
+        """
+        given = (getattr(self, picture), getattr(self, f"{picture}_sha256"))
+        return any(each is not None for each in given)
+
 
 class VideoRequest(Rendering):
     """A request for one or more videos of a prompt. Fields left out take the model's defaults."""

@@ -79,7 +79,7 @@ class WanSpec(ModelSpec):
         return replace(
             self.costs,
             text_keys=request.max_sequence_length,
-            per_token_timesteps=self.expand_timesteps and _gives_picture(request),
+            per_token_timesteps=self.expand_timesteps and request.gives("image"),
         )
 
     def _check_text_length(self, request: Rendering) -> None:
@@ -103,8 +103,3 @@ class WanSpec(ModelSpec):
                 "off in all steps: give a guidance_scale above 1, or leave guidance_scale_2 out"
             )
         return given
-
-
-def _gives_picture(request: ResolvedRequest) -> bool:
-    """Whether a request gives a picture, by its path or, once it is read, by its digest."""
-    return request.image is not None or request.image_sha256 is not None
