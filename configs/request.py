@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -159,6 +160,12 @@ class Rendering(MergedOptions, CommonRendering):
         """
         given = (getattr(self, picture), getattr(self, f"{picture}_sha256"))
         return any(each is not None for each in given)
+
+    @property
+    def picture_paths(self) -> dict[str, Path]:
+        """Paths of the pictures that the request names, by field."""
+        paths = {name: getattr(self, name) for name in PICTURES}
+        return {name: path for name, path in paths.items() if path is not None}
 
 
 class VideoRequest(Rendering):

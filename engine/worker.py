@@ -20,9 +20,11 @@ from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, check_decode_memory, decode_videos
 from longtake.pipelines.codec.tiles import TileCoder
+from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.runtime.progress import OnProgress, Progress
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import Snapshots
 from longtake.pipelines.runtime.stages import StageReport
 from longtake.pipelines.runtime.trace import Trace
@@ -76,18 +78,30 @@ class Worker:
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._pipeline = registry.load(
-            checkpoint,
-            world,
-            LoadOptions(
-                dtype=self._dtype,
-                vae_dtype=getattr(torch, first_vae_dtype),
-                kernel=config.attention_kernel,
-                shard_weights=config.parallel.shard_weights,
-                autoencoder_only=config.autoencoder_only,
-            ),
-            on_component=lambda name: on_progress(Progress("loading", detail=name)),
+        options = LoadOptions(
+            dtype=self._dtype,
+            vae_dtype=getattr(torch, first_vae_dtype),
+            kernel=config.attention_kernel,
+            shard_weights=config.parallel.shard_weights,
         )
+
+        def on_component(name: str) -> None:
+            on_progress(Progress("loading", detail=name))
+
+        self._pipeline: VideoPipeline | None = None  # None if the autoencoder suffices
+        if config.autoencoder_only:
+            on_component("vae")
+            self._codec = registry.load_codec(checkpoint, world, options)
+        else:
+            self._pipeline = registry.load(checkpoint, world, options, on_component)
+            self._codec = self._pipeline.codec
+
+    @property
+    def pipeline(self) -> VideoPipeline:
+        """The loaded model; the engine refuses what needs more than the autoencoder, if only that
+        is loaded."""
+        assert self._pipeline is not None
+        return self._pipeline
 
     def render(self, run: JobRun) -> list[RankReport]:
         """Render a job on all ranks together.
@@ -101,7 +115,7 @@ class Worker:
             PeerLostError: Another rank died or was silent for too long.
         """
         job, rendering = run.job, _Rendering(run)
-        decoder = self._pipeline.decoder(job.request)
+        decoder = self._codec.decoder(job.request)
         if job.from_latents:
             latents = self._world.broadcast_tensors(_tensors(run.inputs))[LATENTS]
             check_decode_memory(decoder, latents.shape, job.request, self._world)
@@ -124,7 +138,7 @@ class Worker:
         with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
                 RenderRun(
-                    self._pipeline,
+                    self.pipeline,
                     request,
                     job.dims,
                     world,
@@ -141,8 +155,8 @@ class Worker:
 
     def _decode(self, rendering: _Rendering, decoder: TileCoder, latents: torch.Tensor) -> None:
         """Decode latents on all ranks; rank 0's sink receives the frames."""
-        run, low_memory = rendering.run, rendering.run.job.low_memory
-        with self._pipeline.denoiser_on_host() if low_memory else nullcontext():
+        run, low_memory, pipeline = rendering.run, rendering.run.job.low_memory, self._pipeline
+        with pipeline.denoiser_on_host() if low_memory and pipeline else nullcontext():
             decode_videos(
                 TileRun(
                     decoder,
@@ -171,7 +185,7 @@ class Worker:
             steps_before=rendering.run.job.steps_before,
         )
         if world.rank == 0 and not rendering.run.job.from_latents:
-            truncated = self._pipeline.truncated_prompts(rendering.request)
+            truncated = self.pipeline.truncated_prompts(rendering.request)
             own.truncated = {name: asdict(count) for name, count in truncated.items()}
         if world.rank == 0 and (snapshots := rendering.snapshots) is not None:
             own.seconds["snapshots"] = snapshots.blocked_s

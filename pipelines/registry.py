@@ -14,7 +14,8 @@ from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from longtake.parallel import World
-    from longtake.pipelines.base import LoadOptions, VideoPipeline
+    from longtake.pipelines.base import LoadOptions
+    from longtake.pipelines.family import VideoCodec, VideoPipeline
 
 
 def inspect(
@@ -56,10 +57,29 @@ def load(
     """
     spec = inspect(checkpoint, weights=False)
     family = _family(checkpoint)
+    on_component("vae")
+    codec = load_codec(checkpoint, world, options)
     with garbage_collection_paused():
         load_family = load_reference(family.pipeline)
-    pipeline: VideoPipeline = load_family(checkpoint, spec, world, options, on_component)
+    pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, options, on_component)
     return pipeline
+
+
+def load_codec(checkpoint: Checkpoint, world: World, options: LoadOptions) -> VideoCodec:
+    """Load a model's autoencoder alone, which suffices for decoding. Collective.
+
+    Args:
+        checkpoint: The model's files.
+        world: The ranks.
+        options: The dtype of the autoencoder.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    with garbage_collection_paused():
+        load_family = load_reference(_family(checkpoint).codec)
+    codec: VideoCodec = load_family(checkpoint, world, options.autoencoder_dtype)
+    return codec
 
 
 def _family(checkpoint: Checkpoint) -> ModelFamily:

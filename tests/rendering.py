@@ -18,13 +18,16 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions, VideoPipeline
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, decode_videos
+from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading import weights
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
 from longtake.pipelines.runtime.stages import StageReport
+from longtake.pipelines.runtime.stepper import Step
 from tests import tiny
 
 ALONE = World(torch.device("cpu"))
@@ -62,6 +65,11 @@ def image_request(**changes: Any) -> ResolvedRequest:
         prompt_template=tiny.IMAGE_TEMPLATE,
     )
     return request(**{**settings, **changes})
+
+
+def first_step() -> Step:
+    """The first step of a schedule."""
+    return Step(0, torch.tensor(1000.0), 1000.0)
 
 
 @cache
@@ -105,7 +113,7 @@ def decode(
         assert (video, index) == divmod(len(frames), resolved.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decoder = pipeline.decoder(resolved)
+    decoder = pipeline.codec.decoder(resolved)
     decode_videos(TileRun(decoder, latents, world), take, dropped_frames=dropped_frames)
     if world.rank != 0:
         assert not frames
@@ -198,8 +206,14 @@ def _rendered(
 ) -> Array:
     """The latents of a request that saves snapshots or resumes."""
     pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
-    pictures = noise_pictures(resolved, pipeline.spec.pictures)
-    run = RenderRun(pipeline, resolved, dims, ranks, pictures=pictures, **options)
+    run = RenderRun(
+        pipeline,
+        resolved,
+        dims,
+        ranks,
+        pictures=noise_pictures(resolved, pipeline.spec.pictures),
+        **options,
+    )
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array

@@ -28,12 +28,12 @@ def candidate_layouts(
     Raises:
         LayoutError: The degrees do not multiply to the devices, or there is no second pass.
     """
-    if (requested.cfg_degree or 1) > num_passes:
+    if num_passes % (requested.cfg_degree or 1):
         raise LayoutError(
             f"cfg_degree={requested.cfg_degree}: {NO_SECOND_PASS}; turn guidance on, or leave "
             "cfg_degree at 1"
         )
-    found = [d for d in matching_layouts(requested, devices) if d.cfg_degree <= num_passes]
+    found = [d for d in matching_layouts(requested, devices) if num_passes % d.cfg_degree == 0]
     if not found:
         raise LayoutError(_degrees_error(requested, devices, num_heads))
     return found

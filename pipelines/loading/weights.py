@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from longtake.errors import ModelError, one_line
@@ -82,6 +82,12 @@ def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for block, following in zip(blocks, blocks[1:], strict=False):
         block.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
+
+
+def prefetch(block: nn.Module) -> None:
+    """Start to gather a block's sharded weights; a no-op for a block that is whole."""
+    if isinstance(block, FSDPModule):
+        block.unshard(async_op=True)
 
 
 def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:

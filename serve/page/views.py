@@ -134,11 +134,11 @@ class Views:
         service = self._service
         spec = service.engine.spec
         any_prompt = {"seed": 0, **values, "prompt": "any"}
-        request = parse_submission(any_prompt, None, service.model.name, spec).request
+        request = parse_submission(any_prompt, {}, service.model.name, spec).request
         if not spec.pictures:
             resolved = service.admission.resolve(request)
         else:
-            resolved = service.admission.resolve_without_picture(request)
+            resolved = service.admission.resolve_without_pictures(request)
         size = f"{resolved.width} × {resolved.height}, {_frame_count(resolved.num_frames)}"
         time = "Time not known yet"
         if service.eta.known:

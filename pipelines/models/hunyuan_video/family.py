@@ -13,5 +13,5 @@ FAMILY = ModelFamily(
     options=f"{_FOLDER}.options:HunyuanVideoOptions",
     inspect=f"{_FOLDER}.spec:inspect",
     pipeline=f"{_FOLDER}.image_to_video:load_pipeline",
-    codec=f"{_FOLDER}.image_to_video:load_codec",
+    codec=f"{_FOLDER}.codec.autoencoder:HunyuanVideoCodec",
 )

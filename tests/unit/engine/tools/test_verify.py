@@ -278,7 +278,7 @@ def render(worker: Worker, job: Job, sink: Points) -> None:
 
 def test_a_traced_rendering_records_values_and_leaves_no_hooks(model: str) -> None:
     worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
-    denoiser = worker._pipeline.denoiser
+    denoiser = worker.pipeline.denoiser
     asked = request(output_type="latents", true_cfg_scale=2.0, negative_prompt="red")
     plain, traced = Points(), Points()
     for sink, trace in ((plain, None), (traced, TraceRequest(blocks_of_step=2))):
@@ -324,19 +324,19 @@ def test_hooks_are_removed_when_a_rendering_is_stopped(model: str) -> None:
     class Stopping(Points):
         def traced(self, point: TracePoint, values: Array) -> None:
             if point.block == 2:
-                assert hooks(worker._pipeline.denoiser)
+                assert hooks(worker.pipeline.denoiser)
                 raise Enough
 
     job = Job.of(request(output_type="latents"), ParallelDims(), trace=TraceRequest(1))
     with pytest.raises(Enough):
         render(worker, job, Stopping())
-    assert not hooks(worker._pipeline.denoiser)
+    assert not hooks(worker.pipeline.denoiser)
 
 
 def test_traced_latents_need_not_be_finite(model: str) -> None:
     worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
     with torch.no_grad():
-        next(iter(worker._pipeline.denoiser.blocks[1].parameters())).fill_(math.nan)
+        next(iter(worker.pipeline.denoiser.chains[0][1].parameters())).fill_(math.nan)
     sink = Points()
     job = Job.of(request(output_type="latents"), ParallelDims(), trace=TraceRequest())
     render(worker, job, sink)

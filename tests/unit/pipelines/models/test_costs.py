@@ -36,6 +36,7 @@ from longtake.parallel.heads import HeadShards
 from longtake.pipelines import registry
 from longtake.pipelines.codec.memory import _LiveBytes
 from longtake.pipelines.costs import ModelCosts, Work
+from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.models.hunyuan_video import configs
 from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
@@ -45,7 +46,7 @@ from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.text_encoders import configs as text_configs
 from tests import tiny
 from tests.layouts import layout_name
-from tests.rendering import request
+from tests.rendering import first_step, request
 from tests.unit.pipelines.models.fake_ranks import one_rank_of
 
 PRESETS = Path(__file__).parents[4] / "configs" / "models"
@@ -283,12 +284,13 @@ def one_pass(
                 "pooled": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             }
             image = torch.empty(1, grid.shape[1], 1, *grid.shape[3:])
-            branch = denoiser.prepare_branch(streams, grid, dims, mesh, request(), image)
+            layout = VideoLayout.of(grid, dims, mesh)
+            branch = denoiser.prepare(streams, layout, request(), {"image": image})
             tokens = torch.empty(1, own, math.prod(grid.patch) * grid.shape[1])
-            timestep, rotation = torch.tensor(1000.0), branch.attention.rotation
+            rotation = branch.attention.rotation
             held = tokens.nbytes + rotation.nbytes
             held += 0 if branch.concat_values is None else branch.concat_values.nbytes
-            yield lambda: denoiser(tokens, timestep, branch), len(rotation), held
+            yield lambda: denoiser(tokens, first_step(), branch), len(rotation), held
 
 
 PASSES = {

@@ -39,6 +39,6 @@ def test_input_latents(tmp_path: Path, value: float) -> None:
 def test_denoised_latents(model: str, value: float) -> None:
     pipeline = registry.load(Checkpoint.open(model), ALONE, LoadOptions(torch.float32))
     with torch.no_grad():
-        next(iter(pipeline.denoiser.blocks[1].parameters())).fill_(value)
+        next(iter(pipeline.denoiser.chains[0][1].parameters())).fill_(value)
     with pytest.raises(EngineError, match="latents are not finite after denoising: the weights"):
         render(pipeline, request(), ParallelDims(), ALONE)
