@@ -4,16 +4,17 @@ the reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
 from longtake.configs.request import DecodeMode, ResolvedDecode
 from longtake.pipelines.codec.decode import TileRun, decode_videos, encode_videos
 from longtake.pipelines.models.wan.codec.autoencoder import WanDecoder, WanEncoder
+from longtake.pipelines.models.wan.codec.condition import encode_clip, untiled
 from tests.decoding import random_videos, run_tiled
 from tests.rendering import world
 
@@ -182,6 +183,60 @@ def frame_error(case: Case) -> float | None:
     values = torch.stack(frames).unflatten(0, (count, -1)).permute(0, 4, 1, 2, 3)
     assert values.shape == expected.shape
     error: float = (values - expected).abs().max().item()
+    return error
+
+
+def clip_pictures(kind: Kind, size: Sequence[int], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Pictures of noise by their names, ``[1, 3, 1, height, width]``.
+
+    Args:
+        size: Rows and columns of the latents.
+    """
+    shape = (1, 3, 1, *_pixels(kind, size))
+    return {name: random_videos(seed, shape, "encode") for seed, name in enumerate(names)}
+
+
+@torch.no_grad()
+def diffusers_condition(
+    kind: Kind, pictures: Mapping[str, torch.Tensor], num_frames: int
+) -> torch.Tensor:
+    """What WanImageToVideoPipeline makes of pictures: mask and latents of the clip or, for 2.2's
+    5B, the latents of the first frame."""
+    model = vae(kind)
+    _set_tiles(model, "whole")
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=model,
+        scheduler=None,
+        expand_timesteps=kind == "wan2.2",
+    )
+    frames = {name: picture[:, :, 0] for name, picture in pictures.items()}
+    height, width = frames["image"].shape[2:]
+    _, condition, *_ = pipeline.prepare_latents(
+        frames["image"],
+        batch_size=1,
+        num_channels_latents=4,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        dtype=torch.float32,
+        last_image=frames.get("last_image"),
+    )
+    found: torch.Tensor = condition
+    return found
+
+
+def condition_error(names: Sequence[str], num_frames: int) -> float:
+    """On a rank: the largest difference of a clip's condition from diffusers."""
+    kind: Kind = "wan2.1"
+    size = (4, 5)  # larger than a tile
+    pictures = clip_pictures(kind, size, names)
+    encoder = WanEncoder(vae(kind), untiled(tiling(kind, size)))
+    condition = encode_clip(encoder, pictures, num_frames, world())
+    expected = diffusers_condition(kind, pictures, num_frames)
+    assert condition.shape == expected.shape
+    error: float = (condition - expected).abs().max().item()
     return error
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.ranks import RankGroups
-from tests.wan_coding import KINDS, Case, decoding_errors, encoding_errors, frame_error
+from tests.wan_coding import (
+    KINDS,
+    Case,
+    condition_error,
+    decoding_errors,
+    encoding_errors,
+    frame_error,
+)
 
 CASES: list[Case] = [
     case
@@ -36,3 +43,9 @@ def test_frames(ranks: RankGroups, kind: str, world_size: int) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_encoding_returns_the_latents_on_every_rank(ranks: RankGroups, world_size: int) -> None:
     assert ranks.run(world_size, encoding_errors, CASES) == [[0] * len(CASES)] * world_size
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_condition_of_two_pictures(ranks: RankGroups, world_size: int) -> None:
+    names = ["image", "last_image"]
+    assert ranks.run(world_size, condition_error, names, 9) == [0] * world_size
