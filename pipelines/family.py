@@ -197,16 +197,20 @@ class VideoPipeline(ABC):
     def denoiser_on_host(self) -> Iterator[None]:
         """Offload the denoiser to host memory inside the context, to free GPU memory for decoding.
 
-        No-op if the denoiser is not on a GPU, or sharded over ranks.
+        Weights that rest on the host already stay there. No-op if the denoiser is not on a GPU, or
+        sharded over ranks.
         """
-        weights = list(self.denoiser.parameters())
-        if not weights or not weights[0].is_cuda or isinstance(weights[0], DTensor):
+        weights = [*self.denoiser.parameters(), *self.denoiser.buffers()]
+        moved = [each for each in weights if each.is_cuda]
+        if not moved or any(isinstance(each, DTensor) for each in moved):
             yield
             return
-        device = weights[0].device
-        self.denoiser.to("cpu")
+        device = moved[0].device
+        for each in moved:
+            each.data = each.data.cpu()
         torch.cuda.empty_cache()
         try:
             yield
         finally:
-            self.denoiser.to(device)
+            for each in moved:
+                each.data = each.data.to(device)
