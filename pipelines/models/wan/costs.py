@@ -21,7 +21,7 @@ from longtake.pipelines.models.wan.codec.tensors import vae_tensors
 from longtake.pipelines.models.wan.codec.tiling import Tiling
 from longtake.pipelines.models.wan.configs import TransformerConfig
 from longtake.pipelines.models.wan.tensors import (
-    FLOAT32,
+    FLOAT32_WEIGHTS,
     MODULATIONS,
     block_tensors,
     transformer_tensors,
@@ -83,7 +83,7 @@ class WanCosts(ModelCosts):
     def float32_shapes(self) -> Sequence[Shape]:
         """Shapes of embedders of timesteps, tables and norms, of all experts."""
         named = transformer_tensors(self.transformer)
-        return self.num_experts * [shape for name, shape in named if FLOAT32.fullmatch(name)]
+        return self.num_experts * [shape for name, shape in named if FLOAT32_WEIGHTS.search(name)]
 
     def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
         """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
