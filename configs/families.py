@@ -35,11 +35,14 @@ class ModelFamily:
         options: Reference to the FamilyOptions of all its models, in a module without torch.
         inspect: Reference to the function ``(checkpoint, *, weights, autoencoder_only)`` that
             checks a checkpoint and returns its ModelSpec, in a module without torch.
-        pipeline: Reference to the function ``(checkpoint, spec, codec, world, options,
+        pipeline: Reference to the function ``(checkpoint, spec, codec, world, plan,
             on_component)`` that loads a VideoPipeline on one rank.
-        codec: Reference to the function ``(checkpoint, world, dtype)`` that loads a VideoCodec on
-            one rank.
+        codec: Reference to the function ``(checkpoint, spec, world, plan)`` that loads a VideoCodec
+            on one rank.
         title: Name of the family as its authors write it; ``name`` if empty.
+        skeleton: Reference to the function ``(checkpoint, spec)`` that builds the model without
+            weights, for a family whose specifications have no costs; see
+            :class:`longtake.pipelines.counting.skeleton.Skeleton`.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ModelFamily:
     pipeline: str
     codec: str
     title: str = ""
+    skeleton: str = ""
 
     @property
     def label(self) -> str:

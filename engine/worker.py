@@ -17,11 +17,11 @@ from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, check_decode_memory, decode_videos
 from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
 from longtake.pipelines.runtime.progress import OnProgress, Progress
 from longtake.pipelines.runtime.render_run import RenderRun
 from longtake.pipelines.runtime.rendering import render_latents
@@ -78,11 +78,13 @@ class Worker:
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        options = LoadOptions(
-            dtype=self._dtype,
-            vae_dtype=getattr(torch, first_vae_dtype),
+        plan = LoadPlan(
+            transformer=ComponentPlan(
+                self._dtype, "split" if config.parallel.shard_weights else "resident"
+            ),
+            text_encoders=ComponentPlan(self._dtype),
+            autoencoder=ComponentPlan(getattr(torch, first_vae_dtype)),
             kernel=config.attention_kernel,
-            shard_weights=config.parallel.shard_weights,
         )
 
         def on_component(name: str) -> None:
@@ -91,9 +93,9 @@ class Worker:
         self._pipeline: VideoPipeline | None = None  # None if the autoencoder suffices
         if config.autoencoder_only:
             on_component("vae")
-            self._codec = registry.load_codec(checkpoint, world, options)
+            self._codec = registry.load_codec(checkpoint, self._spec, world, plan)
         else:
-            self._pipeline = registry.load(checkpoint, world, options, on_component)
+            self._pipeline = registry.load(checkpoint, world, plan, on_component)
             self._codec = self._pipeline.codec
 
     @property

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
+from longtake.pipelines.counting.costs import with_costs
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from longtake.parallel import World
-    from longtake.pipelines.base import LoadOptions
     from longtake.pipelines.family import VideoCodec, VideoPipeline
+    from longtake.pipelines.loading.plan import LoadPlan
 
 
 def inspect(
@@ -35,13 +36,14 @@ def inspect(
     spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
-    return replace(spec, model=checkpoint.model, family=family.label)
+    spec = replace(spec, model=checkpoint.model, family=family.label)
+    return with_costs(spec, checkpoint, family.skeleton)
 
 
 def load(
     checkpoint: Checkpoint,
     world: World,
-    options: LoadOptions,
+    plan: LoadPlan,
     on_component: Callable[[str], None] = lambda name: None,
 ) -> VideoPipeline:
     """Load a model. Collective: all ranks call it.
@@ -49,36 +51,36 @@ def load(
     Args:
         checkpoint: The model's files.
         world: The ranks.
-        options: Dtypes, attention kernel, and what to load.
+        plan: Dtypes and places of the components, and the attention kernel.
         on_component: Called with the name of each component before it is loaded.
 
     Raises:
         ModelError: A component cannot be loaded.
     """
     spec = inspect(checkpoint, weights=False)
-    family = _family(checkpoint)
     on_component("vae")
-    codec = load_codec(checkpoint, world, options)
+    codec = load_codec(checkpoint, spec, world, plan)
     with garbage_collection_paused():
-        load_family = load_reference(family.pipeline)
-    pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, options, on_component)
+        load_family = load_reference(_family(checkpoint).pipeline)
+    pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, plan, on_component)
     return pipeline
 
 
-def load_codec(checkpoint: Checkpoint, world: World, options: LoadOptions) -> VideoCodec:
+def load_codec(checkpoint: Checkpoint, spec: ModelSpec, world: World, plan: LoadPlan) -> VideoCodec:
     """Load a model's autoencoder alone, which suffices for decoding. Collective.
 
     Args:
         checkpoint: The model's files.
+        spec: The model's specification.
         world: The ranks.
-        options: The dtype of the autoencoder.
+        plan: Dtype of the autoencoder.
 
     Raises:
         ModelError: It cannot be loaded.
     """
     with garbage_collection_paused():
         load_family = load_reference(_family(checkpoint).codec)
-    codec: VideoCodec = load_family(checkpoint, world, options.autoencoder_dtype)
+    codec: VideoCodec = load_family(checkpoint, spec, world, plan)
     return codec
 
 

@@ -76,7 +76,8 @@ class ModelSpec:
         defaults: Defaults for the fields that a request omits.
         flow_shift: Timestep shift of the model's own scheduler.
         patch: Latent frames, rows and columns per token.
-        costs: Cost model of the transformer, the text encoders and the autoencoder.
+        costs: Cost model of the transformer, the text encoders and the autoencoder. A family
+            without arithmetic leaves it out: its work is counted (``registry.inspect``).
         options: The options of the family that this model takes.
         pictures: The pictures that the model takes, by request field, in the order of the video.
         dropped_frames: Decoded frames discarded at the start of the video.
@@ -92,7 +93,7 @@ class ModelSpec:
     defaults: ModelDefaults
     flow_shift: float
     patch: tuple[int, int, int]
-    costs: ModelCosts
+    costs: ModelCosts = None  # type: ignore[assignment]  # set by registry.inspect
     options: type[FamilyOptions] = FamilyOptions
     pictures: Mapping[str, Presence] = field(default_factory=dict)
     dropped_frames: int = 0

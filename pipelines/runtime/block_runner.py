@@ -28,7 +28,11 @@ class BlockRunner:
         self._on_block: OnBlock | None = None
 
     def __call__(
-        self, blocks: Sequence[nn.Module], segments: list[torch.Tensor], *arguments: Any
+        self,
+        blocks: Sequence[nn.Module],
+        segments: list[torch.Tensor],
+        *arguments: Any,
+        then: nn.Module | None = None,
     ) -> list[torch.Tensor]:
         """Run blocks over this rank's tokens.
 
@@ -40,15 +44,18 @@ class BlockRunner:
             segments: This rank's tokens, in as many parts as the blocks take. The list is emptied,
                 so that the first block's input is freed after it.
             arguments: Further arguments, the same for all blocks.
+            then: The block that runs after these, in another call.
 
         Returns:
             The segments after the last block.
         """
         current: Segments = tuple(segments)
         segments.clear()
-        for number, block in enumerate(blocks):
-            if number + 1 < len(blocks):
-                prefetch(blocks[number + 1])
+        for first in blocks[:1]:
+            prefetch(first)  # so that its weights are gathered before those of the second
+        for block, upcoming in zip(blocks, [*blocks[1:], then], strict=False):
+            if upcoming is not None:
+                prefetch(upcoming)
             output = block(*current, *arguments)
             following = output if isinstance(output, tuple) else (output,)
             if self._on_block is not None:

@@ -18,6 +18,7 @@ from longtake.errors import ModelError, one_line
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import read_weights
 
 try:
@@ -55,7 +56,7 @@ def load_encoder(
         encoder, info = encoder_class.from_pretrained(
             None,
             config=encoder_class.config_class.from_dict(checkpoint.config(component)),
-            state_dict=rename(read_weights(checkpoint.weights(component))),
+            state_dict=rename(read_weights(SafetensorsSource(checkpoint.weights(component)))),
             dtype=dtype,
             attn_implementation=_attention(encoder_class),
             output_loading_info=True,
@@ -87,16 +88,27 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
     return tokenizer
 
 
-def load_image_processor(checkpoint: Checkpoint) -> Any:
+def load_image_processor(checkpoint: Checkpoint, image_px: int) -> Any:
     """Load CLIP's image processor: the PIL one, whether or not torchvision is installed.
 
+    Args:
+        checkpoint: Checkpoint that holds the processor.
+        image_px: Height and width in pixels of the pictures that the encoder takes.
+
     Raises:
-        ModelError: The processor is missing or damaged.
+        ModelError: The processor is missing or damaged, or its pictures have another size.
     """
+    folder = checkpoint.folder / "image_processor"
     with _loading(checkpoint, "image_processor"):
-        return CLIPImageProcessor.from_pretrained(
-            checkpoint.folder / "image_processor", local_files_only=True
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        tried = processor(Image.new("RGB", (1, 1)), return_tensors="pt")
+        height, width = tried.pixel_values.shape[2:]
+    if (height, width) != (image_px, image_px):
+        raise ModelError(
+            f"{folder} makes pictures of {height} x {width} pixels, and their encoder takes "
+            f"{image_px} x {image_px}: they are not of the same model"
         )
+    return processor
 
 
 def center_crop(picture: Pixels) -> Image.Image:

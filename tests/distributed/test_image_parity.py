@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from longtake.configs.request import ResolvedRequest
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.spec import shards_of
@@ -19,7 +20,6 @@ from tests.rendering import (
     latents_on_one_rank,
     latents_on_ranks,
     load_pipeline,
-    noise_pictures,
     world,
 )
 

@@ -12,6 +12,6 @@ FAMILY = ModelFamily(
     pipeline_classes=("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
     options=f"{_FOLDER}.options:HunyuanVideoOptions",
     inspect=f"{_FOLDER}.spec:inspect",
-    pipeline=f"{_FOLDER}.image_to_video:load_pipeline",
-    codec=f"{_FOLDER}.codec.autoencoder:HunyuanVideoCodec",
+    pipeline=f"{_FOLDER}.loading:load_pipeline",
+    codec=f"{_FOLDER}.loading:load_codec",
 )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.picture import Pixels, black_picture
 from longtake.pipelines.family import Streams
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
 from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.models.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
-from longtake.pipelines.spec import LatentGrid, ModelSpec
+from longtake.pipelines.spec import LatentGrid
 
 if TYPE_CHECKING:
     from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
@@ -46,11 +44,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         uses twice as many tokens.
         """
         assert self.denoiser.image_condition is not None
+        template = HunyuanVideoOptions.of(request).prompt_template
         inputs = [
             (pictures["image"], IMAGE_STRIDES[self.denoiser.image_condition]),
             (black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE),
         ]
-        template = HunyuanVideoOptions.of(request).prompt_template
         return [
             self._text.encode_with_picture(
                 prompt, picture, template, request.max_sequence_length, stride
@@ -77,16 +75,3 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         if self.denoiser.image_condition == "token_replace":
             start[:, :, :1] = picture
         return start
-
-
-def load_pipeline(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
-    codec: HunyuanVideoCodec,
-    world: World,
-    options: LoadOptions,
-    on_component: Callable[[str], None],
-) -> HunyuanVideo:
-    """Load text to video, or image to video if the model takes a picture; see HunyuanVideo."""
-    kind = HunyuanVideoImageToVideo if spec.pictures else HunyuanVideo
-    return kind(checkpoint, spec, codec, world, options, on_component)

@@ -11,11 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3D
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.family import Streams, VideoPipeline
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
 from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
@@ -42,7 +43,7 @@ class HunyuanVideo(VideoPipeline):
         spec: ModelSpec,
         codec: HunyuanVideoCodec,
         world: World,
-        options: LoadOptions,
+        plan: LoadPlan,
         on_component: Callable[[str], None],
     ) -> None:
         """Load the transformer and the text encoders. Collective: all ranks call it.
@@ -52,7 +53,7 @@ class HunyuanVideo(VideoPipeline):
             spec: The model's specification.
             codec: The loaded autoencoder.
             world: The ranks.
-            options: Dtypes, attention kernel, and what to load.
+            plan: Dtype and place of each component, and the attention kernel.
             on_component: Called with the name of each component before it is loaded.
 
         Raises:
@@ -61,10 +62,10 @@ class HunyuanVideo(VideoPipeline):
         self.spec, self.codec, self._device = spec, codec, world.device
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
         on_component("transformer")
-        self.denoiser = _load_denoiser(checkpoint, world, options)
+        self.denoiser = _load_denoiser(checkpoint, world, plan)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._load_text(checkpoint, world.device, options.dtype)
+            self._text = self._load_text(checkpoint, world.device, plan.text_encoders.dtype)
 
     @staticmethod
     def _load_text(
@@ -86,15 +87,17 @@ class HunyuanVideo(VideoPipeline):
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
         """Count LLaMA's tokens. CLIP's limit of 77 does not count: its pooled vector carries no
         detail of the prompt."""
-        template = TextToVideoOptions.of(request).prompt_template
-        prompt = self._prompts(request)[int(negative)]
-        return self._text.prompt_tokens(prompt, template, request.max_sequence_length)
+        return self._text.prompt_tokens(
+            self._prompts(request)[int(negative)],
+            TextToVideoOptions.of(request).prompt_template,
+            request.max_sequence_length,
+        )
 
     def guidance(self, passes: Sequence[Any], request: ResolvedRequest) -> Guidance:
         """One pass with the embedded scale or, with true CFG, two."""
-        scale = TextToVideoOptions.of(request).true_cfg_scale
-        if len(passes) == 1 or scale is None:
+        if len(passes) == 1:
             return Guidance(passes)
+        scale = TextToVideoOptions.of(request).true_cfg_scale or 1.0
         return Guidance(passes, classifier_free(lambda step: scale))
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
@@ -112,14 +115,13 @@ class HunyuanVideo(VideoPipeline):
         return prompts[: self.spec.num_passes(request)]
 
 
-def _load_denoiser(
-    checkpoint: Checkpoint, world: World, options: LoadOptions
-) -> HunyuanVideoDenoiser:
+def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> HunyuanVideoDenoiser:
     config = checkpoint.config("transformer")
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
-    denoiser = HunyuanVideoDenoiser(transformer, options.kernel)
-    if options.shard_weights:
+    denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
+    if plan.transformer.place == "split":
         (blocks,) = denoiser.chains
         shard_module(denoiser, blocks, world)
-    load_weights(transformer, checkpoint.weights("transformer"), world, options.dtype)
+    source = SafetensorsSource(checkpoint.weights("transformer"))
+    load_weights(transformer, source, world, plan.transformer.dtype)
     return denoiser

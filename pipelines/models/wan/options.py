@@ -10,6 +10,7 @@ from longtake.configs.family_options import FamilyOptions
 from longtake.configs.field_types import Scale
 
 Sampler = Literal["unipc", "euler"]
+SigmaSpacing = Literal["scheduler", "linear"]
 
 
 class WanOptions(FamilyOptions):
@@ -19,6 +20,11 @@ class WanOptions(FamilyOptions):
         default=None,
         description="Sampler: UniPC of order 2, or Euler, which distilled LoRAs are made for; that "
         "of the model's scheduler by default",
+    )
+    sigma_spacing: SigmaSpacing | None = Field(
+        default=None,
+        description="Noise levels before the flow shift: as diffusers' scheduler spaces them "
+        "(scheduler, the default), or evenly from 1 to 0 (linear), as distilled LoRAs expect",
     )
 
 

@@ -57,6 +57,7 @@ class WanSpec(ModelSpec):
         self._check_text_length(request)
         fields = super().resolve_fields(request)
         fields["sampler"] = fields["sampler"] or self.sampler
+        fields["sigma_spacing"] = fields["sigma_spacing"] or "scheduler"
         scale = fields["guidance_scale"]
         if self.boundary is not None:
             fields["guidance_scale_2"] = self._low_noise_scale(request, scale)

@@ -21,7 +21,7 @@ from tests.wan_coding import KINDS, Kind, vae
 
 
 def test_torch_counts_bytes_without_computing() -> None:
-    """``codec/memory.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
+    """``operations.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
     size = 1000 * 4
     peak = peak_bytes(lambda x: (x + 1) * 2, (1000,), torch.device("cpu"))
     assert peak == 3 * size  # the input, the sum and the product

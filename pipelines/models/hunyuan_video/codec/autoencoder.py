@@ -14,6 +14,7 @@ from longtake.pipelines.codec.tiles import Spans, TileCoder
 from longtake.pipelines.family import VideoCodec
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights
 from longtake.pipelines.models.hunyuan_video.codec.tiling import Tiling
 
@@ -33,7 +34,7 @@ class HunyuanVideoCodec(VideoCodec):
             ModelError: It cannot be loaded, or its weights belong to another model.
         """
         self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
-        load_weights(self._vae, checkpoint.weights("vae"), world, dtype)
+        load_weights(self._vae, SafetensorsSource(checkpoint.weights("vae")), world, dtype)
 
     def decoder(self, request: ResolvedDecode) -> TileCoder:
         """Return the decoder, tiled as requested."""

@@ -40,8 +40,8 @@ class ImageTextEncoders(TextEncoders):
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, device, dtype)
-        self._processor = load_image_processor(checkpoint)
         config = LlavaConfig.model_validate(checkpoint.config("text_encoder"))
+        self._processor = load_image_processor(checkpoint, config.vision_config.image_size)
         self._num_patches = config.num_patches
 
     def encode_with_picture(

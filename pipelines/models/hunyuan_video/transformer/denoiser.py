@@ -137,7 +137,10 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoPass]):
         first_frame = (first_frame_modulation, inputs.num_first_frame_tokens)
         arguments = (modulation, None, context, *first_frame)
         segments = self._segments(tokens, timesteps, inputs)
-        segments = self.run_blocks(model.transformer_blocks, segments, *arguments)
+        first_single = next(iter(model.single_transformer_blocks), None)
+        segments = self.run_blocks(
+            model.transformer_blocks, segments, *arguments, then=first_single
+        )
         # A single-stream block takes its sequence in two parts, split at any token. The second part
         # must not be empty, and a rank may own no text, so split off the last token.
         local = torch.cat(segments, dim=1)
