@@ -9,7 +9,7 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.job import Job, JobInput, JobRun
+from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
 from longtake.engine.memory_use import peak_memory_bytes
@@ -17,12 +17,14 @@ from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, check_decode_memory, decode_videos
 from longtake.pipelines.codec.tiles import TileCoder
+from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
 from longtake.pipelines.runtime.progress import OnProgress, Progress
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import Snapshots
 from longtake.pipelines.runtime.stages import StageReport
 from longtake.pipelines.runtime.trace import Trace
@@ -76,18 +78,32 @@ class Worker:
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._pipeline = registry.load(
-            checkpoint,
-            world,
-            LoadOptions(
-                dtype=self._dtype,
-                vae_dtype=getattr(torch, first_vae_dtype),
-                kernel=config.attention_kernel,
-                shard_weights=config.parallel.shard_weights,
-                autoencoder_only=config.autoencoder_only,
+        plan = LoadPlan(
+            transformer=ComponentPlan(
+                self._dtype, "split" if config.parallel.shard_weights else "resident"
             ),
-            on_component=lambda name: on_progress(Progress("loading", detail=name)),
+            text_encoders=ComponentPlan(self._dtype),
+            autoencoder=ComponentPlan(getattr(torch, first_vae_dtype)),
+            kernel=config.attention_kernel,
         )
+
+        def on_component(name: str) -> None:
+            on_progress(Progress("loading", detail=name))
+
+        self._pipeline: VideoPipeline | None = None  # None if the autoencoder suffices
+        if config.autoencoder_only:
+            on_component("vae")
+            self._codec = registry.load_codec(checkpoint, self._spec, world, plan)
+        else:
+            self._pipeline = registry.load(checkpoint, world, plan, on_component)
+            self._codec = self._pipeline.codec
+
+    @property
+    def pipeline(self) -> VideoPipeline:
+        """The loaded model; the engine refuses what needs more than the autoencoder, if only that
+        is loaded."""
+        assert self._pipeline is not None
+        return self._pipeline
 
     def render(self, run: JobRun) -> list[RankReport]:
         """Render a job on all ranks together.
@@ -101,9 +117,9 @@ class Worker:
             PeerLostError: Another rank died or was silent for too long.
         """
         job, rendering = run.job, _Rendering(run)
-        decoder = self._pipeline.decoder(job.request)
+        decoder = self._codec.decoder(job.request)
         if job.from_latents:
-            latents = self._broadcast_latents(run.job_input)
+            latents = self._world.broadcast_tensors(_tensors(run.inputs))[LATENTS]
             check_decode_memory(decoder, latents.shape, job.request, self._world)
         else:
             latents = self._denoise(rendering, decoder)
@@ -112,11 +128,6 @@ class Worker:
         if job.decodes:
             self._decode(rendering, decoder, latents)
         return self._gather_reports(rendering)
-
-    def _broadcast_latents(self, job_input: JobInput) -> torch.Tensor:
-        """Rank 0's latents, on the device of every rank."""
-        tensors = None if job_input is None else {"latents": torch.from_numpy(job_input)}
-        return self._world.broadcast_tensors(tensors)["latents"]
 
     def _denoise(self, rendering: _Rendering, decoder: TileCoder) -> torch.Tensor:
         """The latents of a request, on every rank. Saves snapshots."""
@@ -129,7 +140,7 @@ class Worker:
         with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
                 RenderRun(
-                    self._pipeline,
+                    self.pipeline,
                     request,
                     job.dims,
                     world,
@@ -137,7 +148,7 @@ class Worker:
                     on_progress=run.on_progress,
                     stop_requested=run.stop_requested,
                     trace=_trace(job, world, run.sink),
-                    picture=run.job_input,
+                    pictures=run.inputs,
                     snapshots=rendering.snapshots,
                     steps_done=job.steps_before,
                     state=load_resume_state(job.snapshots, world),
@@ -146,8 +157,8 @@ class Worker:
 
     def _decode(self, rendering: _Rendering, decoder: TileCoder, latents: torch.Tensor) -> None:
         """Decode latents on all ranks; rank 0's sink receives the frames."""
-        run, low_memory = rendering.run, rendering.run.job.low_memory
-        with self._pipeline.denoiser_on_host() if low_memory else nullcontext():
+        run, low_memory, pipeline = rendering.run, rendering.run.job.low_memory, self._pipeline
+        with pipeline.denoiser_on_host() if low_memory and pipeline else nullcontext():
             decode_videos(
                 TileRun(
                     decoder,
@@ -176,7 +187,7 @@ class Worker:
             steps_before=rendering.run.job.steps_before,
         )
         if world.rank == 0 and not rendering.run.job.from_latents:
-            truncated = self._pipeline.truncated_prompts(rendering.request)
+            truncated = self.pipeline.truncated_prompts(rendering.request)
             own.truncated = {name: asdict(count) for name, count in truncated.items()}
         if world.rank == 0 and (snapshots := rendering.snapshots) is not None:
             own.seconds["snapshots"] = snapshots.blocked_s
@@ -235,6 +246,11 @@ def _check_same_model(
             )
     name: str = first_vae_dtype
     return name
+
+
+def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:
+    """The inputs as tensors; None without any, as on all ranks but 0."""
+    return {name: torch.from_numpy(array) for name, array in inputs.items()} or None
 
 
 def _trace(job: Job, world: World, sink: Sink) -> Trace | None:

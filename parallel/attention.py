@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.overrides import handle_torch_function, has_torch_function
 
 from longtake.errors import TensorError
 from longtake.parallel.all_to_all import (
@@ -46,7 +47,8 @@ def usp_attention(
 
     Equals ``softmax(scale * q k^T) v`` over the whole sequence, for any number of tokens, query
     heads and KV heads. Collective: all ranks of the mesh, or of one cfg branch of it, call this
-    with the same arguments but for the tokens. There is no backward pass.
+    with the same arguments but for the tokens. There is no backward pass. A
+    :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like torch's functions.
 
     Args:
         q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64.
@@ -65,6 +67,20 @@ def usp_attention(
         LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
+    if has_torch_function((q, k, v)):
+        replaced: torch.Tensor = handle_torch_function(
+            usp_attention,
+            (q, k, v),
+            q,
+            k,
+            v,
+            mesh=mesh,
+            shards=shards,
+            kv_shards=kv_shards,
+            kernel=kernel,
+            scale=scale,
+        )
+        return replaced
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
     heads = HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.tiles import Spans
 
+_FLOAT32_BYTES = 4
+
 
 @dataclass(frozen=True)
 class Work:
@@ -63,15 +65,17 @@ class ModelCosts(ABC):
     Attributes:
         attention: The attention across ranks.
         token_values: Values per token in the denoising loop, in float32.
+        num_experts: Transformers of the same sizes, of which a pass runs one.
     """
 
     attention: AttentionHeads
     token_values: int
+    num_experts: int = 1
 
     @property
     @abstractmethod
     def transformer_shapes(self) -> Sequence[tuple[int, ...]]:
-        """Shapes of all transformer parameters."""
+        """Shapes of all transformer parameters, of all experts."""
 
     @property
     @abstractmethod
@@ -81,7 +85,7 @@ class ModelCosts(ABC):
     @property
     @abstractmethod
     def non_block_parameters(self) -> int:
-        """Transformer parameters outside any block; gathered for the whole pass."""
+        """Parameters of one expert outside any block; gathered for the whole pass."""
 
     @property
     @abstractmethod
@@ -122,6 +126,15 @@ class ModelCosts(ABC):
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
         """Work of encoding one prompt."""
 
+    def picture_encoding(self, latents_shape: Sequence[int], element_size: int) -> Work:
+        """Work of the autoencoder on the pictures of a request; none by default.
+
+        Args:
+            latents_shape: Shape ``(F, H, W)`` of the video's latents.
+            element_size: Bytes per element.
+        """
+        return Work()
+
     @abstractmethod
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """Tiles of latents of shape ``(F, H, W)``."""
@@ -135,9 +148,40 @@ class ModelCosts(ABC):
         """Peak memory of decoding one tile, in bytes."""
 
     @property
+    def float32_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the transformer parameters that stay float32 in every dtype."""
+        return ()
+
+    @property
     def transformer_parameters(self) -> int:
-        """Number of transformer parameters."""
+        """Number of transformer parameters, of all experts."""
         return count(self.transformer_shapes)
+
+    def transformer_bytes(self, element_size: int, ranks: int = 1) -> int:
+        """Bytes of all transformer parameters on each of the ranks that they are sharded over.
+
+        Args:
+            element_size: Bytes per element.
+            ranks: Number of ranks. Shards are rows, and FSDP2 pads those of the last ranks.
+        """
+        wider = max(0, _FLOAT32_BYTES - element_size)
+        return element_size * _shard_values(self.transformer_shapes, ranks) + wider * _shard_values(
+            self.float32_shapes, ranks
+        )
+
+    def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
+        """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
+
+        Args:
+            element_size: Bytes per element.
+            device_bytes: Memory of the GPU; None for a CPU, or if unknown.
+        """
+        return self.num_experts
+
+
+def _shard_values(shapes: Sequence[tuple[int, ...]], ranks: int) -> int:
+    """Values of the largest shard of each tensor."""
+    return sum(-(-rows // ranks) * math.prod(rest) for rows, *rest in shapes)
 
 
 def count(shapes: Sequence[tuple[int, ...]]) -> int:

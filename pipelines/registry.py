@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
+from longtake.pipelines.counting.costs import with_costs
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from longtake.parallel import World
-    from longtake.pipelines.base import LoadOptions, VideoPipeline
-
-
-@dataclass(frozen=True)
-class _Family:
-    """The implementation of one pipeline class.
-
-    Its modules are imported on first use: nothing here depends on a family, and diffusers is slow
-    to import.
-
-    Attributes:
-        folder: The family's package.
-        inspect: Name of the function in its ``spec`` that builds the ModelSpec from a checkpoint's
-            files, without loading weights.
-        module: Name of the module of the VideoPipeline subclass.
-        pipeline: Name of the VideoPipeline subclass.
-    """
-
-    folder: str
-    inspect: str
-    module: str
-    pipeline: str
-
-    def inspect_checkpoint(
-        self, checkpoint: Checkpoint, *, weights: bool, autoencoder_only: bool = False
-    ) -> ModelSpec:
-        """The ModelSpec of a checkpoint; see :func:`inspect`."""
-        module = importlib.import_module(f"{self.folder}.spec")
-        spec: ModelSpec = getattr(module, self.inspect)(
-            checkpoint, weights=weights, autoencoder_only=autoencoder_only
-        )
-        return spec
-
-    def pipeline_class(self) -> Callable[..., VideoPipeline]:
-        """The VideoPipeline subclass."""
-        with garbage_collection_paused():
-            module = importlib.import_module(f"{self.folder}.{self.module}")
-        found: Callable[..., VideoPipeline] = getattr(module, self.pipeline)
-        return found
-
-
-_HUNYUAN_VIDEO = "longtake.pipelines.models.hunyuan_video"
-_FAMILIES = {
-    "HunyuanVideoPipeline": _Family(_HUNYUAN_VIDEO, "inspect", "pipeline", "HunyuanVideo"),
-    "HunyuanVideoImageToVideoPipeline": _Family(
-        _HUNYUAN_VIDEO, "inspect_image_to_video", "image_to_video", "HunyuanVideoImageToVideo"
-    ),
-}
+    from longtake.pipelines.family import VideoCodec, VideoPipeline
+    from longtake.pipelines.loading.plan import LoadPlan
 
 
 def inspect(
@@ -77,15 +32,18 @@ def inspect(
     Raises:
         ModelError: The pipeline class is not supported, or a file is missing or damaged.
     """
-    return _family(checkpoint).inspect_checkpoint(
+    family = _family(checkpoint)
+    spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
+    spec = replace(spec, model=checkpoint.model, family=family.label)
+    return with_costs(spec, checkpoint, family.skeleton)
 
 
 def load(
     checkpoint: Checkpoint,
     world: World,
-    options: LoadOptions,
+    plan: LoadPlan,
     on_component: Callable[[str], None] = lambda name: None,
 ) -> VideoPipeline:
     """Load a model. Collective: all ranks call it.
@@ -93,21 +51,52 @@ def load(
     Args:
         checkpoint: The model's files.
         world: The ranks.
-        options: Dtypes, attention kernel, and what to load.
+        plan: Dtypes and places of the components, and the attention kernel.
         on_component: Called with the name of each component before it is loaded.
 
     Raises:
         ModelError: A component cannot be loaded.
     """
-    family = _family(checkpoint)
-    spec = family.inspect_checkpoint(checkpoint, weights=False)
-    return family.pipeline_class()(checkpoint, spec, world, options, on_component)
+    spec = inspect(checkpoint, weights=False)
+    on_component("vae")
+    codec = load_codec(checkpoint, spec, world, plan)
+    with garbage_collection_paused():
+        load_family = load_reference(_family(checkpoint).pipeline)
+    pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, plan, on_component)
+    return pipeline
 
 
-def _family(checkpoint: Checkpoint) -> _Family:
-    if checkpoint.pipeline_class not in _FAMILIES:
+def load_codec(checkpoint: Checkpoint, spec: ModelSpec, world: World, plan: LoadPlan) -> VideoCodec:
+    """Load a model's autoencoder alone, which suffices for decoding. Collective.
+
+    Args:
+        checkpoint: The model's files.
+        spec: The model's specification.
+        world: The ranks.
+        plan: Dtype of the autoencoder.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    with garbage_collection_paused():
+        load_family = load_reference(_family(checkpoint).codec)
+    codec: VideoCodec = load_family(checkpoint, spec, world, plan)
+    return codec
+
+
+def _family(checkpoint: Checkpoint) -> ModelFamily:
+    """The installed family that renders a checkpoint's pipeline class."""
+    families = {
+        name: family for family in installed_families().values() for name in family.pipeline_classes
+    }
+    if not families:
+        raise ModelError(
+            "no model family is installed, not even longtake's own: install longtake again, with "
+            "make env in a clone"
+        )
+    if checkpoint.pipeline_class not in families:
         raise ModelError(
             f"{checkpoint.model} is a {checkpoint.pipeline_class}: longtake renders with "
-            f"{', '.join(_FAMILIES)}"
+            f"{', '.join(families)}"
         )
-    return _FAMILIES[checkpoint.pipeline_class]
+    return families[checkpoint.pipeline_class]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
-from tests import tiny
+from tests import tiny, tiny_wan
 from tests.ranks import RankGroups
 
 # A shell makes its background jobs ignore SIGINT, and nohup SIGHUP: commands that tests start would
@@ -38,3 +39,10 @@ def animators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name: str(tiny.save_image_to_video(folder / name, name))
         for name in ("token_replace", "latent_concat")
     }
+
+
+@pytest.fixture(scope="session")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Folder of a tiny Wan by its kind, a name in :data:`tiny_wan.KINDS`; saved on first use."""
+    folder = tmp_path_factory.mktemp("wan")
+    return cache(lambda kind: str(tiny_wan.save(folder / kind, kind)))

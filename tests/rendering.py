@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
@@ -15,16 +17,20 @@ from torch.distributed.tensor import DTensor
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions, VideoPipeline
 from longtake.pipelines.codec.decode import TileRun, decode_videos
-from longtake.pipelines.loading import weights
+from longtake.pipelines.codec.picture import Pixels
+from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
 from longtake.pipelines.runtime.stages import StageReport
+from longtake.pipelines.runtime.stepper import Step
 from tests import tiny
 
 ALONE = World(torch.device("cpu"))
@@ -64,6 +70,11 @@ def image_request(**changes: Any) -> ResolvedRequest:
     return request(**{**settings, **changes})
 
 
+def first_step() -> Step:
+    """The first step of a schedule."""
+    return Step(0, torch.tensor(1000.0), 1000.0)
+
+
 @cache
 def world() -> World:
     """All ranks of this process's group."""
@@ -76,19 +87,29 @@ def load_pipeline(
     folder: str, on_ranks: bool, dtype: str = "float32", shard_weights: bool = False
 ) -> VideoPipeline:
     """Load a model, once per process."""
-    return registry.load(
-        Checkpoint.open(folder),
-        world() if on_ranks else ALONE,
-        LoadOptions(getattr(torch, dtype), shard_weights=shard_weights),
-    )
+    plan = LoadPlan.resident(getattr(torch, dtype))
+    if shard_weights:
+        plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, "split"))
+    return registry.load(Checkpoint.open(folder), world() if on_ranks else ALONE, plan)
+
+
+def pictures_of(pipeline: VideoPipeline, resolved: ResolvedRequest) -> dict[str, Pixels]:
+    """Pictures of noise: those that the model needs, and those whose digest the request gives."""
+    spec = pipeline.spec
+    names = [
+        name
+        for name in spec.pictures
+        if name in spec.required_pictures or getattr(resolved, f"{name}_sha256") is not None
+    ]
+    return noise_pictures(resolved, names)
 
 
 def render(
     pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
-    """The latents of a request; an image-to-video model gets a picture of noise."""
-    picture = noise_picture(resolved)
-    return render_latents(RenderRun(pipeline, resolved, dims, world, picture=picture))
+    """The latents of a request, with pictures of noise."""
+    pictures = pictures_of(pipeline, resolved)
+    return render_latents(RenderRun(pipeline, resolved, dims, world, pictures=pictures))
 
 
 def decode(
@@ -105,7 +126,7 @@ def decode(
         assert (video, index) == divmod(len(frames), resolved.num_frames - dropped_frames)
         frames.append(frame.clone())
 
-    decoder = pipeline.decoder(resolved)
+    decoder = pipeline.codec.decoder(resolved)
     decode_videos(TileRun(decoder, latents, world), take, dropped_frames=dropped_frames)
     if world.rank != 0:
         assert not frames
@@ -153,8 +174,8 @@ def traffic(
     """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
     pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        picture = noise_picture(resolved)
-        render_latents(RenderRun(pipeline, resolved, dims, world(), report, picture=picture))
+        pictures = pictures_of(pipeline, resolved)
+        render_latents(RenderRun(pipeline, resolved, dims, world(), report, pictures=pictures))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
 
@@ -167,19 +188,17 @@ def count_weights_read(folder: str, ranks_per_host: int) -> tuple[int, bool]:
         group = dist.new_group(ranks)
         own = group if world().rank in ranks else own
     hosts = replace(world(), host_group=own)
-    reads, read = [], weights._read
+    reads, read = [], SafetensorsSource.read
 
-    def counted(file: Any, name: str, files: Any) -> torch.Tensor:
-        if not files[0].parent.name.startswith("text_encoder"):
+    def counted(source: SafetensorsSource, name: str, rows: slice | None = None) -> torch.Tensor:
+        if not Path(source.label).name.startswith("text_encoder"):
             reads.append(name)
-        return read(file, name, files)
+        return read(source, name, rows)
 
-    weights._read = counted
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SafetensorsSource, "read", counted)
         checkpoint = Checkpoint.open(folder)
-        pipeline = registry.load(checkpoint, hosts, LoadOptions(torch.float32))
-    finally:
-        weights._read = read
+        pipeline = registry.load(checkpoint, hosts, LoadPlan.resident(torch.float32))
     ours, theirs = (each.denoiser.state_dict() for each in (pipeline, load_pipeline(folder, False)))
     same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     return len(reads), same
@@ -198,7 +217,14 @@ def _rendered(
 ) -> Array:
     """The latents of a request that saves snapshots or resumes."""
     pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, resolved, dims, ranks, picture=noise_picture(resolved), **options)
+    run = RenderRun(
+        pipeline,
+        resolved,
+        dims,
+        ranks,
+        pictures=pictures_of(pipeline, resolved),
+        **options,
+    )
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array

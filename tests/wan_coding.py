@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
 
-from longtake.configs.request import DecodeMode, ResolvedDecode
+from longtake.configs.field_types import DecodeMode
+from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.decode import TileRun, decode_videos, encode_videos
 from longtake.pipelines.models.wan.codec.autoencoder import WanDecoder, WanEncoder
 from longtake.pipelines.models.wan.codec.condition import encode_clip, untiled

@@ -20,8 +20,9 @@ from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards, World
-from longtake.pipelines.base import Stepper
+from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.runtime.stepper import Stepper
 from longtake.pipelines.spec import LatentGrid
 
 GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))
@@ -130,16 +131,16 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
     )
     denoiser = HunyuanVideoDenoiser(inputs.model)
     streams = {"text": inputs.text[:, : inputs.real_text], "pooled": inputs.pooled}
-    branch = denoiser.prepare_branch(streams, grid, dims, mesh, request)
-    shards = TokenShards.even(grid.num_tokens, dims)
-    tokens = shards.split(grid.patchify(inputs.latents), mesh, dim=1)
+    layout = VideoLayout.of(grid, dims, mesh)
+    inputs_of_pass = denoiser.prepare(streams, layout, request, {})
+    tokens = layout.split(inputs.latents)
     stepper = Stepper(inputs.scheduler)
-    timesteps = iter(stepper.timesteps)
+    steps = stepper.steps()
 
     def step() -> torch.Tensor:
-        timestep = next(timesteps)
-        velocity: torch.Tensor = denoiser(tokens, timestep, branch)
-        stepper.step(velocity, timestep, tokens)
+        current = next(steps)
+        velocity: torch.Tensor = denoiser(tokens, current, inputs_of_pass)
+        stepper.step(velocity, current, tokens)
         world.any_rank(False)
         return velocity
 

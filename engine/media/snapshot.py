@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _HEADER = "longtake-snapshot"
 _HEADER_BYTES = 4096
+_MAX_BYTES = 4 * MAX_LATENTS_BYTES
+"""A multistep scheduler remembers up to three tensors of the latents' size."""
 
 
 class UnusableSnapshotError(LongtakeError):
@@ -69,8 +71,7 @@ def write_snapshot(path: Path, identity: Identity, state: LoopState) -> None:
     """
     from safetensors.torch import save  # imports torch; this module does not
 
-    tensors = {"latents": state.latents, **state.scheduler}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
     header = _Header(identity=identity, steps_done=state.steps_done, sha256=_digest(tensors))
     content = save(tensors, metadata={_HEADER: header.model_dump_json()})
     write_atomically(path, content, durable=True, partial=_partial(path))
@@ -99,7 +100,7 @@ def read_snapshot(path: Path) -> Snapshot | None:
         UnusableSnapshotError: The file is damaged.
     """
     try:
-        with open_tensors(path, "pt", MAX_LATENTS_BYTES) as file:
+        with open_tensors(path, "pt", _MAX_BYTES) as file:
             header = _Header.model_validate_json((file.metadata() or {}).get(_HEADER, ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
@@ -115,8 +116,7 @@ def read_snapshot(path: Path) -> Snapshot | None:
         raise UnusableSnapshotError(f"{path} is damaged: its checksum does not match")
     if header.steps_done > request.num_inference_steps:
         raise UnusableSnapshotError(f"{path} is damaged: it has more steps than its request")
-    latents = tensors.pop("latents")
-    return Snapshot(header.identity, LoopState(header.steps_done, latents, tensors))
+    return Snapshot(header.identity, LoopState.of_tensors(header.steps_done, tensors))
 
 
 def read_resume_state(path: Path, identity: Identity) -> LoopState | None:

@@ -70,8 +70,8 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: boo
         dims: The layout.
         shard_weights: Whether the transformer's weights are sharded over all ranks.
     """
-    spec, hardware, request = plan_input.spec, plan_input.hardware, plan_input.request
-    costs, element = spec.costs, plan_input.element_size
+    hardware, request = plan_input.hardware, plan_input.request
+    costs, element = plan_input.costs, plan_input.element_size
     tokens = max(plan_input.shards(dims).counts) * request.num_videos
     unsplit = costs.activation_bytes(tokens, element, ulysses=False, ring=False, head_share=1.0)
     split = costs.activation_bytes(
@@ -81,10 +81,11 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: boo
         ring=dims.ring_degree > 1,
         head_share=plan_input.head_share(dims),
     )
-    transformer, buffers = costs.transformer_parameters * element, max(0, split - unsplit)
+    transformer, buffers = costs.transformer_bytes(element), max(0, split - unsplit)
+    transformer = transformer * plan_input.resident_experts // costs.num_experts
     gathered = 0
     if shard_weights and dims.world_size > 1:
-        transformer //= dims.world_size
+        transformer = costs.transformer_bytes(element, dims.world_size)
         gathered = _FSDP_BLOCKS_IN_MEMORY * costs.block_parameters + costs.non_block_parameters
     vae_element = ELEMENT_BYTES[plan_input.vae_dtype]
     spans = costs.decode_spans(plan_input.grid.shape[2:], request)

@@ -12,7 +12,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
-from longtake.pipelines.costs import Work
+from longtake.pipelines.costs import ModelCosts, Work
 from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
 
 
@@ -83,23 +83,41 @@ class PlanInput:
         """The latent grid of the request."""
         return self.spec.grid(self.request)
 
+    @cached_property
+    def costs(self) -> ModelCosts:
+        """Cost model of the request."""
+        return self.spec.costs_of(self.request)
+
     @property
     def element_size(self) -> int:
         """Bytes of one element of weights and activations."""
         return ELEMENT_BYTES[self.dtype]
 
     @property
-    def num_branches(self) -> int:
-        """Passes through the transformer per step: 2 with true CFG, else 1."""
-        return 2 if self.request.uses_true_cfg else 1
+    def resident_experts(self) -> int:
+        """Experts whose unsharded weights stay on the device."""
+        device = self.hardware.memory_bytes if self.hardware.device == "cuda" else None
+        return self.costs.resident_experts(self.element_size, device.value if device else None)
+
+    @cached_property
+    def num_passes(self) -> int:
+        """Transformer passes of one step."""
+        return self.spec.num_passes(self.request)
+
+    @cached_property
+    def joint_tokens(self) -> int:
+        """Tokens that are split over the ranks beside the video's; 0 if the text is not split."""
+        joint = self.spec.joint_tokens(self.request)
+        fewer = self.spec.text_tokens(self.request) - self.text_tokens
+        return max(0, joint - fewer) if joint else 0
 
     def shards(self, dims: ParallelDims) -> TokenShards:
-        """Ownership of the video and text tokens in a layout."""
-        return shards_of(self.grid.num_tokens, self.text_tokens, dims)[0]
+        """Ownership of the video and joint tokens in a layout."""
+        return shards_of(self.grid.num_tokens, self.joint_tokens, dims)[0]
 
     def head_share(self, dims: ParallelDims) -> float:
         """Query heads of the rank that has most, over an even share of them."""
-        heads, degree = self.spec.costs.attention, dims.ulysses_degree
+        heads, degree = self.costs.attention, dims.ulysses_degree
         shards = HeadShards.even(heads.num_heads, heads.num_kv_heads, degree)
         return max(map(len, shards.query)) * degree / heads.num_heads
 
@@ -118,8 +136,20 @@ class PlanInput:
         compute_s = (
             work.linear_flops / (peak * hardware.linear_share.value)
             + work.attention_flops / (peak * hardware.attention_share.value)
-            + work.convolution_flops / (peak * hardware.convolution_share.value)
+            + work.convolution_flops / self._convolution_rate(dtype or self.dtype)
             + work.memory_bytes / memory_rate
         )
         launch_s = work.launches * hardware.launch_s.value
         return max(compute_s, launch_s) if hardware.device == "cuda" else compute_s + launch_s
+
+    def _convolution_rate(self, dtype: Dtype) -> float:
+        """Achieved operations per second of convolutions.
+
+        On a GPU torch computes those in float32 with TF32, at half of the rate of half precision.
+        """
+        hardware = self.hardware
+        peak = hardware.flops_per_s[dtype].value
+        half = hardware.flops_per_s.get("bfloat16")
+        if hardware.device == "cuda" and dtype == "float32" and half is not None:
+            peak = max(peak, half.value / 2)
+        return peak * hardware.convolution_share.value

@@ -106,7 +106,7 @@ def predict(
     stages = {
         "load": layout.load_s(),
         "text": layout.text_s(),
-        "denoise": plan_input.request.num_inference_steps * step.seconds,
+        "denoise": plan_input.request.num_inference_steps * step.seconds + layout.swap_s(),
         "decode": layout.decode_s(),
     }
     return Prediction(
@@ -149,12 +149,12 @@ class _Layout:
     @property
     def passes(self) -> int:
         """Consecutive passes through the transformer per step."""
-        return self.plan_input.num_branches // self.dims.cfg_degree
+        return self.plan_input.num_passes // self.dims.cfg_degree
 
     @cached_property
     def attention(self) -> AttentionModel:
         """One attention of one pass."""
-        plan_input, heads = self.plan_input, self.plan_input.spec.costs.attention
+        plan_input, heads = self.plan_input, self.plan_input.costs.attention
         batch_head_size = self.batch * heads.head_size
         traffic = AttentionTraffic(
             self.dims,
@@ -168,12 +168,12 @@ class _Layout:
     def step(self) -> StepTime:
         """All passes of one step, and the communication outside of attention."""
         plan_input = self.plan_input
-        work = plan_input.spec.costs.transformer_pass(
+        work = plan_input.costs.transformer_pass(
             max(self.shards.counts) * self.batch,
             plan_input.text_tokens * self.batch,
             plan_input.element_size,
         )
-        count, attention = plan_input.spec.costs.attention.num_attentions, self.attention.time()
+        count, attention = plan_input.costs.attention.num_attentions, self.attention.time()
         compute_s = plan_input.seconds(work) + count * attention.compute_s
         free_s = plan_input.hardware.overlap_share.value * compute_s - count * attention.hidden_s
         exposed_s, hidden_s = self._weight_gather_s(max(0.0, free_s))
@@ -195,28 +195,29 @@ class _Layout:
         """
         if not self.shard_weights:
             return 0.0, 0.0
-        costs, ranks = self.plan_input.spec.costs, self.dims.world_size
+        costs, ranks = self.plan_input.costs, self.dims.world_size
         num_blocks = costs.attention.num_attentions
-        block_bytes = costs.transformer_parameters * self.plan_input.element_size / num_blocks
+        expert_bytes = costs.transformer_bytes(self.plan_input.element_size) / costs.num_experts
+        block_bytes = expert_bytes / num_blocks
         transfers = ring_transfers(ranks, block_bytes * (ranks - 1) / ranks)
         block_s = Network(self.plan_input.hardware).seconds(transfers)
         hidden = min(block_s, free_s / num_blocks) * (num_blocks - 1)
         return block_s * num_blocks - hidden, hidden
 
     def _step_end_s(self) -> float:
-        """The stop flag of each step, and the exchange of velocities between cfg branches."""
+        """The stop flag of each step, and the exchange of velocities between cfg ranks."""
         ranks, network = self.dims.world_size, Network(self.plan_input.hardware)
         if ranks == 1:
             return 0.0
         return network.seconds(ring_transfers(ranks, 1)) + network.seconds(self._velocities())
 
     def _velocities(self) -> list[tuple[int, int, float]]:
-        """Transfers between the branches of true CFG that are computed side by side."""
+        """Transfers between passes of a step that are computed side by side."""
         if self.dims.cfg_degree == 1:
             return []
         half, plan_input = self.dims.sequence_degree, self.plan_input
         video = TokenShards.even(plan_input.grid.num_tokens, self.dims).counts
-        size = plan_input.spec.costs.token_values * plan_input.element_size * self.batch
+        size = plan_input.costs.token_values * plan_input.element_size * self.batch
         outward: list[tuple[int, int, float]] = [
             (rank, rank + half, video[rank] * size) for rank in range(half)
         ]
@@ -224,7 +225,7 @@ class _Layout:
 
     def step_bytes(self) -> tuple[int, ...]:
         """Bytes that each rank sends in one step, exactly."""
-        count = self.plan_input.spec.costs.attention.num_attentions
+        count = self.plan_input.costs.attention.num_attentions
         sent = [0] * self.dims.world_size
         for rank in range(self.dims.world_size):
             one_attention = self.attention.traffic.bytes_sent_by(rank % self.dims.sequence_degree)
@@ -236,32 +237,45 @@ class _Layout:
 
     @cached_property
     def _weight_bytes(self) -> int:
-        """Bytes of sharded weights that a rank sends in one pass. FSDP2 pads uneven rows."""
+        """Bytes of sharded weights that a rank sends in one pass, which runs one expert."""
         if not self.shard_weights:
             return 0
-        ranks = self.dims.world_size
-        values = sum(
-            -(-shape[0] // ranks) * math.prod(shape[1:])
-            for shape in self.plan_input.spec.costs.transformer_shapes
-        )
-        return values * self.plan_input.element_size * (ranks - 1)
+        costs, ranks = self.plan_input.costs, self.dims.world_size
+        shard_bytes = costs.transformer_bytes(self.plan_input.element_size, ranks)
+        return shard_bytes // costs.num_experts * (ranks - 1)
 
     def load_s(self) -> float:
         """Loading: one rank per host reads every component once."""
-        hardware, costs = self.plan_input.hardware, self.plan_input.spec.costs
+        hardware, costs = self.plan_input.hardware, self.plan_input.costs
         parameters = costs.transformer_parameters + sum(costs.other_parameters.values())
         size = _STORED_ELEMENT_BYTES * parameters
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:
-        """Encoding the prompt on rank 0. On a GPU the encoders come from host memory and return."""
-        plan_input, costs = self.plan_input, self.plan_input.spec.costs
+        """Encoding the prompt and the pictures. On a GPU the encoders come from host memory and
+        return."""
+        plan_input, costs = self.plan_input, self.plan_input.costs
         work = costs.text_encoding(plan_input.request.max_sequence_length, plan_input.element_size)
         prompt_s = plan_input.seconds(work)
         if plan_input.hardware.host_bytes_per_s is not None:
             size = costs.other_parameters["text_encoders"] * plan_input.element_size
             prompt_s += 2 * size / plan_input.hardware.host_bytes_per_s.value
-        return plan_input.num_branches * prompt_s
+        return plan_input.num_passes * prompt_s + self._pictures_s()
+
+    def _pictures_s(self) -> float:
+        """Encoding the pictures to latents, on one rank."""
+        plan_input, element_size = self.plan_input, ELEMENT_BYTES[self.plan_input.vae_dtype]
+        work = plan_input.costs.picture_encoding(plan_input.grid.shape[2:], element_size)
+        return plan_input.seconds(work, plan_input.vae_dtype)
+
+    def swap_s(self) -> float:
+        """Exchanging the expert on the GPU with one in host memory, and back for the next video."""
+        hardware, element = self.plan_input.hardware, self.plan_input.element_size
+        costs, resident = self.plan_input.costs, self.plan_input.resident_experts
+        if self.shard_weights or resident == costs.num_experts or hardware.host_bytes_per_s is None:
+            return 0.0
+        moved = 2 * costs.transformer_bytes(element) / costs.num_experts
+        return 2 * moved / hardware.host_bytes_per_s.value
 
     def decode_s(self) -> float:
         """Decoding on all ranks, or as many as the plan allows."""
@@ -272,7 +286,7 @@ class _Layout:
 @lru_cache(maxsize=64)
 def _decode_s(plan_input: PlanInput, ranks: int) -> float:
     """Decoding on a number of ranks: the time of the rank with the most work."""
-    costs, videos = plan_input.spec.costs, plan_input.request.num_videos
+    costs, videos = plan_input.costs, plan_input.request.num_videos
     spans = costs.decode_spans(plan_input.grid.shape[2:], plan_input.request)
     sizes = [Counter(span.input_size for span in axis) for axis in spans]
     element_size = ELEMENT_BYTES[plan_input.vae_dtype]

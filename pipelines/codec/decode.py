@@ -17,10 +17,10 @@ import torch
 from longtake.configs.request import ResolvedDecode
 from longtake.errors import RequestError, Stopped
 from longtake.parallel import GatherStream, World
-from longtake.pipelines.base import check_frames
 from longtake.pipelines.codec.memory import free_bytes, peak_bytes
 from longtake.pipelines.codec.tile_blender import TileBlender
 from longtake.pipelines.codec.tiles import Spans, Tile, TileCoder, TilePlan
+from longtake.pipelines.finite import check_frames
 from longtake.pipelines.runtime.progress import OnProgress, Progress, StopRequested, never
 from longtake.pipelines.runtime.stages import StageReport, stage
 

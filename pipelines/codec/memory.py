@@ -1,58 +1,16 @@
-"""Predicts a function's peak memory, and measures a device's free memory.
-
-The only module of ``pipelines`` that uses private names of torch;
-tests/unit/pipelines/test_library_internals.py fails when they move.
-"""
+"""Predicts a function's peak memory, and measures a device's free memory."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from longtake.pipelines.operations import LiveBytes, observing, without_values
 
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are created while it is active and still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._storages: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run an operation and count the storages that it creates."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not func.is_view:  # a view allocates nothing
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._storages:
-            self._storages.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._freed, key, size)
-
-    def _freed(self, key: int, size: int) -> None:
-        self._storages.discard(key)
-        self.live -= size
 
 
 def peak_bytes(
@@ -69,10 +27,10 @@ def peak_bytes(
         shape: Shape of the tensor.
         device: Device of the tensor and the weights.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _LiveBytes() as counted:
+    memory = LiveBytes()
+    with without_values(), observing(memory):
         function(torch.empty(shape, device=device))
-    peak: int = counted.peak
-    return peak
+    return memory.peak
 
 
 def free_bytes(device: torch.device) -> int:

@@ -91,8 +91,7 @@ class Checkpoint:
         Raises:
             ModelError: There are more than 32.
         """
-        names = [name for name, class_ in self.index.items() if isinstance(class_, list)]
-        named = [name for name in names if name.isidentifier()]
+        named = [name for name in self.index if name.isidentifier() and self.has_component(name)]
         if len(named) > _MAX_COMPONENTS:
             raise ModelError(
                 f"{self.model} has {len(named)} components in its model_index.json: "
@@ -104,6 +103,11 @@ class Checkpoint:
     def pipeline_class(self) -> str:
         """Name of the pipeline's class in diffusers."""
         return model_files.printable(self.index.get("_class_name"))
+
+    def has_component(self, name: str) -> bool:
+        """Whether the index names a component: a list that is not ``[null, null]``."""
+        class_ = self.index.get(name)
+        return isinstance(class_, list) and any(each is not None for each in class_)
 
     def component_class(self, component: str) -> str:
         """Name of a component's class.

@@ -66,6 +66,24 @@ def listed_files(repository: str, commit: str) -> list[str] | None:
         return None
 
 
+def cache_folder(name: str) -> Path | None:
+    """A folder for files that longtake makes itself, beside the hub's (``HF_HOME``).
+
+    Args:
+        name: What the files are.
+
+    Returns:
+        The folder, which exists; None if it cannot be created.
+    """
+    from huggingface_hub import cached_assets_path
+
+    try:
+        return cached_assets_path("longtake", namespace=name)
+    except (OSError, ValueError) as error:
+        logger.debug("nothing is kept of %s: %s", name, one_line(error))
+        return None
+
+
 def _remedy(repository: str, error: Exception) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from longtake.pipelines.loading.tensor_files import (
     Tensor,
     TensorFile,
     TensorFileError,
+    open_safetensors,
 )
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
@@ -170,8 +172,24 @@ def read_header(path: Path) -> TensorFile:
     Raises:
         ModelError: The file is missing, or not a complete safetensors file.
     """
-    try:
+    with _damage_as_error(path):
         return TensorFile.read(path)
+
+
+def open_weights(path: Path) -> Any:
+    """Open a model's safetensors file; see :func:`.tensor_files.open_safetensors`.
+
+    Raises:
+        ModelError: The file is missing, or not a complete safetensors file.
+    """
+    with _damage_as_error(path):
+        return open_safetensors(path, "pt")
+
+
+@contextmanager
+def _damage_as_error(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: download or save the model again") from error
     except (OSError, TensorFileError) as error:
@@ -201,14 +219,14 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], folder: Path
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], folder: Path | str
 ) -> None:
     """Check a component's tensors against its configuration.
 
     Args:
         tensors: Tensors in the component's files, by name.
         expected: Expected shapes, by name.
-        folder: The component's folder, for error messages.
+        folder: What holds the tensors, for error messages: the component's folder.
 
     Raises:
         ModelError: A tensor is missing or unexpected, or has the wrong shape or a dtype that is

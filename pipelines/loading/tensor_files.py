@@ -95,14 +95,16 @@ class TensorFile:
                     yield file.read(min(_SAMPLE_BYTES, end - at))
 
 
-@contextmanager
-def open_tensors(path: Path, framework: str, max_bytes: int | None = None) -> Iterator[Any]:
-    """Open a safetensors file; tensors are read on demand.
+def open_safetensors(path: Path, framework: str, max_bytes: int | None = None) -> Any:
+    """Open a safetensors file, memory-mapped; it stays open as long as it is referenced.
 
     Args:
         path: Path of the file.
         framework: Framework of the returned tensors: "pt" or "np".
         max_bytes: Largest allowed file size; None is unlimited.
+
+    Returns:
+        The open file of the safetensors library.
 
     Raises:
         OSError: The file cannot be read, or is not a regular file.
@@ -116,9 +118,22 @@ def open_tensors(path: Path, framework: str, max_bytes: int | None = None) -> It
         raise TensorFileError(f"its header is longer than {MAX_HEADER_BYTES >> 20} MiB")
     if max_bytes is not None and size_bytes > max_bytes:
         raise TensorFileError(f"it is larger than {max_bytes >> 30} GiB")
+    with _library_errors():
+        return safe_open(path, framework=framework)
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str, max_bytes: int | None = None) -> Iterator[Any]:
+    """Open a safetensors file within the context; see :func:`open_safetensors`."""
+    with open_safetensors(path, framework, max_bytes) as tensors, _library_errors():
+        yield tensors
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Raise errors of the safetensors library as TensorFileError."""
     try:
-        with safe_open(path, framework=framework) as tensors:
-            yield tensors
+        yield
     except SafetensorError as error:
         words = "".join(each if each.isprintable() else "?" for each in one_line(error)[:150])
         raise TensorFileError(words) from error

@@ -1,139 +1,173 @@
-"""Loads weights from safetensors files into modules, whole or sharded over all ranks."""
+"""Loads tensors into modules, whole or sharded over all ranks, and gathers sharded weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
-from longtake.errors import ModelError, one_line
+from longtake.errors import ModelError
 from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
-from longtake.pipelines.loading.model_files import check_tensors, read_tensors
-from longtake.pipelines.loading.tensor_files import open_tensors
+from longtake.pipelines.loading.model_files import check_tensors
+from longtake.pipelines.loading.tensor_source import TensorSource
+
+_NO_BUFFERS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def load_weights(
-    module: nn.Module, files: Sequence[Path], world: World, dtype: torch.dtype
+    module: nn.Module,
+    source: TensorSource,
+    world: World,
+    dtype: torch.dtype,
+    *,
+    float32: re.Pattern[str] | None = None,
+    buffers: Mapping[str, torch.Tensor] = _NO_BUFFERS,
 ) -> None:
     """Load weights into a module that was built on the ``meta`` device. Collective.
 
-    One rank per host reads each tensor from disk and broadcasts it to the other ranks of the host.
-    Each rank keeps the whole tensor or, if the module is sharded, its shard. At most one tensor is
-    held in addition to the module's own.
+    One rank per host reads each tensor and broadcasts it to the other ranks of the host. If the
+    module is sharded, each rank reads its own rows, and nothing is sent. At most one tensor is held
+    in addition to the module's own.
 
     Args:
         module: A module whose parameters and buffers are all on ``meta``; afterwards they are on
             ``world.device``.
-        files: The component's safetensors files, already checked.
+        source: The module's parameters and persistent buffers, by their names in the module.
         world: All ranks.
-        dtype: Dtype that floating-point parameters are converted to.
+        dtype: Dtype that floating-point tensors of ``source`` are converted to.
+        float32: Pattern, searched in the names of ``source``, of those converted to float32.
+        buffers: Values of the buffers that no state dict holds, by their names in the module.
+            Floating-point ones are converted to float32.
 
     Raises:
-        ModelError: A tensor is missing, unexpected, or of the wrong shape.
+        ModelError: A tensor or a buffer is missing, unexpected, or of the wrong shape, or a tensor
+            cannot be read.
     """
     # torch's set_model_state_dict(broadcast_from_rank0) does not fit: only global rank 0 reads, not
     # one rank per host; names and shapes are sent pickled, and longtake unpickles nothing; and
     # tensors are sent in the dtype of the files, not of the module.
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    check_tensors(read_tensors(files), shapes, files[0].parent)
-    nn.Module.to(module, dtype)  # diffusers' own `to` warns about meta tensors
-    module.to_empty(device=world.device)
     state = module.state_dict()
-    with _open_all(files) as tensors:
-        group = world.host_group
-        is_reader = group is None or dist.get_rank(group) == 0
-        for name in sorted(state):
-            target = state[name]
-            if is_reader:
-                whole = _read(tensors[name], name, files).to(world.device, target.dtype)
-            else:
-                whole = torch.empty(target.shape, dtype=target.dtype, device=world.device)
-            if group is not None and dist.get_world_size(group) > 1:
-                broadcast(whole, 0, group)
-            _fill(target, whole)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_tensors(source.tensors, shapes, source.label)
+    _check_buffers(module, buffers)
+    for name in sorted(state):
+        stays = float32 is not None and float32.search(name)
+        loaded = torch.empty_like(
+            state[name], dtype=torch.float32 if stays else dtype, device=world.device
+        )
+        _fill(loaded, name, source, world)
+        state[name] = loaded
+    module.load_state_dict(state, assign=True)
+    for name, values in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        own_dtype = torch.float32 if values.is_floating_point() else values.dtype
+        own = values.to(world.device, own_dtype, copy=True)
+        module.get_submodule(owner).register_buffer(leaf, own, persistent=False)
 
 
-def shard_module(module: nn.Module, blocks: Sequence[nn.Module], world: World) -> None:
-    """Shard a module's weights over all ranks (FSDP2): each rank holds 1/N of every parameter.
-
-    A block's weights are gathered before it runs, while the previous block computes. The weights
-    outside of blocks are gathered once per forward. No-op on one rank.
-
-    Args:
-        module: A module whose ``forward`` runs the blocks.
-        blocks: Its blocks, in execution order.
-        world: All ranks.
-    """
-    if world.size == 1:
-        return
-    mesh = world.flat_mesh()
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for block, following in zip(blocks, blocks[1:], strict=False):
-        block.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
-
-
-def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """The tensors of safetensors files, by name; memory-mapped, so read from disk on use.
-
-    Args:
-        files: The component's safetensors files, already checked.
+def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
+    """All tensors of a source, by name, in host memory.
 
     Raises:
         ModelError: A tensor cannot be read.
     """
-    with _open_all(files) as tensors:
-        return {name: _read(file, name, files) for name, file in tensors.items()}
+    return {name: source.read(name) for name in source.tensors}
+
+
+def shard_module(module: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
+    """Shard a module's weights over all ranks (FSDP2): each rank holds 1/N of every parameter.
+
+    A block's weights are gathered when it is called, or from :func:`prefetch` on, and freed after
+    it. The weights outside of blocks are gathered when ``module`` is called. Experts of which a
+    step runs one are sharded one by one, so that a step gathers only the expert that it calls.
+    No-op on one rank.
+
+    Args:
+        module: A module on ``meta``, whose ``forward`` calls the blocks. Its parameters will need
+            no gradients: only then may a block's dtypes differ.
+        blocks: Its blocks, in any order.
+        world: All ranks.
+    """
+    if world.size == 1:
+        return
+    module.requires_grad_(False)
+    mesh = world.flat_mesh()
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def prefetch(block: nn.Module) -> None:
+    """Start to gather a block's sharded weights; its next call waits for them.
+
+    All ranks must start the same blocks in the same order. No-op if the block is not sharded, or
+    its weights are there or on their way.
+    """
+    if isinstance(block, FSDPModule):
+        block.unshard(async_op=True)
 
 
 def all_gather_bytes(module: nn.Module) -> int:
     """Bytes that this rank sends in one forward to gather sharded weights; 0 if none are sharded.
 
-    Each rank sends its rows to every other rank once. FSDP2 pads rows that do not divide evenly.
+    Each rank sends its rows of each parameter to every other rank once, in the parameter's dtype.
+    FSDP2 pads rows that do not divide evenly.
     """
     sent = 0
     for parameter in module.parameters():
         if isinstance(parameter, DTensor):
-            ranks = parameter.device_mesh.size()
-            rows = -(-parameter.shape[0] // ranks)
-            sent += rows * math.prod(parameter.shape[1:]) * parameter.element_size() * (ranks - 1)
+            row_bytes = math.prod(parameter.shape[1:]) * parameter.element_size()
+            sent += _rows_per_rank(parameter) * row_bytes * (parameter.device_mesh.size() - 1)
     return sent
 
 
-@torch.no_grad()
-def _fill(target: torch.Tensor, whole: torch.Tensor) -> None:
-    """Copy a whole tensor, or this rank's shard of it, into ``target``."""
-    if isinstance(target, DTensor):
-        shard = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
-        target.to_local().copy_(shard.to_local())
-    else:
-        target.copy_(whole)
-
-
-@contextmanager
-def _open_all(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Open files; yields the open file of each tensor, by the tensor's name."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open_tensors(file, "pt")) for file in files]
-        yield {name: file for file in opened for name in file.keys()}
-
-
-def _read(file: Any, name: str, files: Sequence[Path]) -> torch.Tensor:
-    try:
-        tensor: torch.Tensor = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+def _check_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Check that the buffers given are those that the module keeps out of its state dict."""
+    state, kind = module.state_dict(), type(module).__name__
+    expected = {name: each for name, each in module.named_buffers() if name not in state}
+    if missing := sorted(expected.keys() - buffers.keys()):
         raise ModelError(
-            f"{name} cannot be read from {files[0].parent}: {one_line(error)}"
-        ) from error
-    return tensor
+            f"nothing fills the buffer {missing[0]} of {kind} ({len(missing)} missing), which no "
+            "file holds: the family must pass its values in buffers"
+        )
+    if unknown := sorted(buffers.keys() - expected.keys()):
+        raise ModelError(
+            f"buffers holds {unknown[0]}, which {kind} does not keep out of its files: it keeps "
+            f"{', '.join(sorted(expected)) or 'none'}"
+        )
+    for name, buffer in expected.items():
+        if buffers[name].shape != buffer.shape:
+            raise ModelError(
+                f"buffers holds {name} of shape {tuple(buffers[name].shape)}, {kind} has it of "
+                f"{tuple(buffer.shape)}: compute it from the same configuration"
+            )
+
+
+@torch.no_grad()
+def _fill(target: torch.Tensor, name: str, source: TensorSource, world: World) -> None:
+    """Fill a whole tensor, or this rank's rows of a sharded one."""
+    if isinstance(target, DTensor):
+        rows = target.to_local()
+        if rows.numel() > 0:
+            begin = _rows_per_rank(target) * target.device_mesh.get_local_rank()
+            rows.copy_(source.read(name, slice(begin, begin + len(rows))))
+        return
+    group = world.host_group
+    if group is None or dist.get_rank(group) == 0:
+        target.copy_(source.read(name))
+    if group is not None and dist.get_world_size(group) > 1:
+        broadcast(target, 0, group)
+
+
+def _rows_per_rank(parameter: DTensor) -> int:
+    """Rows of a parameter that the first rank holds; the last ranks may hold fewer, or none."""
+    ranks: int = parameter.device_mesh.size()
+    return -(-parameter.shape[0] // ranks)

@@ -6,10 +6,10 @@ Legend: B videos, C channels, F H W latent frames, height and width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from longtake.configs.snapshot import SnapshotConfig
@@ -25,6 +25,9 @@ _ASSUMED_LATENCY_S = 0.02
 _ASSUMED_BYTES_PER_S = 200e6
 """Assumed cost of the first snapshot; later ones are measured."""
 
+_TOKENS = "tokens."
+"""Prefix of the names of a scheduler's tensors that belong to tokens."""
+
 
 @dataclass(frozen=True)
 class LoopState:
@@ -35,12 +38,31 @@ class LoopState:
     Attributes:
         steps_done: Number of completed steps.
         latents: ``[B, C, F, H, W]``, float32, on the CPU.
-        scheduler: Result of :meth:`longtake.pipelines.base.Stepper.state`.
+        scheduler: Result of :meth:`longtake.pipelines.runtime.stepper.Stepper.state`.
+        tokens: Result of :meth:`longtake.pipelines.runtime.stepper.Stepper.token_state` of all
+            ranks, as latents, ``[B, C, F, H, W]`` each, on the CPU.
     """
 
     steps_done: int
     latents: torch.Tensor
-    scheduler: dict[str, torch.Tensor]
+    scheduler: Mapping[str, torch.Tensor]
+    tokens: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, as in a snapshot file."""
+        tokens = {f"{_TOKENS}{name}": each for name, each in self.tokens.items()}
+        return {"latents": self.latents, **self.scheduler, **tokens}
+
+    @classmethod
+    def of_tensors(cls, steps_done: int, tensors: Mapping[str, torch.Tensor]) -> LoopState:
+        """The inverse of :meth:`tensors`."""
+        scheduler, tokens = {}, {}
+        for name, tensor in tensors.items():
+            if name.startswith(_TOKENS):
+                tokens[name.removeprefix(_TOKENS)] = tensor
+            elif name != "latents":
+                scheduler[name] = tensor
+        return cls(steps_done, tensors["latents"], scheduler, tokens)
 
 
 class Snapshots:
@@ -77,14 +99,21 @@ class Snapshots:
         self._clock = clock
         self._executor = ThreadPoolExecutor(1, "longtake-snapshot")
         self._writing: Future[None] | None = None
-        self._next_cost_s = _ASSUMED_LATENCY_S + latents_bytes / _ASSUMED_BYTES_PER_S
+        self._latents_bytes = latents_bytes
         self._blocked_before_s = 0.0
         self.num_written = 0
         self.blocked_s = 0.0
         self.failure = ""
 
-    def begin(self, steps_done: int) -> None:
-        """Called before the loop starts, with the number of steps completed by an earlier run."""
+    def begin(self, steps_done: int, num_states: int = 1) -> None:
+        """Called before the loop starts.
+
+        Args:
+            steps_done: Number of steps completed by an earlier run.
+            num_states: Tensors of the latents' size in a snapshot.
+        """
+        size = num_states * self._latents_bytes
+        self._next_cost_s = _ASSUMED_LATENCY_S + size / _ASSUMED_BYTES_PER_S
         self._begun = self._last_at = self._clock()
         self._last_step = steps_done
 

@@ -7,20 +7,21 @@ this rank's, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from longtake.parallel import ParallelDims, World
+from longtake.parallel import World
 from longtake.parallel.mesh import CFG_AXIS, axis_rank
+from longtake.pipelines.layout import VideoLayout
+from longtake.pipelines.runtime.block_runner import Segments
 from longtake.pipelines.runtime.trace_points import BRANCHES, TracePoint, TraceRequest
-from longtake.pipelines.spec import LatentGrid, shards_of
+from longtake.pipelines.spec import shards_of
 
 if TYPE_CHECKING:
-    from longtake.pipelines.base import Denoiser
+    from longtake.pipelines.family import Denoiser
 
 
 class Trace:
@@ -54,65 +55,57 @@ class Trace:
 
     @contextmanager
     def record_blocks(
-        self,
-        denoiser: Denoiser[Any],
-        branches: Sequence[Any],
-        grid: LatentGrid,
-        dims: ParallelDims,
+        self, denoiser: Denoiser[Any], passes: Sequence[Any], layout: VideoLayout
     ) -> Iterator[None]:
         """Record the blocks of the requested step while the enclosed code denoises.
 
         Args:
             denoiser: The transformer.
-            blocks: Its blocks, in order.
-            branches: Guidance branches that the denoiser is called with: the positive one and, with
-                true CFG, the negative one.
-            grid: Latent grid of the request.
-            dims: The layout.
+            passes: Inputs that the denoiser is called with: those of the prompt and, with
+                classifier-free guidance, of the negative prompt.
+            layout: The video's tokens and their owners.
         """
         if self._request.blocks_of_step is None:
             yield
             return
         names = {module: name for name, module in denoiser.named_modules()}
-        branch = 0
+        branch = number = 0
 
-        def set_branch(module: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal branch
-            branch = next(index for index, each in enumerate(branches) if each is args[-1])
+        def begin_pass(module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal branch, number
+            branch = next(index for index, each in enumerate(passes) if each is args[-1])
+            number = 0
 
-        def record(number: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def record(block: nn.Module, inputs: Segments, outputs: Segments) -> None:
+            nonlocal number
+            number += 1
             if self._step != self._request.blocks_of_step:
                 return
-            parts = output if isinstance(output, tuple) else (output,)
             if number == 1:
-                inputs = self._gather(args[: len(parts)], branch, grid, dims)
-                self._record_tokens(0, "", inputs)
-            self._record_tokens(number, names[block], self._gather(parts, branch, grid, dims))
+                self._record_tokens(0, "", self._gather(inputs, branch, layout))
+            self._record_tokens(number, names[block], self._gather(outputs, branch, layout))
 
-        with ExitStack() as hooks:
-            hooks.enter_context(denoiser.register_forward_pre_hook(set_branch))
-            for number, block in enumerate(denoiser.blocks, start=1):
-                hooks.enter_context(block.register_forward_hook(partial(record, number)))
+        with denoiser.register_forward_pre_hook(begin_pass), denoiser.run_blocks.observed(record):
             yield
 
     def _gather(
-        self, parts: Sequence[torch.Tensor], branch: int, grid: LatentGrid, dims: ParallelDims
+        self, segments: Segments, branch: int, layout: VideoLayout
     ) -> dict[int, torch.Tensor]:
         """Tokens ``[B, S, D]`` by branch, on rank 0: of the current branch or, with ``cfg_degree``
         2, of both.
 
         Args:
-            parts: This rank's tokens, ``[B, n, D]`` when concatenated.
+            segments: This rank's tokens, ``[B, n, D]`` when concatenated.
             branch: Index of the branch that this rank computes.
-            grid: Latent grid of the request.
-            dims: The layout.
+            layout: The video's tokens and their owners.
         """
-        own, mesh = torch.cat(list(parts), dim=1), self._world.mesh(dims)
+        own, dims = torch.cat(list(segments), dim=1), layout.dims
         degree = dims.sequence_degree
-        first = axis_rank(mesh, CFG_AXIS) * degree
+        first = axis_rank(layout.mesh, CFG_AXIS) * degree
         num_tokens = sum(self._world.gather_json(own.shape[1])[first : first + degree])
-        shards, _, _ = shards_of(grid.num_tokens, num_tokens - grid.num_tokens, dims)
-        whole = shards.gather(own, mesh, dim=1)
+        num_video_tokens = layout.grid.num_tokens
+        shards, _, _ = shards_of(num_video_tokens, num_tokens - num_video_tokens, dims)
+        whole = shards.gather(own, layout.mesh, dim=1)
         if dims.cfg_degree == 1:
             return {branch: whole}
         received = self._world.broadcast_tensors({"tokens": whole}, source=degree)

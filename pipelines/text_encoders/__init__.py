@@ -1,1 +1,4 @@
-"""Configurations and weight shapes of text encoders that model families share; without torch."""
+"""Encoders of prompts and pictures that model families share.
+
+Their configurations, and the names and shapes of their tensors, are described without torch.
+"""

@@ -55,6 +55,11 @@ class ClipVisionConfig(Encoder):
     patch_size: Pixels = 32
     model_type: Literal["clip_vision_model"] = "clip_vision_model"
 
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of a picture: its patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
 
 class LlavaConfig(Component):
     """Configuration of LlavaForConditionalGeneration."""
@@ -82,6 +87,35 @@ class ClipTextConfig(Encoder):
     num_hidden_layers: Annotated[NumLayers, Field(ge=1)] = 12
     num_attention_heads: Count = 8
     max_position_embeddings: Count = 77
+
+
+class Umt5Config(Component):
+    """Configuration of UMT5EncoderModel, with transformers' defaults."""
+
+    vocab_size: Count = 250112
+    d_model: Count = 512
+    d_kv: Count = 64
+    d_ff: Count = 1024
+    num_layers: Annotated[NumLayers, Field(ge=1)] = 8
+    num_heads: Count = 6
+    relative_attention_num_buckets: Annotated[Count, Field(ge=4)] = 32
+    relative_attention_max_distance: Count = 128
+    feed_forward_proj: Literal["gated-gelu", "relu"] = "gated-gelu"
+    model_type: Literal["umt5"] = "umt5"
+
+    @model_validator(mode="after")
+    def _check_distances(self) -> Umt5Config:
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
+            raise ValueError(
+                "relative_attention_max_distance must be larger than a quarter of "
+                "relative_attention_num_buckets"
+            )
+        return self
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether two projections are multiplied at the start of a feed-forward layer."""
+        return self.feed_forward_proj.startswith("gated-")
 
 
 class ImageProcessorConfig(BaseModel):

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from longtake.pipelines.loading.tensor_shapes import NamedShapes, linear, norm
-from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig, LlavaConfig
+from longtake.pipelines.text_encoders.configs import (
+    ClipTextConfig,
+    ClipVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    Umt5Config,
+)
 
 
 def llama_tensors(config: LlamaConfig) -> NamedShapes:
@@ -48,21 +54,45 @@ def llava_tensors(config: LlavaConfig) -> NamedShapes:
 
 def vision_tensors(config: LlavaConfig) -> NamedShapes:
     """Tensors of LLaVA's vision tower and its two-layer projector."""
-    vision, tower = config.vision_config, "vision_tower."
-    width, patch = vision.hidden_size, vision.patch_size
-    positions = (vision.image_size // patch) ** 2 + 1
-    yield f"{tower}embeddings.class_embedding", (width,)
-    yield (
-        f"{tower}embeddings.patch_embedding.weight",
-        (width, vision.num_channels, patch, patch),
-    )
-    yield f"{tower}embeddings.position_embedding.weight", (positions, width)
-    yield from norm(f"{tower}pre_layrnorm", width)
-    yield from _clip_layers(tower, width, vision.intermediate_size, vision.num_hidden_layers)
-    yield from norm(f"{tower}post_layernorm", width)
+    for name, shape in clip_vision_tensors(config.vision_config):
+        yield f"vision_tower.{name}", shape
+    width = config.vision_config.hidden_size
     words, bias = config.text_config.hidden_size, config.multimodal_projector_bias
     yield from linear("multi_modal_projector.linear_1", width, words, bias)
     yield from linear("multi_modal_projector.linear_2", words, words, bias)
+
+
+def clip_vision_tensors(config: ClipVisionConfig) -> NamedShapes:
+    """Tensors of CLIPVisionModel."""
+    width, patch = config.hidden_size, config.patch_size
+    yield "embeddings.class_embedding", (width,)
+    yield "embeddings.patch_embedding.weight", (width, config.num_channels, patch, patch)
+    yield "embeddings.position_embedding.weight", (config.num_tokens, width)
+    yield from norm("pre_layrnorm", width)
+    yield from _clip_layers("", width, config.intermediate_size, config.num_hidden_layers)
+    yield from norm("post_layernorm", width)
+
+
+def umt5_tensors(config: Umt5Config) -> NamedShapes:
+    """Tensors of UMT5EncoderModel, whose layers each have a relative attention bias."""
+    width, heads_width = config.d_model, config.num_heads * config.d_kv
+    yield "shared.weight", (config.vocab_size, width)
+    for index in range(config.num_layers):
+        attention = f"encoder.block.{index}.layer.0."
+        for name in ("q", "k", "v"):
+            yield from linear(f"{attention}SelfAttention.{name}", width, heads_width, bias=False)
+        yield from linear(f"{attention}SelfAttention.o", heads_width, width, bias=False)
+        yield (
+            f"{attention}SelfAttention.relative_attention_bias.weight",
+            (config.relative_attention_num_buckets, config.num_heads),
+        )
+        yield f"{attention}layer_norm.weight", (width,)
+        mlp = f"encoder.block.{index}.layer.1."
+        for name in ("wi_0", "wi_1") if config.is_gated else ("wi",):
+            yield from linear(f"{mlp}DenseReluDense.{name}", width, config.d_ff, bias=False)
+        yield from linear(f"{mlp}DenseReluDense.wo", config.d_ff, width, bias=False)
+        yield f"{mlp}layer_norm.weight", (width,)
+    yield "encoder.final_layer_norm.weight", (width,)
 
 
 def _clip_layers(start: str, width: int, wide: int, num_layers: int) -> NamedShapes:

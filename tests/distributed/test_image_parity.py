@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims
+from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.spec import shards_of
 from tests.distributed.test_rendering_parity import CFG_LAYOUTS, GUIDED, check
 from tests.layouts import LAYOUTS, layout_name
@@ -70,11 +71,14 @@ def test_sharded_weights_give_the_same_latents(
 def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> tuple[int, int]:
     """On a rank: its number of first-frame tokens and of video tokens."""
     pipeline = load_pipeline(folder, True)
-    grid, mesh = pipeline.spec.grid(resolved), world().mesh(dims)
+    grid = pipeline.spec.grid(resolved)
+    layout = VideoLayout.of(grid, dims, world().mesh(dims))
     streams = world().broadcast_tensors(
-        pipeline.encode(resolved, noise_picture(resolved)) if world().rank == 0 else None
+        pipeline.encode(resolved, noise_pictures(resolved, ["image"]))[0]
+        if world().rank == 0
+        else None
     )
-    branch = pipeline.denoiser.prepare_branch(streams, grid, dims, mesh, resolved)
+    branch = pipeline.denoiser.prepare(streams, layout, resolved, {})
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)
     return branch.num_first_frame_tokens, video.counts[world().rank]
 

@@ -98,7 +98,7 @@ def render_on_rank(
     worker, sink = worker_of(config), Recorder()
     module = None
     if fault is not None and fault.rank == world().rank:
-        module = worker._pipeline.denoiser.get_submodule(fault.module)
+        module = worker.pipeline.denoiser.get_submodule(fault.module)
     saved = [parameter.clone() for parameter in module.parameters()] if module else []
 
     def break_weights(progress: Progress) -> None:

@@ -24,10 +24,11 @@ from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World,
 from longtake.parallel.exchange import all_to_all, start_send_recv
 from longtake.parallel.kernels import attend
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 
 Json = dict[str, Any]
 
@@ -276,11 +277,11 @@ def runtime(world: World, *, dtype: str) -> Json:
     pipeline = registry.load(
         checkpoint,
         alone,
-        LoadOptions(torch_dtype),
+        LoadPlan.resident(torch_dtype),
         on_component=lambda name: loads_at.append(time.time()),
     )
     latents = render_latents(RenderRun(pipeline, request, ParallelDims(), alone))
-    decoder = pipeline.decoder(request)
+    decoder = pipeline.codec.decoder(request)
     decode_videos(TileRun(decoder, latents, alone), lambda video, index, frame: None)
     gc.collect()
     parameters = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())

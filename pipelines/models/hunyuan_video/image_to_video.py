@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import ImageToVideoPipeline, Streams
-from longtake.pipelines.codec.decode import encode_videos
 from longtake.pipelines.codec.picture import Pixels, black_picture
+from longtake.pipelines.family import Streams
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.models.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
 from longtake.pipelines.spec import LatentGrid
@@ -23,7 +24,7 @@ _NOISE_SHARE = 0.999
 """Weight of the noise in the initial latents of stable mode; the rest is the picture."""
 
 
-class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
+class HunyuanVideoImageToVideo(HunyuanVideo):
     """HunyuanVideo-I2V, with token_replace or latent_concat."""
 
     _text: ImageTextEncoders
@@ -36,49 +37,39 @@ class HunyuanVideoImageToVideo(HunyuanVideo, ImageToVideoPipeline):
 
         return ImageTextEncoders(checkpoint, device, dtype)
 
-    def encode(
-        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
-    ) -> Streams:
-        """Encode the prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.
+    def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:
+        """Encode each prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.
 
         As in diffusers, a negative prompt is encoded with a black picture, for which token_replace
         uses twice as many tokens.
         """
-        if negative:
-            prompt = request.negative_prompt or ""
-            picture, stride = black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE
-        else:
-            assert picture is not None and self.denoiser.image_condition is not None
-            prompt, stride = request.prompt, IMAGE_STRIDES[self.denoiser.image_condition]
-        return self._text.encode_with_picture(
-            prompt, picture, request.prompt_template, request.max_sequence_length, stride
-        )
+        assert self.denoiser.image_condition is not None
+        template = HunyuanVideoOptions.of(request).prompt_template
+        inputs = [
+            (pictures["image"], IMAGE_STRIDES[self.denoiser.image_condition]),
+            (black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE),
+        ]
+        return [
+            self._text.encode_with_picture(
+                prompt, picture, template, request.max_sequence_length, stride
+            )
+            for prompt, (picture, stride) in zip(self._prompts(request), inputs, strict=False)
+        ]
 
-    def encode_image(
-        self, pixels: torch.Tensor, request: ResolvedRequest, world: World
-    ) -> torch.Tensor:
-        """Return the scaled mean of the encoder's distribution.
-
-        The picture is encoded untiled, whatever the decoding mode: at 720p this takes no more
-        memory than one tile of the decoder.
-        """
-        whole = {"decode": "whole", "decode_tile_size": None, "decode_tile_stride": None}
-        encoder = self.encoder(request.model_copy(update=whole))
-        moments = encode_videos(encoder, pixels, world)
-        mean = moments.chunk(2, dim=1)[0]
-        return mean.float() * float(self._vae.config.scaling_factor)
+    def encode_pictures(self, videos: Streams, request: ResolvedRequest, world: World) -> Streams:
+        """Return ``image``, ``[1, C, 1, H, W]``, with the scale of denoised latents."""
+        return {"image": self.codec.encode_picture(videos["image"], request, world)}
 
     def initial_latents(
-        self, grid: LatentGrid, request: ResolvedRequest, image: torch.Tensor | None = None
+        self, grid: LatentGrid, request: ResolvedRequest, pictures: Streams
     ) -> torch.Tensor:
         """Return the initial latents.
 
         They are noise, blended in stable mode with a thousandth of the picture in every frame. With
         token_replace the first frame is the picture.
         """
-        assert image is not None
-        start, picture = grid.noise(request.seed), image.cpu()
-        if request.i2v_mode == "stable":
+        start, picture = grid.noise(request.seed), pictures["image"].cpu()
+        if HunyuanVideoOptions.of(request).i2v_mode == "stable":
             share = torch.tensor(_NOISE_SHARE)
             start = start * share + picture * (1 - share)
         if self.denoiser.image_condition == "token_replace":

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKLHunyuanVideo,
-    FlowMatchEulerDiscreteScheduler,
-    HunyuanVideoTransformer3DModel,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 
-from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
-from longtake.pipelines.base import LoadOptions, Stepper, Streams, VideoPipeline
 from longtake.pipelines.codec.picture import Pixels
-from longtake.pipelines.codec.tiles import TileCoder
+from longtake.pipelines.family import Streams, VideoPipeline
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
-from longtake.pipelines.models.hunyuan_video.codec.autoencoder import (
-    HunyuanVideoDecoder,
-    HunyuanVideoEncoder,
-)
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
+from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
+from longtake.pipelines.runtime.guidance import Guidance, classifier_free
+from longtake.pipelines.runtime.stepper import Stepper
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
 class HunyuanVideo(VideoPipeline):
     """HunyuanVideo text to video. Only rank 0 loads the text encoders."""
 
+    codec: HunyuanVideoCodec
     denoiser: HunyuanVideoDenoiser
     _text: TextEncoders
 
@@ -43,35 +41,31 @@ class HunyuanVideo(VideoPipeline):
         self,
         checkpoint: Checkpoint,
         spec: ModelSpec,
+        codec: HunyuanVideoCodec,
         world: World,
-        options: LoadOptions,
+        plan: LoadPlan,
         on_component: Callable[[str], None],
     ) -> None:
-        """Load the model. Collective: all ranks call it.
+        """Load the transformer and the text encoders. Collective: all ranks call it.
 
         Args:
             checkpoint: The model's files.
             spec: The model's specification.
+            codec: The loaded autoencoder.
             world: The ranks.
-            options: Dtypes, attention kernel, and what to load.
+            plan: Dtype and place of each component, and the attention kernel.
             on_component: Called with the name of each component before it is loaded.
 
         Raises:
             ModelError: A component cannot be loaded, or its weights belong to another model.
         """
-        self.spec = spec
-        self._device = world.device
-        on_component("vae")
-        self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
-        load_weights(self._vae, checkpoint.weights("vae"), world, options.autoencoder_dtype)
-        if options.autoencoder_only:
-            return
+        self.spec, self.codec, self._device = spec, codec, world.device
         self._scheduler_config = checkpoint.config("scheduler", "scheduler_config.json")
         on_component("transformer")
-        self.denoiser = _load_denoiser(checkpoint, world, options)
+        self.denoiser = _load_denoiser(checkpoint, world, plan)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._load_text(checkpoint, world.device, options.dtype)
+            self._text = self._load_text(checkpoint, world.device, plan.text_encoders.dtype)
 
     @staticmethod
     def _load_text(
@@ -82,19 +76,29 @@ class HunyuanVideo(VideoPipeline):
 
         return TextEncoders(checkpoint, device, dtype)
 
-    def encode(
-        self, request: ResolvedRequest, picture: Pixels | None = None, *, negative: bool = False
-    ) -> Streams:
-        """Encode a prompt to ``text`` and ``pooled``."""
-        prompt = _prompt(request, negative)
-        return self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
+    def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:
+        """Encode each prompt to ``text`` and ``pooled``."""
+        template = TextToVideoOptions.of(request).prompt_template
+        return [
+            self._text.encode(prompt, template, request.max_sequence_length)
+            for prompt in self._prompts(request)
+        ]
 
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
         """Count LLaMA's tokens. CLIP's limit of 77 does not count: its pooled vector carries no
         detail of the prompt."""
         return self._text.prompt_tokens(
-            _prompt(request, negative), request.prompt_template, request.max_sequence_length
+            self._prompts(request)[int(negative)],
+            TextToVideoOptions.of(request).prompt_template,
+            request.max_sequence_length,
         )
+
+    def guidance(self, passes: Sequence[Any], request: ResolvedRequest) -> Guidance:
+        """One pass with the embedded scale or, with true CFG, two."""
+        if len(passes) == 1:
+            return Guidance(passes)
+        scale = TextToVideoOptions.of(request).true_cfg_scale or 1.0
+        return Guidance(passes, classifier_free(lambda step: scale))
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """Return the model's scheduler with the request's shift and noise levels."""
@@ -105,26 +109,19 @@ class HunyuanVideo(VideoPipeline):
         scheduler.set_timesteps(sigmas=list(sigmas), device=self._device)
         return Stepper(scheduler)
 
-    def decoder(self, request: ResolvedDecode) -> TileCoder:
-        """Return the autoencoder's decoder, tiled as requested."""
-        return HunyuanVideoDecoder(self._vae, request)
-
-    def encoder(self, request: ResolvedDecode) -> TileCoder:
-        """Return the autoencoder's encoder, tiled as requested."""
-        return HunyuanVideoEncoder(self._vae, request)
+    def _prompts(self, request: ResolvedRequest) -> list[str]:
+        """The prompt of each pass."""
+        prompts = [request.prompt, request.negative_prompt or ""]
+        return prompts[: self.spec.num_passes(request)]
 
 
-def _load_denoiser(
-    checkpoint: Checkpoint, world: World, options: LoadOptions
-) -> HunyuanVideoDenoiser:
+def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> HunyuanVideoDenoiser:
     config = checkpoint.config("transformer")
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
-    denoiser = HunyuanVideoDenoiser(transformer, options.kernel)
-    if options.shard_weights:
-        shard_module(denoiser, denoiser.blocks, world)
-    load_weights(transformer, checkpoint.weights("transformer"), world, options.dtype)
+    denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
+    if plan.transformer.place == "split":
+        (blocks,) = denoiser.chains
+        shard_module(denoiser, blocks, world)
+    source = SafetensorsSource(checkpoint.weights("transformer"))
+    load_weights(transformer, source, world, plan.transformer.dtype)
     return denoiser
-
-
-def _prompt(request: ResolvedRequest, negative: bool) -> str:
-    return (request.negative_prompt or "") if negative else request.prompt

@@ -40,4 +40,4 @@ def test_all_ranks_decode_in_rank_0s_dtype(model: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(World, "gather_json", on_another_rank)
     worker = Worker(EngineConfig(model=model, autoencoder_only=True), ALONE, lambda progress: None)
-    assert {each.dtype for each in worker._pipeline._vae.parameters()} == {torch.float16}  # type: ignore[attr-defined]
+    assert {each.dtype for each in worker._codec._vae.parameters()} == {torch.float16}  # type: ignore[attr-defined]

@@ -5,20 +5,23 @@ Each test fails when a new version moves what the named module uses.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import CLIPTextModel, CLIPVisionModel, LlamaModel, UMT5EncoderModel
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.memory import peak_bytes
-from longtake.pipelines.models.hunyuan_video.conditioner import image_text
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.wan.codec.autoencoder import feature_cache
+from longtake.pipelines.text_encoders import loading
 from tests.wan_coding import KINDS, Kind, vae
 
 
 def test_torch_counts_bytes_without_computing() -> None:
-    """``codec/memory.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
+    """``operations.py``: torch._subclasses, torch.utils._python_dispatch, Storage._cdata."""
     size = 1000 * 4
     peak = peak_bytes(lambda x: (x + 1) * 2, (1000,), torch.device("cpu"))
     assert peak == 3 * size  # the input, the sum and the product
@@ -50,5 +53,11 @@ def test_diffusers_names_its_prompt_templates(encoders: type[TextEncoders]) -> N
 
 
 def test_transformers_has_an_image_processor_without_torchvision() -> None:
-    """``hunyuan_video/conditioner/image_text.py``: CLIPImageProcessorPil, since transformers 5."""
-    assert vars(image_text)["CLIPImageProcessor"]().crop_size
+    """``text_encoders/loading.py``: CLIPImageProcessorPil, since transformers 5."""
+    assert vars(loading)["CLIPImageProcessor"]().crop_size
+
+
+@pytest.mark.parametrize("encoder", [LlamaModel, CLIPTextModel, CLIPVisionModel, UMT5EncoderModel])
+def test_transformers_tells_which_encoders_use_torch_attention(encoder: Any) -> None:
+    """``text_encoders/loading.py``: _supports_sdpa."""
+    assert encoder._supports_sdpa

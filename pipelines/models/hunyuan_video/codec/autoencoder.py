@@ -8,8 +8,62 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from longtake.configs.request import ResolvedDecode
+from longtake.parallel import World
+from longtake.pipelines.codec.decode import encode_videos
 from longtake.pipelines.codec.tiles import Spans, TileCoder
+from longtake.pipelines.family import VideoCodec
+from longtake.pipelines.loading.build import build_module
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.weights import load_weights
 from longtake.pipelines.models.hunyuan_video.codec.tiling import Tiling
+
+
+class HunyuanVideoCodec(VideoCodec):
+    """HunyuanVideo's autoencoder on one rank."""
+
+    def __init__(self, checkpoint: Checkpoint, world: World, dtype: torch.dtype) -> None:
+        """Load the autoencoder. Collective: all ranks call it.
+
+        Args:
+            checkpoint: The model's files.
+            world: The ranks.
+            dtype: Dtype of the weights.
+
+        Raises:
+            ModelError: It cannot be loaded, or its weights belong to another model.
+        """
+        self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
+        load_weights(self._vae, SafetensorsSource(checkpoint.weights("vae")), world, dtype)
+
+    def decoder(self, request: ResolvedDecode) -> TileCoder:
+        """Return the decoder, tiled as requested."""
+        return HunyuanVideoDecoder(self._vae, request)
+
+    def encoder(self, request: ResolvedDecode) -> TileCoder:
+        """Return the encoder, tiled as requested."""
+        return HunyuanVideoEncoder(self._vae, request)
+
+    def encode_picture(
+        self, video: torch.Tensor, request: ResolvedDecode, world: World
+    ) -> torch.Tensor:
+        """Return the scaled mean of the encoder's distribution. Collective.
+
+        The picture is encoded untiled, whatever the decoding mode: at 720p this takes no more
+        memory than one tile of the decoder.
+
+        Args:
+            video: ``[1, 3, 1, height, width]`` in [-1, 1], identical on all ranks.
+            request: The request.
+            world: The ranks.
+
+        Returns:
+            ``[1, C, 1, H, W]``, float32, on every rank.
+        """
+        whole = {"decode": "whole", "decode_tile_size": None, "decode_tile_stride": None}
+        encoder = self.encoder(request.model_copy(update=whole))
+        mean = encode_videos(encoder, video, world).chunk(2, dim=1)[0]
+        return mean.float() * float(self._vae.config.scaling_factor)
 
 
 class _Coder(TileCoder):

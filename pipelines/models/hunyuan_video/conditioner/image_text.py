@@ -8,29 +8,26 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from transformers import CLIPTextModel, LlavaForConditionalGeneration
 
-from longtake.configs.request import PromptTemplate
-from longtake.errors import ModelError, RequestError, one_line
+from longtake.configs.field_types import PromptTemplate
+from longtake.errors import RequestError
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.hunyuan_video.spec import HEADER_TOKENS
 from longtake.pipelines.text_encoders.configs import LlavaConfig
-
-try:
-    from transformers import CLIPImageProcessorPil as CLIPImageProcessor
-except ImportError:  # before transformers 5
-    from transformers import CLIPImageProcessor
+from longtake.pipelines.text_encoders.loading import (
+    center_crop,
+    load_image_processor,
+    on_device,
+)
 
 _LAYERS_SKIPPED = 2
 """Last LLaMA layers whose hidden states are not used."""
 
 _END_OF_HEADER = "<|end_header_id|>"
-_MAX_ASPECT_RATIO = 32
-"""Largest aspect ratio that is resized for CLIP, which sees only the central square."""
 
 
 class ImageTextEncoders(TextEncoders):
@@ -43,8 +40,8 @@ class ImageTextEncoders(TextEncoders):
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint, device, dtype)
-        self._processor = _image_processor(checkpoint)
         config = LlavaConfig.model_validate(checkpoint.config("text_encoder"))
+        self._processor = load_image_processor(checkpoint, config.vision_config.image_size)
         self._num_patches = config.num_patches
 
     def encode_with_picture(
@@ -71,8 +68,8 @@ class ImageTextEncoders(TextEncoders):
                 token.
         """
         template = template or self.default_template()
-        pixels = self._processor(_center_crop(picture), return_tensors="pt").pixel_values
-        with self._on_device(), quiet_libraries():
+        pixels = self._processor(center_crop(picture), return_tensors="pt").pixel_values
+        with on_device(self._encoders, self._device), quiet_libraries():
             text = self._states(prompt, pixels.to(self._device), template, max_tokens, image_stride)
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             _, pooled, _ = self._pipeline.encode_prompt(
@@ -142,23 +139,3 @@ class ImageTextEncoders(TextEncoders):
             end = 1 + (ends[-1] if len(ends) >= headers else len(ids) - 1)
             mask[max(0, end - HEADER_TOKENS) : end] = False
         return mask
-
-
-def _center_crop(picture: Pixels) -> Image.Image:
-    """Crop a picture of extreme aspect ratio to its center."""
-    height, width, _ = picture.shape
-    longest = _MAX_ASPECT_RATIO * min(height, width)
-    top, left = (max(0, side - longest) // 2 for side in (height, width))
-    return Image.fromarray(picture[top : top + longest, left : left + longest])
-
-
-def _image_processor(checkpoint: Checkpoint) -> Any:
-    """Load CLIP's image processor: the PIL one, whether or not torchvision is installed."""
-    try:
-        with quiet_libraries():
-            folder = checkpoint.folder / "image_processor"
-            return CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises arbitrary exceptions on damaged files
-        raise ModelError(
-            f"{checkpoint.model} has an image_processor that cannot be loaded: {one_line(error)}"
-        ) from error

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
+from transformers import CLIPTextModel, LlamaModel
 
-from longtake.configs.request import PromptTemplate
-from longtake.errors import ModelError, RequestError, one_line
+from longtake.configs.field_types import PromptTemplate
+from longtake.errors import RequestError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
-from longtake.pipelines.loading.weights import read_weights
 from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
+from longtake.pipelines.text_encoders.loading import load_encoder, load_tokenizer, on_device
 
 
 class TextEncoders:
@@ -38,15 +36,11 @@ class TextEncoders:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
-        try:
-            with quiet_libraries():
-                self._encoders, tokenizers = self._load(checkpoint, dtype)
-        except ModelError:
-            raise
-        except Exception as error:  # transformers raises arbitrary exceptions on damaged files
-            raise ModelError(
-                f"{checkpoint.model} has text encoders that cannot be loaded: {one_line(error)}"
-            ) from error
+        self._encoders = [
+            load_encoder(checkpoint, component, encoder_class, dtype)
+            for component, encoder_class in self._CLASSES.items()
+        ]
+        tokenizers = [load_tokenizer(checkpoint, name) for name in ("tokenizer", "tokenizer_2")]
         self._pipeline = HunyuanVideoPipeline(
             text_encoder=self._encoders[0],
             tokenizer=tokenizers[0],
@@ -56,37 +50,6 @@ class TextEncoders:
             vae=None,
             scheduler=None,
         )
-
-    def _load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
-        encoders = []
-        for component, encoder in self._CLASSES.items():
-            # Without a path, transformers uses only these tensors and this configuration.
-            loaded, info = encoder.from_pretrained(
-                None,
-                config=encoder.config_class.from_dict(checkpoint.config(component)),
-                state_dict=read_weights(checkpoint.weights(component)),
-                dtype=dtype,
-                attn_implementation="sdpa",  # a configuration could name a kernel on the hub
-                output_loading_info=True,
-            )
-            if info["missing_keys"]:  # transformers would initialize them randomly
-                raise ModelError(
-                    f"{checkpoint.folder / component} lacks {min(info['missing_keys'])}: its "
-                    "weights and its config.json are not of the same model"
-                )
-            encoders.append(loaded.eval())
-        tokenizers = [
-            AutoTokenizer.from_pretrained(
-                checkpoint.folder / component, local_files_only=True, trust_remote_code=False
-            )
-            for component in ("tokenizer", "tokenizer_2")
-        ]
-        if any(tokenizer.pad_token is None for tokenizer in tokenizers):
-            raise ModelError(
-                f"{checkpoint.model} has a tokenizer without a pad_token: set one in its "
-                "tokenizer_config.json, or download the model again"
-            )
-        return encoders, tokenizers
 
     def encode(
         self, prompt: str, template: PromptTemplate | None, max_tokens: int
@@ -105,7 +68,7 @@ class TextEncoders:
             RequestError: No token remains after the template's.
         """
         prompt_template = (template or self.default_template()).model_dump()
-        with self._on_device(), quiet_libraries():
+        with on_device(self._encoders, self._device), quiet_libraries():
             text, pooled, mask = self._pipeline.encode_prompt(
                 prompt=prompt,
                 prompt_template=prompt_template,
@@ -129,18 +92,6 @@ class TextEncoders:
     def default_template() -> PromptTemplate:
         """Return diffusers' default prompt template."""
         return PromptTemplate.model_validate(DEFAULT_PROMPT_TEMPLATE)
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """Hold the encoders on their device within the context, then return them to the CPU."""
-        for encoder in self._encoders:
-            encoder.to(self._device)
-        try:
-            yield
-        finally:
-            if self._device.type != "cpu":
-                for encoder in self._encoders:
-                    encoder.to("cpu")
 
     @staticmethod
     def _no_tokens_error(prompt: str, crop_start: int) -> RequestError:

@@ -12,23 +12,24 @@ from dataclasses import dataclass
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.configs.request import ResolvedRequest
-from longtake.parallel import ParallelDims, TokenShards
+from longtake.parallel import TokenShards
 from longtake.parallel.mesh import sequence_rank
-from longtake.pipelines.base import Denoiser, Streams
+from longtake.pipelines.family import Denoiser, Streams
+from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.hunyuan_video.transformer.attention import (
     AttentionContext,
     UspAttnProcessor,
 )
 from longtake.pipelines.models.hunyuan_video.transformer.rope import video_rotation
+from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid, shards_of
 
 
 @dataclass(frozen=True)
-class HunyuanVideoBranch:
-    """Inputs of one guidance branch that are constant over the steps of a video.
+class HunyuanVideoPass:
+    """Inputs of one pass that are constant over the steps of a video.
 
     Attributes:
         attention: Attention over ``[video ; text]``.
@@ -52,7 +53,7 @@ class HunyuanVideoBranch:
     concat_values: torch.Tensor | None = None
 
 
-class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
+class HunyuanVideoDenoiser(Denoiser[HunyuanVideoPass]):
     """Runs diffusers' embedders, refiner, blocks and output layers on the local tokens.
 
     Args:
@@ -81,28 +82,27 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
         )
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
+    def chains(self) -> Sequence[Sequence[nn.Module]]:
         """The double-stream blocks, then the single-stream ones."""
-        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+        model = self.transformer
+        return [[*model.transformer_blocks, *model.single_transformer_blocks]]
 
-    def prepare_branch(
-        self,
-        streams: Streams,
-        grid: LatentGrid,
-        dims: ParallelDims,
-        mesh: DeviceMesh | None,
-        request: ResolvedRequest,
-        image: torch.Tensor | None = None,
-    ) -> HunyuanVideoBranch:
-        """Prepare one guidance branch.
+    def prepare(
+        self, streams: Streams, layout: VideoLayout, request: ResolvedRequest, pictures: Streams
+    ) -> HunyuanVideoPass:
+        """Prepare one pass.
 
         Args:
             streams: ``text``, ``[1, L, text width]``, and ``pooled``, ``[1, pooled width]``.
+            layout: The video's tokens and their owners.
+            request: The request.
+            pictures: ``image``, the latents of the picture, ``[1, C, 1, H, W]``; empty for text to
+                video.
         """
-        batch = grid.shape[0]
+        grid, mesh, batch = layout.grid, layout.mesh, layout.grid.shape[0]
         device, dtype = streams["text"].device, self.transformer.dtype
         shards, video_shards, text_shards = shards_of(
-            grid.num_tokens, streams["text"].shape[1], dims
+            grid.num_tokens, streams["text"].shape[1], layout.dims
         )
         rotation = video_rotation(self.transformer.rope, grid, request.num_frames, device)
         no_rotation = rotation.new_ones(text_shards.num_tokens, rotation.shape[1])
@@ -114,10 +114,9 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
             frame_shards = video_shards.segment(range(grid.num_tokens // grid.tokens_shape[0]))
             num_first_frame_tokens = frame_shards.counts[sequence_rank(mesh)]
         elif self.image_condition == "latent_concat":
-            assert image is not None
-            whole = _picture_and_mask(image.to(device), grid)
-            concat_values = video_shards.split(whole, mesh, dim=1).to(dtype).expand(batch, -1, -1)
-        return HunyuanVideoBranch(
+            condition = _picture_and_mask(pictures["image"].to(device), grid)
+            concat_values = layout.split_condition(condition.to(dtype))
+        return HunyuanVideoPass(
             attention=AttentionContext(shards, mesh, own_rotation, self._kernel),
             text_shards=text_shards,
             text=streams["text"].to(dtype).expand(batch, -1, -1),
@@ -127,38 +126,41 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
             concat_values=concat_values,
         )
 
-    def forward(
-        self, tokens: torch.Tensor, timestep: torch.Tensor, branch: HunyuanVideoBranch
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, step: Step, inputs: HunyuanVideoPass) -> torch.Tensor:
         """Return the velocity of the local video tokens, ``[B, s, P]``."""
-        model, context = self.transformer, branch.attention
-        timesteps = timestep.expand(len(tokens))
+        model, context = self.transformer, inputs.attention
+        timesteps = step.timestep.expand(len(tokens))
         modulation, first_frame_modulation = model.time_text_embed(
-            timesteps, branch.pooled, branch.guidance
+            timesteps, inputs.pooled, inputs.guidance
         )
-        # Ignored by blocks without token_replace.
-        first_frame = (first_frame_modulation, branch.num_first_frame_tokens)
-        values = tokens.to(branch.text.dtype)
-        if branch.concat_values is not None:
-            values = torch.cat([values, branch.concat_values], dim=-1)
-        video = self._embed(values)
-        text = model.context_embedder(branch.text, timesteps)
-        text = branch.text_shards.split(text, context.mesh, dim=1)
-
-        for block in model.transformer_blocks:
-            video, text = block(video, text, modulation, None, context, *first_frame)
+        # Blocks without token_replace ignore the first frame's.
+        first_frame = (first_frame_modulation, inputs.num_first_frame_tokens)
+        arguments = (modulation, None, context, *first_frame)
+        segments = self._segments(tokens, timesteps, inputs)
+        first_single = next(iter(model.single_transformer_blocks), None)
+        segments = self.run_blocks(
+            model.transformer_blocks, segments, *arguments, then=first_single
+        )
         # A single-stream block takes its sequence in two parts, split at any token. The second part
         # must not be empty, and a rank may own no text, so split off the last token.
-        local = torch.cat([video, text], dim=1)
-        first, last = local.tensor_split((max(local.shape[1] - 1, 0),), dim=1)
-        del video, text, local  # free activations that are no longer needed
-        for block in model.single_transformer_blocks:
-            first, last = block(first, last, modulation, None, context, *first_frame)
-        video = torch.cat([first, last], dim=1)[:, : tokens.shape[1]]
-
+        local = torch.cat(segments, dim=1)
+        segments = list(local.tensor_split((max(local.shape[1] - 1, 0),), dim=1))
+        del local  # freed after the first block
+        segments = self.run_blocks(model.single_transformer_blocks, segments, *arguments)
+        video = torch.cat(segments, dim=1)[:, : tokens.shape[1]]
         velocity: torch.Tensor = model.proj_out(model.norm_out(video, modulation))
-        velocity[:, : branch.num_first_frame_tokens] = 0
+        velocity[:, : inputs.num_first_frame_tokens] = 0
         return velocity
+
+    def _segments(
+        self, tokens: torch.Tensor, timesteps: torch.Tensor, inputs: HunyuanVideoPass
+    ) -> list[torch.Tensor]:
+        """The embedded local tokens: video, ``[B, s, D]``, and text."""
+        values = tokens.to(inputs.text.dtype)
+        if inputs.concat_values is not None:
+            values = torch.cat([values, inputs.concat_values], dim=-1)
+        text = self.transformer.context_embedder(inputs.text, timesteps)
+        return [self._embed(values), inputs.text_shards.split(text, inputs.attention.mesh, dim=1)]
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embed tokens ``[B, s, P]`` as one row of patches; returns ``[B, s, D]``."""
@@ -173,16 +175,16 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoBranch]):
 
 
 def _picture_and_mask(image: torch.Tensor, grid: LatentGrid) -> torch.Tensor:
-    """The values that latent_concat appends to the tokens of the whole video, ``[1, S, P']``.
+    """The condition of latent_concat, ``[1, C + 1, F, H, W]``.
 
-    They are the picture's latents and a mask channel of ones in the first frame, and zeros in all
+    It is the picture's latents and a mask channel of ones in the first frame, and zeros in all
     later frames.
 
     Args:
         image: Latents of the picture, ``[1, C, 1, H, W]``.
     """
     _, channels, *size = grid.shape
-    whole = image.new_zeros(1, channels + 1, *size)
-    whole[:, :channels, :1] = image
-    whole[:, channels, :1] = 1
-    return LatentGrid((1, channels + 1, *grid.shape[2:]), grid.patch).patchify(whole)
+    condition = image.new_zeros(1, channels + 1, *size)
+    condition[:, :channels, :1] = image
+    condition[:, channels, :1] = 1
+    return condition

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from longtake.errors import ModelError
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
 from tests.rendering import ALONE
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -319,7 +319,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a damaged text encoder": (
         lambda f: edit(f, "text_encoder/config.json", hidden_size=12),
-        "text encoders that cannot be loaded",
+        "/text_encoder cannot be loaded",
     ),
     "a text encoder without a tensor": (
         lambda f: without(f / "text_encoder/model.safetensors", "norm.weight"),
@@ -327,7 +327,7 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a damaged tokenizer": (
         lambda f: (f / "tokenizer/tokenizer.json").write_text("{"),
-        "text encoders that cannot be loaded",
+        "/tokenizer cannot be loaded",
     ),
 }
 
@@ -340,7 +340,7 @@ def check_text(text: str) -> None:
 def loaded_transformer(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint.open(str(folder))
     registry.inspect(checkpoint)
-    pipeline = registry.load(checkpoint, ALONE, LoadOptions(torch.float32))
+    pipeline = registry.load(checkpoint, ALONE, LoadPlan.resident(torch.float32))
     state: dict[str, torch.Tensor] = pipeline.denoiser.state_dict()
     return {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
 
@@ -359,7 +359,7 @@ def test_damage_found_while_loading(copy: Path, name: str) -> None:
     damage, text = MISFITS[name]
     damage(copy)
     with pytest.raises(ModelError, match=text) as caught:
-        registry.load(Checkpoint.open(str(copy)), ALONE, LoadOptions(torch.float32))
+        registry.load(Checkpoint.open(str(copy)), ALONE, LoadPlan.resident(torch.float32))
     check_text(str(caught.value))
 
 

@@ -14,8 +14,8 @@ import torch
 
 from longtake.errors import ModelError
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
 from tests.rendering import ALONE
 from tests.unit.pipelines.loading.test_checkpoint import (
     FP16_INDEX,
@@ -106,7 +106,7 @@ def test_only_required_files_are_downloaded(hub: Hub) -> None:
     assert sorted(hub.fetched) == sorted({*CONFIGS, VAE})
     registry.inspect(checkpoint)
     assert sorted(hub.fetched) == sorted(CONFIGS | REST)
-    registry.load(checkpoint, ALONE, LoadOptions(torch.float32))
+    registry.load(checkpoint, ALONE, LoadPlan.resident(torch.float32))
 
 
 def test_variants_and_shards_are_downloaded(hub: Hub, copy: Path) -> None:

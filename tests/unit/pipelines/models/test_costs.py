@@ -19,9 +19,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -34,18 +31,20 @@ from transformers import (
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
 from longtake.pipelines import registry
-from longtake.pipelines.codec.memory import _LiveBytes
 from longtake.pipelines.costs import ModelCosts, Work
+from longtake.pipelines.counting.work import WorkCounter
+from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.models.hunyuan_video import configs
 from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
+from longtake.pipelines.operations import LiveBytes, observing
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.text_encoders import configs as text_configs
 from tests import tiny
 from tests.layouts import layout_name
-from tests.rendering import request
+from tests.rendering import first_step, request
 from tests.unit.pipelines.models.fake_ranks import one_rank_of
 
 PRESETS = Path(__file__).parents[4] / "configs" / "models"
@@ -184,64 +183,19 @@ class Counts:
         peak_bytes: Peak memory of the tensors that the function creates.
     """
 
-    flops: int
-    memory_bytes: int
-    launches: int
+    flops: float
+    memory_bytes: float
+    launches: float
     peak_bytes: int
 
     @classmethod
     def of(cls, function: Callable[[], torch.Tensor]) -> Counts:
         """Run a function on fake tensors."""
-        counter: Any = FlopCounterMode(
-            display=False,
-            custom_mapping={
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops
-            },
-        )
-        with torch.no_grad(), counter, _Operations() as operations, _LiveBytes() as live:
+        counter, memory = WorkCounter(), LiveBytes()
+        with observing(counter, memory):
             function()
-        return cls(
-            counter.get_total_flops(), operations.memory_bytes, operations.launches, live.peak
-        )
-
-
-def _attention_flops(
-    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *rest: Any, **options: Any
-) -> int:
-    """Flops of attention on ``[B, N, S, H]``: scores, and their product with the values."""
-    return 4 * math.prod(q) * k[2]
-
-
-class _Operations(TorchDispatchMode):
-    """Counts kernel launches, and the memory traffic outside of matrix products and convolutions.
-
-    A broadcast tensor is read once.
-    """
-
-    _FREE = ("detach", "alias", "empty", "empty_strided", "new_empty", "resize_")
-    _HEAVY = ("mm", "addmm", "bmm", "baddbmm", "convolution")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.memory_bytes = self.launches = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        space, _, name = func._schema.name.partition("::")
-        if space == "prim" or func.is_view or name in self._FREE:
-            return result
-        self.launches += 1
-        if space == "aten" and name not in self._HEAVY and "attention" not in name:
-            tensors = tree_leaves((args, kwargs, result))
-            self.memory_bytes += sum(_bytes(t) for t in tensors if isinstance(t, torch.Tensor))
-        return result
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.element_size() * math.prod(size for size, stride in sizes if stride)
+        work = counter.work
+        return cls(_flops(work), work.memory_bytes, work.launches, memory.peak)
 
 
 @contextmanager
@@ -283,12 +237,13 @@ def one_pass(
                 "pooled": torch.empty(1, config.pooled_projection_dim, dtype=dtype),
             }
             image = torch.empty(1, grid.shape[1], 1, *grid.shape[3:])
-            branch = denoiser.prepare_branch(streams, grid, dims, mesh, request(), image)
+            layout = VideoLayout.of(grid, dims, mesh)
+            branch = denoiser.prepare(streams, layout, request(), {"image": image})
             tokens = torch.empty(1, own, math.prod(grid.patch) * grid.shape[1])
-            timestep, rotation = torch.tensor(1000.0), branch.attention.rotation
+            rotation = branch.attention.rotation
             held = tokens.nbytes + rotation.nbytes
             held += 0 if branch.concat_values is None else branch.concat_values.nbytes
-            yield lambda: denoiser(tokens, timestep, branch), len(rotation), held
+            yield lambda: denoiser(tokens, first_step(), branch), len(rotation), held
 
 
 PASSES = {
@@ -367,7 +322,8 @@ def test_activation_bytes_with_exchanges(
     costs, denoiser = make_costs(settings), make_denoiser(shapes, settings, dtype)
     for dims in LAYOUTS:
         with one_pass(shapes, denoiser, grid, text_tokens, dims) as (run, num_tokens, held):
-            with torch.no_grad(), _LiveBytes() as live:
+            live = LiveBytes()
+            with observing(live):
                 run()
         predicted = costs.activation_bytes(
             num_tokens,

@@ -11,10 +11,11 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longtake.parallel import ParallelDims, TokenShards
+from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid
 from tests.layouts import layout_name
-from tests.rendering import image_request, request
+from tests.rendering import first_step, image_request, request
 from tests.unit.pipelines.models.fake_ranks import one_rank_of
 
 GRID = LatentGrid((1, 16, 33, 90, 160), (1, 2, 2))
@@ -51,10 +52,10 @@ def test_720p_129_frames(
         mesh = dims.build_mesh("cpu")
         with shapes:
             streams = {"text": torch.empty(1, TEXT_TOKENS, 4096), "pooled": torch.empty(1, 768)}
-            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, request())
+            branch = denoiser.prepare(streams, VideoLayout.of(GRID, dims, mesh), request(), {})
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
-            velocity = denoiser(tokens, torch.tensor(1000.0), branch)
+            velocity = denoiser(tokens, first_step(), branch)
     assert velocity.shape == tokens.shape
     owned = len(branch.attention.rotation)
     assert abs(owned - (GRID.num_tokens + TEXT_TOKENS) / dims.world_size) < 1
@@ -106,10 +107,11 @@ def test_image_to_video_720p_129_frames(
         with shapes:
             streams = {"text": torch.empty(1, num_text_tokens, 4096), "pooled": torch.empty(1, 768)}
             image = torch.empty(1, 16, 1, 90, 160)
-            branch = denoiser.prepare_branch(streams, GRID, dims, mesh, resolved, image)
+            layout = VideoLayout.of(GRID, dims, mesh)
+            branch = denoiser.prepare(streams, layout, resolved, {"image": image})
             own_tokens = TokenShards.even(GRID.num_tokens, dims).counts[rank]
             tokens = torch.empty(1, own_tokens, 16 * 2 * 2)
-            velocity = denoiser(tokens, torch.tensor(1000.0), branch)
+            velocity = denoiser(tokens, first_step(), branch)
     assert velocity.shape == tokens.shape
     first_frame = 45 * 80 if conditioning == "token_replace" and rank == 0 else 0
     assert branch.num_first_frame_tokens == first_frame

@@ -14,11 +14,12 @@ from PIL import Image
 
 from longtake.configs.request import ResolvedRequest
 from longtake.pipelines import registry
-from longtake.pipelines.base import ImageToVideoPipeline
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
-from longtake.pipelines.runtime.rendering import RenderRun, render_latents
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
+from longtake.pipelines.runtime.render_run import RenderRun
+from longtake.pipelines.runtime.rendering import render_latents
 from tests import tiny
 from tests.rendering import ALONE, ONE_RANK, Array, decode, image_request, load_pipeline
 from tests.unit.pipelines.models.test_pipeline_parity import LONG, diffusers_arguments
@@ -64,11 +65,11 @@ def diffusers_render(
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
         pipeline.scheduler.config, shift=resolved.flow_shift
     )
-    template = {}
-    if resolved.prompt_template is not None:
+    template, options = {}, HunyuanVideoOptions.of(resolved)
+    if options.prompt_template is not None:
         place = {"image_emb_start": 1, "image_emb_end": 1 + tiny.IMAGE_TOKENS}
         template["prompt_template"] = {
-            **resolved.prompt_template.model_dump(),
+            **options.prompt_template.model_dump(),
             **place,
             "image_emb_len": tiny.IMAGE_TOKENS,
         }
@@ -92,7 +93,9 @@ def longtake_render(
 ) -> tuple[Array, Array]:
     """Render a request; returns the latents and the frames of all videos."""
     pipeline = load_pipeline(folder, False)
-    latents = render_latents(RenderRun(pipeline, resolved, ONE_RANK, ALONE, picture=image_pixels))
+    latents = render_latents(
+        RenderRun(pipeline, resolved, ONE_RANK, ALONE, pictures={"image": image_pixels})
+    )
     dropped = registry.inspect(Checkpoint.open(folder)).dropped_frames
     return latents.numpy(), decode(pipeline, latents, resolved, ALONE, dropped)
 
@@ -121,7 +124,6 @@ def test_dynamic_mode_starts_from_pure_noise(animators: dict[str, str], conditio
     folder, image_pixels = animators[conditioning], picture(32, 48)
     resolved = image_request(i2v_mode="dynamic", flow_shift=17.0)
     pipeline = load_pipeline(folder, False)
-    assert isinstance(pipeline, ImageToVideoPipeline)
     grid = pipeline.spec.grid(resolved)
     noise = grid.noise(resolved.seed)
     latents, _ = longtake_render(folder, resolved, image_pixels)
@@ -130,7 +132,7 @@ def test_dynamic_mode_starts_from_pure_noise(animators: dict[str, str], conditio
     )
     assert abs(stable - latents).max() > 1e-4
     pixels = torch.from_numpy(image_pixels).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
-    image = pipeline.encode_image(pixels, resolved, ALONE)
+    image = pipeline.encode_pictures({"image": pixels}, resolved, ALONE)["image"]
     share = torch.tensor(0.999)
     expected = diffusers_render(
         folder, resolved, image_pixels, "latent", latents=(noise - image * (1 - share)) / share

@@ -14,8 +14,8 @@ from longtake.engine.media.latents import checked_latents, read_latents
 from longtake.errors import EngineError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
-from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
 from tests.rendering import ALONE, render, request
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]
@@ -37,8 +37,8 @@ def test_input_latents(tmp_path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_denoised_latents(model: str, value: float) -> None:
-    pipeline = registry.load(Checkpoint.open(model), ALONE, LoadOptions(torch.float32))
+    pipeline = registry.load(Checkpoint.open(model), ALONE, LoadPlan.resident(torch.float32))
     with torch.no_grad():
-        next(iter(pipeline.denoiser.blocks[1].parameters())).fill_(value)
+        next(iter(pipeline.denoiser.chains[0][1].parameters())).fill_(value)
     with pytest.raises(EngineError, match="latents are not finite after denoising: the weights"):
         render(pipeline, request(), ParallelDims(), ALONE)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from longtake.configs.request import DecodeMode
+from longtake.configs.field_types import DecodeMode
 from longtake.pipelines.codec.decode import encode_videos
 from longtake.pipelines.models.wan.codec.autoencoder import WanDecoder, WanEncoder
 from tests.decoding import random_videos, run_tiled

@@ -1,0 +1,1 @@
+"""Prompts and pictures to keys of cross attention, on rank 0."""

@@ -1,0 +1,1 @@
+"""The transformers on one rank: attention across ranks, rotary embedding, experts, denoiser."""

@@ -1,0 +1,64 @@
+"""Loads Wan's transformers, and decides where the expert that does not run rests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers import WanTransformer3DModel
+
+from longtake.parallel import World
+from longtake.pipelines.loading.build import build_module
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.weights import load_weights, shard_module
+from longtake.pipelines.models.wan.spec import WanSpec
+from longtake.pipelines.models.wan.transformer.denoiser import HIGH_NOISE, LOW_NOISE, WanDenoiser
+from longtake.pipelines.models.wan.transformer.experts import FLOAT32_WEIGHTS
+from longtake.pipelines.models.wan.transformer.placement import ExpertSwap, both_fit
+from longtake.pipelines.models.wan.transformer.rope import rope_buffers
+
+
+def load_denoiser(
+    checkpoint: Checkpoint,
+    spec: WanSpec,
+    world: World,
+    plan: LoadPlan,
+    on_component: Callable[[str], None],
+) -> WanDenoiser:
+    """Load one transformer or two experts. Collective: all ranks call it.
+
+    Two resident experts that do not both fit on a GPU take turns there: the one that rests is in
+    host memory.
+
+    Raises:
+        ModelError: A transformer cannot be loaded, or its weights belong to another model.
+    """
+    transformers = {
+        name: build_module(WanTransformer3DModel, checkpoint.config(name), name)
+        for name in spec.transformers
+    }
+    denoiser = WanDenoiser(transformers, spec.boundary, plan.kernel)
+    split = plan.transformer.place == "split"
+    if split:
+        for name in spec.transformers:
+            expert = denoiser.expert(name)
+            shard_module(expert, expert.blocks, world)
+    num_bytes = sum(
+        weights.numel() * plan.transformer.dtype.itemsize for weights in denoiser.parameters()
+    )
+    swaps = len(transformers) > 1 and not split and not both_fit(num_bytes, world.device)
+    for name in reversed(spec.transformers):  # the expert of the first steps comes last
+        on_component(name)
+        load_weights(
+            transformers[name],
+            SafetensorsSource(checkpoint.weights(name)),
+            world,
+            plan.transformer.dtype,
+            float32=FLOAT32_WEIGHTS,
+            buffers=rope_buffers(transformers[name].rope),
+        )
+        if swaps and name == LOW_NOISE:
+            low, high = denoiser.expert(LOW_NOISE), denoiser.expert(HIGH_NOISE)
+            denoiser.swap = ExpertSwap(low, high, world.device)
+    return denoiser

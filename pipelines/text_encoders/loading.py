@@ -1,0 +1,156 @@
+"""Loads encoders, tokenizers and image processors; encoders are kept in host memory.
+
+Legend: H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoTokenizer
+
+from longtake.errors import ModelError, one_line
+from longtake.pipelines.codec.picture import Pixels
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.weights import read_weights
+
+try:
+    from transformers import CLIPImageProcessorPil as CLIPImageProcessor
+except ImportError:  # before transformers 5
+    from transformers import CLIPImageProcessor
+
+_MAX_ASPECT_RATIO = 32
+"""Largest aspect ratio that is resized for CLIP, which sees only the central square."""
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def load_encoder(
+    checkpoint: Checkpoint,
+    component: str,
+    encoder_class: Any,
+    dtype: torch.dtype,
+    rename: Callable[[Tensors], Tensors] = dict,
+) -> Any:
+    """Load an encoder into host memory, in evaluation mode and without gradients.
+
+    Args:
+        checkpoint: Checkpoint that holds the encoder.
+        component: Name of the encoder's folder.
+        encoder_class: The encoder's class in transformers.
+        dtype: Dtype of the weights; transformers keeps some in float32.
+        rename: Mapping from the tensors of the files to those of the class.
+
+    Raises:
+        ModelError: The encoder is missing or damaged, or lacks a tensor.
+    """
+    with _loading(checkpoint, component):
+        # Without a path, transformers uses only these tensors and this configuration.
+        encoder, info = encoder_class.from_pretrained(
+            None,
+            config=encoder_class.config_class.from_dict(checkpoint.config(component)),
+            state_dict=rename(read_weights(SafetensorsSource(checkpoint.weights(component)))),
+            dtype=dtype,
+            attn_implementation=_attention(encoder_class),
+            output_loading_info=True,
+        )
+    if info["missing_keys"]:  # transformers would initialize them randomly
+        raise ModelError(
+            f"{checkpoint.folder / component} lacks {min(info['missing_keys'])}: its weights and "
+            "its config.json are not of the same model"
+        )
+    return encoder.eval().requires_grad_(False)
+
+
+def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
+    """Load a tokenizer.
+
+    Raises:
+        ModelError: The tokenizer is missing or damaged, or has no pad_token.
+    """
+    folder = checkpoint.folder / component
+    with _loading(checkpoint, component):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"{folder} holds a tokenizer without a pad_token: set one in its "
+            "tokenizer_config.json, or download the model again"
+        )
+    return tokenizer
+
+
+def load_image_processor(checkpoint: Checkpoint, image_px: int) -> Any:
+    """Load CLIP's image processor: the PIL one, whether or not torchvision is installed.
+
+    Args:
+        checkpoint: Checkpoint that holds the processor.
+        image_px: Height and width in pixels of the pictures that the encoder takes.
+
+    Raises:
+        ModelError: The processor is missing or damaged, or its pictures have another size.
+    """
+    folder = checkpoint.folder / "image_processor"
+    with _loading(checkpoint, "image_processor"):
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        tried = processor(Image.new("RGB", (1, 1)), return_tensors="pt")
+        height, width = tried.pixel_values.shape[2:]
+    if (height, width) != (image_px, image_px):
+        raise ModelError(
+            f"{folder} makes pictures of {height} x {width} pixels, and their encoder takes "
+            f"{image_px} x {image_px}: they are not of the same model"
+        )
+    return processor
+
+
+def center_crop(picture: Pixels) -> Image.Image:
+    """Crop a picture of extreme aspect ratio to its center, which is all that CLIP sees.
+
+    Args:
+        picture: Pixels, ``[H, W, 3]``.
+    """
+    height, width, _ = picture.shape
+    longest = _MAX_ASPECT_RATIO * min(height, width)
+    top, left = (max(0, side - longest) // 2 for side in (height, width))
+    return Image.fromarray(picture[top : top + longest, left : left + longest])
+
+
+@contextmanager
+def on_device(encoders: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Hold encoders on a device within the context, then return them to host memory."""
+    for encoder in encoders:
+        encoder.to(device)
+    try:
+        yield
+    finally:
+        if device.type != "cpu":
+            for encoder in encoders:
+                encoder.to("cpu")
+
+
+def _attention(encoder_class: Any) -> str:
+    """Attention of the encoder, by name: a configuration could name a kernel on the hub."""
+    return "sdpa" if encoder_class._supports_sdpa else "eager"  # UMT5: eager before transformers 5
+
+
+@contextmanager
+def _loading(checkpoint: Checkpoint, component: str) -> Iterator[None]:
+    """Silence the libraries, and turn what they raise into a ModelError."""
+    try:
+        with quiet_libraries():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises arbitrary exceptions on damaged files
+        raise ModelError(
+            f"{checkpoint.folder / component} cannot be loaded: {one_line(error)}; download or "
+            "save the model again"
+        ) from error

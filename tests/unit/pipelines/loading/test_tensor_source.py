@@ -1,0 +1,90 @@
+"""Tensors are read from several files, whole or by rows; damage is a one-line ModelError."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from longtake.errors import ModelError
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.weights import read_weights
+from tests import loading
+
+
+@pytest.mark.parametrize("num_files", [1, 3])
+def test_whole_tensors_of_several_files(tmp_path: Path, num_files: int) -> None:
+    tensors = {name: tensor.bfloat16() for name, tensor in loading.weights().items()}
+    source = SafetensorsSource(loading.save_weights(tmp_path, tensors, num_files))
+    assert source.label == str(tmp_path)
+    assert {name: each.shape for name, each in source.tensors.items()} == {
+        name: tuple(each.shape) for name, each in tensors.items()
+    }
+    assert {each.dtype for each in source.tensors.values()} == {"BF16"}
+    torch.testing.assert_close(read_weights(source), tensors, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 3), slice(2, 7), slice(6, 7), slice(7, 7)], ids=lambda rows: str(rows)[5:]
+)
+def test_a_range_of_rows(tmp_path: Path, rows: slice) -> None:
+    tensors = {"a": torch.randn(7, 2, 3), "b": torch.randn(7).bfloat16()}
+    source = SafetensorsSource(loading.save_weights(tmp_path, tensors, 2))
+    for name, whole in tensors.items():
+        torch.testing.assert_close(source.read(name, rows), whole[rows], rtol=0, atol=0)
+
+
+def test_tensors_outlive_their_source(tmp_path: Path) -> None:
+    files = loading.save_weights(tmp_path)
+    read = read_weights(SafetensorsSource(files))
+    files[0].unlink()
+    torch.testing.assert_close(read, loading.weights(), rtol=0, atol=0)
+
+
+def cut(files: list[Path]) -> None:
+    os.truncate(files[1], files[1].stat().st_size - 1)
+
+
+def copy_a_tensor(files: list[Path]) -> None:
+    tensors = loading.weights()
+    save_file({name: tensors[name] for name in (*list(tensors)[1::2], "mean")}, files[1])
+    assert "mean" in SafetensorsSource(files[:1]).tensors
+
+
+DAMAGED: dict[str, tuple[Any, str]] = {
+    "a missing file": (lambda files: files[1].unlink(), "model-1.safetensors is missing"),
+    "a file that was cut": (cut, "model-1.safetensors cannot be read: it is no whole safetensors"),
+    "a tensor in two files": (copy_a_tensor, "model-1.safetensors holds mean, which another file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_refused(tmp_path: Path, name: str) -> None:
+    damage, text = DAMAGED[name]
+    tensors = {"mean": torch.zeros(8), **loading.weights()}
+    files = loading.save_weights(tmp_path, tensors, num_files=2)
+    damage(files)
+    with pytest.raises(ModelError, match=text) as caught:
+        SafetensorsSource(files)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_tensor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreadable:
+        def keys(self) -> list[str]:
+            return ["head.bias"]
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            raise SafetensorError("no such\nregion")
+
+    monkeypatch.setattr(
+        "longtake.pipelines.loading.tensor_source.open_weights", lambda file: Unreadable()
+    )
+    source = SafetensorsSource(loading.save_weights(tmp_path))
+    with pytest.raises(ModelError, match=rf"head.bias cannot be read from {tmp_path}: no such"):
+        source.read("head.bias")
