@@ -258,6 +258,16 @@ class ResolvedDecode(DecodeRequest):
 class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with all fields resolved: it renders the same video even if defaults change."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_options_of_absent_families(cls, values: Any) -> Any:
+        """Drop unknown fields that are null: options of a family that was installed when the
+        request was recorded, and that is not any more."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {name: each for name, each in values.items() if name in fields or each is not None}
+
     height: Pixels
     width: Pixels
     num_frames: Frames
