@@ -180,7 +180,7 @@ class CountedCosts(ModelCosts):
     @cached_property
     def _counter(self) -> ModelCounter:
         """The model without weights, built when something is counted for the first time."""
-        logger.debug("counting the work of %s on the meta device", self._checkpoint.model)
+        logger.info("counting the work of %s on the meta device", self._checkpoint.model)
         module, _, name = self._skeleton.partition(":")
         with garbage_collection_paused():
             build = getattr(importlib.import_module(module), name)
