@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from longtake.configs.base import NamedPath, StrictModel, matches
-from longtake.configs.sizes import (
-    MAX_FRAMES,
-    MAX_PIXELS,
-    SHORTHANDS,
-    AspectRatio,
-    Length,
-    Resolution,
-    Size,
+from longtake.configs.base import NamedPath, StrictModel
+from longtake.configs.families import installed_families, merge_options
+from longtake.configs.family_options import FamilyOptions
+from longtake.configs.field_types import (
+    MAX_PROMPT,
+    DecodeMode,
+    Digest,
+    Frames,
+    OutputType,
+    Pixels,
+    Rate,
+    ResizeMode,
+    Scale,
+    Seed,
+    Shift,
+    Sigmas,
+    Steps,
+    TextTokens,
+    TileSize,
+    Videos,
 )
-
-MAX_SEED = 2**63 - 1
-MAX_PROMPT = 100_000
-"""Maximum length of a prompt in characters."""
-
-Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
-Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
-Steps = Annotated[int, Field(ge=1, le=10000)]
-Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
-Shift = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
-Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=10000)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Videos = Annotated[int, Field(ge=1, le=1024)]
-Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
-TextTokens = Annotated[int, Field(ge=1, le=100_000)]
-Digest = Annotated[str, matches(r"[0-9a-f]{64}", "64 hexadecimal digits, as sha256sum prints")]
-OutputType = Literal["frames", "latents"]
-DecodeMode = Literal["tiled", "framewise", "whole"]
-I2vMode = Literal["stable", "dynamic"]
-ResizeMode = Literal["crop", "pad", "stretch"]
-TileSize = tuple[Frames, Pixels, Pixels]
-"""Frames, height and width."""
-
-
-class PromptTemplate(StrictModel):
-    """Text that surrounds a prompt when it is encoded.
-
-    Attributes:
-        template: The text, with ``{}`` in place of the prompt.
-        crop_start: Number of leading template tokens whose embeddings are dropped.
-    """
-
-    template: Annotated[str, Field(max_length=10_000)]
-    crop_start: Annotated[int, Field(ge=0)]
-
-    @field_validator("template")
-    @classmethod
-    def _has_one_placeholder(cls, template: str) -> str:
-        rest = template.replace("{}", "", 1)
-        if rest == template or "{" in rest or "}" in rest:
-            raise ValueError("must contain {} once, in place of the prompt, and no other braces")
-        return template
+from longtake.configs.sizes import SHORTHANDS, AspectRatio, Length, Resolution, Size
 
 
 class DecodeRequest(StrictModel):
@@ -87,15 +57,14 @@ class DecodeRequest(StrictModel):
     )
 
 
-class Rendering(DecodeRequest):
-    """Everything that determines a video, with its size in pixels and its length in frames."""
+class CommonRendering(DecodeRequest):
+    """The fields of :class:`Rendering` that are not options of one model family."""
 
     prompt: str = Field(max_length=MAX_PROMPT, description="What the video shows")
     negative_prompt: str | None = Field(
         default=None,
         max_length=MAX_PROMPT,
-        description="What the video should not show; used with a true CFG scale above 1, empty by "
-        "default",
+        description="What the video should not show; used with classifier-free guidance",
     )
     image: NamedPath | None = Field(
         default=None,
@@ -105,14 +74,17 @@ class Rendering(DecodeRequest):
     image_sha256: Digest | None = Field(
         default=None, description="Expected SHA-256 of the picture file"
     )
-    i2v_mode: I2vMode | None = Field(
+    last_image: NamedPath | None = Field(
         default=None,
-        description="Initial noise of image-to-video: mixed with some of the picture (stable, the "
-        "default), or pure (dynamic: more motion, another flow shift)",
+        description="Picture that the video ends with, in the same formats; for models that take "
+        "one",
+    )
+    last_image_sha256: Digest | None = Field(
+        default=None, description="Expected SHA-256 of the last picture's file"
     )
     resize_mode: ResizeMode | None = Field(
         default=None,
-        description="How the picture is fitted to the video size: cut to its center (crop, the "
+        description="How a picture is fitted to the video size: cut to its center (crop, the "
         "default), letterboxed (pad), or distorted (stretch)",
     )
     height: Pixels | None = Field(
@@ -121,7 +93,9 @@ class Rendering(DecodeRequest):
     )
     width: Pixels | None = Field(default=None, description="Width in pixels; the same default")
     num_frames: Frames | None = Field(
-        default=None, description="Number of frames, 4k+1 for HunyuanVideo: 1, 5, 9, ... 129"
+        default=None,
+        description="Number of frames, 1 more than a multiple of the model's: 1, 5, 9, ... if that "
+        "is 4",
     )
     num_inference_steps: Steps | None = Field(default=None, description="Number of denoising steps")
     sigmas: Sigmas | None = Field(
@@ -130,12 +104,9 @@ class Rendering(DecodeRequest):
         "to them",
     )
     guidance_scale: Scale | None = Field(
-        default=None, description="Embedded guidance scale of guidance-distilled models"
-    )
-    true_cfg_scale: Scale = Field(
-        default=1.0,
-        description="Scale of classifier-free guidance, which above 1 computes a second, negative "
-        "branch",
+        default=None,
+        description="Guidance scale: embedded in guidance-distilled models, else that of "
+        "classifier-free guidance",
     )
     flow_shift: Shift | None = Field(
         default=None,
@@ -146,9 +117,6 @@ class Rendering(DecodeRequest):
     )
     num_videos: Videos = Field(
         default=1, description="Number of videos of this prompt, rendered as one batch"
-    )
-    prompt_template: PromptTemplate | None = Field(
-        default=None, description="Text that surrounds the prompt when it is encoded"
     )
     max_sequence_length: TextTokens | None = Field(
         default=None, description="Maximum number of prompt tokens; the rest is cut off"
@@ -171,14 +139,32 @@ class Rendering(DecodeRequest):
             raise ValueError("must fall from each step to the next")
         return sigmas
 
+
+if TYPE_CHECKING:
+
+    class MergedOptions(FamilyOptions):
+        """The options of all installed families; a family reads its own by FamilyOptions.of."""
+
+else:
+    MergedOptions = merge_options(installed_families().values(), CommonRendering)
+
+
+class Rendering(MergedOptions, CommonRendering):
+    """Everything that determines a video, with its size in pixels and its length in frames."""
+
     @property
-    def uses_true_cfg(self) -> bool:
-        """Whether each step computes a second, negative branch."""
-        return self.true_cfg_scale > 1
+    def picture_paths(self) -> dict[str, Path]:
+        """Paths of the pictures that the request names, by field."""
+        paths = {name: getattr(self, name) for name in PICTURES}
+        return {name: path for name, path in paths.items() if path is not None}
 
 
 class VideoRequest(Rendering):
     """A request for one or more videos of a prompt. Fields left out take the model's defaults."""
+
+    if TYPE_CHECKING:  # options of families are arguments, too
+
+        def __init__(self, /, **values: Any) -> None: ...
 
     size: Size | None = Field(
         default=None,
@@ -215,20 +201,38 @@ class VideoRequest(Rendering):
                 )
         return self
 
-    @property
-    def new_fields_at_default(self) -> set[str]:
-        """Fields that earlier versions did not have and that are at their defaults.
+    def as_recorded(self) -> dict[str, Any]:
+        """The fields as version 0.1 recorded them, as JSON values.
 
-        Comparisons ignore them, so that a request equals the same one recorded by an earlier
-        version.
+        Digests of equal requests are then equal, whichever version computed them: fields that were
+        not given are left out, unless that version recorded them.
         """
-        flags = {"embed_metadata"} if self.embed_metadata else set()
-        return flags | {name for name in SHORTHANDS if getattr(self, name) is None}
+        options = MergedOptions.model_fields
+        earlier = {after: (name, value) for name, (after, value) in MergedOptions.recorded.items()}
+        dumped, recorded = self.model_dump(mode="json"), {}
+        for name, value in dumped.items():
+            later = name in _LATER_FIELDS and value == _LATER_FIELDS[name]
+            if name not in options and not later:
+                recorded[name] = value
+            if name in earlier:
+                option, default = earlier[name]
+                recorded[option] = default if dumped[option] is None else dumped[option]
+        given = {name: dumped[name] for name in options if dumped[name] is not None}
+        return {**recorded, **given}
 
 
-NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", "image"})
-"""Request fields that do not affect the latents. ``image`` is one: the digest identifies a picture,
-not the path."""
+_LATER_FIELDS = {
+    "embed_metadata": True,
+    **dict.fromkeys((*SHORTHANDS, "last_image", "last_image_sha256")),
+}
+"""Fields that version 0.1 did not have, by name, with their defaults."""
+
+PICTURES = ("image", "last_image")
+"""Request fields that hold the path of a picture; the digest is in ``image_sha256`` and so on."""
+
+NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", *PICTURES})
+"""Request fields that do not affect the latents. Paths of pictures are such: digests identify
+pictures, not paths."""
 
 
 class ResolvedDecode(DecodeRequest):
@@ -243,10 +247,7 @@ class ResolvedDecode(DecodeRequest):
 
 
 class ResolvedRequest(ResolvedDecode, Rendering):
-    """A request with all fields resolved: it renders the same video even if defaults change.
-
-    A ``prompt_template`` of None means that of diffusers.
-    """
+    """A request with all fields resolved: it renders the same video even if defaults change."""
 
     height: Pixels
     width: Pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from longtake.configs.base import Seconds, StrictModel
-from longtake.configs.request import Steps
+from longtake.configs.field_types import Steps
 
 
 class SnapshotConfig(StrictModel):

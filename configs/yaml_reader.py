@@ -8,6 +8,7 @@ this module builds values from the events of its parser.
 
 from __future__ import annotations
 
+import collections.abc
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Sequence(list[Any]):
 
 
 _SAME_LINE: dict[str, int] = {}
+_NO_FALLBACK: collections.abc.Mapping[str, Any] = {}
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -106,12 +108,15 @@ def read_yaml(content: bytes) -> Any:
     return value
 
 
-def read_yaml_as(kind: type[ModelT], content: bytes) -> ModelT:
+def read_yaml_as(
+    kind: type[ModelT], content: bytes, fallback: collections.abc.Mapping[str, Any] = _NO_FALLBACK
+) -> ModelT:
     """Parse a file into a pydantic model.
 
     Args:
         kind: The model class.
         content: The bytes of the file.
+        fallback: Values of fields that the file leaves out.
 
     Raises:
         YamlError: The first error, with its line.
@@ -120,7 +125,7 @@ def read_yaml_as(kind: type[ModelT], content: bytes) -> ModelT:
     if value is None:
         value = Mapping(1)
     try:
-        return kind.model_validate(value)
+        return kind.model_validate({**fallback, **value} if isinstance(value, Mapping) else value)
     except ValidationError as error:
         line, inner = 1, value
         for part in error.errors()[0]["loc"]:

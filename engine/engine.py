@@ -13,7 +13,7 @@ import numpy.typing as npt
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
-from longtake.engine.job import Job, JobInput
+from longtake.engine.job import LATENTS, NO_INPUTS, Job, JobInputs
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
 from longtake.engine.launch.rank_session import RankSession
@@ -24,11 +24,12 @@ from longtake.engine.media.sinks import Sink
 from longtake.engine.media.snapshot import SnapshotPlan
 from longtake.engine.metadata import Metadata
 from longtake.engine.rank_report import RankReport
-from longtake.engine.resolve.arguments import request_from_arguments
+from longtake.engine.resolve.arguments import request_from_arguments, temporary_files
 from longtake.engine.resolve.outline import EngineOutline
+from longtake.engine.resolve.request import check_taken
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.engine.video import FramesInMemory, Video
-from longtake.errors import EngineError, RefusedInputError, RequestError
+from longtake.errors import EngineError, RefusedInputError
 from longtake.parallel import ParallelDims
 from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 
@@ -150,8 +151,8 @@ class VideoEngine(EngineOutline):
             request: A :class:`longtake.VideoRequest`, or a prompt.
             on_progress: Called as ranks finish steps; an exception from it stops all ranks
                 between two steps.
-            fields: Fields of a request by name, instead of ``request``. ``image`` may be a path or
-                a PIL image; the metadata identify a PIL image by its digest only.
+            fields: Fields of a request by name, instead of ``request``. Pictures may be paths or
+                PIL images; the metadata identify a PIL image by its digest only.
 
         Returns:
             The frames, the latents and the metadata; under torchrun, frames on rank 0 only.
@@ -162,14 +163,13 @@ class VideoEngine(EngineOutline):
                 torchrun. If denoising was finished, the error's ``latents`` can be decoded.
         """
         with request_from_arguments(request, fields) as requested:
-            if self.spec.image is None:
+            if not self.spec.pictures:
                 resolved: ResolvedRequest | None = self.resolve(requested)
-            else:  # only rank 0's host may have the picture
+            else:  # only rank 0's host may have the pictures
                 resolved = self._on_rank_0(lambda: self.resolve(requested), on_progress)
             video = self._in_memory(resolved, None, on_progress)
-        if not isinstance(fields.get("image", ""), str | os.PathLike):  # its file was temporary
-            rendered = video.metadata.request.model_copy(update={"image": None})
-            video.metadata.request = rendered
+        rendered = video.metadata.request
+        video.metadata.request = rendered.model_copy(update=dict.fromkeys(temporary_files(fields)))
         return video
 
     def decode(
@@ -225,12 +225,12 @@ class VideoEngine(EngineOutline):
             Stopped: ``stop_requested`` returned true.
         """
 
-        def prepare() -> tuple[Job | None, JobInput]:
+        def prepare() -> tuple[Job | None, JobInputs]:
             if request is None:
-                return None, None
-            job, picture = self._job_of(request)
+                return None, NO_INPUTS
+            job, pictures = self._job_of(request)
             options = {"snapshots": snapshots, "low_memory": low_memory}
-            return job.model_copy(update=options), picture
+            return job.model_copy(update=options), pictures
 
         return self._metadata(*self._ranks.run(prepare, sink, on_progress, stop_requested))
 
@@ -253,11 +253,12 @@ class VideoEngine(EngineOutline):
             RefusedInputError, RankError: As :meth:`render`.
         """
 
-        def prepare() -> tuple[Job | None, JobInput]:
+        def prepare() -> tuple[Job | None, JobInputs]:
             if request is None:
-                return None, None
+                return None, NO_INPUTS
             dims = ParallelDims(ulysses_degree=self.config.devices)
-            return Job.of(request, dims, from_latents=True), latents
+            inputs = NO_INPUTS if latents is None else {LATENTS: latents}
+            return Job.of(request, dims, inputs=[LATENTS]), inputs
 
         return self._metadata(*self._ranks.run(prepare, sink, on_progress))
 
@@ -274,23 +275,19 @@ class VideoEngine(EngineOutline):
     def can_resolve(self, request: Rendering) -> bool:
         """Whether this process can resolve a request.
 
-        Under torchrun, only rank 0's host may have the picture. Other ranks then pass None to
+        Under torchrun, only rank 0's host may have the pictures. Other ranks then pass None to
         :meth:`render`.
         """
-        return self.writes or request.image is None
+        return self.writes or not request.picture_paths
 
-    def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInput]:
-        """The job that renders a request, and the pixels of its picture."""
+    def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInputs]:
+        """The job that renders a request, and the pixels of its pictures."""
         assert isinstance(request, ResolvedRequest)
-        if (request.i2v_mode is None) != (self.spec.image is None):
-            raise RequestError(
-                f"i2v_mode={request.i2v_mode!r} in a resolved request, with "
-                f"{self.config.model}: resolve it for this model"
-            )
+        check_taken(request, self.spec)
+        files = self._pictures_of(request)
         dims, _ = self.layouts.choose(request)
-        job = Job.of(request, dims)
-        picture = read_picture(*self._picture_of(request)).pixels if job.from_picture else None
-        return job, picture
+        pictures = {name: read_picture(*each, name).pixels for name, each in files.items()}
+        return Job.of(request, dims, inputs=pictures), pictures
 
     def _on_rank_0(
         self, resolve: Callable[[], ResolvedT], on_progress: OnProgress

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -17,9 +18,12 @@ from longtake.parallel import ParallelDims
 from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
 from longtake.pipelines.runtime.trace_points import TraceRequest
 
-JobInput = npt.NDArray[Any] | None
-"""The array that a job needs on rank 0: latents, ``[B, C, F, H, W]`` in float32, or a picture,
-``[H, W, 3]`` in uint8. None for most jobs."""
+LATENTS = "latents"
+JobInputs = Mapping[str, npt.NDArray[Any]]
+"""The arrays that a job needs on rank 0, by name: ``latents``, ``[B, C, F, H, W]`` in float32, or
+pictures by request field, ``[H, W, 3]`` in uint8. Empty for most jobs."""
+
+NO_INPUTS: JobInputs = {}
 
 
 class Job(BaseModel):
@@ -27,7 +31,7 @@ class Job(BaseModel):
 
     Attributes:
         request: What to render or decode.
-        from_latents: Whether the job input is latents, which are only decoded.
+        inputs: Names of the job's inputs.
         trace: What to record while rendering; None records nothing.
         snapshots: How to save snapshots and which one to resume from; None saves none.
         low_memory: Whether to decode one tile at a time with the other weights off the device.
@@ -37,7 +41,7 @@ class Job(BaseModel):
     """
 
     request: ResolvedRequest | ResolvedDecode
-    from_latents: bool = False
+    inputs: tuple[str, ...] = ()
     trace: TraceRequest | None = None
     snapshots: SnapshotPlan | None = None
     low_memory: bool = False
@@ -51,13 +55,13 @@ class Job(BaseModel):
         request: ResolvedDecode,
         dims: ParallelDims,
         *,
-        from_latents: bool = False,
+        inputs: Iterable[str] = (),
         trace: TraceRequest | None = None,
     ) -> Job:
         """A job for a request in a layout."""
         return cls(
             request=request,
-            from_latents=from_latents,
+            inputs=tuple(inputs),
             trace=trace,
             cfg_degree=dims.cfg_degree,
             ring_degree=dims.ring_degree,
@@ -65,21 +69,14 @@ class Job(BaseModel):
         )
 
     @property
-    def from_picture(self) -> bool:
-        """Whether the job input is the picture that the videos begin with."""
-        request = self.request
-        animates = isinstance(request, ResolvedRequest) and request.i2v_mode is not None
-        return animates and not self.from_latents
+    def from_latents(self) -> bool:
+        """Whether the job only decodes latents, which are its input."""
+        return LATENTS in self.inputs
 
     @property
     def steps_before(self) -> int:
         """Steps that are already done in the snapshot this job resumes from."""
         return 0 if self.snapshots is None else self.snapshots.steps_done
-
-    @property
-    def has_input(self) -> bool:
-        """Whether rank 0 needs a job input."""
-        return self.from_latents or self.from_picture
 
     @property
     def decodes(self) -> bool:
@@ -106,14 +103,14 @@ class JobRun:
         job: The job, the same on all ranks.
         sink: Receives the output, on rank 0; a :class:`TraceSink` if the job is traced.
         on_progress: Called as ranks make progress.
-        job_input: The job's input, on rank 0.
+        inputs: The job's inputs, on rank 0.
         stop_requested: Polled; once true on any rank, all ranks stop.
     """
 
     job: Job
     sink: Sink
     on_progress: OnProgress = lambda progress: None
-    job_input: JobInput = None
+    inputs: JobInputs = field(default_factory=dict)
     stop_requested: StopRequested = never
 
 

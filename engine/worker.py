@@ -9,7 +9,7 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.engine.job import Job, JobInput, JobRun
+from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
 from longtake.engine.memory_use import peak_memory_bytes
@@ -117,7 +117,7 @@ class Worker:
         job, rendering = run.job, _Rendering(run)
         decoder = self._codec.decoder(job.request)
         if job.from_latents:
-            latents = self._broadcast_latents(run.job_input)
+            latents = self._world.broadcast_tensors(_tensors(run.inputs))[LATENTS]
             check_decode_memory(decoder, latents.shape, job.request, self._world)
         else:
             latents = self._denoise(rendering, decoder)
@@ -126,11 +126,6 @@ class Worker:
         if job.decodes:
             self._decode(rendering, decoder, latents)
         return self._gather_reports(rendering)
-
-    def _broadcast_latents(self, job_input: JobInput) -> torch.Tensor:
-        """Rank 0's latents, on the device of every rank."""
-        tensors = None if job_input is None else {"latents": torch.from_numpy(job_input)}
-        return self._world.broadcast_tensors(tensors)["latents"]
 
     def _denoise(self, rendering: _Rendering, decoder: TileCoder) -> torch.Tensor:
         """The latents of a request, on every rank. Saves snapshots."""
@@ -151,7 +146,7 @@ class Worker:
                     on_progress=run.on_progress,
                     stop_requested=run.stop_requested,
                     trace=_trace(job, world, run.sink),
-                    pictures={} if run.job_input is None else {"image": run.job_input},
+                    pictures=run.inputs,
                     snapshots=rendering.snapshots,
                     steps_done=job.steps_before,
                     state=load_resume_state(job.snapshots, world),
@@ -249,6 +244,11 @@ def _check_same_model(
             )
     name: str = first_vae_dtype
     return name
+
+
+def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:
+    """The inputs as tensors; None without any, as on all ranks but 0."""
+    return {name: torch.from_numpy(array) for name, array in inputs.items()} or None
 
 
 def _trace(job: Job, world: World, sink: Sink) -> Trace | None:

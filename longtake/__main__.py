@@ -39,12 +39,17 @@ def main() -> NoReturn:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    from longtake.errors import ModelError
+
     try:
         from longtake.cli import main as cli
 
         code = cli.run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         code = interrupts.exit_code
+    except ModelError as error:  # of model families, whose options are read while importing
+        print(f"longtake: {error}", file=sys.stderr)
+        code = 2
     from longtake.engine.torchrun import TorchrunEnvironment
 
     if TorchrunEnvironment.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
 from longtake.pipelines.counting.costs import with_costs
@@ -17,74 +17,6 @@ if TYPE_CHECKING:
     from longtake.parallel import World
     from longtake.pipelines.base import LoadOptions
     from longtake.pipelines.family import VideoCodec, VideoPipeline
-
-
-@dataclass(frozen=True)
-class _Family:
-    """The implementation of one pipeline class.
-
-    Its modules are imported on first use: nothing here depends on a family, and diffusers is slow
-    to import.
-
-    Attributes:
-        folder: The family's package.
-        inspect: Name of the function in its ``spec`` that builds the ModelSpec from a checkpoint's
-            files, without loading weights.
-        module: Name of the module of the VideoPipeline subclass.
-        pipeline: Name of the VideoPipeline subclass.
-        codec_module: Name of the module of the VideoCodec subclass.
-        codec: Name of the VideoCodec subclass.
-        skeleton: ``module:function`` that builds the model without weights, for a family whose
-            specifications have no costs; see :class:`~.counting.costs.CountedCosts`.
-    """
-
-    folder: str
-    inspect: str
-    module: str
-    pipeline: str
-    codec_module: str
-    codec: str
-    skeleton: str = ""
-
-    def inspect_checkpoint(
-        self, checkpoint: Checkpoint, *, weights: bool, autoencoder_only: bool = False
-    ) -> ModelSpec:
-        """The ModelSpec of a checkpoint; see :func:`inspect`."""
-        module = importlib.import_module(f"{self.folder}.spec")
-        spec: ModelSpec = getattr(module, self.inspect)(
-            checkpoint, weights=weights, autoencoder_only=autoencoder_only
-        )
-        return with_costs(spec, checkpoint, self.skeleton)
-
-    def pipeline_class(self) -> Callable[..., VideoPipeline]:
-        """The VideoPipeline subclass."""
-        with garbage_collection_paused():
-            module = importlib.import_module(f"{self.folder}.{self.module}")
-        found: Callable[..., VideoPipeline] = getattr(module, self.pipeline)
-        return found
-
-    def codec_class(self) -> Callable[..., VideoCodec]:
-        """The VideoCodec subclass."""
-        with garbage_collection_paused():
-            module = importlib.import_module(f"{self.folder}.{self.codec_module}")
-        found: Callable[..., VideoCodec] = getattr(module, self.codec)
-        return found
-
-
-_HUNYUAN_VIDEO = "longtake.pipelines.models.hunyuan_video"
-_HUNYUAN_VIDEO_CODEC = "codec.autoencoder", "HunyuanVideoCodec"
-_FAMILIES = {
-    "HunyuanVideoPipeline": _Family(
-        _HUNYUAN_VIDEO, "inspect", "pipeline", "HunyuanVideo", *_HUNYUAN_VIDEO_CODEC
-    ),
-    "HunyuanVideoImageToVideoPipeline": _Family(
-        _HUNYUAN_VIDEO,
-        "inspect_image_to_video",
-        "image_to_video",
-        "HunyuanVideoImageToVideo",
-        *_HUNYUAN_VIDEO_CODEC,
-    ),
-}
 
 
 def inspect(
@@ -100,9 +32,12 @@ def inspect(
     Raises:
         ModelError: The pipeline class is not supported, or a file is missing or damaged.
     """
-    return _family(checkpoint).inspect_checkpoint(
+    family = _family(checkpoint)
+    spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
+    spec = replace(spec, model=checkpoint.model, family=family.label)
+    return with_costs(spec, checkpoint, family.skeleton)
 
 
 def load(
@@ -122,11 +57,14 @@ def load(
     Raises:
         ModelError: A component cannot be loaded.
     """
+    spec = inspect(checkpoint, weights=False)
     family = _family(checkpoint)
-    spec = family.inspect_checkpoint(checkpoint, weights=False)
     on_component("vae")
     codec = load_codec(checkpoint, world, options)
-    return family.pipeline_class()(checkpoint, spec, codec, world, options, on_component)
+    with garbage_collection_paused():
+        load_family = load_reference(family.pipeline)
+    pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, options, on_component)
+    return pipeline
 
 
 def load_codec(checkpoint: Checkpoint, world: World, options: LoadOptions) -> VideoCodec:
@@ -140,13 +78,25 @@ def load_codec(checkpoint: Checkpoint, world: World, options: LoadOptions) -> Vi
     Raises:
         ModelError: It cannot be loaded.
     """
-    return _family(checkpoint).codec_class()(checkpoint, world, options.autoencoder_dtype)
+    with garbage_collection_paused():
+        load_family = load_reference(_family(checkpoint).codec)
+    codec: VideoCodec = load_family(checkpoint, world, options.autoencoder_dtype)
+    return codec
 
 
-def _family(checkpoint: Checkpoint) -> _Family:
-    if checkpoint.pipeline_class not in _FAMILIES:
+def _family(checkpoint: Checkpoint) -> ModelFamily:
+    """The installed family that renders a checkpoint's pipeline class."""
+    families = {
+        name: family for family in installed_families().values() for name in family.pipeline_classes
+    }
+    if not families:
+        raise ModelError(
+            "no model family is installed, not even longtake's own: install longtake again, with "
+            "make env in a clone"
+        )
+    if checkpoint.pipeline_class not in families:
         raise ModelError(
             f"{checkpoint.model} is a {checkpoint.pipeline_class}: longtake renders with "
-            f"{', '.join(_FAMILIES)}"
+            f"{', '.join(families)}"
         )
-    return _FAMILIES[checkpoint.pipeline_class]
+    return families[checkpoint.pipeline_class]

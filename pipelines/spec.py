@@ -7,11 +7,13 @@ values in one token (C x patch).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+from longtake.configs.family_options import FamilyOptions
 from longtake.configs.models import ModelDefaults
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.pipelines.costs import ModelCosts
 
@@ -55,23 +57,15 @@ class AutoencoderSpec:
         return (frames - 1) * self.temporal_ratio + 1, rows * in_space, columns * in_space
 
 
-@dataclass(frozen=True)
-class ImageSpec:
-    """How an image-to-video model uses its picture.
-
-    Attributes:
-        num_tokens: Picture tokens before those of the prompt, minus the template tokens dropped
-            after the prompt.
-        dropped_frames: Decoded frames discarded at the start of the video.
-    """
-
-    num_tokens: int
-    dropped_frames: int = 0
+Presence = Literal["required", "optional"]
+"""Whether a model needs a picture, or also renders without it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Sizes, defaults and costs of a model, from its configuration.
+    """Sizes, defaults and costs of a model, and what it takes, from its configuration.
+
+    Families subclass it for what they resolve and count in their own way.
 
     Attributes:
         num_heads: Number of attention heads.
@@ -84,7 +78,11 @@ class ModelSpec:
         patch: Latent frames, rows and columns per token.
         costs: Cost model of the transformer, the text encoders and the autoencoder. A family
             without arithmetic leaves it out: its work is counted (``registry.inspect``).
-        image: How the model uses its picture; None for a text-to-video model.
+        options: The options of the family that this model takes.
+        pictures: The pictures that the model takes, by request field, in the order of the video.
+        dropped_frames: Decoded frames discarded at the start of the video.
+        model: The model as the user named it, for messages.
+        family: Name of the family, for messages.
     """
 
     num_heads: int
@@ -96,30 +94,57 @@ class ModelSpec:
     flow_shift: float
     patch: tuple[int, int, int]
     costs: ModelCosts = None  # type: ignore[assignment]  # set by registry.inspect
-    image: ImageSpec | None = None
+    options: type[FamilyOptions] = FamilyOptions
+    pictures: Mapping[str, Presence] = field(default_factory=dict)
+    dropped_frames: int = 0
+    model: str = ""
+    family: str = ""
 
-    @property
-    def pictures(self) -> dict[str, str]:
-        """Request fields of the pictures that the model takes."""
-        return {} if self.image is None else {"image": "required"}
+    def resolve_fields(self, request: Rendering) -> dict[str, Any]:
+        """The fields whose meaning depends on the family, filled in.
+
+        They are ``guidance_scale``, ``flow_shift``, ``negative_prompt`` and the options: what the
+        request gives, else the model's default.
+
+        Raises:
+            RequestError: The model does not support a value.
+        """
+        names = ("guidance_scale", "negative_prompt", *self.options.model_fields)
+        fields = {name: self._given(request, name) for name in names}
+        return {**fields, "flow_shift": self._given(request, "flow_shift") or self.flow_shift}
 
     def num_passes(self, request: ResolvedRequest) -> int:
-        """Passes through the transformer per step."""
-        return 2 if request.uses_true_cfg else 1
-
-    @property
-    def dropped_frames(self) -> int:
-        """Decoded frames discarded at the start of the video; 0 for a text-to-video model."""
-        return 0 if self.image is None else self.image.dropped_frames
+        """Transformer passes of one step: 2 with classifier-free guidance."""
+        return 1
 
     def text_tokens(self, request: ResolvedRequest) -> int:
-        """Largest number of prompt and picture tokens of a request."""
-        image_tokens = 0 if self.image is None else self.image.num_tokens
-        return request.max_sequence_length + image_tokens
+        """Largest number of tokens that the text encoder gives for a prompt of the request."""
+        return request.max_sequence_length
+
+    def joint_tokens(self, request: ResolvedRequest) -> int:
+        """Largest number of tokens split over the ranks beside the video's, in one sequence."""
+        return 0
+
+    def guidance_fields(self, *, guided: bool) -> dict[str, Any]:
+        """Request fields that turn classifier-free guidance on, at a small scale, or off.
+
+        Empty if the model has no such guidance, or if it is off by default.
+        """
+        return {}
+
+    @property
+    def required_pictures(self) -> tuple[str, ...]:
+        """Request fields of the pictures that the model does not render without."""
+        return tuple(name for name, needed in self.pictures.items() if needed == "required")
 
     def grid(self, request: ResolvedRequest) -> LatentGrid:
         """The latent grid of a request."""
         return self.autoencoder.grid(request, self.patch)
+
+    def _given(self, request: Rendering, name: str) -> Any:
+        """The value of a field in the request, else the model's default."""
+        given = getattr(request, name)
+        return getattr(self.defaults, name, None) if given is None else given
 
 
 @dataclass(frozen=True)
@@ -173,18 +198,24 @@ class LatentGrid:
 
 
 def shards_of(
-    num_video_tokens: int, num_text_tokens: int, dims: ParallelDims
+    num_video_tokens: int, num_joint_tokens: int, dims: ParallelDims
 ) -> tuple[TokenShards, TokenShards, TokenShards]:
-    """Assign the tokens of ``[video ; text]`` to ranks.
+    """Assign the tokens of ``[video ; joint]`` to ranks.
 
     Token counts per rank differ by one at most, both for the video and for the whole sequence. The
-    assignment of video tokens does not depend on the text.
+    assignment of video tokens does not depend on the joint ones.
+
+    Args:
+        num_video_tokens: Tokens of the video.
+        num_joint_tokens: Tokens beside them in one sequence, such as those of the text; 0 for a
+            model whose text stands in cross attention alone.
+        dims: Parallel degrees.
 
     Returns:
-        The shards of the whole sequence, of the video and of the text.
+        The shards of the whole sequence, of the video and of the joint tokens.
     """
-    whole = TokenShards.even((num_video_tokens, num_text_tokens), dims)
-    num_tokens = num_video_tokens + num_text_tokens
+    whole = TokenShards.even((num_video_tokens, num_joint_tokens), dims)
+    num_tokens = num_video_tokens + num_joint_tokens
     return (
         whole,
         whole.segment(range(num_video_tokens)),

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
-from longtake.configs.request import DecodeMode, ResolvedDecode
+from longtake.configs.field_types import DecodeMode
+from longtake.configs.request import ResolvedDecode
 from longtake.errors import Stopped
 from longtake.parallel import World
 from longtake.pipelines.codec.decode import (

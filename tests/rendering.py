@@ -15,12 +15,11 @@ from torch.distributed.tensor import DTensor
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
 from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.decode import TileRun, decode_videos
-from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading import weights
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -73,12 +72,6 @@ def first_step() -> Step:
     return Step(0, torch.tensor(1000.0), 1000.0)
 
 
-def noise_pictures(resolved: ResolvedRequest) -> dict[str, Pixels]:
-    """A picture of noise for an image-to-video request; empty for text to video."""
-    picture = noise_picture(resolved)
-    return {} if picture is None else {"image": picture}
-
-
 @cache
 def world() -> World:
     """All ranks of this process's group."""
@@ -102,7 +95,7 @@ def render(
     pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
     """The latents of a request; an image-to-video model gets a picture of noise."""
-    pictures = noise_pictures(resolved)
+    pictures = noise_pictures(resolved, pipeline.spec.pictures)
     return render_latents(RenderRun(pipeline, resolved, dims, world, pictures=pictures))
 
 
@@ -168,7 +161,7 @@ def traffic(
     """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
     pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        pictures = noise_pictures(resolved)
+        pictures = noise_pictures(resolved, pipeline.spec.pictures)
         render_latents(RenderRun(pipeline, resolved, dims, world(), report, pictures=pictures))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
@@ -213,7 +206,14 @@ def _rendered(
 ) -> Array:
     """The latents of a request that saves snapshots or resumes."""
     pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
-    run = RenderRun(pipeline, resolved, dims, ranks, pictures=noise_pictures(resolved), **options)
+    run = RenderRun(
+        pipeline,
+        resolved,
+        dims,
+        ranks,
+        pictures=noise_pictures(resolved, pipeline.spec.pictures),
+        **options,
+    )
     latents = render_latents(run)
     array: Array = latents.numpy()
     return array

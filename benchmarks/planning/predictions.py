@@ -19,7 +19,6 @@ from benchmarks.contest import Contest, Contestant
 from benchmarks.denoise.rank import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare
 from benchmarks.report import Report, benchmark_parser
 from longtake.configs.hardware import Hardware, load_hardware
-from longtake.configs.models import ModelDefaults
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
@@ -29,20 +28,22 @@ from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
-from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
+from longtake.pipelines.models.hunyuan_video.spec import HunyuanVideoSpec
+from longtake.pipelines.spec import AutoencoderSpec
 from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig
 
 
 def plan_input(hardware: Hardware) -> PlanInput:
     """Planner input for the benchmark's model and latents."""
     transformer, vae = TransformerConfig(**MODEL), VaeConfig()
-    spec = ModelSpec(
+    spec = HunyuanVideoSpec(
         num_heads=transformer.num_attention_heads,
         head_size=transformer.attention_head_dim,
         size_multiple=16,
         frames_multiple=4,
         autoencoder=AutoencoderSpec(16, 8, 4, (16, 256, 256), (12, 192, 192)),
-        defaults=ModelDefaults(),
+        defaults=HunyuanVideoDefaults(),
         flow_shift=7.0,
         patch=GRID.patch,
         costs=HunyuanVideoCosts(transformer, vae, LlamaConfig(), ClipTextConfig()),

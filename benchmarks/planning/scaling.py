@@ -55,7 +55,7 @@ def curve(num_frames: int, hardware: Hardware, counts: Sequence[int] = COUNTS) -
 def _fastest(plan_input: PlanInput, count: int) -> tuple[Prediction, bool]:
     """The fastest layout that fits in memory, or the fastest of all if none fits."""
     layouts = candidate_layouts(
-        ParallelConfig(), count, num_heads=plan_input.spec.num_heads, true_cfg=False
+        ParallelConfig(), count, num_heads=plan_input.spec.num_heads, num_passes=1
     )
     predicted = [
         predict(plan_input, dims, shard_weights=shard)

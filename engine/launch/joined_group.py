@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobRun, refusal_of
+from longtake.engine.job import NO_INPUTS, Job, JobRun, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.process_group import Rendezvous, control_group, join_group
 from longtake.engine.launch.protocol.deadlines import Deadlines
@@ -92,7 +92,7 @@ class JoinedGroup(Launcher):
                 run,
                 sink=_CallersSink(run.sink, self._callers_errors),
                 on_progress=watched_progress,
-                job_input=run.job_input if self._torchrun.rank == 0 else None,
+                inputs=run.inputs if self._torchrun.rank == 0 else NO_INPUTS,
                 stop_requested=lambda: bool(signals) or run.stop_requested(),
             )
             try:

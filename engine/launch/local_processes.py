@@ -71,7 +71,7 @@ class LocalProcesses(Launcher):
         """Render on the processes."""
         number = self._ranks.next_number()
         try:
-            self._ranks.submit(number, run.job, run.job_input)
+            self._ranks.submit(number, run.job, run.inputs)
             result = self._receive(number, run.sink, run.on_progress, run.stop_requested)
         except BaseException as error:
             if self.alive:  # the caller's error, a stop, or Ctrl-C

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from longtake.engine.job import Job, JobInput, JobRun
+from longtake.engine.job import NO_INPUTS, Job, JobInputs, JobRun
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.sinks import Sink
 from longtake.engine.rank_report import RankReport
@@ -59,7 +59,7 @@ class RankSession:
 
     def run(
         self,
-        prepare: Callable[[], tuple[Job | None, JobInput]],
+        prepare: Callable[[], tuple[Job | None, JobInputs]],
         sink: Sink,
         on_progress: OnProgress,
         stop_requested: StopRequested = never,
@@ -67,7 +67,7 @@ class RankSession:
         """Start the ranks if need be, agree with all of them on a job, and run it.
 
         Args:
-            prepare: Makes the job and the array that comes with it. Rank 0's counts; other ranks of
+            prepare: Makes the job and its inputs. Rank 0's counts; other ranks of
                 torchrun may return None.
             sink: Receives latents and frames, on rank 0.
             on_progress: Called as ranks finish steps.
@@ -82,14 +82,14 @@ class RankSession:
         """
         with self._exclusive(on_progress, stop_requested) as launcher:
             job: Job | None = None
-            array: JobInput = None
+            inputs: JobInputs = NO_INPUTS
             refusal: RefusedInputError | None = None
             try:
-                job, array = prepare()
+                job, inputs = prepare()
             except RefusedInputError as error:
                 refusal = error
             agreed = launcher.agree(job, refusal)
-            run = JobRun(agreed, sink, on_progress, array, stop_requested)
+            run = JobRun(agreed, sink, on_progress, inputs, stop_requested)
             return agreed, launcher.render(run)
 
     def refuse(self, refusal: RefusedInputError, on_progress: OnProgress) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import NON_LATENT_FIELDS, ResolvedRequest
+from longtake.configs.request import NON_LATENT_FIELDS, PICTURES, ResolvedRequest
 from longtake.version import library_versions
 
 _PIXEL_VERSIONS = ("longtake", "torch", "diffusers", "transformers")
@@ -17,8 +17,8 @@ class Identity(BaseModel):
     Attributes:
         request: The request.
         model: Fingerprint of the model's files; see :meth:`Checkpoint.fingerprint`.
-        dtype: Dtype of weights and activations; with a picture, also that of the autoencoder, which
-            encodes it.
+        dtype: Dtype of weights and activations; with pictures, also that of the autoencoder, which
+            encodes them.
         versions: Versions of longtake and of the libraries that compute, by name.
     """
 
@@ -39,7 +39,7 @@ class Identity(BaseModel):
         installed = library_versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
         dtype: str = engine.dtype
-        if request.i2v_mode is not None:
+        if any(getattr(request, f"{name}_sha256") is not None for name in PICTURES):
             dtype += f", the vae's {engine.vae_dtype}"
         return cls(request=request, model=model, dtype=dtype, versions=named)
 

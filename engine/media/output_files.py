@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from longtake.configs.request import OutputType
+from longtake.configs.field_types import OutputType
 from longtake.engine.media.frame_writers import WRITERS, kind_of
 from longtake.engine.media.paths import (
     LATENTS_SUFFIX,

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from longtake.configs.request import OutputType
+from longtake.configs.field_types import OutputType
 from longtake.engine.media.output_files import check_output, free_output, output_type
 from longtake.engine.media.paths import INDEX, OutputTarget
 from longtake.errors import RequestError

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import ResolvedRequest
+from longtake.configs.request import PICTURES, ResolvedRequest
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts
 from longtake.engine.planning.memory import out_of_memory_reason
@@ -26,7 +26,10 @@ _CACHE_SIZE = 1000
 """Request shapes whose layouts are cached."""
 
 _IRRELEVANT_FIELDS = frozenset(
-    "prompt negative_prompt image image_sha256 sigmas prompt_template seed".split()
+    (
+        *("prompt", "negative_prompt", "sigmas", "seed"),
+        *(each for name in PICTURES for each in (name, f"{name}_sha256")),
+    )
 )
 """Request fields that no plan depends on."""
 
@@ -59,7 +62,7 @@ class LayoutChooser:
         """The layout of a request, and the reason for it. The planner picks open degrees.
 
         Raises:
-            LayoutError: The degrees do not fit the number of devices, or there is no second branch.
+            LayoutError: The degrees do not fit the number of devices, or there is no second pass.
         """
         shape = _shape_of(request)
         chosen = self._chosen.get(shape)
@@ -103,11 +106,12 @@ def choose_layout(
     not fit according to the plan rank behind those that do, and choosing one logs a warning.
 
     Raises:
-        LayoutError: The degrees do not fit the number of devices, or there is no second branch.
+        LayoutError: The degrees do not fit the number of devices, or there is no second pass.
     """
     num_heads = plan_input.spec.num_heads
-    true_cfg = plan_input.request.uses_true_cfg
-    layouts = candidate_layouts(requested, devices, num_heads=num_heads, true_cfg=true_cfg)
+    layouts = candidate_layouts(
+        requested, devices, num_heads=num_heads, num_passes=plan_input.num_passes
+    )
     if devices > MAX_RANKS:
         busy = [dims for dims in layouts if dims.ulysses_degree <= num_heads] or layouts
         _warn_of_idle_ranks(busy[0], requested, num_heads)

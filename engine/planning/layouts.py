@@ -6,12 +6,13 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims
 
+NO_SECOND_PASS = "without classifier-free guidance there is no second pass"
 MAX_RANKS = 1024
 """Most ranks that a plan covers: it sums what every rank sends to every other."""
 
 
 def candidate_layouts(
-    requested: ParallelConfig, devices: int, *, num_heads: int, true_cfg: bool
+    requested: ParallelConfig, devices: int, *, num_heads: int, num_passes: int
 ) -> list[ParallelDims]:
     """The layouts of a request that have the requested degrees; at least one.
 
@@ -19,20 +20,20 @@ def candidate_layouts(
         requested: Degrees; None leaves one open.
         devices: Number of ranks.
         num_heads: Attention heads of the model, for the suggestion in an error.
-        true_cfg: Whether the request has a second, negative branch.
+        num_passes: Transformer passes of one step, which the cfg axis divides: 1 or 2.
 
     Returns:
         Layouts with ``cfg_degree=1`` first, each group by falling Ulysses degree.
 
     Raises:
-        LayoutError: The degrees do not multiply to the devices, or there is no second branch.
+        LayoutError: The degrees do not multiply to the devices, or there is no second pass.
     """
-    if requested.cfg_degree == 2 and not true_cfg:
+    if num_passes % (requested.cfg_degree or 1):
         raise LayoutError(
-            "cfg_degree=2 without true CFG: there is no second branch to compute beside the first; "
-            "pass true_cfg_scale above 1 and a negative_prompt, or leave cfg_degree at 1"
+            f"cfg_degree={requested.cfg_degree}: {NO_SECOND_PASS}; turn guidance on, or leave "
+            "cfg_degree at 1"
         )
-    found = [d for d in matching_layouts(requested, devices) if true_cfg or d.cfg_degree == 1]
+    found = [d for d in matching_layouts(requested, devices) if num_passes % d.cfg_degree == 0]
     if not found:
         raise LayoutError(_degrees_error(requested, devices, num_heads))
     return found

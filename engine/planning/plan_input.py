@@ -88,14 +88,21 @@ class PlanInput:
         """Bytes of one element of weights and activations."""
         return ELEMENT_BYTES[self.dtype]
 
-    @property
-    def num_branches(self) -> int:
-        """Passes through the transformer per step: 2 with true CFG, else 1."""
-        return 2 if self.request.uses_true_cfg else 1
+    @cached_property
+    def num_passes(self) -> int:
+        """Transformer passes of one step."""
+        return self.spec.num_passes(self.request)
+
+    @cached_property
+    def joint_tokens(self) -> int:
+        """Tokens that are split over the ranks beside the video's; 0 if the text is not split."""
+        joint = self.spec.joint_tokens(self.request)
+        fewer = self.spec.text_tokens(self.request) - self.text_tokens
+        return max(0, joint - fewer) if joint else 0
 
     def shards(self, dims: ParallelDims) -> TokenShards:
-        """Ownership of the video and text tokens in a layout."""
-        return shards_of(self.grid.num_tokens, self.text_tokens, dims)[0]
+        """Ownership of the video and joint tokens in a layout."""
+        return shards_of(self.grid.num_tokens, self.joint_tokens, dims)[0]
 
     def head_share(self, dims: ParallelDims) -> float:
         """Query heads of the rank that has most, over an even share of them."""

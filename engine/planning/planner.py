@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.configs.parallel import ParallelConfig
-from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts, matching_layouts
+from longtake.engine.planning.layouts import (
+    MAX_RANKS,
+    NO_SECOND_PASS,
+    candidate_layouts,
+    matching_layouts,
+)
 from longtake.engine.planning.memory import out_of_memory_reason
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
 from longtake.engine.planning.suggestions import suggest
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
-
-_NO_SECOND_BRANCH = "has no second branch to compute: true_cfg_scale is not above 1"
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,11 @@ def make_plan(
         requested,
         devices,
         num_heads=plan_input.spec.num_heads,
-        true_cfg=plan_input.request.uses_true_cfg,
+        num_passes=plan_input.num_passes,
     )
     layouts, refused = _predict_fitting(plan_input, candidates, shard_choices)
     refused += [
-        RefusedLayout(dims.name, _NO_SECOND_BRANCH)
+        RefusedLayout(dims.name, NO_SECOND_PASS)
         for dims in matching_layouts(requested, devices)
         if dims not in candidates
     ]

@@ -149,7 +149,7 @@ class _Layout:
     @property
     def passes(self) -> int:
         """Consecutive passes through the transformer per step."""
-        return self.plan_input.num_branches // self.dims.cfg_degree
+        return self.plan_input.num_passes // self.dims.cfg_degree
 
     @cached_property
     def attention(self) -> AttentionModel:
@@ -204,14 +204,14 @@ class _Layout:
         return block_s * num_blocks - hidden, hidden
 
     def _step_end_s(self) -> float:
-        """The stop flag of each step, and the exchange of velocities between cfg branches."""
+        """The stop flag of each step, and the exchange of velocities between cfg ranks."""
         ranks, network = self.dims.world_size, Network(self.plan_input.hardware)
         if ranks == 1:
             return 0.0
         return network.seconds(ring_transfers(ranks, 1)) + network.seconds(self._velocities())
 
     def _velocities(self) -> list[tuple[int, int, float]]:
-        """Transfers between the branches of true CFG that are computed side by side."""
+        """Transfers between passes of a step that are computed side by side."""
         if self.dims.cfg_degree == 1:
             return []
         half, plan_input = self.dims.sequence_degree, self.plan_input
@@ -261,7 +261,7 @@ class _Layout:
         if plan_input.hardware.host_bytes_per_s is not None:
             size = costs.other_parameters["text_encoders"] * plan_input.element_size
             prompt_s += 2 * size / plan_input.hardware.host_bytes_per_s.value
-        return plan_input.num_branches * prompt_s
+        return plan_input.num_passes * prompt_s
 
     def decode_s(self) -> float:
         """Decoding on all ranks, or as many as the plan allows."""

@@ -51,7 +51,7 @@ def _fits(
         requested,
         devices,
         num_heads=plan_input.spec.num_heads,
-        true_cfg=plan_input.request.uses_true_cfg,
+        num_passes=plan_input.num_passes,
     )
     return any(
         out_of_memory_reason(plan_input, dims, shard_weights=shard) is None

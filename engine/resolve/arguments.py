@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
-from longtake.configs.request import Rendering, VideoRequest
+from longtake.configs.request import PICTURES, Rendering, VideoRequest
 from longtake.engine.media.pictures.picture import encode_png
 from longtake.errors import RequestError
 
@@ -23,7 +23,7 @@ def request_from_arguments(
 
     Args:
         request: A request, a prompt, or None if all fields are passed by name.
-        fields: Fields of :class:`VideoRequest` by name; ``image`` may be a path or a PIL image.
+        fields: Fields of :class:`VideoRequest` by name; pictures may be paths or PIL images.
 
     Raises:
         RequestError: Both a request and fields were passed, or a value is invalid.
@@ -42,10 +42,20 @@ def request_from_arguments(
             f"request={str(request)[:60]!r} is not a VideoRequest: pass one, a prompt, or fields "
             "by name"
         )
-    elif isinstance(image := fields.get("image"), Image.Image):
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "image.png"
-            path.write_bytes(encode_png(image))
-            yield VideoRequest(**{**fields, "image": path})
     else:
-        yield VideoRequest(**fields)
+        with TemporaryDirectory() if temporary_files(fields) else nullcontext("") as folder:
+            yield VideoRequest(**{**fields, **_written(fields, Path(folder))})
+
+
+def temporary_files(fields: Mapping[str, Any]) -> list[str]:
+    """The fields that hold a PIL image, whose file is temporary."""
+    return [name for name in PICTURES if isinstance(fields.get(name), Image.Image)]
+
+
+def _written(fields: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write the PIL images of a call, and return their paths by field."""
+    paths = {}
+    for name in temporary_files(fields):
+        paths[name] = folder / f"{name}.png"
+        paths[name].write_bytes(encode_png(fields[name]))
+    return paths

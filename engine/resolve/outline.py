@@ -17,7 +17,7 @@ from longtake.engine.media.pictures.picture import check_picture
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
 from longtake.engine.resolve.config import resolve_config
-from longtake.engine.resolve.request import resolve, resolve_decode
+from longtake.engine.resolve.request import check_taken, resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import LayoutError, RequestError
 from longtake.pipelines import registry
@@ -62,18 +62,30 @@ class EngineOutline:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
-        picture = None if self.spec.image is None else check_picture(*self._picture_of(request))
-        resolved = resolve(request, self.spec, picture)
+        check_taken(request, self.spec)
+        named = self._pictures_of(request)
+        pictures = {name: check_picture(*each, name) for name, each in named.items()}
+        resolved = resolve(request, self.spec, pictures)
         self.layouts.choose(resolved)
         return resolved
 
-    def _picture_of(self, request: Rendering) -> tuple[Path, Path | None, str | None]:
-        """Arguments of :func:`read_picture` for an image-to-video request."""
-        if request.image is None:
-            raise RequestError(
-                f"{self.config.model} animates a picture: pass image, a PNG, JPEG or WebP file"
-            )
-        return request.image, self.config.image_folder, request.image_sha256
+    def _pictures_of(self, request: Rendering) -> dict[str, tuple[Path, Path | None, str | None]]:
+        """Arguments of :func:`read_picture` for the pictures of a request, by field.
+
+        Raises:
+            RequestError: One is missing that the model needs.
+        """
+        files = {}
+        for name, needed in self.spec.pictures.items():
+            path = getattr(request, name)
+            if path is not None:
+                digest = getattr(request, f"{name}_sha256")
+                files[name] = path, self.config.image_folder, digest
+            elif needed == "required":
+                raise RequestError(
+                    f"{self.config.model} animates a picture: pass {name}, a PNG, JPEG or WebP file"
+                )
+        return files
 
     def resolve_decode(
         self, request: DecodeRequest, latents_shape: Sequence[int]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from longtake.configs.field_types import Sigmas, TileSize
 from longtake.configs.request import (
+    PICTURES,
     DecodeRequest,
+    MergedOptions,
     Rendering,
     ResolvedDecode,
     ResolvedRequest,
-    TileSize,
 )
 from longtake.configs.sizes import SHORTHANDS
 from longtake.engine.resolve.size import resolve_num_frames, resolve_size
@@ -24,13 +25,12 @@ from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 if TYPE_CHECKING:
     from longtake.engine.media.pictures.picture import CheckedPicture
 
-logger = logging.getLogger(__name__)
-
 _SHORTHANDS = set(SHORTHANDS)
+_UNCHECKED: Mapping[str, CheckedPicture] = {}
 
 
 def resolve(
-    request: Rendering, spec: ModelSpec, picture: CheckedPicture | None = None
+    request: Rendering, spec: ModelSpec, pictures: Mapping[str, CheckedPicture] = _UNCHECKED
 ) -> ResolvedRequest:
     """Fill in the model's defaults and a seed, and check the request against the model.
 
@@ -39,33 +39,31 @@ def resolve(
     Args:
         request: The request.
         spec: The model's specification.
-        picture: The request's picture; None leaves it unchecked.
+        pictures: The request's pictures by field; those left out stay unchecked.
 
     Returns:
         The request with all fields set.
 
     Raises:
-        RequestError: The model does not support the size, the number of frames, the noise levels
-            or the picture.
+        RequestError: The model does not support the size, the number of frames, the noise levels,
+            an option or a picture.
     """
-    defaults, guidance = spec.defaults, request.guidance_scale
-    num_steps = _num_inference_steps(request) or defaults.num_inference_steps
-    picture_fields = _picture_fields(request, spec, picture)
-    height, width = resolve_size(request, spec, picture)
+    check_taken(request, spec)
+    defaults = spec.defaults
+    height, width = resolve_size(request, spec, next(iter(pictures.values()), None))
+    sigmas, num_steps = _steps(request, spec)
     fields: dict[str, Any] = {
         **request.model_dump(exclude=_SHORTHANDS),
-        **picture_fields,
+        **_picture_fields(request, spec, pictures),
         "height": height,
         "width": width,
         "num_frames": resolve_num_frames(request, spec),
         "num_inference_steps": num_steps,
-        "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
-        "flow_shift": _flow_shift(request, spec, picture_fields.get("i2v_mode")),
+        "sigmas": sigmas,
         **_decode_fields(request, spec),
         "seed": secrets.randbits(32) if request.seed is None else request.seed,
-        "prompt_template": request.prompt_template or defaults.prompt_template,
         "max_sequence_length": request.max_sequence_length or defaults.max_sequence_length,
-        "negative_prompt": _negative_prompt(request),
+        **spec.resolve_fields(request),
     }
     resolved = ResolvedRequest(**fields)
     for name in ("height", "width"):
@@ -73,6 +71,41 @@ def resolve(
     _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
     _check_not_all_dropped(resolved.num_frames, spec)
     return resolved
+
+
+def check_taken(request: Rendering, spec: ModelSpec) -> None:
+    """Refuse options of other families, and pictures, that the model does not take.
+
+    Raises:
+        RequestError: The request gives one of them.
+    """
+    whose = f"{spec.model} ({spec.family})" if spec.family else spec.model or "this model"
+    for name in MergedOptions.model_fields:
+        if name not in spec.options.model_fields and getattr(request, name) is not None:
+            value = getattr(request, name)
+            raise RequestError(f"{name}={value} is not an option of {whose}: leave it out")
+    foreign = [name for name in PICTURES if name not in spec.pictures]
+    fields = [each for name in foreign for each in (name, f"{name}_sha256")]
+    for name in fields if spec.pictures else [*fields, "resize_mode"]:
+        if getattr(request, name) is not None:
+            raise RequestError(
+                f"{name}={str(getattr(request, name))!r} with a model that takes "
+                f"{' and '.join(spec.pictures) or 'no picture'}: leave it out, or name a model of "
+                "image-to-video, demo-i2v say"
+            )
+
+
+def _steps(request: Rendering, spec: ModelSpec) -> tuple[Sigmas | None, int]:
+    """Noise levels, None for the scheduler's own, and the number of steps.
+
+    The model's default levels are those of its default number of steps.
+    """
+    steps = _num_inference_steps(request)
+    if steps is not None:
+        return request.sigmas, steps
+    defaults = spec.defaults
+    sigmas = defaults.sigmas
+    return sigmas, defaults.num_inference_steps if sigmas is None else len(sigmas)
 
 
 def _num_inference_steps(request: Rendering) -> int | None:
@@ -88,46 +121,18 @@ def _num_inference_steps(request: Rendering) -> int | None:
     return len(sigmas)
 
 
-def _flow_shift(request: Rendering, spec: ModelSpec, i2v_mode: str | None) -> float | None:
-    """The requested shift, else the default of the mode or the model."""
-    defaults = spec.defaults
-    if i2v_mode == "dynamic":
-        return request.flow_shift or defaults.dynamic_flow_shift
-    return request.flow_shift or defaults.flow_shift or spec.flow_shift
-
-
-def _negative_prompt(request: Rendering) -> str | None:
-    """The negative prompt, empty by default with true CFG; a warning if it has no effect."""
-    if request.uses_true_cfg:
-        return request.negative_prompt or ""
-    if request.negative_prompt:
-        logger.warning(
-            "negative_prompt has no effect with true_cfg_scale=%g: try 6", request.true_cfg_scale
-        )
-    return request.negative_prompt
-
-
 def _picture_fields(
-    request: Rendering, spec: ModelSpec, picture: CheckedPicture | None
+    request: Rendering, spec: ModelSpec, pictures: Mapping[str, CheckedPicture]
 ) -> dict[str, Any]:
-    """The fields that concern the picture; none for a text-to-video model."""
-    if spec.image is None:
-        for name in ("image", "image_sha256", "i2v_mode", "resize_mode"):
-            if getattr(request, name) is not None:
-                raise RequestError(
-                    f"{name}={str(getattr(request, name))!r} with a text-to-video model: name one "
-                    "of image-to-video, demo-i2v say, or leave it out"
-                )
+    """The fields that concern pictures; none for a model that takes no picture."""
+    if not spec.pictures:
         return {}
-    found = {} if picture is None else {"image_sha256": picture.sha256}
-    if picture is not None and request.image is not None:
-        # Not normalized: ".." after a link means the parent of its target.
-        found["image"] = os.path.join(os.getcwd(), os.path.expanduser(request.image))
-    return {
-        **found,
-        "i2v_mode": request.i2v_mode or spec.defaults.i2v_mode,
-        "resize_mode": request.resize_mode or spec.defaults.resize_mode,
-    }
+    fields: dict[str, Any] = {f"{name}_sha256": each.sha256 for name, each in pictures.items()}
+    for name in pictures:
+        if (path := getattr(request, name)) is not None:
+            # Not normalized: ".." after a link means the parent of its target.
+            fields[name] = os.path.join(os.getcwd(), os.path.expanduser(path))
+    return {**fields, "resize_mode": request.resize_mode or spec.defaults.resize_mode}
 
 
 def _check_not_all_dropped(num_frames: int, spec: ModelSpec) -> None:
@@ -173,7 +178,8 @@ def resolve_decode(
 
 def _decode_fields(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
     """The fields of a DecodeRequest; the tile fields are None for decode=whole."""
-    mode = request.decode or spec.defaults.decode
+    defaults = spec.defaults
+    mode = request.decode or defaults.decode
     size, stride = request.decode_tile_size, request.decode_tile_stride
     if mode == "whole":
         for name, value in (("decode_tile_size", size), ("decode_tile_stride", stride)):
@@ -182,9 +188,11 @@ def _decode_fields(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
                     f"{name}={value} with decode=whole, which has no tiles: leave one of them out"
                 )
     else:
+        if size is None and stride is None:
+            size, stride = defaults.decode_tile_size, defaults.decode_tile_stride
         size, stride = _tiles(size, stride, spec.autoencoder)
     return {
-        "fps": request.fps or spec.defaults.fps,
+        "fps": request.fps or defaults.fps,
         "decode": mode,
         "decode_tile_size": size,
         "decode_tile_stride": stride,

@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,9 @@ from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.media.arrays import Array
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.engine.media.sinks import NullSink
-from longtake.engine.planning.layouts import candidate_layouts
+from longtake.engine.planning.layouts import NO_SECOND_PASS, candidate_layouts
 from longtake.engine.tools.differences import max_error, psnr_db, relative_error
 from longtake.errors import EngineError, LayoutError, RefusedInputError
 from longtake.parallel import ParallelDims
@@ -39,10 +39,17 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and the layout that is compared with one rank."""
+    """A request, and the layout that is compared with one rank.
+
+    Attributes:
+        dims: The layout.
+        request: The request.
+        pictures: Request fields of the pictures that the model needs.
+    """
 
     dims: ParallelDims
     request: ResolvedRequest
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Divergence:
             after them or is many small differences.
         num_blocks: Number of blocks of the denoiser.
         name: Name of the block in the denoiser.
-        branch: Branch of true CFG that the block was computed for.
+        branch: Branch of classifier-free guidance that the block was computed for.
         error: Relative error of the block's output, by
             :func:`~longtake.engine.tools.differences.relative_error`.
     """
@@ -93,9 +100,9 @@ class Comparison:
         return float(np.max(self.errors))
 
 
-def layouts_of(devices: int, *, true_cfg: bool) -> list[ParallelDims]:
-    """Every layout of this many ranks; with ``true_cfg``, those with parallel branches, too."""
-    return candidate_layouts(ParallelConfig(), devices, num_heads=1, true_cfg=true_cfg)
+def layouts_of(devices: int, *, num_passes: int) -> list[ParallelDims]:
+    """Every layout of this many ranks; with two passes, also those with both side by side."""
+    return candidate_layouts(ParallelConfig(), devices, num_heads=1, num_passes=num_passes)
 
 
 def cases_of(
@@ -103,40 +110,44 @@ def cases_of(
     devices: int,
     plain: ResolvedRequest,
     guided: ResolvedRequest | None,
+    pictures: Sequence[str] = (),
 ) -> list[Case]:
     """Each layout with the request that it can render.
 
     Args:
         layouts: Requested layouts; empty for all layouts of the devices.
         devices: Number of ranks.
-        plain: The request for layouts with one branch.
-        guided: The request with true CFG, for layouts with two parallel branches; None excludes
-            these layouts.
+        plain: The request for layouts that compute one pass at a time.
+        guided: The request with classifier-free guidance, for layouts that compute two passes side
+            by side; None excludes these layouts.
+        pictures: Request fields of the pictures that the model needs.
 
     Raises:
-        LayoutError: A layout needs another number of ranks, or a second branch that is missing.
+        LayoutError: A layout needs another number of ranks, or a second pass that is missing.
     """
     cases = []
-    for dims in dict.fromkeys(layouts or layouts_of(devices, true_cfg=guided is not None)):
+    for dims in dict.fromkeys(
+        layouts or layouts_of(devices, num_passes=1 if guided is None else 2)
+    ):
         if dims.cfg_degree > 2:
             raise LayoutError(
-                f"layout={dims.name} has cfg_degree={dims.cfg_degree}, and true CFG has two "
-                "branches: the first of three numbers must be 1 or 2"
+                f"layout={dims.name} has cfg_degree={dims.cfg_degree}, and classifier-free "
+                "guidance has two passes: the first of three numbers must be 1 or 2"
             )
         if dims.world_size != devices:
-            alternative = layouts_of(devices, true_cfg=False)[0].name
+            alternative = layouts_of(devices, num_passes=1)[0].name
             raise LayoutError(
                 f"layout={dims.name} needs {dims.world_size} ranks, got devices={devices}: try "
                 f"devices={dims.world_size}, or layout={alternative}"
             )
         if dims.cfg_degree == 2 and guided is None:
             raise LayoutError(
-                f"layout={dims.name} without true CFG has no second branch to compute beside the "
-                "first: raise true_cfg_scale above 1 or leave it out, or begin the layout with 1"
+                f"layout={dims.name}: {NO_SECOND_PASS}; turn guidance on, or begin the layout "
+                "with 1"
             )
         request = guided if dims.cfg_degree == 2 else plain
         assert request is not None
-        cases.append(Case(dims, request))
+        cases.append(Case(dims, request, tuple(pictures)))
     return cases
 
 
@@ -173,8 +184,8 @@ def verify(
     """Render each case on one rank and in its layout, and compare them step by step.
 
     A step diverges if a value of its latents differs by more than ``tolerance`` or is NaN. A layout
-    that diverges is rendered again to compare the blocks of its first such step, in both branches
-    of true CFG. A block diverges if its relative error, by
+    that diverges is rendered again to compare the blocks of its first such step, in both passes of
+    guidance. A block diverges if its relative error, by
     :func:`~longtake.engine.tools.differences.relative_error`, exceeds ``tolerance``.
 
     Args:
@@ -258,8 +269,7 @@ class Verification:
             with self._started(self._all_ranks, requests) as render:
                 for case, trace in traced_cases:
                     sink = _Compared(recorded[case.request, trace])
-                    job = Job.of(case.request, case.dims, trace=trace)
-                    sink.kernel = render(job, sink, f"layout {case.dims.name}")
+                    sink.kernel = render(case, trace, sink, f"layout {case.dims.name}")
                     compared.append(sink)
             return compared
 
@@ -268,41 +278,43 @@ class Verification:
     ) -> dict[tuple[ResolvedRequest, TraceRequest], _Recorded]:
         """Render each request on one rank, and keep what is recorded in files."""
         recorded = {}
-        distinct = list(dict.fromkeys((case.request, trace) for case, trace in traced_cases))
-        with self._started(self._one_rank, [request for request, _ in distinct]) as render:
-            for index, (request, trace) in enumerate(distinct):
+        alone = ((replace(case, dims=ParallelDims()), trace) for case, trace in traced_cases)
+        distinct = list(dict.fromkeys(alone))
+        with self._started(self._one_rank, [case.request for case, _ in distinct]) as render:
+            for index, (case, trace) in enumerate(distinct):
                 sink = _Recorded(folder / str(index))
-                render(Job.of(request, ParallelDims(), trace=trace), sink, "one rank")
-                recorded[request, trace] = sink
+                render(case, trace, sink, "one rank")
+                recorded[case.request, trace] = sink
         return recorded
 
     @contextmanager
     def _started(
         self, make: Callable[[], Launcher], requests: Sequence[ResolvedRequest]
     ) -> Iterator[_Render]:
-        """Yields a function that renders a job and returns the name of the attention kernel.
+        """Yields a function that renders a case and returns the name of the attention kernel.
 
         Args:
             make: Makes the launcher.
-            requests: The requests of all jobs, whose steps are the total of the progress.
+            requests: The requests of all cases, whose steps are the total of the progress.
         """
         launcher, done = make(), 0
         total = sum(request.num_inference_steps for request in requests)
 
-        def render(job: Job, sink: NullSink, name: str) -> str:
+        def render(case: Case, trace: TraceRequest, sink: NullSink, name: str) -> str:
             nonlocal done
             done_before = done
-            assert isinstance(job.request, ResolvedRequest)
+            pictures = noise_pictures(case.request, case.pictures)
+            job = Job.of(case.request, case.dims, inputs=pictures, trace=trace)
 
             def count(progress: Progress) -> None:
                 steps = done_before + progress.done
                 self._on_progress(Progress("denoising", steps, total, name))
 
             try:
-                reports = launcher.render(JobRun(job, sink, count, noise_picture(job.request)))
+                reports = launcher.render(JobRun(job, sink, count, pictures))
             except RefusedInputError as error:
                 raise type(error)(f"{name}: {error}") from error
-            done += job.request.num_inference_steps
+            done += case.request.num_inference_steps
             return reports[0].attention_kernel
 
         try:
@@ -331,7 +343,7 @@ class Verification:
         return Divergence(step, num_blocks=num_blocks)
 
 
-_Render = Callable[[Job, NullSink, str], str]
+_Render = Callable[[Case, TraceRequest, NullSink, str], str]
 
 
 class _Recorded(NullSink):

@@ -10,16 +10,17 @@ from typing import Any
 
 from longtake.cli.options import COMMANDS, FILE_ONLY
 from longtake.configs import sizes, yaml_reader
+from longtake.configs.request import PICTURES, MergedOptions
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.files.reading import read_regular
 
 _MAX_FILE_BYTES = 16 * 2**20
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _REPLACED = {
-    **dict.fromkeys(("devices", "true_cfg_scale", *_DEGREES), _DEGREES),
+    **dict.fromkeys(("devices", "guidance_scale", *_DEGREES), _DEGREES),
     "model": ("revision",),
-    "image": ("image_sha256",),
-    "i2v_mode": ("flow_shift",),
+    **{name: (f"{name}_sha256",) for name in PICTURES},
+    **MergedOptions.discards,
     "decode": ("decode_tile_size", "decode_tile_stride"),
     "decode_tile_size": ("decode_tile_stride",),
 }

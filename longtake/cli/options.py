@@ -10,14 +10,20 @@ from pydantic.fields import FieldInfo
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
+from longtake.configs.family_options import holds_mapping
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import DecodeRequest, VideoRequest
+from longtake.configs.request import PICTURES, DecodeRequest, MergedOptions, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
 
-FILE_ONLY = ("prompt_template", "image_sha256")
-"""Fields of a request that a config file may set and the command line may not."""
+_FAMILY_OPTIONS = MergedOptions.model_fields
+FILE_ONLY = (
+    *(f"{name}_sha256" for name in PICTURES),
+    *(name for name, info in _FAMILY_OPTIONS.items() if holds_mapping(info)),
+)
+"""Fields of a request that a config file may set and the command line may not: digests, and
+mappings."""
 
 _NEVER = ("parallel", "output_type", "autoencoder_only", *FILE_ONLY)
 """Fields that the command line sets itself, or that a config file alone may set."""
@@ -219,9 +225,9 @@ def _fields(
 
 
 _RANKS = ("devices", "device")
-_PICTURES = ("image", "i2v_mode", "resize_mode", "image_folder")
+_PICTURES = (*PICTURES, "resize_mode", "image_folder")
 _NOT_PLANNED = (
-    *("prompt", "negative_prompt", "sigmas", "guidance_scale", "flow_shift", "seed"),
+    *("prompt", "negative_prompt", "sigmas", "flow_shift", "seed"),
     *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES),
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
@@ -230,7 +236,7 @@ _NOT_DECODED = ("attention_kernel", "image_folder", "text_timeout_s", "step_time
 _NOT_VERIFIED = (
     *DecodeRequest.model_fields,
     *("ulysses_degree", "ring_degree", "cfg_degree", "device_ids", "num_videos", "vae_dtype"),
-    *(name for name in _PICTURES if name != "i2v_mode"),
+    *_PICTURES,
     "decode_timeout_s",
 )
 _ENGINE = (EngineConfig, ParallelConfig, SnapshotConfig)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.request import MAX_PROMPT
+from longtake.configs.field_types import MAX_PROMPT
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError
 from longtake.files.atomic import cause

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from longtake.configs.request import ResizeMode
+from longtake.configs.field_types import ResizeMode
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.configs.request import PICTURES, ResolvedRequest, VideoRequest
 from longtake.configs.sizes import merge_fields
 from longtake.engine.media.output_files import output_type
 from longtake.engine.media.output_names import (
@@ -116,8 +116,8 @@ class ShotChecker:
             raise RequestError("has no prompt")
         name = _checked_id(own["id"]) if "id" in own else _derived_id(values, taken.ids)
         output = str(own.get("output", f"{name}.mp4"))
-        if "image" in values:
-            values["image"] = self._pictures / os.path.expanduser(str(values["image"]))
+        for picture in values.keys() & {*PICTURES}:
+            values[picture] = self._pictures / os.path.expanduser(str(values[picture]))
         fields = {**merge_fields(self._defaults, values), "output_type": output_type(Path(output))}
         try:
             request = VideoRequest.model_validate(fields)
@@ -125,8 +125,9 @@ class ShotChecker:
             raise RequestError(one_line(error, _FIELDS)) from error
         resolved = self._engine.resolve(request)
         determinants = {
-            "request": request.model_dump(mode="json", exclude=request.new_fields_at_default),
+            "request": request.as_recorded(),
             "image": resolved.image_sha256,
+            **({"last_image": last} if (last := resolved.last_image_sha256) else {}),
             "output": output,
             "engine": self._engine_part,
         }

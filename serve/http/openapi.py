@@ -6,6 +6,7 @@ from typing import Any
 
 from longtake.configs.request import VideoRequest
 from longtake.serve.http.request.openai_request import SERVER_FIELDS
+from longtake.serve.service.submission import PICTURE_FIELDS
 
 _ERROR = {
     "type": "object",
@@ -58,18 +59,29 @@ _VIDEO = {
 }
 
 
-def _body(reference: dict[str, Any]) -> dict[str, Any]:
-    declared = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions in place of references to them."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(each, definitions) for name, each in schema.items()}
+
+
+def _body(picture: dict[str, Any]) -> dict[str, Any]:
+    declared = VideoRequest.model_json_schema()
     fields = {
-        name: schema for name, schema in declared["properties"].items() if name not in SERVER_FIELDS
+        name: _inlined(schema, declared.get("$defs", {}))
+        for name, schema in declared["properties"].items()
+        if name not in SERVER_FIELDS
     }
-    template = declared["$defs"]["PromptTemplate"]
-    fields["prompt_template"] = {"anyOf": [template, {"type": "null"}]}
     return {
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": {**fields, **_MODEL, "input_reference": reference},
+        "properties": {**fields, **_MODEL, **dict.fromkeys(PICTURE_FIELDS.values(), picture)},
     }
 
 

@@ -6,8 +6,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from longtake.configs.family_options import holds_mapping
+from longtake.configs.request import ResolvedRequest
 from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.http.video_object import VideoObjects
+from longtake.serve.page.form import label_of
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
 from longtake.serve.templates import TEMPLATES
@@ -131,11 +134,11 @@ class Views:
         service = self._service
         spec = service.engine.spec
         any_prompt = {"seed": 0, **values, "prompt": "any"}
-        request = parse_submission(any_prompt, None, service.model.name, spec).request
-        if spec.image is None:
+        request = parse_submission(any_prompt, {}, service.model.name, spec).request
+        if not spec.pictures:
             resolved = service.admission.resolve(request)
         else:
-            resolved = service.admission.resolve_without_picture(request)
+            resolved = service.admission.resolve_without_pictures(request)
         size = f"{resolved.width} × {resolved.height}, {_frame_count(resolved.num_frames)}"
         time = "Time not known yet"
         if service.eta.known:
@@ -181,10 +184,18 @@ class Views:
             ("steps", request.num_inference_steps),
             ("guidance", f"{request.guidance_scale:g}"),
             ("flow shift", f"{request.flow_shift:g}"),
-            ("true CFG scale", f"{request.true_cfg_scale:g}"),
+            *self._options(request),
             ("negative prompt", request.negative_prompt or "none"),
             ("videos", request.num_videos),
             ("id", job.id),
+        ]
+
+    def _options(self, request: ResolvedRequest) -> list[tuple[str, object]]:
+        """The model's own options, except those that are mappings."""
+        return [
+            (label_of(name, field), getattr(request, name))
+            for name, field in self._service.engine.spec.options.model_fields.items()
+            if not holds_mapping(field)
         ]
 
     def _state(self, job: JobRecord) -> str:

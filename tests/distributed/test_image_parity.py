@@ -74,7 +74,9 @@ def token_counts(folder: str, resolved: ResolvedRequest, dims: ParallelDims) -> 
     grid = pipeline.spec.grid(resolved)
     layout = VideoLayout.of(grid, dims, world().mesh(dims))
     streams = world().broadcast_tensors(
-        pipeline.encode(resolved, noise_pictures(resolved))[0] if world().rank == 0 else None
+        pipeline.encode(resolved, noise_pictures(resolved, ["image"]))[0]
+        if world().rank == 0
+        else None
     )
     branch = pipeline.denoiser.prepare(streams, layout, resolved, {})
     _, video, _ = shards_of(grid.num_tokens, streams["text"].shape[1], dims)

@@ -142,7 +142,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "ring_degree=2 x ulysses_degree=3 needs 6 ranks, got devices=4: try devices=6, or "
         "ring_degree=1 x ulysses_degree=4",
     ),
-    "one branch": (["a", "--devices", "2", "--cfg-degree", "2"], "cfg_degree=2 without true CFG"),
+    "one branch": (
+        ["a", "--devices", "2", "--cfg-degree", "2"],
+        "cfg_degree=2: without classifier-free guidance",
+    ),
     "three branches": (["a", "--cfg-degree", "3"], "cfg_degree='3' must be at most"),
     "no such kernel": (["a", "--attention-kernel", "magic"], "attention_kernel='magic' is unknown"),
     "no such dtype": (["a", "--dtype", "int8"], "dtype='int8' must be auto, float32"),

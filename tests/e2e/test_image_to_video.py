@@ -320,7 +320,7 @@ def test_non_finite_picture_latents_are_refused(
     phases: list[str] = []
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         monkeypatch.setattr(
-            "longtake.pipelines.models.hunyuan_video.image_to_video.encode_videos",
+            "longtake.pipelines.models.hunyuan_video.codec.autoencoder.encode_videos",
             lambda encoder, pixels, world: torch.full((1, 8, 1, 4, 6), torch.nan),
         )
         request = VideoRequest(prompt="a", image=picture, height=32, width=48)
@@ -336,9 +336,9 @@ def test_request_resolved_for_another_kind_of_model_is_refused(
         animated = engine.resolve(VideoRequest(prompt="a", image=picture))
         with VideoEngine.from_pretrained(model) as other:
             plain = other.resolve(VideoRequest(prompt="a"))
-            with pytest.raises(RequestError, match="resolve it for this model"):
+            with pytest.raises(RequestError, match="i2v_mode=stable is not an option of"):
                 other.render(animated, NullSink())
-        with pytest.raises(RequestError, match="resolve it for this model"):
+        with pytest.raises(RequestError, match="animates a picture: pass image"):
             engine.render(plain, NullSink())
 
 
@@ -349,7 +349,7 @@ def test_text_to_video_refuses_a_picture(
     code, _, err = run_command(
         "generate", "a", "--image", str(picture), "--model", model, "-o", out
     )
-    assert code == 2 and "with a text-to-video model" in err and names(tmp_path) == []
+    assert code == 2 and "with a model that takes no picture" in err and names(tmp_path) == []
 
 
 def test_verify_and_plan_need_no_picture(run_command: Run, animators: dict[str, str]) -> None:

@@ -67,7 +67,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert "best: 1x1x8 (cfg x ring x ulysses), " in out
     rows = [line.split()[0] for line in out.splitlines() if line.strip().startswith("1x")]
     assert rows[0] == "1x1x8" and len(rows) == 16  # times, then memory
-    assert "has no second branch to compute" in out
+    assert "there is no second pass" in out
 
 
 def test_plans_within_three_seconds_without_torch() -> None:
@@ -150,7 +150,7 @@ def test_profile_in_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (["--text-tokens", "-1"], "text_tokens='-1' must be at least 1"),
         (["--decode-ranks", "0"], "decode_ranks='0' must be at least 1"),
         (["--ulysses-degree", "3"], "ulysses_degree=3 needs a multiple of 3 ranks"),
-        (["--cfg-degree", "2"], "cfg_degree=2 without true CFG"),
+        (["--cfg-degree", "2"], "cfg_degree=2: without classifier-free guidance"),
         (["--model", "nothing"], "there is no folder nothing: pass a model's folder"),
         (["--seed", "1"], "--seed is not an option of plan, but of generate, batch, verify;"),
     ],

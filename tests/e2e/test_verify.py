@@ -113,7 +113,7 @@ REFUSED = {
     "notation": (["--layout", "1x2", "2by1"], "layout='2by1' must be RINGxULYSSES or CFGxRING"),
     "one branch": (
         ["--layout", "2x1x1", "--true-cfg-scale", "1"],
-        "layout=2x1x1 without true CFG has no second branch",
+        "layout=2x1x1: without classifier-free guidance there is no second pass",
     ),
     "tolerance": (["--tolerance", "-1"], "tolerance='-1' must be at least 0"),
     "size": (["--height", "40"], "height=40 must be a multiple of 16: try 32 or 48"),

@@ -51,7 +51,7 @@ def ranks_in_endless_step(stop_timeout_s: float) -> tuple[LocalProcesses, Endles
     return launcher, processes
 
 
-JOB = Job.of(request(), ParallelDims(), from_latents=False)
+JOB = Job.of(request(), ParallelDims())
 
 
 def test_ranks_that_do_not_stop_in_time_are_killed(caplog: pytest.LogCaptureFixture) -> None:

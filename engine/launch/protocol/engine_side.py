@@ -11,7 +11,7 @@ import numpy as np
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput, refusal_of
+from longtake.engine.job import Job, JobInputs, refusal_of
 from longtake.engine.launch.protocol import messages
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.protocol.heartbeat import HeartbeatMonitor, read_heartbeats
@@ -56,11 +56,11 @@ class EngineSide:
         self._last_number += 1
         return self._last_number
 
-    def submit(self, number: int, job: Job, job_input: JobInput) -> None:
-        """Send a job and its input to the ranks."""
-        if job_input is not None:
-            described = {"shape": job_input.shape, "dtype": str(job_input.dtype)}
-            self._job_inputs.post({"number": number, **described}, job_input.tobytes())
+    def submit(self, number: int, job: Job, inputs: JobInputs) -> None:
+        """Send a job and its inputs to the ranks."""
+        for name, array in inputs.items():
+            described = {"name": name, "shape": array.shape, "dtype": str(array.dtype)}
+            self._job_inputs.post({"number": number, **described}, array.tobytes())
         self._jobs.post({"kind": "render", "number": number, "job": job.model_dump(mode="json")})
 
     def request_stop(self, number: int) -> None:

@@ -8,7 +8,7 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from longtake.engine.job import Job, JobRun
+from longtake.engine.job import NO_INPUTS, Job, JobRun
 from longtake.engine.launch.process_group import (
     Rendezvous,
     control_group,
@@ -80,9 +80,9 @@ class _RankServer:
 
     def _render(self, job: Job) -> None:
         rank_side = self._rank_side
-        job_input = rank_side.job_input() if self._rank == 0 and job.has_input else None
+        inputs = rank_side.inputs_of(job) if self._rank == 0 else NO_INPUTS
         sink = RankSink(rank_side)
-        run = JobRun(job, sink, self._progress, job_input, rank_side.stop_requested)
+        run = JobRun(job, sink, self._progress, inputs, rank_side.stop_requested)
         try:
             reports = self._worker.render(run)
         except (Stopped, *REFUSED_ON_ALL_RANKS) as error:

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 
 from longtake.configs.engine import EngineConfig
-from longtake.engine.job import Job, JobInput
+from longtake.engine.job import Job, JobInputs
 from longtake.engine.launch.protocol import messages
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.protocol.messages import FailureKind, RankFailure, RankState
@@ -59,16 +60,17 @@ class RankSide:
         self._number = message["number"]
         return Job.model_validate(message["job"])
 
-    def job_input(self) -> JobInput:
-        """The input of the current job, on rank 0. Inputs of abandoned jobs are skipped."""
-        while True:
+    def inputs_of(self, job: Job) -> JobInputs:
+        """The inputs of the current job, on rank 0. Inputs of abandoned jobs are skipped."""
+        inputs: dict[str, npt.NDArray[Any]] = {}
+        while len(inputs) < len(job.inputs):
             received = self._job_inputs.read(timeout_s=1.0)
             if received is None or received[0]["number"] != self._number:
                 continue
             description, payload = received
             flat = np.frombuffer(payload, dtype=np.dtype(description["dtype"]))
-            array: JobInput = flat.reshape(tuple(description["shape"])).copy()
-            return array
+            inputs[description["name"]] = flat.reshape(tuple(description["shape"])).copy()
+        return inputs
 
     def stop_requested(self) -> bool:
         """Whether the engine requested a stop of the current job; false on all ranks but 0."""

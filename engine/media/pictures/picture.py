@@ -9,7 +9,7 @@ import os
 import stat
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,9 @@ class Picture:
         return height, width
 
 
-def read_picture(path: Path, folder: Path | None = None, sha256: str | None = None) -> Picture:
+def read_picture(
+    path: Path, folder: Path | None = None, sha256: str | None = None, field: str = "image"
+) -> Picture:
     """Read a PNG, JPEG or WebP file; of an animation, the first frame.
 
     The picture is rotated as its EXIF orientation says, converted to 8 bits and to sRGB, and
@@ -86,24 +88,25 @@ def read_picture(path: Path, folder: Path | None = None, sha256: str | None = No
         folder: The folder that the file must be in, links resolved; None: any.
         sha256: The digest that the file must have; None: any. The CPU limit is doubled for it,
             since that file was decoded before.
+        field: The request field that names the file, for messages.
 
     Raises:
         RequestError: The file cannot be read or decoded, is outside the folder, exceeds a limit,
             or has another digest.
         EngineError: This machine cannot decode it now.
     """
-    label = f"image={str(path)!r}"
+    label = f"{field}={str(path)!r}"
     content = _content(path, folder, label)
     _check_bytes(content, label)
     digest = hashlib.sha256(content).hexdigest()
     cpu_s = 2 * MAX_CPU_S if digest == sha256 else MAX_CPU_S
     pixels = decode_in_subprocess(content, label, cpu_s)
-    _check_digest(digest, sha256, label)
+    _check_digest(digest, sha256, label, field)
     return Picture(pixels, digest)
 
 
 def check_picture(
-    path: Path, folder: Path | None = None, sha256: str | None = None
+    path: Path, folder: Path | None = None, sha256: str | None = None, field: str = "image"
 ) -> CheckedPicture:
     """Check that :func:`read_picture` can read a file. A file that was decoded before is not
     decoded again.
@@ -111,9 +114,9 @@ def check_picture(
     Raises:
         RequestError, EngineError: As :func:`read_picture`.
     """
-    label = f"image={str(path)!r}"
+    label = f"{field}={str(path)!r}"
     picture = check_content(_content(path, folder, label), label)
-    _check_digest(picture.sha256, sha256, label)
+    _check_digest(picture.sha256, sha256, label, field)
     return picture
 
 
@@ -135,12 +138,12 @@ def check_content(content: bytes, label: str) -> CheckedPicture:
     return CheckedPicture(size, digest)
 
 
-def _check_digest(found: str, expected: str | None, label: str) -> None:
+def _check_digest(found: str, expected: str | None, label: str, field: str) -> None:
     """Called only once a picture was decoded: nothing is disclosed about other files."""
     if expected is not None and found != expected:
         raise RequestError(
             f"{label} is not the expected picture: its SHA-256 is not {expected}; leave "
-            "image_sha256 out to accept it"
+            f"{field}_sha256 out to accept it"
         )
 
 
@@ -304,9 +307,10 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def noise_picture(request: ResolvedRequest) -> Pixels | None:
-    """Noise of the video's size, for measurements; None if a request takes no picture."""
-    if request.i2v_mode is None:
-        return None
+def noise_pictures(request: ResolvedRequest, names: Iterable[str]) -> dict[str, Pixels]:
+    """Noise of the video's size by name of a picture, for measurements."""
     size = (request.height, request.width, 3)
-    return np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    return {
+        name: np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+        for seed, name in enumerate(names)
+    }

@@ -20,7 +20,7 @@ from longtake.engine.engine import VideoEngine
 from longtake.engine.job import Job, JobRun
 from longtake.engine.launch.choose_launcher import launcher_factory
 from longtake.engine.launch.launcher import Launcher
-from longtake.engine.media.pictures.picture import noise_picture
+from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.engine.media.sinks import NullSink
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.plan_input import PlanInput
@@ -118,11 +118,12 @@ class Suites:
         parallel, devices = self.config.parallel, self.config.devices
         with self._started() as launcher:
             for dims in candidate_layouts(
-                parallel, devices, num_heads=spec.num_heads, true_cfg=False
+                parallel, devices, num_heads=spec.num_heads, num_passes=1
             ):
                 self.on_measure(f"a step on {dims.name}")
-                job_input = noise_picture(request)
-                run = JobRun(Job.of(request, dims), NullSink(), job_input=job_input)
+                pictures = noise_pictures(request, spec.required_pictures)
+                job = Job.of(request, dims, inputs=pictures)
+                run = JobRun(job, NullSink(), inputs=pictures)
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
                     reports = launcher.render(run)
                 predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)

@@ -134,11 +134,11 @@ def _print_tables(plan: Plan) -> None:
     width = max(terminal.width, _MIN_TABLE_WIDTH)  # the terminal wraps, nothing is cut off
     console = Console(file=text, width=width, markup=False, highlight=False)
     request, plan_input = plan.plan_input.request, plan.plan_input
-    branches = ", true CFG" if request.uses_true_cfg else ""
+    passes = ", classifier-free guidance" if plan_input.num_passes > 1 else ""
     console.print(
         f"{request.num_frames} frames of {request.width}x{request.height}, "
         f"{plan_input.grid.num_tokens} video tokens, "
-        f"{request.num_inference_steps} steps{branches}, "
+        f"{request.num_inference_steps} steps{passes}, "
         f"{plan_input.dtype}, on {plan.devices} x {plan_input.hardware.description}, "
         f"{plan_input.hardware.devices_per_node} to a node"
     )

@@ -33,10 +33,10 @@ EXIT_WITHIN, EXIT_DIVERGED = 0, 1
 
 _DEFAULTS: dict[str, Any] = {"prompt": "a red circle", "seed": 0, "output_type": "latents"}
 _STEPS = 3
-_GUIDED: dict[str, Any] = {"true_cfg_scale": 1.5, "negative_prompt": "blue"}
-"""Defaults of layouts with two branches. A larger scale only multiplies rounding errors."""
+_NEGATIVE_PROMPT = "blue"
+"""Negative prompt of layouts with two passes, unless the request has one."""
 
-_TABLE = Table(("layout", "true CFG", "max error", "PSNR", "diverges at"))
+_TABLE = Table(("layout", "CFG", "max error", "PSNR", "diverges at"))
 
 
 def run(options: dict[str, Any], view: View) -> int:
@@ -59,14 +59,15 @@ def run(options: dict[str, Any], view: View) -> int:
     view.stop_timeout_s = config.stop_timeout_s
     tolerance = TOLERANCES[config.dtype] if settings.tolerance is None else settings.tolerance
     plain, guided = _requests(request, outline.spec, config.devices)
-    cases = cases_of(layouts, config.devices, plain, guided)
+    pictures = outline.spec.required_pictures
+    cases = cases_of(layouts, config.devices, plain, guided, pictures)
     on_progress = (lambda progress: None) if options["json"] else view.progress
     found = verify(config, cases, tolerance, on_progress)
     view.close()
     if options["json"]:
         lines = [json.dumps(_as_json(found, config, tolerance), allow_nan=False)]
     else:
-        lines = [] if options["quiet"] else _lines(found, config, tolerance)
+        lines = [] if options["quiet"] else _lines(found, config, outline.spec, tolerance)
     for line in lines:
         print_line(line, sys.stdout)
     return EXIT_WITHIN if all(each.divergence is None for each in found) else EXIT_DIVERGED
@@ -75,21 +76,30 @@ def run(options: dict[str, Any], view: View) -> int:
 def _requests(
     given: dict[str, Any], spec: ModelSpec, devices: int
 ) -> tuple[ResolvedRequest, ResolvedRequest | None]:
-    """The request of layouts with one branch, and that of layouts with two.
+    """The request of layouts that compute one pass at a time, and that of those that compute two.
 
-    The latter has true CFG. It is None if the options turn true CFG off.
+    The latter has classifier-free guidance. It is None if the options turn that off, or the model
+    has none.
     """
+    on, off = (spec.guidance_fields(guided=guided) for guided in (True, False))
     if given.get("negative_prompt"):
-        given = {"true_cfg_scale": _GUIDED["true_cfg_scale"], **given}
+        given = {**on, **given}
     steps = {} if "sigmas" in given else {"num_inference_steps": _STEPS}
     values = merge_fields({**_DEFAULTS, **steps, **uneven_size(spec, devices)}, given)
-    plain = resolve(VideoRequest(**values), spec)
-    if "true_cfg_scale" in given:
-        return plain, plain if plain.uses_true_cfg else None
-    return plain, resolve(VideoRequest(**{**_GUIDED, **values}), spec)
+    if on.keys() & given.keys():
+        asked = resolve(VideoRequest(**values), spec)
+        return asked, asked if spec.num_passes(asked) > 1 else None
+    plain = resolve(VideoRequest(**{**off, **values}), spec)
+    if not on:
+        return plain, None
+    return plain, resolve(
+        VideoRequest(**{**on, "negative_prompt": _NEGATIVE_PROMPT, **values}), spec
+    )
 
 
-def _lines(found: list[Comparison], config: EngineConfig, tolerance: float) -> list[str]:
+def _lines(
+    found: list[Comparison], config: EngineConfig, spec: ModelSpec, tolerance: float
+) -> list[str]:
     """The request, a table with one row per layout, and the verdict."""
     request = found[0].case.request
     ranks = f"{config.devices} {config.device} rank{'s' if config.devices > 1 else ''}"
@@ -97,13 +107,13 @@ def _lines(found: list[Comparison], config: EngineConfig, tolerance: float) -> l
         f"{config.model} on one rank and on {ranks}, {config.dtype}: {request.num_frames} frames "
         f"of {request.width}x{request.height} in {request.num_inference_steps} steps, seed "
         f"{request.seed}",
-        *_TABLE.lines([_row(each) for each in found]),
+        *_TABLE.lines([_row(each, spec) for each in found]),
         _verdict(found, tolerance, config.dtype),
     ]
 
 
-def _row(each: Comparison) -> tuple[str, ...]:
-    guided = each.case.request.uses_true_cfg
+def _row(each: Comparison, spec: ModelSpec) -> tuple[str, ...]:
+    guided = spec.num_passes(each.case.request) > 1
     side_by_side = each.case.dims.cfg_degree == 2
     return (
         each.case.dims.name,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import World
+from longtake.pipelines.base import LoadOptions
 from longtake.pipelines.codec.picture import Pixels, black_picture
 from longtake.pipelines.family import Streams
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.models.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
-from longtake.pipelines.spec import LatentGrid
+from longtake.pipelines.spec import LatentGrid, ModelSpec
 
 if TYPE_CHECKING:
     from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
@@ -47,9 +50,10 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
             (pictures["image"], IMAGE_STRIDES[self.denoiser.image_condition]),
             (black_picture(request.height, request.width), NEGATIVE_IMAGE_STRIDE),
         ]
+        template = HunyuanVideoOptions.of(request).prompt_template
         return [
             self._text.encode_with_picture(
-                prompt, picture, request.prompt_template, request.max_sequence_length, stride
+                prompt, picture, template, request.max_sequence_length, stride
             )
             for prompt, (picture, stride) in zip(self._prompts(request), inputs, strict=False)
         ]
@@ -67,9 +71,22 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
         token_replace the first frame is the picture.
         """
         start, picture = grid.noise(request.seed), pictures["image"].cpu()
-        if request.i2v_mode == "stable":
+        if HunyuanVideoOptions.of(request).i2v_mode == "stable":
             share = torch.tensor(_NOISE_SHARE)
             start = start * share + picture * (1 - share)
         if self.denoiser.image_condition == "token_replace":
             start[:, :, :1] = picture
         return start
+
+
+def load_pipeline(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    codec: HunyuanVideoCodec,
+    world: World,
+    options: LoadOptions,
+    on_component: Callable[[str], None],
+) -> HunyuanVideo:
+    """Load text to video, or image to video if the model takes a picture; see HunyuanVideo."""
+    kind = HunyuanVideoImageToVideo if spec.pictures else HunyuanVideo
+    return kind(checkpoint, spec, codec, world, options, on_component)

@@ -18,6 +18,7 @@ from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
+from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.runtime.guidance import Guidance, classifier_free
@@ -76,25 +77,25 @@ class HunyuanVideo(VideoPipeline):
 
     def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:
         """Encode each prompt to ``text`` and ``pooled``."""
+        template = TextToVideoOptions.of(request).prompt_template
         return [
-            self._text.encode(prompt, request.prompt_template, request.max_sequence_length)
+            self._text.encode(prompt, template, request.max_sequence_length)
             for prompt in self._prompts(request)
         ]
 
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
         """Count LLaMA's tokens. CLIP's limit of 77 does not count: its pooled vector carries no
         detail of the prompt."""
-        return self._text.prompt_tokens(
-            self._prompts(request)[int(negative)],
-            request.prompt_template,
-            request.max_sequence_length,
-        )
+        template = TextToVideoOptions.of(request).prompt_template
+        prompt = self._prompts(request)[int(negative)]
+        return self._text.prompt_tokens(prompt, template, request.max_sequence_length)
 
     def guidance(self, passes: Sequence[Any], request: ResolvedRequest) -> Guidance:
         """One pass with the embedded scale or, with true CFG, two."""
-        if len(passes) == 1:
+        scale = TextToVideoOptions.of(request).true_cfg_scale
+        if len(passes) == 1 or scale is None:
             return Guidance(passes)
-        return Guidance(passes, classifier_free(lambda step: request.true_cfg_scale))
+        return Guidance(passes, classifier_free(lambda step: scale))
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """Return the model's scheduler with the request's shift and noise levels."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from longtake.configs.models import defaults_of
+from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.errors import ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.component_config import SchedulerConfig
@@ -13,8 +17,13 @@ from longtake.pipelines.loading.model_files import check_tensors
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
+from longtake.pipelines.models.hunyuan_video.options import (
+    HunyuanVideoOptions,
+    TextToVideoOptions,
+)
 from longtake.pipelines.models.hunyuan_video.tensors import transformer_tensors, vae_tensors
-from longtake.pipelines.spec import AutoencoderSpec, ImageSpec, ModelSpec
+from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
 from longtake.pipelines.text_encoders.configs import (
     ClipTextConfig,
     ImageProcessorConfig,
@@ -23,6 +32,9 @@ from longtake.pipelines.text_encoders.configs import (
 )
 from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, llava_tensors
 
+logger = logging.getLogger(__name__)
+
+IMAGE_TO_VIDEO_CLASS = "HunyuanVideoImageToVideoPipeline"
 CLASSES = {
     "transformer": "HunyuanVideoTransformer3DModel",
     "vae": "AutoencoderKLHunyuanVideo",
@@ -60,9 +72,52 @@ TILE_SIZE, TILE_STRIDE = (16, 256, 256), (12, 192, 192)
 """Default tiles of diffusers' AutoencoderKLHunyuanVideo: frames, height and width in pixels."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HunyuanVideoSpec(ModelSpec):
+    """Specification of a HunyuanVideo model.
+
+    Attributes:
+        image_tokens: Picture tokens before those of the prompt, minus the template tokens dropped
+            after the prompt; 0 for text to video.
+    """
+
+    defaults: HunyuanVideoDefaults
+    options: type[TextToVideoOptions] = TextToVideoOptions
+    image_tokens: int = 0
+
+    def resolve_fields(self, request: Rendering) -> dict[str, Any]:
+        """Guidance, true CFG, the negative prompt, and the shift, which depends on ``i2v_mode``."""
+        fields = super().resolve_fields(request)
+        if fields.get("i2v_mode") == "dynamic":
+            fields["flow_shift"] = request.flow_shift or self.defaults.dynamic_flow_shift
+        scale = fields["true_cfg_scale"]
+        if scale > 1:
+            fields["negative_prompt"] = fields["negative_prompt"] or ""
+            return fields
+        if request.negative_prompt:
+            logger.warning("negative_prompt has no effect with true_cfg_scale=%g: try 6", scale)
+        return {**fields, "negative_prompt": request.negative_prompt}
+
+    def num_passes(self, request: ResolvedRequest) -> int:
+        """Two with true CFG."""
+        return 2 if (TextToVideoOptions.of(request).true_cfg_scale or 1) > 1 else 1
+
+    def guidance_fields(self, *, guided: bool) -> dict[str, Any]:
+        """The scale of true CFG, which is off by default."""
+        return {"true_cfg_scale": 1.5} if guided else {}
+
+    def text_tokens(self, request: ResolvedRequest) -> int:
+        """Largest number of prompt and picture tokens."""
+        return request.max_sequence_length + self.image_tokens
+
+    def joint_tokens(self, request: ResolvedRequest) -> int:
+        """All text tokens."""
+        return self.text_tokens(request)
+
+
 def inspect(
     checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
-) -> ModelSpec:
+) -> HunyuanVideoSpec:
     """Check that a checkpoint is a complete HunyuanVideo, and return its specification.
 
     Args:
@@ -74,13 +129,15 @@ def inspect(
         ModelError: A file is missing, damaged, unsupported, or belongs to another model.
     """
     required = _required_weights(weights, autoencoder_only)
+    if checkpoint.pipeline_class == IMAGE_TO_VIDEO_CLASS:
+        return _inspect_image_to_video(checkpoint, required)
     _check_index(checkpoint, CLASSES, required)
     transformer = checkpoint.parse_config(TransformerConfig, "transformer")
     if transformer.image_condition_type is not None:
         raise ModelError(
             f"{checkpoint.model} is conditioned on an image (image_condition_type="
             f"{transformer.image_condition_type!r}), and its model_index.json names the pipeline "
-            "of text-to-video: it must name HunyuanVideoImageToVideoPipeline"
+            f"of text-to-video: it must name {IMAGE_TO_VIDEO_CLASS}"
         )
     costs = _costs(checkpoint, transformer, checkpoint.parse_config(LlamaConfig, "text_encoder"))
     spec = _spec(checkpoint, costs)
@@ -88,11 +145,8 @@ def inspect(
     return spec
 
 
-def inspect_image_to_video(
-    checkpoint: Checkpoint, *, weights: bool = True, autoencoder_only: bool = False
-) -> ModelSpec:
+def _inspect_image_to_video(checkpoint: Checkpoint, required: Sequence[str]) -> HunyuanVideoSpec:
     """Inspect a HunyuanVideo-I2V (token_replace or latent_concat); see :func:`inspect`."""
-    required = _required_weights(weights, autoencoder_only)
     _check_index(checkpoint, _IMAGE_CLASSES, required)
     checkpoint.parse_config(ImageProcessorConfig, "image_processor", "preprocessor_config.json")
     transformer = checkpoint.parse_config(TransformerConfig, "transformer")
@@ -104,12 +158,15 @@ def inspect_image_to_video(
             "HunyuanVideoPipeline"
         )
     llava = checkpoint.parse_config(LlavaConfig, "text_encoder")
-    image = ImageSpec(
-        num_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]) - HEADER_TOKENS,
+    costs = _costs(checkpoint, transformer, llava)
+    spec = _spec(
+        checkpoint,
+        costs,
+        options=HunyuanVideoOptions,
+        pictures={"image": "required"},
+        image_tokens=-(-llava.num_patches // IMAGE_STRIDES[conditioning]) - HEADER_TOKENS,
         dropped_frames=_CONCAT_DROPS_FRAMES if conditioning == "latent_concat" else 0,
     )
-    costs = _costs(checkpoint, transformer, llava)
-    spec = _spec(checkpoint, costs, image)
     _check_files(checkpoint, costs, required)
     return spec
 
@@ -185,8 +242,8 @@ def _costs(
 
 
 def _spec(
-    checkpoint: Checkpoint, costs: HunyuanVideoCosts, image: ImageSpec | None = None
-) -> ModelSpec:
+    checkpoint: Checkpoint, costs: HunyuanVideoCosts, **conditioning: Any
+) -> HunyuanVideoSpec:
     transformer, vae = costs.transformer, costs.vae
     scheduler = checkpoint.parse_config(SchedulerConfig, "scheduler", "scheduler_config.json")
     channels = {transformer.latent_channels, transformer.out_channels or transformer.in_channels}
@@ -195,7 +252,7 @@ def _spec(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
             f"of {vae.latent_channels}: they are not of the same model"
         )
-    defaults = defaults_of(checkpoint.model, checkpoint.folder)
+    defaults = defaults_of(checkpoint.model, checkpoint.folder, HunyuanVideoDefaults())
     multiple = vae.spatial_compression_ratio * transformer.patch_size
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:
@@ -203,7 +260,7 @@ def _spec(
                 f"{checkpoint.model} lists size {height}x{width} in its longtake.yaml: "
                 f"height and width must be multiples of {multiple}"
             )
-    return ModelSpec(
+    return HunyuanVideoSpec(
         num_heads=transformer.num_attention_heads,
         head_size=transformer.attention_head_dim,
         size_multiple=multiple,
@@ -219,5 +276,5 @@ def _spec(
         flow_shift=scheduler.shift,
         patch=(transformer.patch_size_t, transformer.patch_size, transformer.patch_size),
         costs=costs,
-        image=image,
+        **conditioning,
     )

@@ -23,6 +23,7 @@ from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, Verify
 from longtake.configs.yaml_reader import YamlError, read_yaml
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError, one_line
+from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from tests.unit.engine.resolve.test_request import SPEC
 
 DECLARED: list[type[BaseModel]] = [
@@ -32,6 +33,7 @@ DECLARED: list[type[BaseModel]] = [
     DoctorConfig,
     EngineConfig,
     Hardware,
+    HunyuanVideoDefaults,
     ModelDefaults,
     ParallelConfig,
     PlanConfig,
@@ -125,7 +127,7 @@ def test_shorthands_resolve_to_height_width_and_frames(
 
 
 def test_sizes_of_the_model_come_first() -> None:
-    defaults = defaults_of("hunyuan-video-i2v", Path("/none"))
+    defaults = defaults_of("hunyuan-video-i2v", Path("/none"), HunyuanVideoDefaults())
     spec = type(SPEC)(**{**vars(SPEC), "defaults": defaults})
     pairs: list[tuple[dict[str, Any], tuple[int, int]]] = [
         (dict(resolution="720p", aspect_ratio="4:3"), (1104, 832)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.models.hunyuan_video.conditioner import image_text
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders

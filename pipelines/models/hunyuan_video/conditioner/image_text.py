@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTextModel, LlavaForConditionalGeneration
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint

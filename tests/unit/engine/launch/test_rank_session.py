@@ -10,7 +10,7 @@ import pytest
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedDecode
 from longtake.engine.engine import VideoEngine
-from longtake.engine.job import Job, JobRun
+from longtake.engine.job import Job, JobInputs, JobRun
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.rank_session import RankSession
 from longtake.engine.media.sinks import NullSink
@@ -48,9 +48,9 @@ class FakeLauncher(Launcher):
         self.calls.append("close")
 
 
-def prepare() -> tuple[Job, None]:
-    """A job without an array."""
-    return Job.of(REQUEST, ParallelDims(), from_latents=True), None
+def prepare() -> tuple[Job, JobInputs]:
+    """A job, and no arrays."""
+    return Job.of(REQUEST, ParallelDims(), inputs=["latents"]), {}
 
 
 def run(session: RankSession, on_progress: Callable[[Progress], None] = lambda _: None) -> None:
@@ -86,7 +86,7 @@ def test_a_refusal_leaves_the_ranks_running() -> None:
     launcher = FakeLauncher()
     session = RankSession(lambda: launcher)
 
-    def refuse() -> tuple[Job, None]:
+    def refuse() -> tuple[Job, JobInputs]:
         raise RequestError("no such picture")
 
     with pytest.raises(RequestError, match="no such picture"):

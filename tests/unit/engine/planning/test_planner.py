@@ -100,7 +100,7 @@ def test_requested_degrees_are_kept(
 ) -> None:
     config = degrees(**requested)
     check_degrees(config, devices, num_heads=24)
-    layouts = candidate_layouts(config, devices, num_heads=24, true_cfg=true_cfg)
+    layouts = candidate_layouts(config, devices, num_heads=24, num_passes=2 if true_cfg else 1)
     assert {dims.name for dims in layouts} == found
 
 
@@ -141,8 +141,9 @@ def test_degrees_that_do_not_fit_are_refused(
     assert str(caught.value) == text
 
 
-def test_parallel_branches_need_true_cfg() -> None:
-    with pytest.raises(LayoutError, match="cfg_degree=2 without true CFG: there is no second"):
+def test_passes_side_by_side_need_guidance() -> None:
+    text = "cfg_degree=2: without classifier-free guidance there is no second pass"
+    with pytest.raises(LayoutError, match=text):
         choose_layout(plan_input(), degrees(cfg_degree=2), 2)
 
 
@@ -171,7 +172,7 @@ def test_a_plan_has_every_layout_once() -> None:
     assert seconds == sorted(seconds)
     assert plan.best is plan.layouts[0]
     assert {each.name for each in plan.refused} == {"2x1x4", "2x2x2", "2x4x1"}
-    assert all("no second branch" in each.reason for each in plan.refused)
+    assert all("no second pass" in each.reason for each in plan.refused)
     assert 0.9 < plan.efficiency(plan.best) <= 1.0
 
 

@@ -8,44 +8,73 @@ from typing import Any
 
 import pytest
 
-from longtake.configs.models import ModelDefaults, defaults_of
+from longtake.configs.engine import EngineConfig
+from longtake.configs.models import defaults_of
 from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.engine.media.identity import Identity
 from longtake.engine.media.pictures.picture import CheckedPicture
 from longtake.engine.resolve.request import resolve, resolve_decode
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.spec import ImageSpec
+from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
+from longtake.pipelines.models.hunyuan_video.spec import HunyuanVideoSpec
 from tests import tiny
 from tests.unit.engine.resolve.test_request import SPEC
 
 RELEASED = replace(
     SPEC,
-    defaults=defaults_of("hunyuan-video-i2v", Path("nowhere")),
-    image=ImageSpec(num_tokens=144),
+    defaults=defaults_of("hunyuan-video-i2v", Path("nowhere"), HunyuanVideoDefaults()),
+    options=HunyuanVideoOptions,
+    pictures={"image": "required"},
+    image_tokens=144,
 )
-OLDER = replace(SPEC, image=ImageSpec(num_tokens=288, dropped_frames=4))
+OLDER = replace(
+    SPEC,
+    options=HunyuanVideoOptions,
+    pictures={"image": "required"},
+    image_tokens=288,
+    dropped_frames=4,
+)
 SHA256 = "0" * 64
 
 
 def resolved(spec: Any = RELEASED, size: tuple[int, int] = (720, 1280), **changes: Any) -> Any:
     """A resolved request with a picture of this height and width."""
-    picture = CheckedPicture(size, SHA256)
-    return resolve(VideoRequest(prompt="a", image=Path("a.png"), **changes), spec, picture)
+    pictures = {"image": CheckedPicture(size, SHA256)}
+    return resolve(VideoRequest(prompt="a", image=Path("a.png"), **changes), spec, pictures)
 
 
 def test_defaults() -> None:
     found: ResolvedRequest = resolved()
-    assert (found.i2v_mode, found.resize_mode, found.flow_shift) == ("stable", "crop", 7.0)
+    assert (found.resize_mode, found.flow_shift) == ("crop", 7.0)
+    assert HunyuanVideoOptions.of(found).i2v_mode == "stable"
     assert found.image == Path("a.png").absolute() and found.image_sha256 == SHA256
     again = resolve(VideoRequest.model_validate_json(found.model_dump_json()), RELEASED)
-    assert (again.i2v_mode, again.flow_shift) == ("stable", 7.0)
+    assert (HunyuanVideoOptions.of(again).i2v_mode, again.flow_shift) == ("stable", 7.0)
 
 
 def test_the_dynamic_mode_has_another_shift() -> None:
     assert resolved(i2v_mode="dynamic").flow_shift == 17.0
     assert resolved(i2v_mode="dynamic", flow_shift=9).flow_shift == 9
     assert resolved(i2v_mode="stable", flow_shift=9).flow_shift == 9
+
+
+def test_a_last_picture_is_identified_and_the_first_gives_the_size() -> None:
+    spec = replace(RELEASED, pictures={"image": "required", "last_image": "optional"})
+    pictures = {"image": CheckedPicture((720, 1280), SHA256)}
+    request = VideoRequest(prompt="a", image="a.png", last_image="b.png")
+    alone = resolve(request, spec, pictures)
+    pictures["last_image"] = CheckedPicture((1280, 720), "1" * 64)
+    both = resolve(request, spec, pictures)
+    assert (both.height, both.width) == (alone.height, alone.width) == (720, 1280)
+    assert both.last_image == Path("b.png").absolute() and both.last_image_sha256 == "1" * 64
+    assert both.picture_paths.keys() == {"image", "last_image"}
+    identities = [Identity.of(each, EngineConfig(), "model") for each in (alone, both)]
+    assert "last_image_sha256=" in identities[0].difference_from(identities[1])
+    moved = both.model_copy(update={"last_image": Path("/c.png")})
+    assert not Identity.of(moved, EngineConfig(), "model").difference_from(identities[1])
 
 
 @pytest.mark.parametrize(
@@ -118,14 +147,23 @@ def test_the_older_model_drops_frames() -> None:
     "changes",
     [
         dict(image="a.png"),
-        dict(i2v_mode="dynamic"),
+        dict(last_image="b.png"),
         dict(resize_mode="pad"),
         dict(image_sha256=SHA256),
     ],
 )
 def test_text_to_video_takes_no_picture(changes: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="with a text-to-video model: name one of image-to"):
+    with pytest.raises(RequestError, match="with a model that takes no picture: leave it out"):
         resolve(VideoRequest(prompt="a", **changes), SPEC)
+
+
+def test_options_and_pictures_of_other_models_are_refused_by_name() -> None:
+    spec = replace(SPEC, model="some/model", family="HunyuanVideo")
+    text = r"i2v_mode=dynamic is not an option of some/model \(HunyuanVideo\): leave it out"
+    with pytest.raises(RequestError, match=text):
+        resolve(VideoRequest(prompt="a", i2v_mode="dynamic"), spec)
+    with pytest.raises(RequestError, match="last_image='b.png' with a model that takes image:"):
+        resolved(last_image="b.png")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +184,12 @@ def test_values_out_of_range_are_refused(field: str, value: Any, rule: str) -> N
 
 def test_sizes_of_a_preset_are_sizes_of_its_model() -> None:
     spec = registry.inspect(Checkpoint.open("hunyuan-video-i2v", configs_only=True), weights=False)
-    assert spec.image == ImageSpec(num_tokens=144 - 4)
+    assert isinstance(spec, HunyuanVideoSpec) and spec.image_tokens == 144 - 4
+    assert spec.pictures == {"image": "required"}
     sizes = [size for each in spec.defaults.sizes.values() for size in each]
     assert len(sizes) == 15 and set(spec.defaults.sizes) == {"720p", "540p", "360p"}
     assert all(side % spec.size_multiple == 0 for size in sizes for side in size)
-    assert ModelDefaults().sizes == {}
+    assert HunyuanVideoDefaults().sizes == {}
 
 
 # Models whose files do not fit together.

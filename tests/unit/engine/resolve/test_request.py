@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from longtake.configs.models import ModelDefaults, defaults_of
+from longtake.configs.models import defaults_of
 from longtake.configs.request import VideoRequest
 from longtake.engine.resolve.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
-from longtake.pipelines.models.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE
-from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
+from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
+from longtake.pipelines.models.hunyuan_video.spec import TILE_SIZE, TILE_STRIDE, HunyuanVideoSpec
+from longtake.pipelines.spec import AutoencoderSpec
 from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig
 
-SPEC = ModelSpec(
+SPEC = HunyuanVideoSpec(
     num_heads=24,
     head_size=128,
     size_multiple=16,
@@ -28,7 +30,7 @@ SPEC = ModelSpec(
         tile_size=TILE_SIZE,
         tile_stride=TILE_STRIDE,
     ),
-    defaults=ModelDefaults(),
+    defaults=HunyuanVideoDefaults(),
     flow_shift=5.0,
     patch=(1, 2, 2),
     costs=HunyuanVideoCosts(TransformerConfig(), VaeConfig(), LlamaConfig(), ClipTextConfig()),
@@ -139,17 +141,31 @@ def test_a_resolved_request_resolves_to_itself() -> None:
     assert again == resolved
 
 
+FALLBACK = HunyuanVideoDefaults(height=64, dynamic_flow_shift=3)
+
+
+def test_a_file_of_defaults_may_be_partial(tmp_path: Any) -> None:
+    (tmp_path / "longtake.yaml").write_text("width: 96\ntrue_cfg_scale: 2\nnegative_prompt: red\n")
+    found = defaults_of("x", tmp_path, FALLBACK)
+    assert (found.height, found.width, found.num_frames) == (64, 96, 129)
+    assert (found.dynamic_flow_shift, found.true_cfg_scale) == (3, 2)
+    resolved = resolve(VideoRequest(prompt="a"), replace(SPEC, defaults=found))
+    assert (resolved.negative_prompt, SPEC.num_passes(resolved)) == ("red", 2)
+
+
 def test_a_released_model_has_a_preset(tmp_path: Any) -> None:
-    preset = defaults_of("hunyuanvideo-community/HunyuanVideo", tmp_path)
+    preset = defaults_of("hunyuanvideo-community/HunyuanVideo", tmp_path, HunyuanVideoDefaults())
     assert (preset.flow_shift, preset.decode, preset.vae_dtype) == (7.0, "tiled", "float16")
-    assert defaults_of("someone/else", tmp_path) == ModelDefaults()
+    assert defaults_of("someone/else", tmp_path, FALLBACK) is FALLBACK
 
 
-@pytest.mark.parametrize("text", ["height: tall", "a: [", "colour: blue", "- 1"])
+@pytest.mark.parametrize(
+    "text", ["height: tall", "a: [", "colour: blue", "- 1", "guidance_scale_2: 3"]
+)
 def test_invalid_defaults_of_a_model_are_refused(tmp_path: Any, text: str) -> None:
     (tmp_path / "longtake.yaml").write_text(text)
     with pytest.raises(ModelError, match="longtake.yaml is not a file of model defaults"):
-        defaults_of("x", tmp_path)
+        defaults_of("x", tmp_path, HunyuanVideoDefaults())
 
 
 def test_a_negative_prompt_without_effect_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,6 +34,7 @@ from longtake.errors import KernelError, LayoutError, RequestError
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.runtime.trace_points import TracePoint, TraceRequest
 from longtake.pipelines.spec import ModelSpec
 from tests.rendering import ALONE, request
@@ -54,12 +55,12 @@ def names(layouts: list[ParallelDims]) -> list[str]:
 
 
 def test_layouts_are_all_factorizations_of_the_devices() -> None:
-    assert names(layouts_of(1, true_cfg=True)) == ["1x1x1"]
-    assert names(layouts_of(2, true_cfg=True)) == ["1x1x2", "1x2x1", "2x1x1"]
-    assert names(layouts_of(3, true_cfg=True)) == ["1x1x3", "1x3x1"]
-    assert names(layouts_of(4, true_cfg=True)) == ["1x1x4", "1x2x2", "1x4x1", "2x1x2", "2x2x1"]
-    assert names(layouts_of(4, true_cfg=False)) == ["1x1x4", "1x2x2", "1x4x1"]
-    assert len(layouts_of(12, true_cfg=True)) == 6 + 4
+    assert names(layouts_of(1, num_passes=2)) == ["1x1x1"]
+    assert names(layouts_of(2, num_passes=2)) == ["1x1x2", "1x2x1", "2x1x1"]
+    assert names(layouts_of(3, num_passes=2)) == ["1x1x3", "1x3x1"]
+    assert names(layouts_of(4, num_passes=2)) == ["1x1x4", "1x2x2", "1x4x1", "2x1x2", "2x2x1"]
+    assert names(layouts_of(4, num_passes=1)) == ["1x1x4", "1x2x2", "1x4x1"]
+    assert len(layouts_of(12, num_passes=2)) == 6 + 4
 
 
 def test_each_layout_has_a_request_that_it_can_render() -> None:
@@ -74,8 +75,8 @@ def test_each_layout_has_a_request_that_it_can_render() -> None:
     ("layout", "text"),
     [
         ("2x2", "layout=1x2x2 needs 4 ranks, got devices=6: try devices=4, or layout=1x1x6"),
-        ("3x1x2", "layout=3x1x2 has cfg_degree=3, and true CFG has two branches"),
-        ("2x1x3", "layout=2x1x3 without true CFG has no second branch to compute"),
+        ("3x1x2", "layout=3x1x2 has cfg_degree=3, and classifier-free guidance has two passes"),
+        ("2x1x3", "layout=2x1x3: without classifier-free guidance there is no second pass"),
     ],
 )
 def test_invalid_layouts_are_refused(layout: str, text: str) -> None:
@@ -103,8 +104,8 @@ def test_default_requests_and_overrides(spec: ModelSpec) -> None:
     plain, guided = _requests({}, spec, 2)
     assert guided is not None
     assert (plain.num_frames, plain.height, plain.width) == (9, 48, 80)
-    assert (plain.seed, plain.output_type, plain.uses_true_cfg) == (0, "latents", False)
-    assert (guided.seed, guided.uses_true_cfg) == (0, True)
+    assert (plain.seed, plain.output_type, spec.num_passes(plain)) == (0, "latents", 1)
+    assert (guided.seed, spec.num_passes(guided)) == (0, 2)
     assert guided.negative_prompt
 
     asked = {"prompt": "cat", "height": "32", "seed": "5", "sigmas": ("1", "0.5")}
@@ -115,9 +116,9 @@ def test_default_requests_and_overrides(spec: ModelSpec) -> None:
 
     assert _requests({"true_cfg_scale": "1"}, spec, 2)[1] is None
     plain, guided = _requests({"true_cfg_scale": "2"}, spec, 2)
-    assert plain == guided and plain.true_cfg_scale == 2
+    assert plain == guided and TextToVideoOptions.of(plain).true_cfg_scale == 2
     plain, guided = _requests({"negative_prompt": "dog"}, spec, 2)
-    assert plain == guided and plain.uses_true_cfg and plain.negative_prompt == "dog"
+    assert plain == guided and spec.num_passes(plain) == 2 and plain.negative_prompt == "dog"
     with pytest.raises(RequestError, match="height=33 must be a multiple of 16"):
         _requests({"height": "33"}, spec, 2)
 
@@ -212,12 +213,12 @@ FOUND = [
 ]
 
 
-def test_table_of_the_command() -> None:
+def test_table_of_the_command(spec: ModelSpec) -> None:
     config = EngineConfig(devices=2, device="cpu", dtype="float32")
     diverged = "3 of 4 differ by more than 0.0001: 1x1x2 1x1x2 2x1x1"
-    assert _lines(FOUND, config, 1e-4) == [
+    assert _lines(FOUND, config, spec, 1e-4) == [
         "demo on one rank and on 2 cpu ranks, float32: 9 frames of 48x32 in 3 steps, seed 3",
-        "layout  true CFG      max error  PSNR     diverges at",
+        "layout  CFG           max error  PSNR     diverges at",
         "1x1x2   no            0.0e+00    exact    -",
         "1x1x2   no            2.5e-03    60.0 dB  "
         "step 2, block 3 of 6 (blocks.2), negative branch",
@@ -226,8 +227,12 @@ def test_table_of_the_command() -> None:
         diverged,
     ]
     config = EngineConfig(dtype="float16")
-    assert _lines(FOUND, config, 1e-4)[-1].startswith(f"{diverged}; float16 may do so by rounding")
-    assert _lines(FOUND[:1], config, 1e-4)[-1].startswith("all within 0.0001 after every step (")
+    assert _lines(FOUND, config, spec, 1e-4)[-1].startswith(
+        f"{diverged}; float16 may do so by rounding"
+    )
+    assert _lines(FOUND[:1], config, spec, 1e-4)[-1].startswith(
+        "all within 0.0001 after every step ("
+    )
 
 
 def test_json_has_no_nan_or_infinity() -> None:

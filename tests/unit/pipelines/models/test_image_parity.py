@@ -17,6 +17,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.runtime.render_run import RenderRun
 from longtake.pipelines.runtime.rendering import render_latents
 from tests import tiny
@@ -64,11 +65,11 @@ def diffusers_render(
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
         pipeline.scheduler.config, shift=resolved.flow_shift
     )
-    template = {}
-    if resolved.prompt_template is not None:
+    template, options = {}, HunyuanVideoOptions.of(resolved)
+    if options.prompt_template is not None:
         place = {"image_emb_start": 1, "image_emb_end": 1 + tiny.IMAGE_TOKENS}
         template["prompt_template"] = {
-            **resolved.prompt_template.model_dump(),
+            **options.prompt_template.model_dump(),
             **place,
             "image_emb_len": tiny.IMAGE_TOKENS,
         }

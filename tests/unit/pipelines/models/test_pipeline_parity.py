@@ -13,6 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
 
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims
+from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from tests import tiny
 from tests.rendering import (
     ALONE,
@@ -61,7 +62,7 @@ def diffusers_arguments(resolved: ResolvedRequest) -> dict[str, Any]:
         num_frames=resolved.num_frames,
         num_inference_steps=resolved.num_inference_steps,
         sigmas=list(resolved.sigmas) if resolved.sigmas else None,
-        true_cfg_scale=resolved.true_cfg_scale,
+        true_cfg_scale=TextToVideoOptions.of(resolved).true_cfg_scale or 1.0,
         guidance_scale=resolved.guidance_scale,
         generator=torch.Generator().manual_seed(resolved.seed),
     )

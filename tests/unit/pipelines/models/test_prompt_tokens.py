@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longtake.configs.request import PromptTemplate
+from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
 from tests import tiny
 

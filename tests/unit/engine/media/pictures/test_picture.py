@@ -387,9 +387,11 @@ def test_a_picture_as_a_video() -> None:
     torch.testing.assert_close(video[0, :, 0, 0, 0], torch.tensor([-1.0, -0.6, 1.0]))
 
 
-def test_only_image_to_video_requests_get_a_noise_picture() -> None:
-    from tests.rendering import image_request, request
+def test_pictures_of_noise_have_the_size_of_the_video_and_differ() -> None:
+    from tests.rendering import request
 
-    assert picture.noise_picture(request()) is None
-    found = picture.noise_picture(image_request())
-    assert found is not None and found.shape == (32, 48, 3) and found.std() > 60
+    assert picture.noise_pictures(request(), ()) == {}
+    found = picture.noise_pictures(request(), ("image", "last_image"))
+    assert [each.shape for each in found.values()] == [(32, 48, 3)] * 2
+    assert all(each.std() > 60 for each in found.values())
+    assert (found["image"] != found["last_image"]).any()

@@ -1,0 +1,52 @@
+"""Types of request fields, for requests and for the options of model families."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from longtake.configs.base import StrictModel, matches
+from longtake.configs.sizes import MAX_FRAMES, MAX_PIXELS
+
+MAX_SEED = 2**63 - 1
+MAX_PROMPT = 100_000
+"""Maximum length of a prompt in characters."""
+
+Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
+Steps = Annotated[int, Field(ge=1, le=10000)]
+Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Shift = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
+Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=10000)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Videos = Annotated[int, Field(ge=1, le=1024)]
+Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]
+TextTokens = Annotated[int, Field(ge=1, le=100_000)]
+Digest = Annotated[str, matches(r"[0-9a-f]{64}", "64 hexadecimal digits, as sha256sum prints")]
+OutputType = Literal["frames", "latents"]
+DecodeMode = Literal["tiled", "framewise", "whole"]
+ResizeMode = Literal["crop", "pad", "stretch"]
+TileSize = tuple[Frames, Pixels, Pixels]
+"""Frames, height and width."""
+
+
+class PromptTemplate(StrictModel):
+    """Text that surrounds a prompt when it is encoded.
+
+    Attributes:
+        template: The text, with ``{}`` in place of the prompt.
+        crop_start: Number of leading template tokens whose embeddings are dropped.
+    """
+
+    template: Annotated[str, Field(max_length=10_000)]
+    crop_start: Annotated[int, Field(ge=0)]
+
+    @field_validator("template")
+    @classmethod
+    def _has_one_placeholder(cls, template: str) -> str:
+        rest = template.replace("{}", "", 1)
+        if rest == template or "{" in rest or "}" in rest:
+            raise ValueError("must contain {} once, in place of the prompt, and no other braces")
+        return template

@@ -1,0 +1,17 @@
+"""HunyuanVideo as a model family: where its parts are."""
+
+from __future__ import annotations
+
+from longtake.configs.families import ModelFamily
+
+_FOLDER = "longtake.pipelines.models.hunyuan_video"
+
+FAMILY = ModelFamily(
+    name="hunyuan_video",
+    title="HunyuanVideo",
+    pipeline_classes=("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
+    options=f"{_FOLDER}.options:HunyuanVideoOptions",
+    inspect=f"{_FOLDER}.spec:inspect",
+    pipeline=f"{_FOLDER}.image_to_video:load_pipeline",
+    codec=f"{_FOLDER}.codec.autoencoder:HunyuanVideoCodec",
+)
