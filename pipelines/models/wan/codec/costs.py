@@ -127,7 +127,7 @@ def _work_of(layer: Layer, latents: Sequence[int], element_size: int) -> Work:
             launches=9 * chunks,
         )
     if layer.kind == "norm":
-        values = (11 if wide else 20) * channels * frames
+        values: float = (11 if wide else 20) * channels * frames
         return Work(memory_bytes=values * unit, launches=(7 if wide else 9) * chunks)
     if layer.kind == "shortcut":
         values = 2 * channels_in + 7 * channels
