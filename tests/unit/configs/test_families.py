@@ -141,7 +141,13 @@ def test_a_family_that_cannot_be_imported_is_left_out(
         (
             "guidance_scale: float | None",
             "",
-            "guidance_scale of the model family Other is an option that every model has: name it "
+            "guidance_scale of the model family Other is an option of longtake itself: name it "
+            "otherwise, or uninstall the family",
+        ),
+        (
+            "devices: int | None",
+            "",
+            "devices of the model family Other is an option of longtake itself: name it "
             "otherwise, or uninstall the family",
         ),
     ],
