@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
+from longtake.pipelines.counting.costs import CountedCosts
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -35,7 +36,15 @@ def inspect(
     spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
-    return replace(spec, model=checkpoint.model, family=family.label)
+    spec = replace(spec, model=checkpoint.model, family=family.label)
+    if spec.costs is None:
+        if not family.skeleton:
+            raise ModelError(
+                f"{checkpoint.model} cannot be planned: the family {family.label} gives neither "
+                "costs nor a skeleton, on which they would be counted"
+            )
+        spec = replace(spec, costs=CountedCosts(checkpoint, spec, family.skeleton))
+    return spec
 
 
 def load(
