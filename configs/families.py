@@ -32,7 +32,9 @@ class ModelFamily:
     Attributes:
         name: Name of the family in lower case; that of its folder, if it is longtake's.
         pipeline_classes: Classes in ``model_index.json`` that it renders.
-        options: Reference to the FamilyOptions of all its models, in a module without torch.
+        options: Reference to the FamilyOptions of all its models. Requests are made of it, so its
+            module imports nothing of longtake but what declares options: this one,
+            ``configs.family_options`` and ``configs.field_types``.
         inspect: Reference to the function ``(checkpoint, *, weights, autoencoder_only)`` that
             checks a checkpoint and returns its ModelSpec, in a module without torch.
         pipeline: Reference to the function ``(checkpoint, spec, codec, world, plan,
@@ -40,9 +42,9 @@ class ModelFamily:
         codec: Reference to the function ``(checkpoint, spec, world, plan)`` that loads a VideoCodec
             on one rank.
         title: Name of the family as its authors write it; ``name`` if empty.
-        skeleton: Reference to the function ``(checkpoint, spec)`` that builds the model without
-            weights, for a family whose specifications have no costs; see
-            :class:`longtake.pipelines.counting.skeleton.Skeleton`.
+        skeleton: Reference to the function ``(checkpoint, spec)`` that builds a
+            :class:`~longtake.pipelines.counting.skeleton.Skeleton`, on which costs are counted;
+            empty if the family's specifications have costs.
     """
 
     name: str
