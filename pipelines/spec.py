@@ -6,6 +6,7 @@ values in one token (C x patch).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from longtake.pipelines.costs import ModelCosts
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class ModelSpec:
         costs: Cost model of the transformer, the text encoders and the autoencoder. A family
             without arithmetic leaves it out: its work is counted (``registry.inspect``).
         options: The options of the family that this model takes.
+        scale_field: Request field of the scale of classifier-free guidance, which is off at 1 or
+            less; None if the model has no such guidance.
         pictures: The pictures that the model takes, by request field, in the order of the video.
         dropped_frames: Decoded frames discarded at the start of the video.
         model: The model as the user named it, for messages.
@@ -95,6 +100,7 @@ class ModelSpec:
     patch: tuple[int, int, int]
     costs: ModelCosts = None  # type: ignore[assignment]  # set by registry.inspect
     options: type[FamilyOptions] = FamilyOptions
+    scale_field: str | None = None
     pictures: Mapping[str, Presence] = field(default_factory=dict)
     dropped_frames: int = 0
     model: str = ""
@@ -111,14 +117,36 @@ class ModelSpec:
         """
         names = ("guidance_scale", "negative_prompt", *self.options.model_fields)
         fields = {name: self._given(request, name) for name in names}
-        return {**fields, "flow_shift": self._given(request, "flow_shift") or self.flow_shift}
+        fields["flow_shift"] = self._given(request, "flow_shift") or self.flow_shift
+        if self.scale_field is None:
+            return fields
+        scale = fields[self.scale_field]
+        if scale > 1:
+            return {**fields, "negative_prompt": fields["negative_prompt"] or ""}
+        if request.negative_prompt:
+            logger.warning(
+                "negative_prompt has no effect with %s=%g, which must be above 1",
+                self.scale_field,
+                scale,
+            )
+        return {**fields, "negative_prompt": request.negative_prompt}
+
+    def cfg_scale(self, request: ResolvedRequest) -> float:
+        """Scale of classifier-free guidance; 1 if it is off."""
+        scale = None if self.scale_field is None else getattr(request, self.scale_field)
+        return max(1.0, scale or 1.0)
+
+    def prompts(self, request: ResolvedRequest) -> list[str]:
+        """The prompt of each pass: with classifier-free guidance, also the negative one."""
+        return [request.prompt, request.negative_prompt or ""][: self.num_passes(request)]
 
     def num_passes(self, request: ResolvedRequest) -> int:
         """Transformer passes of one step: 2 with classifier-free guidance."""
-        return 1
+        return 2 if self.cfg_scale(request) > 1 else 1
 
     def costs_of(self, request: ResolvedRequest) -> ModelCosts:
         """Cost model of a request; the same for all unless overridden."""
+        assert self.costs is not None, "the registry gives every spec its costs"
         return self.costs
 
     def text_tokens(self, request: ResolvedRequest) -> int:
@@ -132,9 +160,11 @@ class ModelSpec:
     def guidance_fields(self, *, guided: bool) -> dict[str, Any]:
         """Request fields that turn classifier-free guidance on, at a small scale, or off.
 
-        Empty if the model has no such guidance, or if it is off by default.
+        Empty if the model has no such guidance.
         """
-        return {}
+        if self.scale_field is None:
+            return {}
+        return {self.scale_field: 1.5 if guided else 1.0}
 
     @property
     def required_pictures(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards, World
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
-from longtake.pipelines.runtime.stepper import Stepper
+from longtake.pipelines.runtime.stepper import SchedulerStepper
 from longtake.pipelines.spec import LatentGrid
 
 GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))
@@ -134,7 +134,7 @@ def longtake_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
     layout = VideoLayout.of(grid, dims, mesh)
     inputs_of_pass = denoiser.prepare(streams, layout, request, {})
     tokens = layout.split(inputs.latents)
-    stepper = Stepper(inputs.scheduler)
+    stepper = SchedulerStepper(inputs.scheduler)
     steps = stepper.steps()
 
     def step() -> torch.Tensor:

@@ -127,18 +127,18 @@ def _work_of(layer: Layer, latents: Sequence[int], element_size: int) -> Work:
             launches=9 * chunks,
         )
     if layer.kind == "norm":
-        values = (11 if wide else 20) * channels * frames
-        return Work(memory_bytes=values * unit, launches=(7 if wide else 9) * chunks)
+        moved = (11 if wide else 20) * channels * frames * unit
+        return Work(memory_bytes=moved, launches=(7 if wide else 9) * chunks)
     if layer.kind == "shortcut":
-        values = 2 * channels_in + 7 * channels
-        return Work(memory_bytes=values * frames * unit, launches=5 * chunks)
+        moved = (2 * channels_in + 7 * channels) * frames * unit
+        return Work(memory_bytes=moved, launches=5 * chunks)
     flops = 2 * channels_in * channels * math.prod(layer.kernel) * frames * area
     if layer.kind == "causal":
-        t = layer.in_time
-        copied = 4 * t + 8 + (6 if t == 1 else 4)
-        values = channels_in * (copied * (chunks - 1) + 6) + 1.5 * channels * frames
+        t, padding = layer.in_time, (rows + 2) * (columns + 2) / area
+        copied = (3 + padding) * (t + 2) + (6 if t == 1 else 4)
+        first = 3 + 3 * padding
+        values = channels_in * (copied * (chunks - 1) + first) + 1.5 * channels * frames
         return Work(convolution_flops=flops, memory_bytes=values * unit, launches=4 * chunks)
-    values = 0.0
-    if layer.kernel == (3, 3):
-        values = (3.25 if wide else 5) * channels_in
-    return Work(convolution_flops=flops, memory_bytes=values * frames * unit, launches=3 * chunks)
+    copied = {"upsampling": 3.25 if wide else 5.0, "downsampling": 16.0}.get(layer.kind, 0.0)
+    values = copied * channels_in * frames
+    return Work(convolution_flops=flops, memory_bytes=values * unit, launches=3 * chunks)

@@ -167,7 +167,7 @@ def one_pass(
     dims: ParallelDims,
 ) -> Iterator[tuple[Callable[[], torch.Tensor], int, int]]:
     """Rank 0's pass as a function, its number of tokens, and the bytes allocated before it."""
-    config, dtype = costs.transformer, next(iter(denoiser.experts.values())).dtype
+    config, dtype = costs.transformer, denoiser.expert("transformer").dtype
     with one_rank_of(dims.world_size):
         mesh = dims.build_mesh("cpu")
         layout = VideoLayout.of(grid, dims, mesh)
