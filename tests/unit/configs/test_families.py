@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from longtake.cli.config_file import ConfigFile
 from longtake.configs.families import installed_families
-from longtake.configs.request import CommonRendering, VideoRequest
+from longtake.configs.request import CommonRendering, ResolvedRequest, VideoRequest
 from longtake.pipelines.models.hunyuan_video.options import (
     HunyuanVideoOptions,
     TextToVideoOptions,
 )
+from tests.rendering import request
 
 FAMILY = """
 from longtake.configs.families import ModelFamily
@@ -136,7 +139,13 @@ def test_a_family_that_cannot_be_imported_is_left_out(
         (
             "guidance_scale: float | None",
             "",
-            "guidance_scale of the model family Other is an option that every model has: name it "
+            "guidance_scale of the model family Other is an option of longtake itself: name it "
+            "otherwise, or uninstall the family",
+        ),
+        (
+            "devices: int | None",
+            "",
+            "devices of the model family Other is an option of longtake itself: name it "
             "otherwise, or uninstall the family",
         ),
     ],
@@ -147,6 +156,18 @@ def test_families_in_conflict_are_refused(
     install(tmp_path, "other", family("other", option, pipeline))
     found = run(tmp_path, "-m", "longtake", "version")
     assert (found.returncode, found.stderr) == (2, f"longtake: {text}\n")
+
+
+def test_records_outlive_a_family(tmp_path: Path) -> None:
+    """Metadata that were written while another family was installed are read without it."""
+    recorded = request().model_dump(mode="json")
+    assert ResolvedRequest.model_validate({**recorded, "wobble": None}) == request()
+    with pytest.raises(ValidationError, match="wobble"):
+        ResolvedRequest.model_validate({**recorded, "wobble": 2})
+    config = tmp_path / "cat.mp4.json"
+    metadata = {"request": {**recorded, "wobble": None}, "engine": {"model": "demo"}}
+    config.write_text(json.dumps(metadata))
+    assert "wobble" not in ConfigFile(str(config)).merge({})
 
 
 def test_requests_are_recorded_as_by_earlier_versions() -> None:
