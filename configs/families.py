@@ -41,9 +41,10 @@ class ModelFamily:
             on_component)`` that loads a VideoPipeline on one rank.
         codec: Reference to the function ``(checkpoint, spec, world, plan)`` that loads a VideoCodec
             on one rank.
-        skeleton: Reference to the function ``(checkpoint, spec)`` that builds a Skeleton, on which
-            costs are counted; empty if the family's specs have costs.
         title: Name of the family as its authors write it; ``name`` if empty.
+        skeleton: Reference to the function ``(checkpoint, spec)`` that builds the model without
+            weights, for a family whose specifications have no costs; see
+            :class:`longtake.pipelines.counting.skeleton.Skeleton`.
     """
 
     name: str
@@ -52,8 +53,8 @@ class ModelFamily:
     inspect: str
     pipeline: str
     codec: str
-    skeleton: str = ""
     title: str = ""
+    skeleton: str = ""
 
     @property
     def label(self) -> str:

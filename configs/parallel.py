@@ -23,7 +23,7 @@ class ParallelConfig(StrictModel):
     cfg_degree: Degree | None = Field(
         default=None,
         le=2,
-        description="Branches of true CFG computed in parallel: 2 on separate ranks, 1 in turn",
+        description="Passes of guidance computed in parallel: 2 on separate ranks, 1 in turn",
     )
     shard_weights: bool = Field(
         default=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -151,6 +152,21 @@ else:
 class Rendering(MergedOptions, CommonRendering):
     """Everything that determines a video, with its size in pixels and its length in frames."""
 
+    def gives(self, picture: str) -> bool:
+        """Whether a picture is given, by its path or, once it was read, by its digest.
+
+        Args:
+            picture: The request field of its path.
+        """
+        given = (getattr(self, picture), getattr(self, f"{picture}_sha256"))
+        return any(each is not None for each in given)
+
+    @property
+    def picture_paths(self) -> dict[str, Path]:
+        """Paths of the pictures that the request names, by field."""
+        paths = {name: getattr(self, name) for name in PICTURES}
+        return {name: path for name, path in paths.items() if path is not None}
+
 
 class VideoRequest(Rendering):
     """A request for one or more videos of a prompt. Fields left out take the model's defaults."""
@@ -241,6 +257,16 @@ class ResolvedDecode(DecodeRequest):
 
 class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with all fields resolved: it renders the same video even if defaults change."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_options_of_absent_families(cls, values: Any) -> Any:
+        """Drop unknown fields that are null: options of a family that was installed when the
+        request was recorded, and that is not any more."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {name: each for name, each in values.items() if name in fields or each is not None}
 
     height: Pixels
     width: Pixels

@@ -12,13 +12,7 @@ import numpy.typing as npt
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import (
-    PICTURES,
-    DecodeRequest,
-    Rendering,
-    ResolvedDecode,
-    ResolvedRequest,
-)
+from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
 from longtake.engine.job import LATENTS, NO_INPUTS, Job, JobInputs
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
@@ -284,7 +278,7 @@ class VideoEngine(EngineOutline):
         Under torchrun, only rank 0's host may have the pictures. Other ranks then pass None to
         :meth:`render`.
         """
-        return self.writes or all(getattr(request, name) is None for name in PICTURES)
+        return self.writes or not request.picture_paths
 
     def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInputs]:
         """The job that renders a request, and the pixels of its pictures."""

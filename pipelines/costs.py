@@ -126,6 +126,15 @@ class ModelCosts(ABC):
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
         """Work of encoding one prompt."""
 
+    def picture_encoding(self, latents_shape: Sequence[int], element_size: int) -> Work:
+        """Work of the autoencoder on the pictures of a request; none by default.
+
+        Args:
+            latents_shape: Shape ``(F, H, W)`` of the video's latents.
+            element_size: Bytes per element.
+        """
+        return Work()
+
     @abstractmethod
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """Tiles of latents of shape ``(F, H, W)``."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
-from longtake.pipelines.counting.costs import CountedCosts
+from longtake.pipelines.counting.costs import with_costs
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -37,14 +37,7 @@ def inspect(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
     spec = replace(spec, model=checkpoint.model, family=family.label)
-    if spec.costs is None:
-        if not family.skeleton:
-            raise ModelError(
-                f"{checkpoint.model} cannot be planned: the family {family.label} gives neither "
-                "costs nor a skeleton, on which they would be counted"
-            )
-        spec = replace(spec, costs=CountedCosts(checkpoint, spec, family.skeleton))
-    return spec
+    return with_costs(spec, checkpoint, family.skeleton)
 
 
 def load(

@@ -79,8 +79,8 @@ class ModelSpec:
         defaults: Defaults for the fields that a request omits.
         flow_shift: Timestep shift of the model's own scheduler.
         patch: Latent frames, rows and columns per token.
-        costs: Cost model of the transformer, the text encoders and the autoencoder; None if it is
-            counted on the family's skeleton.
+        costs: Cost model of the transformer, the text encoders and the autoencoder. A family
+            without arithmetic leaves it out: its work is counted (``registry.inspect``).
         options: The options of the family that this model takes.
         scale_field: Request field of the scale of classifier-free guidance, which is off at 1 or
             less; None if the model has no such guidance.
@@ -98,7 +98,7 @@ class ModelSpec:
     defaults: ModelDefaults
     flow_shift: float
     patch: tuple[int, int, int]
-    costs: ModelCosts | None = None
+    costs: ModelCosts = None  # type: ignore[assignment]  # set by registry.inspect
     options: type[FamilyOptions] = FamilyOptions
     scale_field: str | None = None
     pictures: Mapping[str, Presence] = field(default_factory=dict)
@@ -146,7 +146,6 @@ class ModelSpec:
 
     def costs_of(self, request: ResolvedRequest) -> ModelCosts:
         """Cost model of a request; the same for all unless overridden."""
-        assert self.costs is not None, "the registry gives every spec its costs"
         return self.costs
 
     def text_tokens(self, request: ResolvedRequest) -> int:

@@ -20,6 +20,7 @@ from longtake.pipelines.loading.weights import (
     prefetch,
     shard_module,
 )
+from longtake.pipelines.runtime.block_runner import BlockRunner
 from tests.ranks import random_tensors
 from tests.rendering import ALONE, world
 
@@ -61,11 +62,13 @@ class Transformer(nn.Module):
 
     def forward(self, x: torch.Tensor, prefetches: bool = False) -> torch.Tensor:
         x = self.embed(x) + self.mean + self.rope[self.positions].to(x.dtype)
-        for number, block in enumerate(self.blocks):
-            if prefetches:
-                for each in self.blocks[number : number + 2]:
-                    prefetch(each)
-            x = block(x)
+        if prefetches:
+            blocks, run_blocks = list(self.blocks), BlockRunner()
+            segments = run_blocks(blocks[:2], [x], then=blocks[2])
+            (x,) = run_blocks(blocks[2:], segments)
+        else:
+            for block in self.blocks:
+                x = block(x)
         velocity: torch.Tensor = self.head(x)
         return velocity
 

@@ -21,6 +21,7 @@ from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
 from longtake.pipelines.codec.decode import TileRun, decode_videos
+from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
@@ -92,11 +93,22 @@ def load_pipeline(
     return registry.load(Checkpoint.open(folder), world() if on_ranks else ALONE, plan)
 
 
+def pictures_of(pipeline: VideoPipeline, resolved: ResolvedRequest) -> dict[str, Pixels]:
+    """Pictures of noise: those that the model needs, and those whose digest the request gives."""
+    spec = pipeline.spec
+    names = [
+        name
+        for name in spec.pictures
+        if name in spec.required_pictures or getattr(resolved, f"{name}_sha256") is not None
+    ]
+    return noise_pictures(resolved, names)
+
+
 def render(
     pipeline: VideoPipeline, resolved: ResolvedRequest, dims: ParallelDims, world: World
 ) -> torch.Tensor:
-    """The latents of a request; an image-to-video model gets a picture of noise."""
-    pictures = noise_pictures(resolved, pipeline.spec.pictures)
+    """The latents of a request, with pictures of noise."""
+    pictures = pictures_of(pipeline, resolved)
     return render_latents(RenderRun(pipeline, resolved, dims, world, pictures=pictures))
 
 
@@ -162,7 +174,7 @@ def traffic(
     """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
     pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
     with TrafficMeter() as meter:
-        pictures = noise_pictures(resolved, pipeline.spec.pictures)
+        pictures = pictures_of(pipeline, resolved)
         render_latents(RenderRun(pipeline, resolved, dims, world(), report, pictures=pictures))
     return meter.bytes_sent, dict(meter.calls), report.bytes_sent
 
@@ -210,7 +222,7 @@ def _rendered(
         resolved,
         dims,
         ranks,
-        pictures=noise_pictures(resolved, pipeline.spec.pictures),
+        pictures=pictures_of(pipeline, resolved),
         **options,
     )
     latents = render_latents(run)

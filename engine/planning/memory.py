@@ -81,7 +81,8 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: boo
         ring=dims.ring_degree > 1,
         head_share=plan_input.head_share(dims),
     )
-    transformer, buffers = _transformer_bytes(plan_input), max(0, split - unsplit)
+    transformer, buffers = costs.transformer_bytes(element), max(0, split - unsplit)
+    transformer = transformer * plan_input.resident_experts // costs.num_experts
     gathered = 0
     if shard_weights and dims.world_size > 1:
         transformer = costs.transformer_bytes(element, dims.world_size)
@@ -100,14 +101,6 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: boo
         ),
         text_stays=hardware.device == "cpu",
     )
-
-
-def _transformer_bytes(plan_input: PlanInput) -> int:
-    """Bytes of unsharded weights that stay on the device: of all experts, or of the running one."""
-    costs, element, hardware = plan_input.costs, plan_input.element_size, plan_input.hardware
-    device = hardware.memory_bytes if hardware.device == "cuda" else None
-    resident = costs.resident_experts(element, device.value if device else None)
-    return costs.transformer_bytes(element) * resident // costs.num_experts
 
 
 def out_of_memory_reason(

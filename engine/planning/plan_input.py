@@ -93,6 +93,12 @@ class PlanInput:
         """Bytes of one element of weights and activations."""
         return ELEMENT_BYTES[self.dtype]
 
+    @property
+    def resident_experts(self) -> int:
+        """Experts whose unsharded weights stay on the device."""
+        device = self.hardware.memory_bytes if self.hardware.device == "cuda" else None
+        return self.costs.resident_experts(self.element_size, device.value if device else None)
+
     @cached_property
     def num_passes(self) -> int:
         """Transformer passes of one step."""
@@ -130,8 +136,20 @@ class PlanInput:
         compute_s = (
             work.linear_flops / (peak * hardware.linear_share.value)
             + work.attention_flops / (peak * hardware.attention_share.value)
-            + work.convolution_flops / (peak * hardware.convolution_share.value)
+            + work.convolution_flops / self._convolution_rate(dtype or self.dtype)
             + work.memory_bytes / memory_rate
         )
         launch_s = work.launches * hardware.launch_s.value
         return max(compute_s, launch_s) if hardware.device == "cuda" else compute_s + launch_s
+
+    def _convolution_rate(self, dtype: Dtype) -> float:
+        """Achieved operations per second of convolutions.
+
+        On a GPU torch computes those in float32 with TF32, at half of the rate of half precision.
+        """
+        hardware = self.hardware
+        peak = hardware.flops_per_s[dtype].value
+        half = hardware.flops_per_s.get("bfloat16")
+        if hardware.device == "cuda" and dtype == "float32" and half is not None:
+            peak = max(peak, half.value / 2)
+        return peak * hardware.convolution_share.value

@@ -106,7 +106,7 @@ def predict(
     stages = {
         "load": layout.load_s(),
         "text": layout.text_s(),
-        "denoise": plan_input.request.num_inference_steps * step.seconds,
+        "denoise": plan_input.request.num_inference_steps * step.seconds + layout.swap_s(),
         "decode": layout.decode_s(),
     }
     return Prediction(
@@ -252,14 +252,30 @@ class _Layout:
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:
-        """Encoding the prompt on rank 0. On a GPU the encoders come from host memory and return."""
+        """Encoding the prompt and the pictures. On a GPU the encoders come from host memory and
+        return."""
         plan_input, costs = self.plan_input, self.plan_input.costs
         work = costs.text_encoding(plan_input.request.max_sequence_length, plan_input.element_size)
         prompt_s = plan_input.seconds(work)
         if plan_input.hardware.host_bytes_per_s is not None:
             size = costs.other_parameters["text_encoders"] * plan_input.element_size
             prompt_s += 2 * size / plan_input.hardware.host_bytes_per_s.value
-        return plan_input.num_passes * prompt_s
+        return plan_input.num_passes * prompt_s + self._pictures_s()
+
+    def _pictures_s(self) -> float:
+        """Encoding the pictures to latents, on one rank."""
+        plan_input, element_size = self.plan_input, ELEMENT_BYTES[self.plan_input.vae_dtype]
+        work = plan_input.costs.picture_encoding(plan_input.grid.shape[2:], element_size)
+        return plan_input.seconds(work, plan_input.vae_dtype)
+
+    def swap_s(self) -> float:
+        """Exchanging the expert on the GPU with one in host memory, and back for the next video."""
+        hardware, element = self.plan_input.hardware, self.plan_input.element_size
+        costs, resident = self.plan_input.costs, self.plan_input.resident_experts
+        if self.shard_weights or resident == costs.num_experts or hardware.host_bytes_per_s is None:
+            return 0.0
+        moved = 2 * costs.transformer_bytes(element) / costs.num_experts
+        return 2 * moved / hardware.host_bytes_per_s.value
 
     def decode_s(self) -> float:
         """Decoding on all ranks, or as many as the plan allows."""

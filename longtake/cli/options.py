@@ -227,7 +227,7 @@ def _fields(
 _RANKS = ("devices", "device")
 _PICTURES = (*PICTURES, "resize_mode", "image_folder")
 _NOT_PLANNED = (
-    *("prompt", "negative_prompt", "sigmas", "guidance_scale", "flow_shift", "seed"),
+    *("prompt", "negative_prompt", "sigmas", "flow_shift", "seed"),
     *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES),
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )

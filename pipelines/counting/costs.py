@@ -5,20 +5,21 @@ Legend: s a rank's tokens of the split sequence, N query heads, M KV heads, H he
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
+from longtake.configs.families import load_reference
 from longtake.configs.request import ResolvedDecode
 from longtake.errors import ModelError, one_line
 from longtake.imports import garbage_collection_paused
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
+from longtake.pipelines.counting.buffers import attention_buffers
 from longtake.pipelines.counting.cache import CountsFile
 from longtake.pipelines.counting.counts import (
     Counts,
@@ -31,6 +32,7 @@ from longtake.pipelines.counting.counts import (
     store_spans,
     tile_key,
 )
+from longtake.pipelines.counting.encoders import NO_ENCODERS, stored_encoders
 from longtake.pipelines.counting.polynomial import evaluate
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
@@ -41,11 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CountT = TypeVar("CountT")
-
-_ENCODER = re.compile(r"(text|image)_encoder(_\d+)?")
-"""Names of components that encode a prompt or a picture, in diffusers."""
-
-_EMBEDDING = re.compile(r"(.*\.)?(shared|\w*embed\w*)\..*weight")
+SpecT = TypeVar("SpecT", bound=ModelSpec)
 
 _HALF_BYTES = 2
 """Bytes of an element in half precision."""
@@ -87,13 +85,23 @@ class CountedCosts(ModelCosts):
         return self._modules.transformer
 
     @property
+    def float32_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of those that are float32 in every dtype."""
+        return self._modules.float32
+
+    @property
+    def num_experts(self) -> int:  # type: ignore[override]
+        """Transformers of which a pass runs one."""
+        return self._modules.num_experts
+
+    @property
     def block_parameters(self) -> int:
         """Parameters of the largest block."""
         return self._modules.block_parameters
 
     @property
     def non_block_parameters(self) -> int:
-        """The denoiser's parameters outside of its blocks."""
+        """Parameters of one expert outside of its blocks."""
         return self._modules.non_block_parameters
 
     @property
@@ -172,10 +180,9 @@ class CountedCosts(ModelCosts):
     @cached_property
     def _counter(self) -> ModelCounter:
         """The model without weights, built when something is counted for the first time."""
-        logger.debug("counting the work of %s on the meta device", self._checkpoint.model)
-        module, _, name = self._skeleton.partition(":")
+        logger.info("counting the work of %s on the meta device", self._checkpoint.model)
         with garbage_collection_paused():
-            build = getattr(importlib.import_module(module), name)
+            build = load_reference(self._skeleton)
             from longtake.pipelines.counting.count import ModelCounter
 
         return ModelCounter(build(self._checkpoint, self._spec), self._spec)
@@ -226,51 +233,25 @@ class CountedCosts(ModelCosts):
         """Sizes of the text encoders: as built, or as in the checkpoint's files."""
         if self._modules.text_encoders is not None:
             return self._modules.text_encoders
-        names = [name for name in self._checkpoint.components if _ENCODER.fullmatch(name)]
-        parameters = matrices = layers = 0
-        try:
-            for name in names:
-                for tensor, header in self._checkpoint.tensors(name).items():
-                    size = math.prod(header.shape)
-                    parameters += size
-                    matrices += 0 if _EMBEDDING.fullmatch(tensor) else size
-                    layers += len(header.shape) > 1
-        except ModelError as error:
-            logger.warning(
-                "the plan leaves out the text encoders, whose sizes are unknown: %s", error
-            )
-            return TextEncoderCounts(parameters=0, matrix_parameters=0, layers=0)
-        return TextEncoderCounts(parameters=parameters, matrix_parameters=matrices, layers=layers)
+        return stored_encoders(self._checkpoint) or NO_ENCODERS
 
 
-def attention_buffers(
-    heads: AttentionHeads,
-    num_tokens: int,
-    element_size: int,
-    *,
-    ulysses: bool,
-    ring: bool,
-    head_share: float,
-) -> int:
-    """Most bytes that :func:`~longtake.parallel.usp_attention` allocates besides q, k and v.
+def with_costs(spec: SpecT, checkpoint: Checkpoint, skeleton: str) -> SpecT:
+    """A specification with the costs that its family gives or, without them, counted ones.
 
     Args:
-        heads: The attention.
-        num_tokens: s.
-        element_size: Bytes per element.
-        ulysses: Whether attention is split over the Ulysses axis.
-        ring: Whether it is split over the ring axis.
-        head_share: Heads of this rank, divided by an even share of the heads.
+        spec: The specification.
+        checkpoint: The model's files.
+        skeleton: As in :class:`CountedCosts`; empty if the family has none.
+
+    Raises:
+        ModelError: The family gives neither costs nor a skeleton.
     """
-    query = num_tokens * heads.num_heads * heads.head_size * element_size
-    kv = 2 * num_tokens * heads.num_kv_heads * heads.head_size * element_size
-    share = head_share if ulysses else 1.0
-    exchanged = query + kv if ulysses else 0  # sent, and as much received
-    if not ring:  # then the kernel's contiguous copies of K and V, and its output
-        return int(share * exchanged + max(exchanged, share * (kv + query)))
-    # The block and the next one; then the kernel, with the earlier outputs, or the merge.
-    rows = 2 * kv + (query if ulysses else 0)
-    merged = query * max(1, 4 // element_size)  # in float32, or wider
-    attended = kv + 2 * query + merged
-    merging = 2 * (query + merged) if merged > query else 2 * query
-    return int(max(2 * share * exchanged + exchanged, share * (rows + max(attended, merging))))
+    if spec.costs is not None:
+        return spec
+    if not skeleton:
+        raise ModelError(
+            f"{checkpoint.model} cannot be planned: the model family {spec.family} gives neither "
+            "costs nor a skeleton to count them on"
+        )
+    return replace(spec, costs=CountedCosts(checkpoint, spec, skeleton))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.configs.request import Rendering, ResolvedDecode, ResolvedRequest
 from longtake.parallel import ParallelDims
 from longtake.parallel.mesh import AXES
 from longtake.pipelines.codec.tiles import Spans
@@ -81,21 +81,31 @@ class ModelCounter:
 
     def modules(self) -> ModuleCounts:
         """Sizes of the modules."""
-        skeleton = self._skeleton
-        blocks = [_parameters(block) for chain in skeleton.denoiser.chains for block in chain]
+        denoiser, float32 = self._skeleton.denoiser, self._skeleton.float32
+        blocks = [_parameters(block) for chain in denoiser.chains for block in chain]
+        num_experts = max(1, len(denoiser.chains))
+        named = [(name, tuple(each.shape)) for name, each in denoiser.named_parameters()]
         return ModuleCounts(
-            transformer=tuple(tuple(each.shape) for each in skeleton.denoiser.parameters()),
+            transformer=tuple(shape for _, shape in named),
+            float32=tuple(shape for name, shape in named if _matches(float32, name)),
+            num_experts=num_experts,
             block_parameters=max(blocks, default=0),
-            non_block_parameters=_parameters(skeleton.denoiser) - sum(blocks),
-            autoencoder=_parameters(skeleton.autoencoder),
-            text_encoders=_text_encoders(skeleton.text_encoders),
+            non_block_parameters=(_parameters(denoiser) - sum(blocks)) // num_experts,
+            autoencoder=_parameters(self._skeleton.autoencoder),
+            text_encoders=_text_encoders(self._skeleton.text_encoders),
         )
 
     def transformer(self, element_size: int) -> TransformerCounts:
-        """One pass in a dtype of this many bytes per element, for any number of tokens."""
+        """One pass in a dtype of this many bytes per element, for any number of tokens.
+
+        The first pass of a video may compute what later ones reuse; a later one is counted.
+        """
         few, more, most = _TEXT_LENGTHS
         sizes = [(_FEW, few), (_MANY, few), (_FEW, more), (_MANY, more), (_FEW, most)]
-        passes = [self.count_pass(*size, element_size) for size in sizes]
+        first, second = (self.count_pass(*sizes[0], element_size, earlier=n) for n in (0, 1))
+        earlier = int(first.work != second.work)
+        passes = [second]
+        passes += [self.count_pass(*size, element_size, earlier=earlier) for size in sizes[1:]]
         points, heads = [each.tokens for each in passes], passes[0].heads
         in_tokens = points[:2]
         return TransformerCounts(
@@ -112,7 +122,12 @@ class ModelCounter:
         )
 
     def count_pass(
-        self, tokens_shape: Sequence[int], num_text_tokens: int, element_size: int
+        self,
+        tokens_shape: Sequence[int],
+        num_text_tokens: int,
+        element_size: int,
+        *,
+        earlier: int = 0,
     ) -> PassCounts:
         """One pass over one video on one rank.
 
@@ -120,23 +135,20 @@ class ModelCounter:
             tokens_shape: Tokens along time, height and width.
             num_text_tokens: L.
             element_size: Bytes per element.
+            earlier: Passes of the same video before it.
         """
-        skeleton, denoiser = self._skeleton, self._skeleton.denoiser
-        _cast(denoiser, _DTYPES[element_size], skeleton.float32)
-        grid = self._grid(tokens_shape)
-        layout = VideoLayout.of(grid, ParallelDims(), _mesh_of_one_rank())
-        request = self._request(grid, num_text_tokens)
+        denoiser, grid = self._skeleton.denoiser, self._grid(tokens_shape)
+        _cast(denoiser, _DTYPES[element_size], self._skeleton.float32)
         memory, counter = LiveBytes(), WorkCounter(denoiser.parameters())
         attention = AttentionObserver(counter, memory)
-        with torch.device("meta"), attention:
-            with observing(memory):
-                tokens = torch.empty(1, grid.num_tokens, self._token_values)
-                step = Step(0, torch.empty(()), _FIRST_TIMESTEP)
-                streams, pictures = skeleton.streams(num_text_tokens), skeleton.pictures(grid)
-                inputs = denoiser.prepare(streams, layout, request, pictures)
+        with torch.device("meta"):
+            with AttentionObserver(WorkCounter(), memory), observing(memory):
+                arguments = self._pass_arguments(grid, num_text_tokens)
+                for _ in range(earlier):
+                    denoiser(*arguments)
             memory.restart_peak()
-            with observing(memory, counter):
-                denoiser(tokens, step, inputs)
+            with attention, observing(memory, counter):
+                denoiser(*arguments)
         return PassCounts(
             tokens=(attention.num_tokens or grid.num_tokens, num_text_tokens),
             work=counter.work,
@@ -162,6 +174,20 @@ class ModelCounter:
         """Tiles of latents of shape ``(F, H, W)``."""
         return self._skeleton.decoder(request).spans(latents_shape)
 
+    def _pass_arguments(
+        self, grid: LatentGrid, num_text_tokens: int
+    ) -> tuple[torch.Tensor, Step, Any]:
+        """The arguments of the denoiser's first pass on one rank."""
+        skeleton = self._skeleton
+        inputs = skeleton.denoiser.prepare(
+            skeleton.streams(num_text_tokens),
+            VideoLayout.of(grid, ParallelDims(), _mesh_of_one_rank()),
+            self._request(grid, num_text_tokens),
+            skeleton.pictures(grid),
+        )
+        tokens = torch.empty(1, grid.num_tokens, self._token_values)
+        return tokens, Step(0, torch.empty(()), _FIRST_TIMESTEP), inputs
+
     @property
     def _token_values(self) -> int:
         return self._spec.autoencoder.latent_channels * torch.Size(self._spec.patch).numel()
@@ -174,20 +200,19 @@ class ModelCounter:
         return LatentGrid((1, channels, frames, rows, columns), self._spec.patch)
 
     def _request(self, grid: LatentGrid, num_text_tokens: int) -> ResolvedRequest:
-        """A request for a video of this size."""
+        """A request for a video of this size, with the model's defaults."""
         frames, height, width = self._spec.autoencoder.video_size(*grid.shape[2:])
+        asked = Rendering(prompt="a video", num_frames=frames, height=height, width=width)
         fields = {
-            "prompt": "a video",
+            **asked.model_dump(),
             "num_inference_steps": 1,
-            "guidance_scale": 1.0,
-            "flow_shift": 1.0,
             "seed": 0,
             "fps": 24.0,
             "decode": "whole",
             "max_sequence_length": num_text_tokens,
-            **self._skeleton.request_fields,
+            **self._spec.resolve_fields(asked),
         }
-        return ResolvedRequest(num_frames=frames, height=height, width=width, **fields)
+        return ResolvedRequest(**fields)
 
 
 class _OneRank:
@@ -212,8 +237,12 @@ def _mesh_of_one_rank() -> DeviceMesh:
 def _cast(module: nn.Module, dtype: torch.dtype, keep: re.Pattern[str] | None = None) -> None:
     """Convert parameters, as loading their weights does."""
     for name, parameter in module.named_parameters():
-        kept = keep is not None and keep.search(name)
+        kept = _matches(keep, name)
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)
+
+
+def _matches(pattern: re.Pattern[str] | None, name: str) -> bool:
+    return pattern is not None and pattern.search(name) is not None
 
 
 def _text_encoders(modules: Sequence[nn.Module] | None) -> TextEncoderCounts | None:

@@ -20,6 +20,7 @@ from longtake.pipelines.counting.polynomial import NUM_TERMS, evaluate
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Coefficients = Annotated[tuple[Number, ...], Field(min_length=1, max_length=NUM_TERMS)]
+Shapes = tuple[tuple[Count, ...], ...]
 StoredSpan = tuple[Count, Count, int | None, int | None, Count, Count, Count]
 """Start and stop of the input, those of the used output, its size, blended and kept values."""
 
@@ -87,14 +88,18 @@ class ModuleCounts(StrictModel):
     """Sizes of the modules.
 
     Attributes:
-        transformer: Shapes of the transformer's parameters.
+        transformer: Shapes of the transformer's parameters, of all experts.
+        float32: Shapes of those that are float32 in every dtype.
+        num_experts: Transformers of which a pass runs one.
         block_parameters: Parameters of the largest block.
-        non_block_parameters: Parameters outside of all blocks.
+        non_block_parameters: Parameters of one expert outside of its blocks.
         autoencoder: Parameters of the autoencoder.
         text_encoders: Sizes of the text encoders; None if the family does not build them.
     """
 
-    transformer: tuple[tuple[Count, ...], ...]
+    transformer: Shapes
+    float32: Shapes
+    num_experts: Annotated[int, Field(ge=1)]
     block_parameters: Count
     non_block_parameters: Count
     autoencoder: Count

@@ -32,7 +32,7 @@ class Trace:
         world: All ranks.
         on_values: Called on rank 0 with each recorded tensor: the latents after each step,
             ``[B, C, F, H, W]``, and the input and output tokens of blocks, ``[B, S, D]``, in the
-            order of the sequence and in the model's dtype. With true CFG, both branches are
+            order of the sequence and in the model's dtype. With guidance, both branches are
             recorded. One tensor is held at a time.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BRANCHES = ("positive", "negative")
-"""Guidance branches in order; without true CFG there is only the first."""
+"""Guidance branches in order; without classifier-free guidance there is only the first."""
 
 
 @dataclass(frozen=True)

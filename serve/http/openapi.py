@@ -6,6 +6,7 @@ from typing import Any
 
 from longtake.configs.request import VideoRequest
 from longtake.serve.http.request.openai_request import SERVER_FIELDS
+from longtake.serve.service.submission import PICTURE_FIELDS
 
 _ERROR = {
     "type": "object",
@@ -69,7 +70,7 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(each, definitions) for name, each in schema.items()}
 
 
-def _body(reference: dict[str, Any]) -> dict[str, Any]:
+def _body(picture: dict[str, Any]) -> dict[str, Any]:
     declared = VideoRequest.model_json_schema()
     fields = {
         name: _inlined(schema, declared.get("$defs", {}))
@@ -80,7 +81,7 @@ def _body(reference: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": {**fields, **_MODEL, "input_reference": reference},
+        "properties": {**fields, **_MODEL, **dict.fromkeys(PICTURE_FIELDS.values(), picture)},
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longtake.configs.family_options import holds_mapping
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.eta import EtaEstimator
@@ -24,11 +25,9 @@ _SETTINGS = (
     "fps",
     "num_inference_steps",
     "guidance_scale",
-    "true_cfg_scale",
     "flow_shift",
     "seed",
     "num_videos",
-    "i2v_mode",
     "resize_mode",
     "output_type",
     "decode",
@@ -79,10 +78,16 @@ class VideoObjects:
             "prompt": request.prompt,
             "error": self.error(job),
             "remixed_from_video_id": None,
-            **{name: getattr(request, name) for name in _SETTINGS},
+            **{name: getattr(request, name) for name in (*_SETTINGS, *self._options)},
             "steps_done": self.steps_done(job),
             "estimated_seconds": None if left_s is None else round(left_s, 1),
         }
+
+    @property
+    def _options(self) -> list[str]:
+        """The model's own options, except mappings."""
+        fields = self.spec.options.model_fields.items()
+        return [name for name, field in fields if not holds_mapping(field)]
 
     def steps_done(self, job: JobRecord) -> int:
         """Number of finished denoising steps, as far as known."""

@@ -24,6 +24,7 @@ from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.queue.submissions import BeingDeletedError, QueueFullError
 from longtake.serve.service.service import VideoService
+from longtake.serve.service.submission import PICTURE_FIELDS
 
 _MAX_IDEMPOTENCY_KEY_LENGTH = 255
 _MAX_WRITERS = 16
@@ -71,9 +72,9 @@ class VideoRoutes:
                 400, f"Idempotency-Key must have 1 to {_MAX_IDEMPOTENCY_KEY_LENGTH} characters"
             )
         client = request.scope["client_label"]
-        async with request_content(request) as (values, upload):
-            create = partial(self._create, values, upload, client, key)
-            if upload is None and values.get("input_reference") is None:
+        async with request_content(request) as (values, uploads):
+            create = partial(self._create, values, uploads, client, key)
+            if not uploads and all(values.get(each) is None for each in PICTURE_FIELDS.values()):
                 return await self._write(create)
             return await self._picture_limit.run(request, create)
 
@@ -157,11 +158,11 @@ class VideoRoutes:
         return await to_thread.run_sync(act, limiter=self._writers)
 
     def _create(
-        self, values: dict[str, Any], upload: bytes | None, client: str, key: str | None
+        self, values: dict[str, Any], uploads: dict[str, bytes], client: str, key: str | None
     ) -> Response:
         service = self._service
         try:
-            submission = parse_submission(values, upload, service.model.name, service.engine.spec)
+            submission = parse_submission(values, uploads, service.model.name, service.engine.spec)
             job = service.admission.submit(submission, client=client, idempotency_key=key)
         except QueueFullError as error:
             wait_s = math.ceil(service.eta.seconds_until_room())

@@ -9,8 +9,10 @@ import gradio as gr
 
 from longtake.configs.field_types import MAX_SEED
 from longtake.pipelines.spec import ModelSpec
-from longtake.serve.page.form import SETTINGS, Form
+from longtake.serve.page.form import PICTURE_IDS, Form
 from longtake.serve.templates import TEMPLATES
+
+_PICTURE_LABELS = {"image": "Picture to animate", "last_image": "Last picture"}
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,21 @@ def add_inputs(spec: ModelSpec, form: Form, examples: str) -> Inputs:
     )
     if examples:
         html(examples)
-    if spec.pictures:
-        html(TEMPLATES.get_template("picture.html").render())
+    for name, needed in spec.pictures.items():
+        label = _PICTURE_LABELS[name] + ("" if needed == "required" else ", optional")
+        html(TEMPLATES.get_template("picture.html").render(id=PICTURE_IDS[name], label=label))
     with gr.Row():
-        fields["size"] = _dropdown("size", form.sizes(), form.sizes()[0][1])
-        fields["length"] = _dropdown("length", form.lengths(), form.default_length)
+        fields["size"] = _dropdown("size", "Size", form.sizes(), form.sizes()[0][1])
+        fields["length"] = _dropdown("length", "Length", form.lengths(), form.default_length)
     with gr.Row(elem_id="seeds"):
         fields["seed"] = _text_field("seed", "Seed", "drawn", max_length=len(str(MAX_SEED)))
         draw = gr.Button("⚄ Draw", size="sm", min_width=90, scale=0)
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
-        names = list(SETTINGS)
+        names = list(form.settings)
         for start in range(0, len(names), 2):
             with gr.Row():
                 for name in names[start : start + 2]:
-                    fields[name] = _text_field(name, SETTINGS[name], form.default(name))
+                    fields[name] = _setting(name, form)
     estimate = html(elem_id="estimate")
     generate = gr.Button("Generate", variant="primary", elem_id="generate")
     return Inputs(fields, draw, estimate, generate)
@@ -106,11 +109,21 @@ def html(content: str = "", **options: Any) -> Any:
     return gr.HTML(content, padding=False, apply_default_css=False, **options)
 
 
-def _dropdown(name: str, choices: list[tuple[str, str]], value: str) -> Any:
+def _setting(name: str, form: Form) -> Any:
+    """Add a field under "More settings"."""
+    label, default, choices = form.settings[name], form.default(name), form.choices(name)
+    if not choices:
+        return _text_field(name, label, default)
+    marked = [f"{each} (default)" if each == default else each for each in choices]
+    labels = [("", ""), *zip(marked, choices, strict=True)]
+    return _dropdown(name, label, labels, "")
+
+
+def _dropdown(name: str, label: str, choices: list[tuple[str, str]], value: str) -> Any:
     return gr.Dropdown(
         choices,
         value=value,
-        label=name.capitalize(),
+        label=label,
         allow_custom_value=True,
         min_width=180,
         elem_id=name,

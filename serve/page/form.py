@@ -5,33 +5,25 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from longtake.configs.family_options import holds_mapping
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.pipelines.spec import ModelSpec
 
-SETTINGS = {
-    "num_inference_steps": "Steps",
-    "guidance_scale": "Guidance",
-    "flow_shift": "Flow shift",
-    "true_cfg_scale": "True CFG scale",
-    "fps": "Frame rate (fps)",
-    "num_videos": "Number of videos",
-    "negative_prompt": "Negative prompt",
-}
-"""Labels of the options under "More settings"."""
-
-FIELDS = ("prompt", "size", "length", "seed", *SETTINGS)
-
+_FIRST_FIELDS = ("prompt", "size", "length", "seed")
 _FIELD_OF_OPTION = {
     "width": "size",
     "height": "size",
     "seconds": "length",
     "num_frames": "length",
     "input_reference": "picture",
+    "last_image": "last-picture",
 }
+PICTURE_IDS = {"image": "picture", "last_image": "last-picture"}
+"""Ids of the elements that choose a picture, by request field."""
 _FRAMES = "frames"
 """Unit of a length in frames. A length without a unit is in seconds."""
 AS_THE_PICTURE = "as the picture"
@@ -42,10 +34,25 @@ class Form:
 
     Args:
         spec: Spec of the model.
+
+    Attributes:
+        settings: Labels of the options under "More settings", by name.
+        fields: Names of all fields, in the order of the page.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
+        options = spec.options.model_fields.items()
+        self.settings = {
+            "num_inference_steps": "Steps",
+            "guidance_scale": "Guidance",
+            "flow_shift": "Flow shift",
+            **{name: label_of(name, field) for name, field in options if not holds_mapping(field)},
+            "fps": "Frame rate (fps)",
+            "num_videos": "Number of videos",
+            "negative_prompt": "Negative prompt",
+        }
+        self.fields = (*_FIRST_FIELDS, *self.settings)
 
     def sizes(self) -> list[tuple[str, str]]:
         """Choices of the size, as pairs of a label and ``WIDTHxHEIGHT``.
@@ -78,20 +85,31 @@ class Form:
         return f"{self._spec.defaults.num_frames} {_FRAMES}"
 
     def default(self, name: str) -> str:
-        """The default of a setting, as text."""
+        """The default of a setting, as text; empty if it has none."""
         spec = self._spec
-        special = {"flow_shift": spec.flow_shift, "negative_prompt": "what not to show"}
+        special = {
+            "flow_shift": spec.flow_shift,
+            "negative_prompt": spec.defaults.negative_prompt or "what not to show",
+        }
         default = getattr(spec.defaults, name, VideoRequest.model_fields[name].default)
         value = special.get(name, default)
-        return value if isinstance(value, str) else f"{value:g}"
+        return f"{value:g}" if isinstance(value, int | float) else str(value or "")
+
+    @staticmethod
+    def choices(name: str) -> tuple[str, ...]:
+        """The values of a setting that has few; empty if it has any number of them."""
+        for kind in get_args(VideoRequest.model_fields[name].annotation):
+            if get_origin(kind) is Literal:
+                return tuple(map(str, get_args(kind)))
+        return ()
 
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
         """The fields of the equivalent API request. Empty fields are left out.
 
         Args:
-            values: Values of the form in the order of ``FIELDS``; trailing ones may be missing.
+            values: Values of the form in the order of ``fields``; trailing ones may be missing.
         """
-        form = {**dict.fromkeys(FIELDS), **dict(zip(FIELDS, values, strict=False))}
+        form = {**dict.fromkeys(self.fields), **dict(zip(self.fields, values, strict=False))}
         request: dict[str, Any] = {"prompt": form["prompt"] or ""}
         if form["size"] and form["size"] != AS_THE_PICTURE:
             request["size"] = str(form["size"]).replace(" ", "").replace("×", "x")
@@ -101,27 +119,25 @@ class Form:
                 request["num_frames"] = number
             else:
                 request["seconds"] = number.removesuffix("s")
-        for name in FIELDS[3:]:
+        for name in self.fields[3:]:
             value = form[name].strip() if isinstance(form[name], str) else form[name]
             if value not in (None, ""):
                 request[name] = value
         return request
 
-    @staticmethod
-    def field_of(param: str | None) -> str:
+    def field_of(self, param: str | None) -> str:
         """The field of the form for an option of the API; empty if there is none."""
         field = _FIELD_OF_OPTION.get(param or "", param or "")
-        return field if field in (*FIELDS, "picture") else ""
+        return field if field in (*self.fields, *PICTURE_IDS.values()) else ""
 
-    @staticmethod
-    def values(request: ResolvedRequest) -> list[Any]:
-        """The values of the form for a request, in the order of ``FIELDS``."""
+    def values(self, request: ResolvedRequest) -> list[Any]:
+        """The values of the form for a request, in the order of ``fields``."""
         return [
             request.prompt,
             f"{request.width}x{request.height}",
             f"{request.num_frames} {_FRAMES}",
             str(request.seed),
-            *(_field_text(getattr(request, name)) for name in SETTINGS),
+            *(_field_text(getattr(request, name)) for name in self.settings),
         ]
 
     @staticmethod

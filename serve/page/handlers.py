@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,12 +14,12 @@ import gradio as gr
 from longtake.errors import EngineError, RefusedInputError
 from longtake.serve.http.problems import unavailable_message
 from longtake.serve.http.request.openai_request import field_error, parse_submission, request_fields
-from longtake.serve.page.form import FIELDS, Form
+from longtake.serve.page.form import Form
 from longtake.serve.page.views import Views
 from longtake.serve.queue.job_database import QueueError
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.service import VideoService
-from longtake.serve.service.submission import FieldError
+from longtake.serve.service.submission import PICTURE_FIELDS, FieldError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Handlers:
         self._views = views
 
     def open(self, video: str, draft: str) -> list[Any]:
-        """Load the page: the video of the address, its picture, and its settings.
+        """Load the page: the video of the address, its pictures, and its settings.
 
         Args:
             video: Id in the address; may be empty.
@@ -51,9 +52,10 @@ class Handlers:
         """
         job = self._find(video)
         if job is None:  # keep the fields that were filled in meanwhile
-            return [video, "", draft or gr.skip(), *[gr.skip()] * (len(FIELDS) - 1)]
-        picture, prompt, *settings = self.settings(video)
-        return [job.id, picture, draft or prompt, *settings]
+            nothing = [gr.skip()] * (len(self._form.fields) - 1)
+            return [video, *[""] * len(self._pictures), draft or gr.skip(), *nothing]
+        prompt, *settings = self._form.values(job.request)
+        return [job.id, *self._kept_pictures(job), draft or prompt, *settings]
 
     @staticmethod
     def show_more(count: Any) -> str:
@@ -61,13 +63,21 @@ class Handlers:
         return str(min(_MAX_VIDEOS, _parse_count(count) + VIDEOS_PER_PAGE))
 
     def settings(self, video: str) -> list[Any]:
-        """The name of a video's picture and the values of the form; no change if the video is
+        """The names of a video's pictures and the values of the form; no change if the video is
         gone."""
         job = self._find(video)
         if job is None:
-            return [gr.skip()] * (1 + len(FIELDS))
-        picture = job.id if job.request.image is not None else ""
-        return [picture, *self._form.values(job.request)]
+            return [gr.skip()] * (len(self._pictures) + len(self._form.fields))
+        return [*self._kept_pictures(job), *self._form.values(job.request)]
+
+    @property
+    def _pictures(self) -> list[str]:
+        """Request fields of the pictures that the model takes."""
+        return list(self._service.engine.spec.pictures)
+
+    def _kept_pictures(self, job: JobRecord) -> list[str]:
+        """The name of each picture of a video; empty for those that it does not have."""
+        return [job.id if name in job.request.picture_paths else "" for name in self._pictures]
 
     def refresh(self, video: str, shown: str, count: str) -> list[Any]:
         """Everything that changes with time: four parts of HTML, five buttons, and checksums.
@@ -103,20 +113,21 @@ class Handlers:
             ",".join(checksums),
         ]
 
-    def submit(self, picture: str, shown: str, request: gr.Request, *form: Any) -> list[Any]:
+    def submit(self, shown: str, request: gr.Request, *filled: Any) -> list[Any]:
         """Queue a video. Returns its id, the estimate, and an error of one field.
 
         If it is refused, the id is that of the current video.
+
+        Args:
+            shown: Id of the current video.
+            request: The client's request.
+            filled: The name of each picture, then the values of the form.
         """
         values: dict[str, Any] = {}
+        count = len(self._pictures)
         try:
-            values = self._form.request(form)
-            upload, picture = None, str(picture or "")
-            if picture.startswith("!"):  # the error message of the upload
-                raise FieldError(picture[1:], "input_reference")
-            if picture:
-                upload = self._service.picture(picture)
-            return self._queue(values, upload, request)
+            values = self._form.request(filled[count:])
+            return self._queue(values, self._read_pictures(filled[:count]), request)
         except RefusedInputError as error:
             return [shown, *self._show_error(error, values)]
         except EngineError as error:
@@ -129,8 +140,8 @@ class Handlers:
         if job is None or job.state not in ("failed", "cancelled"):
             return [gr.skip()] * 3
         try:
-            upload = None if job.request.image is None else self._service.picture(job.id)
-            return self._queue(request_fields(job), upload, request)
+            uploads = self._read_pictures(self._kept_pictures(job))
+            return self._queue(request_fields(job), uploads, request)
         except RefusedInputError as error:
             return [video, self._views.problem(str(error)), ""]
         except EngineError as error:
@@ -152,11 +163,27 @@ class Handlers:
         except RefusedInputError as error:
             return self._show_error(error, values)
 
+    def _read_pictures(self, names: Sequence[Any]) -> dict[str, bytes]:
+        """Content of pictures, by name in the API.
+
+        Args:
+            names: For each picture of the model: the name of an upload, the id of an earlier video,
+                "!" and the error message of the upload, or nothing.
+        """
+        contents = {}
+        for picture, name in zip(self._pictures, map(str, names), strict=True):
+            field = PICTURE_FIELDS[picture]
+            if name.startswith("!"):
+                raise FieldError(name[1:], field)
+            if name not in ("", "None"):
+                contents[field] = self._service.picture(name, picture)
+        return contents
+
     def _queue(
-        self, values: dict[str, Any], upload: bytes | None, request: gr.Request
+        self, values: dict[str, Any], uploads: dict[str, bytes], request: gr.Request
     ) -> list[Any]:
         service = self._service
-        submission = parse_submission(values, upload, service.model.name, service.engine.spec)
+        submission = parse_submission(values, uploads, service.model.name, service.engine.spec)
         client = request.request.scope["client_label"] if request.request else ""
         job = service.admission.submit(submission, client=client)
         return [job.id, gr.skip(), ""]

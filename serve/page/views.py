@@ -134,11 +134,11 @@ class Views:
         service = self._service
         spec = service.engine.spec
         any_prompt = {"seed": 0, **values, "prompt": "any"}
-        request = parse_submission(any_prompt, None, service.model.name, spec).request
+        request = parse_submission(any_prompt, {}, service.model.name, spec).request
         if not spec.pictures:
             resolved = service.admission.resolve(request)
         else:
-            resolved = service.admission.resolve_without_picture(request)
+            resolved = service.admission.resolve_without_pictures(request)
         size = f"{resolved.width} × {resolved.height}, {_frame_count(resolved.num_frames)}"
         time = "Time not known yet"
         if service.eta.known:
@@ -193,7 +193,7 @@ class Views:
     def _options(self, request: ResolvedRequest) -> list[tuple[str, object]]:
         """The model's own options, except those that are mappings."""
         return [
-            (label_of(name, field), getattr(request, name))
+            (label_of(name, field), _shown(getattr(request, name)))
             for name, field in self._service.engine.spec.options.model_fields.items()
             if not holds_mapping(field)
         ]
@@ -229,6 +229,13 @@ class Views:
             for each in self._service.store.unfinished_jobs()
             if not each.cancelling and (each.state == "running" or each.position < job.position)
         ]
+
+
+def _shown(value: object) -> object:
+    """The value of an option, as the details show it."""
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _frame_count(count: int) -> str:

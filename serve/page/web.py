@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from longtake.serve.http.problems import add_error_handlers
 from longtake.serve.http.video_object import VideoObjects
 from longtake.serve.page.elements import Inputs, Result, add_inputs, add_result, html
-from longtake.serve.page.form import SETTINGS, Form
+from longtake.serve.page.form import Form
 from longtake.serve.page.gradio_internals import num_arguments
 from longtake.serve.page.handlers import VIDEOS_PER_PAGE, Handlers
 from longtake.serve.page.page_calls import PageCalls
@@ -21,12 +21,15 @@ from longtake.serve.service.service import VideoService
 from longtake.serve.templates import source_of
 
 _REFRESH_S = 1.0
-_UPLOAD_PICTURE = """
-async (picture, ...rest) => [await longtake.picture() || picture, ...rest]
+_UPLOAD_PICTURES = """
+async (video, ...rest) => {
+  const count = longtake.pictures().length;
+  return [video, ...await longtake.uploads(rest.slice(0, count)), ...rest.slice(count)];
+}
 """
 _SUBMITTED = "(video, problem) => longtake.submitted(video, problem)"
 _SHOW_PROBLEM = "(problem) => longtake.problem(problem)"
-_FILL = "(...values) => { longtake.clear(); longtake.saveDraft(''); return values; }"
+_FILL = "(...values) => { longtake.clearAll(); longtake.saveDraft(''); return values; }"
 _CALL: dict[str, Any] = {"show_progress": "hidden", "queue": False}
 """Options of all calls. Gradio's queue is not used: it keeps results until they are fetched."""
 
@@ -67,7 +70,7 @@ class _Elements:
 
     Attributes:
         video: Hidden; id of the current video.
-        picture: Hidden; name of the picture to use.
+        pictures: Hidden; name of each picture to use, in the order of the model's.
         shown: Hidden; checksums of the parts on the page.
         problem: Hidden; an error of one field, as JSON.
         count: Hidden; number of videos in the gallery.
@@ -79,7 +82,7 @@ class _Elements:
     """
 
     video: Any
-    picture: Any
+    pictures: list[Any]
     shown: Any
     problem: Any
     count: Any
@@ -102,7 +105,8 @@ def _build_blocks(service: VideoService, views: Views) -> Any:
 def _add_elements(service: VideoService, form: Form, views: Views) -> _Elements:
     html(views.header())
     video = gr.Textbox(visible="hidden", show_label=False, elem_id="video")
-    picture, shown, problem = (gr.Textbox(visible=False) for _ in range(3))
+    shown, problem = (gr.Textbox(visible=False) for _ in range(2))
+    pictures = [gr.Textbox(visible=False) for _ in service.engine.spec.pictures]
     count = gr.Textbox(str(VIDEOS_PER_PAGE), visible=False)
     with gr.Row(elem_id="columns"):
         with gr.Column(scale=5, min_width=320, elem_id="form"):
@@ -114,23 +118,23 @@ def _add_elements(service: VideoService, form: Form, views: Views) -> _Elements:
     more = gr.Button("Show more", size="sm", visible=False)
     with gr.Accordion("Engine", open=False, elem_id="engine"):
         engine = html()
-    return _Elements(video, picture, shown, problem, count, inputs, result, gallery, more, engine)
+    return _Elements(video, pictures, shown, problem, count, inputs, result, gallery, more, engine)
 
 
 def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -> None:
     """Connect the elements to the handlers."""
-    video, picture, problem = elements.video, elements.picture, elements.problem
+    video, pictures, problem = elements.video, elements.pictures, elements.problem
     inputs, result = elements.inputs, elements.result
     fields = list(inputs.fields.values())
     parts = [result.status, result.details, elements.gallery, elements.engine]
     refreshed = [*parts, *result.actions, elements.more, elements.shown]
     refresh: list[Any] = [handlers.refresh, [video, elements.shown, elements.count], refreshed]
     estimate: list[Any] = [handlers.estimate, fields, [inputs.estimate, problem]]
-    filled, queued = [picture, *fields], [video, inputs.estimate, problem]
+    filled, queued = [*pictures, *fields], [video, inputs.estimate, problem]
 
     blocks.load(
         handlers.open,
-        [video, picture],
+        [video, elements.shown],
         [video, *filled],
         js="() => [longtake.current(), longtake.draft()]",
         **_CALL,
@@ -138,7 +142,7 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
     gr.Timer(_REFRESH_S).tick(*refresh, **_CALL)
     video.input(*refresh, **_CALL)
     inputs.generate.click(
-        handlers.submit, [picture, video, *fields], queued, js=_UPLOAD_PICTURE, **_CALL
+        handlers.submit, [video, *filled], queued, js=_UPLOAD_PICTURES, **_CALL
     ).then(None, [video, problem], js=_SUBMITTED).then(*refresh, **_CALL)
     result.cancel.click(handlers.cancel, [video], None, **_CALL).then(*refresh, **_CALL)
     result.retry.click(handlers.retry, [video], queued, **_CALL).then(
@@ -148,13 +152,14 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
         *estimate, **_CALL
     ).then(None, [problem], js=_SHOW_PROBLEM)
     result.delete.click(None, [video], js="(video) => longtake.remove(video)")
-    picture.change(None, [picture], js="(picture) => longtake.showKept(picture)")
+    for at, picture in enumerate(pictures):
+        picture.change(None, [picture], js=f"(picture) => longtake.showKept({at}, picture)")
     elements.more.click(handlers.show_more, [elements.count], [elements.count], **_CALL).then(
         *refresh, **_CALL
     )
     inputs.draw.click(form.random_seed, None, inputs.fields["seed"], **_CALL)
     changed = [inputs.fields["size"].change, inputs.fields["length"].change]
-    changed += [inputs.fields[name].blur for name in ("seed", *SETTINGS)]
+    changed += [inputs.fields[name].blur for name in ("seed", *form.settings)]
     gr.on(changed, *estimate, trigger_mode="always_last", **_CALL).then(
         None, [problem], js=_SHOW_PROBLEM
     )

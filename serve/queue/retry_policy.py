@@ -36,7 +36,7 @@ class Fault:
 def judge_fault(job: JobRecord, error: Exception, step: int, max_faults: int) -> Fault:
     """Decide whether a job is retried after an error.
 
-    A refused request fails at once, unless it has a picture, which may become readable again. Any
+    A refused request fails at once, unless it has pictures, which may become readable again. Any
     other error counts as a fault. Progress resets the count, so a long job survives any number of
     faults as long as it advances.
 
@@ -60,7 +60,7 @@ def judge_fault(job: JobRecord, error: Exception, step: int, max_faults: int) ->
 def _is_permanent(job: JobRecord, error: Exception) -> bool:
     if isinstance(error, PermanentError):
         return True
-    return isinstance(error, RefusedInputError) and job.request.image is None
+    return isinstance(error, RefusedInputError) and not job.request.picture_paths
 
 
 def _ran_out_of_memory_decoding(error: Exception) -> bool:

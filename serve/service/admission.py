@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from longtake.serve.queue.submissions import SERVER_SOURCE, OtherRequestError, S
 from longtake.serve.service.eta import EtaEstimator
 from longtake.serve.service.pictures import Pictures
 from longtake.serve.service.served_model import ServedModel
-from longtake.serve.service.submission import FieldError, Submission
+from longtake.serve.service.submission import PICTURE_FIELDS, FieldError, Submission
 
 VIDEOS_FOLDER = "videos"
 
@@ -75,7 +76,7 @@ class Admission:
         """Queue a video. If an error is raised, nothing was queued and no picture is left.
 
         Args:
-            submission: The request and its picture.
+            submission: The request and its pictures.
             client: Label of the client's API key; empty if no key is needed.
             idempotency_key: Identifies the request when a client repeats it; None: a new job.
 
@@ -84,16 +85,18 @@ class Admission:
 
         Raises:
             RefusedInputError: The video cannot be rendered within the limits.
-            FieldError: The picture is missing, or the key belongs to another request.
+            FieldError: A picture is missing, or the key belongs to another request.
             QueueFullError: Too many videos are queued.
             BeingDeletedError: The job of this key is being deleted.
         """
-        if submission.picture is None and "image" in self._engine.spec.required_pictures:
-            raise FieldError(
-                f"{self._model.name} animates a picture: send input_reference, a PNG, JPEG or "
-                "WebP file",
-                "input_reference",
-            )
+        for name in self._engine.spec.required_pictures:
+            if name not in submission.pictures:
+                field = PICTURE_FIELDS[name]
+                raise FieldError(
+                    f"{self._model.name} animates a picture: send {field}, a PNG, JPEG or WebP "
+                    "file",
+                    field,
+                )
         fingerprint = _fingerprint(submission)
         key = idempotency_key
         digest = secrets.token_hex(16) if key is None else _digest(client, key)[:32]
@@ -119,8 +122,8 @@ class Admission:
         """
         return self._within_limits(self._engine.resolve(request))
 
-    def resolve_without_picture(self, request: VideoRequest) -> ResolvedRequest:
-        """As :meth:`resolve`, for a request whose picture is not chosen yet."""
+    def resolve_without_pictures(self, request: VideoRequest) -> ResolvedRequest:
+        """As :meth:`resolve`, for a request whose pictures are not chosen yet."""
         return self._within_limits(resolve(request, self._engine.spec))
 
     def _within_limits(self, request: ResolvedRequest) -> ResolvedRequest:
@@ -138,21 +141,23 @@ class Admission:
     def _enqueue(
         self, job_id: str, submission: Submission, fingerprint: str, client: str
     ) -> JobRecord:
-        request, path = submission.request, None
+        request = submission.request
         if "embed_metadata" not in request.model_fields_set:
             request = request.model_copy(update={"embed_metadata": self._settings.embed_metadata})
-        if submission.picture is not None:
-            path = self._pictures.write(job_id, submission.picture)
-            request = request.model_copy(update={"image": path})
-        kept: Path | None = None
+        written: dict[str, Path] = {}
+        kept: Collection[Path] = ()
         try:
+            for name, content in submission.pictures.items():
+                written[name] = self._pictures.write(job_id, content)
+            request = request.model_copy(update=written)
             job = self._new_job(job_id, self.resolve(request), fingerprint)
             queued = self._add(replace(job, source=f"{SERVER_SOURCE} {client}".strip()))
-            kept = queued.request.image
+            kept = queued.request.picture_paths.values()
             return queued
         finally:
-            if path is not None and kept != path:  # refused, or the job exists already
-                path.unlink(missing_ok=True)
+            for path in written.values():
+                if path not in kept:  # refused, or the job exists already
+                    path.unlink(missing_ok=True)
 
     def _new_job(self, job_id: str, request: ResolvedRequest, fingerprint: str) -> NewJob:
         suffix = ".safetensors" if request.output_type == "latents" else ".mp4"
@@ -179,8 +184,11 @@ class Admission:
 
 def _fingerprint(submission: Submission) -> str:
     recorded = to_json(submission.request.as_recorded()).decode()
-    picture = hashlib.sha256(submission.picture or b"").hexdigest()
-    return _digest(recorded, picture)
+    pictures = submission.pictures
+    digests = [hashlib.sha256(pictures.get("image", b"")).hexdigest()]
+    others = sorted(pictures.keys() - {"image"})
+    digests += [f"{name} {hashlib.sha256(pictures[name]).hexdigest()}" for name in others]
+    return _digest(recorded, *digests)
 
 
 def _digest(*texts: str) -> str:

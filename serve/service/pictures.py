@@ -93,7 +93,7 @@ class Pictures:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
-    def sweep(self, wanted: Iterable[Path | None]) -> None:
+    def sweep(self, wanted: Iterable[Path]) -> None:
         """Remove all pictures except the wanted ones. The folder must be locked by this server."""
         kept = set(wanted)
         unused = [path for path in self._files(_UPLOAD, _OF_JOB, _PARTIAL) if path not in kept]

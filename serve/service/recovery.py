@@ -95,7 +95,8 @@ def _finished_job(job_id: str, suffix: str, videos: Path, pictures: Path) -> Don
     ended_at = min(created.timestamp(), time.time())
     if ended_at < _EARLIEST:  # the video would expire at once
         raise RequestError(f"{metadata_path(path).name} has created={created.isoformat()}")
-    image = _existing_picture(metadata.request.image, pictures)
+    request = metadata.request
+    found = {name: _existing_picture(p, pictures) for name, p in request.picture_paths.items()}
     stages = metadata.seconds.items()
     return DoneJob(
         id=job_id,
@@ -103,7 +104,7 @@ def _finished_job(job_id: str, suffix: str, videos: Path, pictures: Path) -> Don
         position=0,
         output=f"{videos.name}/{path.name}",
         engine=job.engine,
-        request=metadata.request.model_copy(update={"image": image}),
+        request=request.model_copy(update=found),
         fingerprint=job.fingerprint,
         model=job.model or Path(metadata.engine.model).name,
         claims=job.claims,
@@ -138,7 +139,7 @@ def _read_metadata(path: Path, job_id: str) -> _Metadata:
     return metadata
 
 
-def _existing_picture(image: Path | None, pictures: Path) -> Path | None:
+def _existing_picture(image: Path, pictures: Path) -> Path | None:
     """A video's picture in the folder of pictures; None if it is missing."""
-    path = None if image is None else pictures / image.name
-    return path if path is not None and path.is_file() else None
+    path = pictures / image.name
+    return path if path.is_file() else None

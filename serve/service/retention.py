@@ -67,5 +67,5 @@ class Retention:
             path.unlink(missing_ok=True)
         filmstrip_path(self._folder, job).unlink(missing_ok=True)
         drop_snapshot(snapshot_path(self._folder, job))
-        if job.request.image is not None:
-            self._pictures.drop(job.request.image)
+        for path in job.request.picture_paths.values():
+            self._pictures.drop(path)

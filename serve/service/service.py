@@ -120,17 +120,18 @@ class VideoService:
             return f"{self.queue_watch.problem.summary}: the server's log says more"
         return "" if self.ranks.loaded else "the model is loading"
 
-    def picture(self, name: str) -> bytes:
-        """Content of an uploaded picture, or of the picture of an earlier video.
+    def picture(self, name: str, field: str = "image") -> bytes:
+        """Content of an uploaded picture, or of a picture of an earlier video.
 
         Args:
             name: Name of the upload, or id of the video.
+            field: Request field of the earlier video's picture.
 
         Raises:
             RequestError: There is no such picture.
         """
         job = self.store.find(name)
-        return self.pictures.read(name if job is None else job.request.image)
+        return self.pictures.read(name if job is None else job.request.picture_paths.get(field))
 
     def delete(self, job: JobRecord) -> None:
         """Cancel a job if it has not ended, and hide it. A background loop removes its files."""
@@ -173,7 +174,9 @@ class VideoService:
             count = "1 finished video" if len(found) == 1 else f"{len(found)} finished videos"
             self.progress.note(f"{count} missing in the queue, restored from metadata")
         sweep(self.store)
-        self.pictures.sweep(job.request.image for job in self.store.jobs())
+        self.pictures.sweep(
+            path for job in self.store.jobs() for path in job.request.picture_paths.values()
+        )
         self._threads = [threading.Thread(target=each, daemon=True) for each in self.background]
         for thread in self._threads:
             thread.start()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from longtake.configs.request import VideoRequest
 from longtake.errors import RequestError
+
+PICTURE_FIELDS = {"image": "input_reference", "last_image": "last_image"}
+"""Names of the pictures in the API, by request field; the first one is OpenAI's."""
 
 
 class FieldError(RequestError):
@@ -24,12 +28,12 @@ class FieldError(RequestError):
 
 @dataclass(frozen=True)
 class Submission:
-    """A valid request, and the picture that came with it.
+    """A valid request, and the pictures that came with it.
 
     Attributes:
-        request: The request, without its picture.
-        picture: Content of the picture's file, not decoded yet; None without a picture.
+        request: The request, without its pictures.
+        pictures: Content of each picture's file, not decoded yet, by request field.
     """
 
     request: VideoRequest
-    picture: bytes | None
+    pictures: Mapping[str, bytes]

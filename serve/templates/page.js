@@ -1,9 +1,11 @@
 // The page's script. The server keeps no state of a page: open panels, the unsent prompt and the
 // current video are stored here.
 window.longtake = {
-  // The picture is uploaded separately. The form holds its name on the server.
-  async picture() {
-    const file = this.input()?.files[0];
+  // Pictures are uploaded separately. The form holds their names on the server.
+  pictures() { return [...document.querySelectorAll(".lt.picture")]; },
+  file(block) { return block.querySelector("input.file"); },
+  async upload(block) {
+    const file = this.file(block).files[0];
     if (!file) return "";
     try {
       const response = await fetch("/picture", { method: "POST", body: file });
@@ -13,35 +15,40 @@ window.longtake = {
       return "!the picture could not be sent: try again";
     }
   },
-  input() { return document.getElementById("picture-file"); },
-  choose(files) {
+  uploads(kept) {  // of each picture, or the earlier video's where none is chosen
+    return Promise.all(
+      this.pictures().map(async (block, at) => await this.upload(block) || kept[at]));
+  },
+  choose(files, block) {
     const picture = [...files].find((file) => file.type.startsWith("image/"));
-    if (!picture || !this.input()) return false;
+    const blocks = this.pictures();
+    block ||= blocks.find((each) => !this.file(each).files.length) || blocks[0];
+    if (!picture || !block) return false;
     const one = new DataTransfer();
     one.items.add(picture);
-    this.input().files = one.files;
-    this.chosen();
+    this.file(block).files = one.files;
+    this.chosen(block);
     return true;
   },
-  chosen() {
-    const shown = document.getElementById("picture-shown");
+  chosen(block) {
+    const shown = block.querySelector("img");
     if (shown.src.startsWith("blob:")) URL.revokeObjectURL(shown.src);
-    const file = this.input().files[0];
-    shown.hidden = document.getElementById("picture-clear").hidden = !file;
+    const file = this.file(block).files[0];
+    shown.hidden = block.querySelector(".clear").hidden = !file;
     if (file) {
       shown.src = URL.createObjectURL(file);
-      this.showKept("");
+      block.querySelector(".kept").hidden = true;
     }
-    this.clearProblem(document.getElementById("picture"));
+    this.clearProblem(block);
   },
-  clear() {
-    if (!this.input()) return;
-    this.input().value = "";
-    this.chosen();
+  clear(block) {
+    this.file(block).value = "";
+    this.chosen(block);
   },
-  showKept(picture) {  // the picture of an earlier video
-    const line = document.getElementById("picture-kept");
-    if (line) line.hidden = !picture;
+  clearAll() { this.pictures().forEach((block) => this.clear(block)); },
+  showKept(at, picture) {  // a picture of an earlier video
+    const block = this.pictures()[at];
+    if (block) block.querySelector(".kept").hidden = !picture;
   },
 
   // The current video.
@@ -174,7 +181,7 @@ window.longtake = {
 document.addEventListener("input", (event) => {
   const field = event.target;
   if (field.closest("#prompt")) longtake.saveDraft(field.value);
-  if (field.id === "picture-file") longtake.chosen();
+  if (field.matches(".picture .file")) longtake.chosen(field.closest(".picture"));
   else longtake.clearProblem(field.closest(".field"));
 });
 document.addEventListener("focusin", (event) => {
@@ -197,7 +204,7 @@ document.addEventListener("click", (event) => {
   const removed = target.closest("[data-remove]");
   if (removed) longtake.remove(removed.dataset.remove);
   if (target.closest("#undo button")) longtake.restore();
-  if (target.closest("#picture-clear")) longtake.clear();
+  if (target.closest(".picture .clear")) longtake.clear(target.closest(".picture"));
   const link = target.closest(".gallery a");
   if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
     event.preventDefault();
@@ -209,10 +216,12 @@ document.addEventListener("paste", (event) => {
   if (longtake.choose(event.clipboardData.files)) event.preventDefault();
 });
 document.addEventListener("dragover", (event) => {
-  if (longtake.input() && event.dataTransfer.types.includes("Files")) event.preventDefault();
+  if (longtake.pictures().length && event.dataTransfer.types.includes("Files"))
+    event.preventDefault();
 });
 document.addEventListener("drop", (event) => {
-  if (longtake.input() && longtake.choose(event.dataTransfer.files)) event.preventDefault();
+  const block = event.target.closest(".lt.picture");
+  if (longtake.choose(event.dataTransfer.files, block)) event.preventDefault();
 });
 window.addEventListener("popstate", () => longtake.show(longtake.current()));
 window.addEventListener("pagehide", () => {

@@ -159,7 +159,7 @@ def test_all_invalid_rows_are_reported_and_nothing_runs(
         ({"prompt": "a", "output": ".longtake/x.mp4"}, r"\.longtake is reserved"),
         ({"prompt": "a", "id": "a/b"}, "id='a/b' must be valid as a file name"),
         ({"prompt": "a", "id": "x" * 300}, "100 bytes at most"),
-        ({"prompt": "a", "image": "none.png"}, "with a text-to-video model"),
+        ({"prompt": "a", "image": "none.png"}, "with a model that takes no picture"),
         ({"prompt": "a", "num_inference_steps": True}, "must not be true or false"),
         ({"prompt": "a" * 200_000}, "at most 100000"),
         ({"prompt": "a", "ulysses_degree": 2}, "ulysses_degree is not an option"),

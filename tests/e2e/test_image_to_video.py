@@ -320,7 +320,7 @@ def test_non_finite_picture_latents_are_refused(
     phases: list[str] = []
     with VideoEngine.from_pretrained(animators["token_replace"]) as engine:
         monkeypatch.setattr(
-            "longtake.pipelines.models.hunyuan_video.image_to_video.encode_videos",
+            "longtake.pipelines.models.hunyuan_video.codec.autoencoder.encode_videos",
             lambda encoder, pixels, world: torch.full((1, 8, 1, 4, 6), torch.nan),
         )
         request = VideoRequest(prompt="a", image=picture, height=32, width=48)

@@ -41,6 +41,7 @@ class HunyuanVideoOptions(TextToVideoOptions):
 
     i2v_mode: I2vMode | None = Field(
         default=None,
+        title="Image-to-video mode",
         description="Initial noise of image-to-video: mixed with some of the picture (stable, the "
         "default), or pure (dynamic: more motion, another flow shift)",
     )

@@ -9,19 +9,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from longtake.configs.request import VideoRequest
+from longtake.configs.family_options import holds_mapping
+from longtake.configs.request import PICTURES, VideoRequest
 from longtake.configs.sizes import SHORTHANDS_OF
 from longtake.engine.resolve.size import expand_size
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord
-from longtake.serve.service.submission import FieldError, Submission
+from longtake.serve.service.submission import PICTURE_FIELDS, FieldError, Submission
 
-SERVER_FIELDS = ("image", "image_sha256")
+SERVER_FIELDS = (*PICTURES, *(f"{name}_sha256" for name in PICTURES))
 """Options that name files on the server; clients cannot set them."""
-_OPENAI_FIELDS = ("model", "input_reference")
+_OTHER_FIELDS = ("model", *PICTURE_FIELDS.values())
 _OPTIONS = tuple(name for name in VideoRequest.model_fields if name not in SERVER_FIELDS)
-_FIELDS = (*_OPTIONS, *_OPENAI_FIELDS)
+_FIELDS = (*_OPTIONS, *_OTHER_FIELDS)
 
 _DATA_URL = re.compile(r"data:image/[a-z.+-]{1,40};base64,", re.ASCII)
 _MAX_LIST_LENGTH = 10_000
@@ -29,13 +30,13 @@ _MAX_FIELDS = 64
 
 
 def parse_submission(
-    values: Mapping[str, Any], upload: bytes | None, model: str, spec: ModelSpec
+    values: Mapping[str, Any], uploads: Mapping[str, bytes], model: str, spec: ModelSpec
 ) -> Submission:
-    """A request and its picture, checked as far as possible without loading the model.
+    """A request and its pictures, checked as far as possible without loading the model.
 
     Args:
         values: Fields of the JSON body or form, by name.
-        upload: Content of the uploaded picture; None if there is none.
+        uploads: Content of each uploaded picture, by name in the API.
         model: Name of the served model.
         spec: Spec of the served model.
 
@@ -57,10 +58,16 @@ def parse_submission(
             "model",
             "model_not_found",
         )
-    picture = _picture(fields.pop("input_reference", None), upload)
+    pictures = {}
+    for picture, name in PICTURE_FIELDS.items():
+        reference = fields.pop(name, None)
+        if name in uploads:
+            pictures[picture] = uploads[name]
+        elif reference is not None:
+            pictures[picture] = _referenced(name, reference)
     options = {name: _decode_option(name, value) for name, value in fields.items()}
     try:
-        return Submission(expand_size(_video_request(options), spec), picture)
+        return Submission(expand_size(_video_request(options), spec), pictures)
     except RequestError as error:
         raise field_error(error, values) from error
 
@@ -83,9 +90,10 @@ def field_error(error: RefusedInputError, values: Mapping[str, Any]) -> FieldErr
         return error
     message = str(error)
     param = leading_field(message)
-    if param == "image":
-        message = re.sub(r"""^image=(?:'[^']*'|"[^"]*")""", "input_reference", message)
-        param = "input_reference"
+    if param in PICTURE_FIELDS:
+        name = PICTURE_FIELDS[param]
+        message = re.sub(rf"""^{param}=(?:'[^']*'|"[^"]*")""", name, message)
+        param = name
     else:
         sent = (name for name in SHORTHANDS_OF.get(param, ()) if values.get(name) is not None)
         param = next(sent, param)
@@ -102,7 +110,7 @@ def _video_request(options: dict[str, Any]) -> VideoRequest:
 def _decode_option(name: str, value: Any) -> Any:
     """The value of an option. Forms contain lists and objects as JSON."""
     annotation = str(VideoRequest.model_fields[name].annotation)
-    is_nested = "tuple" in annotation or name.endswith("template")
+    is_nested = "tuple" in annotation or holds_mapping(VideoRequest.model_fields[name])
     if is_nested and isinstance(value, str):
         try:
             value = json.loads(value)
@@ -115,27 +123,22 @@ def _decode_option(name: str, value: Any) -> Any:
     return value
 
 
-def _picture(reference: Any, upload: bytes | None) -> bytes | None:
-    """Content of the picture. URLs are not fetched and paths are not opened."""
-    if upload is not None or reference is None:
-        return upload
+def _referenced(name: str, reference: Any) -> bytes:
+    """Content of a picture in a data URL. Other URLs are not fetched and paths are not opened."""
     if isinstance(reference, dict):
         if set(reference) != {"image_url"}:
             raise FieldError(
-                "input_reference must hold image_url, with a data URL: files are not kept here",
-                "input_reference",
+                f"{name} must hold image_url, with a data URL: files are not kept here", name
             )
         reference = reference["image_url"]
     prefix = _DATA_URL.match(reference) if isinstance(reference, str) else None
     if prefix is None:
         raise FieldError(
-            "input_reference must be a file of the form, or a data URL "
-            "(data:image/png;base64,...): nothing else is fetched",
-            "input_reference",
+            f"{name} must be a file of the form, or a data URL (data:image/png;base64,...): "
+            "nothing else is fetched",
+            name,
         )
     try:
         return base64.b64decode(reference[prefix.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FieldError(
-            "input_reference is not valid base64: encode it again", "input_reference"
-        ) from error
+        raise FieldError(f"{name} is not valid base64: encode it again", name) from error

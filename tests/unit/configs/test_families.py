@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from longtake.cli.config_file import ConfigFile
 from longtake.configs.families import installed_families
-from longtake.configs.request import CommonRendering, VideoRequest
+from longtake.configs.request import CommonRendering, ResolvedRequest, VideoRequest
 from longtake.pipelines.models.hunyuan_video.options import (
     HunyuanVideoOptions,
     TextToVideoOptions,
 )
+from longtake.pipelines.models.wan.options import WanExpertsOptions
+from tests.rendering import request
 
 FAMILY = """
 from longtake.configs.families import ModelFamily
@@ -65,10 +69,11 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_longtakes_own_families_are_installed() -> None:
-    found = installed_families()["hunyuan_video"]
-    assert found.label == "HunyuanVideo"
+    labels = {name: each.label for name, each in installed_families().items()}
+    assert {"hunyuan_video": "HunyuanVideo", "wan": "Wan"}.items() <= labels.items()
     assert not VideoRequest.model_fields.keys() - (
         HunyuanVideoOptions.model_fields.keys()
+        | WanExpertsOptions.model_fields.keys()
         | CommonRendering.model_fields.keys()
         | {"size", "resolution", "aspect_ratio", "seconds"}
     ), "options of families that this test does not know: add them"
@@ -147,6 +152,18 @@ def test_families_in_conflict_are_refused(
     install(tmp_path, "other", family("other", option, pipeline))
     found = run(tmp_path, "-m", "longtake", "version")
     assert (found.returncode, found.stderr) == (2, f"longtake: {text}\n")
+
+
+def test_records_outlive_a_family(tmp_path: Path) -> None:
+    """Metadata that were written while another family was installed are read without it."""
+    recorded = request().model_dump(mode="json")
+    assert ResolvedRequest.model_validate({**recorded, "wobble": None}) == request()
+    with pytest.raises(ValidationError, match="wobble"):
+        ResolvedRequest.model_validate({**recorded, "wobble": 2})
+    config = tmp_path / "cat.mp4.json"
+    metadata = {"request": {**recorded, "wobble": None}, "engine": {"model": "demo"}}
+    config.write_text(json.dumps(metadata))
+    assert "wobble" not in ConfigFile(str(config)).merge({})
 
 
 def test_requests_are_recorded_as_by_earlier_versions() -> None:

@@ -7,7 +7,6 @@ tokens, K image tokens.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,9 +20,6 @@ from longtake.pipelines.models.wan.transformer.attention import (
     UspAttnProcessor,
 )
 from longtake.pipelines.runtime.block_runner import BlockRunner
-
-FLOAT32_WEIGHTS = re.compile(r"(^|\.)(time_embedder|scale_shift_table|norm[123])(\.|$)")
-"""Names of the transformer's weights that stay float32 in every dtype, as in diffusers."""
 
 
 @dataclass(frozen=True)

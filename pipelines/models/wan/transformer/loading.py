@@ -13,8 +13,8 @@ from longtake.pipelines.loading.plan import LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.wan.spec import WanSpec
+from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS
 from longtake.pipelines.models.wan.transformer.denoiser import HIGH_NOISE, LOW_NOISE, WanDenoiser
-from longtake.pipelines.models.wan.transformer.experts import FLOAT32_WEIGHTS
 from longtake.pipelines.models.wan.transformer.placement import ExpertSwap, both_fit
 from longtake.pipelines.models.wan.transformer.rope import rope_buffers
 

@@ -8,10 +8,7 @@ import torch
 from torch import nn
 
 from longtake.errors import ModelError
-
-_RESIDENT_SHARE = 0.5
-"""Largest share of the device's memory that both experts may take to stay on it. The rest holds
-activations, and the text encoder and the decoder while they work."""
+from longtake.pipelines.models.wan.costs import RESIDENT_SHARE
 
 _ALIGNMENT = 256
 
@@ -25,7 +22,7 @@ def both_fit(num_bytes: int, device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return True
-    return num_bytes <= _RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return num_bytes <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 class ExpertSwap:

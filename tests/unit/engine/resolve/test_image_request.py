@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from longtake.configs.engine import EngineConfig
 from longtake.configs.models import defaults_of
 from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.engine.media.identity import Identity
 from longtake.engine.media.pictures.picture import CheckedPicture
 from longtake.engine.resolve.request import resolve, resolve_decode
 from longtake.errors import ModelError, RequestError, one_line
@@ -57,6 +59,22 @@ def test_the_dynamic_mode_has_another_shift() -> None:
     assert resolved(i2v_mode="dynamic").flow_shift == 17.0
     assert resolved(i2v_mode="dynamic", flow_shift=9).flow_shift == 9
     assert resolved(i2v_mode="stable", flow_shift=9).flow_shift == 9
+
+
+def test_a_last_picture_is_identified_and_the_first_gives_the_size() -> None:
+    spec = replace(RELEASED, pictures={"image": "required", "last_image": "optional"})
+    pictures = {"image": CheckedPicture((720, 1280), SHA256)}
+    request = VideoRequest(prompt="a", image="a.png", last_image="b.png")
+    alone = resolve(request, spec, pictures)
+    pictures["last_image"] = CheckedPicture((1280, 720), "1" * 64)
+    both = resolve(request, spec, pictures)
+    assert (both.height, both.width) == (alone.height, alone.width) == (720, 1280)
+    assert both.last_image == Path("b.png").absolute() and both.last_image_sha256 == "1" * 64
+    assert both.picture_paths.keys() == {"image", "last_image"}
+    identities = [Identity.of(each, EngineConfig(), "model") for each in (alone, both)]
+    assert "last_image_sha256=" in identities[0].difference_from(identities[1])
+    moved = both.model_copy(update={"last_image": Path("/c.png")})
+    assert not Identity.of(moved, EngineConfig(), "model").difference_from(identities[1])
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 from longtake.pipelines.counting.skeleton import Skeleton
 from longtake.pipelines.loading.build import build_module
@@ -33,6 +36,16 @@ def hunyuan_video(checkpoint: Checkpoint, spec: ModelSpec) -> Skeleton:
         decoder=lambda request: HunyuanVideoDecoder(vae, request),
         pictures=pictures,
     )
+
+
+def with_text_encoders(checkpoint: Checkpoint, spec: ModelSpec) -> Skeleton:
+    """The same with its text encoders."""
+    with torch.device("meta"):
+        encoders = (
+            LlamaModel(LlamaConfig.from_dict(checkpoint.config("text_encoder"))),
+            CLIPTextModel(CLIPTextConfig.from_dict(checkpoint.config("text_encoder_2"))),
+        )
+    return replace(hunyuan_video(checkpoint, spec), text_encoders=encoders)
 
 
 def broken(checkpoint: Checkpoint, spec: ModelSpec) -> Skeleton:

@@ -15,7 +15,7 @@ from longtake.parallel import ParallelDims, TokenShards, usp_attention
 from longtake.parallel.heads import HeadShards
 from longtake.pipelines.costs import AttentionHeads, Work
 from longtake.pipelines.counting.attention import AttentionObserver
-from longtake.pipelines.counting.costs import attention_buffers
+from longtake.pipelines.counting.buffers import attention_buffers
 from longtake.pipelines.counting.work import WorkCounter
 from longtake.pipelines.operations import LiveBytes, observing
 from tests.layouts import layout_name

@@ -135,6 +135,19 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path, name: 
     assert all(each.is_meta for each in transformer.parameters())
 
 
+def test_an_unreadable_tensor_leaves_the_module_without_weights(files: list[Path]) -> None:
+    class Damaged(SafetensorsSource):
+        def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+            if name == "mean":  # after those of the blocks
+                raise ModelError("mean cannot be read")
+            return super().read(name, rows)
+
+    transformer = loading.on_meta()
+    with pytest.raises(ModelError, match="mean cannot be read"):
+        load_weights(transformer, Damaged(files), ALONE, torch.float32, buffers=loading.buffers())
+    assert all(each.is_meta for each in transformer.state_dict().values())
+
+
 def test_nothing_is_sharded_on_one_rank(files: list[Path]) -> None:
     transformer = loading.on_meta()
     shard_module(transformer, transformer.blocks, ALONE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 
+import pytest
 import torch
 from torch import nn
 
+from longtake.pipelines.runtime import block_runner
 from longtake.pipelines.runtime.block_runner import BlockRunner
 
 
@@ -50,6 +52,28 @@ def test_the_first_input_is_freed_after_the_first_block() -> None:
 
     BlockRunner()([Watching(), Watching(), Watching()], segments)
     assert seen == [True, False, False] and segments == []
+
+
+def test_weights_are_prefetched_in_order_up_to_the_block_of_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[tuple[str, nn.Module]] = []
+
+    class Recording(Single):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            events.append(("run", self))
+            return super().forward(tokens)
+
+    monkeypatch.setattr(block_runner, "prefetch", lambda block: events.append(("gather", block)))
+    a, b, c = Recording(), Recording(), Recording()
+    BlockRunner()([a, b], [torch.ones(1)], then=c)
+    assert events == [
+        *(("gather", a), ("gather", b), ("run", a)),
+        *(("gather", c), ("run", b)),
+    ]
+    events.clear()
+    BlockRunner()([c], [torch.ones(1)])
+    assert events == [("gather", c), ("run", c)]
 
 
 def test_an_observer_sees_each_block_within_the_context() -> None:

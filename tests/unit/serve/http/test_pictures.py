@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from longtake.engine.media.pictures.picture import decode_picture
 from longtake.errors import RequestError
+from longtake.pipelines.spec import Presence
 from tests.unit.serve.http.helpers import Gray, ended, picture, refused
 
 
@@ -128,6 +131,51 @@ def test_only_one_file_is_accepted_as_input_reference(animating: Gray) -> None:
     refused(client.post("/v1/videos", data={"prompt": "a"}, files=files))
     error = refused(client.post("/v1/videos", data={"prompt": "a"}, files={"image": picture()}))
     assert error["param"] == "image"
+
+
+def test_a_last_picture_is_kept_beside_the_first(animating: Gray) -> None:
+    client, service = animating
+    first, last = picture((80, 64)), picture((64, 48), "JPEG")
+    data = f"data:image/jpeg;base64,{base64.b64encode(last).decode()}"
+    fields = {"prompt": "a", "num_frames": "1"}
+    files = {"input_reference": first, "last_image": last}
+    error = refused(client.post("/v1/videos", data=fields, files=files))
+    assert error["param"] == "last_image"
+    assert error["message"].startswith("last_image with a model that takes image: leave it out")
+    assert not list((service.folder / "pictures").iterdir())
+
+    pictures: dict[str, Presence] = {"image": "required", "last_image": "required"}
+    service.engine.spec = replace(service.engine.spec, pictures=pictures)
+    error = refused(client.post("/v1/videos", data=fields, files={"input_reference": first}))
+    assert error["message"].endswith("send last_image, a PNG, JPEG or WebP file")
+    error = refused(client.post("/v1/videos", data=fields, files={**files, "last_image": b"none"}))
+    assert error["message"].startswith("last_image is no picture")
+    error = refused(client.post("/v1/videos", json={**fields, "last_image": "a.png"}))
+    assert error["param"] == "last_image"
+
+    key = {"Idempotency-Key": "once"}
+    sent = client.post("/v1/videos", data=fields, files=files, headers=key)
+    again = client.post(
+        "/v1/videos",
+        data={**fields, "last_image": data},
+        files={"input_reference": first},
+        headers=key,
+    )
+    assert sent.json()["id"] == again.json()["id"]
+    other = client.post(
+        "/v1/videos", data=fields, files={**files, "last_image": first}, headers=key
+    )
+    assert refused(other)["param"] == "Idempotency-Key"
+    assert ended(client, sent.json()["id"])["status"] == "completed"
+    job = service.store.find(sent.json()["id"])
+    assert job is not None
+    kept = {name: path.read_bytes() for name, path in job.request.picture_paths.items()}
+    assert kept == {"image": first, "last_image": last}
+    assert job.request.last_image_sha256 == hashlib.sha256(last).hexdigest()
+    assert service.picture(job.id, "last_image") == last
+    client.delete(f"/v1/videos/{job.id}")
+    service.retention.clean_up(0)
+    assert not list((service.folder / "pictures").iterdir())
 
 
 def test_a_picture_can_be_sent_again_after_deletion(animating: Gray) -> None:

@@ -11,7 +11,7 @@ from longtake.configs.engine import EngineConfig
 from longtake.engine.engine import VideoEngine
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from longtake.serve.http.request.openai_request import parse_submission
-from longtake.serve.page.form import AS_THE_PICTURE, FIELDS, SETTINGS, Form
+from longtake.serve.page.form import AS_THE_PICTURE, Form
 
 
 @pytest.fixture(params=["demo", "demo-i2v", "HunyuanVideo's presets"])
@@ -26,14 +26,14 @@ def engine(request: pytest.FixtureRequest) -> VideoEngine:
 
 def test_every_preset_is_a_valid_request(engine: VideoEngine) -> None:
     form = Form(engine.spec)
-    untouched = dict.fromkeys(FIELDS, "")
+    untouched = dict.fromkeys(form.fields, "")
     sizes, lengths = form.sizes(), form.lengths()
     assert form.default_length in [frames for _, frames in lengths]
     for _, size in sizes:
         for _, frames in lengths:
             values = {**untouched, "prompt": "a", "size": size, "length": frames}
-            fields = form.request([values[name] for name in FIELDS])
-            request = parse_submission(fields, None, "demo", engine.spec).request
+            fields = form.request([values[name] for name in form.fields])
+            request = parse_submission(fields, {}, "demo", engine.spec).request
             assert (request.num_frames or 0) % engine.spec.frames_multiple == 1
             if size != AS_THE_PICTURE:
                 assert f"{request.width}x{request.height}" == size
@@ -47,34 +47,42 @@ def test_a_request_survives_the_round_trip_through_the_form(engine: VideoEngine)
     settings = ["5", 2.0, "4", "1.5", "12.5", "2", "blurred"]
     values: list[Any] = ["a", "64 × 96", "3.1s", " 7 ", *settings]
     fields = form.request(values)
-    resolved = engine.resolve(parse_submission(fields, None, "demo", engine.spec).request)
+    resolved = engine.resolve(parse_submission(fields, {}, "demo", engine.spec).request)
     frames = resolved.num_frames
     again = form.request(form.values(resolved))
-    same = engine.resolve(parse_submission(again, None, "demo", engine.spec).request)
+    same = engine.resolve(parse_submission(again, {}, "demo", engine.spec).request)
     assert same == resolved
     assert (resolved.seed, resolved.width, resolved.height, resolved.flow_shift) == (7, 64, 96, 4)
     assert abs(frames / resolved.fps - 3.1) <= 2 / resolved.fps
-    found = [getattr(resolved, name) for name in SETTINGS]
+    found = [getattr(resolved, name) for name in form.settings]
     assert found == [5, 2.0, 4.0, 1.5, 12.5, 2, "blurred"]
 
 
 def test_placeholders_show_the_defaults(engine: VideoEngine) -> None:
     form, spec = Form(engine.spec), engine.spec
-    shown = [form.default(name) for name in SETTINGS]
+    shown = [form.default(name) for name in form.settings]
     defaults = spec.defaults
     numbers = [defaults.num_inference_steps, defaults.guidance_scale, spec.flow_shift, 1]
-    assert shown == [*(f"{each:g}" for each in (*numbers, defaults.fps, 1)), "what not to show"]
+    mode = ["stable"] if spec.pictures else []
+    rest = [f"{each:g}" for each in (defaults.fps, 1)]
+    assert shown == [*(f"{each:g}" for each in numbers), *mode, *rest, "what not to show"]
+    assert [form.choices(name) for name in ("fps", "resize_mode")] == [
+        (),
+        ("crop", "pad", "stretch"),
+    ]
 
 
-def test_options_map_to_fields() -> None:
+def test_options_map_to_fields(engine: VideoEngine) -> None:
+    form = Form(engine.spec)
     shown = {"width": "size", "num_frames": "length", "input_reference": "picture", "fps": "fps"}
     for option, field in shown.items():
-        assert Form.field_of(option) == field
-    assert Form.field_of("sigmas") == Form.field_of(None) == ""
+        assert form.field_of(option) == field
+    assert form.field_of("sigmas") == form.field_of(None) == ""
 
 
 def test_odd_values_do_not_raise_in_the_form() -> None:
     engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
     values: list[Any] = [{}, [], 5, "x", None]
     for odd in values:
-        Form(engine.spec).request([odd] * len(FIELDS))
+        form = Form(engine.spec)
+        form.request([odd] * len(form.fields))

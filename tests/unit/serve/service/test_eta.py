@@ -30,7 +30,7 @@ def service(tmp_path: Path) -> Iterator[VideoService]:
 
 def created(service: VideoService, **fields: Any) -> JobRecord:
     values = {"prompt": "a", "num_inference_steps": 10, **fields}
-    submission = parse_submission(values, None, service.model.name, service.engine.spec)
+    submission = parse_submission(values, {}, service.model.name, service.engine.spec)
     return service.admission.submit(submission)
 
 

@@ -1,0 +1,37 @@
+"""Sizes of text and picture encoders, from the headers of a checkpoint's files; without torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+
+from longtake.errors import ModelError
+from longtake.pipelines.counting.counts import TextEncoderCounts
+from longtake.pipelines.loading.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+NO_ENCODERS = TextEncoderCounts(parameters=0, matrix_parameters=0, layers=0)
+
+_ENCODER = re.compile(r"(text|image)_encoder(_\d+)?")
+"""Names of components that encode a prompt or a picture, in diffusers."""
+
+_EMBEDDING = re.compile(r"(.*\.)?(shared|\w*embed\w*)\..*weight")
+"""Names of tensors that tokens look up, in transformers."""
+
+
+def stored_encoders(checkpoint: Checkpoint) -> TextEncoderCounts | None:
+    """Sizes of the encoders; None, and a warning, if a file is not here."""
+    names = [name for name in checkpoint.components if _ENCODER.fullmatch(name)]
+    try:
+        headers = [each for name in names for each in checkpoint.tensors(name).items()]
+    except ModelError as error:
+        logger.warning("the plan leaves out the text encoders, whose sizes are unknown: %s", error)
+        return None
+    sizes = [(name, math.prod(tensor.shape)) for name, tensor in headers]
+    return TextEncoderCounts(
+        parameters=sum(size for _, size in sizes),
+        matrix_parameters=sum(size for name, size in sizes if not _EMBEDDING.fullmatch(name)),
+        layers=sum(len(tensor.shape) > 1 for _, tensor in headers),
+    )
