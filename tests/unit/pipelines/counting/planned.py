@@ -28,13 +28,6 @@ def spec_of(model: str) -> ModelSpec:
     return registry.inspect(checkpoint_of(model), weights=False)
 
 
-def arithmetic_of(model: str) -> ModelCosts:
-    """The costs that a model's family computes."""
-    costs = spec_of(model).costs
-    assert costs is not None
-    return costs
-
-
 def checkpoint_of(model: str) -> Checkpoint:
     """A model's configuration files."""
     return Checkpoint.open(model, configs_only=True)

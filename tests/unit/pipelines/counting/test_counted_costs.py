@@ -25,7 +25,6 @@ from tests import tiny
 from tests.unit.pipelines.counting.planned import (
     SKELETON,
     TEXT_TOKENS,
-    arithmetic_of,
     checkpoint_of,
     counted,
     plan_of,
@@ -72,7 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_operations_of_a_pass(
     released: dict[str, CountedCosts], model: str, size: str, element_size: int
 ) -> None:
-    arithmetic, costs = arithmetic_of(model), released[model]
+    arithmetic, costs = spec_of(model).costs, released[model]
     assert costs.attention == arithmetic.attention
     assert costs.token_values == arithmetic.token_values
     for ranks in range(1, 9):
@@ -92,7 +91,7 @@ def _check_operations(found: Work, expected: Work) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_parameters(released: dict[str, CountedCosts], model: str) -> None:
-    arithmetic, costs = arithmetic_of(model), released[model]
+    arithmetic, costs = spec_of(model).costs, released[model]
     assert Counter(costs.transformer_shapes) == Counter(arithmetic.transformer_shapes)
     assert costs.block_parameters == arithmetic.block_parameters
     assert costs.non_block_parameters == arithmetic.non_block_parameters
@@ -124,7 +123,7 @@ def test_peak_of_a_pass(
             costs.activation_bytes(
                 num_tokens, element_size, ulysses=ulysses, ring=ring, head_share=head_share
             )
-            for costs in (arithmetic_of(model), released[model])
+            for costs in (spec_of(model).costs, released[model])
         )
         assert found == pytest.approx(expected, rel=0.08)
 
@@ -137,7 +136,7 @@ TILES = [(1, 32, 32), (5, 32, 32), (4, 32, 18), (2, 5, 3)]
 def test_decoding_a_tile(
     released: dict[str, CountedCosts], shape: tuple[int, int, int], element_size: int
 ) -> None:
-    arithmetic, costs = arithmetic_of("hunyuan-video"), released["hunyuan-video"]
+    arithmetic, costs = spec_of("hunyuan-video").costs, released["hunyuan-video"]
     expected = arithmetic.tile_decoding(shape, element_size)
     found = costs.tile_decoding(shape, element_size)
     _check_operations(found, expected)
@@ -151,7 +150,7 @@ def test_decoding_a_tile(
 def test_a_plan_with_counted_costs(released: dict[str, CountedCosts], devices: int) -> None:
     model = "hunyuan-video"
     expected, found = (
-        plan_of(model, costs, devices) for costs in (arithmetic_of(model), released[model])
+        plan_of(model, costs, devices) for costs in (spec_of(model).costs, released[model])
     )
     assert [each.name for each in found.layouts] == [each.name for each in expected.layouts]
     for one, other in zip(found.layouts, expected.layouts, strict=True):
@@ -176,7 +175,7 @@ def test_the_counts_are_a_polynomial(released: dict[str, CountedCosts]) -> None:
 
 def test_text_encoders_of_the_files(model: str, folder: Path) -> None:
     """Without modules of the family, parameters are those of the checkpoint's tensors."""
-    arithmetic, costs = arithmetic_of(model), counted(model)
+    arithmetic, costs = spec_of(model).costs, counted(model)
     assert costs.other_parameters == arithmetic.other_parameters
     found, expected = (each.text_encoding(24, 4) for each in (costs, arithmetic))
     assert 0 < found.linear_flops < expected.linear_flops  # of the template's tokens as well

@@ -147,7 +147,6 @@ def test_other_parameters(name: str, model: str, animators: dict[str, str]) -> N
     built = {"tiny": model, **animators}
     checkpoint = Checkpoint.open(built.get(name, name), configs_only=True)
     costs = registry.inspect(checkpoint, weights=False).costs
-    assert costs is not None
     folder = Path(checkpoint.folder)
     with torch.device("meta"):
         vae = AutoencoderKLHunyuanVideo(**_config(folder, "vae"))
