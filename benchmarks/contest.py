@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import statistics
@@ -32,6 +33,7 @@ class Contestant:
         degrees: Parallel degrees of the layout, by name; empty for one rank.
         method: Label of the layout in tables; made from the degrees if empty.
         seconds: Time of the slowest rank, by round.
+        cpu_seconds: CPU time of all ranks together, by round.
         figures: Figures measured once, the maximum over ranks.
         refusal: Reason why the contestant cannot run; None if it can.
     """
@@ -40,13 +42,14 @@ class Contestant:
     degrees: dict[str, int]
     method: str = ""
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     refusal: str | None = None
 
     @property
     def num_ranks(self) -> int:
         """Number of ranks."""
-        return self.degrees.get("ulysses_degree", 1) * self.degrees.get("ring_degree", 1)
+        return math.prod(self.degrees.values())
 
     @property
     def name(self) -> str:
@@ -60,6 +63,14 @@ class Contestant:
     def median_s(self) -> float:
         """Median time of one turn, in seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu_s(self) -> float:
+        """Median CPU time of one turn, in seconds of all ranks together.
+
+        Other processes of a machine disturb it less than the time, and it excludes waiting.
+        """
+        return statistics.median(self.cpu_seconds)
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,9 @@ class Contest:
 
     def _take_turn(self, contestant: Contestant, group: RankGroup) -> None:
         try:
-            contestant.seconds.append(max(group.run(_time_turn, self.device_type)))
+            times = group.run(_time_turn, self.device_type)
+            contestant.seconds.append(max(seconds for seconds, _ in times))
+            contestant.cpu_seconds.append(sum(cpu_seconds for _, cpu_seconds in times))
         except RankFailure as failure:  # such as a rank killed for running out of memory
             contestant.refusal = _reason(failure)
             group.close()
@@ -163,15 +176,15 @@ def _prepare_rank(
     return figures
 
 
-def _time_turn(device_type: str) -> float:
-    """Time of this rank's turn in seconds, after a barrier."""
+def _time_turn(device_type: str) -> tuple[float, float]:
+    """Time of this rank's turn, after a barrier, and its CPU time, in seconds."""
     with torch.inference_mode():
         dist.barrier()
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         _Rank.turn()
         if device_type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 def rank_device(device_type: str) -> torch.device:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field, create_model
 
 from longtake.configs.family_options import FamilyOptions
 from longtake.errors import ModelError, one_line
@@ -42,9 +42,9 @@ class ModelFamily:
         codec: Reference to the function ``(checkpoint, spec, world, plan)`` that loads a VideoCodec
             on one rank.
         title: Name of the family as its authors write it; ``name`` if empty.
-        skeleton: Reference to the function ``(checkpoint, spec)`` that builds the model without
-            weights, for a family whose specifications have no costs; see
-            :class:`longtake.pipelines.counting.skeleton.Skeleton`.
+        skeleton: Reference to the function ``(checkpoint, spec)`` that builds a
+            :class:`~longtake.pipelines.counting.skeleton.Skeleton`, on which costs are counted;
+            empty if the family's specifications have costs.
     """
 
     name: str
@@ -92,26 +92,26 @@ def installed_families() -> Mapping[str, ModelFamily]:
 
 
 def merge_options(
-    families: Iterable[ModelFamily], common: type[BaseModel] = BaseModel
+    families: Iterable[ModelFamily], taken: Collection[str] = ()
 ) -> type[FamilyOptions]:
     """The options of all families as one class, whose descriptions name the families.
 
     Args:
         families: The families.
-        common: Class of the fields that every model has.
+        taken: Names of longtake's own options.
 
     Raises:
-        ModelError: Two families declare one option with different types, or a family declares a
-            field that every model has.
+        ModelError: Two families declare one option with different types, or a family declares one
+            of longtake's own.
     """
     declaring: dict[str, list[ModelFamily]] = {}
     options = {family: _options_of(family) for family in families}
     for family, kind in options.items():
         for name, field in kind.model_fields.items():
-            if name in common.model_fields:
+            if name in taken:
                 raise ModelError(
-                    f"{name} of the model family {family.label} is an option that every model "
-                    "has: name it otherwise, or uninstall the family"
+                    f"{name} of the model family {family.label} is an option of longtake itself: "
+                    "name it otherwise, or uninstall the family"
                 )
             others = declaring.setdefault(name, [])
             first = options[others[0]].model_fields[name] if others else field

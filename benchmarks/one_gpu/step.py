@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+from diffusers import HunyuanVideoTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.denoise.rank import Inputs, Step, longtake_step
+from benchmarks.denoise.hunyuan_video import GUIDANCE_SCALE, HunyuanVideoInputs, euler
+from benchmarks.denoise.inputs import Step, longtake_step
 from benchmarks.memory import peak_memory
 from benchmarks.one_gpu.plan_input import (
     REAL_TEXT,
@@ -44,8 +45,6 @@ from longtake.pipelines.spec import LatentGrid
 
 PADDED_TEXT = 256
 TEXT_WIDTH, POOLED_WIDTH = 4096, 768
-GUIDANCE_SCALE = 6.016
-"""1000 times this scale is exact in bfloat16, to which diffusers rounds it; longtake does not."""
 SIZES = [(65, 544, 960), (129, 720, 1280)]
 
 
@@ -144,13 +143,19 @@ def contestants(
         for shape in (grid.shape, (1, PADDED_TEXT, TEXT_WIDTH), (1, POOLED_WIDTH))
     )
     text[:, REAL_TEXT:] = 0
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
-    scheduler.set_timesteps(1000, device=model.device)
-    scheduler.set_begin_index(0)
-    half = (text.to(model.dtype), pooled.to(model.dtype))
-    inputs = Inputs(model, latents, *half, scheduler, GUIDANCE_SCALE, REAL_TEXT, grid)
-    padded = replace(inputs, scheduler=copy.deepcopy(scheduler))
-    cut = replace(inputs, scheduler=copy.deepcopy(scheduler), text=half[0][:, :REAL_TEXT])
+    half = text.to(model.dtype)
+    inputs = HunyuanVideoInputs(
+        model=model,
+        latents=latents,
+        scheduler=euler(model.device),
+        guidance_scale=GUIDANCE_SCALE,
+        grid=grid,
+        text=half,
+        pooled=pooled.to(model.dtype),
+        real_text=REAL_TEXT,
+    )
+    padded = replace(inputs, scheduler=copy.deepcopy(inputs.scheduler))
+    cut = replace(padded, scheduler=copy.deepcopy(inputs.scheduler), text=half[:, :REAL_TEXT])
     model.set_attn_processor(dict(theirs))  # longtake replaces some of them
     step = longtake_step(inputs, {})
     ours = model.attn_processors

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from benchmarks.contest import Contest, Contestant
-from benchmarks.denoise.rank import GRID, MODEL, PADDED_TEXT, REAL_TEXT, prepare
+from benchmarks.denoise.hunyuan_video import GRID, MODEL, PADDED_TEXT, REAL_TEXT
+from benchmarks.denoise.rank import expected_velocity, prepare
 from benchmarks.report import Report, benchmark_parser
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.request import VideoRequest
@@ -122,7 +123,8 @@ def main() -> None:
     report = Report(f"One step: {subject}", subject, "cpu", args.results)
     report.add("## The profile", "```yaml\n" + _yaml(hardware) + "```")
     layouts = [Contestant("longtake", degrees) for degrees in factorisations(args.ranks)]
-    Contest(prepare, "cpu", args.rounds).measure(layouts, torch.float32, "cpu")
+    settings = ("hunyuan_video", torch.float32, "cpu")
+    Contest(prepare, "cpu", args.rounds).measure(layouts, *settings, expected_velocity(*settings))
     parameters = layouts[0].figures["parameters"] / 1e6
     report.add(
         f"## float32, {parameters:.1f} M parameters, medians of {args.rounds} rounds",

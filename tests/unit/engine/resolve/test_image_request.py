@@ -64,7 +64,7 @@ def test_the_dynamic_mode_has_another_shift() -> None:
 def test_a_last_picture_is_identified_and_the_first_gives_the_size() -> None:
     spec = replace(RELEASED, pictures={"image": "required", "last_image": "optional"})
     pictures = {"image": CheckedPicture((720, 1280), SHA256)}
-    request = VideoRequest(prompt="a", image="a.png", last_image="b.png")
+    request = VideoRequest(prompt="a", image="a.png", last_image="b.png", seed=1)
     alone = resolve(request, spec, pictures)
     pictures["last_image"] = CheckedPicture((1280, 720), "1" * 64)
     both = resolve(request, spec, pictures)

@@ -293,12 +293,24 @@ def test_a_family_without_costs_plans(
     assert found.best.step_bytes == expected.best.step_bytes
 
 
-def test_a_family_that_needs_values_is_refused(model: str, folder: Path) -> None:
-    broken = SKELETON.replace("hunyuan_video", "broken")
-    costs = CountedCosts(checkpoint_of(model), spec_of(model), broken)
-    with pytest.raises(ModelError, match=r"broken does not run on the meta device") as caught:
+@pytest.mark.parametrize(
+    ("skeleton", "reason"),
+    [
+        (SKELETON.replace("hunyuan_video", "broken"), "RuntimeError: Tensor.item"),
+        (SKELETON.replace("hunyuan_video", "missing"), "AttributeError: "),
+        ("tests.nowhere.at_all:skeleton", "ModuleNotFoundError: No module named 'tests.nowhere'"),
+    ],
+)
+def test_a_family_that_cannot_be_counted_is_refused(
+    model: str, folder: Path, skeleton: str, reason: str
+) -> None:
+    costs = CountedCosts(checkpoint_of(model), spec_of(model), skeleton)
+    with pytest.raises(ModelError) as caught:
         _ = costs.attention
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert f"{skeleton} does not run on the meta device: {reason}" in message
+    assert "give the family's spec costs of its own" in message
+    assert "\n" not in message
     assert list(folder.iterdir()) == []
 
 

@@ -31,7 +31,8 @@ def resolved(preset: str, **fields: Any) -> ResolvedRequest:
 def test_defaults_of_the_released_code() -> None:
     request = resolved(T2V)
     assert (request.guidance_scale, request.flow_shift) == (5.0, 5.0)
-    assert WanExpertsOptions.of(request) == WanExpertsOptions(sampler="unipc")
+    options = WanExpertsOptions.of(request)
+    assert options == WanExpertsOptions(sampler="unipc", sigma_spacing="scheduler")
     assert (request.max_sequence_length, request.decode) == (512, "whole")
     assert request.negative_prompt is not None and request.negative_prompt.startswith("色调艳丽")
     assert spec_of(T2V).num_passes(request) == 2
