@@ -162,6 +162,7 @@ def test_a_snapshot_holds_the_samplers_memory(
                 break
     assert "tokens.velocity" in load_file(snapshot)
     saved = snapshot.read_bytes()
+    assert rb"\"longtake-toy\":\"1.0\"" in saved
     results = []
     for devices, resume in ((2, "--resume"), (1, "--resume"), (2, "--overwrite")):
         snapshot.write_bytes(saved)
@@ -186,9 +187,8 @@ def test_batch(console: Console, toy: Path, frames: Frames, tmp_path: Path) -> N
 
 
 def test_serve(toy: Path, site: Path, tmp_path: Path) -> None:
-    with serving(
-        tmp_path, "--model", str(toy), PYTHONPATH=environment(site)["PYTHONPATH"]
-    ) as server:
+    path = environment(site)["PYTHONPATH"]
+    with serving(tmp_path, "--model", str(toy), PYTHONPATH=path) as server:
         fields = {"seed": 1, "guidance_rescale": 0.25}
         video = server.wait(server.create(**fields)["id"])
         assert video["status"] == "completed", video
