@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -146,7 +147,7 @@ def test_a_snapshot_holds_the_samplers_memory(
 ) -> None:
     """Killed on two ranks, resumed bit for bit on two, and within 1e-4 on one."""
     out, snapshot = tmp_path / "out.npy", tmp_path / "out.snapshot.safetensors"
-    shot = [*SHOT, "--model", toy, "-o", out, "--num-inference-steps", 60, "--cfg-degree", 1]
+    shot = [*SHOT, "--model", toy, "-o", out, "--num-inference-steps", 120, "--cfg-degree", 1]
     words = [*shot, "--devices", 2, "--snapshot-steps", 7, "--json"]
     with subprocess.Popen(
         [*LONGTAKE, "generate", *map(str, words)],
@@ -157,7 +158,7 @@ def test_a_snapshot_holds_the_samplers_memory(
         assert process.stdout is not None
         for line in process.stdout:
             event = json.loads(line)
-            if event.get("phase") == "denoising" and event["done"] >= 20:
+            if event.get("phase") == "denoising" and event["done"] >= 8:
                 os.kill(process.pid, signal.SIGKILL)
                 break
     assert "tokens.velocity" in load_file(snapshot)
@@ -168,7 +169,9 @@ def test_a_snapshot_holds_the_samplers_memory(
         snapshot.write_bytes(saved)
         code, _, err = console.run("generate", *shot, "--devices", devices, resume, "--overwrite")
         assert code == 0, err
-        assert ("resumes after step 14 of 60" in err) == (resume == "--resume")
+        resumed_at = re.findall(r"resumes after step (\d+) of 120", err)
+        assert all(int(step) >= 7 for step in resumed_at)
+        assert bool(resumed_at) == (resume == "--resume")
         results.append(np.load(out))
     resumed, on_one_rank, uninterrupted = results
     np.testing.assert_array_equal(resumed, uninterrupted)
