@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from longtake.configs.base import NamedPath, StrictModel
 from longtake.configs.batch import BatchConfig
@@ -265,15 +271,14 @@ class ResolvedDecode(DecodeRequest):
 class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with all fields resolved: it renders the same video even if defaults change."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_options_of_absent_families(cls, values: Any) -> Any:
-        """Drop unknown fields that are null: options of a family that was installed when the
-        request was recorded, and that is not any more."""
-        if not isinstance(values, dict):
-            return values
-        fields = cls.model_fields
-        return {name: each for name, each in values.items() if name in fields or each is not None}
+    @model_serializer(mode="wrap")
+    def _without_absent_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that the model does not have: records outlive the family's package."""
+        values: dict[str, Any] = dump(self)
+        absent = MergedOptions.model_fields.keys() - MergedOptions.recorded.keys()
+        return {
+            name: value for name, value in values.items() if name not in absent or value is not None
+        }
 
     height: Pixels
     width: Pixels

@@ -45,7 +45,7 @@ class Identity(BaseModel):
 
     def difference_from(self, other: Identity) -> str:
         """The first difference that changes latents, in words; empty if there is none."""
-        own, others = self.request.model_dump(), other.request.model_dump()
+        own, others = dict(self.request), dict(other.request)
         for name in own.keys() - NON_LATENT_FIELDS:
             if own[name] != others[name]:
                 return f"another request: {name}={others[name]!r}, not {own[name]!r}"

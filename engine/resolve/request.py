@@ -70,6 +70,7 @@ def resolve(
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
     _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
     _check_not_all_dropped(resolved.num_frames, spec)
+    _check_ends(resolved)
     return resolved
 
 
@@ -133,6 +134,15 @@ def _picture_fields(
             # Not normalized: ".." after a link means the parent of its target.
             fields[name] = os.path.join(os.getcwd(), os.path.expanduser(path))
     return {**fields, "resize_mode": request.resize_mode or spec.defaults.resize_mode}
+
+
+def _check_ends(resolved: ResolvedRequest) -> None:
+    """Refuse a single frame that is both the first picture and the last."""
+    if resolved.num_frames == 1 and resolved.gives("image") and resolved.gives("last_image"):
+        raise RequestError(
+            "num_frames=1 with image and last_image: a frame is one of them; leave one out, or ask "
+            "for more frames"
+        )
 
 
 def _check_not_all_dropped(num_frames: int, spec: ModelSpec) -> None:

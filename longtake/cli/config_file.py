@@ -137,7 +137,6 @@ def _metadata_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
     content = {name: value for part in _PARTS for name, value in metadata[part].items()}
     parallel = content.pop("parallel", None)
     content.update(parallel if isinstance(parallel, dict) else {})
-    content = {name: value for name, value in content.items() if value is not None}
     for name in ("output_type", "autoencoder_only"):  # set by the command
         content.pop(name, None)
     return content

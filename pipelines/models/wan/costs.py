@@ -224,11 +224,21 @@ class WanCosts(ModelCosts):
     def picture_encoding(self, latents_shape: Sequence[int], element_size: int) -> Work:
         """Work of encoding a clip of all frames, of which the pictures are some; or of the first
         frame alone, if it stands in the latents themselves."""
-        frames, *size = latents_shape
+        shape = self._encoded_shape(latents_shape)
+        return Work() if shape is None else AutoencoderCosts(self.vae).encoding(shape, element_size)
+
+    def picture_bytes(self, latents_shape: Sequence[int], element_size: int) -> int:
+        """Peak memory of encoding the clip, or the first frame, in bytes."""
+        shape = self._encoded_shape(latents_shape)
         costs = AutoencoderCosts(self.vae)
+        return 0 if shape is None else costs.encoding_peak_bytes(shape, element_size)
+
+    def _encoded_shape(self, latents_shape: Sequence[int]) -> tuple[int, ...] | None:
+        """Latents that pictures are encoded to, ``(F, H, W)``; None without pictures."""
+        frames, *size = latents_shape
         if self.transformer.in_channels != self.transformer.latent_channels:
-            return costs.encoding((frames, *size), element_size)
-        return costs.encoding((1, *size), element_size) if self.per_token_timesteps else Work()
+            return frames, *size
+        return (1, *size) if self.per_token_timesteps else None
 
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """Tile spans identical to diffusers'."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from longtake.cli.config_file import ConfigFile
 from longtake.configs.families import installed_families
 from longtake.configs.request import CommonRendering, ResolvedRequest, VideoRequest
 from longtake.pipelines.models.hunyuan_video.options import (
@@ -57,11 +56,12 @@ def family(name: str, option: str, pipeline: str = "") -> str:
     )
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """Run python with the packages in a folder installed."""
     return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(folder)},
+        input=text,
         capture_output=True,
         text=True,
         timeout=60,
@@ -161,15 +161,21 @@ def test_families_in_conflict_are_refused(
 
 
 def test_records_outlive_a_family(tmp_path: Path) -> None:
-    """Metadata that were written while another family was installed are read without it."""
-    recorded = request().model_dump(mode="json")
-    assert ResolvedRequest.model_validate({**recorded, "wobble": None}) == request()
+    """A request that was recorded while another family was installed is read without it."""
+    install(tmp_path, "toy", family("toy", "wobble: float | None"))
+    code = (
+        "from longtake.configs.request import ResolvedRequest as R\n"
+        "import sys; values = sys.stdin.read()\n"
+        "print(R.model_validate_json(values).model_dump_json())\n"
+        "print(R.model_validate_json(values).model_copy(update={'wobble': 2}).model_dump_json())"
+    )
+    own = request(prompt="red")
+    found = run(tmp_path, "-c", code, text=own.model_dump_json())
+    recorded, wobbling = found.stdout.splitlines()
+    assert ResolvedRequest.model_validate_json(recorded) == own
+    assert recorded == own.model_dump_json()
     with pytest.raises(ValidationError, match="wobble"):
-        ResolvedRequest.model_validate({**recorded, "wobble": 2})
-    config = tmp_path / "cat.mp4.json"
-    metadata = {"request": {**recorded, "wobble": None}, "engine": {"model": "demo"}}
-    config.write_text(json.dumps(metadata))
-    assert "wobble" not in ConfigFile(str(config)).merge({})
+        ResolvedRequest.model_validate_json(wobbling)
 
 
 def test_requests_are_recorded_as_by_earlier_versions() -> None:

@@ -42,21 +42,44 @@ class AutoencoderCosts:
         latents = config.z_dim * math.prod(shape) * (4 + 2 * element_size)
         full = rows * columns * (config.scale_factor_spatial // config.patch) ** 2
         decoded = config.out_channels * max(0, 4 * frames - 7) * full
-        held = self._cached_values(shape) + decoded
-        peak = max(self._block_values(shape, wide=element_size >= 4))
+        held = _cached_values(decoder_layers(config), shape) + decoded
+        peak = max(self._decoder_values(shape, wide=element_size >= 4))
         return latents + (held + peak) * element_size
 
-    def _cached_values(self, latents: Sequence[int]) -> int:
-        """Values in the feature cache: the last two input frames of each causal convolution."""
-        frames = latents[0]
-        values = 0
-        for layer in decoder_layers(self.config):
-            if layer.kind == "causal" and (frames > 1 or layer.first):
-                _, rows, columns = layer.shape(latents)
-                values += layer.channels[0] * min(frames, 2) * rows * columns
-        return values
+    def encoding_peak_bytes(self, shape: Sequence[int], element_size: int) -> int:
+        """Peak activation memory of encoding one tile to ``(f, h, w)`` latents, in bytes.
 
-    def _block_values(self, latents: Sequence[int], *, wide: bool) -> Iterator[int]:
+        The peak is in a residual block of the last chunk. Pixels and feature cache add to it.
+        """
+        config, (frames, rows, columns) = self.config, shape
+        full = rows * columns * (config.scale_factor_spatial // config.patch) ** 2
+        copied = element_size < 4 or config.patch > 1  # to the autoencoder's dtype, or patchified
+        size = 4 + (element_size if copied else 0)
+        pixels = config.in_channels * (4 * frames - 3) * full * size
+        held = _cached_values(encoder_layers(config), shape)
+        peak = max(self._encoder_values(frames, full, wide=element_size >= 4))
+        return pixels + (held + peak) * element_size
+
+    def _encoder_values(self, frames: int, area: int, *, wide: bool) -> Iterator[int]:
+        """Values that are alive at once in each residual block of the encoder, beside the cache.
+
+        Args:
+            frames: Latent frames.
+            area: Rows times columns of the patchified pixels.
+            wide: As in :meth:`_decoder_values`.
+        """
+        config, first = self.config, frames == 1
+        t: int = 1 if first else config.scale_factor_temporal
+        for block in config.encoder_blocks:
+            held = 2 * block.channels_in * t if config.is_residual else 0  # its input, and a copy
+            widths = [block.channels_in, *[block.channels] * config.num_res_blocks]
+            for channels_in, channels in zip(widths, widths[1:], strict=False):
+                residual = _residual_values(channels_in, channels, t, first, wide)
+                yield area * (held + channels_in * t + residual)
+            t //= 1 if first else block.in_time
+            area //= block.in_space**2
+
+    def _decoder_values(self, latents: Sequence[int], *, wide: bool) -> Iterator[int]:
         """Values that are alive at once in each part of the decoder's blocks, beside the cache.
 
         Args:
@@ -82,6 +105,16 @@ class AutoencoderCosts:
                 if config.is_residual:  # the sum, and what is summed
                     yield area * (held + 12 * width * t)
                 area *= block.in_space**2
+
+
+def _cached_values(layers: Iterable[Layer], latents: Sequence[int]) -> int:
+    """Values in the feature cache: the last two input frames of each causal convolution."""
+    frames, values = latents[0], 0
+    for layer in layers:
+        if layer.kind == "causal" and (frames > 1 or layer.first):
+            _, rows, columns = layer.shape(latents)
+            values += layer.channels[0] * min(frames, 2) * rows * columns
+    return values
 
 
 def _residual_values(channels_in: int, channels: int, t: int, first: bool, wide: bool) -> int:

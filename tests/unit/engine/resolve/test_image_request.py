@@ -71,6 +71,8 @@ def test_a_last_picture_is_identified_and_the_first_gives_the_size() -> None:
     assert (both.height, both.width) == (alone.height, alone.width) == (720, 1280)
     assert both.last_image == Path("b.png").absolute() and both.last_image_sha256 == "1" * 64
     assert both.picture_paths.keys() == {"image", "last_image"}
+    with pytest.raises(RequestError, match="num_frames=1 with image and last_image"):
+        resolve(request.model_copy(update={"num_frames": 1}), spec, pictures)
     identities = [Identity.of(each, EngineConfig(), "model") for each in (alone, both)]
     assert "last_image_sha256=" in identities[0].difference_from(identities[1])
     moved = both.model_copy(update={"last_image": Path("/c.png")})
