@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +160,10 @@ def test_damage_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_snapshot(path, identity(), state())
     whole = path.read_bytes()
-    # the name of a field that is null, as of an option whose family is no longer installed
-    names = re.finditer(rb'\\"(\w+)\\":null', whole)
-    harmless = {at for name in names for at in range(*name.span(1))}
     for at in [0, 3, 8, 9, 40, *range(100, len(whole), 97), len(whole) - 1]:
         damaged = bytearray(whole)
         damaged[at] ^= 0x21
         path.write_bytes(damaged)
-        if at in harmless:
-            assert read_resume_state(path, identity()) is not None
-            continue
         with pytest.raises(UnusableSnapshotError):
             read_resume_state(path, identity())
     for length in (0, 7, 100, len(whole) - 1):
