@@ -49,16 +49,18 @@ class DecodeRequest(StrictModel):
     fps: Rate | None = Field(default=None, description="Frames per second of the written video")
     decode: DecodeMode | None = Field(
         default=None,
-        description="Decode in tiles of time, height and width (tiled), in tiles of time "
-        "(framewise), or all at once (whole)",
+        description="Decode in tiles (tiled), in tiles of time alone (framewise), or all at once "
+        "(whole)",
     )
     decode_tile_size: TileSize | None = Field(
-        default=None, description="Frames, height and width of a tile; that of diffusers by default"
+        default=None,
+        description="Frames, height and width of a tile; those of diffusers by default, such as "
+        "16 256 256",
     )
     decode_tile_stride: TileSize | None = Field(
         default=None,
-        description="Frames, height and width between the starts of tiles; that of "
-        "diffusers by default, three quarters of a given tile size",
+        description="Frames, height and width between the starts of tiles; those of diffusers by "
+        "default, or three quarters of a given tile size",
     )
     embed_metadata: bool = Field(
         default=True,
