@@ -1,25 +1,58 @@
-"""The installed model families, found by the entry points ``longtake.families``."""
+"""Model families: their options, and those that the entry points ``longtake.families`` name."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
-from pydantic import Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 
-from longtake.configs.family_options import FamilyOptions
 from longtake.errors import ModelError, one_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
 GROUP = "longtake.families"
 """Group of the entry points, each of which names a :class:`ModelFamily`."""
+
+
+class FamilyOptions(BaseModel):
+    """Options of a model family, which become fields of every request.
+
+    The default of each is None: it was not given, or the model of the request does not have it.
+    Values are hashable.
+
+    Attributes:
+        discards: By option: the settings of an earlier video that another value of it discards,
+            since they may not fit it.
+        recorded: By option: the field after which version 0.1 recorded it in a request, and the
+            value that stood for one that was not given. Empty for families that came later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    discards: ClassVar[Mapping[str, Sequence[str]]] = {}
+    recorded: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+
+    @classmethod
+    def of(cls, request: BaseModel) -> Self:
+        """The options in a request, or in a model's defaults."""
+        return cls.model_construct(**{name: getattr(request, name) for name in cls.model_fields})
+
+
+def holds_mapping(field: FieldInfo) -> bool:
+    """Whether the values of a field are mappings, which have no form on a command line."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -111,11 +144,7 @@ def merge_options(
     options = {family: _options_of(family) for family in families}
     for family, kind in options.items():
         for name, field in kind.model_fields.items():
-            if name in taken:
-                raise ModelError(
-                    f"{name} of the model family {family.label} is an option of longtake itself: "
-                    "name it otherwise, or uninstall the family"
-                )
+            check_untaken(name, family, taken)
             others = declaring.setdefault(name, [])
             first = options[others[0]].model_fields[name] if others else field
             if (first.annotation, first.metadata) != (field.annotation, field.metadata):
@@ -134,6 +163,19 @@ def merge_options(
     merged.discards = {name: fields for kind in bases for name, fields in kind.discards.items()}
     merged.recorded = {name: entry for kind in bases for name, entry in kind.recorded.items()}
     return merged
+
+
+def check_untaken(name: str, family: ModelFamily, taken: Collection[str]) -> None:
+    """Raise if an option of a family has the name of one of longtake's own.
+
+    Raises:
+        ModelError: It has.
+    """
+    if name in taken:
+        raise ModelError(
+            f"{name} of the model family {family.label} is an option of longtake itself: name it "
+            "otherwise, or uninstall the family"
+        )
 
 
 def _labelled(kind: type[FamilyOptions], name: str, families: list[ModelFamily]) -> Any:

@@ -14,10 +14,7 @@ from pydantic import (
 )
 
 from longtake.configs.base import NamedPath, StrictModel
-from longtake.configs.batch import BatchConfig
-from longtake.configs.engine import EngineConfig
-from longtake.configs.families import installed_families, merge_options
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions, installed_families, merge_options
 from longtake.configs.field_types import (
     MAX_PROMPT,
     DecodeMode,
@@ -36,7 +33,6 @@ from longtake.configs.field_types import (
     TileSize,
     Videos,
 )
-from longtake.configs.parallel import ParallelConfig
 from longtake.configs.sizes import SHORTHANDS, AspectRatio, Length, Resolution, Size
 
 
@@ -157,10 +153,8 @@ if TYPE_CHECKING:
         """The options of all installed families; a family reads its own by FamilyOptions.of."""
 
 else:
-    _OWN = (CommonRendering, BatchConfig, EngineConfig, ParallelConfig)
     MergedOptions = merge_options(
-        installed_families().values(),
-        {*SHORTHANDS, *(name for config in _OWN for name in config.model_fields)},
+        installed_families().values(), {*SHORTHANDS, *CommonRendering.model_fields}
     )
 
 

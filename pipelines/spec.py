@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longtake.configs.family_options import holds_mapping
+from longtake.configs.families import holds_mapping
 from longtake.configs.request import ResolvedRequest
 from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.http.video_object import VideoObjects

@@ -22,7 +22,7 @@ from tests.rendering import request
 
 FAMILY = """
 from longtake.configs.families import ModelFamily
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions
 
 class Options(FamilyOptions):
     {option} = None

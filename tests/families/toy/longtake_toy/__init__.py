@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longtake.configs.families import ModelFamily
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions, ModelFamily
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
