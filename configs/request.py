@@ -53,12 +53,12 @@ class DecodeRequest(StrictModel):
         "(framewise), or all at once (whole)",
     )
     decode_tile_size: TileSize | None = Field(
-        default=None, description="Frames, height and width of a tile; 16 256 256 in diffusers"
+        default=None, description="Frames, height and width of a tile; that of diffusers by default"
     )
     decode_tile_stride: TileSize | None = Field(
         default=None,
-        description="Frames, height and width between the starts of tiles; 12 192 192 in "
-        "diffusers, three quarters of a given tile size",
+        description="Frames, height and width between the starts of tiles; that of "
+        "diffusers by default, three quarters of a given tile size",
     )
     embed_metadata: bool = Field(
         default=True,

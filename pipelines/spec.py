@@ -88,6 +88,7 @@ class ModelSpec:
             less; None if the model has no such guidance.
         pictures: The pictures that the model takes, by request field, in the order of the video.
         dropped_frames: Decoded frames discarded at the start of the video.
+        tiles_time: Whether the autoencoder can decode in tiles of time.
         model: The model as the user named it, for messages.
         family: Name of the family, for messages.
     """
@@ -105,6 +106,7 @@ class ModelSpec:
     scale_field: str | None = None
     pictures: Mapping[str, Presence] = field(default_factory=dict)
     dropped_frames: int = 0
+    tiles_time: bool = True
     model: str = ""
     family: str = ""
 
@@ -171,6 +173,11 @@ class ModelSpec:
     def fewest_frames(self) -> int:
         """Frames of the shortest video: those of the first latent frame."""
         return self.autoencoder.first_frames
+
+    @property
+    def guidance_options(self) -> tuple[str, ...]:
+        """Request fields that set classifier-free guidance."""
+        return () if self.scale_field is None else (self.scale_field,)
 
     @property
     def required_pictures(self) -> tuple[str, ...]:
