@@ -86,6 +86,7 @@ class ModelSpec:
             less; None if the model has no such guidance.
         pictures: The pictures that the model takes, by request field, in the order of the video.
         dropped_frames: Decoded frames discarded at the start of the video.
+        tiles_time: Whether the autoencoder can decode in tiles of time.
         model: The model as the user named it, for messages.
         family: Name of the family, for messages.
     """
@@ -103,6 +104,7 @@ class ModelSpec:
     scale_field: str | None = None
     pictures: Mapping[str, Presence] = field(default_factory=dict)
     dropped_frames: int = 0
+    tiles_time: bool = True
     model: str = ""
     family: str = ""
 
@@ -164,6 +166,11 @@ class ModelSpec:
         if self.scale_field is None:
             return {}
         return {self.scale_field: 1.5 if guided else 1.0}
+
+    @property
+    def guidance_options(self) -> tuple[str, ...]:
+        """Request fields that set classifier-free guidance."""
+        return () if self.scale_field is None else (self.scale_field,)
 
     @property
     def required_pictures(self) -> tuple[str, ...]:

@@ -82,8 +82,10 @@ class EngineOutline:
                 digest = getattr(request, f"{name}_sha256")
                 files[name] = path, self.config.image_folder, digest
             elif needed == "required":
+                both = " and ".join(self.spec.required_pictures)
+                needs = f"needs {both}" if " and " in both else "animates a picture"
                 raise RequestError(
-                    f"{self.config.model} animates a picture: pass {name}, a PNG, JPEG or WebP file"
+                    f"{self.config.model} {needs}: pass {name}, a PNG, JPEG or WebP file"
                 )
         return files
 

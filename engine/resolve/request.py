@@ -91,8 +91,8 @@ def check_taken(request: Rendering, spec: ModelSpec) -> None:
         if getattr(request, name) is not None:
             raise RequestError(
                 f"{name}={str(getattr(request, name))!r} with a model that takes "
-                f"{' and '.join(spec.pictures) or 'no picture'}: leave it out, or name a model of "
-                "image-to-video, demo-i2v say"
+                f"{' and '.join(spec.pictures) or 'no picture'}: leave it out, or name a model "
+                "that takes it"
             )
 
 
@@ -190,6 +190,11 @@ def _decode_fields(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
     """The fields of a DecodeRequest; the tile fields are None for decode=whole."""
     defaults = spec.defaults
     mode = request.decode or defaults.decode
+    if mode == "framewise" and not spec.tiles_time:
+        raise RequestError(
+            f"decode=framewise with {spec.family or 'this model'}, whose autoencoder decodes all "
+            "frames of a tile: use whole or tiled"
+        )
     size, stride = request.decode_tile_size, request.decode_tile_stride
     if mode == "whole":
         for name, value in (("decode_tile_size", size), ("decode_tile_stride", stride)):

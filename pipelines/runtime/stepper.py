@@ -143,11 +143,10 @@ class UniPCStepper(SchedulerStepper):
         """Continue after ``done`` completed steps; see :meth:`Stepper.resume`."""
         super().resume(done, state, token_state)
         scheduler = self._scheduler
-        scheduler.last_sample = token_state.get("last_sample")
-        for age in range(1, scheduler.config.solver_order + 1):
-            scheduler.model_outputs[-age] = token_state.get(f"output_{age}")
-            if age <= done:
-                scheduler.timestep_list[-age] = scheduler.timesteps[done - age]
+        scheduler.last_sample = token_state["last_sample"]
+        for age in range(1, min(done, scheduler.config.solver_order) + 1):
+            scheduler.model_outputs[-age] = token_state[f"output_{age}"]
+            scheduler.timestep_list[-age] = scheduler.timesteps[done - age]
         scheduler.lower_order_nums = min(done, scheduler.config.solver_order)
         scheduler.this_order = self._order_of(done - 1)
 

@@ -57,7 +57,7 @@ class Form:
     def sizes(self) -> list[tuple[str, str]]:
         """Choices of the size, as pairs of a label and ``WIDTHxHEIGHT``.
 
-        The size of the picture comes first if the model takes one, then the model's default.
+        The size of the picture comes first if the model needs one, then the model's default.
         """
         defaults = self._spec.defaults
         height, width = defaults.height, defaults.width
@@ -65,7 +65,7 @@ class Form:
         trained = [size for sizes in defaults.sizes.values() for size in sizes]
         derived = [(width, height), (side, side), (height / 2, width / 2)]
         labels = {}
-        if self._spec.pictures:
+        if self._spec.required_pictures:
             labels[AS_THE_PICTURE] = AS_THE_PICTURE
         for high, wide in [(height, width), *(trained or derived)]:
             high, wide = self._round_size(high), self._round_size(wide)

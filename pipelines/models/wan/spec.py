@@ -30,6 +30,7 @@ class WanSpec(ModelSpec):
     costs: WanCosts
     options: type[WanOptions] = WanOptions
     scale_field: str | None = "guidance_scale"
+    tiles_time: bool = False
     scheduler: UniPCConfig | EulerConfig
     sampler: Sampler
     boundary: float | None = None
@@ -60,6 +61,11 @@ class WanSpec(ModelSpec):
             scale = fields["guidance_scale"]
             fields["guidance_scale_2"] = self._low_noise_scale(request, scale)
         return fields
+
+    @property
+    def guidance_options(self) -> tuple[str, ...]:
+        """The scales of both experts."""
+        return ("guidance_scale", "guidance_scale_2")
 
     def costs_of(self, request: ResolvedRequest) -> WanCosts:
         """Costs with the text keys of a request, and timesteps per token if it gives a picture."""

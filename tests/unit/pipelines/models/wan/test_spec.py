@@ -113,3 +113,8 @@ def test_costs_follow_the_request() -> None:
     assert costs.per_token_timesteps and costs.text_keys == 128
     assert not spec_of(I2V).costs_of(resolved(I2V, image="cat.png")).per_token_timesteps
     assert spec_of(I2V).costs.image_keys == 257 and spec_of(FLF2V).costs.image_keys == 514
+
+
+def test_time_is_not_tiled() -> None:
+    with pytest.raises(RequestError, match="decode=framewise with Wan.* use whole or tiled"):
+        resolved(T2V, decode="framewise")
