@@ -6,7 +6,7 @@ import importlib
 import itertools
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
@@ -45,6 +45,8 @@ class ModelFamily:
         skeleton: Reference to the function ``(checkpoint, spec)`` that builds a
             :class:`~longtake.pipelines.counting.skeleton.Skeleton`, on which costs are counted;
             empty if the family's specifications have costs.
+        package: Name and version of the package that it is installed with; None for longtake's own.
+            Set by :func:`installed_families`.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ModelFamily:
     codec: str
     title: str = ""
     skeleton: str = ""
+    package: tuple[str, str] | None = None
 
     @property
     def label(self) -> str:
@@ -151,6 +154,8 @@ def _load(point: EntryPoint) -> ModelFamily | None:
         if not isinstance(family, ModelFamily):
             raise TypeError(f"{point.value} is no ModelFamily")
         _options_of(family)
+        if point.dist is not None and not point.value.startswith("longtake."):
+            family = replace(family, package=(point.dist.name, point.dist.version))
     except Exception as error:  # a family may raise anything
         logger.warning(
             "the model family %s (%s) is left out, since it cannot be imported: %s",

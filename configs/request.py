@@ -53,12 +53,14 @@ class DecodeRequest(StrictModel):
         "(whole)",
     )
     decode_tile_size: TileSize | None = Field(
-        default=None, description="Frames, height and width of a tile; that of diffusers by default"
+        default=None,
+        description="Frames, height and width of a tile; those of diffusers by default, such as "
+        "16 256 256",
     )
     decode_tile_stride: TileSize | None = Field(
         default=None,
-        description="Frames, height and width between the starts of tiles; that of "
-        "diffusers by default, three quarters of a given tile size",
+        description="Frames, height and width between the starts of tiles; those of diffusers by "
+        "default, or three quarters of a given tile size",
     )
     embed_metadata: bool = Field(
         default=True,

@@ -40,6 +40,16 @@ def inspect(
     return with_costs(spec, checkpoint, family.skeleton)
 
 
+def package_version(checkpoint: Checkpoint) -> dict[str, str]:
+    """Version of the package of a checkpoint's family, by name; empty for longtake's own families.
+
+    Raises:
+        ModelError: The pipeline class is not supported.
+    """
+    package = _family(checkpoint).package
+    return {} if package is None else dict([package])
+
+
 def load(
     checkpoint: Checkpoint,
     world: World,

@@ -31,9 +31,10 @@ class AutoencoderSpec:
     Attributes:
         latent_channels: Channels of the latents.
         spatial_ratio: Pixels per latent, in height and in width.
-        temporal_ratio: Frames per latent frame. The first latent frame is a single frame.
+        temporal_ratio: Frames per latent frame, but for the first.
         tile_size: Frames, height and width of a diffusers tile.
         tile_stride: Distance between neighboring tiles, in frames, height and width.
+        first_frames: Frames of the first latent frame.
     """
 
     latent_channels: int
@@ -41,6 +42,7 @@ class AutoencoderSpec:
     temporal_ratio: int
     tile_size: tuple[int, int, int]
     tile_stride: tuple[int, int, int]
+    first_frames: int = 1
 
     @property
     def ratios(self) -> tuple[int, int, int]:
@@ -49,15 +51,15 @@ class AutoencoderSpec:
 
     def grid(self, request: ResolvedRequest, patch: tuple[int, int, int]) -> LatentGrid:
         """The latent grid of a request."""
-        frames = (request.num_frames - 1) // self.temporal_ratio + 1
+        frames = (request.num_frames - self.first_frames) // self.temporal_ratio + 1
         rows, columns = request.height // self.spatial_ratio, request.width // self.spatial_ratio
         shape = (request.num_videos, self.latent_channels, frames, rows, columns)
         return LatentGrid(shape, patch)
 
     def video_size(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
         """Frames, height and width of the video that latents of this size decode to."""
-        in_space = self.spatial_ratio
-        return (frames - 1) * self.temporal_ratio + 1, rows * in_space, columns * in_space
+        in_time = (frames - 1) * self.temporal_ratio + self.first_frames
+        return in_time, rows * self.spatial_ratio, columns * self.spatial_ratio
 
 
 Presence = Literal["required", "optional"]
@@ -74,7 +76,7 @@ class ModelSpec:
         num_heads: Number of attention heads.
         head_size: Values per attention head.
         size_multiple: Height and width are multiples of this number of pixels.
-        frames_multiple: k, where the number of frames is ``1 + n * k``.
+        frames_multiple: k, where the number of frames is ``fewest_frames + n * k``.
         autoencoder: Sizes of the autoencoder.
         defaults: Defaults for the fields that a request omits.
         flow_shift: Timestep shift of the model's own scheduler.
@@ -171,6 +173,11 @@ class ModelSpec:
     def guidance_options(self) -> tuple[str, ...]:
         """Request fields that set classifier-free guidance."""
         return () if self.scale_field is None else (self.scale_field,)
+
+    @property
+    def fewest_frames(self) -> int:
+        """Frames of the shortest video: those of the first latent frame."""
+        return self.autoencoder.first_frames
 
     @property
     def required_pictures(self) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _cache_dit(method: str) -> Prepare:
         from cache_dit.distributed.core._modeling_parallel import _ContextParallelConfig
 
         config = _ContextParallelConfig(**{f"{method}_degree": dist.get_world_size()})
-        _set_up(config, device_type)
+        set_up_config(config, device_type)
         return lambda q, k, v: _native_attention(q, k, v, _cp_config=config)
 
     return prepare
@@ -138,7 +138,7 @@ def _diffusers(method: str) -> Prepare:
 
         context = ContextParallelConfig(**{f"{method}_degree": dist.get_world_size()})
         config = ParallelConfig(context_parallel_config=context)
-        _set_up(config, device_type)
+        set_up_config(config, device_type)
         return lambda q, k, v: dispatch_attention_fn(
             q, k, v, backend="native", parallel_config=config
         )
@@ -146,8 +146,8 @@ def _diffusers(method: str) -> Prepare:
     return prepare
 
 
-def _set_up(config: Any, device_type: str) -> None:
-    """Set up a config as diffusers' and cache-dit's enable_parallelism does."""
+def set_up_config(config: Any, device_type: str) -> None:
+    """Set up a config as diffusers' and cache-dit's enable_parallelism does, also on CPUs."""
     mesh = init_device_mesh(
         device_type,
         config.context_parallel_config.mesh_shape,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from benchmarks.attention.implementations import set_up_config
 from benchmarks.contest import Contestant, Prepared, rank_device
 from benchmarks.denoise.hunyuan_video import HunyuanVideoInputs
 from benchmarks.denoise.inputs import Inputs, Step, longtake_step
@@ -17,16 +18,26 @@ from longtake.parallel import ParallelDims, TokenShards
 
 FAMILIES: dict[str, type[Inputs]] = {"hunyuan_video": HunyuanVideoInputs, "wan": WanInputs}
 
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a velocity from that of diffusers on one rank, in the same dtype."""
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+"""Largest difference of a velocity from that of diffusers on one rank, in the same dtype.
+
+In bfloat16, diffusers' velocity is itself 0.10 away from that in float32, of 3.0 (Wan).
+"""
 
 
 def diffusers_step(inputs: Inputs, degrees: dict[str, int]) -> Step:
-    """A step in diffusers, on several ranks with its context parallelism."""
+    """A step in diffusers, on several ranks with its context parallelism.
+
+    Its own set-up counts the accelerators of the host, so it would divide by zero on a CPU.
+    """
     if degrees:
         from diffusers import ContextParallelConfig
+        from diffusers.models._modeling_parallel import ParallelConfig
 
-        inputs.model.enable_parallelism(config=ContextParallelConfig(**degrees))
+        config = ParallelConfig(context_parallel_config=ContextParallelConfig(**degrees))
+        set_up_config(config, inputs.latents.device.type)
+        inputs.model._resolve_parallel_config = lambda ready: ready
+        inputs.model.enable_parallelism(config=config)
     return inputs.reference_step()
 
 

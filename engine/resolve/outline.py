@@ -109,17 +109,22 @@ class EngineOutline:
 
     def identity_of(self, request: ResolvedRequest) -> Identity:
         """Everything that a request's latents depend on in this installation."""
-        return Identity.of(request, self.config, self._fingerprint)
+        return Identity.of(request, self.config, self._fingerprint, self._family_version)
 
     def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
         """Why a request will not fit in memory according to the plan; None if it fits."""
         return self.layouts.out_of_memory_reason(request)
 
     def identity_part(self) -> str:
-        """Everything but the request that a video depends on: model, dtypes, version of longtake,
-        separated by spaces."""
+        """Everything but the request that a video depends on: model, dtypes, versions of longtake
+        and of another package that the model's family is from, separated by spaces."""
         config = self.config
-        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, __version__))
+        versions = (__version__, *self._family_version.values())
+        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, *versions))
+
+    @cached_property
+    def _family_version(self) -> dict[str, str]:
+        return registry.package_version(self._checkpoint)
 
     @cached_property
     def _fingerprint(self) -> str:

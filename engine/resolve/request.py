@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -68,7 +67,7 @@ def resolve(
     resolved = ResolvedRequest(**fields)
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
-    _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
+    _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, spec.fewest_frames)
     _check_not_all_dropped(resolved.num_frames, spec)
     _check_ends(resolved)
     return resolved
@@ -248,13 +247,13 @@ def _joined(values: Sequence[int]) -> str:
     return " ".join(map(str, values))
 
 
-def _check_multiple(name: str, value: int, multiple: int, rest: int) -> None:
-    """Refuse a value that is not a multiple plus ``rest``."""
-    if (value - rest) % multiple == 0:
+def _check_multiple(name: str, value: int, multiple: int, first: int) -> None:
+    """Refuse a value that is not ``first`` plus a multiple."""
+    if value >= first and (value - first) % multiple == 0:
         return
-    below = math.floor((value - rest) / multiple) * multiple + rest
+    below = max(first, (value - first) // multiple * multiple + first)
     nearest = [str(near) for near in (below, below + multiple) if near > 0]
-    more = f"{rest} more than " if rest else ""
+    more = f"{first % multiple} more than " if first % multiple else ""
     raise RequestError(
         f"{name}={value} must be {more}a multiple of {multiple}: try {' or '.join(nearest)}"
     )

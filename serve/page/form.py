@@ -74,9 +74,11 @@ class Form:
 
     def lengths(self) -> list[tuple[str, str]]:
         """Choices of the length, as pairs of a label and a value such as ``33 frames``."""
-        default, multiple = self._spec.defaults.num_frames, self._spec.frames_multiple
-        quarters = ((default - 1) * part // 4 // multiple * multiple + 1 for part in (1, 2, 3))
-        frames = sorted(n for n in {default, *quarters} if n > self._spec.dropped_frames)
+        spec, default = self._spec, self._spec.defaults.num_frames
+        multiple, fewest = spec.frames_multiple, spec.fewest_frames
+        quarters = ((default - fewest) * part // 4 // multiple for part in (1, 2, 3))
+        lengths = {default, *(count * multiple + fewest for count in quarters)}
+        frames = sorted(length for length in lengths if length > spec.dropped_frames)
         return [(self._length_label(count), f"{count} {_FRAMES}") for count in frames]
 
     @property
