@@ -141,6 +141,7 @@ def check_paths(words: list[str]) -> None:
 def test_python_example_uses_names_that_exist(example: Example) -> None:
     for path in re.findall(r'^--8<-- "(.*)"$', example.body, re.M):
         assert (ROOT / path).is_file(), path
+    assert "8 < --" not in example.body, "formatted: put <!-- fmt: off --> above the example"
     code = re.sub(r"^--8<--.*$", "", example.body, flags=re.M)
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("longtake"):
