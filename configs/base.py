@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,17 +35,6 @@ ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 NamedPath = Annotated[Path, AfterValidator(_check_utf8)]
 
 Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
-
-
-def matches(pattern: str, rule: str) -> AfterValidator:
-    """A validator for text that must match a pattern; an error reads "must be" and the rule."""
-
-    def check(text: str) -> str:
-        if re.fullmatch(pattern, text) is None:
-            raise ValueError(f"must be {rule}")
-        return text
-
-    return AfterValidator(check)
 
 
 class StrictModel(BaseModel):

@@ -1,25 +1,58 @@
-"""The installed model families, found by the entry points ``longtake.families``."""
+"""Model families: their options, and those that the entry points ``longtake.families`` name."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 
-from longtake.configs.family_options import FamilyOptions
 from longtake.errors import ModelError, one_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
 GROUP = "longtake.families"
 """Group of the entry points, each of which names a :class:`ModelFamily`."""
+
+
+class FamilyOptions(BaseModel):
+    """Options of a model family, which become fields of every request.
+
+    The default of each is None: it was not given, or the model of the request does not have it.
+    Values are hashable.
+
+    Attributes:
+        discards: By option: the settings of an earlier video that another value of it discards,
+            since they may not fit it.
+        recorded: By option: the field after which version 0.1 recorded it in a request, and the
+            value that stood for one that was not given. Empty for families that came later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    discards: ClassVar[Mapping[str, Sequence[str]]] = {}
+    recorded: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+
+    @classmethod
+    def of(cls, request: BaseModel) -> Self:
+        """The options in a request, or in a model's defaults."""
+        return cls.model_construct(**{name: getattr(request, name) for name in cls.model_fields})
+
+
+def holds_mapping(field: FieldInfo) -> bool:
+    """Whether the values of a field are mappings, which have no form on a command line."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 @dataclass(frozen=True)
@@ -32,7 +65,9 @@ class ModelFamily:
     Attributes:
         name: Name of the family in lower case; that of its folder, if it is longtake's.
         pipeline_classes: Classes in ``model_index.json`` that it renders.
-        options: Reference to the FamilyOptions of all its models, in a module without torch.
+        options: Reference to the FamilyOptions of all its models. Requests are made of it, so its
+            module imports nothing of longtake but what declares options: this one,
+            ``configs.family_options`` and ``configs.field_types``.
         inspect: Reference to the function ``(checkpoint, *, weights, autoencoder_only)`` that
             checks a checkpoint and returns its ModelSpec, in a module without torch.
         pipeline: Reference to the function ``(checkpoint, spec, codec, world, plan,
@@ -40,9 +75,11 @@ class ModelFamily:
         codec: Reference to the function ``(checkpoint, spec, world, plan)`` that loads a VideoCodec
             on one rank.
         title: Name of the family as its authors write it; ``name`` if empty.
-        skeleton: Reference to the function ``(checkpoint, spec)`` that builds the model without
-            weights, for a family whose specifications have no costs; see
-            :class:`longtake.pipelines.counting.skeleton.Skeleton`.
+        skeleton: Reference to the function ``(checkpoint, spec)`` that builds a
+            :class:`~longtake.pipelines.counting.skeleton.Skeleton`, on which costs are counted;
+            empty if the family's specifications have costs.
+        package: Name and version of the package that it is installed with; None for longtake's own.
+            Set by :func:`installed_families`.
     """
 
     name: str
@@ -53,6 +90,7 @@ class ModelFamily:
     codec: str
     title: str = ""
     skeleton: str = ""
+    package: tuple[str, str] | None = None
 
     @property
     def label(self) -> str:
@@ -90,27 +128,23 @@ def installed_families() -> Mapping[str, ModelFamily]:
 
 
 def merge_options(
-    families: Iterable[ModelFamily], common: type[BaseModel] = BaseModel
+    families: Iterable[ModelFamily], taken: Collection[str] = ()
 ) -> type[FamilyOptions]:
     """The options of all families as one class, whose descriptions name the families.
 
     Args:
         families: The families.
-        common: Class of the fields that every model has.
+        taken: Names of longtake's own options.
 
     Raises:
-        ModelError: Two families declare one option with different types, or a family declares a
-            field that every model has.
+        ModelError: Two families declare one option with different types, or a family declares one
+            of longtake's own.
     """
     declaring: dict[str, list[ModelFamily]] = {}
     options = {family: _options_of(family) for family in families}
     for family, kind in options.items():
         for name, field in kind.model_fields.items():
-            if name in common.model_fields:
-                raise ModelError(
-                    f"{name} of the model family {family.label} is an option that every model "
-                    "has: name it otherwise, or uninstall the family"
-                )
+            check_untaken(name, family, taken)
             others = declaring.setdefault(name, [])
             first = options[others[0]].model_fields[name] if others else field
             if (first.annotation, first.metadata) != (field.annotation, field.metadata):
@@ -131,6 +165,19 @@ def merge_options(
     return merged
 
 
+def check_untaken(name: str, family: ModelFamily, taken: Collection[str]) -> None:
+    """Raise if an option of a family has the name of one of longtake's own.
+
+    Raises:
+        ModelError: It has.
+    """
+    if name in taken:
+        raise ModelError(
+            f"{name} of the model family {family.label} is an option of longtake itself: name it "
+            "otherwise, or uninstall the family"
+        )
+
+
 def _labelled(kind: type[FamilyOptions], name: str, families: list[ModelFamily]) -> Any:
     """An option's annotation and field, with its families named in the description."""
     field = kind.model_fields[name]
@@ -149,6 +196,8 @@ def _load(point: EntryPoint) -> ModelFamily | None:
         if not isinstance(family, ModelFamily):
             raise TypeError(f"{point.value} is no ModelFamily")
         _options_of(family)
+        if point.dist is not None and not point.value.startswith("longtake."):
+            family = replace(family, package=(point.dist.name, point.dist.version))
     except Exception as error:  # a family may raise anything
         logger.warning(
             "the model family %s (%s) is left out, since it cannot be imported: %s",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
-from longtake.configs.base import StrictModel, matches
-from longtake.configs.sizes import MAX_FRAMES, MAX_PIXELS
 
+def matches(pattern: str, rule: str) -> AfterValidator:
+    """A validator for text that must match a pattern; an error reads "must be" and the rule."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"must be {rule}")
+        return text
+
+    return AfterValidator(check)
+
+
+MAX_PIXELS = 16384
+MAX_FRAMES = 16384
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 100_000
 """Maximum length of a prompt in characters."""
@@ -30,23 +42,3 @@ DecodeMode = Literal["tiled", "framewise", "whole"]
 ResizeMode = Literal["crop", "pad", "stretch"]
 TileSize = tuple[Frames, Pixels, Pixels]
 """Frames, height and width."""
-
-
-class PromptTemplate(StrictModel):
-    """Text that surrounds a prompt when it is encoded.
-
-    Attributes:
-        template: The text, with ``{}`` in place of the prompt.
-        crop_start: Number of leading template tokens whose embeddings are dropped.
-    """
-
-    template: Annotated[str, Field(max_length=10_000)]
-    crop_start: Annotated[int, Field(ge=0)]
-
-    @field_validator("template")
-    @classmethod
-    def _has_one_placeholder(cls, template: str) -> str:
-        rest = template.replace("{}", "", 1)
-        if rest == template or "{" in rest or "}" in rest:
-            raise ValueError("must contain {} once, in place of the prompt, and no other braces")
-        return template

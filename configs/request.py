@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from longtake.configs.base import NamedPath, StrictModel
-from longtake.configs.families import installed_families, merge_options
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions, installed_families, merge_options
 from longtake.configs.field_types import (
     MAX_PROMPT,
     DecodeMode,
@@ -40,16 +45,18 @@ class DecodeRequest(StrictModel):
     fps: Rate | None = Field(default=None, description="Frames per second of the written video")
     decode: DecodeMode | None = Field(
         default=None,
-        description="Decode in tiles of time, height and width (tiled), in tiles of time "
-        "(framewise), or all at once (whole)",
+        description="Decode in tiles (tiled), in tiles of time alone (framewise), or all at once "
+        "(whole)",
     )
     decode_tile_size: TileSize | None = Field(
-        default=None, description="Frames, height and width of a tile; 16 256 256 in diffusers"
+        default=None,
+        description="Frames, height and width of a tile; those of diffusers by default, such as "
+        "16 256 256",
     )
     decode_tile_stride: TileSize | None = Field(
         default=None,
-        description="Frames, height and width between the starts of tiles; 12 192 192 in "
-        "diffusers, three quarters of a given tile size",
+        description="Frames, height and width between the starts of tiles; those of diffusers by "
+        "default, or three quarters of a given tile size",
     )
     embed_metadata: bool = Field(
         default=True,
@@ -146,11 +153,22 @@ if TYPE_CHECKING:
         """The options of all installed families; a family reads its own by FamilyOptions.of."""
 
 else:
-    MergedOptions = merge_options(installed_families().values(), CommonRendering)
+    MergedOptions = merge_options(
+        installed_families().values(), {*SHORTHANDS, *CommonRendering.model_fields}
+    )
 
 
 class Rendering(MergedOptions, CommonRendering):
     """Everything that determines a video, with its size in pixels and its length in frames."""
+
+    def gives(self, picture: str) -> bool:
+        """Whether a picture is given, by its path or, once it was read, by its digest.
+
+        Args:
+            picture: The request field of its path.
+        """
+        given = (getattr(self, picture), getattr(self, f"{picture}_sha256"))
+        return any(each is not None for each in given)
 
     @property
     def picture_paths(self) -> dict[str, Path]:
@@ -248,6 +266,15 @@ class ResolvedDecode(DecodeRequest):
 
 class ResolvedRequest(ResolvedDecode, Rendering):
     """A request with all fields resolved: it renders the same video even if defaults change."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that the model does not have: records outlive the family's package."""
+        values: dict[str, Any] = dump(self)
+        absent = MergedOptions.model_fields.keys() - MergedOptions.recorded.keys()
+        return {
+            name: value for name, value in values.items() if name not in absent or value is not None
+        }
 
     height: Pixels
     width: Pixels

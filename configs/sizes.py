@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-MAX_PIXELS = 16384
-MAX_FRAMES = 16384
+from longtake.configs.field_types import MAX_PIXELS
+
 _SIZE = re.compile(r"\s*(\d{1,5})\s*[xX×*]\s*(\d{1,5})\s*", re.ASCII)
 _RESOLUTION = re.compile(r"\s*0*([1-9]\d{0,4})\s*[pP]?\s*", re.ASCII)
 _RATIO = re.compile(

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from longtake.configs.base import StrictModel, matches
+from longtake.configs.base import StrictModel
+from longtake.configs.field_types import matches
 
 Layout = Annotated[
     str,

@@ -1,16 +1,24 @@
 """Generates the pages that are not written by hand. mkdocs loads this file as a hook.
 
-The reference of commands comes from their declarations; ``python docs/generated_pages.py`` prints
-it. CONTRIBUTING.md and CHANGELOG.md come from the root of the repository.
+The reference of commands comes from their declarations, and that of models from the presets;
+``python docs/generated_pages.py [commands|models]`` prints one of them. CONTRIBUTING.md and
+CHANGELOG.md come from the root of the repository.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.cli.options import COMMANDS, Option
+from longtake.configs.families import installed_families, load_reference
+from longtake.configs.models import ModelDefaults, bundled, presets
+from longtake.pipelines import registry
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 COMMANDS_PAGE = "reference/commands.md"
+MODELS_PAGE = "reference/models.md"
 COPIED_PAGES = {
     "development/contributing.md": ROOT / "CONTRIBUTING.md",
     "development/changelog.md": ROOT / "CHANGELOG.md",
@@ -30,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, COMMANDS_PAGE, content=commands_page()))
+    files.append(File.generated(config, MODELS_PAGE, content=models_page()))
     for page, source in COPIED_PAGES.items():
         files.append(File.generated(config, page, content=source.read_text()))
     return files
@@ -47,8 +57,133 @@ def commands_page() -> str:
         sections.append(f"## longtake {name}\n\n{command.summary}")
         if command.options:
             rows = map(_row, command.options)
-            sections.append("\n".join(["| option | value | meaning |", "|---|---|---|", *rows]))
+            sections.append(_table(("option", "value", "meaning"), rows))
     return "\n\n".join(sections) + "\n"
+
+
+def models_page() -> str:
+    """The presets, the options of each family, and the keys of longtake.yaml, in Markdown."""
+    specs = {name: _spec(name) for name in (*bundled(), *presets())}
+    parts = [
+        _MODELS_INTRODUCTION.strip(),
+        "## Presets",
+        _table(("name", "takes", *_DEFAULTS, "GiB"), [_preset(*each) for each in specs.items()]),
+        _PRESETS_LEGEND.strip(),
+        "## Sizes for pictures",
+        _table(("resolution", "width x height", "models"), _sizes(specs)),
+        "## Negative prompts",
+        _table(("default", "models"), _negative_prompts(specs)),
+        "## Options of families",
+        *_families(specs),
+        "## Keys of longtake.yaml",
+        _DEFAULTS_INTRODUCTION.strip(),
+        _table(("key", "meaning"), [_key(name) for name in ModelDefaults.model_fields]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_DEFAULTS = ("video", "steps", "guidance", "shift", "fps")
+
+_MODELS_INTRODUCTION = """\
+# Models
+
+This page is generated from the presets in `configs/models/` and the installed model families. Any
+folder or hub repository in diffusers layout renders, too, if a family has its pipeline class.
+"""
+
+_PRESETS_LEGEND = """\
+"guidance" is `--guidance-scale` and, for two experts, `--guidance-scale-2`. It is embedded in
+HunyuanVideo; for Wan it is classifier-free guidance, of two passes a step. GiB are all weights in
+half precision; released files may be stored in float32, which takes twice that.
+"""
+
+_DEFAULTS_INTRODUCTION = """\
+A model's folder may hold a `longtake.yaml` with the defaults of its requests. The options of the
+model's family are keys, too.
+"""
+
+
+def _table(headings: Iterable[str], rows: Iterable[str]) -> str:
+    headings = list(headings)
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *rows]
+    return "\n".join(lines)
+
+
+def _cells(*values: object) -> str:
+    return f"| {' | '.join(map(str, values))} |"
+
+
+def _spec(name: str) -> ModelSpec:
+    return registry.inspect(Checkpoint.open(name, configs_only=True), weights=False)
+
+
+def _preset(name: str, spec: ModelSpec) -> str:
+    """A row of the table of presets."""
+    defaults, costs = spec.defaults, spec.costs
+    takes = [
+        f"`{picture}`{'' if needed == 'required' else ' if given'}"
+        for picture, needed in spec.pictures.items()
+    ]
+    second = getattr(defaults, "guidance_scale_2", None)
+    scales = [each for each in (defaults.guidance_scale, second) if each is not None]
+    gib = 2 * (costs.transformer_parameters + sum(costs.other_parameters.values())) / 2**30
+    return _cells(
+        f"`{name}`",
+        ", ".join(["text", *takes]),
+        f"{defaults.width} x {defaults.height} x {defaults.num_frames}",
+        defaults.num_inference_steps,
+        ", ".join(f"{scale:g}" for scale in scales),
+        f"{defaults.flow_shift or spec.flow_shift:g}",
+        f"{defaults.fps:g}",
+        f"{gib:.1f}" if gib >= 0.1 else f"{gib:.2f}",
+    )
+
+
+def _sizes(specs: dict[str, ModelSpec]) -> list[str]:
+    """Rows of the sizes from which a picture's shape chooses."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for name, spec in specs.items():
+        for resolution, sizes in spec.defaults.sizes.items():
+            listed = ", ".join(f"{width} x {height}" for height, width in sizes)
+            models.setdefault((resolution, listed), []).append(f"`{name}`")
+    return [_cells(*each, ", ".join(names)) for each, names in models.items()]
+
+
+def _negative_prompts(specs: dict[str, ModelSpec]) -> list[str]:
+    models: dict[str, list[str]] = {}
+    for name, spec in specs.items():
+        if prompt := spec.defaults.negative_prompt:
+            models.setdefault(prompt, []).append(f"`{name}`")
+    return [_cells(prompt, ", ".join(names)) for prompt, names in models.items()]
+
+
+def _families(specs: dict[str, ModelSpec]) -> list[str]:
+    """A section for each installed family: pipeline classes, and options by model."""
+    parts = []
+    for family in installed_families().values():
+        own = {name: spec for name, spec in specs.items() if spec.family == family.label}
+        classes = ", ".join(f"`{each}`" for each in family.pipeline_classes)
+        rows = []
+        for option, field in load_reference(family.options).model_fields.items():
+            taking = [f"`{n}`" for n, spec in own.items() if option in spec.options.model_fields]
+            models = "all" if len(taking) == len(own) else ", ".join(taking)
+            rows.append(_cells(f"`{option}`", models, field.description))
+        parts += [f"### {family.label}", f"Pipeline classes: {classes}."]
+        parts.append(_table(("option", "models", "meaning"), rows))
+        if further := _further_keys(own.values()):
+            parts.append(f"Further keys of `longtake.yaml`: {', '.join(further)}.")
+    return parts
+
+
+def _further_keys(specs: Iterable[ModelSpec]) -> list[str]:
+    """Keys of longtake.yaml that are neither common nor options, of the models of one family."""
+    keys = {key for spec in specs for key in type(spec.defaults).model_fields}
+    options = {option for spec in specs for option in spec.options.model_fields}
+    return [f"`{key}`" for key in sorted(keys - options - ModelDefaults.model_fields.keys())]
+
+
+def _key(name: str) -> str:
+    return _cells(f"`{name}`", ModelDefaults.model_fields[name].description or "as in a request")
 
 
 _INTRODUCTION = """\
@@ -72,4 +207,4 @@ def _row(option: Option) -> str:
 
 
 if __name__ == "__main__":
-    print(commands_page())
+    print(models_page() if sys.argv[1:] == ["models"] else commands_page())

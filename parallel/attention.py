@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -68,17 +69,10 @@ def usp_attention(
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
     if has_torch_function((q, k, v)):
+        qkv = (q, k, v)
+        options: Any = {"kv_shards": kv_shards, "kernel": kernel, "scale": scale}
         replaced: torch.Tensor = handle_torch_function(
-            usp_attention,
-            (q, k, v),
-            q,
-            k,
-            v,
-            mesh=mesh,
-            shards=shards,
-            kv_shards=kv_shards,
-            kernel=kernel,
-            scale=scale,
+            usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **options
         )
         return replaced
     kv_shards = shards if kv_shards is None else kv_shards

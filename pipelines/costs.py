@@ -135,6 +135,15 @@ class ModelCosts(ABC):
         """
         return Work()
 
+    def picture_bytes(self, latents_shape: Sequence[int], element_size: int) -> int:
+        """Peak memory of :meth:`picture_encoding`, in bytes; 0 by default, less than a tile's.
+
+        Args:
+            latents_shape: Shape ``(F, H, W)`` of the video's latents.
+            element_size: Bytes per element.
+        """
+        return 0
+
     @abstractmethod
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """Tiles of latents of shape ``(F, H, W)``."""

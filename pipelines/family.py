@@ -22,7 +22,7 @@ from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.runtime.block_runner import BlockRunner
-from longtake.pipelines.runtime.guidance import Guidance
+from longtake.pipelines.runtime.guidance import Guidance, classifier_free
 from longtake.pipelines.runtime.stepper import Step, Stepper
 from longtake.pipelines.spec import LatentGrid, ModelSpec
 
@@ -92,10 +92,6 @@ class VideoCodec(ABC):
     @abstractmethod
     def decoder(self, request: ResolvedDecode) -> TileCoder:
         """Tile coder from latents to pixels in [-1, 1], with the tiling of a request."""
-
-    @abstractmethod
-    def encoder(self, request: ResolvedDecode) -> TileCoder:
-        """Tile coder from pixels in [-1, 1] to latent moments, with the same tiling."""
 
 
 class VideoPipeline(ABC):
@@ -172,13 +168,16 @@ class VideoPipeline(ABC):
         return grid.noise(request.seed)
 
     def guidance(self, passes: Sequence[Any], request: ResolvedRequest) -> Guidance:
-        """How the velocities of the passes combine; a single pass unless overridden.
+        """How the velocities of the passes combine: classifier-free guidance unless overridden.
 
         Args:
             passes: Results of :meth:`Denoiser.prepare`, one for each result of :meth:`encode`.
             request: The request.
         """
-        return Guidance(passes)
+        if len(passes) == 1:
+            return Guidance(passes)
+        scale = self.spec.cfg_scale(request)
+        return Guidance(passes, classifier_free(lambda step: scale))
 
     @abstractmethod
     def stepper(self, request: ResolvedRequest) -> Stepper:

@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from longtake.configs.field_types import PromptTemplate
+from pydantic import Field, field_validator
+
+from longtake.configs.base import StrictModel
+
+
+class PromptTemplate(StrictModel):
+    """Text that surrounds a prompt when it is encoded.
+
+    Attributes:
+        template: The text, with ``{}`` in place of the prompt.
+        crop_start: Number of leading template tokens whose embeddings are dropped.
+    """
+
+    template: Annotated[str, Field(max_length=10_000)]
+    crop_start: Annotated[int, Field(ge=0)]
+
+    @field_validator("template")
+    @classmethod
+    def _has_one_placeholder(cls, template: str) -> str:
+        rest = template.replace("{}", "", 1)
+        if rest == template or "{" in rest or "}" in rest:
+            raise ValueError("must contain {} once, in place of the prompt, and no other braces")
+        return template
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
-from longtake.pipelines.counting.costs import with_costs
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -37,7 +36,21 @@ def inspect(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
     spec = replace(spec, model=checkpoint.model, family=family.label)
+    if spec.costs is not None:
+        return spec
+    from longtake.pipelines.counting.costs import with_costs  # planning of most models needs none
+
     return with_costs(spec, checkpoint, family.skeleton)
+
+
+def package_version(checkpoint: Checkpoint) -> dict[str, str]:
+    """Version of the package of a checkpoint's family, by name; empty for longtake's own families.
+
+    Raises:
+        ModelError: The pipeline class is not supported.
+    """
+    package = _family(checkpoint).package
+    return {} if package is None else dict([package])
 
 
 def load(

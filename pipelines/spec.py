@@ -6,12 +6,13 @@ values in one token (C x patch).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
@@ -19,6 +20,8 @@ from longtake.pipelines.costs import ModelCosts
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class AutoencoderSpec:
     Attributes:
         latent_channels: Channels of the latents.
         spatial_ratio: Pixels per latent, in height and in width.
-        temporal_ratio: Frames per latent frame. The first latent frame is a single frame.
+        temporal_ratio: Frames per latent frame, but for the first.
         tile_size: Frames, height and width of a diffusers tile.
         tile_stride: Distance between neighboring tiles, in frames, height and width.
+        first_frames: Frames of the first latent frame.
     """
 
     latent_channels: int
@@ -38,6 +42,7 @@ class AutoencoderSpec:
     temporal_ratio: int
     tile_size: tuple[int, int, int]
     tile_stride: tuple[int, int, int]
+    first_frames: int = 1
 
     @property
     def ratios(self) -> tuple[int, int, int]:
@@ -46,15 +51,15 @@ class AutoencoderSpec:
 
     def grid(self, request: ResolvedRequest, patch: tuple[int, int, int]) -> LatentGrid:
         """The latent grid of a request."""
-        frames = (request.num_frames - 1) // self.temporal_ratio + 1
+        frames = (request.num_frames - self.first_frames) // self.temporal_ratio + 1
         rows, columns = request.height // self.spatial_ratio, request.width // self.spatial_ratio
         shape = (request.num_videos, self.latent_channels, frames, rows, columns)
         return LatentGrid(shape, patch)
 
     def video_size(self, frames: int, rows: int, columns: int) -> tuple[int, int, int]:
         """Frames, height and width of the video that latents of this size decode to."""
-        in_space = self.spatial_ratio
-        return (frames - 1) * self.temporal_ratio + 1, rows * in_space, columns * in_space
+        in_time = (frames - 1) * self.temporal_ratio + self.first_frames
+        return in_time, rows * self.spatial_ratio, columns * self.spatial_ratio
 
 
 Presence = Literal["required", "optional"]
@@ -71,7 +76,7 @@ class ModelSpec:
         num_heads: Number of attention heads.
         head_size: Values per attention head.
         size_multiple: Height and width are multiples of this number of pixels.
-        frames_multiple: k, where the number of frames is ``1 + n * k``.
+        frames_multiple: k, where the number of frames is ``fewest_frames + n * k``.
         autoencoder: Sizes of the autoencoder.
         defaults: Defaults for the fields that a request omits.
         flow_shift: Timestep shift of the model's own scheduler.
@@ -79,8 +84,11 @@ class ModelSpec:
         costs: Cost model of the transformer, the text encoders and the autoencoder. A family
             without arithmetic leaves it out: its work is counted (``registry.inspect``).
         options: The options of the family that this model takes.
+        scale_field: Request field of the scale of classifier-free guidance, which is off at 1 or
+            less; None if the model has no such guidance.
         pictures: The pictures that the model takes, by request field, in the order of the video.
         dropped_frames: Decoded frames discarded at the start of the video.
+        tiles_time: Whether the autoencoder can decode in tiles of time.
         model: The model as the user named it, for messages.
         family: Name of the family, for messages.
     """
@@ -95,8 +103,10 @@ class ModelSpec:
     patch: tuple[int, int, int]
     costs: ModelCosts = None  # type: ignore[assignment]  # set by registry.inspect
     options: type[FamilyOptions] = FamilyOptions
+    scale_field: str | None = None
     pictures: Mapping[str, Presence] = field(default_factory=dict)
     dropped_frames: int = 0
+    tiles_time: bool = True
     model: str = ""
     family: str = ""
 
@@ -111,11 +121,32 @@ class ModelSpec:
         """
         names = ("guidance_scale", "negative_prompt", *self.options.model_fields)
         fields = {name: self._given(request, name) for name in names}
-        return {**fields, "flow_shift": self._given(request, "flow_shift") or self.flow_shift}
+        fields["flow_shift"] = self._given(request, "flow_shift") or self.flow_shift
+        if self.scale_field is None:
+            return fields
+        scale = fields[self.scale_field]
+        if scale > 1:
+            return {**fields, "negative_prompt": fields["negative_prompt"] or ""}
+        if request.negative_prompt:
+            logger.warning(
+                "negative_prompt has no effect with %s=%g, which must be above 1",
+                self.scale_field,
+                scale,
+            )
+        return {**fields, "negative_prompt": request.negative_prompt}
+
+    def cfg_scale(self, request: ResolvedRequest) -> float:
+        """Scale of classifier-free guidance; 1 if it is off."""
+        scale = None if self.scale_field is None else getattr(request, self.scale_field)
+        return max(1.0, scale or 1.0)
+
+    def prompts(self, request: ResolvedRequest) -> list[str]:
+        """The prompt of each pass: with classifier-free guidance, also the negative one."""
+        return [request.prompt, request.negative_prompt or ""][: self.num_passes(request)]
 
     def num_passes(self, request: ResolvedRequest) -> int:
         """Transformer passes of one step: 2 with classifier-free guidance."""
-        return 1
+        return 2 if self.cfg_scale(request) > 1 else 1
 
     def costs_of(self, request: ResolvedRequest) -> ModelCosts:
         """Cost model of a request; the same for all unless overridden."""
@@ -132,9 +163,21 @@ class ModelSpec:
     def guidance_fields(self, *, guided: bool) -> dict[str, Any]:
         """Request fields that turn classifier-free guidance on, at a small scale, or off.
 
-        Empty if the model has no such guidance, or if it is off by default.
+        Empty if the model has no such guidance.
         """
-        return {}
+        if self.scale_field is None:
+            return {}
+        return {self.scale_field: 1.5 if guided else 1.0}
+
+    @property
+    def guidance_options(self) -> tuple[str, ...]:
+        """Request fields that set classifier-free guidance."""
+        return () if self.scale_field is None else (self.scale_field,)
+
+    @property
+    def fewest_frames(self) -> int:
+        """Frames of the shortest video: those of the first latent frame."""
+        return self.autoencoder.first_frames
 
     @property
     def required_pictures(self) -> tuple[str, ...]:

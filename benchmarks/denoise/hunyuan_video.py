@@ -17,7 +17,7 @@ from benchmarks.denoise.inputs import NUM_STEPS, Inputs
 from longtake.pipelines.family import Streams
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.runtime.guidance import Guidance
-from longtake.pipelines.runtime.stepper import Stepper
+from longtake.pipelines.runtime.stepper import SchedulerStepper, Stepper
 from longtake.pipelines.spec import LatentGrid
 
 GRID = LatentGrid((1, 16, 9, 40, 40), (1, 2, 2))
@@ -106,7 +106,7 @@ class HunyuanVideoInputs(Inputs):
 
     def stepper(self) -> Stepper:
         """longtake's stepper of Euler's method."""
-        return Stepper(self.scheduler)
+        return SchedulerStepper(self.scheduler)
 
 
 def euler(device: torch.device) -> FlowMatchEulerDiscreteScheduler:

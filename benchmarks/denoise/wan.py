@@ -16,8 +16,8 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
 from benchmarks.denoise.inputs import NUM_STEPS, Inputs
 from longtake.pipelines.family import Streams
+from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS
 from longtake.pipelines.models.wan.transformer.denoiser import HIGH_NOISE, WanDenoiser
-from longtake.pipelines.models.wan.transformer.experts import FLOAT32_WEIGHTS
 from longtake.pipelines.runtime.guidance import Guidance, classifier_free
 from longtake.pipelines.runtime.stepper import UniPCStepper
 from longtake.pipelines.spec import LatentGrid

@@ -168,7 +168,7 @@ def contestants(
 
 def operations(inputs: PlanInput) -> float:
     """Number of floating-point operations of a step."""
-    costs, tokens = inputs.spec.costs, inputs.grid.num_tokens + REAL_TEXT
+    costs, tokens = inputs.costs, inputs.grid.num_tokens + REAL_TEXT
     heads = costs.attention
     attention = 4 * tokens**2 * heads.num_heads * heads.head_size * heads.num_attentions
     return attention + costs.transformer_pass(tokens, REAL_TEXT, 2).linear_flops

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from longtake.configs.base import Dtype, StrictModel, matches
+from longtake.configs.base import Dtype, StrictModel
+from longtake.configs.field_types import matches
 from longtake.configs.yaml_reader import read_yaml_as
 from longtake.errors import RequestError, one_line
 from longtake.files.reading import MAX_YAML_BYTES, read_regular

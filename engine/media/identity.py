@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from pydantic import BaseModel
 
 from longtake.configs.engine import EngineConfig
@@ -19,7 +22,8 @@ class Identity(BaseModel):
         model: Fingerprint of the model's files; see :meth:`Checkpoint.fingerprint`.
         dtype: Dtype of weights and activations; with pictures, also that of the autoencoder, which
             encodes them.
-        versions: Versions of longtake and of the libraries that compute, by name.
+        versions: Versions of longtake, of the libraries that compute and, if the model's family is
+            from another package, of that one, by name.
     """
 
     request: ResolvedRequest
@@ -28,16 +32,24 @@ class Identity(BaseModel):
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, request: ResolvedRequest, engine: EngineConfig, model: str) -> Identity:
+    def of(
+        cls,
+        request: ResolvedRequest,
+        engine: EngineConfig,
+        model: str,
+        family: Mapping[str, str] = MappingProxyType({}),
+    ) -> Identity:
         """The identity of a rendering by this installation.
 
         Args:
             request: The request.
             engine: The engine's configuration, with resolved dtypes.
             model: Fingerprint of the model's files.
+            family: Version of the package of the model's family, by name; empty for longtake's own.
         """
         installed = library_versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
+        named |= family
         dtype: str = engine.dtype
         if any(getattr(request, f"{name}_sha256") is not None for name in PICTURES):
             dtype += f", the vae's {engine.vae_dtype}"
@@ -45,7 +57,7 @@ class Identity(BaseModel):
 
     def difference_from(self, other: Identity) -> str:
         """The first difference that changes latents, in words; empty if there is none."""
-        own, others = self.request.model_dump(), other.request.model_dump()
+        own, others = dict(self.request), dict(other.request)
         for name in own.keys() - NON_LATENT_FIELDS:
             if own[name] != others[name]:
                 return f"another request: {name}={others[name]!r}, not {own[name]!r}"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _HEADER = "longtake-snapshot"
 _HEADER_BYTES = 4096
-_MAX_BYTES = 4 * MAX_LATENTS_BYTES
-"""A multistep scheduler remembers up to three tensors of the latents' size."""
+_MAX_BYTES = 5 * MAX_LATENTS_BYTES
+"""A multistep sampler of order 3 remembers four tensors of the latents' size."""
 
 
 class UnusableSnapshotError(LongtakeError):

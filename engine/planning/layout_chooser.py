@@ -31,13 +31,12 @@ _IRRELEVANT_FIELDS = frozenset(
         *(each for name in PICTURES for each in (name, f"{name}_sha256")),
     )
 )
-"""Request fields that no plan depends on."""
+"""Request fields whose values no plan depends on."""
 
 _Shape = tuple[Any, ...]
-_shape_of: Callable[[ResolvedRequest], _Shape] = attrgetter(
+_planned_values: Callable[[ResolvedRequest], _Shape] = attrgetter(
     *(name for name in ResolvedRequest.model_fields if name not in _IRRELEVANT_FIELDS)
 )
-"""The values of the request fields that a plan depends on."""
 
 ValueT = TypeVar("ValueT")
 
@@ -159,3 +158,8 @@ def _store(cache: dict[_Shape, ValueT], shape: _Shape, value: ValueT) -> None:
     if len(cache) >= _CACHE_SIZE:
         cache.clear()
     cache[shape] = value
+
+
+def _shape_of(request: ResolvedRequest) -> _Shape:
+    """What a plan depends on: the values of fields, and which pictures are given."""
+    return (*_planned_values(request), *map(request.gives, PICTURES))

@@ -31,7 +31,7 @@ class MemoryPlan:
         text: Text encoders; on a GPU only while they encode, on a CPU all the time.
         activations: One pass through the transformer.
         buffers: Exchanges between ranks, and gathered blocks of sharded weights.
-        decode: The tile that is being decoded.
+        decode: The tile that is being decoded, or the pictures that are encoded.
         text_stays: Whether ``text`` stays in memory during all stages.
     """
 
@@ -90,15 +90,17 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, *, shard_weights: boo
     vae_element = ELEMENT_BYTES[plan_input.vae_dtype]
     spans = costs.decode_spans(plan_input.grid.shape[2:], request)
     largest_tile = [max(span.input_size for span in axis) for axis in spans]
+    autoencoder = max(
+        costs.tile_bytes(largest_tile, vae_element),
+        costs.picture_bytes(plan_input.grid.shape[2:], vae_element),
+    )
     return MemoryPlan(
         runtime=int(hardware.runtime_bytes.value),
         weights=transformer + costs.other_parameters["autoencoder"] * vae_element,
         text=costs.other_parameters["text_encoders"] * element,
         activations=int(unsplit * _BLOCK_OVERHEAD[hardware.device]),
         buffers=int(buffers * _BLOCK_OVERHEAD[hardware.device]) + gathered * element,
-        decode=int(
-            costs.tile_bytes(largest_tile, vae_element) * _CONVOLUTION_OVERHEAD[hardware.device]
-        ),
+        decode=int(autoencoder * _CONVOLUTION_OVERHEAD[hardware.device]),
         text_stays=hardware.device == "cpu",
     )
 

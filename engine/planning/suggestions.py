@@ -87,16 +87,16 @@ def _less_at_once(plan_input: PlanInput) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _smaller_videos(plan_input: PlanInput) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Flags and request updates: fewer frames, down to one; then smaller frames."""
+    """Flags and request updates: fewer frames, down to the fewest; then smaller frames."""
     spec, request = plan_input.spec, plan_input.request
-    multiple, size = spec.frames_multiple, spec.size_multiple
-    count = (request.num_frames - 1) // multiple
+    multiple, size, fewest = spec.frames_multiple, spec.size_multiple, spec.fewest_frames
+    count = (request.num_frames - fewest) // multiple
     while count > 0:
         count //= 2
-        frames = multiple * count + 1
+        frames = multiple * count + fewest
         yield f"--num-frames {frames}", {"num_frames": frames}
     height, width = request.height, request.width
     while max(height, width) > size:
         height, width = (max(size, length // 2 // size * size) for length in (height, width))
-        update = {"num_frames": 1, "height": height, "width": width}
-        yield f"--num-frames 1 --height {height} --width {width}", update
+        update = {"num_frames": fewest, "height": height, "width": width}
+        yield f"--num-frames {fewest} --height {height} --width {width}", update

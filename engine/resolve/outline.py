@@ -82,8 +82,10 @@ class EngineOutline:
                 digest = getattr(request, f"{name}_sha256")
                 files[name] = path, self.config.image_folder, digest
             elif needed == "required":
+                both = " and ".join(self.spec.required_pictures)
+                needs = f"needs {both}" if " and " in both else "animates a picture"
                 raise RequestError(
-                    f"{self.config.model} animates a picture: pass {name}, a PNG, JPEG or WebP file"
+                    f"{self.config.model} {needs}: pass {name}, a PNG, JPEG or WebP file"
                 )
         return files
 
@@ -107,17 +109,22 @@ class EngineOutline:
 
     def identity_of(self, request: ResolvedRequest) -> Identity:
         """Everything that a request's latents depend on in this installation."""
-        return Identity.of(request, self.config, self._fingerprint)
+        return Identity.of(request, self.config, self._fingerprint, self._family_version)
 
     def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
         """Why a request will not fit in memory according to the plan; None if it fits."""
         return self.layouts.out_of_memory_reason(request)
 
     def identity_part(self) -> str:
-        """Everything but the request that a video depends on: model, dtypes, version of longtake,
-        separated by spaces."""
+        """Everything but the request that a video depends on: model, dtypes, versions of longtake
+        and of another package that the model's family is from, separated by spaces."""
         config = self.config
-        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, __version__))
+        versions = (__version__, *self._family_version.values())
+        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, *versions))
+
+    @cached_property
+    def _family_version(self) -> dict[str, str]:
+        return registry.package_version(self._checkpoint)
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -68,8 +67,9 @@ def resolve(
     resolved = ResolvedRequest(**fields)
     for name in ("height", "width"):
         _check_multiple(name, getattr(resolved, name), spec.size_multiple, 0)
-    _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, 1)
+    _check_multiple("num_frames", resolved.num_frames, spec.frames_multiple, spec.fewest_frames)
     _check_not_all_dropped(resolved.num_frames, spec)
+    _check_ends(resolved)
     return resolved
 
 
@@ -90,8 +90,8 @@ def check_taken(request: Rendering, spec: ModelSpec) -> None:
         if getattr(request, name) is not None:
             raise RequestError(
                 f"{name}={str(getattr(request, name))!r} with a model that takes "
-                f"{' and '.join(spec.pictures) or 'no picture'}: leave it out, or name a model of "
-                "image-to-video, demo-i2v say"
+                f"{' and '.join(spec.pictures) or 'no picture'}: leave it out, or name a model "
+                "that takes it"
             )
 
 
@@ -133,6 +133,15 @@ def _picture_fields(
             # Not normalized: ".." after a link means the parent of its target.
             fields[name] = os.path.join(os.getcwd(), os.path.expanduser(path))
     return {**fields, "resize_mode": request.resize_mode or spec.defaults.resize_mode}
+
+
+def _check_ends(resolved: ResolvedRequest) -> None:
+    """Refuse a single frame that is both the first picture and the last."""
+    if resolved.num_frames == 1 and resolved.gives("image") and resolved.gives("last_image"):
+        raise RequestError(
+            "num_frames=1 with image and last_image: a frame is one of them; leave one out, or ask "
+            "for more frames"
+        )
 
 
 def _check_not_all_dropped(num_frames: int, spec: ModelSpec) -> None:
@@ -180,6 +189,11 @@ def _decode_fields(request: DecodeRequest, spec: ModelSpec) -> dict[str, Any]:
     """The fields of a DecodeRequest; the tile fields are None for decode=whole."""
     defaults = spec.defaults
     mode = request.decode or defaults.decode
+    if mode == "framewise" and not spec.tiles_time:
+        raise RequestError(
+            f"decode=framewise with {spec.family or 'this model'}, whose autoencoder decodes all "
+            "frames of a tile: use whole or tiled"
+        )
     size, stride = request.decode_tile_size, request.decode_tile_stride
     if mode == "whole":
         for name, value in (("decode_tile_size", size), ("decode_tile_stride", stride)):
@@ -233,13 +247,13 @@ def _joined(values: Sequence[int]) -> str:
     return " ".join(map(str, values))
 
 
-def _check_multiple(name: str, value: int, multiple: int, rest: int) -> None:
-    """Refuse a value that is not a multiple plus ``rest``."""
-    if (value - rest) % multiple == 0:
+def _check_multiple(name: str, value: int, multiple: int, first: int) -> None:
+    """Refuse a value that is not ``first`` plus a multiple."""
+    if value >= first and (value - first) % multiple == 0:
         return
-    below = math.floor((value - rest) / multiple) * multiple + rest
+    below = max(first, (value - first) // multiple * multiple + first)
     nearest = [str(near) for near in (below, below + multiple) if near > 0]
-    more = f"{rest} more than " if rest else ""
+    more = f"{first % multiple} more than " if first % multiple else ""
     raise RequestError(
         f"{name}={value} must be {more}a multiple of {multiple}: try {' or '.join(nearest)}"
     )

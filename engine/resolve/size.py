@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from longtake.configs.field_types import MAX_FRAMES, MAX_PIXELS
 from longtake.configs.request import Rendering, VideoRequest
-from longtake.configs.sizes import MAX_FRAMES, MAX_PIXELS, ratio_of, sides_of
+from longtake.configs.sizes import ratio_of, sides_of
 from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec
 
@@ -139,11 +140,11 @@ def resolve_num_frames(request: Rendering, spec: ModelSpec) -> int:
         raise RequestError(
             f"seconds={seconds:g} are more than {MAX_FRAMES} frames at {fps:g} a second"
         )
-    multiple, dropped = spec.frames_multiple, spec.dropped_frames
-    frames = multiple * max(0, round((seconds * fps + dropped - 1) / multiple)) + 1
+    multiple, dropped, fewest = spec.frames_multiple, spec.dropped_frames, spec.fewest_frames
+    frames = multiple * max(0, round((seconds * fps + dropped - fewest) / multiple)) + fewest
     while frames <= dropped:
         frames += multiple
-    return min(frames, MAX_FRAMES - (MAX_FRAMES - 1) % multiple)
+    return min(frames, MAX_FRAMES - (MAX_FRAMES - fewest) % multiple)
 
 
 def expand_size(request: VideoRequest, spec: ModelSpec) -> VideoRequest:

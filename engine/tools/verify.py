@@ -169,7 +169,7 @@ def uneven_size(spec: ModelSpec, devices: int) -> dict[str, int]:
         (few, few, more) for few, more in itertools.pairwise(odd) if few * few * more >= 2 * devices
     )
     return {
-        "num_frames": (frames - 1) * spec.frames_multiple + 1,
+        "num_frames": (frames - 1) * spec.frames_multiple + spec.fewest_frames,
         "height": rows * spec.size_multiple,
         "width": columns * spec.size_multiple,
     }

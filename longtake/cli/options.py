@@ -10,7 +10,12 @@ from pydantic.fields import FieldInfo
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.family_options import holds_mapping
+from longtake.configs.families import (
+    check_untaken,
+    holds_mapping,
+    installed_families,
+    load_reference,
+)
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import PICTURES, DecodeRequest, MergedOptions, VideoRequest
 from longtake.configs.serve import ServeConfig
@@ -252,6 +257,16 @@ def _command(
     declared = tuple(_from_field(name, info) for name, info in fields.items())
     return Command(summary, (*before, *declared, *after), frozenset(fields))
 
+
+def _check_families(*configs: type[BaseModel]) -> None:
+    """Refuse a family whose option has the name of one of these classes' fields."""
+    taken = {name for config in configs for name in config.model_fields}
+    for family in installed_families().values():
+        for name in load_reference(family.options).model_fields:
+            check_untaken(name, family, taken)
+
+
+_check_families(BatchConfig, ServeConfig, *_ENGINE)
 
 COMMANDS: dict[str, Command] = {
     "generate": _command(

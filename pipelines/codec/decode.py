@@ -17,7 +17,7 @@ import torch
 from longtake.configs.request import ResolvedDecode
 from longtake.errors import RequestError, Stopped
 from longtake.parallel import GatherStream, World
-from longtake.pipelines.codec.memory import free_bytes, peak_bytes
+from longtake.pipelines.codec.memory import free_bytes
 from longtake.pipelines.codec.tile_blender import TileBlender
 from longtake.pipelines.codec.tiles import Spans, Tile, TileCoder, TilePlan
 from longtake.pipelines.finite import check_frames
@@ -324,5 +324,5 @@ def _tiles_that_fit(coder: TileCoder, videos: torch.Tensor) -> int:
 def _tile_bytes(coder: TileCoder, spans: Spans, channels: int, device: torch.device) -> int:
     """Peak memory of computing the largest tile, in bytes."""
     largest = [max(span.input_size for span in axis) for axis in spans]
-    tensors = peak_bytes(coder.run, (1, channels, *largest), device)
+    tensors = coder.peak_bytes((1, channels, *largest), device)
     return int(tensors * _KERNEL_OVERHEAD[device.type])

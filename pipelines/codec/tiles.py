@@ -105,6 +105,17 @@ class TileCoder(ABC):
     def run(self, tiles: torch.Tensor) -> torch.Tensor:
         """Encode or decode tiles of one shape, ``[b, C, f, h, w]``; the output is untrimmed."""
 
+    def peak_bytes(self, shape: Sequence[int], device: torch.device) -> int:
+        """Peak memory of :meth:`run` on an input of this shape, without kernels' workspace.
+
+        Args:
+            shape: b, C, f, h, w.
+            device: Device of the input and the weights.
+        """
+        from longtake.pipelines.codec.memory import peak_bytes
+
+        return peak_bytes(self.run, tuple(shape), device)
+
     def finish(self, values: torch.Tensor) -> torch.Tensor:
         """Postprocess blended values, ``[C, f, H, W]``; some families unpatchify here."""
         return values

@@ -34,8 +34,7 @@ class CountsFile:
     """
 
     def __init__(self, checkpoint: Checkpoint, skeleton: str) -> None:
-        folder = hub.cache_folder("counted-costs")
-        self._path = folder and folder / f"{_digest(checkpoint, skeleton)}.json"
+        self._path = _path(checkpoint, skeleton)
 
     def read(self) -> Counts:
         """The stored counts; empty if there are none that can be used."""
@@ -57,6 +56,17 @@ class CountsFile:
             write_atomically(self._path, counts.model_dump_json().encode())
         except EngineError as error:
             logger.debug("counts are not kept: %s", error)
+
+
+def _path(checkpoint: Checkpoint, skeleton: str) -> Path | None:
+    folder = hub.cache_folder("counted-costs")
+    if folder is None:
+        return None
+    try:
+        return folder / f"{_digest(checkpoint, skeleton)}.json"
+    except OSError as error:
+        logger.debug("counts are not kept: %s", error)
+        return None
 
 
 def _digest(checkpoint: Checkpoint, skeleton: str) -> str:
@@ -81,7 +91,10 @@ def _configurations(checkpoint: Checkpoint) -> Iterator[Path]:
 def _sources(skeleton: str) -> list[Path]:
     """Source files of the family's package: while it is being written, its version stays."""
     module = skeleton.partition(":")[0]
-    found = importlib.util.find_spec(module)
+    try:
+        found = importlib.util.find_spec(module)
+    except ImportError:  # the error is raised when it is called
+        found = None
     if found is None or found.origin is None:
         return []
     file = Path(found.origin)

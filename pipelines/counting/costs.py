@@ -5,7 +5,6 @@ Legend: s a rank's tokens of the split sequence, N query heads, M KV heads, H he
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import threading
@@ -14,6 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
+from longtake.configs.families import load_reference
 from longtake.configs.request import ResolvedDecode
 from longtake.errors import ModelError, one_line
 from longtake.imports import garbage_collection_paused
@@ -180,10 +180,9 @@ class CountedCosts(ModelCosts):
     @cached_property
     def _counter(self) -> ModelCounter:
         """The model without weights, built when something is counted for the first time."""
-        logger.debug("counting the work of %s on the meta device", self._checkpoint.model)
-        module, _, name = self._skeleton.partition(":")
+        logger.info("counting the work of %s on the meta device", self._checkpoint.model)
         with garbage_collection_paused():
-            build = getattr(importlib.import_module(module), name)
+            build = load_reference(self._skeleton)
             from longtake.pipelines.counting.count import ModelCounter
 
         return ModelCounter(build(self._checkpoint, self._spec), self._spec)
@@ -252,7 +251,7 @@ def with_costs(spec: SpecT, checkpoint: Checkpoint, skeleton: str) -> SpecT:
         return spec
     if not skeleton:
         raise ModelError(
-            f"{checkpoint.model} cannot be planned: its family gives neither costs nor a skeleton "
-            "to count them on"
+            f"{checkpoint.model} cannot be planned: the model family {spec.family} gives neither "
+            "costs nor a skeleton to count them on"
         )
     return replace(spec, costs=CountedCosts(checkpoint, spec, skeleton))

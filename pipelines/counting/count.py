@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from longtake.configs.request import ResolvedDecode, ResolvedRequest
+from longtake.configs.request import Rendering, ResolvedDecode, ResolvedRequest
 from longtake.parallel import ParallelDims
 from longtake.parallel.mesh import AXES
 from longtake.pipelines.codec.tiles import Spans
@@ -200,20 +200,19 @@ class ModelCounter:
         return LatentGrid((1, channels, frames, rows, columns), self._spec.patch)
 
     def _request(self, grid: LatentGrid, num_text_tokens: int) -> ResolvedRequest:
-        """A request for a video of this size."""
+        """A request for a video of this size, with the model's defaults."""
         frames, height, width = self._spec.autoencoder.video_size(*grid.shape[2:])
+        asked = Rendering(prompt="a video", num_frames=frames, height=height, width=width)
         fields = {
-            "prompt": "a video",
+            **asked.model_dump(),
             "num_inference_steps": 1,
-            "guidance_scale": 1.0,
-            "flow_shift": 1.0,
             "seed": 0,
             "fps": 24.0,
             "decode": "whole",
             "max_sequence_length": num_text_tokens,
-            **self._skeleton.request_fields,
+            **self._spec.resolve_fields(asked),
         }
-        return ResolvedRequest(num_frames=frames, height=height, width=width, **fields)
+        return ResolvedRequest(**fields)
 
 
 class _OneRank:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -30,7 +30,6 @@ class Skeleton:
             not build them: their parameters are then read from the checkpoint.
         float32: Pattern, searched in the names of the denoiser's parameters, of those that are
             float32 in every dtype.
-        request_fields: Request fields that the denoiser's ``prepare`` reads, besides the size.
     """
 
     denoiser: Denoiser[Any]
@@ -40,4 +39,3 @@ class Skeleton:
     pictures: Callable[[LatentGrid], Streams] = lambda grid: {}
     text_encoders: Sequence[nn.Module] | None = None
     float32: re.Pattern[str] | None = None
-    request_fields: Mapping[str, Any] = field(default_factory=dict)

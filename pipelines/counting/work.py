@@ -112,4 +112,5 @@ def _moved_bytes(tensor: torch.Tensor) -> int:
 
 
 def _storage(tensor: torch.Tensor) -> int:
+    """The memory that a tensor and its views share, by identity."""
     return id(tensor.untyped_storage())

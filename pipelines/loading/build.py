@@ -1,13 +1,24 @@
-"""Builds modules of diffusers from their configurations, without weights."""
+"""Builds modules without weights, and loads those of a family's own."""
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from longtake.errors import ModelError, one_line
+from longtake.parallel import World
+from longtake.pipelines.family import Denoiser
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.weights import load_weights, shard_module
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def build_module(model: Any, config: dict[str, Any], component: str) -> Any:
@@ -28,3 +39,34 @@ def build_module(model: Any, config: dict[str, Any], component: str) -> Any:
         raise ModelError(
             f"{component}/config.json describes no {model.__name__}: {one_line(error)}"
         ) from error
+
+
+def load_component(
+    build: Callable[[], ModuleT],
+    checkpoint: Checkpoint,
+    component: str,
+    world: World,
+    plan: ComponentPlan,
+) -> ModuleT:
+    """Build a module and load its weights as planned. Collective: all ranks call it.
+
+    It is for modules whose parameters have the names of the tensors in their files, and which keep
+    no buffers out of them; :func:`~.weights.load_weights` is for all others.
+
+    Args:
+        build: Builds the module; called on the ``meta`` device.
+        checkpoint: The model's files.
+        component: Name of the component.
+        world: All ranks.
+        plan: Dtype and place of the weights.
+
+    Raises:
+        ModelError: A tensor is missing, unexpected, of the wrong shape, or cannot be read.
+    """
+    with torch.device("meta"):
+        module = build().eval().requires_grad_(False)
+    if plan.place == "split":
+        chains = module.chains if isinstance(module, Denoiser) else ()
+        shard_module(module, itertools.chain.from_iterable(chains), world)
+    load_weights(module, SafetensorsSource(checkpoint.weights(component)), world, plan.dtype)
+    return module

@@ -186,6 +186,16 @@ class Checkpoint:
             wanted += [f"{folder}/{shard}" for shard in _shards(self.folder / index)]
         hub.fetch(self.repository, self.revision, wanted)
 
+    def require(self, components: Sequence[str]) -> None:
+        """Download components, if the model is from the hub, and check their weights.
+
+        Raises:
+            ModelError: A file cannot be downloaded, is missing or damaged.
+        """
+        self.fetch(components)
+        for component in components:
+            self.weights(component)
+
     def weights(self, component: str) -> tuple[Path, ...]:
         """A component's safetensors files, each checked against its header for completeness.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -69,3 +70,22 @@ class SafetensorsSource:
                 f"{name} cannot be read from {self.label}: {one_line(error)}"
             ) from error
         return tensor
+
+
+class UsedTensors:
+    """A source without the tensors that a module does not have, by a pattern of their names.
+
+    Args:
+        source: The source.
+        unused: Pattern that matches the whole names of the tensors to leave out.
+    """
+
+    def __init__(self, source: TensorSource, unused: re.Pattern[str]) -> None:
+        self._source, self.label = source, source.label
+        self.tensors: Mapping[str, Tensor] = {
+            name: each for name, each in source.tensors.items() if not unused.fullmatch(name)
+        }
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read a tensor; see :meth:`TensorSource.read`."""
+        return self._source.read(name, rows)

@@ -113,7 +113,8 @@ class DenoisingLoop:
         if self.run.trace is None:
             return nullcontext()
         denoiser = self.run.pipeline.denoiser
-        return self.run.trace.record_blocks(denoiser, self.guidance.passes, self.layout)
+        passes = self.guidance.passes
+        return self.run.trace.record_blocks(denoiser, denoiser.run_blocks, passes, self.layout)
 
 
 class _AfterStep:

@@ -75,17 +75,18 @@ def _encode_prompts(run: RenderRun) -> list[Streams]:
     """
     run.on_progress(Progress("text", detail="the prompt"))
     passes: list[Streams] = []
-    refusal = None
+    num_passes, refusal = run.pipeline.spec.num_passes(run.request), None
     with stage(run.report, "text"):
         if run.world.rank == 0:
             try:
                 passes = run.pipeline.encode(run.request, run.pictures)
             except RefusedInputError as error:
                 refusal = str(error)
+            if refusal is None and len(passes) != num_passes:
+                refusal = f"the model encoded {len(passes)} of {num_passes} passes of a step"
         refusals = run.world.gather_json(refusal)
         if refusals[0] is not None:
             raise RequestError(refusals[0])
-        num_passes = run.pipeline.spec.num_passes(run.request)
         return [
             run.world.broadcast_tensors(passes[number] if passes else None)
             for number in range(num_passes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +16,9 @@ from torch import nn
 from longtake.parallel import World
 from longtake.parallel.mesh import CFG_AXIS, axis_rank
 from longtake.pipelines.layout import VideoLayout
-from longtake.pipelines.runtime.block_runner import Segments
+from longtake.pipelines.runtime.block_runner import BlockRunner, Segments
 from longtake.pipelines.runtime.trace_points import BRANCHES, TracePoint, TraceRequest
 from longtake.pipelines.spec import shards_of
-
-if TYPE_CHECKING:
-    from longtake.pipelines.family import Denoiser
 
 
 class Trace:
@@ -55,12 +52,17 @@ class Trace:
 
     @contextmanager
     def record_blocks(
-        self, denoiser: Denoiser[Any], passes: Sequence[Any], layout: VideoLayout
+        self,
+        denoiser: nn.Module,
+        run_blocks: BlockRunner,
+        passes: Sequence[Any],
+        layout: VideoLayout,
     ) -> Iterator[None]:
         """Record the blocks of the requested step while the enclosed code denoises.
 
         Args:
             denoiser: The transformer.
+            run_blocks: Runs its blocks.
             passes: Inputs that the denoiser is called with: those of the prompt and, with
                 classifier-free guidance, of the negative prompt.
             layout: The video's tokens and their owners.
@@ -85,7 +87,7 @@ class Trace:
                 self._record_tokens(0, "", self._gather(inputs, branch, layout))
             self._record_tokens(number, names[block], self._gather(outputs, branch, layout))
 
-        with denoiser.register_forward_pre_hook(begin_pass), denoiser.run_blocks.observed(record):
+        with denoiser.register_forward_pre_hook(begin_pass), run_blocks.observed(record):
             yield
 
     def _gather(

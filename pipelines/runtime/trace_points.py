@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BRANCHES = ("positive", "negative")
-"""Guidance branches in order; without classifier-free guidance there is only the first."""
+BRANCHES = ("positive", "negative", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+"""Passes of a step in order: the prompt's and, with classifier-free guidance, the negative one;
+further ones of families that have more."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.family_options import holds_mapping
+from longtake.configs.families import holds_mapping
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.eta import EtaEstimator

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from longtake.configs.family_options import holds_mapping
+from longtake.configs.families import holds_mapping
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.pipelines.spec import ModelSpec
 
@@ -57,7 +57,7 @@ class Form:
     def sizes(self) -> list[tuple[str, str]]:
         """Choices of the size, as pairs of a label and ``WIDTHxHEIGHT``.
 
-        The size of the picture comes first if the model takes one, then the model's default.
+        The size of the picture comes first if the model needs one, then the model's default.
         """
         defaults = self._spec.defaults
         height, width = defaults.height, defaults.width
@@ -65,7 +65,7 @@ class Form:
         trained = [size for sizes in defaults.sizes.values() for size in sizes]
         derived = [(width, height), (side, side), (height / 2, width / 2)]
         labels = {}
-        if self._spec.pictures:
+        if self._spec.required_pictures:
             labels[AS_THE_PICTURE] = AS_THE_PICTURE
         for high, wide in [(height, width), *(trained or derived)]:
             high, wide = self._round_size(high), self._round_size(wide)
@@ -74,9 +74,11 @@ class Form:
 
     def lengths(self) -> list[tuple[str, str]]:
         """Choices of the length, as pairs of a label and a value such as ``33 frames``."""
-        default, multiple = self._spec.defaults.num_frames, self._spec.frames_multiple
-        quarters = ((default - 1) * part // 4 // multiple * multiple + 1 for part in (1, 2, 3))
-        frames = sorted(n for n in {default, *quarters} if n > self._spec.dropped_frames)
+        spec, default = self._spec, self._spec.defaults.num_frames
+        multiple, fewest = spec.frames_multiple, spec.fewest_frames
+        quarters = ((default - fewest) * part // 4 // multiple for part in (1, 2, 3))
+        lengths = {default, *(count * multiple + fewest for count in quarters)}
+        frames = sorted(length for length in lengths if length > spec.dropped_frames)
         return [(self._length_label(count), f"{count} {_FRAMES}") for count in frames]
 
     @property

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longtake.configs.family_options import holds_mapping
+from longtake.configs.families import holds_mapping
 from longtake.configs.request import ResolvedRequest
 from longtake.serve.http.request.openai_request import parse_submission
 from longtake.serve.http.video_object import VideoObjects
@@ -193,7 +193,7 @@ class Views:
     def _options(self, request: ResolvedRequest) -> list[tuple[str, object]]:
         """The model's own options, except those that are mappings."""
         return [
-            (label_of(name, field), getattr(request, name))
+            (label_of(name, field), _shown(getattr(request, name)))
             for name, field in self._service.engine.spec.options.model_fields.items()
             if not holds_mapping(field)
         ]
@@ -229,6 +229,13 @@ class Views:
             for each in self._service.store.unfinished_jobs()
             if not each.cancelling and (each.state == "running" or each.position < job.position)
         ]
+
+
+def _shown(value: object) -> object:
+    """The value of an option, as the details show it."""
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _frame_count(count: int) -> str:

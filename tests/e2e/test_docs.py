@@ -26,6 +26,8 @@ import yaml
 
 from longtake.cli.command_line import parse
 from longtake.cli.main import main
+from longtake.configs.families import installed_families, load_reference
+from longtake.configs.models import ModelDefaults, bundled, presets
 
 ROOT = Path(__file__).parents[2]
 THIS_CHECKOUT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -35,6 +37,7 @@ PAGES = sorted(
 )
 GENERATED = {
     ROOT / "docs/reference/commands.md",
+    ROOT / "docs/reference/models.md",
     ROOT / "docs/development/contributing.md",
     ROOT / "docs/development/changelog.md",
 }
@@ -138,6 +141,7 @@ def check_paths(words: list[str]) -> None:
 def test_python_example_uses_names_that_exist(example: Example) -> None:
     for path in re.findall(r'^--8<-- "(.*)"$', example.body, re.M):
         assert (ROOT / path).is_file(), path
+    assert "8 < --" not in example.body, "formatted: put <!-- fmt: off --> above the example"
     code = re.sub(r"^--8<--.*$", "", example.body, flags=re.M)
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("longtake"):
@@ -168,7 +172,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def predictions() -> list[list[str]]:
-    """The rows of the README's table of GPUs: GPUs, time, GiB, command."""
+    """The rows of the README's tables of GPUs: model and video, GPUs, time, GiB, command."""
     lines = (ROOT / "README.md").read_text().splitlines()
     return [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -178,19 +182,24 @@ def predictions() -> list[list[str]]:
 
 
 def test_readme_has_predictions() -> None:
-    assert len(predictions()) > 5
+    commands = [row[-1] for row in predictions()]
+    assert sum("--model hunyuan-video " in each for each in commands) > 5
+    assert sum("--model wan2." in each for each in commands) > 5
 
 
-@pytest.mark.parametrize("row", predictions(), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", predictions(), ids=lambda row: row[-1].strip("`"))
 def test_prediction_of_the_readme_is_that_of_its_command(
     row: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gpus, time, gib, command = row
+    *kind, gpus, time, gib, command = row
     code = main([*shlex.split(command.strip("`"))[1:], "--json"])
     plan = json.loads(capsys.readouterr().out)
     request = plan["request"]
-    assert (request["width"], request["height"], request["num_frames"]) == (1280, 720, 129)
-    assert request["num_inference_steps"] == 50
+    shown = [request[name] for name in ("width", "height", "num_frames", "num_inference_steps")]
+    default = "HunyuanVideo, 1280 x 720 x 129, 50 steps"
+    name, size, steps = (kind or [default])[0].split(", ")
+    assert [*map(int, size.split(" x ")), int(steps.removesuffix(" steps"))] == shown
+    assert re.sub(r"[^a-z0-9.]", "", name.lower()) == preset_name(command)
     if time == "does not fit":
         assert code == 2
         assert f"needs {gib} GiB a rank" in plan["error"]
@@ -199,6 +208,12 @@ def test_prediction_of_the_readme_is_that_of_its_command(
     assert time == f"{best['end_to_end_s'] / 60:.1f} min"
     assert gib == f"{best['memory_bytes_per_rank'] / 2**30:.1f}"
     assert best["layout"]["shard_weights"] == ("split weights" in gpus)
+
+
+def preset_name(command: str) -> str:
+    """The preset of a command, without what separates its words."""
+    words = shlex.split(command.strip("`"))
+    return words[words.index("--model") + 1].replace("-", "")
 
 
 def test_sample_plans_are_printed_by_their_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,13 +277,30 @@ def test_readme_fits_on_two_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def test_reference_has_every_option_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    script = [sys.executable, str(ROOT / "docs/generated_pages.py")]
+def generated_page(name: str) -> str:
+    """A generated page in Markdown."""
+    script = [sys.executable, str(ROOT / "docs/generated_pages.py"), name]
     completed = subprocess.run(
         script, env=THIS_CHECKOUT, capture_output=True, text=True, check=False
     )
     assert completed.returncode == 0, completed.stderr
-    sections = re.split(r"^## longtake (\w+)$", completed.stdout, flags=re.M)[1:]
+    return completed.stdout
+
+
+def test_models_page_has_every_preset_family_option_and_key() -> None:
+    page = generated_page("models")
+    families = installed_families().values()
+    options = [key for each in families for key in load_reference(each.options).model_fields]
+    for name in (*bundled(), *presets(), *options, *ModelDefaults.model_fields):
+        assert re.search(rf"^\| `{re.escape(name)}` \|", page, re.M), name
+    assert {"true_cfg_scale", "guidance_scale_2"} <= set(options)
+    assert "| `guidance_scale_2` | `wan2.2-i2v-a14b`, `wan2.2-t2v-a14b` |" in page
+    assert "`dynamic_flow_shift`" in page
+
+
+def test_reference_has_every_option_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    page = generated_page("commands")
+    sections = re.split(r"^## longtake (\w+)$", page, flags=re.M)[1:]
     assert len(sections) == 2 * 10
     for command, section in zip(sections[::2], sections[1::2], strict=True):
         if command == "version":

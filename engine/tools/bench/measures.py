@@ -284,7 +284,8 @@ def runtime(world: World, *, dtype: str) -> Json:
     decoder = pipeline.codec.decoder(request)
     decode_videos(TileRun(decoder, latents, alone), lambda video, index, frame: None)
     gc.collect()
-    parameters = spec.costs.transformer_parameters + sum(spec.costs.other_parameters.values())
+    costs = spec.costs_of(request)
+    parameters = costs.transformer_parameters + sum(costs.other_parameters.values())
     return {
         "startup_s": loads_at[0] - psutil.Process().create_time(),
         "bytes": _used_bytes(world.device) - parameters * torch_dtype.itemsize,

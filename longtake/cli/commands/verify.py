@@ -86,7 +86,7 @@ def _requests(
         given = {**on, **given}
     steps = {} if "sigmas" in given else {"num_inference_steps": _STEPS}
     values = merge_fields({**_DEFAULTS, **steps, **uneven_size(spec, devices)}, given)
-    if on.keys() & given.keys():
+    if any(name in given for name in spec.guidance_options):
         asked = resolve(VideoRequest(**values), spec)
         return asked, asked if spec.num_passes(asked) > 1 else None
     plain = resolve(VideoRequest(**{**off, **values}), spec)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
+from longtake.pipelines.codec.causal_tiling import CausalTiling
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work, count
 from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape
 from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
-from longtake.pipelines.models.hunyuan_video.codec.tiling import Tiling
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.tensors import (
     REFINER_RATIO,
@@ -162,7 +162,7 @@ class HunyuanVideoCosts(ModelCosts):
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """Tile spans identical to diffusers'."""
         vae = self.vae
-        tiling = Tiling(
+        tiling = CausalTiling(
             request, vae.temporal_compression_ratio, vae.spatial_compression_ratio, decodes=True
         )
         return tiling.spans(latents_shape)

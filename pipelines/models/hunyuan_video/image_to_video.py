@@ -53,7 +53,7 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
             self._text.encode_with_picture(
                 prompt, picture, template, request.max_sequence_length, stride
             )
-            for prompt, (picture, stride) in zip(self._prompts(request), inputs, strict=False)
+            for prompt, (picture, stride) in zip(self.spec.prompts(request), inputs, strict=False)
         ]
 
     def encode_pictures(self, videos: Streams, request: ResolvedRequest, world: World) -> Streams:

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from longtake.configs.family_options import FamilyOptions
-from longtake.configs.field_types import PromptTemplate, Scale
+from longtake.configs.families import FamilyOptions
+from longtake.configs.field_types import Scale
+from longtake.pipelines.prompt_tokens import PromptTemplate
 
 I2vMode = Literal["stable", "dynamic"]
 

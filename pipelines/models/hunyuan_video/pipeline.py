@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVid
 from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
-from longtake.pipelines.runtime.guidance import Guidance, classifier_free
-from longtake.pipelines.runtime.stepper import Stepper
+from longtake.pipelines.runtime.stepper import SchedulerStepper, Stepper
 from longtake.pipelines.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -81,24 +80,17 @@ class HunyuanVideo(VideoPipeline):
         template = TextToVideoOptions.of(request).prompt_template
         return [
             self._text.encode(prompt, template, request.max_sequence_length)
-            for prompt in self._prompts(request)
+            for prompt in self.spec.prompts(request)
         ]
 
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
         """Count LLaMA's tokens. CLIP's limit of 77 does not count: its pooled vector carries no
         detail of the prompt."""
         return self._text.prompt_tokens(
-            self._prompts(request)[int(negative)],
+            self.spec.prompts(request)[int(negative)],
             TextToVideoOptions.of(request).prompt_template,
             request.max_sequence_length,
         )
-
-    def guidance(self, passes: Sequence[Any], request: ResolvedRequest) -> Guidance:
-        """One pass with the embedded scale or, with true CFG, two."""
-        if len(passes) == 1:
-            return Guidance(passes)
-        scale = TextToVideoOptions.of(request).true_cfg_scale or 1.0
-        return Guidance(passes, classifier_free(lambda step: scale))
 
     def stepper(self, request: ResolvedRequest) -> Stepper:
         """Return the model's scheduler with the request's shift and noise levels."""
@@ -107,12 +99,7 @@ class HunyuanVideo(VideoPipeline):
         )
         sigmas = request.sigmas or np.linspace(1.0, 0.0, request.num_inference_steps + 1)[:-1]
         scheduler.set_timesteps(sigmas=list(sigmas), device=self._device)
-        return Stepper(scheduler)
-
-    def _prompts(self, request: ResolvedRequest) -> list[str]:
-        """The prompt of each pass."""
-        prompts = [request.prompt, request.negative_prompt or ""]
-        return prompts[: self.spec.num_passes(request)]
+        return SchedulerStepper(scheduler)
 
 
 def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> HunyuanVideoDenoiser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from longtake.pipelines.text_encoders.configs import (
     LlavaConfig,
 )
 from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, llava_tensors
-
-logger = logging.getLogger(__name__)
 
 IMAGE_TO_VIDEO_CLASS = "HunyuanVideoImageToVideoPipeline"
 CLASSES = {
@@ -83,28 +80,15 @@ class HunyuanVideoSpec(ModelSpec):
 
     defaults: HunyuanVideoDefaults
     options: type[TextToVideoOptions] = TextToVideoOptions
+    scale_field: str | None = "true_cfg_scale"
     image_tokens: int = 0
 
     def resolve_fields(self, request: Rendering) -> dict[str, Any]:
-        """Guidance, true CFG, the negative prompt, and the shift, which depends on ``i2v_mode``."""
+        """As of every model, but for the shift, which depends on ``i2v_mode``."""
         fields = super().resolve_fields(request)
         if fields.get("i2v_mode") == "dynamic":
             fields["flow_shift"] = request.flow_shift or self.defaults.dynamic_flow_shift
-        scale = fields["true_cfg_scale"]
-        if scale > 1:
-            fields["negative_prompt"] = fields["negative_prompt"] or ""
-            return fields
-        if request.negative_prompt:
-            logger.warning("negative_prompt has no effect with true_cfg_scale=%g: try 6", scale)
-        return {**fields, "negative_prompt": request.negative_prompt}
-
-    def num_passes(self, request: ResolvedRequest) -> int:
-        """Two with true CFG."""
-        return 2 if (TextToVideoOptions.of(request).true_cfg_scale or 1) > 1 else 1
-
-    def guidance_fields(self, *, guided: bool) -> dict[str, Any]:
-        """The scale of true CFG, which is off by default."""
-        return {"true_cfg_scale": 1.5} if guided else {}
+        return fields
 
     def text_tokens(self, request: ResolvedRequest) -> int:
         """Largest number of prompt and picture tokens."""

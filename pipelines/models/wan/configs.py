@@ -97,8 +97,8 @@ class UniPCConfig(BaseModel):
     num_train_timesteps: Count = 1000
     flow_shift: Shift = 1.0
     solver_order: Literal[1, 2, 3] = 2
-    solver_type: Literal["bh1", "bh2"] = "bh2"
-    lower_order_final: Flag = True
+    solver_type: Literal["bh2"] = "bh2"  # bh1 divides by the last noise level, which is 0
+    lower_order_final: Literal[True] = True  # else the last step solves a singular system
     disable_corrector: Annotated[
         tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(max_length=1000)
     ] = ()

@@ -21,7 +21,7 @@ from longtake.pipelines.models.wan.codec.tensors import vae_tensors
 from longtake.pipelines.models.wan.codec.tiling import Tiling
 from longtake.pipelines.models.wan.configs import TransformerConfig
 from longtake.pipelines.models.wan.tensors import (
-    FLOAT32,
+    FLOAT32_WEIGHTS,
     MODULATIONS,
     block_tensors,
     transformer_tensors,
@@ -83,7 +83,7 @@ class WanCosts(ModelCosts):
     def float32_shapes(self) -> Sequence[Shape]:
         """Shapes of embedders of timesteps, tables and norms, of all experts."""
         named = transformer_tensors(self.transformer)
-        return self.num_experts * [shape for name, shape in named if FLOAT32.fullmatch(name)]
+        return self.num_experts * [shape for name, shape in named if FLOAT32_WEIGHTS.search(name)]
 
     def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
         """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
@@ -224,11 +224,21 @@ class WanCosts(ModelCosts):
     def picture_encoding(self, latents_shape: Sequence[int], element_size: int) -> Work:
         """Work of encoding a clip of all frames, of which the pictures are some; or of the first
         frame alone, if it stands in the latents themselves."""
-        frames, *size = latents_shape
+        shape = self._encoded_shape(latents_shape)
+        return Work() if shape is None else AutoencoderCosts(self.vae).encoding(shape, element_size)
+
+    def picture_bytes(self, latents_shape: Sequence[int], element_size: int) -> int:
+        """Peak memory of encoding the clip, or the first frame, in bytes."""
+        shape = self._encoded_shape(latents_shape)
         costs = AutoencoderCosts(self.vae)
+        return 0 if shape is None else costs.encoding_peak_bytes(shape, element_size)
+
+    def _encoded_shape(self, latents_shape: Sequence[int]) -> tuple[int, ...] | None:
+        """Latents that pictures are encoded to, ``(F, H, W)``; None without pictures."""
+        frames, *size = latents_shape
         if self.transformer.in_channels != self.transformer.latent_channels:
-            return costs.encoding((frames, *size), element_size)
-        return costs.encoding((1, *size), element_size) if self.per_token_timesteps else Work()
+            return frames, *size
+        return (1, *size) if self.per_token_timesteps else None
 
     def decode_spans(self, latents_shape: Sequence[int], request: ResolvedDecode) -> Spans:
         """Tile spans identical to diffusers'."""

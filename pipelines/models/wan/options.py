@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions
 from longtake.configs.field_types import Scale
 
 Sampler = Literal["unipc", "euler"]

@@ -71,12 +71,12 @@ class WanVideo(VideoPipeline):
         length = request.max_sequence_length
         return [
             {**self._conditioner.encode(prompt, length), **image}
-            for prompt in self._prompts(request)
+            for prompt in self.spec.prompts(request)
         ]
 
     def prompt_tokens(self, request: ResolvedRequest, *, negative: bool = False) -> PromptTokens:
         """Count UMT5's tokens."""
-        prompt = self._prompts(request)[int(negative)]
+        prompt = self.spec.prompts(request)[int(negative)]
         return self._conditioner.prompt_tokens(prompt, request.max_sequence_length)
 
     def encode_pictures(self, videos: Streams, request: ResolvedRequest, world: World) -> Streams:
@@ -108,11 +108,6 @@ class WanVideo(VideoPipeline):
         if "first_frame" in pictures:
             latents[:, :, :1] = pictures["first_frame"]
         return latents
-
-    def _prompts(self, request: ResolvedRequest) -> list[str]:
-        """The prompt of each pass."""
-        prompts = [request.prompt, request.negative_prompt or ""]
-        return prompts[: self.spec.num_passes(request)]
 
 
 def _load_conditioner(

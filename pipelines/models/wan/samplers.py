@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from longtake.configs.request import ResolvedRequest
 from longtake.pipelines.models.wan.configs import EulerConfig, UniPCConfig
 from longtake.pipelines.models.wan.options import WanOptions
-from longtake.pipelines.runtime.stepper import Stepper, UniPCStepper
+from longtake.pipelines.runtime.stepper import SchedulerStepper, Stepper, UniPCStepper
 
 
 def new_stepper(
@@ -34,7 +34,7 @@ def new_stepper(
         num_train_timesteps=config.num_train_timesteps, shift=request.flow_shift
     )
     _set_timesteps(euler, request, device)
-    return Stepper(euler)
+    return SchedulerStepper(euler)
 
 
 def _unipc(config: EulerConfig) -> UniPCConfig:

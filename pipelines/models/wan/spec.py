@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +12,6 @@ from longtake.pipelines.models.wan.costs import TEXT_TOKENS, WanCosts
 from longtake.pipelines.models.wan.defaults import WanDefaults
 from longtake.pipelines.models.wan.options import Sampler, WanExpertsOptions, WanOptions
 from longtake.pipelines.spec import ModelSpec
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +29,8 @@ class WanSpec(ModelSpec):
     defaults: WanDefaults
     costs: WanCosts
     options: type[WanOptions] = WanOptions
+    scale_field: str | None = "guidance_scale"
+    tiles_time: bool = False
     scheduler: UniPCConfig | EulerConfig
     sampler: Sampler
     boundary: float | None = None
@@ -58,29 +57,22 @@ class WanSpec(ModelSpec):
         fields = super().resolve_fields(request)
         fields["sampler"] = fields["sampler"] or self.sampler
         fields["sigma_spacing"] = fields["sigma_spacing"] or "scheduler"
-        scale = fields["guidance_scale"]
         if self.boundary is not None:
+            scale = fields["guidance_scale"]
             fields["guidance_scale_2"] = self._low_noise_scale(request, scale)
-        if scale > 1:
-            return {**fields, "negative_prompt": fields["negative_prompt"] or ""}
-        if request.negative_prompt:
-            logger.warning("negative_prompt has no effect with guidance_scale=%g: try 5", scale)
-        return {**fields, "negative_prompt": request.negative_prompt}
+        return fields
 
-    def num_passes(self, request: ResolvedRequest) -> int:
-        """Two with classifier-free guidance, which is on unless the scale is 1 or less."""
-        return 2 if request.guidance_scale > 1 else 1
-
-    def guidance_fields(self, *, guided: bool) -> dict[str, Any]:
-        """The guidance scale, of both experts."""
-        return {"guidance_scale": 1.5 if guided else 1.0}
+    @property
+    def guidance_options(self) -> tuple[str, ...]:
+        """The scales of both experts."""
+        return ("guidance_scale", "guidance_scale_2")
 
     def costs_of(self, request: ResolvedRequest) -> WanCosts:
         """Costs with the text keys of a request, and timesteps per token if it gives a picture."""
         return replace(
             self.costs,
             text_keys=request.max_sequence_length,
-            per_token_timesteps=self.expand_timesteps and _gives_picture(request),
+            per_token_timesteps=self.expand_timesteps and request.gives("image"),
         )
 
     def _check_text_length(self, request: Rendering) -> None:
@@ -104,8 +96,3 @@ class WanSpec(ModelSpec):
                 "off in all steps: give a guidance_scale above 1, or leave guidance_scale_2 out"
             )
         return given
-
-
-def _gives_picture(request: ResolvedRequest) -> bool:
-    """Whether a request gives a picture, by its path or, once it is read, by its digest."""
-    return request.image is not None or request.image_sha256 is not None

@@ -10,9 +10,9 @@ import re
 from longtake.pipelines.loading.tensor_shapes import NamedShapes, linear, norm
 from longtake.pipelines.models.wan.configs import TransformerConfig
 
-FLOAT32 = re.compile(r"(.*\.)?(time_embedder|scale_shift_table|norm[123])(\..*)?")
-"""Names of the parameters that stay float32 in every dtype, as ``from_pretrained`` of diffusers
-keeps them. The rotary embedding does too; its tables are buffers."""
+FLOAT32_WEIGHTS = re.compile(r"(^|\.)(time_embedder|scale_shift_table|norm[123])(\.|$)")
+"""Names of the transformer's weights that stay float32 in every dtype, as in diffusers. The tables
+of its rotary embedding do too; they are buffers."""
 
 UNUSED = re.compile(r".*\.norm_added_q\..*")
 """Tensors of some weight files that the transformer does not have; diffusers ignores them."""

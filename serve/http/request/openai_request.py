@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from longtake.configs.family_options import holds_mapping
+from longtake.configs.families import holds_mapping
 from longtake.configs.request import PICTURES, VideoRequest
 from longtake.configs.sizes import SHORTHANDS_OF
 from longtake.engine.resolve.size import expand_size

@@ -9,18 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from longtake.configs.families import installed_families
-from longtake.configs.request import CommonRendering, VideoRequest
+from longtake.configs.request import CommonRendering, ResolvedRequest, VideoRequest
 from longtake.pipelines.models.hunyuan_video.options import (
     HunyuanVideoOptions,
     TextToVideoOptions,
 )
 from longtake.pipelines.models.wan.options import WanExpertsOptions
+from tests.rendering import request
 
 FAMILY = """
 from longtake.configs.families import ModelFamily
-from longtake.configs.family_options import FamilyOptions
+from longtake.configs.families import FamilyOptions
 
 class Options(FamilyOptions):
     {option} = None
@@ -54,11 +56,12 @@ def family(name: str, option: str, pipeline: str = "") -> str:
     )
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """Run python with the packages in a folder installed."""
     return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(folder)},
+        input=text,
         capture_output=True,
         text=True,
         timeout=60,
@@ -138,7 +141,13 @@ def test_a_family_that_cannot_be_imported_is_left_out(
         (
             "guidance_scale: float | None",
             "",
-            "guidance_scale of the model family Other is an option that every model has: name it "
+            "guidance_scale of the model family Other is an option of longtake itself: name it "
+            "otherwise, or uninstall the family",
+        ),
+        (
+            "devices: int | None",
+            "",
+            "devices of the model family Other is an option of longtake itself: name it "
             "otherwise, or uninstall the family",
         ),
     ],
@@ -149,6 +158,24 @@ def test_families_in_conflict_are_refused(
     install(tmp_path, "other", family("other", option, pipeline))
     found = run(tmp_path, "-m", "longtake", "version")
     assert (found.returncode, found.stderr) == (2, f"longtake: {text}\n")
+
+
+def test_records_outlive_a_family(tmp_path: Path) -> None:
+    """A request that was recorded while another family was installed is read without it."""
+    install(tmp_path, "toy", family("toy", "wobble: float | None"))
+    code = (
+        "from longtake.configs.request import ResolvedRequest as R\n"
+        "import sys; values = sys.stdin.read()\n"
+        "print(R.model_validate_json(values).model_dump_json())\n"
+        "print(R.model_validate_json(values).model_copy(update={'wobble': 2}).model_dump_json())"
+    )
+    own = request(prompt="red")
+    found = run(tmp_path, "-c", code, text=own.model_dump_json())
+    recorded, wobbling = found.stdout.splitlines()
+    assert ResolvedRequest.model_validate_json(recorded) == own
+    assert recorded == own.model_dump_json()
+    with pytest.raises(ValidationError, match="wobble"):
+        ResolvedRequest.model_validate_json(wobbling)
 
 
 def test_requests_are_recorded_as_by_earlier_versions() -> None:

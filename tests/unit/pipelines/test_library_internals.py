@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPVisionModel, LlamaModel, UMT5EncoderModel
 
-from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.wan.codec.autoencoder import feature_cache
+from longtake.pipelines.prompt_tokens import PromptTemplate
 from longtake.pipelines.text_encoders import loading
 from tests.wan_coding import KINDS, Kind, vae
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
+from longtake.pipelines.codec.causal_tiling import CausalTileCoder
 from longtake.pipelines.codec.decode import encode_videos
-from longtake.pipelines.codec.tiles import Spans, TileCoder
+from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.family import VideoCodec
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights
-from longtake.pipelines.models.hunyuan_video.codec.tiling import Tiling
 
 
 class HunyuanVideoCodec(VideoCodec):
@@ -66,7 +64,7 @@ class HunyuanVideoCodec(VideoCodec):
         return mean.float() * float(self._vae.config.scaling_factor)
 
 
-class _Coder(TileCoder):
+class _Coder(CausalTileCoder):
     """Base class of the encoder and the decoder.
 
     Args:
@@ -79,12 +77,8 @@ class _Coder(TileCoder):
     def __init__(self, vae: AutoencoderKLHunyuanVideo, request: ResolvedDecode) -> None:
         self._vae = vae
         time, space = vae.temporal_compression_ratio, vae.spatial_compression_ratio
-        self._tiling = Tiling(request, time, space, self._decodes)
+        super().__init__(request, time, space, decodes=self._decodes)
         self.dtype = vae.dtype
-
-    def spans(self, shape: Sequence[int]) -> Spans:
-        """Tile spans identical to diffusers'."""
-        return self._tiling.spans(shape)
 
 
 class HunyuanVideoDecoder(_Coder):

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from transformers import CLIPTextModel, LlavaForConditionalGeneration
 
-from longtake.configs.field_types import PromptTemplate
 from longtake.errors import RequestError
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.hunyuan_video.spec import HEADER_TOKENS
+from longtake.pipelines.prompt_tokens import PromptTemplate
 from longtake.pipelines.text_encoders.configs import LlavaConfig
 from longtake.pipelines.text_encoders.loading import (
     center_crop,

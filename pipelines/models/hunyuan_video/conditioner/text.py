@@ -9,11 +9,10 @@ from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from transformers import CLIPTextModel, LlamaModel
 
-from longtake.configs.field_types import PromptTemplate
 from longtake.errors import RequestError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
-from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
+from longtake.pipelines.prompt_tokens import PromptTemplate, PromptTokens, count_prompt_tokens
 from longtake.pipelines.text_encoders.loading import load_encoder, load_tokenizer, on_device
 
 

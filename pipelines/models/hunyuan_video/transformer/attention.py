@@ -12,6 +12,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.parallel import TokenShards, usp_attention
+from longtake.pipelines.tokens import rotate_
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,6 @@ class UspAttnProcessor:
         if two_streams:
             return attn.to_out[1](attn.to_out[0](first)), attn.to_add_out(last)
         return first, last
-
-
-def rotate_(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair of adjacent values of ``[B, n, N, H]`` by ``rotation``, in float32.
-
-    Modifies ``x`` in place if it is already float32.
-    """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    pairs.mul_(rotation[:, None])
-    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 def _projections(attn: Any, tokens: torch.Tensor, head_size: int) -> list[torch.Tensor]:

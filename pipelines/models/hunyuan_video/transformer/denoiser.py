@@ -25,6 +25,7 @@ from longtake.pipelines.models.hunyuan_video.transformer.attention import (
 from longtake.pipelines.models.hunyuan_video.transformer.rope import video_rotation
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid, shards_of
+from longtake.pipelines.tokens import row_of_patches
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoPass]):
         batch, num_tokens, _ = tokens.shape
         if num_tokens == 0:
             return tokens.new_empty(batch, 0, self._width)
-        frames, rows, columns = self._patch
-        patches = tokens.unflatten(-1, (-1, frames, rows, columns))
-        row = patches.permute(0, 2, 3, 4, 1, 5).flatten(-2)  # [B, C, frames, rows, s x columns]
+        row = row_of_patches(tokens, self._patch)
         embedded: torch.Tensor = self.transformer.x_embedder(row)
         return embedded
 

@@ -12,7 +12,9 @@ from typing import Literal
 
 from longtake.pipelines.models.wan.codec.config import Block, VaeConfig
 
-Kind = Literal["causal", "convolution", "norm", "attention", "shortcut"]
+Kind = Literal[
+    "causal", "convolution", "upsampling", "downsampling", "norm", "attention", "shortcut"
+]
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Layer:
 
     Attributes:
         kind: ``causal``, a convolution that remembers its last two input frames; ``convolution``,
-            one that does not; ``norm``; ``attention`` of each frame, without its projections; or
-            ``shortcut``, an average or repetition of values beside a residual block.
+            one that does not; ``upsampling`` or ``downsampling``, one of single frames that
+            resamples them; ``norm``; ``attention`` of each frame, without its projections; or
+            ``shortcut``, an average or repetition of values beside residual blocks.
         name: Prefix of its tensors' names; empty for a layer without tensors.
         channels: Input and output channels.
         kernel: Size of the kernel; two values for a convolution of single frames. Of a norm, the
@@ -60,8 +63,15 @@ class _Scale:
     def pointwise(self, name: str, channels_in: int, channels: int) -> Layer:
         return self._layer("convolution", name, (channels_in, channels), (1, 1, 1))
 
-    def planar(self, name: str, channels_in: int, channels: int, size: int) -> Layer:
-        return self._layer("convolution", name, (channels_in, channels), (size, size))
+    def projection(self, name: str, channels_in: int, channels: int) -> Layer:
+        """A pointwise convolution of single frames."""
+        return self._layer("convolution", name, (channels_in, channels), (1, 1))
+
+    def downsampling(self, name: str, channels: int) -> Layer:
+        return self._layer("downsampling", name, (channels, channels), (3, 3))
+
+    def upsampling(self, name: str, channels_in: int, channels: int) -> Layer:
+        return self._layer("upsampling", name, (channels_in, channels), (3, 3))
 
     def time_convolution(self, name: str, channels_in: int, channels: int) -> Layer:
         """A convolution along time that resamples, and passes the first frame by."""
@@ -148,9 +158,9 @@ def _residual(scale: _Scale, start: str, channels_in: int, channels: int) -> Ite
 def _middle(scale: _Scale, start: str, width: int) -> Iterator[Layer]:
     yield from _residual(scale, f"{start}resnets.0.", width, width)
     yield scale.norm(f"{start}attentions.0.norm", width, planar=True)
-    yield scale.planar(f"{start}attentions.0.to_qkv", width, 3 * width, 1)
+    yield scale.projection(f"{start}attentions.0.to_qkv", width, 3 * width)
     yield scale.attention(width)
-    yield scale.planar(f"{start}attentions.0.proj", width, width, 1)
+    yield scale.projection(f"{start}attentions.0.proj", width, width)
     yield from _residual(scale, f"{start}resnets.1.", width, width)
 
 
@@ -158,7 +168,7 @@ def _downsampling(scale: _Scale, start: str, block: Block) -> Generator[Layer, N
     """Layers of a downsampling; returns the scale after it."""
     width = block.channels
     scale = _Scale(scale.in_time, scale.in_space // block.in_space)
-    yield scale.planar(f"{start}resample.1", width, width, 3)
+    yield scale.downsampling(f"{start}resample.1", width)
     if block.in_time > 1:
         scale = _Scale(scale.in_time // block.in_time, scale.in_space)
         yield scale.time_convolution(f"{start}time_conv", width, width)
@@ -173,5 +183,5 @@ def _upsampling(
     if block.in_time > 1:
         yield scale.time_convolution(f"{start}time_conv", width, block.in_time * width)
     scale = _Scale(scale.in_time * block.in_time, scale.in_space * block.in_space)
-    yield scale.planar(f"{start}resample.1", width, channels, 3)
+    yield scale.upsampling(f"{start}resample.1", width, channels)
     return scale

@@ -11,12 +11,11 @@ import torch
 from torch.nn.functional import pad
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from longtake.configs.field_types import PromptTemplate
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.models.wan.conditioner.prompt_cleaning import clean_prompt
-from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
+from longtake.pipelines.prompt_tokens import PromptTemplate, PromptTokens, count_prompt_tokens
 from longtake.pipelines.text_encoders import tensor_names
 from longtake.pipelines.text_encoders.loading import (
     center_crop,

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
-from longtake.pipelines.models.wan.transformer.rope import rotate_
+from longtake.pipelines.tokens import rotate_
 
 _ONE_RANK = ParallelDims()
 

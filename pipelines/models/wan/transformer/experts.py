@@ -7,7 +7,6 @@ tokens, K image tokens.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,9 +20,7 @@ from longtake.pipelines.models.wan.transformer.attention import (
     UspAttnProcessor,
 )
 from longtake.pipelines.runtime.block_runner import BlockRunner
-
-FLOAT32_WEIGHTS = re.compile(r"(^|\.)(time_embedder|scale_shift_table|norm[123])(\.|$)")
-"""Names of the transformer's weights that stay float32 in every dtype, as in diffusers."""
+from longtake.pipelines.tokens import row_of_patches
 
 
 @dataclass(frozen=True)
@@ -126,9 +123,7 @@ class WanExpert(nn.Module):
         batch, num_tokens, _ = values.shape
         if num_tokens == 0:
             return values.new_empty(batch, 0, self._width)
-        frames, rows, columns = self._patch
-        patches = values.unflatten(-1, (-1, frames, rows, columns))
-        row = patches.permute(0, 2, 3, 4, 1, 5).flatten(-2)  # [B, C, frames, rows, s x columns]
+        row = row_of_patches(values, self._patch)
         embedded: torch.Tensor = self.transformer.patch_embedding(row)
         return embedded.flatten(2).transpose(1, 2).contiguous()
 

@@ -10,11 +10,11 @@ from longtake.parallel import World
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.tensor_source import SafetensorsSource, UsedTensors
 from longtake.pipelines.loading.weights import load_weights, shard_module
 from longtake.pipelines.models.wan.spec import WanSpec
+from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS, UNUSED
 from longtake.pipelines.models.wan.transformer.denoiser import HIGH_NOISE, LOW_NOISE, WanDenoiser
-from longtake.pipelines.models.wan.transformer.experts import FLOAT32_WEIGHTS
 from longtake.pipelines.models.wan.transformer.placement import ExpertSwap, both_fit
 from longtake.pipelines.models.wan.transformer.rope import rope_buffers
 
@@ -39,20 +39,18 @@ def load_denoiser(
         for name in spec.transformers
     }
     denoiser = WanDenoiser(transformers, spec.boundary, plan.kernel)
-    split = plan.transformer.place == "split"
+    split = plan.transformer.place == "split" and world.size > 1
     if split:
         for name in spec.transformers:
             expert = denoiser.expert(name)
             shard_module(expert, expert.blocks, world)
-    num_bytes = sum(
-        weights.numel() * plan.transformer.dtype.itemsize for weights in denoiser.parameters()
-    )
+    num_bytes = spec.costs.transformer_bytes(plan.transformer.dtype.itemsize)
     swaps = len(transformers) > 1 and not split and not both_fit(num_bytes, world.device)
     for name in reversed(spec.transformers):  # the expert of the first steps comes last
         on_component(name)
         load_weights(
             transformers[name],
-            SafetensorsSource(checkpoint.weights(name)),
+            UsedTensors(SafetensorsSource(checkpoint.weights(name)), UNUSED),
             world,
             plan.transformer.dtype,
             float32=FLOAT32_WEIGHTS,

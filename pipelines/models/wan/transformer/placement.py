@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from longtake.errors import ModelError
-
-_RESIDENT_SHARE = 0.5
-"""Largest share of the device's memory that both experts may take to stay on it. The rest holds
-activations, and the text encoder and the decoder while they work."""
+from longtake.errors import ModelError, one_line
+from longtake.pipelines.models.wan.costs import RESIDENT_SHARE
 
 _ALIGNMENT = 256
 
@@ -25,7 +22,7 @@ def both_fit(num_bytes: int, device: torch.device) -> bool:
     """
     if device.type != "cuda":
         return True
-    return num_bytes <= _RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return num_bytes <= RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 class ExpertSwap:
@@ -73,7 +70,13 @@ def _weights(module: nn.Module) -> list[torch.Tensor]:
 def _host_copies(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """Copies in one buffer: torch rounds each pinned allocation up to a power of two."""
     sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
-    buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    try:
+        buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    except RuntimeError as error:
+        raise ModelError(
+            f"the host has no {sum(sizes) / 2**30:.1f} GiB of pinned memory for the expert that "
+            f"rests, one on each rank: split the weights over ranks ({one_line(error)[:100]})"
+        ) from error
     copies = []
     for tensor, place in zip(tensors, buffer.split(sizes), strict=True):
         copy = place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)

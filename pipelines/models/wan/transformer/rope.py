@@ -47,19 +47,6 @@ def rope_buffers(rope: Any) -> dict[str, torch.Tensor]:
     return {f"rope.{name}": buffer for name, buffer in built.named_buffers()}
 
 
-def rotate_(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair of adjacent values of ``[B, n, N, H]`` by ``rotation``, in float32.
-
-    Modifies ``x`` in place if it is already float32.
-
-    Args:
-        rotation: ``[n, H / 2]``, complex64.
-    """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    pairs.mul_(rotation[:, None])
-    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
-
-
 def _axis_rotation(length: int, size: int) -> torch.Tensor:
     """Rotation along one axis, ``[length, size / 2]``, complex64."""
     exponents = torch.arange(0, size, 2, dtype=torch.float64) / size

@@ -12,7 +12,7 @@ import pytest
 
 from longtake.configs.hardware import Figure, load_hardware
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import VideoRequest
+from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.engine.planning.layout_chooser import choose_layout
 from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts, check_degrees
 from longtake.engine.planning.plan_input import PlanInput
@@ -24,6 +24,7 @@ from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
+from longtake.pipelines.models.hunyuan_video.spec import HunyuanVideoSpec
 from longtake.pipelines.spec import ModelSpec
 
 ANY = ParallelConfig()
@@ -160,6 +161,25 @@ def test_choosing_a_layout_that_may_not_fit_logs_a_warning(
         dims, _ = choose_layout(plan_input("rtx4090"), ANY, 4)
     assert dims.world_size == 4
     assert "may run out of memory: needs 39.9 GiB a rank and there are 23.3" in caplog.text
+
+
+def test_only_joint_tokens_are_split_beside_the_video() -> None:
+    """The text of a model with cross attention alone stays whole on every rank."""
+
+    class CrossAttention(HunyuanVideoSpec):
+        def joint_tokens(self, request: ResolvedRequest) -> int:
+            return 0
+
+    joint = plan_input()
+    spec = CrossAttention(**vars(joint.spec))
+    apart = replace(joint, spec=spec)
+    dims = ParallelDims(ulysses_degree=8)
+    video = joint.grid.num_tokens
+    assert sum(joint.shards(dims).counts) == video + joint.text_tokens
+    assert sum(apart.shards(dims).counts) == video
+    assert apart.text_tokens == joint.text_tokens
+    fewer = replace(joint, text_tokens=joint.text_tokens - 100)
+    assert sum(fewer.shards(dims).counts) == video + joint.text_tokens - 100
 
 
 def test_a_plan_has_every_layout_once() -> None:

@@ -64,13 +64,15 @@ def test_the_dynamic_mode_has_another_shift() -> None:
 def test_a_last_picture_is_identified_and_the_first_gives_the_size() -> None:
     spec = replace(RELEASED, pictures={"image": "required", "last_image": "optional"})
     pictures = {"image": CheckedPicture((720, 1280), SHA256)}
-    request = VideoRequest(prompt="a", image="a.png", last_image="b.png")
+    request = VideoRequest(prompt="a", image="a.png", last_image="b.png", seed=1)
     alone = resolve(request, spec, pictures)
     pictures["last_image"] = CheckedPicture((1280, 720), "1" * 64)
     both = resolve(request, spec, pictures)
     assert (both.height, both.width) == (alone.height, alone.width) == (720, 1280)
     assert both.last_image == Path("b.png").absolute() and both.last_image_sha256 == "1" * 64
     assert both.picture_paths.keys() == {"image", "last_image"}
+    with pytest.raises(RequestError, match="num_frames=1 with image and last_image"):
+        resolve(request.model_copy(update={"num_frames": 1}), spec, pictures)
     identities = [Identity.of(each, EngineConfig(), "model") for each in (alone, both)]
     assert "last_image_sha256=" in identities[0].difference_from(identities[1])
     moved = both.model_copy(update={"last_image": Path("/c.png")})

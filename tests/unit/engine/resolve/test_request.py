@@ -174,3 +174,23 @@ def test_a_negative_prompt_without_effect_logs_a_warning(caplog: pytest.LogCaptu
     caplog.clear()
     resolve(VideoRequest(prompt="a", negative_prompt="b", true_cfg_scale=2), SPEC)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "multiple", "frames", "latent_frames"), [(2, 2, 6, 3), (5, 17, 39, 3), (1, 8, 9, 2)]
+)
+def test_rules_of_frames(first: int, multiple: int, frames: int, latent_frames: int) -> None:
+    autoencoder = replace(SPEC.autoencoder, first_frames=first, temporal_ratio=multiple)
+    spec = replace(SPEC, autoencoder=autoencoder, frames_multiple=multiple)
+    tiles = dict(decode="whole", seed=0)
+    found = resolve(VideoRequest(prompt="a", num_frames=frames, **tiles), spec)
+    assert spec.grid(found).shape[2] == latent_frames
+    assert autoencoder.video_size(latent_frames, 1, 1)[0] == frames
+    close = VideoRequest(prompt="a", seconds=frames / 24 + 0.01, **tiles)
+    assert resolve(close, spec).num_frames == frames
+    near = f"num_frames={frames + 1} must be .*a multiple of {multiple}: try {frames} or "
+    with pytest.raises(RequestError, match=near):
+        resolve(VideoRequest(prompt="a", num_frames=frames + 1, **tiles), spec)
+    if first > 1:
+        with pytest.raises(RequestError, match=f"num_frames=1 must be .*: try {first} or "):
+            resolve(VideoRequest(prompt="a", num_frames=1, **tiles), spec)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longtake.configs.field_types import PromptTemplate
-from longtake.pipelines.prompt_tokens import PromptTokens, count_prompt_tokens
+from longtake.pipelines.prompt_tokens import PromptTemplate, PromptTokens, count_prompt_tokens
 from tests import tiny
 
 BARE = PromptTemplate(template="{}", crop_start=1)

@@ -190,3 +190,12 @@ def test_fingerprint_depends_on_content_only(model: str, tmp_path: Path) -> None
     weights.write_bytes(b"nonsense")
     with pytest.raises(Exception, match="cannot be read"):
         Checkpoint.open(str(copy)).fingerprint()
+
+
+def test_the_version_of_a_familys_package_is_part_of_the_identity() -> None:
+    earlier, later = (
+        Identity.of(request(), ENGINE, "a model", {"a-family": version})
+        for version in ("1.0", "2.0")
+    )
+    assert earlier.difference_from(earlier) == ""
+    assert earlier.difference_from(later) == "another version: a-family 2.0, not 1.0"

@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from longtake.pipelines.runtime.snapshots import LoopState
-from longtake.pipelines.runtime.stepper import Stepper, UniPCStepper
+from longtake.pipelines.runtime.stepper import SchedulerStepper, Stepper, UniPCStepper
 
 NUM_STEPS = 9
 FLOW: dict[str, Any] = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
@@ -108,17 +108,17 @@ def test_unipc_with_few_steps(num_steps: int) -> None:
 
 @pytest.mark.parametrize("done", [1, 5])
 def test_euler_remembers_nothing(done: int) -> None:
-    whole = run(Stepper(euler()), noise())
+    whole = run(SchedulerStepper(euler()), noise())
     torch.testing.assert_close(whole, diffusers_loop(euler(), noise()), rtol=0, atol=0)
-    first = Stepper(euler())
+    first = SchedulerStepper(euler())
     tokens = run(first, noise(), until=done)
     assert first.token_state() == {} and first.num_token_states == 0
-    second = Stepper(euler())
+    second = SchedulerStepper(euler())
     second.resume(done, first.state(), {})
     torch.testing.assert_close(run(second, tokens, done), whole, rtol=0, atol=0)
 
 
 def test_steps_know_their_index_and_value() -> None:
-    steps = list(Stepper(euler()).steps(2))
+    steps = list(SchedulerStepper(euler()).steps(2))
     assert [step.index for step in steps] == list(range(2, NUM_STEPS))
     assert all(step.value == float(step.timestep) for step in steps)

@@ -137,7 +137,7 @@ def test_a_last_picture_is_kept_beside_the_first(animating: Gray) -> None:
     client, service = animating
     first, last = picture((80, 64)), picture((64, 48), "JPEG")
     data = f"data:image/jpeg;base64,{base64.b64encode(last).decode()}"
-    fields = {"prompt": "a", "num_frames": "1"}
+    fields = {"prompt": "a", "num_frames": "5"}
     files = {"input_reference": first, "last_image": last}
     error = refused(client.post("/v1/videos", data=fields, files=files))
     assert error["param"] == "last_image"

@@ -11,8 +11,8 @@ from diffusers import WanTransformer3DModel
 
 from longtake.parallel import ParallelDims
 from longtake.pipelines.layout import VideoLayout
+from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS
 from longtake.pipelines.models.wan.transformer.denoiser import WanDenoiser
-from longtake.pipelines.models.wan.transformer.experts import FLOAT32_WEIGHTS
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid
 from tests import tiny_wan

@@ -177,7 +177,11 @@ REFUSED: list[tuple[str, Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "change", "message"), REFUSED, ids=lambda each: str(each)[:40])
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    REFUSED,
+    ids=[f"{kind}-{message[:40]}" for kind, _, message in REFUSED],
+)
 def test_what_is_refused(
     wan: Callable[[str], str], tmp_path: Path, kind: str, change: Change, message: str
 ) -> None:

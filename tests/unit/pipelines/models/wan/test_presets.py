@@ -9,6 +9,7 @@ from longtake.configs.hardware import load_hardware
 from longtake.configs.models import presets
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
+from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.resolve.request import resolve
@@ -92,6 +93,19 @@ def test_a_plan_needs_no_weights(name: str, devices: int) -> None:
     best = plan(name, "h200", devices).best
     assert best.dims.world_size == devices
     assert best.stages["denoise"] > best.stages["text"] > 0
+
+
+def test_a_picture_of_the_5b_is_planned() -> None:
+    """It gives the tokens of its frame a timestep of their own, so every token a modulation."""
+    config, spec = EngineConfig(model="wan2.2-ti2v-5b", device="cpu"), spec_of("wan2.2-ti2v-5b")
+    chooser = LayoutChooser(config, spec, "cpu")
+    text, picture = (
+        chooser.predicted(resolve(VideoRequest(prompt="a cat", seed=0, **given), spec))
+        for given in ({}, {"image": "cat.png"})
+    )
+    assert picture.memory.activations > 1.5 * text.memory.activations
+    assert picture.step.compute_s > text.step.compute_s
+    assert picture.stages["text"] > text.stages["text"]
 
 
 def test_both_passes_side_by_side() -> None:

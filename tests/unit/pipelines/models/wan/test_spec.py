@@ -31,7 +31,8 @@ def resolved(preset: str, **fields: Any) -> ResolvedRequest:
 def test_defaults_of_the_released_code() -> None:
     request = resolved(T2V)
     assert (request.guidance_scale, request.flow_shift) == (5.0, 5.0)
-    assert WanExpertsOptions.of(request) == WanExpertsOptions(sampler="unipc")
+    options = WanExpertsOptions.of(request)
+    assert options == WanExpertsOptions(sampler="unipc", sigma_spacing="scheduler")
     assert (request.max_sequence_length, request.decode) == (512, "whole")
     assert request.negative_prompt is not None and request.negative_prompt.startswith("色调艳丽")
     assert spec_of(T2V).num_passes(request) == 2
@@ -112,3 +113,8 @@ def test_costs_follow_the_request() -> None:
     assert costs.per_token_timesteps and costs.text_keys == 128
     assert not spec_of(I2V).costs_of(resolved(I2V, image="cat.png")).per_token_timesteps
     assert spec_of(I2V).costs.image_keys == 257 and spec_of(FLF2V).costs.image_keys == 514
+
+
+def test_time_is_not_tiled() -> None:
+    with pytest.raises(RequestError, match="decode=framewise with Wan.* use whole or tiled"):
+        resolved(T2V, decode="framewise")

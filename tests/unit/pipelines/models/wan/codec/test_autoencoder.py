@@ -9,6 +9,7 @@ import torch
 
 from longtake.configs.field_types import DecodeMode
 from longtake.pipelines.codec.decode import encode_videos
+from longtake.pipelines.codec.memory import peak_bytes
 from longtake.pipelines.models.wan.codec.autoencoder import WanDecoder, WanEncoder
 from tests.decoding import random_videos, run_tiled
 from tests.rendering import ALONE
@@ -45,6 +46,18 @@ def test_decoding_is_bit_identical_to_diffusers(kind: Kind, mode: DecodeMode, si
     assert values.shape == expected.shape
     assert expected.std() > 0.01
     torch.testing.assert_close(values.clamp(-1, 1), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunks", [1, 4, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_peak_memory_is_exact_without_running_all_frames(kind: Kind, chunks: int) -> None:
+    request, cpu = tiling(kind, (2, 3)), torch.device("cpu")
+    pixels = (1, 3, 4 * chunks - 3, 2 * ratio(kind), 3 * ratio(kind))
+    for coder, shape in (
+        (WanDecoder(vae(kind), request), (1, 4, chunks, 2, 3)),
+        (WanEncoder(vae(kind), request), pixels),
+    ):
+        assert coder.peak_bytes(shape, cpu) == peak_bytes(coder.run, shape, cpu)
 
 
 @pytest.mark.parametrize("size", LATENTS.values(), ids=LATENTS.keys())

@@ -1,7 +1,6 @@
-"""Tiling of videos and latents as in diffusers' AutoencoderKLHunyuanVideo, without torch.
+"""Tiling for autoencoders that are causal in time, as diffusers does it; without torch.
 
-The autoencoder is causal in time: the first latent frame is one video frame, each later one is
-several.
+The first latent frame is one video frame, each later one is several.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.configs.request import ResolvedDecode
-from longtake.pipelines.codec.tiles import Spans, overlapping_spans, single_span
+from longtake.pipelines.codec.tiles import Spans, TileCoder, overlapping_spans, single_span
 
 
 @dataclass(frozen=True)
-class Tiling:
+class CausalTiling:
     """Tiles of an encoder or a decoder.
 
     Args:
@@ -66,3 +65,14 @@ class Tiling:
     def _size_out(self, size: int) -> int:
         """Output height or width of ``size`` input rows or columns."""
         return size * self.space if self.decodes else size // self.space
+
+
+class CausalTileCoder(TileCoder):
+    """An encoder or a decoder with the tiles of :class:`CausalTiling`, whose arguments it takes."""
+
+    def __init__(self, request: ResolvedDecode, time: int, space: int, *, decodes: bool) -> None:
+        self._tiling = CausalTiling(request, time, space, decodes)
+
+    def spans(self, shape: Sequence[int]) -> Spans:
+        """Tile spans identical to diffusers'."""
+        return self._tiling.spans(shape)
