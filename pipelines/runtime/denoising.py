@@ -6,11 +6,13 @@ per token.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from longtake.errors import Stopped
 from longtake.pipelines.finite import check_latents
@@ -76,17 +78,19 @@ class DenoisingLoop:
         run, denoiser = self.run, self.run.pipeline.denoiser
         after_step = _AfterStep(self)
         after_step.begin()
-        gathered_bytes = 0
+        steps_of = Counter[nn.Module]()
         with stage(run.report, "denoising"), self._tracing():
             tokens = self.layout.split(latents).to(run.world.device)
             for step in self.stepper.steps(run.steps_done):
                 velocity = self.guidance.velocity(denoiser, tokens, step, self.layout)
                 tokens = self.stepper.step(velocity, step, tokens)
-                gathered_bytes += all_gather_bytes(denoiser.running_module(step))
+                steps_of[denoiser.running_module(step)] += 1
                 after_step(step.index + 1, tokens)
             after_step.finish()
         num_passes = len(self.guidance.passes) // run.dims.cfg_degree
-        run.report.bytes_sent["weights"] = gathered_bytes * num_passes
+        run.report.bytes_sent["weights"] = num_passes * sum(
+            count * all_gather_bytes(module) for module, count in steps_of.items()
+        )
         with stage(run.report, "gathering"):
             latents = self.layout.gather(tokens)
         return latents if run.trace is not None else check_latents(latents)
