@@ -5,6 +5,7 @@ They are generated lazily, so that memory does not grow with a configured number
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 Shape = tuple[int, ...]
@@ -28,3 +29,13 @@ def norm(name: str, width: int) -> NamedShapes:
     """Weight and bias of a normalization."""
     yield f"{name}.weight", (width,)
     yield f"{name}.bias", (width,)
+
+
+def shapes_of(tensors: NamedShapes) -> list[Shape]:
+    """The shapes alone."""
+    return [shape for _, shape in tensors]
+
+
+def num_values(tensors: NamedShapes) -> int:
+    """Total number of values."""
+    return sum(math.prod(shape) for _, shape in tensors)

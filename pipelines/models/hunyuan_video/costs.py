@@ -14,8 +14,8 @@ from functools import cached_property
 from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.causal_tiling import CausalTiling
 from longtake.pipelines.codec.tiles import Spans
-from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work, count
-from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape
+from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
+from longtake.pipelines.loading.tensor_shapes import Shape, num_values, shapes_of
 from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.tensors import (
@@ -66,7 +66,7 @@ class HunyuanVideoCosts(ModelCosts):
     @cached_property
     def transformer_shapes(self) -> Sequence[Shape]:
         """Shapes of the transformer's tensors, in the order of :func:`transformer_tensors`."""
-        return _shapes(transformer_tensors(self.transformer))
+        return shapes_of(transformer_tensors(self.transformer))
 
     @property
     def block_parameters(self) -> int:
@@ -90,7 +90,7 @@ class HunyuanVideoCosts(ModelCosts):
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of the autoencoder (encoder and decoder) and of the text encoders."""
         return {
-            "autoencoder": _count(vae_tensors(self.vae)),
+            "autoencoder": num_values(vae_tensors(self.vae)),
             "text_encoders": self._llama_parameters
             + self._clip_parameters
             + self._vision_parameters
@@ -182,18 +182,18 @@ class HunyuanVideoCosts(ModelCosts):
 
     @cached_property
     def _llama_parameters(self) -> int:
-        return _count(llama_tensors(self.llama))
+        return num_values(llama_tensors(self.llama))
 
     @cached_property
     def _clip_parameters(self) -> int:
-        return _count(clip_tensors(self.clip))
+        return num_values(clip_tensors(self.clip))
 
     @cached_property
     def _vision_parameters(self) -> int:
         """Parameters of LLaVA's vision tower and its two-layer projector."""
         if not isinstance(self.text_encoder, LlavaConfig):
             return 0
-        return _count(vision_tensors(self.text_encoder))
+        return num_values(vision_tensors(self.text_encoder))
 
     @property
     def _head_parameters(self) -> int:
@@ -205,12 +205,12 @@ class HunyuanVideoCosts(ModelCosts):
     @cached_property
     def _double_block(self) -> int:
         """Parameters of a double-stream block."""
-        return _count(double_block_tensors("", self.transformer))
+        return num_values(double_block_tensors("", self.transformer))
 
     @cached_property
     def _single_block(self) -> int:
         """Parameters of a single-stream block."""
-        return _count(single_block_tensors("", self.transformer))
+        return num_values(single_block_tensors("", self.transformer))
 
     @property
     def _streamed_parameters(self) -> int:
@@ -226,11 +226,3 @@ class HunyuanVideoCosts(ModelCosts):
             + config.text_embed_dim * width
             + width * (config.values_in + config.token_values)
         )
-
-
-def _shapes(tensors: NamedShapes) -> list[Shape]:
-    return [shape for _, shape in tensors]
-
-
-def _count(tensors: NamedShapes) -> int:
-    return count(_shapes(tensors))

@@ -13,8 +13,8 @@ from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.tiles import Spans
-from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work, count
-from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape
+from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
+from longtake.pipelines.loading.tensor_shapes import Shape, num_values, shapes_of
 from longtake.pipelines.models.wan.codec.config import VaeConfig
 from longtake.pipelines.models.wan.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.wan.codec.tensors import vae_tensors
@@ -77,7 +77,7 @@ class WanCosts(ModelCosts):
     @cached_property
     def transformer_shapes(self) -> Sequence[Shape]:
         """Shapes of the tensors of all experts, in the order of :func:`transformer_tensors`."""
-        return self.num_experts * _shapes(transformer_tensors(self.transformer))
+        return self.num_experts * shapes_of(transformer_tensors(self.transformer))
 
     @cached_property
     def float32_shapes(self) -> Sequence[Shape]:
@@ -112,7 +112,7 @@ class WanCosts(ModelCosts):
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of the autoencoder (encoder and decoder), and of text and image encoder."""
         return {
-            "autoencoder": _count(vae_tensors(self.vae)),
+            "autoencoder": num_values(vae_tensors(self.vae)),
             "text_encoders": self._text_parameters + self._image_parameters,
         }
 
@@ -255,20 +255,14 @@ class WanCosts(ModelCosts):
     @cached_property
     def _block(self) -> int:
         """Parameters of a block."""
-        return _count(block_tensors("", self.transformer))
+        return num_values(block_tensors("", self.transformer))
 
     @cached_property
     def _text_parameters(self) -> int:
-        return _count(umt5_tensors(self.text_encoder))
+        return num_values(umt5_tensors(self.text_encoder))
 
     @cached_property
     def _image_parameters(self) -> int:
-        return 0 if self.image_encoder is None else _count(clip_vision_tensors(self.image_encoder))
-
-
-def _shapes(tensors: NamedShapes) -> list[Shape]:
-    return [shape for _, shape in tensors]
-
-
-def _count(tensors: NamedShapes) -> int:
-    return count(_shapes(tensors))
+        return (
+            0 if self.image_encoder is None else num_values(clip_vision_tensors(self.image_encoder))
+        )
