@@ -24,7 +24,7 @@ from longtake.pipelines.models.wan.configs import (
 from longtake.pipelines.models.wan.costs import TEXT_TOKENS, WanCosts
 from longtake.pipelines.models.wan.defaults import WanDefaults
 from longtake.pipelines.models.wan.options import Sampler, WanExpertsOptions, WanOptions
-from longtake.pipelines.models.wan.spec import WanSpec
+from longtake.pipelines.models.wan.spec import EXPERTS, WanSpec
 from longtake.pipelines.models.wan.tensors import UNUSED, transformer_tensors
 from longtake.pipelines.spec import AutoencoderSpec, Presence
 from longtake.pipelines.text_encoders.configs import (
@@ -37,7 +37,6 @@ from longtake.pipelines.text_encoders.tensors import clip_vision_tensors, umt5_t
 
 IMAGE_TO_VIDEO_CLASS = "WanImageToVideoPipeline"
 
-_EXPERTS = ("transformer", "transformer_2")
 _CLASSES: Mapping[str, tuple[str, ...]] = {
     "transformer": ("WanTransformer3DModel",),
     "transformer_2": ("WanTransformer3DModel",),
@@ -117,7 +116,7 @@ def inspect(
 
 def _components(index: _Index, transformer: TransformerConfig) -> list[str]:
     """Components with weights that the model needs."""
-    experts = _EXPERTS[: 1 if index.boundary_ratio is None else 2]
+    experts = EXPERTS[: 1 if index.boundary_ratio is None else 2]
     image_encoder = [] if transformer.image_dim is None else ["image_encoder"]
     return [*experts, "vae", "text_encoder", *image_encoder]
 
@@ -126,7 +125,7 @@ def _check_experts(checkpoint: Checkpoint, index: _Index) -> None:
     """Check that there are as many transformers as ``boundary_ratio`` says."""
     ratio = index.boundary_ratio
     if ratio is not None:
-        for component in _EXPERTS:
+        for component in EXPERTS:
             if not checkpoint.has_component(component):
                 raise ModelError(
                     f"{checkpoint.model} has boundary_ratio={ratio}, so two experts share the "

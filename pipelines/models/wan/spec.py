@@ -13,6 +13,9 @@ from longtake.pipelines.models.wan.defaults import WanDefaults
 from longtake.pipelines.models.wan.options import Sampler, WanExpertsOptions, WanOptions
 from longtake.pipelines.spec import ModelSpec
 
+EXPERTS = ("transformer", "transformer_2")
+"""Components of a checkpoint: the expert of the early steps, and that of the later ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WanSpec(ModelSpec):
@@ -39,7 +42,7 @@ class WanSpec(ModelSpec):
     @property
     def transformers(self) -> tuple[str, ...]:
         """Components of the transformers: the high-noise expert first."""
-        return ("transformer",) if self.boundary is None else ("transformer", "transformer_2")
+        return EXPERTS[:1] if self.boundary is None else EXPERTS
 
     @property
     def has_image_keys(self) -> bool:

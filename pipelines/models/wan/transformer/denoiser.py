@@ -15,6 +15,7 @@ from torch import nn
 from longtake.configs.request import ResolvedRequest
 from longtake.pipelines.family import Denoiser, Streams
 from longtake.pipelines.layout import VideoLayout
+from longtake.pipelines.models.wan.spec import EXPERTS
 from longtake.pipelines.models.wan.transformer.attention import SelfAttentionContext
 from longtake.pipelines.models.wan.transformer.experts import WanExpert, WanPass
 from longtake.pipelines.models.wan.transformer.placement import ExpertSwap
@@ -22,8 +23,7 @@ from longtake.pipelines.models.wan.transformer.rope import video_rotation
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid
 
-HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"
-"""Components of a checkpoint: the expert of the early steps, and that of the later ones."""
+HIGH_NOISE, LOW_NOISE = EXPERTS
 
 
 class WanDenoiser(Denoiser[WanPass]):
