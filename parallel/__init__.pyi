@@ -1,8 +1,9 @@
 # What the package exports. lazy_loader and type checkers both read this file.
-from .attention import usp_attention
+from .attention.usp_attention import usp_attention
 from .dims import ParallelDims
 from .exchange import Traffic, count_traffic
-from .kernels import KERNELS, Kernel, KernelNeeds, select_kernel
+from .kernels.kernel import Kernel, KernelNeeds
+from .kernels.table import KERNELS, select_kernel
 from .shards import TokenShards
 from .stream import GatherStream
 from .world import World

@@ -11,7 +11,8 @@ import torch
 from benchmarks.attention.rank import Shape, exact
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import KERNELS, KernelNeeds
-from longtake.parallel.kernels import Kernel, attend
+from longtake.parallel.kernels.attend import attend
+from longtake.parallel.kernels.kernel import Kernel, KernelOptions
 
 
 def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str) -> str:
@@ -27,7 +28,7 @@ def kernel_table(shape: Shape, dtype: torch.dtype, rounds: int, device_type: str
 
     def run(kernel: Kernel) -> torch.Tensor:
         heads = [(slice(None), slice(None))]
-        return attend(kernel, q, k, v, shape[3] ** -0.5, heads)[0]
+        return attend(kernel, q, k, v, KernelOptions(shape[3] ** -0.5), heads)[0]
 
     errors = {
         kernel: (run(kernel)[:, sampled].double() - expected).abs().max().item() for kernel in able

@@ -26,7 +26,7 @@ from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 
 FOLDER = Path(__file__).parent / "data"
 

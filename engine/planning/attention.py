@@ -15,7 +15,7 @@ import numpy as np
 from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.hardware import Hardware
 from longtake.engine.planning.network import Network
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 
 Causal = Literal["no", "contiguous", "zigzag"]
 """The mask: none; causal with contiguous shards, where the last rank has the most work; or causal

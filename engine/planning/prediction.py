@@ -15,7 +15,7 @@ from longtake.engine.planning.memory import MemoryPlan, plan_memory
 from longtake.engine.planning.network import Network, ring_transfers
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 from longtake.pipelines.codec.tiles import TilePlan
 
 _MAX_ASSIGNED_TILES = 10_000

@@ -36,7 +36,7 @@ def resolve_config(
 
 
 def _check_kernel(name: str) -> None:
-    from longtake.parallel.kernels import KERNELS  # imports torch
+    from longtake.parallel.kernels.table import KERNELS  # imports torch
 
     kernels = ["auto", *(kernel.name for kernel in KERNELS)]
     if name not in kernels:

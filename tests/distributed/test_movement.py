@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.parallel.all_to_all import UlyssesGroup, heads_to_tokens, split_kv, tokens_to_heads
+from longtake.parallel.attention.all_to_all import (
+    UlyssesGroup,
+    heads_to_tokens,
+    split_kv,
+    tokens_to_heads,
+)
 from longtake.parallel.heads import HeadShards
 from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_rank, sequence_rank
 from tests.layouts import HEADS, LAYOUTS, layout_name

@@ -11,7 +11,7 @@ from longtake.configs.hardware import load_hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, TokenShards
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from tests import tiny

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.traffic import TrafficMeter
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
-from longtake.parallel.all_to_all import pack_kv
+from longtake.parallel.attention.all_to_all import pack_kv
+from longtake.parallel.attention.ring import RingGroup, ring_attention
 from longtake.parallel.mesh import sequence_rank
-from longtake.parallel.ring import RingGroup, ring_attention
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups, mesh_of, random_tensors
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, TokenShards, usp_attention
+from longtake.parallel.kernels.kernel import KernelOptions
 from tests.ranks import RankGroup, random_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -33,7 +34,7 @@ def test_kernel_equals_its_definition(
     num_heads, num_kv_heads = heads
     (rows,) = random_tensors(0, [(333, 2, num_heads + 2 * num_kv_heads, head_size)], dtype)
     q, k, v = rows.cuda().transpose(0, 1).split([num_heads, num_kv_heads, num_kv_heads], dim=2)
-    out, lse = kernel.run(q[:, :200], k, v, 0.1)
+    out, lse = kernel.run(q[:, :200], k, v, KernelOptions(0.1))
 
     k, v = (t.double().repeat_interleave(num_heads // num_kv_heads, dim=2) for t in (k, v))
     scores = torch.einsum("bsnh,btnh->bsnt", q[:, :200].double(), k) * 0.1

@@ -22,7 +22,8 @@ from longtake.engine.memory_use import resident_bytes
 from longtake.engine.resolve.request import resolve
 from longtake.parallel import KERNELS, Kernel, KernelNeeds, ParallelDims, World, select_kernel
 from longtake.parallel.exchange import all_to_all, start_send_recv
-from longtake.parallel.kernels import attend
+from longtake.parallel.kernels.attend import attend
+from longtake.parallel.kernels.kernel import KernelOptions
 from longtake.pipelines import registry
 from longtake.pipelines.codec.decode import TileRun, decode_videos
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -157,7 +158,9 @@ def _attention(
     device, sizes = world.device, _SIZES[world.device.type]
     q, k, v = torch.randn(3, 1, sizes.tokens, sizes.heads, head_size, device=device, dtype=dtype)
     kernel = select_kernel("auto", KernelNeeds(device, dtype, head_size, log_sum_exp=True))
-    return lambda: attend(kernel, q, k, v, head_size**-0.5, _WHOLE), _operations(sizes, head_size)
+    return lambda: attend(kernel, q, k, v, KernelOptions(head_size**-0.5), _WHOLE), _operations(
+        sizes, head_size
+    )
 
 
 def _operations(sizes: _Sizes, head_size: int) -> float:
@@ -316,7 +319,7 @@ def kernels(world: World, *, dtype: str, head_size: int, rounds: int) -> Json:
             continue
 
         def run(kernel: Kernel = kernel) -> None:
-            attend(kernel, q, k, v, head_size**-0.5, _WHOLE)
+            attend(kernel, q, k, v, KernelOptions(head_size**-0.5), _WHOLE)
 
         with torch.no_grad():
             seconds = _median_s(run, world, rounds)

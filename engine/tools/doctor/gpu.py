@@ -167,7 +167,7 @@ def kernels(context: CheckContext) -> Iterator[Finding]:
     """Each attention kernel: why it cannot run here, or the result of running it."""
     import torch
 
-    from longtake.parallel.kernels import KERNELS, KernelNeeds
+    from longtake.parallel import KERNELS, KernelNeeds
 
     device = torch.device(context.device_type)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -194,11 +194,13 @@ def _fault(kernel: Kernel, needs: KernelNeeds) -> str:
     """What is wrong with a kernel's result; empty if it is correct."""
     import torch
 
+    from longtake.parallel.kernels.kernel import KernelOptions
+
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(3, 1, 32, 4, needs.head_size, generator=generator)
     q, k, v = qkv.to(needs.device, needs.dtype)
     try:
-        out, lse = kernel.run(q, k, v, 0.1)
+        out, lse = kernel.run(q, k, v, KernelOptions(scale=0.1))
         expected, expected_lse = _reference(q.float(), k.float(), v.float(), 0.1)
         difference = float((out.float() - expected).abs().max())
         if lse is not None:

@@ -12,8 +12,8 @@ import torch
 
 from longtake.errors import KernelError
 from longtake.parallel import KERNELS, Kernel, KernelNeeds, select_kernel
-from longtake.parallel import kernels as kernels_module
-from longtake.parallel.kernels import attend
+from longtake.parallel.kernels.attend import attend
+from longtake.parallel.kernels.kernel import KernelOptions, import_failure
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -57,7 +57,7 @@ def test_cpu_kernels_match_the_reference(
     name: str, dtype: torch.dtype, tolerance: float, heads: tuple[int, int], head_size: int
 ) -> None:
     q, k, v = tensors(heads, dtype, head_size)
-    out, lse = BY_NAME[name].run(q, k, v, 0.3)
+    out, lse = BY_NAME[name].run(q, k, v, KernelOptions(0.3))
     expected, expected_lse = reference(q, k, v, 0.3)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
@@ -72,7 +72,7 @@ def test_attend_accepts_uneven_groups_of_heads() -> None:
     q, k, v = tensors((3, 2))
     runs = [(slice(0, 1), slice(0, 1)), (slice(1, 3), slice(1, 2))]
     for kernel in (BY_NAME["cpu-flash"], BY_NAME["sdpa"]):
-        out, lse = attend(kernel, q, k, v, 0.3, runs)
+        out, lse = attend(kernel, q, k, v, KernelOptions(0.3), runs)
         each = k[:, :, [0, 1, 1]], v[:, :, [0, 1, 1]]
         expected, expected_lse = reference(q, *each, 0.3)
         torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
@@ -88,14 +88,14 @@ def test_attend_calls_no_kernel_for_an_empty_tensor(shape: tuple[int, ...]) -> N
 
     kernel = Kernel("explode", explode, None, (torch.float32,))
     q = torch.zeros(shape)
-    out, lse = attend(kernel, q, q[:, :0], q[:, :0], 1.0, [])
+    out, lse = attend(kernel, q, q[:, :0], q[:, :0], KernelOptions(1.0), [])
     assert out.shape == shape and lse is not None and lse.shape == shape[:3]
 
 
 def test_attend_accepts_a_head_dimension_that_is_not_contiguous() -> None:
     q, k, v = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in tensors((2, 2)))
     assert q.stride(-1) != 1
-    out, _ = attend(BY_NAME["cpu-flash"], q, k, v, 0.3, [(slice(0, 2), slice(0, 2))])
+    out, _ = attend(BY_NAME["cpu-flash"], q, k, v, KernelOptions(0.3), [(slice(0, 2), slice(0, 2))])
     torch.testing.assert_close(out.double(), reference(q, k, v, 0.3)[0], rtol=0, atol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_unsupported_reason_states_the_requirement() -> None:
         refusal = kernel.unsupported_reason(needs())
         assert (refusal is None) == (kernel.name == "cpu-flash")
     assert BY_NAME["sdpa"].unsupported_reason(needs()) == (
-        "returns no log-sum-exp, which ring_degree > 1 merges by"
+        "returns no log-sum-exp, by which partial results merge"
     )
     assert BY_NAME["cpu-flash"].unsupported_reason(needs(dtype=torch.int64)) == (
         "takes float16, bfloat16, float32, float64"
@@ -144,10 +144,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Report a Hopper GPU. Tests may change the reported capability."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     select_kernel.cache_clear()
-    kernels_module._import_failure.cache_clear()
+    import_failure.cache_clear()
     yield monkeypatch
     select_kernel.cache_clear()
-    kernels_module._import_failure.cache_clear()
+    import_failure.cache_clear()
 
 
 def libraries(monkeypatch: pytest.MonkeyPatch, **modules: ModuleType | None) -> None:
@@ -189,7 +189,7 @@ def test_a_missing_or_broken_library_is_named_in_the_error(
         select_kernel("flash-attn-2", needs(CUDA))
     (tmp_path / "flash_attn.py").write_text("import a_symbol_that_is_missing\n")  # type: ignore[operator]
     cuda.syspath_prepend(tmp_path)
-    kernels_module._import_failure.cache_clear()
+    import_failure.cache_clear()
     with pytest.raises(
         KernelError, match="flash_attn is installed but does not import .*a_symbol_that_is_missing"
     ):
@@ -199,7 +199,7 @@ def test_a_missing_or_broken_library_is_named_in_the_error(
 def run_adapter(name: str, heads: tuple[int, int]) -> None:
     """Compare a kernel's adapter, over a stand-in of its library, with the reference."""
     q, k, v = tensors(heads)
-    out, lse = BY_NAME[name].run(q, k, v, 0.3)
+    out, lse = BY_NAME[name].run(q, k, v, KernelOptions(0.3))
     expected, expected_lse = reference(q, k, v, 0.3)
     assert lse is not None
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
@@ -265,6 +265,6 @@ def test_shapes_of_torch_cuda_operations(name: str) -> None:
     """On the meta device torch checks the call and computes the shapes without a GPU."""
     q = torch.empty(2, 37, 6, 64, dtype=torch.bfloat16, device="meta")
     k = v = torch.empty(2, 11, 3, 64, dtype=torch.bfloat16, device="meta")
-    out, lse = BY_NAME[name].run(q, k, v, 0.3)
+    out, lse = BY_NAME[name].run(q, k, v, KernelOptions(0.3))
     assert out.shape == q.shape and out.dtype == q.dtype
     assert lse is not None and lse.shape == (2, 37, 6) and lse.dtype == torch.float32

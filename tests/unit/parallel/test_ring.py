@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtake.parallel.ring import _merge
+from longtake.parallel.attention.ring import _merge
 
 
 def blocks(

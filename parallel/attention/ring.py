@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from longtake.parallel.all_to_all import split_kv
+from longtake.parallel.attention.all_to_all import split_kv
 from longtake.parallel.exchange import start_send_recv
 
 BlockAttention = Callable[

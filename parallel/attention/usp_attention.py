@@ -19,17 +19,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.overrides import handle_torch_function, has_torch_function
 
 from longtake.errors import TensorError
-from longtake.parallel.all_to_all import (
+from longtake.parallel.attention.all_to_all import (
     UlyssesGroup,
     heads_to_tokens,
     pack_kv,
     tokens_to_heads,
 )
+from longtake.parallel.attention.ring import BlockAttention, RingGroup, ring_attention
 from longtake.parallel.exchange import check_no_gradient
 from longtake.parallel.heads import HeadShards
-from longtake.parallel.kernels import KernelNeeds, attend, select_kernel
+from longtake.parallel.kernels.attend import attend
+from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
+from longtake.parallel.kernels.table import select_kernel
 from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
-from longtake.parallel.ring import BlockAttention, RingGroup, ring_attention
 from longtake.parallel.shards import TokenShards
 
 
@@ -100,7 +102,7 @@ def _block_attention(
     return partial(
         attend,
         select_kernel(kernel, needs),
-        scale=_checked_scale(scale, q.shape[3]),
+        options=KernelOptions(_checked_scale(scale, q.shape[3])),
         head_runs=heads.runs(axis_rank(mesh, ULYSSES_AXIS)),
     )
 

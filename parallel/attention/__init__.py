@@ -1,0 +1,1 @@
+"""Attention across ranks: exchanges, ring, masks, and the operator that joins them."""
