@@ -53,10 +53,10 @@ def check_compiled(dims: ParallelDims, backend: str) -> list[str]:
 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=compiler)
-    results = []
+    results, weights = [], list(model.parameters())
     for run in (model, compiled):
         out = run(x)
-        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), model.parameters())])
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), weights)])
         with torch.no_grad():
             results[-1].append(run(x))
     for eager, same in zip(*results, strict=True):
