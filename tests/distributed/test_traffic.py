@@ -154,7 +154,7 @@ def test_bytes_and_collectives_of_training(ranks: RankGroups, dims: ParallelDims
 
 
 def test_the_formula_of_the_docs() -> None:
-    """Even shards, no mask: a backward pass sends what a forward pass does, and gradients of blocks.
+    """Even shards, no mask: backward sends what forward does, and the gradients of blocks.
 
     With zigzag shards and a causal mask, 3/4 of the blocks and of their gradients.
     """
