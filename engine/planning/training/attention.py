@@ -65,7 +65,7 @@ class SequenceAttention:
         """One forward pass."""
         there, back = self._exchange_bytes()
         ring = self._ring(1.0, 1.0, [self._collectives.ring_s(self._block_bytes)])
-        return ring + PassTime(exposed_s=self._exchange_s(there) + self._exchange_s(back))
+        return ring + self._exchange(there) + self._exchange(back)
 
     def backward(self) -> PassTime:
         """One backward pass; an output's gradient is as large as the output."""
@@ -76,12 +76,12 @@ class SequenceAttention:
             for distance in range(1, self.layout.ring)
         ]
         ring = self._ring(BACKWARD_FLOPS, BACKWARD_RATE, hops)
-        return ring + PassTime(exposed_s=self._exchange_s(back) + self._exchange_s(there))
+        return ring + self._exchange(back) + self._exchange(there)
 
     def to_heads(self) -> PassTime:
         """The exchange of q, k and v alone, which recomputed projections repeat."""
         there, _ = self._exchange_bytes()
-        return PassTime(exposed_s=self._exchange_s(there))
+        return self._exchange(there)
 
     @cached_property
     def _collectives(self) -> Collectives:
@@ -101,12 +101,15 @@ class SequenceAttention:
             traffic.heads_to_tokens_bytes(self.tokens, 0),
         )
 
-    def _exchange_s(self, pair_bytes: int) -> float:
-        """Seconds of an all-to-all: packing, transfer, unpacking."""
+    def _exchange(self, pair_bytes: int) -> PassTime:
+        """An all-to-all: packing, transfer, unpacking."""
         if self.layout.ulysses == 1:
-            return 0.0
+            return PassTime()
         copied = 4 * pair_bytes * self.layout.ulysses  # each of two copies reads and writes
-        return self._collectives.all_to_all_s(pair_bytes) + self.training.memory_s(copied)
+        return PassTime(
+            memory_s=self.training.memory_s(copied),
+            exposed_s=self._collectives.all_to_all_s(pair_bytes),
+        )
 
     def _ring(self, work: float, rate: float, hops_s: list[float]) -> PassTime:
         """The blocks of the ring, half of each of which is visible.

@@ -12,13 +12,15 @@ from longtake.engine.planning.training.attention import SequenceAttention
 from longtake.engine.planning.training.communication import Collectives
 from longtake.engine.planning.training.layouts import TrainingLayout
 from longtake.engine.planning.training.pass_time import PassTime
-from longtake.engine.planning.training.training_input import Recompute, TrainingInput
+from longtake.engine.planning.training.training_input import (
+    GRADIENT_BYTES,
+    Recompute,
+    TrainingInput,
+)
 
 _FORWARD_LAUNCHES, _BACKWARD_LAUNCHES = 25, 50
 """Operations that the host launches for a block: 7 matrix products, attention, and what lies
 between them; about twice as many backward."""
-
-_GRADIENT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Block:
         moved = 12 * decoder.width / layout.token_split
         moved += (2 * (decoder.query_width + decoder.kv_width)) / layout.tensor
         moved += 5 * decoder.mlp_width / layout.tensor
-        gradients = 2 * _GRADIENT_BYTES * decoder.block_matrices / layout.tensor
+        gradients = 2 * GRADIENT_BYTES * decoder.block_matrices / layout.tensor
         own = PassTime(
             matrices_s=self.training.matrices_s(2 * self._product_flops()),
             memory_s=self.training.memory_s(moved * tokens * element + gradients),

@@ -89,10 +89,9 @@ class Collectives:
         if in_order is None or (members != local).any() or (np.ptp(in_order, axis=2) > 0).any():
             return self._seconds(groups, np.roll(groups, -1, axis=1), sent)
         by_node = groups.reshape(len(groups), -1, local)  # [groups, nodes, members in a node]
-        rows = []
-        if local > 1:
-            rows.append(_rows(by_node, np.roll(by_node, -1, axis=2), sent))
-        if local < size:  # a ring enters and leaves the node through each member's port
+        rows = [_rows(by_node, np.roll(by_node, -1, axis=2), sent)]
+        if local < size:  # one ring for each member, which leaves the node through its port
+            rows[0][:, 2] *= (local - 1) / local
             rows.append(_rows(by_node, np.roll(by_node, -1, axis=1), sent / local))
         return self._network.seconds(np.concatenate(rows))
 

@@ -25,7 +25,7 @@ Axis = Literal["pipeline", "data", "ring", "ulysses", "tensor"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "ring", "ulysses", "tensor")
 """The axes of a layout, outermost first."""
 
-MAX_DEVICES = 1024
+MAX_DEVICES = 512
 """Most devices that a plan covers."""
 
 
@@ -65,6 +65,14 @@ class TrainingLayout:
     def copies(self) -> int:
         """Number of ranks that hold the same parameters, over which ZeRO shards."""
         return self.data * self.ring * self.ulysses
+
+    def share(self, stage: int) -> float:
+        """The part of what ZeRO shards from this stage on that one rank holds.
+
+        Args:
+            stage: 1 for optimizer states, 2 for gradients, 3 for weights.
+        """
+        return 1 / self.copies if self.zero >= stage else 1.0
 
     @cached_property
     def dims(self) -> ParallelDims:

@@ -6,17 +6,15 @@ per element, T tensor degree.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from longtake.engine.planning.training.layouts import TrainingLayout
-from longtake.engine.planning.training.training_input import Recompute, TrainingInput
+from longtake.engine.planning.training.training_input import (
+    GRADIENT_BYTES,
+    Recompute,
+    TrainingInput,
+)
 from longtake.parallel import TokenShards
-
-_GRADIENT_BYTES = 4
-_ADAM_BYTES = 8
-"""Two moments in float32."""
-_MASTER_BYTES = 4
-"""A copy of the weights in float32, where they are in half precision."""
 
 _GATHERED_BLOCKS = 2
 """Blocks of ZeRO-3 that are whole at a time: one computes, the next one is being gathered."""
@@ -87,23 +85,25 @@ def plan_memory(
     decoder, element = training.decoder, training.element_size
     parameters = decoder.stage_parameters(layout.pipeline) / layout.tensor
     block = decoder.block_parameters / layout.tensor
-    share = [1 / layout.copies if layout.zero >= stage else 1.0 for stage in range(4)]
     gathered = _GATHERED_BLOCKS * block + decoder.vocabulary_parameters / layout.tensor
-    whole = element * min(gathered, parameters) if share[3] < 1 else 0.0
-    optimizer = _ADAM_BYTES + (_MASTER_BYTES if element < _MASTER_BYTES else 0)
+    whole = element * min(gathered, parameters) if layout.zero == 3 else 0.0
+    unreduced = block if layout.zero >= 2 else 0.0
     tokens = max(TokenShards.even(training.sequence, layout.dims).counts)
-    in_flight = min(layout.pipeline, training.batch // layout.data)
     saved = saved_bytes(training, layout, recompute) * decoder.stage_layers(layout.pipeline)
     working = element * (3 * decoder.mlp_width / layout.tensor + 2 * decoder.width)
     if recompute != "none":
         working += saved_bytes(training, layout, "none")
     logit_bytes = (8 + 2 * element) * training.config.vocab_size / layout.tensor
-    return TrainingMemory(
+    last = TrainingMemory(
         runtime=int(training.hardware.runtime_bytes.value),
-        weights=int(element * parameters * share[3] + whole),
-        gradients=int(_GRADIENT_BYTES * (parameters * share[2] + (block if share[2] < 1 else 0.0))),
-        optimizer=int(optimizer * parameters * share[1]),
-        activations=int(tokens * in_flight * saved),
+        weights=int(element * parameters * layout.share(3) + whole),
+        gradients=int(GRADIENT_BYTES * (parameters * layout.share(2) + unreduced)),
+        optimizer=int(training.optimizer_bytes * parameters * layout.share(1)),
+        activations=int(tokens * saved),
         working=int(tokens * working),
         logits=int(tokens * logit_bytes),
     )
+    # the first stage has no logits, and a micro-batch in flight for each stage behind it
+    in_flight = min(layout.pipeline, training.batch // layout.data)
+    first = replace(last, activations=int(tokens * in_flight * saved), logits=0)
+    return max(last, first, key=lambda stage: stage.total)

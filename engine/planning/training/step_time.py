@@ -9,9 +9,12 @@ from longtake.engine.planning.training.block import Block
 from longtake.engine.planning.training.communication import Collectives
 from longtake.engine.planning.training.layouts import TrainingLayout
 from longtake.engine.planning.training.pass_time import PassTime
-from longtake.engine.planning.training.training_input import Recompute, TrainingInput
+from longtake.engine.planning.training.training_input import (
+    GRADIENT_BYTES,
+    Recompute,
+    TrainingInput,
+)
 
-_GRADIENT_BYTES = 4
 _OPTIMIZER_BYTES = 32
 """Traffic of the optimizer for each parameter that it updates: weight, two moments and the gradient
 read, the first three written, and the gradient read once more for its norm."""
@@ -62,7 +65,7 @@ class Step:
         if zero >= 2:
             size = self.training.element_size * self._parameters
             weights_s = self._collectives.gather_over_copies_s(size)
-            reduced_s = self._collectives.gather_over_copies_s(_GRADIENT_BYTES * self._parameters)
+            reduced_s = self._collectives.gather_over_copies_s(GRADIENT_BYTES * self._parameters)
         forward = self._forward
         if zero == 3 or (zero == 2 and first):
             forward = forward.behind(weights_s, overlap)
@@ -120,12 +123,11 @@ class Step:
         weights, as Megatron-LM does by default.
         """
         training, layout, parameters = self.training, self.layout, self._parameters
-        owned = parameters / layout.copies if layout.zero >= 1 else parameters
-        held = parameters / layout.copies if layout.zero >= 2 else parameters
-        moved = (_OPTIMIZER_BYTES + training.element_size) * owned + _GRADIENT_BYTES * held
+        owned, held = parameters * layout.share(1), parameters * layout.share(2)
+        moved = (_OPTIMIZER_BYTES + training.element_size) * owned + GRADIENT_BYTES * held
         exposed_s = 0.0
         if layout.zero <= 1:
-            exposed_s = self._collectives.gather_over_copies_s(_GRADIENT_BYTES * parameters)
-            last = _GRADIENT_BYTES if layout.zero == 0 else training.element_size
+            exposed_s = self._collectives.gather_over_copies_s(GRADIENT_BYTES * parameters)
+            last = GRADIENT_BYTES if layout.zero == 0 else training.element_size
             exposed_s += self._collectives.gather_over_copies_s(last * parameters)
         return PassTime(memory_s=training.memory_s(moved), exposed_s=exposed_s)

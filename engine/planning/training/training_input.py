@@ -15,6 +15,9 @@ from longtake.errors import RequestError
 Recompute = Literal["none", "selective", "full"]
 """What backward recomputes of a block: nothing; all but attention, whose output and log-sum-exp are
 kept; everything."""
+GRADIENT_BYTES = 4
+"""Bytes of a parameter's gradient."""
+
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
@@ -55,6 +58,12 @@ class TrainingInput:
     def element_size(self) -> int:
         """Bytes of one element of weights and activations."""
         return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of a parameter's optimizer states: Adam's two moments, and in half precision the
+        weights in float32."""
+        return 8 if self.element_size == 4 else 12
 
     @property
     def peak(self) -> float:
