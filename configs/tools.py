@@ -22,6 +22,11 @@ Layout = Annotated[
 class PlanConfig(StrictModel):
     """Options of plan."""
 
+    train: bool = Field(
+        default=False,
+        description="Plan the training of a decoder instead of a video: --model is then "
+        "llama2-7b, llama3-8b, llama3-70b, or a transformers config.json or its folder",
+    )
     gpu: str = Field(
         default="here",
         min_length=1,

@@ -21,6 +21,7 @@ from longtake.configs.request import PICTURES, DecodeRequest, MergedOptions, Vid
 from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
+from longtake.configs.training import TrainingConfig
 
 _FAMILY_OPTIONS = MergedOptions.model_fields
 FILE_ONLY = (
@@ -294,8 +295,11 @@ COMMANDS: dict[str, Command] = {
         after=(*_OUTPUT, *_OUTPUT_MODE),
     ),
     "plan": _command(
-        "Predict the time and memory of a video, per layout.",
-        _fields(PlanConfig, VideoRequest, EngineConfig, ParallelConfig, without=_NOT_PLANNED),
+        "Predict the time and memory of a video, or of training a decoder, per layout.",
+        _fields(
+            *(PlanConfig, TrainingConfig, VideoRequest, EngineConfig, ParallelConfig),
+            without=_NOT_PLANNED,
+        ),
         after=_OUTPUT_MODE,
     ),
     "doctor": _command(

@@ -38,6 +38,7 @@ PAGES = sorted(
 GENERATED = {
     ROOT / "docs/reference/commands.md",
     ROOT / "docs/reference/models.md",
+    ROOT / "docs/reference/training-costs.md",
     ROOT / "docs/development/contributing.md",
     ROOT / "docs/development/changelog.md",
 }

@@ -1,4 +1,7 @@
-"""longtake plan: predict the time and memory of a video for each layout, without rendering it."""
+"""longtake plan: predict the time and memory of a video for each layout, without rendering it.
+
+With --train it plans the training of a decoder; see plan_training.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from longtake.cli.commands import plan_training
 from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.terminal import View, print_line
 from longtake.configs.engine import EngineConfig
@@ -18,12 +22,13 @@ from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
+from longtake.configs.training import TrainingConfig
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction
 from longtake.engine.resolve.request import resolve
-from longtake.errors import RefusedInputError
+from longtake.errors import RefusedInputError, RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
 
@@ -38,7 +43,10 @@ def run(options: dict[str, Any], view: View) -> int:
     Raises:
         RequestError: No layout can run; the message suggests what would.
     """
-    plan = _plan(given_values(options))
+    values = given_values(options)
+    if PlanConfig(**{"train": values.get("train", False)}).train:
+        return plan_training.run(values, as_json=options["json"], quiet=options["quiet"])
+    plan = _plan(values)
     if options["json"]:
         return _print_json(plan)
     if not options["quiet"]:
@@ -48,6 +56,11 @@ def run(options: dict[str, Any], view: View) -> int:
 
 
 def _plan(values: dict[str, Any]) -> Plan:
+    if only_training := [name for name in TrainingConfig.model_fields if name in values]:
+        raise RequestError(
+            f"{only_training[0]}={values[only_training[0]]} is of a training plan: add --train, or "
+            "leave it out"
+        )
     shard_weights = values.get("shard_weights")
     options = PlanConfig(**pop_fields(values, PlanConfig))
     engine = EngineConfig(**pop_fields(values, EngineConfig))
