@@ -55,20 +55,26 @@ class ShardedSequence:
         scale: float | None,
         kv_shards: TokenShards | None = None,
     ) -> torch.Tensor:
-        """:func:`longtake.parallel.usp_attention` over this sequence."""
-        return usp_attention(
+        """:func:`longtake.parallel.usp_attention` over this sequence.
+
+        v may have a smaller head size than q and k, as in multi-head latent attention: it is padded
+        with zeros for the exchange, and the output is cut to its size.
+        """
+        head_size = v.shape[-1]
+        out = usp_attention(
             q,
             k,
-            v,
+            F.pad(v, (0, max(0, k.shape[-1] - head_size))),
             mesh=self.mesh,
             shards=self.shards,
             kv_shards=kv_shards,
             causal=causal,
-            document_lengths=self.document_lengths if kv_shards is None else None,
+            document_lengths=self.document_lengths,
             kernel=self.kernel,
             scale=scale,
             deterministic=self.deterministic,
         )
+        return out[..., :head_size]
 
     def split(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """Select this rank's tokens: ``[..., S, ...]`` to ``[..., s, ...]``. Sends nothing."""

@@ -7,7 +7,7 @@
     loss = model(**causal_lm_inputs(sequence, tokens)).loss
     loss.backward()  # then sum the gradients over the ranks of the sequence
 
-Models pass keyword arguments of their forward on to their attention function; ``usp`` is one. So
+A model passes keyword arguments of its forward on to its attention function; ``usp`` is one. So
 every call names the sequence that it works on, and gradient checkpointing repeats it with the same.
 
 Legend: B batch, S/s tokens of the whole sequence / of this rank, N query heads, M KV heads, H head
@@ -16,6 +16,7 @@ size.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,40 +29,47 @@ from longtake.errors import LayoutError, ModelError, TensorError
 from longtake.parallel.plugs.sequence import IGNORED_LABEL, ShardedSequence
 
 NAME = "usp"
-"""The name of the attention implementation and of the keyword argument."""
+"""The name of the attention implementation."""
 
-_LAYER_TYPES = {"full_attention", "mlp", "moe"}
-"""Layer types of a config whose tokens meet in full attention, or not at all."""
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention", "mlp", "moe"}
+"""Layer types of a config in which tokens meet in transformers' attention functions, or nowhere."""
+
+_NEIGHBORS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
+"""Modules in which a token meets its neighbors, who may be on another rank."""
 
 _UNSUPPORTED = {
-    "sliding_window": "a sliding window",
-    "softcap": "soft capping of scores",
+    "softcap": "capped scores",
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
-    "position_bias": "a bias of scores",
+    "position_bias": "a bias of the scores",
     "indices": "sparse attention",
     "block_indices": "sparse attention",
     "cache": "a paged KV cache",
-    "output_attentions": "returning the attention weights",
-    "cu_seq_lens_q": "documents by cu_seq_lens (ShardedSequence takes document_lengths)",
+    "output_attentions": "the attention weights",
+    "cu_seq_lens_q": "cu_seq_lens (documents are packed by ShardedSequence's document_lengths)",
 }
-"""Keyword arguments of attention functions that ask for what is not computed."""
+"""Keyword arguments of attention functions for what is not computed, and what that is."""
 
 
 def set_usp_attention(model: PreTrainedModel) -> None:
     """Make a model compute its attention across ranks.
 
-    Registers "usp" with transformers and sets it as the model's attention implementation. From then
-    on, the model's forward needs ``usp=ShardedSequence(...)``; :func:`causal_lm_inputs` makes all
-    its arguments.
+    Registers "usp" with transformers, and sets it as the model's attention implementation. The
+    model's forward then needs ``usp=ShardedSequence(...)``, besides this rank's tokens and their
+    positions; :func:`causal_lm_inputs` makes its arguments.
 
     Args:
-        model: Any model whose tokens meet in attention alone.
+        model: A decoder or an encoder whose tokens meet in attention alone.
 
     Raises:
-        ModelError: The model does not call transformers' attention functions, or has other layers
-            in which tokens meet (convolutions, recurrence, linear attention).
+        ModelError: The model does not call transformers' attention functions, takes no positions,
+            or has layers other than attention in which tokens meet.
     """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{type(model).__name__} takes no position_ids, so that every rank would count its "
+            "tokens from 0: take a model that does"
+        )
     for module in model.modules():
         _check_module(module)
     AttentionInterface.register(NAME, usp_attention_forward)
@@ -75,7 +83,7 @@ def causal_lm_inputs(
     """Arguments of a causal language model's forward for this rank's tokens.
 
     The loss is this rank's part: the parts of all ranks of the sequence sum to the mean loss over
-    the whole sequence, and so do the gradients of the weights.
+    the whole sequence, and the gradients of the weights to its gradients.
 
     Args:
         sequence: The sequence.
@@ -84,10 +92,9 @@ def causal_lm_inputs(
             predicted; ``input_ids`` if None.
 
     Returns:
-        ``input_ids`` ``[B, s]``; ``position_ids`` ``[1, s]``; ``shift_labels`` ``[B, s]``, and
-        ``labels`` without an element, since a model would shift them inside the shard;
-        ``num_items_in_batch``, the number of labels in the whole sequence; ``use_cache`` False;
-        ``usp``, the sequence.
+        ``input_ids`` ``[B, s]``; ``position_ids`` ``[1, s]``; ``shift_labels`` ``[B, s]``, with an
+        empty ``labels``, since a model would shift those inside the shard; ``num_items_in_batch``,
+        the number of labels of the whole sequence; ``use_cache``, False; ``usp``, the sequence.
 
     Raises:
         TensorError: A shape other than ``[B, S]``.
@@ -100,7 +107,7 @@ def causal_lm_inputs(
         "shift_labels": sequence.split(shifted, dim=1),
         "num_items_in_batch": (shifted != IGNORED_LABEL).sum(),
         "use_cache": False,
-        NAME: sequence,
+        "usp": sequence,
     }
 
 
@@ -111,55 +118,41 @@ def usp_attention_forward(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
     usp: ShardedSequence | None = None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function "usp", as transformers calls it.
 
     Args:
-        module: The attention module; its ``is_causal`` counts if the argument is None.
+        module: The attention module; its ``is_causal`` holds where the argument is None.
         query: ``[B, N, s, H]``, this rank's queries.
         key: ``[B, M, s, H]``, this rank's keys.
         value: ``[B, M, s, H]``, this rank's values.
-        attention_mask: None, which :func:`usp_mask` returns.
-        scaling: Factor of the scores; ``H ** -0.5`` if None.
-        dropout: 0.
-        is_causal: Whether tokens see only those at or before their position.
-        sliding_window: None, or at least S.
+        attention_mask: What :func:`usp_mask` returned.
         usp: The sequence.
-        options: What the model passes to all attention functions.
+        scaling: Factor of the scores; ``H ** -0.5`` if None.
+        is_causal: Whether a token sees only those at or before its position.
+        options: What the model passes to every attention function.
 
     Returns:
         ``[B, s, N, H]``, and None for the attention weights.
 
     Raises:
         LayoutError: ``usp`` is missing.
-        TensorError, ModelError: A mask, dropout, or another feature that is not computed.
+        TensorError: There is a mask, or there are other keys than this rank's.
+        ModelError: The model asks for what is not computed, such as dropout or a sliding window.
     """
     if not isinstance(usp, ShardedSequence):
         raise LayoutError(
-            f"usp={usp!r} reached {type(module).__name__}: pass usp=ShardedSequence(mesh, shards) "
-            "to the model's forward"
+            f"usp={usp!r} in {type(module).__name__}: pass usp=ShardedSequence(mesh, shards) to a "
+            "model whose forward passes its keyword arguments on to attention"
         )
-    if attention_mask is not None:
-        raise TensorError(
-            f"attention_mask of shape {tuple(attention_mask.shape)}: usp attention takes no mask; "
-            "leave it out, and pack sequences of different lengths as document_lengths"
-        )
-    if dropout > 0:
-        raise ModelError(
-            f"dropout={dropout} in {type(module).__name__}: attention weights are never whole, so "
-            "none are dropped; set the dropout of attention to 0 in the model's config"
-        )
-    if sliding_window is not None and sliding_window >= usp.shards.num_tokens:
-        sliding_window = None  # it hides nothing
-    _check_options(module, {**options, "sliding_window": sliding_window})
+    _check_options(module, options)
+    _check_mask(module, attention_mask, options.get("sliding_window"), usp.shards.num_tokens)
     if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
+        is_causal = bool(getattr(module, "is_causal", True))
     q_BsNH, k_BsMH, v_BsMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return usp.attend(q_BsNH, k_BsMH, v_BsMH, causal=is_causal, scale=scaling), None
 
@@ -171,71 +164,97 @@ def usp_mask(
     local_size: int | None = None,
     use_vmap: bool = False,
     **_: Any,
-) -> None:
-    """The mask function "usp", as transformers calls it: refuse all masks that are not causal.
+) -> torch.Tensor | None:
+    """The mask function "usp", as transformers calls it.
 
     Args:
-        attention_mask: ``[B, s]``, padding; None.
-        mask_function: The mask that the model wants. transformers adds "only inside a document" if
-            positions are not consecutive, as those of a shard: ``ShardedSequence`` says where
-            documents end.
-        local_size: Length of a sliding window or a chunk; None.
-        use_vmap: Whether the model has a mask of its own.
-        _: Sizes of the mask, which is not made.
+        attention_mask: ``[B, s]`` bool: the tokens that are not padding.
+        mask_function: The mask that the model wants. To causal masks, transformers adds "inside a
+            document" wherever positions are not consecutive, as in a shard; it is
+            ``ShardedSequence`` that says where documents end.
+        local_size: Length of a sliding window or chunk.
+        use_vmap: Whether the model adds to the mask.
+        _: Sizes.
+
+    Returns:
+        None. If there is a window, a tensor of its length in one dimension, since only the
+        attention function knows whether the whole sequence is longer.
 
     Raises:
         TensorError: There is padding.
-        ModelError: The mask is not causal attention, nor attention between all tokens.
+        ModelError: The mask is neither causal nor full attention.
     """
-    if attention_mask is not None:
-        raise TensorError(
-            f"attention_mask of shape {tuple(attention_mask.shape)}: usp attention takes no mask; "
-            "leave it out, and pack sequences of different lengths as document_lengths"
-        )
+    if attention_mask is not None and not attention_mask.all():
+        raise TensorError(_mask_error(attention_mask))
     if local_size is not None:
-        raise ModelError(
-            f"a sliding window or chunk of {local_size} tokens: usp attention has none; if no "
-            "sequence is longer, set sliding_window=None in the model's config"
-        )
-    packed = mask_function.__name__ == "and_mask"
+        return torch.empty(1, dtype=torch.bool).expand(local_size)
     plain = mask_function in (causal_mask_function, bidirectional_mask_function)
-    if use_vmap or not (packed or plain):
+    if use_vmap or not (plain or mask_function.__name__ == "and_mask"):
         raise ModelError(
             f"a mask of the model's own ({mask_function.__name__}): usp attention is causal, or "
-            "between all tokens"
+            "between all tokens; leave out the inputs that ask for another"
         )
+    return None
+
+
+def _mask_error(mask: torch.Tensor) -> str:
+    return (
+        f"attention_mask of shape {tuple(mask.shape)}: usp attention hides no tokens; leave it "
+        "out, and pack sequences of several lengths as documents (document_lengths)"
+    )
 
 
 def _check_module(module: nn.Module) -> None:
     """Refuse a module in which tokens meet outside of transformers' attention functions."""
-    if isinstance(module, (nn.modules.conv._ConvNd, nn.RNNBase)):
+    if isinstance(module, _NEIGHBORS):
         raise ModelError(
-            f"the model has a {type(module).__name__}, in which a token sees its neighbors, and "
-            "those may be on another rank: usp attention takes models whose tokens meet in "
-            "attention alone"
+            f"{type(module).__name__} in the model: a token would meet neighbors that are on "
+            "another rank; take a model, or a part of it, whose tokens meet in attention alone"
+        )
+    if hasattr(module, "create_position_ids_from_input_ids"):
+        raise ModelError(
+            f"{type(module).__name__} does not count positions from 0: take a model that does"
         )
     if not isinstance(module, PreTrainedModel):
         return
     other = {*(getattr(module.config, "layer_types", None) or ())} - _LAYER_TYPES
     if other or module._is_stateful:
-        kinds = ", ".join(sorted(other)) or "recurrent"
         raise ModelError(
-            f"{type(module).__name__} has {kinds} layers: usp attention takes models whose layers "
-            "are all full_attention"
+            f"{type(module).__name__} has layers of {', '.join(sorted(other)) or 'recurrence'}: "
+            "usp attention takes models whose tokens meet in attention alone"
         )
     if not module._can_set_attn_implementation():
         raise ModelError(
-            f"{type(module).__name__} does not call transformers' AttentionInterface, so that "
-            "usp attention cannot be set: call longtake.parallel.usp_attention in the model"
+            f"{type(module).__name__} does not call transformers' AttentionInterface: call "
+            "longtake.parallel.usp_attention in a model of your own"
         )
 
 
 def _check_options(module: nn.Module, options: dict[str, Any]) -> None:
-    """Refuse what the attention function is asked for and does not compute."""
+    """Refuse what an attention function is asked for and this one does not compute."""
+    if options.get("dropout"):
+        raise ModelError(
+            f"dropout={options['dropout']} in {type(module).__name__}: usp attention drops no "
+            "attention weights; set the attention dropout of the model's config to 0"
+        )
     for name, feature in _UNSUPPORTED.items():
-        value = options.get(name)
-        if value is not None and value is not False:
+        if (value := options.get(name)) is not None and value is not False:
             raise ModelError(
                 f"{name} in {type(module).__name__}: usp attention does not compute {feature}; "
-                "use a model, or a config, without it"
+                "take a model, or a config, without it"
+            )
+
+
+def _check_mask(
+    module: nn.Module, mask: torch.Tensor | None, sliding_window: int | None, num_tokens: int
+) -> None:
+    """Refuse a mask, and a window that is shorter than the sequence."""
+    if mask is not None and mask.ndim != 1:
+        raise TensorError(_mask_error(mask))
+    for window in (sliding_window, None if mask is None else len(mask)):
+        if window is not None and window < num_tokens:
+            raise ModelError(
+                f"a window of {window} tokens in {type(module).__name__}, and {num_tokens} tokens: "
+                "usp attention has no window; set the one of the model's config to None, or to at "
+                "least the length of the sequence"
             )
