@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 
 SIZES = {
     "vocab_size": 32,
-    "hidden_size": 24,
+    "hidden_size": 32,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -177,7 +177,7 @@ def check_checkpointing(dims: ParallelDims) -> None:
     model, tokens, sequence = decoder("LlamaForCausalLM"), tokens_of(), sequence_of(dims)
 
     def part() -> torch.Tensor:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         loss: torch.Tensor = model(**causal_lm_inputs(sequence, tokens)).loss
         return loss
 
@@ -260,18 +260,17 @@ def attention_modules() -> dict[str, Any]:
     """Attention modules of diffusers, and one that inherits their mixin."""
     from diffusers.models.attention_processor import Attention
     from diffusers.models.transformers.transformer_flux import FluxAttention
+    from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 
     torch.manual_seed(0)
     norms = ("layer_norm", "rms_norm", "l2")
     return {
         "plain": Attention(24, heads=3, dim_head=8, bias=True, residual_connection=True),
         **{norm: Attention(24, heads=3, dim_head=8, qk_norm=norm) for norm in norms},
-        "all heads": Attention(
-            24, heads=3, kv_heads=3, dim_head=8, qk_norm="rms_norm_across_heads"
-        ),
         "unscaled": Attention(24, heads=3, dim_head=8, scale_qk=False, rescale_output_factor=2.0),
         "cross": Attention(24, 16, heads=3, dim_head=8, cross_attention_norm="layer_norm"),
-        "mixin": FluxAttention(24, heads=3, dim_head=8, bias=True),
+        "mixin": FluxAttention(24, heads=3, dim_head=8, bias=True, pre_only=True),
+        "all heads": WanAttention(24, heads=3, dim_head=8, processor=WanAttnProcessor()),
     }
 
 
