@@ -93,6 +93,8 @@ def usp_attention(
         return replaced
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
+    if not isinstance(deterministic, bool):
+        raise TensorError(f"deterministic={deterministic!r} must be True or False")
     mask = _mask(causal, document_lengths, shards, kv_shards)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     scale = _checked_scale(scale, q.shape[3])

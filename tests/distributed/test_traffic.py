@@ -10,7 +10,9 @@ import torch
 from benchmarks.traffic import TrafficMeter
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
 from longtake.parallel.attention.all_to_all import pack_kv
+from longtake.parallel.attention.mask import Mask
 from longtake.parallel.attention.ring import RingGroup, ring_attention
+from longtake.parallel.attention.schedule import RingSchedule
 from longtake.parallel.mesh import sequence_rank
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups, mesh_of, random_tensors
@@ -156,7 +158,8 @@ def order_of_events(dims: ParallelDims) -> list[str]:
     (whole,) = random_tensors(0, [(1, 13, 6, 8)])
     q = shards.split(whole, mesh, dim=1)
     rank = sequence_rank(mesh)
-    ring = RingGroup(mesh.get_group("ring"), rank, shards.ring_counts(mesh))
+    schedule = RingSchedule(Mask(), shards.ranges, shards.ranges)
+    ring = RingGroup(mesh.get_group("ring"), rank, schedule)
     events = []
 
     class Events(TrafficMeter):
@@ -166,7 +169,7 @@ def order_of_events(dims: ParallelDims) -> list[str]:
             return super().__torch_dispatch__(func, types, args, kwargs)
 
     def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         events.append("attend")
         return torch.zeros_like(q), torch.zeros(q.shape[:3])
