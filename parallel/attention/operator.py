@@ -30,7 +30,7 @@ def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors
         q: ``[B, s, N, H]``.
         k: ``[B, t, M, H]``.
         v: ``[B, t, M, H]``.
-        call: :attr:`AttentionCall.text`.
+        call: :meth:`AttentionCall.encode`.
     """
     result = passes.forward(q, k, v, AttentionCall.decode(call), keep=True)
     assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
@@ -71,7 +71,7 @@ def run_backward(
         grad_out: ``[B, s, N, H]``.
         inputs: q, k and v; empty with a Ulysses group.
         kept: The tensors that the forward pass returned; without its output with a Ulysses group.
-        call: :attr:`AttentionCall.text`.
+        call: :meth:`AttentionCall.encode`.
     """
     described = AttentionCall.decode(call)
     lse, *others = kept
