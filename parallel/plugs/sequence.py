@@ -57,14 +57,14 @@ class ShardedSequence:
     ) -> torch.Tensor:
         """:func:`longtake.parallel.usp_attention` over this sequence.
 
-        v may have a smaller head size than q and k, as in multi-head latent attention: it is padded
-        with zeros for the exchange, and the output is cut to its size.
+        v may have a smaller head size than q and k, as in multi-head latent attention: it travels
+        padded with zeros, and the output is cut to its size.
         """
-        head_size = v.shape[-1]
+        surplus = k.shape[-1] - v.shape[-1]
         out = usp_attention(
             q,
             k,
-            F.pad(v, (0, max(0, k.shape[-1] - head_size))),
+            F.pad(v, (0, surplus)) if surplus > 0 else v,
             mesh=self.mesh,
             shards=self.shards,
             kv_shards=kv_shards,
@@ -74,7 +74,7 @@ class ShardedSequence:
             scale=scale,
             deterministic=self.deterministic,
         )
-        return out[..., :head_size]
+        return out[..., : v.shape[-1]] if surplus > 0 else out
 
     def split(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """Select this rank's tokens: ``[..., S, ...]`` to ``[..., s, ...]``. Sends nothing."""

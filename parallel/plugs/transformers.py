@@ -22,8 +22,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedModel,
+    __version__,
+)
 
 from longtake.errors import LayoutError, ModelError, TensorError
 from longtake.parallel.plugs.sequence import IGNORED_LABEL, ShardedSequence
@@ -36,6 +40,9 @@ _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention", "mlp
 
 _NEIGHBORS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
 """Modules in which a token meets its neighbors, who may be on another rank."""
+
+_MASKS = {"causal_mask_function", "bidirectional_mask_function", "and_mask"}
+"""transformers' mask functions for causal attention, full attention, and packed documents."""
 
 _UNSUPPORTED = {
     "softcap": "capped scores",
@@ -63,8 +70,13 @@ def set_usp_attention(model: PreTrainedModel) -> None:
 
     Raises:
         ModelError: The model does not call transformers' attention functions, takes no positions,
-            or has layers other than attention in which tokens meet.
+            or has layers other than attention in which tokens meet; transformers is older than 5.
     """
+    if int(__version__.partition(".")[0]) < 5:
+        raise ModelError(
+            f"transformers {__version__} does not tell usp attention that a model adds to the "
+            "causal mask: install transformers>=5"
+        )
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ModelError(
             f"{type(model).__name__} takes no position_ids, so that every rank would count its "
@@ -104,7 +116,7 @@ def causal_lm_inputs(
         "input_ids": sequence.split(input_ids, dim=1),
         "position_ids": sequence.positions()[None],
         "labels": shifted.new_empty(0),
-        "shift_labels": sequence.split(shifted, dim=1),
+        "shift_labels": sequence.split(shifted, dim=1).contiguous(),
         "num_items_in_batch": (shifted != IGNORED_LABEL).sum(),
         "use_cache": False,
         "usp": sequence,
@@ -160,20 +172,20 @@ def usp_attention_forward(
 def usp_mask(
     *,
     attention_mask: torch.Tensor | None = None,
-    mask_function: Callable[..., Any] = causal_mask_function,
+    mask_function: Callable[..., Any],
+    use_vmap: bool,
     local_size: int | None = None,
-    use_vmap: bool = False,
     **_: Any,
 ) -> torch.Tensor | None:
     """The mask function "usp", as transformers calls it.
 
     Args:
         attention_mask: ``[B, s]`` bool: the tokens that are not padding.
-        mask_function: The mask that the model wants. To causal masks, transformers adds "inside a
-            document" wherever positions are not consecutive, as in a shard; it is
+        mask_function: The mask that the model wants. Positions that are not consecutive, as those
+            of a shard are not, make transformers add the one of packed documents; it is
             ``ShardedSequence`` that says where documents end.
-        local_size: Length of a sliding window or chunk.
         use_vmap: Whether the model adds to the mask.
+        local_size: Length of a sliding window or chunk.
         _: Sizes.
 
     Returns:
@@ -188,8 +200,7 @@ def usp_mask(
         raise TensorError(_mask_error(attention_mask))
     if local_size is not None:
         return torch.empty(1, dtype=torch.bool).expand(local_size)
-    plain = mask_function in (causal_mask_function, bidirectional_mask_function)
-    if use_vmap or not (plain or mask_function.__name__ == "and_mask"):
+    if use_vmap or mask_function.__name__ not in _MASKS:
         raise ModelError(
             f"a mask of the model's own ({mask_function.__name__}): usp attention is causal, or "
             "between all tokens; leave out the inputs that ask for another"
