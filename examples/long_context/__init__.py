@@ -1,0 +1,1 @@
+"""Trains a LLaMA on long sequences under data, tensor and sequence parallelism and ZeRO."""
