@@ -119,7 +119,7 @@ def usp_attention(
         options,
     )
     if differentiable or type(q) is not torch.Tensor or torch.compiler.is_compiling():
-        out: torch.Tensor = operator.usp_attention(q, k, v, call.encode())[0]
+        out: torch.Tensor = operator.usp_attention(q, k, v, call.encode(), differentiable)[0]
         return out
     return passes.forward(q, k, v, call).out_BsNH
 
