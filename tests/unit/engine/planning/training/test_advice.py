@@ -6,6 +6,7 @@ A test's docstring says whether they agree. docs/explanation/training.md has the
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from longtake.configs.decoders import load_decoder
@@ -21,6 +22,7 @@ from longtake.engine.planning.training.planner import (
 from longtake.engine.planning.training.training_input import Recompute, TrainingInput
 
 Layout = TrainingLayout
+PAGE = Path(__file__).parents[5] / "docs/explanation/training.md"
 
 
 @cache
@@ -107,7 +109,7 @@ def test_sequence_parallelism_comes_first_where_it_saves_recomputation() -> None
     data, split = Layout(data=8, zero=3), Layout(ulysses=8, zero=3)
     assert least_recompute(training, data) == "selective"
     assert least_recompute(training, split) == "none"
-    assert seconds(training, split, "none") < 0.95 * seconds(training, data)
+    assert seconds(training, split, "none") < 0.97 * seconds(training, data)
     best = make_training_plan(training, 8).best
     assert best.recompute == "none" and best.layout.dims.sequence_degree > 1
 
@@ -190,3 +192,36 @@ def test_sequences_grow_with_the_ranks_beyond_the_kv_heads() -> None:
     assert plan.layouts
     assert all(each.layout.dims.sequence_degree >= 4 for each in plan.layouts)
     assert all(each.layout.tensor <= 8 for each in plan.layouts)
+
+
+def test_the_figures_of_the_page() -> None:
+    """Seconds of a step, GB of a rank, and GB that a block sends, as the page has them."""
+    llama2 = work("llama2-7b", sequence=32768, batch=8)
+    times: list[tuple[TrainingInput, dict[str, Any], Recompute]] = [
+        *((work(), {"ring": r, "ulysses": 16 // r}, "selective") for r in (1, 2, 16)),
+        *((work(sequence=32768), {"ring": r, "ulysses": 16 // r}, "selective") for r in (1, 2, 16)),
+        *((work(), {"ring": r, "ulysses": 8 // r}, "selective") for r in (1, 4, 8)),
+        (work(), {"tensor": 8}, "selective"),
+        (llama2, {"data": 8}, "selective"),
+        (llama2, {"ulysses": 8}, "selective"),
+        (llama2, {"ulysses": 8}, "none"),
+        (with_heads(work(), 2, 2), {"ring": 4, "ulysses": 2}, "selective"),
+        (with_heads(work(), 2, 2), {"ulysses": 8}, "selective"),
+    ]
+    figures = [f"{seconds(t, Layout(**d, zero=3), r):#.3g} s" for t, d, r in times]
+    states: list[tuple[TrainingInput, TrainingLayout, Recompute]] = [
+        (llama2, Layout(data=8, zero=3), "none"),
+        (work(sequence=16), Layout(ring=2, ulysses=8), "full"),
+        (work(), Layout(tensor=8), "selective"),
+        (work(), Layout(ulysses=8, zero=1), "selective"),
+        (work(), Layout(ulysses=8, zero=3), "selective"),
+    ]
+    figures += [f"{predict(t, d, r).memory.total / 1e9:.0f} GB" for t, d, r in states]
+    for kv_heads in (1, 32):
+        heads = with_heads(work(), 32, kv_heads)
+        figures += [
+            f"{attention_sent(heads, layout) / 1e9:.2f} GB"
+            for layout in (Layout(ring=8), Layout(ulysses=8))
+        ]
+    page = PAGE.read_text()
+    assert [figure for figure in figures if figure not in page] == []
