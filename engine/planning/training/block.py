@@ -53,8 +53,10 @@ class Block:
         """One backward pass, with what it computes again."""
         element, tokens, layout = self.training.element_size, self.tokens, self.layout
         decoder = self.training.decoder
+        # two norms and two sums of gradients, of two operands and a result each; as forward's
+        # rotations; the activation, of three operands and two results
         moved = 12 * decoder.width / layout.token_split
-        moved += (2 * (decoder.query_width + decoder.kv_width)) / layout.tensor
+        moved += 2 * (decoder.query_width + decoder.kv_width) / layout.tensor
         moved += 5 * decoder.mlp_width / layout.tensor
         gradients = 2 * GRADIENT_BYTES * decoder.block_matrices / layout.tensor
         own = PassTime(
@@ -84,7 +86,8 @@ class Block:
         """
         element, tokens, layout = self.training.element_size, self.tokens, self.layout
         decoder = self.training.decoder
-        moved = (7 if stop_early else 10) * decoder.width / layout.token_split  # norms, additions
+        # two norms, one or two additions; the rotations of q and k; the activation
+        moved = (7 if stop_early else 10) * decoder.width / layout.token_split
         moved += 2 * (decoder.query_width + decoder.kv_width) / layout.tensor
         moved += 3 * decoder.mlp_width / layout.tensor
         flops, exchanges = self._product_flops(), 4
