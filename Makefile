@@ -96,6 +96,7 @@ benchmark-decode: peers
 # Compares predictions with measurements on this machine, after measuring its profile.
 benchmark-plan: env
 	$(BIN)/python -m benchmarks.planning.published
+	$(BIN)/python -m benchmarks.planning.published_training
 	$(BIN)/python -m benchmarks.planning.predictions --ranks $(RANKS)
 
 clean:

@@ -3,10 +3,10 @@
     python -m benchmarks.planning.published_training           # the five runs in data/
     python -m benchmarks.planning.published_training FILE.csv  # others, in the same columns
 
-All runs are planned alike: one sequence a step, in Megatron-LM (in which the authors integrated
-USP), with its distributed optimizer: ZeRO-1, gradients in float32, exchanges after backward. What
-is recomputed is the same for all layouts of one model, machine and sequence, so that they compare:
-the least with which the sequence fits without tensor parallelism.
+All runs are planned alike: one sequence a replica and step, in Megatron-LM (in which the authors
+integrated USP), with its distributed optimizer: ZeRO-1, gradients in float32, exchanges after
+backward. What is recomputed is the same for all layouts of one model, machine and sequence, so that
+they compare: the least with which the sequence fits without tensor parallelism.
 """
 
 from __future__ import annotations
@@ -54,13 +54,18 @@ class Run:
             config=load_decoder(self.model),
             hardware=load_hardware(_HARDWARE),
             sequence=self.sequence,
+            batch=self._replicas,
         )
 
+    @property
+    def _replicas(self) -> int:
+        """What the degrees leave over of the GPUs is data parallel."""
+        return self.nodes * _GPUS_PER_NODE // (self.tensor * self.ulysses * self.ring)
+
     def layout(self, zero: Zero = 1) -> TrainingLayout:
-        """The layout of the run; what its degrees leave over of the GPUs is data parallel."""
-        degrees = self.tensor * self.ulysses * self.ring
+        """The layout of the run."""
         return TrainingLayout(
-            data=self.nodes * _GPUS_PER_NODE // degrees,
+            data=self._replicas,
             ring=self.ring,
             ulysses=self.ulysses,
             tensor=self.tensor,
@@ -70,8 +75,7 @@ class Run:
     @property
     def recompute(self) -> Recompute:
         """What is recomputed of each block."""
-        ranks = self.nodes * _GPUS_PER_NODE
-        untensored = TrainingLayout(ring=ranks // _GPUS_PER_NODE, ulysses=_GPUS_PER_NODE, zero=1)
+        untensored = TrainingLayout(ring=self.nodes, ulysses=_GPUS_PER_NODE, zero=1)
         return least_recompute(self.training, untensored) or "full"
 
     def predicted(self, zero: Zero = 1, recompute: Recompute | None = None) -> TrainingPrediction:

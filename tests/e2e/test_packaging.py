@@ -71,6 +71,7 @@ def test_wheel_holds_only_longtake_without_links(wheel: Path) -> None:
         assert sources() <= names
         assert "longtake/py.typed" in names
         assert "longtake/configs/models/hunyuan-video/longtake.yaml" in names
+        assert "longtake/configs/decoders/llama3-8b.json" in names
         for model in ("demo", "demo-i2v", "hunyuan-video-i2v"):
             folder = ROOT / "configs" / "models" / model
             files = [path for path in folder.rglob("*") if path.is_file()]

@@ -64,18 +64,25 @@ class SequenceAttention:
     def forward(self) -> PassTime:
         """One forward pass."""
         there, back = self._exchange_bytes()
-        ring = self._ring(1.0, 1.0, [self._collectives.ring_s(self._block_bytes)])
+        degree, block = self.layout.ring, self._block_bytes
+        hop_s = self._collectives.ring_s(block) if degree > 1 else 0.0
+        ring = self._ring(1.0, 1.0, [hop_s] * (degree - 1) + [0.0])
         return ring + self._exchange(there) + self._exchange(back)
 
     def backward(self) -> PassTime:
-        """One backward pass; an output's gradient is as large as the output."""
+        """One backward pass; an output's gradient is as large as the output.
+
+        The gradients of a foreign block go to its owner beside the next block, the last ones alone.
+        """
         there, back = self._exchange_bytes()
-        collectives, block = self._collectives, self._block_bytes
-        hops = [
-            collectives.ring_s(block) + collectives.ring_s(block, distance=distance)
-            for distance in range(1, self.layout.ring)
-        ]
-        ring = self._ring(BACKWARD_FLOPS, BACKWARD_RATE, hops)
+        degree, block = self.layout.ring, self._block_bytes
+        hop_s = self._collectives.ring_s(block) if degree > 1 else 0.0
+        returns_s = [self._collectives.ring_s(block, distance) for distance in range(1, degree)]
+        beside_s = [hop_s] * (degree - 1) + [0.0]
+        for step, return_s in enumerate(returns_s[:-1], start=2):
+            beside_s[step] += return_s
+        ring = self._ring(BACKWARD_FLOPS, BACKWARD_RATE, beside_s)
+        ring += PassTime(exposed_s=sum(returns_s[-1:]))
         return ring + self._exchange(back) + self._exchange(there)
 
     def to_heads(self) -> PassTime:
@@ -111,23 +118,21 @@ class SequenceAttention:
             exposed_s=self._collectives.all_to_all_s(pair_bytes),
         )
 
-    def _ring(self, work: float, rate: float, hops_s: list[float]) -> PassTime:
+    def _ring(self, work: float, rate: float, beside_s: list[float]) -> PassTime:
         """The blocks of the ring, half of each of which is visible.
 
         Args:
             work: Operations over those of forward.
             rate: Rate of the kernel over that of forward.
-            hops_s: Communication beside each block but the last one; one for all if there is one.
+            beside_s: Communication beside each block.
         """
-        training, degree = self.training, self.layout.ring
-        hardware, traffic = training.hardware, self.traffic
+        training, traffic = self.training, self.traffic
         tokens = max(map(sum, traffic.group_counts))
         width = max(map(len, traffic.heads.query)) * training.config.head_dim
-        flops_per_s = training.peak * hardware.attention_share.value * rate
+        flops_per_s = training.peak * training.hardware.attention_share.value * rate
         block = PassTime(attention_s=work * 2 * tokens**2 * width / flops_per_s)
         merged = _MERGE_TRAFFIC[training.element_size] * tokens * width * training.element_size
-        total = block + PassTime(memory_s=(degree - 1) * training.memory_s(merged))
-        for step in range(degree - 1):
-            hop_s = hops_s[min(step, len(hops_s) - 1)]
-            total += block.behind(hop_s, hardware.overlap_share.value)
+        total = PassTime(memory_s=(len(beside_s) - 1) * training.memory_s(merged))
+        for communication_s in beside_s:
+            total += block.behind(communication_s, training.hardware.overlap_share.value)
         return total

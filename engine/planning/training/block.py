@@ -53,51 +53,58 @@ class Block:
         """One backward pass, with what it computes again."""
         element, tokens, layout = self.training.element_size, self.tokens, self.layout
         decoder = self.training.decoder
+        # two norms and two sums of gradients, of two operands and a result each; as forward's
+        # rotations; the activation, of three operands and two results
         moved = 12 * decoder.width / layout.token_split
-        moved += (2 * (decoder.query_width + decoder.kv_width)) / layout.tensor
+        moved += 2 * (decoder.query_width + decoder.kv_width) / layout.tensor
         moved += 5 * decoder.mlp_width / layout.tensor
         gradients = 2 * GRADIENT_BYTES * decoder.block_matrices / layout.tensor
         own = PassTime(
             matrices_s=self.training.matrices_s(2 * self._product_flops()),
             memory_s=self.training.memory_s(moved * tokens * element + gradients),
-            exposed_s=self._tensor_exchanges_s(),
+            exposed_s=4 * self._tensor_gather_s(),
         )
         if layout.tensor_sequence:  # both inputs, gathered again for the gradients of weights
             again_s = 2 * self._tensor_gather_s()
             own = own.behind(again_s, self.training.hardware.overlap_share.value)
         total = self._launched(own + self.attention.backward(), _BACKWARD_LAUNCHES)
-        if recompute == "full":
-            return total + self.forward()
-        if recompute == "selective":
-            again = self._projections() + self.attention.to_heads()
-            return total + self._launched(again, _FORWARD_LAUNCHES)
-        return total
+        if recompute == "none":
+            return total
+        again = self.attention.forward() if recompute == "full" else self.attention.to_heads()
+        again += self._projections(stop_early=True)
+        return total + self._launched(again, _FORWARD_LAUNCHES)
 
-    def _projections(self) -> PassTime:
+    def _projections(self, *, stop_early: bool = False) -> PassTime:
         """A forward pass without attention.
 
         What lies between matrix products is taken as fused: each norm, addition, rotation and
         activation reads its operands once and writes its result once.
+
+        Args:
+            stop_early: Whether it ends before the MLP's last product, as recomputation does in
+                torch.utils.checkpoint: backward needs that product's input, not its result.
         """
         element, tokens, layout = self.training.element_size, self.tokens, self.layout
         decoder = self.training.decoder
-        moved = 10 * decoder.width / layout.token_split  # two norms, two additions
+        # two norms, one or two additions; the rotations of q and k; the activation
+        moved = (7 if stop_early else 10) * decoder.width / layout.token_split
         moved += 2 * (decoder.query_width + decoder.kv_width) / layout.tensor
         moved += 3 * decoder.mlp_width / layout.tensor
+        flops, exchanges = self._product_flops(), 4
+        if stop_early:
+            flops -= 2 * tokens * decoder.width * decoder.mlp_width / layout.tensor
+            exchanges = 3
         return PassTime(
-            matrices_s=self.training.matrices_s(self._product_flops()),
+            matrices_s=self.training.matrices_s(flops),
             memory_s=self.training.memory_s(moved * tokens * element),
-            exposed_s=self._tensor_exchanges_s(),
+            exposed_s=exchanges * self._tensor_gather_s(),
         )
 
     def _product_flops(self) -> float:
         return 2 * self.tokens * self.training.decoder.block_matrices / self.layout.tensor
 
-    def _tensor_exchanges_s(self) -> float:
-        """Two all-gathers and two reduce-scatters of the tokens, or two all-reduces."""
-        return 4 * self._tensor_gather_s()
-
     def _tensor_gather_s(self) -> float:
+        """An all-gather or a reduce-scatter of the tokens: half of an all-reduce."""
         size = self.tokens * self.training.decoder.width * self.training.element_size
         return Collectives(self.training.hardware, self.layout).gather_over_tensor_s(size)
 

@@ -45,7 +45,8 @@ class TrainingMemory:
     @property
     def total(self) -> int:
         """Peak bytes. The logits are gone when the blocks' backward begins."""
-        return sum(self.as_json().values()) - min(self.working, self.logits)
+        states = self.weights + self.gradients + self.optimizer
+        return self.runtime + states + self.activations + max(self.working, self.logits)
 
     def as_json(self) -> dict[str, int]:
         """Bytes by part."""

@@ -193,7 +193,7 @@ def _row(each: TrainingPrediction) -> tuple[str, ...]:
         each.layout.name,
         each.recompute,
         f"{whole:.3g} s",
-        f"{each.tokens_per_s:.4g}",
+        f"{each.tokens_per_s:,.0f}",
         _percent(each.mfu),
         *(_percent(getattr(each.time, name) / whole) for name in _PARTS.values()),
         f"{each.memory.total / 2**30:.1f}",

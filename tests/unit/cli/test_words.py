@@ -20,6 +20,7 @@ from longtake.configs.serve import ServeConfig
 from longtake.configs.sizes import merge_fields
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
+from longtake.configs.training import TrainingConfig
 from longtake.configs.yaml_reader import YamlError, read_yaml
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError, one_line
@@ -39,6 +40,7 @@ DECLARED: list[type[BaseModel]] = [
     PlanConfig,
     ServeConfig,
     SnapshotConfig,
+    TrainingConfig,
     VerifyConfig,
     VideoRequest,
 ]

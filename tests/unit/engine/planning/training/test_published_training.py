@@ -49,13 +49,14 @@ def test_what_is_recomputed_follows_from_memory() -> None:
 
 
 def test_no_run_recomputed_attention() -> None:
-    """With FlashAttention-2's rates it would have been slower than published, in every run."""
+    """At FlashAttention-2's rates each would have been 9 to 23 % slower than it was."""
     for run in runs():
-        assert run.predicted(recompute="full").mfu < 0.92 * run.mfu
+        assert 0.75 * run.mfu < run.predicted(recompute="full").mfu < 0.915 * run.mfu
 
 
 def test_hidden_exchanges_would_not_explain_the_runs() -> None:
     """ZeRO-3 needs no recomputation for the first run, and would have reached more."""
     first = runs()[0]
     assert first.predicted(zero=3, recompute="none").mfu > 1.2 * first.mfu
-    assert first.predicted(zero=3).mfu > 1.08 * first.mfu
+    errors = [run.predicted(zero=3).mfu / run.mfu - 1 for run in runs()]
+    assert errors == pytest.approx([0.15, 0.06, -0.01, 0.00, 0.10], abs=0.005)
