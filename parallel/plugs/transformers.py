@@ -114,7 +114,7 @@ def causal_lm_inputs(
     shifted = sequence.shift_labels(input_ids if labels is None else labels)
     return {
         "input_ids": sequence.split(input_ids, dim=1),
-        "position_ids": sequence.positions()[None],
+        "position_ids": sequence.positions()[None].to(input_ids.device),
         "labels": shifted.new_empty(0),
         "shift_labels": sequence.split(shifted, dim=1).contiguous(),
         "num_items_in_batch": (shifted != IGNORED_LABEL).sum(),
