@@ -49,14 +49,14 @@ def check_compiled(dims: ParallelDims, backend: str) -> list[str]:
 
     def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         operators.extend(str(node.target) for node in graph.graph.nodes if "usp" in str(node))
-        return torch._dynamo.lookup_backend(backend)(graph, inputs)  # type: ignore[no-untyped-call]
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=compiler)
-    results = []
+    results, weights = [], list(model.parameters())
     for run in (model, compiled):
         out = run(x)
-        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), model.parameters())])
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), weights)])
         with torch.no_grad():
             results[-1].append(run(x))
     for eager, same in zip(*results, strict=True):
