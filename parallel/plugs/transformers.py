@@ -109,8 +109,14 @@ def causal_lm_inputs(
         the number of labels of the whole sequence; ``use_cache``, False; ``usp``, the sequence.
 
     Raises:
+        LayoutError: A rank has no token: transformers runs no model on an empty sequence.
         TensorError: A shape other than ``[B, S]``.
     """
+    if min(sequence.shards.counts) == 0:
+        raise LayoutError(
+            f"{sequence.shards.num_tokens} tokens on {sequence.shards.num_ranks} ranks leave a "
+            "rank without any, on which transformers runs no model: take fewer ranks"
+        )
     shifted = sequence.shift_labels(input_ids if labels is None else labels)
     return {
         "input_ids": sequence.split(input_ids, dim=1),

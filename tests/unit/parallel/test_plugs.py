@@ -104,6 +104,11 @@ class TestTransformers:
         assert inputs["position_ids"].tolist() == [list(range(NUM_TOKENS))]
         assert inputs["labels"].numel() == 0, "a model would shift them inside the shard"
 
+    def test_every_rank_has_a_token(self) -> None:
+        empty = ShardedSequence(None, TokenShards.even(0, ParallelDims()))
+        with pytest.raises(LayoutError, match="0 tokens on 1 ranks leave a rank without any"):
+            causal_lm_inputs(empty, TOKENS[:, :0])
+
     @pytest.mark.parametrize(
         ("model", "message"),
         [
