@@ -109,12 +109,18 @@ def causal_lm_inputs(
         the number of labels of the whole sequence; ``use_cache``, False; ``usp``, the sequence.
 
     Raises:
+        LayoutError: A rank has no token: transformers runs no model on an empty sequence.
         TensorError: A shape other than ``[B, S]``.
     """
+    if min(sequence.shards.counts) == 0:
+        raise LayoutError(
+            f"{sequence.shards.num_tokens} tokens on {sequence.shards.num_ranks} ranks leave a "
+            "rank without any, on which transformers runs no model: take fewer ranks"
+        )
     shifted = sequence.shift_labels(input_ids if labels is None else labels)
     return {
         "input_ids": sequence.split(input_ids, dim=1),
-        "position_ids": sequence.positions()[None],
+        "position_ids": sequence.positions()[None].to(input_ids.device),
         "labels": shifted.new_empty(0),
         "shift_labels": sequence.split(shifted, dim=1).contiguous(),
         "num_items_in_batch": (shifted != IGNORED_LABEL).sum(),
@@ -152,7 +158,7 @@ def usp_attention_forward(
         ``[B, s, N, H]``, and None for the attention weights.
 
     Raises:
-        LayoutError: ``usp`` is missing.
+        LayoutError: ``usp`` is missing, or positions are not those of this rank's tokens.
         TensorError: There is a mask, or there are keys of other tokens.
         ModelError: The model asks for what is not computed, such as dropout or a sliding window.
     """
@@ -169,6 +175,8 @@ def usp_attention_forward(
             "attention has neither a KV cache nor cross attention; pass use_cache=False, and no "
             "past_key_values"
         )
+    if getattr(module, "layer_idx", None) == 0 and not torch.compiler.is_compiling():
+        _check_positions(module, options.get("position_ids"), usp)
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     q_BsNH, k_BsMH, v_BsMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -204,14 +212,12 @@ def usp_mask(
     """
     if attention_mask is not None and not attention_mask.all():
         raise TensorError(_mask_error(attention_mask))
-    if local_size is not None:
-        return torch.empty(1, dtype=torch.bool).expand(local_size)
     if use_vmap or mask_function.__name__ not in _MASKS:
         raise ModelError(
             f"a mask of the model's own ({mask_function.__name__}): usp attention is causal, or "
             "between all tokens; leave out the inputs that ask for another"
         )
-    return None
+    return None if local_size is None else torch.empty(1, dtype=torch.bool).expand(local_size)
 
 
 def _mask_error(mask: torch.Tensor) -> str:
@@ -275,3 +281,20 @@ def _check_mask(
                 "usp attention has no window; set the one of the model's config to None, or to at "
                 "least the length of the sequence"
             )
+
+
+def _check_positions(
+    module: nn.Module, position_ids: torch.Tensor | None, sequence: ShardedSequence
+) -> None:
+    """Refuse positions in the shard, which a model counts if none are passed."""
+    if position_ids is None or position_ids.ndim != 2:
+        return  # the model keeps them to itself, or has several for a token
+    in_document, in_sequence = sequence.positions(), sequence.shards.positions(sequence.mesh)
+    if not any(
+        (position_ids == positions.to(position_ids.device)).all()
+        for positions in (in_document, in_sequence)
+    ):
+        raise LayoutError(
+            f"position_ids in {type(module).__name__} are not those of this rank's tokens: pass "
+            "position_ids=sequence.positions()[None], as causal_lm_inputs does"
+        )
