@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from examples.long_context import checkpoint
@@ -118,6 +120,29 @@ def train_on_ranks(
         gradient_errors=torch.tensor(errors),
         bytes_sent=traffic.bytes_sent,
     )
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Counts collectives by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count a collective, and execute it."""
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.calls[func._opname] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_collectives(options: Options) -> Counter[str]:
+    """On one rank: the collectives of a step, by name."""
+    trainer = make_trainer(options, "cpu")
+    counter = CollectiveCounter()
+    with counter:
+        trainer.step(0)
+    return counter.calls
 
 
 def _gradient_error(model: torch.nn.Module, expected: torch.Tensor) -> float:

@@ -72,6 +72,7 @@ def test_other_ranks_refuse_in_silence(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(train, "FIRST_RANK_PRINTS_S", 0)
     assert train.main(["--text", str(corpus), "--layout", "1"]) == 2
     assert capsys.readouterr() == ("", "")
 
