@@ -23,15 +23,14 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
 """``out_BsNH``, ``lse_BSn``, ``q_BSnH``, ``kv_TBmH``, ``out_BSnH``; what is not kept is empty."""
 
 
-@torch.library.custom_op("longtake::usp_attention", mutates_args=())
-def usp_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
+def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
     """Attention across ranks that keeps what its backward pass needs.
 
     Args:
         q: ``[B, s, N, H]``.
         k: ``[B, t, M, H]``.
         v: ``[B, t, M, H]``.
-        call: :attr:`AttentionCall.text`.
+        call: :meth:`AttentionCall.encode`.
     """
     result = passes.forward(q, k, v, AttentionCall.decode(call), keep=True)
     assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
@@ -39,6 +38,9 @@ def usp_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) 
     tensors = (result.out_BsNH, result.lse_BSn, *heads)
     out, lse, q_heads, kv_heads, out_heads = (tensor.contiguous() for tensor in tensors)
     return out, lse, q_heads, kv_heads, out_heads
+
+
+usp_attention = torch.library.custom_op("longtake::usp_attention", run, mutates_args=())
 
 
 @usp_attention.register_fake
@@ -60,8 +62,7 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
     return out, lse, q.new_empty(by_heads), kv_heads, q.new_empty(by_heads)
 
 
-@torch.library.custom_op("longtake::usp_attention_backward", mutates_args=())
-def usp_attention_backward(
+def run_backward(
     grad_out: torch.Tensor, inputs: list[torch.Tensor], kept: list[torch.Tensor], call: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v.
@@ -70,7 +71,7 @@ def usp_attention_backward(
         grad_out: ``[B, s, N, H]``.
         inputs: q, k and v; empty with a Ulysses group.
         kept: The tensors that the forward pass returned; without its output with a Ulysses group.
-        call: :attr:`AttentionCall.text`.
+        call: :meth:`AttentionCall.encode`.
     """
     described = AttentionCall.decode(call)
     lse, *others = kept
@@ -80,6 +81,11 @@ def usp_attention_backward(
         result = Result(grad_out, lse, HeadTensors(*others))
     dq, dk, dv = passes.backward(grad_out, inputs, result, described)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+usp_attention_backward = torch.library.custom_op(
+    "longtake::usp_attention_backward", run_backward, mutates_args=()
+)
 
 
 @usp_attention_backward.register_fake

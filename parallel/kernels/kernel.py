@@ -131,10 +131,10 @@ class Kernel:
 
     def unsupported_reason(self, needs: KernelNeeds) -> str | None:
         """Why this kernel cannot run a call on this machine; None if it can."""
-        if needs.log_sum_exp and not self.has_log_sum_exp:
-            return "returns no log-sum-exp, by which partial results merge"
         if needs.backward and (self.backward is None or not self.has_log_sum_exp):
             return "has no backward pass with a given log-sum-exp"
+        if needs.log_sum_exp and not self.has_log_sum_exp:
+            return "returns no log-sum-exp, by which partial results merge"
         if needs.backward and needs.deterministic and not self._repeats:
             if self.repeatable == "torch":
                 return "is repeatable under torch.use_deterministic_algorithms(True) only"

@@ -167,7 +167,8 @@ def kernels(context: CheckContext) -> Iterator[Finding]:
     """Each attention kernel: why it cannot run here, or the result of running it."""
     import torch
 
-    from longtake.parallel import KERNELS, KernelNeeds
+    from longtake.parallel import KernelNeeds
+    from longtake.parallel.kernels.table import KERNELS
 
     device = torch.device(context.device_type)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
