@@ -153,7 +153,7 @@ def usp_attention_forward(
 
     Raises:
         LayoutError: ``usp`` is missing.
-        TensorError: There is a mask, or there are other keys than this rank's.
+        TensorError: There is a mask, or there are keys of other tokens.
         ModelError: The model asks for what is not computed, such as dropout or a sliding window.
     """
     if not isinstance(usp, ShardedSequence):
@@ -163,6 +163,12 @@ def usp_attention_forward(
         )
     _check_options(module, options)
     _check_mask(module, attention_mask, options.get("sliding_window"), usp.shards.num_tokens)
+    if key.shape[2] != query.shape[2]:
+        raise TensorError(
+            f"{key.shape[2]} keys and {query.shape[2]} queries in {type(module).__name__}: usp "
+            "attention has neither a KV cache nor cross attention; pass use_cache=False, and no "
+            "past_key_values"
+        )
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     q_BsNH, k_BsMH, v_BsMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
