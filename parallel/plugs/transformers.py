@@ -114,7 +114,7 @@ def causal_lm_inputs(
     shifted = sequence.shift_labels(input_ids if labels is None else labels)
     return {
         "input_ids": sequence.split(input_ids, dim=1),
-        "position_ids": sequence.positions()[None],
+        "position_ids": sequence.positions()[None].to(input_ids.device),
         "labels": shifted.new_empty(0),
         "shift_labels": sequence.split(shifted, dim=1).contiguous(),
         "num_items_in_batch": (shifted != IGNORED_LABEL).sum(),
@@ -152,7 +152,7 @@ def usp_attention_forward(
         ``[B, s, N, H]``, and None for the attention weights.
 
     Raises:
-        LayoutError: ``usp`` is missing.
+        LayoutError: ``usp`` is missing, or positions are not those of this rank's tokens.
         TensorError: There is a mask, or there are keys of other tokens.
         ModelError: The model asks for what is not computed, such as dropout or a sliding window.
     """
@@ -169,6 +169,8 @@ def usp_attention_forward(
             "attention has neither a KV cache nor cross attention; pass use_cache=False, and no "
             "past_key_values"
         )
+    if getattr(module, "layer_idx", None) == 0 and not torch.compiler.is_compiling():
+        _check_positions(module, options.get("position_ids"), usp)
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     q_BsNH, k_BsMH, v_BsMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -275,3 +277,18 @@ def _check_mask(
                 "usp attention has no window; set the one of the model's config to None, or to at "
                 "least the length of the sequence"
             )
+
+
+def _check_positions(
+    module: nn.Module, position_ids: torch.Tensor | None, sequence: ShardedSequence
+) -> None:
+    """Refuse positions in the shard, which a model counts if none are passed."""
+    if position_ids is None or position_ids.ndim != 2:
+        return  # the model keeps them to itself, or has several for a token
+    positions = sequence.positions().to(position_ids)
+    in_sequence = sequence.shards.positions(sequence.mesh).to(position_ids)
+    if not (position_ids[0].equal(positions) or position_ids[0].equal(in_sequence)):
+        raise LayoutError(
+            f"position_ids in {type(module).__name__} are not those of this rank's tokens: pass "
+            "position_ids=sequence.positions()[None], as causal_lm_inputs does"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from transformers import (
 )
 from transformers.masking_utils import create_causal_mask, create_chunked_causal_mask
 
-from longtake.errors import LayoutError, ModelError, RefusedInputError, TensorError
+from longtake.errors import KernelError, LayoutError, ModelError, RefusedInputError, TensorError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.plugs import transformers as plug
 from longtake.parallel.plugs.diffusers import UspAttnProcessor
@@ -77,6 +78,14 @@ class TestSequence:
     def test_shards_fit_the_mesh(self) -> None:
         with pytest.raises(LayoutError, match="mesh=None, and shards of 2 ranks"):
             ShardedSequence(None, TokenShards.even(8, ParallelDims(ring_degree=2)))
+
+    def test_options_of_attention_are_passed_on(self) -> None:
+        q = torch.zeros(1, NUM_TOKENS, 1, 8)
+        with pytest.raises(KernelError, match="no-such-kernel"):
+            replace(SEQUENCE, kernel="no-such-kernel").attend(q, q, q, causal=True, scale=None)
+        with pytest.raises(TensorError, match="deterministic=2"):
+            options: dict[str, Any] = {"deterministic": 2}
+            replace(SEQUENCE, **options).attend(q, q, q, causal=True, scale=None)
 
     def test_narrow_values_are_padded_for_the_exchange_only(self) -> None:
         q, k, v = (torch.randn(1, NUM_TOKENS, 2, size) for size in (8, 8, 3))
@@ -131,6 +140,13 @@ class TestTransformers:
     def test_a_call_without_a_sequence_is_refused(self) -> None:
         with pytest.raises(LayoutError, match="usp=None in LlamaAttention: pass usp=Sharded"):
             llama()(TOKENS)
+
+    def test_positions_in_the_shard_are_refused(self) -> None:
+        documents = replace(SEQUENCE, document_lengths=(3, 5))
+        llama()(TOKENS, usp=documents, position_ids=documents.positions()[None])
+        llama()(TOKENS, usp=documents)  # counted through all documents
+        with pytest.raises(LayoutError, match="position_ids in LlamaAttention are not those of th"):
+            llama()(TOKENS, usp=SEQUENCE, position_ids=1 + SEQUENCE.positions()[None])
 
     def test_a_model_that_does_not_pass_the_sequence_on_is_refused(self) -> None:
         model = StableLmForCausalLM(StableLmConfig(**SIZES))
