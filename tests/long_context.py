@@ -45,6 +45,7 @@ class Course:
         gradients: ``[steps, weights]``, after clipping; in one process.
         gradient_errors: ``[steps]``: largest differences from the expected gradients, on a rank.
         bytes_sent: By a rank, for attention.
+        weights_held: By a rank, between steps.
     """
 
     losses: torch.Tensor
@@ -52,6 +53,7 @@ class Course:
     gradients: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     gradient_errors: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     bytes_sent: int = 0
+    weights_held: int = 0
 
 
 def train_alone(options: Options, steps: int) -> Course:
@@ -119,6 +121,7 @@ def train_on_ranks(
         torch.tensor([report.gradient_norm for report in reports]),
         gradient_errors=torch.tensor(errors),
         bytes_sent=traffic.bytes_sent,
+        weights_held=sum(_local(each).numel() for each in trainer.model.parameters()),
     )
 
 
@@ -167,6 +170,11 @@ def _part(whole: torch.Tensor, held: DTensor) -> torch.Tensor:
             empty = whole.narrow(placement.dim, 0, 0)
             whole = pieces[rank] if rank < len(pieces) else empty
     return whole
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
 
 
 def _gradient(parameter: torch.Tensor) -> Any:

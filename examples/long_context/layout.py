@@ -13,7 +13,7 @@ from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims
 
 AXES = ("dp", "ring", "ulysses", "tp")
-"""Outermost first: tensor parallelism sends most and gets the fastest links (USP, section 4)."""
+"""Outermost first, as in the USP paper: what is inner sends more and gets faster links."""
 
 
 @dataclass(frozen=True)

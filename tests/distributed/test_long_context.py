@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,31 @@ def test_layout_trains_as_one_process(
     steps = range(STEPS)
     courses = ranks.run(options.layout.num_ranks, train_on_ranks, options, steps, alone.gradients)
     assert_equal(courses, alone, steps)
+    norms = (2 * options.layers + 1) * options.width  # tensor parallelism does not split them
+    num_weights = alone.gradients.shape[1] + (options.layout.tp - 1) * norms
+    assert sum(course.weights_held for course in courses) == num_weights
+
+
+def coordinates(layout: Layout) -> tuple[int | None, ...]:
+    """On one rank: its places along dp, ring, ulysses and tp."""
+    meshes = layout.build_meshes("cpu")
+    ring, ulysses = (meshes.sequence.get_local_rank(axis) for axis in ("ring", "ulysses"))
+    return (meshes.data.get_local_rank(), ring, ulysses, meshes.weights.get_local_rank("tp"))
+
+
+@pytest.mark.parametrize("layout", ["1x3x1x2", "3x1x2x1", "1x2x3x1"])
+def test_inner_axes_have_neighboring_ranks(ranks: RankGroups, layout: str) -> None:
+    degrees = map(int, layout.split("x"))
+    expected = list(product(*map(range, degrees)))
+    assert ranks.run(6, coordinates, Layout.parse(layout)) == expected
+
+
+def test_rank_without_a_label(ranks: RankGroups, folder: Path) -> None:
+    """The second of two tokens predicts nothing."""
+    options = make_options(folder, layout="1x1x2x2", num_tokens=2, batch_size=1)
+    expected = train_alone(options, 2)
+    courses = ranks.run(4, train_on_ranks, options, range(2), expected.gradients)
+    assert_equal(courses, expected, range(2))
 
 
 @pytest.mark.parametrize("layout", ["1x1x2x1", "1x2x1x2"])
