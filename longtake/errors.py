@@ -6,7 +6,7 @@
     │   ├── TensorError      shapes, dtypes, devices of tensors
     │   ├── KernelError      attention kernels
     │   ├── RequestError     requests, engine options, outputs
-    │   └── ModelError       model folders and hub ids
+    │   └── ModelError       model folders and hub ids; models that cannot be split
     ├── EngineError (RuntimeError)                          3           503
     │   └── RankError        a rank died, hung or failed
     ├── PeerLostError (RuntimeError)                        3            -
@@ -60,7 +60,7 @@ class RequestError(RefusedInputError):
 
 
 class ModelError(RefusedInputError):
-    """A model folder or hub id cannot be loaded: missing, damaged, or of an unknown kind."""
+    """A model cannot be loaded (missing, damaged, of an unknown kind), or cannot be split."""
 
 
 class EngineError(LongtakeError, RuntimeError):

@@ -109,8 +109,14 @@ def causal_lm_inputs(
         the number of labels of the whole sequence; ``use_cache``, False; ``usp``, the sequence.
 
     Raises:
+        LayoutError: A rank has no token: transformers runs no model on an empty sequence.
         TensorError: A shape other than ``[B, S]``.
     """
+    if min(sequence.shards.counts) == 0:
+        raise LayoutError(
+            f"{sequence.shards.num_tokens} tokens on {sequence.shards.num_ranks} ranks leave a "
+            "rank without any, on which transformers runs no model: take fewer ranks"
+        )
     shifted = sequence.shift_labels(input_ids if labels is None else labels)
     return {
         "input_ids": sequence.split(input_ids, dim=1),
@@ -206,14 +212,12 @@ def usp_mask(
     """
     if attention_mask is not None and not attention_mask.all():
         raise TensorError(_mask_error(attention_mask))
-    if local_size is not None:
-        return torch.empty(1, dtype=torch.bool).expand(local_size)
     if use_vmap or mask_function.__name__ not in _MASKS:
         raise ModelError(
             f"a mask of the model's own ({mask_function.__name__}): usp attention is causal, or "
             "between all tokens; leave out the inputs that ask for another"
         )
-    return None
+    return None if local_size is None else torch.empty(1, dtype=torch.bool).expand(local_size)
 
 
 def _mask_error(mask: torch.Tensor) -> str:
@@ -285,9 +289,11 @@ def _check_positions(
     """Refuse positions in the shard, which a model counts if none are passed."""
     if position_ids is None or position_ids.ndim != 2:
         return  # the model keeps them to itself, or has several for a token
-    positions = sequence.positions().to(position_ids)
-    in_sequence = sequence.shards.positions(sequence.mesh).to(position_ids)
-    if not (position_ids[0].equal(positions) or position_ids[0].equal(in_sequence)):
+    in_document, in_sequence = sequence.positions(), sequence.shards.positions(sequence.mesh)
+    if not any(
+        (position_ids == positions.to(position_ids.device)).all()
+        for positions in (in_document, in_sequence)
+    ):
         raise LayoutError(
             f"position_ids in {type(module).__name__} are not those of this rank's tokens: pass "
             "position_ids=sequence.positions()[None], as causal_lm_inputs does"

@@ -104,6 +104,11 @@ class TestTransformers:
         assert inputs["position_ids"].tolist() == [list(range(NUM_TOKENS))]
         assert inputs["labels"].numel() == 0, "a model would shift them inside the shard"
 
+    def test_every_rank_has_a_token(self) -> None:
+        empty = ShardedSequence(None, TokenShards.even(0, ParallelDims()))
+        with pytest.raises(LayoutError, match="0 tokens on 1 ranks leave a rank without any"):
+            causal_lm_inputs(empty, TOKENS[:, :0])
+
     @pytest.mark.parametrize(
         ("model", "message"),
         [
@@ -146,7 +151,8 @@ class TestTransformers:
         llama()(TOKENS, usp=documents, position_ids=documents.positions()[None])
         llama()(TOKENS, usp=documents)  # counted through all documents
         with pytest.raises(LayoutError, match="position_ids in LlamaAttention are not those of th"):
-            llama()(TOKENS, usp=SEQUENCE, position_ids=1 + SEQUENCE.positions()[None])
+            positions = SEQUENCE.positions().expand(2, -1) + torch.tensor([[0], [1]])
+            llama()(TOKENS.expand(2, -1), usp=SEQUENCE, position_ids=positions)
 
     def test_a_model_that_does_not_pass_the_sequence_on_is_refused(self) -> None:
         model = StableLmForCausalLM(StableLmConfig(**SIZES))
@@ -208,8 +214,9 @@ class TestTransformers:
         ],
     )
     def test_masks_of_a_model_are_refused(self, options: dict[str, Any]) -> None:
-        with pytest.raises(ModelError, match="a mask of the model's own"):
-            self.mask(create_causal_mask, **options)
+        for create in (create_causal_mask, create_chunked_causal_mask):
+            with pytest.raises(ModelError, match="a mask of the model's own"):
+                self.mask(create, attention_chunk_size=NUM_TOKENS, **options)
 
     def test_masks_of_shards_and_of_long_windows_are_none(self) -> None:
         assert self.mask(create_causal_mask) is None
