@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from examples.long_context import checkpoint
@@ -43,6 +45,7 @@ class Course:
         gradients: ``[steps, weights]``, after clipping; in one process.
         gradient_errors: ``[steps]``: largest differences from the expected gradients, on a rank.
         bytes_sent: By a rank, for attention.
+        weights_held: By a rank, between steps.
     """
 
     losses: torch.Tensor
@@ -50,6 +53,7 @@ class Course:
     gradients: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     gradient_errors: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     bytes_sent: int = 0
+    weights_held: int = 0
 
 
 def train_alone(options: Options, steps: int) -> Course:
@@ -117,7 +121,31 @@ def train_on_ranks(
         torch.tensor([report.gradient_norm for report in reports]),
         gradient_errors=torch.tensor(errors),
         bytes_sent=traffic.bytes_sent,
+        weights_held=sum(_local(each).numel() for each in trainer.model.parameters()),
     )
+
+
+class CollectiveCounter(TorchDispatchMode):
+    """Counts collectives by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count a collective, and execute it."""
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.calls[func._opname] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_collectives(options: Options) -> Counter[str]:
+    """On one rank: the collectives of a step, by name."""
+    trainer = make_trainer(options, "cpu")
+    counter = CollectiveCounter()
+    with counter:
+        trainer.step(0)
+    return counter.calls
 
 
 def _gradient_error(model: torch.nn.Module, expected: torch.Tensor) -> float:
@@ -142,6 +170,11 @@ def _part(whole: torch.Tensor, held: DTensor) -> torch.Tensor:
             empty = whole.narrow(placement.dim, 0, 0)
             whole = pieces[rank] if rank < len(pieces) else empty
     return whole
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
 
 
 def _gradient(parameter: torch.Tensor) -> Any:

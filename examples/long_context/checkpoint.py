@@ -47,9 +47,14 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
         run: Options that determine the weights, by name.
 
     Raises:
-        RequestError: It is of another run.
+        RequestError: It is of another run, or incomplete.
     """
-    saved = json.loads((path / _RUN_FILE).read_text())
+    try:
+        saved = dict(json.loads((path / _RUN_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(
+            f"{path} is no checkpoint, for its {_RUN_FILE} cannot be read: remove it"
+        ) from error
     for name, value in run.items():
         if saved.get(name) != value:
             raise RequestError(

@@ -13,7 +13,7 @@ from longtake.errors import LayoutError
 from longtake.parallel import ParallelDims
 
 AXES = ("dp", "ring", "ulysses", "tp")
-"""Outermost first: tensor parallelism sends most and gets the fastest links (USP, section 4)."""
+"""Outermost first, as in the USP paper: what is inner sends more and gets faster links."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Layout:
         Raises:
             LayoutError: The text has another form.
         """
-        if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){3}", text):
+        if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){3}", text):
             raise LayoutError(
                 f"layout={text!r} must be DPxRINGxULYSSESxTP, four whole numbers of at least 1: "
                 "try 1x1x2x1"

@@ -107,12 +107,11 @@ def parallelize(
     shard = partial(
         fully_shard,
         mesh=meshes.weights["shard"],
-        reshard_after_forward=zero == 3,
         mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
     )
     for layer in model.model.layers:
-        shard(layer)
-    shard(model)
+        shard(layer, reshard_after_forward=zero == 3)
+    shard(model)  # the embedding and the head; their backward pass follows at once
     sum_gradients(model)
 
 

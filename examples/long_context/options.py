@@ -12,13 +12,14 @@ from typing import Any, Literal, NoReturn, get_args
 
 from examples.long_context.layout import Layout
 from longtake.errors import RequestError
+from longtake.parallel import TokenShards
 
 Zero = Literal[2, 3]
 Recompute = Literal["nothing", "all", "all-but-attention"]
 DType = Literal["float32", "bfloat16"]
 
 
-def _option(help: str, default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
+def _option(help: str, default: Any, **keywords: Any) -> Any:
     """A field that is a command line option of the same name."""
     keywords = {"type": type(default), **keywords, "help": f"{help}; default: {default}"}
     return dataclasses.field(default=default, metadata=keywords)
@@ -94,11 +95,23 @@ class Options:
                 f"tokens in each sequence, needs a pass for each: try --accumulation "
                 f"{self.batch_size // self.layout.dp}"
             )
-        self._check_text()
+        self._check_tokens()
+        self._check_files()
 
-    def _check_text(self) -> None:
+    def _check_tokens(self) -> None:
         if self.num_tokens < 2:
             raise RequestError("num_tokens=1 leaves nothing to predict: try --num-tokens 1024")
+        counts = TokenShards.zigzag(self.num_tokens, self.layout.sequence).counts
+        if 0 in counts:
+            raise RequestError(
+                f"num_tokens={self.num_tokens} leaves some of the {len(counts)} ranks of a "
+                f"sequence without a token, which transformers cannot take: try --num-tokens "
+                f"{2 * len(counts)}"
+            )
+
+    def _check_files(self) -> None:
+        if self.checkpoints and self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise RequestError(f"checkpoints={str(self.checkpoints)!r} is no folder: name another")
         if not self.text.is_file():
             raise RequestError(
                 f"text={str(self.text)!r} is no file: make one with "

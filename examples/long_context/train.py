@@ -24,6 +24,7 @@ from examples.long_context.trainer import Trainer
 from longtake.errors import RefusedInputError
 
 EXIT_REFUSED = 2
+FIRST_RANK_PRINTS_S = 2.0
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except RefusedInputError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"train: {error}", file=sys.stderr)
+        else:
+            time.sleep(FIRST_RANK_PRINTS_S)  # torchrun kills all ranks once one has ended
         return EXIT_REFUSED
     train(options, join())
     dist.barrier()
@@ -58,12 +61,13 @@ def train(options: Options, device_type: str) -> None:
     """Train to the last step, from the newest checkpoint if there is one."""
     trainer = make_trainer(options, device_type)
     num_weights = sum(each.numel() for each in trainer.model.parameters())
-    say(f"{num_weights:,} weights, layout {options.layout}, {dist.get_world_size()} ranks")
+    say(f"{num_weights:,} weights, layout {options.layout} (dp x ring x ulysses x tp)")
     start = 0
     if options.checkpoints and (newest := checkpoint.latest(options.checkpoints)):
         start, path = newest
         checkpoint.load(path, trainer.model, trainer.optimizer)
-        say(f"continuing from {path}")
+        left = max(0, options.steps - start)
+        say(f"continuing from {path}: {left} of {options.steps} steps left")
     for step in range(start, options.steps):
         started_s = time.monotonic()
         report = trainer.step(step)

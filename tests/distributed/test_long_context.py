@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,13 @@ from longtake.errors import RequestError
 from longtake.parallel import TokenShards
 from longtake.parallel.plugs.sequence import ShardedSequence
 from longtake.parallel.plugs.transformers import causal_lm_inputs
-from tests.long_context import Course, make_options, train_alone, train_on_ranks
+from tests.long_context import (
+    Course,
+    count_collectives,
+    make_options,
+    train_alone,
+    train_on_ranks,
+)
 from tests.ranks import RankGroups
 
 LAYOUTS = [
@@ -57,6 +65,31 @@ def test_layout_trains_as_one_process(
     steps = range(STEPS)
     courses = ranks.run(options.layout.num_ranks, train_on_ranks, options, steps, alone.gradients)
     assert_equal(courses, alone, steps)
+    norms = (2 * options.layers + 1) * options.width  # tensor parallelism does not split them
+    num_weights = alone.gradients.shape[1] + (options.layout.tp - 1) * norms
+    assert sum(course.weights_held for course in courses) == num_weights
+
+
+def coordinates(layout: Layout) -> tuple[int | None, ...]:
+    """On one rank: its places along dp, ring, ulysses and tp."""
+    meshes = layout.build_meshes("cpu")
+    ring, ulysses = (meshes.sequence.get_local_rank(axis) for axis in ("ring", "ulysses"))
+    return (meshes.data.get_local_rank(), ring, ulysses, meshes.weights.get_local_rank("tp"))
+
+
+@pytest.mark.parametrize("layout", ["1x3x1x2", "3x1x2x1", "1x2x3x1"])
+def test_inner_axes_have_neighboring_ranks(ranks: RankGroups, layout: str) -> None:
+    degrees = map(int, layout.split("x"))
+    expected = list(product(*map(range, degrees)))
+    assert ranks.run(6, coordinates, Layout.parse(layout)) == expected
+
+
+def test_rank_without_a_label(ranks: RankGroups, folder: Path) -> None:
+    """The second of two tokens predicts nothing."""
+    options = make_options(folder, layout="1x1x2x2", num_tokens=2, batch_size=1)
+    expected = train_alone(options, 2)
+    courses = ranks.run(4, train_on_ranks, options, range(2), expected.gradients)
+    assert_equal(courses, expected, range(2))
 
 
 @pytest.mark.parametrize("layout", ["1x1x2x1", "1x2x1x2"])
@@ -102,6 +135,25 @@ def test_zero_2_equals_zero_3_and_recomputation_changes_nothing(
         assert course.bytes_sent < all_again[rank].bytes_sent
 
 
+def test_collectives_of_a_step(ranks: RankGroups, folder: Path) -> None:
+    """Of 3 layers. The embedding and the head are one more group of weights."""
+
+    def count(**changes: str | int) -> Counter[str]:
+        options = make_options(folder, **{"layers": 3, **changes})
+        counts: list[Counter[str]] = ranks.run(2, count_collectives, options)
+        assert counts[0] == counts[1]
+        return counts[0]
+
+    zero_3, zero_2 = count(layout="1x2x1x1"), count(layout="1x2x1x1", zero=2)
+    assert zero_3["_allgather_base_"] == 2 * 3 + 1
+    assert zero_2["_allgather_base_"] == 3 + 1
+    assert zero_3["_reduce_scatter_base_"] == zero_2["_reduce_scatter_base_"] == 3 + 1
+    assert zero_3["allreduce_"] == 2  # the norm, and the loss that is shown
+
+    tensor_parallel = count(layout="1x1x1x2")["all_reduce"]
+    assert tensor_parallel - count(layout="1x1x1x2", layers=2)["all_reduce"] == 2 + 2
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [("1x5x1x1", "1x1x1x2"), ("1x2x1x2", "1x1x3x1"), ("1x1x1x2", "1x1x1x2")]
 )
@@ -132,6 +184,13 @@ def test_checkpoint_of_another_run_is_refused(
     other = make_options(folder, learning_rate=0.1)
     with pytest.raises(RequestError, match=r"learning_rate=0.1, and .* with learning_rate=0.001"):
         checkpoint.check_run(tmp_path / "step-1", other.run)
+
+
+def test_bfloat16_follows_float32(ranks: RankGroups, folder: Path, alone: Course) -> None:
+    options = make_options(folder, layout="1x2x1x2", dtype="bfloat16")
+    for course in ranks.run(4, train_on_ranks, options, range(5)):
+        difference = (course.losses - alone.losses[:5]).abs().max()
+        assert 1e-5 < difference < 2e-2
 
 
 def labels_on_rank(layout: Layout, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

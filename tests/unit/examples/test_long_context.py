@@ -31,8 +31,11 @@ REFUSED = {
     "--batch-size 4 --packed": "with packed documents, which end at different tokens in each "
     "sequence, needs a pass for each: try --accumulation 4",
     "--num-tokens 1": "num_tokens=1 leaves nothing to predict",
+    "--num-tokens 3 --layout 1x2x2x1": "num_tokens=3 leaves some of the 4 ranks of a sequence "
+    "without a token, which transformers cannot take: try --num-tokens 8",
     "--num-tokens 5001": "has 5000 bytes, fewer than num_tokens=5001",
     "--text missing.txt": "text='missing.txt' is no file: make one with python -m examples.long_",
+    "--checkpoints pyproject.toml": "checkpoints='pyproject.toml' is no folder: name another",
     "--width 36 --heads 4": "width=36 must be an even multiple of heads=4",
     "--heads 4 --kv-heads 3": "kv_heads=3 must divide heads=4",
     "--steps 0": "steps=0 must be at least 1",
@@ -72,8 +75,19 @@ def test_other_ranks_refuse_in_silence(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(train, "FIRST_RANK_PRINTS_S", 0)
     assert train.main(["--text", str(corpus), "--layout", "1"]) == 2
     assert capsys.readouterr() == ("", "")
+
+
+def test_folder_that_is_no_checkpoint_is_refused(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = corpus.with_name("checkpoints")
+    (folder / "step-3").mkdir(parents=True)
+    assert train.main(["--text", str(corpus), "--checkpoints", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "step-3 is no checkpoint, for its run.json cannot be read: remove it\n" in err
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
