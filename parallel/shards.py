@@ -6,9 +6,10 @@ no torch; ``split`` and ``gather`` import it when they are called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from longtake.errors import LayoutError, TensorError
@@ -63,14 +64,28 @@ class TokenShards:
             LayoutError: ``num_tokens`` is neither a whole number of at least 0 nor a sequence of
                 them.
         """
-        segments = tuple(num_tokens) if isinstance(num_tokens, Sequence) else (num_tokens,)
-        for count in segments:
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise LayoutError(
-                    f"num_tokens={num_tokens!r} must be a whole number of at least 0, or one for "
-                    "each segment of the sequence: pass e.g. 1024 or (1024, 77)"
-                )
-        return cls(_split_segments(segments, dims.sequence_degree))
+        return cls(_split_segments(_checked_segments(num_tokens), dims.sequence_degree))
+
+    @classmethod
+    def zigzag(cls, num_tokens: int | Sequence[int], dims: ParallelDims) -> TokenShards:
+        """Split a sequence so that all ranks have the same work under a causal mask.
+
+        The sequence is cut into ``2 * ring_degree`` chunks; ring rank i owns chunks i and
+        ``2 * ring_degree - 1 - i``. Its Ulysses ranks own consecutive parts of these. Chunks, and
+        the tokens of ranks, differ by at most one.
+
+        Args:
+            num_tokens: Length of the sequence, any number including 0; or the lengths of the
+                documents packed in it, each of which is split over all ranks.
+            dims: The layout.
+
+        Raises:
+            LayoutError: ``num_tokens`` is neither a whole number of at least 0 nor a sequence of
+                them.
+
+        Source: USP, arXiv 2405.07719, algorithm 2.
+        """
+        return cls(_split_zigzag(_checked_segments(num_tokens), dims))
 
     @property
     def num_ranks(self) -> int:
@@ -86,6 +101,23 @@ class TokenShards:
     def counts(self) -> tuple[int, ...]:
         """Number of tokens of each sequence rank."""
         return tuple(sum(len(span) for span in own) for own in self.ranges)
+
+    def positions(self, mesh: DeviceMesh | None) -> torch.Tensor:
+        """Positions in the whole sequence of this rank's tokens, in the order it holds them.
+
+        Args:
+            mesh: Mesh with axes ``ring`` and ``ulysses``; None for a single process.
+
+        Returns:
+            int64 ``[s]``, on the mesh's kind of device; on torch's default device without a mesh.
+
+        Raises:
+            LayoutError: The mesh and the shards have different numbers of ranks.
+        """
+        import torch
+
+        device = None if mesh is None else mesh.device_type
+        return self.split(torch.arange(self.num_tokens, device=device), mesh, dim=0)
 
     def split(self, tensor: torch.Tensor, mesh: DeviceMesh | None, dim: int) -> torch.Tensor:
         """Select this rank's tokens from a tensor that holds all of them. Sends nothing.
@@ -236,6 +268,18 @@ def _token_dim(tensor: torch.Tensor, dim: int, num_tokens: int, owner: str) -> i
     return dim % tensor.ndim
 
 
+def _checked_segments(num_tokens: int | Sequence[int]) -> tuple[int, ...]:
+    """Lengths of the segments of a sequence."""
+    segments = tuple(num_tokens) if isinstance(num_tokens, Sequence) else (num_tokens,)
+    for count in segments:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise LayoutError(
+                f"num_tokens={num_tokens!r} must be a whole number of at least 0, or one for "
+                "each segment of the sequence: pass e.g. 1024 or (1024, 77)"
+            )
+    return segments
+
+
 def _split_segments(segments: Iterable[int], num_ranks: int) -> tuple[tuple[range, ...], ...]:
     """Split each segment evenly; its surplus tokens go to the ranks after the last that got one."""
     owned: list[list[range]] = [[] for _ in range(num_ranks)]
@@ -243,9 +287,42 @@ def _split_segments(segments: Iterable[int], num_ranks: int) -> tuple[tuple[rang
     for count in segments:
         spans = even_ranges(count, num_ranks, start=start, first=start % num_ranks)
         for own, span in zip(owned, spans, strict=True):
-            if own and own[-1].stop == span.start:
-                own[-1] = range(own[-1].start, span.stop)
-            elif span:
-                own.append(span)
+            _append(own, span)
         start += count
-    return tuple(tuple(own) for own in owned)
+    return tuple(map(tuple, owned))
+
+
+def _split_zigzag(segments: Iterable[int], dims: ParallelDims) -> tuple[tuple[range, ...], ...]:
+    """Split each segment over the ring in zigzag, and each ring rank's part over Ulysses."""
+    ring_degree, ulysses_degree = dims.ring_degree, dims.ulysses_degree
+    owned: list[list[range]] = [[] for _ in range(dims.sequence_degree)]
+    start = 0
+    for count in segments:
+        counts = [len(part) for part in even_ranges(count, ring_degree, first=start % ring_degree)]
+        lengths = [-(-each // 2) for each in counts] + [each // 2 for each in reversed(counts)]
+        ends = list(accumulate(lengths, initial=start))
+        chunks = [range(*edges) for edges in pairwise(ends)]
+        for ring_rank in range(ring_degree):
+            pair = chunks[ring_rank], chunks[-1 - ring_rank]
+            parts = even_ranges(counts[ring_rank], ulysses_degree, first=start % ulysses_degree)
+            for ulysses_rank, part in enumerate(parts):
+                for span in _slice(pair, part):
+                    _append(owned[ring_rank * ulysses_degree + ulysses_rank], span)
+        start += count
+    return tuple(map(tuple, owned))
+
+
+def _slice(spans: Iterable[range], part: range) -> Iterator[range]:
+    """The elements at these indices of ranges one after the other."""
+    first = 0
+    for span in spans:
+        yield span[max(part.start - first, 0) : max(part.stop - first, 0)]
+        first += len(span)
+
+
+def _append(own: list[range], span: range) -> None:
+    """Append a range, joined with the last if it continues it; an empty one is left out."""
+    if span and own and own[-1].stop == span.start:
+        own[-1] = range(own[-1].start, span.stop)
+    elif span:
+        own.append(span)

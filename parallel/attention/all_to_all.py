@@ -162,6 +162,96 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
     return torch.cat([part.transpose(0, 1) for part in parts], dim=2)
 
 
+def queries_to_heads(x_BsNH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tensor:
+    """Give each rank all query tokens of its heads: the adjoint of :func:`heads_to_tokens`.
+
+    Args:
+        x_BsNH: This rank's tokens, all heads.
+        ulysses: The Ulysses group.
+
+    Returns:
+        ``x_BSnH``, tokens in the order of tokens_to_heads.
+
+    Raises:
+        PeerLostError: A rank of the group died or did not answer in time.
+    """
+    stream = _Stream((x_BsNH,), (ulysses.heads.query,), ulysses.query_tokens)
+    return _exchange_stream(stream, ulysses).transpose(0, 1)
+
+
+def gradients_to_tokens(
+    dq_BSnH: torch.Tensor, dk_BTmH: torch.Tensor, dv_BTmH: torch.Tensor, ulysses: UlyssesGroup
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Give each rank the gradients of its tokens: the adjoint of :func:`tokens_to_heads`.
+
+    One collective. The gradients of a KV head that several ranks hold are added by rank, in float32
+    (float64 for float64).
+
+    Args:
+        dq_BSnH: Gradients of the queries: all tokens of the group, this rank's heads.
+        dk_BTmH: Gradients of the keys, likewise.
+        dv_BTmH: Gradients of the values, likewise.
+        ulysses: The Ulysses group.
+
+    Returns:
+        ``dq_BsNH``, ``dk_BtMH`` and ``dv_BtMH``.
+
+    Raises:
+        PeerLostError: A rank of the group died or did not answer in time.
+    """
+    own, peers = ulysses.rank, ulysses.peers
+    order = [own, *peers]  # that of the tokens
+    q_parts = dq_BSnH.transpose(0, 1).split([ulysses.query_tokens[rank] for rank in order])
+    kv_parts = pack_kv(dk_BTmH, dv_BTmH).split([ulysses.kv_tokens[rank] for rank in order])
+    sent = [
+        torch.cat([q.reshape(-1), kv.reshape(-1)])
+        for q, kv in zip(q_parts[1:], kv_parts[1:], strict=True)
+    ]
+    batch, _, _, head_size = dq_BSnH.shape
+    shapes = [
+        [
+            (ulysses.query_tokens[own], batch, len(ulysses.heads.query[peer]), head_size),
+            (ulysses.kv_tokens[own], batch, 2 * len(ulysses.heads.kv[peer]), head_size),
+        ]
+        for peer in peers
+    ]
+    sizes = [sum(map(math.prod, pair)) for pair in shapes]
+    received = dq_BSnH.new_empty(sum(sizes))
+    all_to_all(
+        received,
+        torch.cat(sent),
+        ulysses.split_sizes(sizes),
+        ulysses.split_sizes([len(part) for part in sent]),
+        ulysses.group,
+    )
+    parts = [_views(part, pair) for part, pair in zip(received.split(sizes), shapes, strict=True)]
+    parts.insert(own, [q_parts[0], kv_parts[0]])
+    dq = torch.cat([q.transpose(0, 1) for q, _ in parts], dim=2)
+    return dq, *_sum_kv_heads([kv for _, kv in parts], ulysses)
+
+
+def _sum_kv_heads(
+    parts: Sequence[torch.Tensor], ulysses: UlyssesGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the gradients of this rank's keys and values over the ranks that hold their heads.
+
+    Args:
+        parts: ``dkv_tBmH`` from each rank, of its heads.
+        ulysses: The Ulysses group.
+    """
+    num_tokens, batch, _, head_size = parts[0].shape
+    num_heads = max(held.stop for held in ulysses.heads.kv)
+    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    totals = [
+        parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide) for _ in "kv"
+    ]
+    for part, held in zip(parts, ulysses.heads.kv, strict=True):
+        for total, gradient in zip(totals, split_kv(part), strict=True):
+            total[:, :, held.start : held.stop] += gradient
+    dk, dv = (total.to(parts[0].dtype) for total in totals)
+    return dk, dv
+
+
 def pack_kv(k_BtmH: torch.Tensor, v_BtmH: torch.Tensor) -> torch.Tensor:
     """Copy K and V into one contiguous buffer ``kv_tBmH``, as :func:`tokens_to_heads` does."""
     batch, num_tokens, num_kv_heads, head_size = k_BtmH.shape

@@ -1,7 +1,9 @@
 """USP attention: exact attention over a sequence that is split across a grid of ranks.
 
-USP, arXiv 2405.07719, algorithm 1. Communication: in the Ulysses group, one all-to-all for q, k and
-v and one for the output; in the ring group, ``ring_degree - 1`` transfers of K and V in one buffer.
+USP, arXiv 2405.07719, algorithms 1 and 2. Communication: in the Ulysses group, one all-to-all for
+q, k and v and one for the output; in the ring group, ``ring_degree - 1`` transfers of K and V in
+one buffer. The backward pass sends the gradient of the output, and those of q, k and v, in one
+all-to-all each; K and V again; and the gradient of each block to its owner.
 
 Legend, upper case for a whole group, lower case for one rank: B batch, S/s query tokens, T/t key
 tokens, N/n query heads, M/m KV heads, H head size. N is a multiple of M; query head i reads KV head
@@ -11,7 +13,8 @@ i // (N / M).
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,16 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.overrides import handle_torch_function, has_torch_function
 
 from longtake.errors import TensorError
-from longtake.parallel.attention.all_to_all import (
-    UlyssesGroup,
-    heads_to_tokens,
-    pack_kv,
-    tokens_to_heads,
-)
-from longtake.parallel.attention.ring import BlockAttention, RingGroup, ring_attention
-from longtake.parallel.exchange import check_no_gradient
-from longtake.parallel.heads import HeadShards
-from longtake.parallel.kernels.attend import attend
+from longtake.parallel.attention import operator, passes
+from longtake.parallel.attention.call import AttentionCall, Axis
+from longtake.parallel.attention.mask import Mask
 from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
 from longtake.parallel.kernels.table import select_kernel
 from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
@@ -43,85 +39,128 @@ def usp_attention(
     mesh: DeviceMesh | None,
     shards: TokenShards,
     kv_shards: TokenShards | None = None,
+    causal: bool = False,
+    document_lengths: Sequence[int] | None = None,
     kernel: str = "auto",
     scale: float | None = None,
+    deterministic: bool = False,
 ) -> torch.Tensor:
     """Attention over a sequence that is split across ``ring x ulysses`` ranks.
 
     Equals ``softmax(scale * q k^T) v`` over the whole sequence, for any number of tokens, query
-    heads and KV heads. Collective: all ranks of the mesh, or of one cfg branch of it, call this
-    with the same arguments but for the tokens. There is no backward pass. A
-    :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like torch's functions.
+    heads and KV heads, and is differentiable in q, k and v. Collective, and so is its backward
+    pass: all ranks of the mesh, or of one cfg branch of it, call this with the same arguments but
+    for the tokens. A :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like
+    torch's functions.
 
     Args:
         q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64.
         k: ``[B, t, M, H]``, this rank's keys.
         v: ``[B, t, M, H]``, this rank's values.
-        mesh: Mesh from :meth:`ParallelDims.build_mesh`; None for a single process.
+        mesh: Mesh with axes ``ring`` and ``ulysses``, as from :meth:`ParallelDims.build_mesh`; None
+            for a single process.
         shards: Ownership of the query tokens.
         kv_shards: Ownership of the key tokens in cross attention; ``shards`` if None.
+        causal: Whether a query sees the keys up to its own position in the whole sequence only.
+            :meth:`TokenShards.zigzag` gives all ranks the same work.
+        document_lengths: Lengths of the documents that are packed in the sequence, in tokens; a
+            query sees its own document only. None for a single document.
         kernel: "auto", or the name of a local kernel (:mod:`longtake.parallel.kernels`).
         scale: Factor of the scores; ``H ** -0.5`` if None.
+        deterministic: Whether the gradients must be bitwise repeatable.
 
     Returns:
         ``[B, s, N, H]`` in q's dtype: the attention of this rank's queries.
 
     Raises:
-        LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent.
+        LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent. A
+            TensorError also in the backward pass of the backward pass, which does not exist.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
     if has_torch_function((q, k, v)):
         qkv = (q, k, v)
-        options: Any = {"kv_shards": kv_shards, "kernel": kernel, "scale": scale}
+        options: dict[str, Any] = {
+            "kv_shards": kv_shards,
+            "causal": causal,
+            "document_lengths": document_lengths,
+            "kernel": kernel,
+            "scale": scale,
+            "deterministic": deterministic,
+        }
         replaced: torch.Tensor = handle_torch_function(
             usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **options
         )
         return replaced
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
-    heads = HeadShards.even(q.shape[2], k.shape[2], axis_degree(mesh, ULYSSES_AXIS))
-    attend_block = _block_attention(q, mesh, heads, kernel, scale)
-    if mesh is None or shards.num_ranks == 1:
-        return attend_block(q, k, v)[0]
-    ulysses, ring = _groups(mesh, shards, kv_shards, heads)
-    if ulysses.degree == 1:
-        return ring_attention(q, pack_kv(k, v), ring, attend_block)
-    q_BSnH, kv_TBmH = tokens_to_heads(q, k, v, ulysses, contiguous_kv=ring.degree > 1)
-    del q, k, v
-    out_BSnH = ring_attention(q_BSnH, kv_TBmH, ring, attend_block)
-    del q_BSnH, kv_TBmH  # free them before heads_to_tokens allocates
-    return heads_to_tokens(out_BSnH, ulysses)
+    mask = _mask(causal, document_lengths, shards, kv_shards)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    scale = _checked_scale(scale, q.shape[3])
+    if mask.causal and scale <= 0:  # kernels scale the -inf of hidden scores as well
+        q, scale = (-q, -scale) if scale < 0 else (0 * q, 1.0)
+    needs = KernelNeeds(
+        q.device,
+        q.dtype,
+        q.shape[3],
+        log_sum_exp=axis_degree(mesh, RING_AXIS) > 1 or bool(mask.document_ends),
+        backward=differentiable,
+        deterministic=deterministic,
+    )
+    call = _call(
+        _axis(mesh, RING_AXIS),
+        _axis(mesh, ULYSSES_AXIS),
+        shards,
+        kv_shards,
+        (q.shape[2], k.shape[2]),
+        mask,
+        select_kernel(kernel, needs).name,
+        KernelOptions(scale, deterministic=deterministic),
+    )
+    if differentiable or type(q) is not torch.Tensor or torch.compiler.is_compiling():
+        out: torch.Tensor = operator.usp_attention(q, k, v, call.text)[0]
+        return out
+    return passes.forward(q, k, v, call).out_BsNH
 
 
-def _block_attention(
-    q: torch.Tensor, mesh: DeviceMesh | None, heads: HeadShards, kernel: str, scale: float | None
-) -> BlockAttention:
-    """Local attention of this rank's heads over one block of keys."""
-    in_ring = axis_degree(mesh, RING_AXIS) > 1
-    needs = KernelNeeds(q.device, q.dtype, q.shape[3], log_sum_exp=in_ring)
-    return partial(
-        attend,
-        select_kernel(kernel, needs),
-        options=KernelOptions(_checked_scale(scale, q.shape[3])),
-        head_runs=heads.runs(axis_rank(mesh, ULYSSES_AXIS)),
+def _axis(mesh: DeviceMesh | None, axis: str) -> Axis:
+    """This rank's group along an axis."""
+    if mesh is None:
+        return Axis()
+    return Axis(
+        axis_rank(mesh, axis), axis_degree(mesh, axis), str(mesh.get_group(axis).group_name)
     )
 
 
-def _groups(
-    mesh: DeviceMesh, shards: TokenShards, kv_shards: TokenShards, heads: HeadShards
-) -> tuple[UlyssesGroup, RingGroup]:
-    """This rank's Ulysses group and ring."""
-    ulysses = UlyssesGroup(
-        mesh.get_group(ULYSSES_AXIS),
-        axis_rank(mesh, ULYSSES_AXIS),
-        shards.ulysses_counts(mesh),
-        kv_shards.ulysses_counts(mesh),
-        heads,
-    )
-    ring = RingGroup(
-        mesh.get_group(RING_AXIS), axis_rank(mesh, RING_AXIS), kv_shards.ring_counts(mesh)
-    )
-    return ulysses, ring
+@lru_cache(maxsize=256)
+def _call(
+    ring: Axis,
+    ulysses: Axis,
+    shards: TokenShards,
+    kv_shards: TokenShards,
+    heads: tuple[int, int],
+    mask: Mask,
+    kernel: str,
+    options: KernelOptions,
+) -> AttentionCall:
+    """The call, described once."""
+    tokens = shards.ranges, kv_shards.ranges
+    return AttentionCall(ring, ulysses, *tokens, *heads, mask, kernel, options)
+
+
+def _mask(
+    causal: bool,
+    document_lengths: Sequence[int] | None,
+    shards: TokenShards,
+    kv_shards: TokenShards,
+) -> Mask:
+    """The keys that a query sees."""
+    mask = Mask.of(causal, document_lengths, shards.num_tokens)
+    if mask.hides and kv_shards.num_tokens != shards.num_tokens:
+        raise TensorError(
+            f"{shards.num_tokens} queries and {kv_shards.num_tokens} keys: with causal=True or "
+            "document_lengths they must be of one sequence: leave out kv_shards"
+        )
+    return mask
 
 
 def _check_arguments(
@@ -151,7 +190,7 @@ def _check_arguments(
 def _check_tensors(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh | None
 ) -> None:
-    """Check shapes, dtypes and devices, and that no gradient is required."""
+    """Check shapes, dtypes and devices."""
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise TensorError(f"{shapes} must have 4 dimensions: [batch, tokens, heads, head size]")
@@ -175,7 +214,6 @@ def _check_tensors(
             f"q is on {q.device}, the mesh on {mesh.device_type}: move q, k and v there, or build "
             f"the mesh with device_type={q.device.type!r}"
         )
-    check_no_gradient(q, k, v)
 
 
 def _checked_scale(scale: float | None, head_size: int) -> float:

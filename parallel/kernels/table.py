@@ -146,3 +146,8 @@ def select_kernel(name: str, needs: KernelNeeds) -> Kernel:
     can = ", ".join(["auto", *(kernel.name for kernel in able)])
     reason = refusals[name] if name in refusals else "there is no such kernel"
     raise KernelError(f"kernel={name!r} cannot run {call}: {reason}: try one of {can}")
+
+
+def kernel_named(name: str) -> Kernel:
+    """The kernel of a name that :func:`select_kernel` gave."""
+    return next(kernel for kernel in KERNELS if kernel.name == name)

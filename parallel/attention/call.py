@@ -1,0 +1,184 @@
+"""One attention across ranks as plain values, and what a rank derives from them.
+
+A custom operator takes tensors and text, no meshes and shards. So a call is written as text, and
+read back once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+
+import torch
+import torch.distributed as dist
+
+from longtake.parallel.attention.all_to_all import UlyssesGroup
+from longtake.parallel.attention.mask import Mask, Spans, TokenOrder
+from longtake.parallel.attention.ring import RingGroup
+from longtake.parallel.attention.schedule import RingSchedule
+from longtake.parallel.groups import group_of
+from longtake.parallel.heads import HeadShards
+from longtake.parallel.kernels.attend import attend, attend_backward
+from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
+from longtake.parallel.kernels.table import kernel_named
+
+
+@dataclass(frozen=True)
+class Axis:
+    """This rank's group along an axis of the mesh.
+
+    Attributes:
+        rank: This rank in the group.
+        degree: Number of ranks.
+        group: Name of the process group; empty if the axis has none.
+    """
+
+    rank: int = 0
+    degree: int = 1
+    group: str = ""
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The process group; None if the axis has none."""
+        return group_of(self.group) if self.group else None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What a rank must know of an attention, besides its tensors.
+
+    Attributes:
+        ring: The ring.
+        ulysses: The Ulysses group.
+        queries: Positions of each sequence rank's query tokens, in the order in which it holds
+            them.
+        keys: Positions of each sequence rank's key tokens, likewise.
+        num_heads: Number of query heads (N).
+        num_kv_heads: Number of KV heads (M).
+        mask: The keys that a query sees.
+        kernel: Name of the local kernel.
+        options: Options of the kernel; ``causal`` depends on the tile.
+    """
+
+    ring: Axis
+    ulysses: Axis
+    queries: tuple[Spans, ...]
+    keys: tuple[Spans, ...]
+    num_heads: int
+    num_kv_heads: int
+    mask: Mask
+    kernel: str
+    options: KernelOptions
+
+    @cached_property
+    def text(self) -> str:
+        """The call as text; :meth:`decode` reads it."""
+        fields = asdict(replace(self, queries=(), keys=()))
+        edges = [
+            [[(span.start, span.stop) for span in own] for own in spans]
+            for spans in (self.queries, self.keys)
+        ]
+        return json.dumps(fields | dict(zip(("queries", "keys"), edges, strict=True)))
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def decode(text: str) -> AttentionCall:
+        """The call of a text; the same object for the same text."""
+        fields = json.loads(text)
+        queries, keys = (
+            tuple(tuple(range(*edges) for edges in own) for own in fields.pop(side))
+            for side in ("queries", "keys")
+        )
+        mask = fields.pop("mask")
+        return AttentionCall(
+            ring=Axis(**fields.pop("ring")),
+            ulysses=Axis(**fields.pop("ulysses")),
+            queries=queries,
+            keys=keys,
+            mask=Mask(mask["causal"], tuple(mask["document_ends"])),
+            options=KernelOptions(**fields.pop("options")),
+            **fields,
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        """Number of ranks of the sequence."""
+        return self.ring.degree * self.ulysses.degree
+
+    @property
+    def num_own_keys(self) -> int:
+        """Key tokens of this rank."""
+        rank = self.ring.rank * self.ulysses.degree + self.ulysses.rank
+        return sum(map(len, self.keys[rank]))
+
+    @cached_property
+    def heads(self) -> HeadShards:
+        """The heads of each Ulysses rank."""
+        return HeadShards.even(self.num_heads, self.num_kv_heads, self.ulysses.degree)
+
+    @cached_property
+    def query_order(self) -> TokenOrder:
+        """The order in which this rank holds its group's queries."""
+        return self._order(self.queries, self.ring.rank)
+
+    @cached_property
+    def key_order(self) -> TokenOrder:
+        """The order in which this rank holds its group's keys."""
+        return self._order(self.keys, self.ring.rank)
+
+    @cached_property
+    def schedule(self) -> RingSchedule:
+        """The blocks of the ring."""
+        queries, keys = (
+            tuple(self._order(spans, ring_rank).sorted for ring_rank in range(self.ring.degree))
+            for spans in (self.queries, self.keys)
+        )
+        return RingSchedule.of(self.mask, queries, keys)
+
+    @property
+    def ulysses_group(self) -> UlyssesGroup:
+        """This rank's Ulysses group, which must have a process group."""
+        group = self.ulysses.process_group
+        assert group is not None
+        query_tokens, kv_tokens = (
+            tuple(sum(map(len, own)) for own in self._members(spans, self.ring.rank))
+            for spans in (self.queries, self.keys)
+        )
+        return UlyssesGroup(group, self.ulysses.rank, query_tokens, kv_tokens, self.heads)
+
+    @property
+    def ring_group(self) -> RingGroup:
+        """This rank's ring."""
+        return RingGroup(self.ring.process_group, self.ring.rank, self.schedule)
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Local attention of this rank's heads over one tile, ``[B, tokens, heads, H]`` each."""
+        options = replace(self.options, causal=causal)
+        runs = self.heads.runs(self.ulysses.rank)
+        return attend(kernel_named(self.kernel), q, k, v, options, runs)
+
+    def attend_backward(
+        self, grad_out: torch.Tensor, saved: SavedTensors, causal: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of one tile."""
+        options = replace(self.options, causal=causal)
+        runs = self.heads.runs(self.ulysses.rank)
+        return attend_backward(kernel_named(self.kernel), grad_out, saved, options, runs)
+
+    def _members(self, spans: tuple[Spans, ...], ring_rank: int) -> tuple[Spans, ...]:
+        """Of all sequence ranks, those of one Ulysses group."""
+        first = ring_rank * self.ulysses.degree
+        return spans[first : first + self.ulysses.degree]
+
+    def _order(self, spans: tuple[Spans, ...], ring_rank: int) -> TokenOrder:
+        """The tokens of a Ulysses group as tokens_to_heads orders them, here or on that ring rank.
+
+        Without a mask they may be in any order, and stay in this one.
+        """
+        group, own = list(self._members(spans, ring_rank)), self.ulysses.rank
+        members = [group.pop(own), *group]
+        held = tuple(span for member in members for span in member)
+        return TokenOrder(held, ascends=self.mask.hides)

@@ -1,0 +1,123 @@
+"""The custom operator of attention across ranks, ``torch.ops.longtake.usp_attention``.
+
+torch.compile, activation checkpointing and export see one opaque operator: it has a fake
+implementation, which computes shapes without communication, and a registered backward pass, which
+is an operator too.
+
+Legend: B batch, s and t this rank's query and key tokens, S and T its group's, N query heads, M KV
+heads, n and m this rank's, H head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from longtake.errors import TensorError
+from longtake.parallel.attention import passes
+from longtake.parallel.attention.call import AttentionCall
+from longtake.parallel.attention.passes import HeadTensors, Result
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""``out_BsNH``, ``lse_BSn``, ``q_BSnH``, ``kv_TBmH``, ``out_BSnH``; what is not kept is empty."""
+
+
+@torch.library.custom_op("longtake::usp_attention", mutates_args=())
+def usp_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
+    """Attention across ranks that keeps what its backward pass needs.
+
+    Args:
+        q: ``[B, s, N, H]``.
+        k: ``[B, t, M, H]``.
+        v: ``[B, t, M, H]``.
+        call: :attr:`AttentionCall.text`.
+    """
+    result = passes.forward(q, k, v, AttentionCall.decode(call), keep=True)
+    assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
+    heads = result.heads or HeadTensors(*(q.new_empty(0) for _ in range(3)))
+    tensors = (result.out_BsNH, result.lse_BSn, *heads)
+    out, lse, q_heads, kv_heads, out_heads = (tensor.contiguous() for tensor in tensors)
+    return out, lse, q_heads, kv_heads, out_heads
+
+
+@usp_attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
+    described = AttentionCall.decode(call)
+    batch, own_tokens, num_heads, head_size = q.shape
+    num_queries, num_keys = (
+        sum(map(len, order.held)) for order in (described.query_order, described.key_order)
+    )
+    rank, heads = described.ulysses.rank, described.heads
+    n, m = len(heads.query[rank]), len(heads.kv[rank])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = q.new_empty((batch, own_tokens, num_heads, head_size))
+    lse = q.new_empty((batch, num_queries, n), dtype=wide)
+    if described.ulysses.degree == 1:
+        return out, lse, q.new_empty(0), q.new_empty(0), q.new_empty(0)
+    by_heads = (batch, num_queries, n, head_size)
+    kv_heads = q.new_empty((num_keys, batch, 2 * m, head_size))
+    return out, lse, q.new_empty(by_heads), kv_heads, q.new_empty(by_heads)
+
+
+@torch.library.custom_op("longtake::usp_attention_backward", mutates_args=())
+def usp_attention_backward(
+    grad_out: torch.Tensor, inputs: list[torch.Tensor], kept: list[torch.Tensor], call: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v.
+
+    Args:
+        grad_out: ``[B, s, N, H]``.
+        inputs: q, k and v; empty with a Ulysses group.
+        kept: The tensors that the forward pass returned; without its output with a Ulysses group.
+        call: :attr:`AttentionCall.text`.
+    """
+    described = AttentionCall.decode(call)
+    lse, *others = kept
+    if described.ulysses.degree == 1:
+        result = Result(others[0], lse)
+    else:
+        result = Result(grad_out, lse, HeadTensors(*others))
+    dq, dk, dv = passes.backward(grad_out, inputs, result, described)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+@usp_attention_backward.register_fake
+def _(
+    grad_out: torch.Tensor, inputs: list[torch.Tensor], kept: list[torch.Tensor], call: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    described = AttentionCall.decode(call)
+    batch, _, _, head_size = grad_out.shape
+    num_keys = described.num_own_keys
+    dk = grad_out.new_empty((batch, num_keys, described.num_kv_heads, head_size))
+    return grad_out.new_empty(grad_out.shape), dk, torch.empty_like(dk)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    q, k, v, call = inputs
+    out, lse, *heads = output
+    ctx.call = call
+    ctx.in_heads = AttentionCall.decode(call).ulysses.degree > 1
+    ctx.save_for_backward(*((lse, *heads) if ctx.in_heads else (q, k, v, lse, out)))
+    ctx.mark_non_differentiable(lse, *heads)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad_out is None:
+        return None, None, None, None
+    inputs, kept = ([], [*ctx.saved_tensors])
+    if not ctx.in_heads:
+        inputs, kept = kept[:3], kept[3:]
+    return *usp_attention_backward(grad_out, inputs, kept, ctx.call), None
+
+
+def _refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    raise TensorError(
+        "usp_attention has no second derivative: leave out create_graph=True, or use "
+        "scaled_dot_product_attention in one process"
+    )
+
+
+usp_attention.register_autograd(_backward, setup_context=_keep)
+usp_attention_backward.register_autograd(_refuse)

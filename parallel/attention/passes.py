@@ -1,0 +1,165 @@
+"""The forward and the backward pass of attention across ranks, on one rank's tensors.
+
+Forward: tokens to heads, the ring, heads to tokens (USP, arXiv 2405.07719, algorithms 1 and 2).
+Backward: the adjoint of each, in reverse order.
+
+Legend, upper case for a whole group, lower case for one rank: B batch, S/s query tokens, T/t key
+tokens, N/n query heads, M/m KV heads, H head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from longtake.parallel.attention.all_to_all import (
+    gradients_to_tokens,
+    heads_to_tokens,
+    pack_kv,
+    queries_to_heads,
+    split_kv,
+    tokens_to_heads,
+)
+from longtake.parallel.attention.call import AttentionCall
+from longtake.parallel.attention.partial import PartialAttention
+from longtake.parallel.attention.ring import ring_attention, ring_attention_backward
+from longtake.parallel.kernels.kernel import SavedTensors
+
+
+class HeadTensors(NamedTuple):
+    """What a Ulysses rank keeps for the backward pass: tokens ascending, some of the heads.
+
+    Attributes:
+        q_BSnH: Queries.
+        kv_TBmH: Keys and values in one buffer.
+        out_BSnH: Attention of the queries.
+    """
+
+    q_BSnH: torch.Tensor
+    kv_TBmH: torch.Tensor
+    out_BSnH: torch.Tensor
+
+
+class Result(NamedTuple):
+    """What the forward pass computes.
+
+    Attributes:
+        out_BsNH: Attention of this rank's queries.
+        lse_BSn: Log-sum-exp of this rank's heads, ascending; None if the kernel computes none.
+        heads: What else the backward pass needs; None where the inputs and the output are it, and
+            where no backward pass follows.
+    """
+
+    out_BsNH: torch.Tensor
+    lse_BSn: torch.Tensor | None
+    heads: HeadTensors | None = None
+
+
+def forward(
+    q_BsNH: torch.Tensor,
+    k_BtMH: torch.Tensor,
+    v_BtMH: torch.Tensor,
+    call: AttentionCall,
+    *,
+    keep: bool = False,
+) -> Result:
+    """Attention of this rank's queries.
+
+    Args:
+        q_BsNH: Queries.
+        k_BtMH: Keys.
+        v_BtMH: Values.
+        call: The call.
+        keep: Whether a backward pass follows.
+    """
+    if call.num_ranks == 1:
+        q, k, v = _ascending(q_BsNH, k_BtMH, v_BtMH, call)
+        attention = PartialAttention(q)
+        attention.add(k, v, call.ring_group.tiles(0), call.attend)
+        out, lse = attention.result()
+        return Result(_in_order(out, call.query_order.to_held), lse)
+    if call.ulysses.degree == 1:
+        q, k, v = _ascending(q_BsNH, k_BtMH, v_BtMH, call)
+        out, lse = ring_attention(q, pack_kv(k, v), call.ring_group, call.attend)
+        return Result(_in_order(out, call.query_order.to_held), lse)
+    return _ulysses_forward(q_BsNH, k_BtMH, v_BtMH, call, keep)
+
+
+def _ulysses_forward(
+    q_BsNH: torch.Tensor,
+    k_BtMH: torch.Tensor,
+    v_BtMH: torch.Tensor,
+    call: AttentionCall,
+    keep: bool,
+) -> Result:
+    """Attention with heads exchanged for tokens before, and back after."""
+    q_BSnH, kv_TBmH = tokens_to_heads(
+        q_BsNH, k_BtMH, v_BtMH, call.ulysses_group, contiguous_kv=keep or call.ring.degree > 1
+    )
+    del q_BsNH, k_BtMH, v_BtMH
+    q_BSnH = _in_order(q_BSnH, call.query_order.to_ascending)
+    kv_TBmH = _in_order(kv_TBmH, call.key_order.to_ascending, dim=0)
+    out_BSnH, lse_BSn = ring_attention(
+        q_BSnH, kv_TBmH, call.ring_group, call.attend, keep_block=keep
+    )
+    heads = HeadTensors(q_BSnH, kv_TBmH, out_BSnH) if keep else None
+    del q_BSnH, kv_TBmH  # free them before heads_to_tokens allocates
+    out_BSnH = _in_order(out_BSnH, call.query_order.to_held)
+    return Result(heads_to_tokens(out_BSnH, call.ulysses_group), lse_BSn, heads)
+
+
+def backward(
+    grad_out_BsNH: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    result: Result,
+    call: AttentionCall,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of this rank's queries, keys and values, complete.
+
+    Args:
+        grad_out_BsNH: Gradient of the output.
+        inputs: q, k and v of the forward pass. Not read with a Ulysses group.
+        result: What the forward pass computed. Its output is not read with a Ulysses group.
+        call: The call.
+
+    Returns:
+        ``dq_BsNH``, ``dk_BtMH`` and ``dv_BtMH``.
+    """
+    assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
+    if result.heads is not None:
+        grad_out = queries_to_heads(grad_out_BsNH, call.ulysses_group)
+        q, kv, out = result.heads
+        k, v = split_kv(kv)
+    else:
+        q, k, v = inputs
+        q, k, v = _ascending(q, k, v, call)
+        kv = pack_kv(k, v)
+        out = _in_order(result.out_BsNH, call.query_order.to_ascending)
+        grad_out = grad_out_BsNH
+    grad_out = _in_order(grad_out, call.query_order.to_ascending)
+    saved = SavedTensors(q, k, v, out, result.lse_BSn)
+    dq, dk, dv = ring_attention_backward(grad_out, saved, kv, call.ring_group, call.attend_backward)
+    dq = _in_order(dq, call.query_order.to_held)
+    dk, dv = (_in_order(gradient, call.key_order.to_held) for gradient in (dk, dv))
+    if result.heads is None:
+        return dq, dk, dv
+    return gradients_to_tokens(dq, dk, dv, call.ulysses_group)
+
+
+def _ascending(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: AttentionCall
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v with tokens in ascending order."""
+    q = _in_order(q, call.query_order.to_ascending)
+    k, v = (_in_order(tensor, call.key_order.to_ascending) for tensor in (k, v))
+    return q, k, v
+
+
+def _in_order(tensor: torch.Tensor, rows: Sequence[slice], dim: int = 1) -> torch.Tensor:
+    """Slices of a dimension, one after the other; the tensor as it is if there is at most one."""
+    if len(rows) < 2:
+        return tensor
+    parts = [tensor.narrow(dim, each.start, each.stop - each.start) for each in rows]
+    return torch.cat(parts, dim=dim)
