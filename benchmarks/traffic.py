@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from longtake.parallel.attention import operator
+
 
 class TrafficMeter(TorchDispatchMode):
     """Counts collectives, and bytes that this rank sends to other ranks, while active.
@@ -47,7 +49,10 @@ class TrafficMeter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Count the operation if it communicates, then execute it."""
+        """Count the operation if it communicates, then execute it; look into our own operators."""
+        if func in _OPAQUE:
+            with self:
+                return _OPAQUE[func](*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
         if namespace in ("c10d", "_c10d_functional") and name not in _FREE:
             self.order.append(name)
@@ -95,6 +100,11 @@ def _c10d_broadcast(tensors: Sequence[torch.Tensor], group: Any, source: int, *r
 def _c10d_all_reduce(tensors: Sequence[torch.Tensor], group: Any, *rest: Any) -> int:
     return _size(tensors) * (dist.ProcessGroup.unbox(group).size() - 1)
 
+
+_OPAQUE: dict[Any, Callable[..., Any]] = {
+    torch.ops.longtake.usp_attention.default: operator.run,
+    torch.ops.longtake.usp_attention_backward.default: operator.run_backward,
+}
 
 _FREE = ("wait_tensor", "_wrap_tensor_autograd", "barrier")
 

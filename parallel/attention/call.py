@@ -7,11 +7,13 @@ read back once.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.parallel.attention.all_to_all import UlyssesGroup
 from longtake.parallel.attention.mask import Mask, Spans, TokenOrder
@@ -22,6 +24,7 @@ from longtake.parallel.heads import HeadShards
 from longtake.parallel.kernels.attend import attend, attend_backward
 from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
 from longtake.parallel.kernels.table import kernel_named
+from longtake.parallel.mesh import axis_degree, axis_rank
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,14 @@ class Axis:
     def process_group(self) -> dist.ProcessGroup | None:
         """The process group; None if the axis has none."""
         return group_of(self.group) if self.group else None
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh | None, name: str) -> Axis:
+        """This rank's group along an axis of a mesh; a single process without a mesh."""
+        if mesh is None:
+            return cls()
+        group = str(mesh.get_group(name).group_name)
+        return cls(axis_rank(mesh, name), axis_degree(mesh, name), group)
 
 
 @dataclass(frozen=True)
@@ -71,34 +82,39 @@ class AttentionCall:
     kernel: str
     options: KernelOptions
 
-    @cached_property
-    def text(self) -> str:
-        """The call as text; :meth:`decode` reads it."""
-        fields = asdict(replace(self, queries=(), keys=()))
-        edges = [
-            [[(span.start, span.stop) for span in own] for own in spans]
-            for spans in (self.queries, self.keys)
-        ]
-        return json.dumps(fields | dict(zip(("queries", "keys"), edges, strict=True)))
+    def encode(self) -> str:
+        """The call as text. torch.compile traces this but for the last step."""
+        text: str = _dump(
+            (
+                (self.ring.rank, self.ring.degree, self.ring.group),
+                (self.ulysses.rank, self.ulysses.degree, self.ulysses.group),
+                _edges(self.queries),
+                _edges(self.keys),
+                self.num_heads,
+                self.num_kv_heads,
+                (self.mask.causal, self.mask.document_ends),
+                self.kernel,
+                (self.options.scale, self.options.causal, self.options.deterministic),
+            )
+        )
+        return text
 
     @staticmethod
     @lru_cache(maxsize=1024)
     def decode(text: str) -> AttentionCall:
-        """The call of a text; the same object for the same text."""
-        fields = json.loads(text)
-        queries, keys = (
-            tuple(tuple(range(*edges) for edges in own) for own in fields.pop(side))
-            for side in ("queries", "keys")
-        )
-        mask = fields.pop("mask")
+        """The call that :meth:`encode` wrote; the same object for the same text."""
+        ring, ulysses, queries, keys, num_heads, num_kv_heads, mask, *rest = json.loads(text)
+        (causal, document_ends), (kernel, options) = mask, rest
         return AttentionCall(
-            ring=Axis(**fields.pop("ring")),
-            ulysses=Axis(**fields.pop("ulysses")),
-            queries=queries,
-            keys=keys,
-            mask=Mask(mask["causal"], tuple(mask["document_ends"])),
-            options=KernelOptions(**fields.pop("options")),
-            **fields,
+            Axis(*ring),
+            Axis(*ulysses),
+            _spans(queries),
+            _spans(keys),
+            num_heads,
+            num_kv_heads,
+            Mask(causal, tuple(document_ends)),
+            kernel,
+            KernelOptions(*options),
         )
 
     @property
@@ -182,3 +198,17 @@ class AttentionCall:
         members = [group.pop(own), *group]
         held = tuple(span for member in members for span in member)
         return TokenOrder(held, ascends=self.mask.hides)
+
+
+def _edges(tokens: tuple[Spans, ...]) -> tuple[tuple[tuple[int, int], ...], ...]:
+    return tuple(tuple((span.start, span.stop) for span in spans) for spans in tokens)
+
+
+def _spans(edges: list[list[list[int]]]) -> tuple[Spans, ...]:
+    return tuple(tuple(range(start, stop) for start, stop in own) for own in edges)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _dump(fields: tuple[Any, ...]) -> str:
+    """JSON of plain values, which are constants to torch.compile."""
+    return json.dumps(fields)

@@ -66,8 +66,16 @@ class Mask:
             num_tokens: Length of the sequence.
 
         Raises:
-            TensorError: A length is not a whole number of at least 1, or they do not add up.
+            TensorError: ``causal`` is not a bool, a length is not a whole number of at least 1, or
+                the lengths do not add up to the sequence.
         """
+        if not isinstance(causal, bool):
+            raise TensorError(f"causal={causal!r} must be True or False")
+        if document_lengths is not None and not isinstance(document_lengths, Sequence):
+            raise TensorError(
+                f"document_lengths={document_lengths!r} must be a list of whole numbers: the "
+                "length of each document"
+            )
         lengths = tuple(document_lengths or ())
         for length in lengths:
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
@@ -77,7 +85,7 @@ class Mask:
         if document_lengths is not None and sum(lengths) != num_tokens:
             raise TensorError(
                 f"document_lengths add up to {sum(lengths)} tokens, the sequence has {num_tokens}: "
-                "pass the length of each document, padding included"
+                "pass the length of each document"
             )
         return cls(causal, tuple(accumulate(lengths)) if len(lengths) > 1 else ())
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from longtake.parallel.attention.call import AttentionCall, Axis
 from longtake.parallel.attention.mask import Mask
 from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
 from longtake.parallel.kernels.table import select_kernel
-from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank, sequence_rank
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, sequence_rank
 from longtake.parallel.shards import TokenShards
 
 
@@ -79,7 +79,7 @@ def usp_attention(
     """
     if has_torch_function((q, k, v)):
         qkv = (q, k, v)
-        options: dict[str, Any] = {
+        others: dict[str, Any] = {
             "kv_shards": kv_shards,
             "causal": causal,
             "document_lengths": document_lengths,
@@ -88,63 +88,60 @@ def usp_attention(
             "deterministic": deterministic,
         }
         replaced: torch.Tensor = handle_torch_function(
-            usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **options
+            usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **others
         )
         return replaced
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
     mask = _mask(causal, document_lengths, shards, kv_shards)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    scale = _checked_scale(scale, q.shape[3])
-    if mask.causal and scale <= 0:  # kernels scale the -inf of hidden scores as well
-        q, scale = (-q, -scale) if scale < 0 else (0 * q, 1.0)
-    needs = KernelNeeds(
+    options = _kernel_options(scale, q.shape[3], deterministic)
+    if mask.causal and options.scale <= 0:
+        q, options = _with_positive_scale(q, options)
+    selected = _select_kernel(
+        kernel,
         q.device,
         q.dtype,
         q.shape[3],
-        log_sum_exp=axis_degree(mesh, RING_AXIS) > 1 or bool(mask.document_ends),
-        backward=differentiable,
-        deterministic=deterministic,
+        axis_degree(mesh, RING_AXIS) > 1 or bool(mask.document_ends),
+        differentiable,
+        deterministic,
     )
-    call = _call(
-        _axis(mesh, RING_AXIS),
-        _axis(mesh, ULYSSES_AXIS),
-        shards,
-        kv_shards,
-        (q.shape[2], k.shape[2]),
+    call = AttentionCall(
+        Axis.of(mesh, RING_AXIS),
+        Axis.of(mesh, ULYSSES_AXIS),
+        shards.ranges,
+        kv_shards.ranges,
+        q.shape[2],
+        k.shape[2],
         mask,
-        select_kernel(kernel, needs).name,
-        KernelOptions(scale, deterministic=deterministic),
+        selected,
+        options,
     )
     if differentiable or type(q) is not torch.Tensor or torch.compiler.is_compiling():
-        out: torch.Tensor = operator.usp_attention(q, k, v, call.text)[0]
+        out: torch.Tensor = operator.usp_attention(q, k, v, call.encode(), differentiable)[0]
         return out
     return passes.forward(q, k, v, call).out_BsNH
 
 
-def _axis(mesh: DeviceMesh | None, axis: str) -> Axis:
-    """This rank's group along an axis."""
-    if mesh is None:
-        return Axis()
-    return Axis(
-        axis_rank(mesh, axis), axis_degree(mesh, axis), str(mesh.get_group(axis).group_name)
-    )
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _select_kernel(name: str, *needs: Any) -> str:
+    """The name of the kernel for a call; a constant to torch.compile.
+
+    Args:
+        name: "auto", or the name of a kernel.
+        needs: Fields of :class:`KernelNeeds`.
+    """
+    return select_kernel(name, KernelNeeds(*needs)).name
 
 
-@lru_cache(maxsize=256)
-def _call(
-    ring: Axis,
-    ulysses: Axis,
-    shards: TokenShards,
-    kv_shards: TokenShards,
-    heads: tuple[int, int],
-    mask: Mask,
-    kernel: str,
-    options: KernelOptions,
-) -> AttentionCall:
-    """The call, described once."""
-    tokens = shards.ranges, kv_shards.ranges
-    return AttentionCall(ring, ulysses, *tokens, *heads, mask, kernel, options)
+def _with_positive_scale(
+    q: torch.Tensor, options: KernelOptions
+) -> tuple[torch.Tensor, KernelOptions]:
+    """The same scores with a scale above 0: kernels scale the -inf of hidden scores, too."""
+    if options.scale < 0:
+        return -q, replace(options, scale=-options.scale)
+    return 0 * q, replace(options, scale=1.0)
 
 
 def _mask(
@@ -216,9 +213,12 @@ def _check_tensors(
         )
 
 
-def _checked_scale(scale: float | None, head_size: int) -> float:
+def _kernel_options(scale: float | None, head_size: int, deterministic: bool) -> KernelOptions:
+    """The options of a kernel, checked."""
+    if not isinstance(deterministic, bool):
+        raise TensorError(f"deterministic={deterministic!r} must be True or False")
     if scale is None:
-        return float(head_size**-0.5)
+        scale = head_size**-0.5
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise TensorError(f"scale={scale!r} must be a finite number: leave it out for H ** -0.5")
-    return float(scale)
+    return KernelOptions(float(scale), deterministic=deterministic)

@@ -142,10 +142,10 @@ class Kernel:
 
     def unsupported_reason(self, needs: KernelNeeds) -> str | None:
         """Why this kernel cannot run a call on this machine; None if it can."""
-        if needs.log_sum_exp and not self.has_log_sum_exp:
-            return "returns no log-sum-exp, by which partial results merge"
         if needs.backward and self.backward is None:
             return "has no backward pass with a given log-sum-exp"
+        if needs.log_sum_exp and not self.has_log_sum_exp:
+            return "returns no log-sum-exp, by which partial results merge"
         if self.device_type not in (None, needs.device.type):
             return f"runs on {self.device_type} only"
         if needs.dtype not in self.dtypes:

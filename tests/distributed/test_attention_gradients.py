@@ -60,12 +60,9 @@ def sdpa(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
             torch.tensor(case.document_lengths)
         )
         allowed &= document[:, None] == document
-    out = F.scaled_dot_product_attention(
-        *(tensor.transpose(1, 2) for tensor in (q, k, v)),
-        attn_mask=None if allowed.all() else allowed,
-        scale=case.scale,
-        enable_gqa=True,
-    )
+    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    mask = None if allowed.all() else allowed
+    out = F.scaled_dot_product_attention(q, k, v, mask, scale=case.scale, enable_gqa=True)
     return out.transpose(1, 2)
 
 

@@ -12,6 +12,7 @@ import torch
 from benchmarks.traffic import TrafficMeter
 from longtake.errors import RefusedInputError
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
+from longtake.parallel.mesh import sequence_rank
 from tests.layouts import layout_name
 from tests.ranks import RankGroups, mesh_of
 
@@ -43,7 +44,6 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "whole numbers": (_each(lambda t: t.int()), "no kernel can run torch.int32"),
     "complex": (_each(lambda t: t.to(torch.complex64)), "no kernel can run torch.complex64"),
     "another device": (_each(lambda t: t.to("meta")), "q is on meta, the mesh on cpu"),
-    "a gradient": (_each(lambda t: t.requires_grad_(), "k"), "under torch.no_grad()"),
     "too many tokens": (_each(lambda t: torch.cat([t, t], 1)), "q of shape"),
     "too many keys": (_each(lambda t: torch.cat([t, t], 1), "k", "v"), "k of shape"),
     "other shards": (_other_shards(400, 4), "owns 100 of 400"),
@@ -60,6 +60,26 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "scale is no number": (_arguments(scale=float("nan")), "scale=nan must be a finite number"),
     "scale is a word": (_arguments(scale="big"), "scale='big' must be a finite number"),
+    "causal is a word": (_arguments(causal="yes"), "causal='yes' must be True or False"),
+    "deterministic is a number": (_arguments(deterministic=1), "deterministic=1 must be True or"),
+    "causal cross attention": (
+        lambda call: call.update(
+            causal=True,
+            shards=TokenShards.even(11, ParallelDims(ring_degree=4)),
+            kv_shards=call["shards"],
+            q=call["q"][:, : 11 // 4 + (sequence_rank(call["mesh"]) < 3)],
+        ),
+        "11 queries and 13 keys: with causal=True",
+    ),
+    "documents too short": (_arguments(document_lengths=[5, 7]), "add up to 12 tokens, the seq"),
+    "an empty document": (_arguments(document_lengths=[5, 0, 8]), "document_lengths has 0: each"),
+    "no documents": (_arguments(document_lengths=[]), "add up to 0 tokens"),
+    "documents are text": (_arguments(document_lengths="13"), "document_lengths has '1': each"),
+    "documents are a number": (_arguments(document_lengths=13), "document_lengths=13 must be"),
+    "a gradient without a kernel for it": (
+        lambda call: call.update(kernel="sdpa", k=call["k"].requires_grad_()),
+        "has no backward pass with a given log-sum-exp",
+    ),
     "no mesh": (_arguments(mesh=None), "ParallelDims.build_mesh"),
 }
 
@@ -113,7 +133,7 @@ def no_log_sum_exp(dims: ParallelDims) -> str:
 def test_a_kernel_without_log_sum_exp_works_without_a_ring(ranks: RankGroups) -> None:
     assert ranks.run(2, no_log_sum_exp, ParallelDims(ulysses_degree=2)) == ["accepted"] * 2
     for text in ranks.run(2, no_log_sum_exp, ParallelDims(ring_degree=2)):
-        assert "returns no log-sum-exp, which ring_degree > 1 merges by: try one of auto" in text
+        assert "returns no log-sum-exp, by which partial results merge: try one of auto" in text
 
 
 def refused_splits(dims: ParallelDims) -> list[str]:
