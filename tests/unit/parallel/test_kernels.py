@@ -174,7 +174,14 @@ def test_attend_accepts_a_head_dimension_that_is_not_contiguous() -> None:
     assert lse is not None
     assert_close([out], [reference.attention(q, k, v, options)[0]], 1e-5)
     out = out.transpose(2, 3).contiguous().transpose(2, 3)
-    actual = attend_backward(CPU_FLASH, grad_out, SavedTensors(q, k, v, out, lse), options, runs)
+
+    def checked(grad_out: torch.Tensor, saved: SavedTensors, options: KernelOptions) -> Any:
+        assert all(tensor.stride(-1) == 1 for tensor in (grad_out, *saved[:4]))
+        assert CPU_FLASH.backward is not None
+        return CPU_FLASH.backward(grad_out, saved, options)
+
+    kernel = replace(CPU_FLASH, backward=checked)
+    actual = attend_backward(kernel, grad_out, SavedTensors(q, k, v, out, lse), options, runs)
     assert_close(actual, reference.gradients(grad_out, q, k, v, options), 1e-5)
 
 
