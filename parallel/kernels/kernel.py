@@ -16,9 +16,8 @@ be a part: probabilities are ``exp(scale * q k^T - lse)``, so the gradients of t
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -71,6 +70,12 @@ LocalBackward = Callable[
 """(grad_out, saved, options) -> (dq, dk, dv)."""
 
 
+def torch_is_deterministic() -> bool:
+    """Whether ``torch.use_deterministic_algorithms(True)`` is in force; warnings only is not."""
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled() and not warns_only
+
+
 @dataclass(frozen=True)
 class KernelNeeds:
     """What a call requires of a kernel. The same on all ranks, so that all select the same kernel.
@@ -82,6 +87,7 @@ class KernelNeeds:
         log_sum_exp: Whether partial results are merged, which needs a log-sum-exp.
         backward: Whether a gradient is required.
         deterministic: Whether the backward pass must be bitwise repeatable.
+        torch_deterministic: State of torch's global flag at the call, on which some kernels depend.
     """
 
     device: torch.device
@@ -90,6 +96,7 @@ class KernelNeeds:
     log_sum_exp: bool
     backward: bool = False
     deterministic: bool = False
+    torch_deterministic: bool = field(default_factory=torch_is_deterministic)
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,11 @@ class Kernel:
         install: How to install that library.
         has_log_sum_exp: Whether it returns a log-sum-exp, which merging needs.
         backward: Its backward pass with a given log-sum-exp; None if it has none.
+        backward_refusal: Reason why the backward pass cannot run a call that the forward pass can,
+            or None. Called when the device and the library are known to be there.
         repeatable: Whether the backward pass is bitwise repeatable: always or on request ("yes"),
-            under ``torch.use_deterministic_algorithms(True)`` ("torch"), or never ("no").
+            under ``torch.use_deterministic_algorithms(True)`` ("torch"), or never ("no"). On ROCm
+            none is known to be.
     """
 
     name: str
@@ -127,18 +137,15 @@ class Kernel:
     install: str = ""
     has_log_sum_exp: bool = True
     backward: LocalBackward | None = None
+    backward_refusal: Callable[[KernelNeeds], str | None] = lambda needs: None
     repeatable: Literal["yes", "torch", "no"] = "no"
 
     def unsupported_reason(self, needs: KernelNeeds) -> str | None:
         """Why this kernel cannot run a call on this machine; None if it can."""
-        if needs.backward and (self.backward is None or not self.has_log_sum_exp):
+        if needs.backward and self.backward is None:
             return "has no backward pass with a given log-sum-exp"
         if needs.log_sum_exp and not self.has_log_sum_exp:
             return "returns no log-sum-exp, by which partial results merge"
-        if needs.backward and needs.deterministic and not self._repeats:
-            if self.repeatable == "torch":
-                return "is repeatable under torch.use_deterministic_algorithms(True) only"
-            return "is not repeatable in its backward pass"
         if self.device_type not in (None, needs.device.type):
             return f"runs on {self.device_type} only"
         if needs.dtype not in self.dtypes:
@@ -147,13 +154,23 @@ class Kernel:
             return f"takes head sizes that are multiples of {self.head_size_step}"
         if self.head_size_max is not None and needs.head_size > self.head_size_max:
             return f"takes head sizes up to {self.head_size_max}"
-        return self._device_refusal(needs.device) or self._module_refusal()
+        return (
+            self._determinism_refusal(needs)
+            or self._device_refusal(needs.device)
+            or self._module_refusal()
+            or (self.backward_refusal(needs) if needs.backward else None)
+        )
 
-    @property
-    def _repeats(self) -> bool:
-        if self.repeatable == "torch":
-            return torch.are_deterministic_algorithms_enabled()
-        return self.repeatable == "yes"
+    def _determinism_refusal(self, needs: KernelNeeds) -> str | None:
+        if not (needs.backward and needs.deterministic):
+            return None
+        if needs.device.type == "cuda" and torch.version.hip is not None:
+            return "is not known to be repeatable in its backward pass on ROCm"
+        if self.repeatable == "no":
+            return "is not repeatable in its backward pass"
+        if self.repeatable == "torch" and not needs.torch_deterministic:
+            return "is repeatable under torch.use_deterministic_algorithms(True) only"
+        return None
 
     def _device_refusal(self, device: torch.device) -> str | None:
         if device.type != "cuda":
@@ -174,10 +191,11 @@ class Kernel:
 @cache
 def import_failure(module: str, install: str) -> str | None:
     """Why a library cannot be used: it is not installed, or its import error; None if it can."""
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        return f"{module} is not installed ({install})"
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            return f"{module} is not installed ({install})"
         return f"{module} is installed but does not import ({error})"
     return None

@@ -28,8 +28,25 @@ KERNELS: tuple[Kernel, ...] = (
         capability_min=(9, 0),
         capability_end=(10, 0),
         nvidia_only=True,
-        module="flash_attn_interface",
+        module=library_kernels.FLASH_ATTN_3,
         install="built from the hopper folder of flash-attention",
+        backward=library_kernels.flash_attn_3_backward,
+        backward_refusal=library_kernels.flash_attn_3_backward_refusal,
+    ),
+    Kernel(
+        "flash-attn-4",
+        library_kernels.flash_attn_4,
+        "cuda",
+        _HALF,
+        head_size_step=8,
+        head_size_max=128,
+        capability_min=(9, 0),
+        capability_end=(12, 0),
+        nvidia_only=True,
+        module=library_kernels.FLASH_ATTN_4,
+        install="pip install 'longtake[flash4]'",
+        backward=library_kernels.flash_attn_4_backward,
+        repeatable="yes",
     ),
     Kernel(
         "sdpa-cudnn",
@@ -40,6 +57,8 @@ KERNELS: tuple[Kernel, ...] = (
         head_size_max=128,
         capability_min=(9, 0),
         nvidia_only=True,
+        backward=torch_kernels.sdpa_cudnn_backward,
+        backward_refusal=torch_kernels.sdpa_cudnn_backward_refusal,
     ),
     Kernel(
         "flash-attn-2",
@@ -49,8 +68,10 @@ KERNELS: tuple[Kernel, ...] = (
         head_size_step=8,
         head_size_max=256,
         capability_min=(8, 0),
-        module="flash_attn",
+        module=library_kernels.FLASH_ATTN_2,
         install="pip install 'longtake[flash]'",
+        backward=library_kernels.flash_attn_2_backward,
+        repeatable="yes",
     ),
     Kernel(
         "sdpa-flash",
@@ -60,6 +81,9 @@ KERNELS: tuple[Kernel, ...] = (
         head_size_step=8,
         head_size_max=256,
         capability_min=(8, 0),
+        backward=torch_kernels.sdpa_flash_backward,
+        backward_refusal=torch_kernels.sdpa_flash_backward_refusal,
+        repeatable="torch",
     ),
     Kernel(
         "xformers",
@@ -70,8 +94,9 @@ KERNELS: tuple[Kernel, ...] = (
         head_size_max=256,
         capability_min=(8, 0),
         nvidia_only=True,
-        module="xformers.ops.fmha",
+        module=library_kernels.XFORMERS,
         install="pip install 'longtake[xformers]'",
+        backward=library_kernels.xformers_backward,
     ),
     Kernel(
         "sdpa-efficient",
@@ -80,6 +105,8 @@ KERNELS: tuple[Kernel, ...] = (
         _SINGLE,
         head_size_step=8,
         capability_min=(8, 0),
+        backward=torch_kernels.sdpa_efficient_backward,
+        repeatable="yes",
     ),
     Kernel(
         "cpu-flash",
@@ -110,7 +137,9 @@ def select_kernel(name: str, needs: KernelNeeds) -> Kernel:
     for kernel in able:
         if name in ("auto", kernel.name):
             return kernel
+    backward = "a repeatable backward pass of " if needs.deterministic else "a backward pass of "
     call = f"{needs.dtype} with head size {needs.head_size} on {needs.device.type}"
+    call = backward + call if needs.backward else call
     if not able:
         reasons = "; ".join(f"{other} {reason}" for other, reason in refusals.items())
         raise KernelError(f"kernel={name!r}: no kernel can run {call}: {reasons}")

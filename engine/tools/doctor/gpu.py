@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from longtake.engine.planning.topology import topology
@@ -184,11 +185,20 @@ def kernels(context: CheckContext) -> Iterator[Finding]:
             way_out = f"--attention-kernel {correct[0]}" if correct else "reinstall its library"
             yield Finding(name, "warning", f"should, but {faults[kernel.name]}", way_out)
         else:
-            ring = "" if kernel.has_log_sum_exp else ", but not in a ring"
-            yield Finding(name, "ok", f"can{ring}")
+            yield Finding(name, "ok", f"can{_limits(kernel, needs)}")
     if not correct:
         message = f"none of {len(KERNELS)} can compute attention on {device}"
         yield Finding("kernels", "failure", message, "reinstall torch as pytorch.org says")
+
+
+def _limits(kernel: Kernel, needs: KernelNeeds) -> str:
+    """Where a kernel that runs cannot be used; empty if anywhere."""
+    uses = {
+        "in a ring": replace(needs, log_sum_exp=True),
+        "for training": replace(needs, backward=True),
+    }
+    without = [use for use, required in uses.items() if kernel.unsupported_reason(required)]
+    return f", but not {' or '.join(without)}" if without else ""
 
 
 def _fault(kernel: Kernel, needs: KernelNeeds) -> str:

@@ -332,7 +332,7 @@ def test_kernels() -> None:
     assert list(findings) == [f"kernel {kernel.name}" for kernel in KERNELS]
     assert worst(findings.values()) == "ok"
     assert findings["kernel cpu-flash"].message == "can"
-    assert findings["kernel sdpa"].message == "can, but not in a ring"
+    assert findings["kernel sdpa"].message == "can, but not in a ring or for training"
     assert findings["kernel xformers"].message == "cannot: runs on cuda only"
 
 
