@@ -76,8 +76,8 @@ def test_wheel_holds_only_longtake_without_links(wheel: Path) -> None:
             folder = ROOT / "configs" / "models" / model
             files = [path for path in folder.rglob("*") if path.is_file()]
             assert {f"longtake/{path.relative_to(ROOT)}" for path in files} <= names
-        source = (ROOT / "parallel" / "attention.py").read_bytes()
-        assert archive.read("longtake/parallel/attention.py") == source
+        source = (ROOT / "parallel" / "shards.py").read_bytes()
+        assert archive.read("longtake/parallel/shards.py") == source
         assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -16,7 +16,7 @@ from longtake.engine.planning.training.layouts import TrainingLayout
 from longtake.engine.planning.training.pass_time import PassTime
 from longtake.engine.planning.training.training_input import TrainingInput
 from longtake.parallel import TokenShards
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 
 BACKWARD_FLOPS = 2.5
 """Operations of backward over those of forward: five matrix products of a block, not two."""

@@ -14,7 +14,7 @@ from longtake.engine.planning.training.layouts import TrainingLayout, Zero
 from longtake.engine.planning.training.memory import saved_bytes
 from longtake.engine.planning.training.training_input import GRADIENT_BYTES, TrainingInput
 from longtake.parallel import TokenShards
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 
 
 @dataclass(frozen=True)
@@ -163,26 +163,6 @@ def attention_sent(training: TrainingInput, layout: TrainingLayout) -> int:
         config.head_dim * training.element_size,
     )
     return max(
-        traffic.bytes_sent_by(rank) + backward_bytes_sent_by(traffic, rank)
+        traffic.bytes_sent_by(rank) + traffic.backward_bytes_sent_by(rank)
         for rank in range(layout.dims.sequence_degree)
     )
-
-
-def backward_bytes_sent_by(traffic: AttentionTraffic, sequence_rank: int) -> int:
-    """Bytes that one rank sends to others in one backward pass.
-
-    The output's gradient goes to heads: s_i n_j. K and V travel the ring as in forward. The
-    gradients of each foreign block go straight to its owner, in the dtype of K and V. The gradients
-    of q, k and v go back to tokens: s_j (n_i + 2 m_i).
-    """
-    degree = traffic.dims.ulysses_degree
-    ring_rank, own = divmod(sequence_rank, degree)
-    groups = traffic.group_counts
-    group = groups[ring_rank]
-    peers = [peer for peer in range(degree) if peer != own]
-    sent = sum(traffic.heads_to_tokens_bytes(group[own], peer) for peer in peers)
-    sent += sum(traffic.tokens_to_heads_bytes(group[peer], own) for peer in peers)
-    following = (ring_rank + 1) % len(groups)
-    foreign = [other for other in range(len(groups)) if other != ring_rank]
-    forwarded = [other for other in range(len(groups)) if other != following]
-    return sent + sum(traffic.ring_block_bytes(other, own) for other in (*forwarded, *foreign))

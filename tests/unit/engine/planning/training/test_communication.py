@@ -12,7 +12,7 @@ from longtake.engine.planning.training.attention import SequenceAttention
 from longtake.engine.planning.training.communication import Collectives
 from longtake.engine.planning.training.layouts import TrainingLayout
 from longtake.engine.planning.training.training_input import TrainingInput
-from longtake.parallel.traffic import AttentionTraffic
+from longtake.parallel.attention.traffic import AttentionTraffic
 
 A800 = load_hardware("a800")
 NVLINK, INFINIBAND = (link.bytes_per_s.value for link in A800.links)
