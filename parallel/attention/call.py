@@ -200,6 +200,12 @@ class AttentionCall:
         return TokenOrder(held, ascends=self.mask.hides)
 
 
+@lru_cache(maxsize=1024)
+def known_call(call: AttentionCall) -> AttentionCall:
+    """The same call, which remembers what was derived from it."""
+    return call
+
+
 def _edges(tokens: tuple[Spans, ...]) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(tuple((span.start, span.stop) for span in spans) for spans in tokens)
 

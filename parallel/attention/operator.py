@@ -23,20 +23,22 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
 """``out_BsNH``, ``lse_BSn``, ``q_BSnH``, ``kv_TBmH``, ``out_BSnH``; what is not kept is empty."""
 
 
-def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
-    """Attention across ranks that keeps what its backward pass needs.
+def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str, keep: bool) -> Tensors:
+    """Attention across ranks, and what its backward pass needs.
 
     Args:
         q: ``[B, s, N, H]``.
         k: ``[B, t, M, H]``.
         v: ``[B, t, M, H]``.
         call: :meth:`AttentionCall.encode`.
+        keep: Whether a backward pass follows.
     """
-    result = passes.forward(q, k, v, AttentionCall.decode(call), keep=True)
-    assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
-    heads = result.heads or HeadTensors(*(q.new_empty(0) for _ in range(3)))
-    tensors = (result.out_BsNH, result.lse_BSn, *heads)
-    out, lse, q_heads, kv_heads, out_heads = (tensor.contiguous() for tensor in tensors)
+    result = passes.forward(q, k, v, AttentionCall.decode(call), keep=keep)
+    kept = (result.lse_BSn, *(result.heads or (None,) * 3)) if keep else (None,) * 4
+    out = result.out_BsNH.contiguous()
+    lse, q_heads, kv_heads, out_heads = (
+        q.new_empty(0) if tensor is None else tensor.contiguous() for tensor in kept
+    )
     return out, lse, q_heads, kv_heads, out_heads
 
 
@@ -44,7 +46,7 @@ usp_attention = torch.library.custom_op("longtake::usp_attention", run, mutates_
 
 
 @usp_attention.register_fake
-def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str, keep: bool) -> Tensors:
     described = AttentionCall.decode(call)
     batch, own_tokens, num_heads, head_size = q.shape
     num_queries, num_keys = (
@@ -54,12 +56,13 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str) -> Tensors:
     n, m = len(heads.query[rank]), len(heads.kv[rank])
     wide = torch.promote_types(q.dtype, torch.float32)
     out = q.new_empty((batch, own_tokens, num_heads, head_size))
-    lse = q.new_empty((batch, num_queries, n), dtype=wide)
-    if described.ulysses.degree == 1:
-        return out, lse, q.new_empty(0), q.new_empty(0), q.new_empty(0)
-    by_heads = (batch, num_queries, n, head_size)
-    kv_heads = q.new_empty((num_keys, batch, 2 * m, head_size))
-    return out, lse, q.new_empty(by_heads), kv_heads, q.new_empty(by_heads)
+    lse, q_heads, kv_heads, out_heads = (q.new_empty(0) for _ in range(4))
+    if keep:
+        lse = q.new_empty((batch, num_queries, n), dtype=wide)
+    if keep and described.ulysses.degree > 1:
+        kv_heads = q.new_empty((num_keys, batch, 2 * m, head_size))
+        q_heads, out_heads = (q.new_empty((batch, num_queries, n, head_size)) for _ in range(2))
+    return out, lse, q_heads, kv_heads, out_heads
 
 
 def run_backward(
@@ -100,7 +103,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    q, k, v, call = inputs
+    q, k, v, call, _ = inputs
     out, lse, *heads = output
     ctx.call = call
     ctx.in_heads = AttentionCall.decode(call).ulysses.degree > 1
@@ -111,11 +114,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 
 def _backward(ctx: Any, grad_out: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad_out is None:
-        return None, None, None, None
+        return (None,) * 5
     inputs, kept = ([], [*ctx.saved_tensors])
     if not ctx.in_heads:
         inputs, kept = kept[:3], kept[3:]
-    return *usp_attention_backward(grad_out, inputs, kept, ctx.call), None
+    return *usp_attention_backward(grad_out, inputs, kept, ctx.call), None, None
 
 
 def _refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from longtake.errors import TensorError
 from longtake.parallel.attention import operator, passes
-from longtake.parallel.attention.call import AttentionCall, Axis
+from longtake.parallel.attention.call import AttentionCall, Axis, known_call
 from longtake.parallel.attention.mask import Mask
 from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
 from longtake.parallel.kernels.table import select_kernel
@@ -119,9 +119,9 @@ def usp_attention(
         options,
     )
     if differentiable or type(q) is not torch.Tensor or torch.compiler.is_compiling():
-        out: torch.Tensor = operator.usp_attention(q, k, v, call.encode())[0]
+        out: torch.Tensor = operator.usp_attention(q, k, v, call.encode(), differentiable)[0]
         return out
-    return passes.forward(q, k, v, call).out_BsNH
+    return passes.forward(q, k, v, known_call(call)).out_BsNH
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -49,7 +49,7 @@ def check_compiled(dims: ParallelDims, backend: str) -> list[str]:
 
     def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         operators.extend(str(node.target) for node in graph.graph.nodes if "usp" in str(node))
-        return torch._dynamo.lookup_backend(backend)(graph, inputs)  # type: ignore[no-untyped-call]
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=compiler)

@@ -13,6 +13,7 @@ from longtake.parallel.attention.all_to_all import pack_kv
 from longtake.parallel.attention.mask import Mask
 from longtake.parallel.attention.ring import RingGroup, ring_attention
 from longtake.parallel.attention.schedule import RingSchedule
+from longtake.parallel.attention.traffic import AttentionTraffic
 from longtake.parallel.mesh import sequence_rank
 from tests.layouts import HEADS, LAYOUTS, layout_name
 from tests.ranks import RankGroups, mesh_of, random_tensors
@@ -116,6 +117,59 @@ def test_bytes_and_collectives(ranks: RankGroups, dims: ParallelDims) -> None:
         ranks.run(dims.world_size, check_traffic, dims, tokens, None, heads, 1, torch.float32)
     ranks.run(dims.world_size, check_traffic, dims, 13, 29, (6, 2), 3, torch.bfloat16)
     ranks.run(dims.world_size, check_traffic, dims, 29, 3, (3, 3), 1, torch.float64)
+
+
+def check_training_traffic(dims: ParallelDims) -> None:
+    """On one rank: count forward and backward passes."""
+    mesh, dtype, batch = mesh_of(dims), torch.bfloat16, 2
+    for split, tokens, heads, causal in product(
+        (TokenShards.even, TokenShards.zigzag),
+        (1, 13, 31),
+        ((6, 2), (3, 1), (4, 4), (1, 1)),
+        (False, True),
+    ):
+        shards = split(tokens, dims)
+        shapes = [(batch, tokens, n, HEAD_SIZE) for n in (heads[0], heads[1], heads[1])]
+        own = [shards.split(t, mesh, dim=1) for t in random_tensors(0, shapes, dtype)]
+        q, k, v = (tensor.clone().requires_grad_() for tensor in own)
+        head_bytes = batch * HEAD_SIZE * dtype.itemsize
+        traffic = AttentionTraffic(dims, shards, *heads, head_bytes, Mask(causal))
+        with TrafficMeter() as forward:
+            out = usp_attention(q, k, v, mesh=mesh, shards=shards, causal=causal)
+        with TrafficMeter() as backward:
+            out.sum().backward()
+        rank = sequence_rank(mesh)
+        assert forward.bytes_sent == traffic.bytes_sent_by(rank)
+        assert backward.bytes_sent == traffic.backward_bytes_sent_by(rank), backward.calls
+        for meter, sends in ((forward, 1), (backward, 2)):
+            assert meter.calls["alltoall_base_"] == (2 if dims.ulysses_degree > 1 else 0)
+            assert meter.calls["send"] <= sends * (dims.ring_degree - 1)
+            assert set(meter.calls) <= {"alltoall_base_", "send", "recv_"}
+
+
+@pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
+def test_bytes_and_collectives_of_training(ranks: RankGroups, dims: ParallelDims) -> None:
+    """Without a mask the planner's bytes equal the design's formula: test_planned_traffic."""
+    ranks.run(dims.world_size, check_training_traffic, dims)
+
+
+def test_the_formula_of_the_docs() -> None:
+    """Even shards, no mask: backward sends what forward does, and the gradients of blocks.
+
+    With zigzag shards and a causal mask, 3/4 of the blocks and of their gradients.
+    """
+    dims = ParallelDims(ring_degree=4, ulysses_degree=2)
+    shards, zigzag = TokenShards.even(64, dims), TokenShards.zigzag(64, dims)
+    full = AttentionTraffic(dims, shards, 8, 4, 1)
+    ring = 2 * 4 // 2 * 64 // 4 * 3
+    exchanged = (2 * 8 + 2 * 4) * 64 // 8 // 2
+    causal = AttentionTraffic(dims, zigzag, 8, 4, 1, Mask(causal=True))
+    for rank in range(8):
+        assert full.bytes_sent_by(rank) == exchanged + ring
+        assert full.backward_bytes_sent_by(rank) == exchanged + 2 * ring
+    sent = sum(causal.bytes_sent_by(rank) - exchanged for rank in range(8))
+    back = sum(causal.backward_bytes_sent_by(rank) - exchanged for rank in range(8)) - sent
+    assert sent == back == 8 * ring * 3 // 4
 
 
 def test_the_worked_example_of_the_design(ranks: RankGroups) -> None:
