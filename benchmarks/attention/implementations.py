@@ -1,8 +1,8 @@
-"""Adapters for the sequence-parallel attention of longtake and its peers.
+"""The table of contestants, and adapters for longtake and for libraries that render.
 
 ``prepare`` runs on every rank of a process group over all ranks. It returns a function of this
-rank's ``q, k, v [B, s, N, H]`` that returns this rank's ``out [B, s, N, H]``. Each library is
-called as its own code does, with its fastest local kernel on the device.
+rank's q, k and v. Each library is called as its own code does, with its fastest local kernel on the
+device.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 
+from benchmarks.attention import training_peers
+from benchmarks.attention.setting import Attention, Setting
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Prepare = Callable[[str, int], Attention]
-"""(device type, number of tokens of the whole sequence) -> attention of one rank's shard."""
+Prepare = Callable[[Setting], Attention]
+"""setting -> attention of one rank's shard."""
+
+GIVEN = "given longtake's local kernel on CPUs, where it has none that is exact and has a gradient"
+ALIASED = f"{GIVEN}; its gradients are wrong in float32, where its sums alias the kernel's buffers"
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,21 @@ class Implementation:
 
     Args:
         package: Name of the distribution on PyPI.
-        method: "one rank", "no exchange", "ulysses" or "ring".
+        method: Label of the method.
         prepare: Function that creates the attention function, called on every rank.
+        family: What it is compared with: "one rank", "ulysses" or "ring".
+        zigzag: Whether its ranks hold their tokens in zigzag under a causal mask.
         exact: Whether the result is attention over the whole sequence.
+        note: Footnote of the table.
     """
 
     package: str
     method: str
     prepare: Prepare
+    family: Literal["one rank", "ulysses", "ring"]
+    zigzag: bool = False
     exact: bool = True
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -45,105 +57,90 @@ class Implementation:
         return f"{self.package} {self.method}"
 
 
-def _longtake(method: str) -> Prepare:
-    def prepare(device_type: str, num_tokens: int) -> Attention:
-        world_size = dist.get_world_size()
-        dims = ParallelDims(
-            ring_degree=world_size if method == "ring" else 1,
-            ulysses_degree=1 if method == "ring" else world_size,
-        )
-        mesh, shards = dims.build_mesh(device_type), TokenShards.even(num_tokens, dims)
-        return lambda q, k, v: usp_attention(q, k, v, mesh=mesh, shards=shards)
-
-    return prepare
-
-
-def _no_exchange(device_type: str, num_tokens: int) -> Attention:
-    """A rank's work without communication: all tokens, its share of the heads.
-
-    All ranks compute at the same time, so this is the lower bound for this machine.
-    """
-    mesh = ParallelDims(cfg_degree=dist.get_world_size()).build_mesh(device_type)
-    shards = TokenShards.even(num_tokens, ParallelDims())
-    inputs: list[torch.Tensor] = []
-
+def _torch_one_rank(setting: Setting) -> Attention:
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if not inputs:
-            num_heads = -(-q.shape[2] // dist.get_world_size())
-            shape = (q.shape[0], num_tokens, num_heads, q.shape[3])
-            inputs.extend(torch.randn(shape, dtype=q.dtype, device=q.device) for _ in range(3))
-        q, k, v = inputs
-        return usp_attention(q, k, v, mesh=mesh, shards=shards)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=setting.causal, enable_gqa=setting.shape.grouped
+        )
+        return out.transpose(1, 2)
 
     return attention
 
 
-def _yunchang_ulysses(device_type: str, num_tokens: int) -> Attention:
-    from yunchang import UlyssesAttention
-    from yunchang.kernels import AttnType
-    from yunchang.kernels.attention import pytorch_attn_forward
-
-    attention = UlyssesAttention(dist.group.WORLD, attn_type=AttnType.TORCH_MATH)
-    # yunchang ignores attn_type and uses its CUDA kernel; its math kernel takes fewer arguments
-    attention.attn_fn = lambda q, k, v, causal, **_: pytorch_attn_forward(
-        q, k, v, causal=causal, op_type="flash" if device_type == "cuda" else "math"
-    )
-    return lambda q, k, v: attention(q, k, v, causal=False)
+def _longtake(axis: str, setting: Setting) -> Attention:
+    world_size = dist.get_world_size()
+    dims = ParallelDims(**{f"{axis}_degree": world_size})
+    mesh = dims.build_mesh(setting.device_type)
+    shards = setting.shards(world_size, zigzag=axis == "ring")
+    return lambda q, k, v: usp_attention(q, k, v, mesh=mesh, shards=shards, causal=setting.causal)
 
 
-def _yunchang_ring(device_type: str, num_tokens: int) -> Attention:
-    from yunchang import LongContextAttention, set_seq_parallel_pg
-    from yunchang.kernels import AttnType
+def _no_exchange(setting: Setting) -> Attention:
+    """A rank's work without communication: as many tokens as all ranks hold, some of the heads.
 
-    set_seq_parallel_pg(1, dist.get_world_size(), dist.get_rank(), dist.get_world_size())
-    kind = AttnType.TORCH_FLASH if device_type == "cuda" else AttnType.TORCH_MATH
-    attention = LongContextAttention(ring_impl_type="basic", attn_type=kind)
-    return lambda q, k, v: attention(q, k, v, causal=False)
+    All ranks compute at the same time, so this is the lower bound for this machine.
+    """
+    world_size = dist.get_world_size()
 
+    def share(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor[:, :, : -(-tensor.shape[2] // world_size)]
+        return torch.cat([own] * world_size, dim=1)
 
-def _para_attn(method: str) -> Prepare:
-    def prepare(device_type: str, num_tokens: int) -> Attention:
-        from para_attn import para_attn_interface
-
-        function = getattr(para_attn_interface, f"{method}_attn_func")
-        group = dist.group.WORLD
-
-        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-            out: torch.Tensor = function(q, k, v, mesh=group)
-            return out.transpose(1, 2)
-
-        return attention
-
-    return prepare
-
-
-def _cache_dit(method: str) -> Prepare:
-    def prepare(device_type: str, num_tokens: int) -> Attention:
-        from cache_dit.attention.backends.native import _native_attention
-        from cache_dit.distributed.core._modeling_parallel import _ContextParallelConfig
-
-        config = _ContextParallelConfig(**{f"{method}_degree": dist.get_world_size()})
-        set_up_config(config, device_type)
-        return lambda q, k, v: _native_attention(q, k, v, _cp_config=config)
-
-    return prepare
-
-
-def _diffusers(method: str) -> Prepare:
-    def prepare(device_type: str, num_tokens: int) -> Attention:
-        from diffusers import ContextParallelConfig
-        from diffusers.models._modeling_parallel import ParallelConfig
-        from diffusers.models.attention_dispatch import dispatch_attention_fn
-
-        context = ContextParallelConfig(**{f"{method}_degree": dist.get_world_size()})
-        config = ParallelConfig(context_parallel_config=context)
-        set_up_config(config, device_type)
-        return lambda q, k, v: dispatch_attention_fn(
-            q, k, v, backend="native", parallel_config=config
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        shards = TokenShards.even(q.shape[1] * world_size, ParallelDims())
+        out = usp_attention(
+            share(q), share(k), share(v), mesh=None, shards=shards, causal=setting.causal
         )
+        return torch.cat(out.chunk(world_size, dim=1), dim=2)[:, :, : q.shape[2]]
 
-    return prepare
+    return attention
+
+
+def _para_attn(method: str, setting: Setting) -> Attention:
+    from para_attn import para_attn_interface
+
+    function = getattr(para_attn_interface, f"{method}_attn_func")
+    if method == "ulysses" and setting.shape.grouped:
+        local = partial(F.scaled_dot_product_attention, enable_gqa=True)
+        function = partial(function, attn_func=local)
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out: torch.Tensor = function(q, k, v, is_causal=setting.causal, mesh=dist.group.WORLD)
+        return out.transpose(1, 2)
+
+    return attention
+
+
+def _cache_dit(method: str, setting: Setting) -> Attention:
+    from cache_dit.attention.backends.native import _native_attention
+    from cache_dit.distributed.core._modeling_parallel import _ContextParallelConfig
+
+    config = _ContextParallelConfig(**{f"{method}_degree": dist.get_world_size()})
+    set_up_config(config, setting.device_type)
+    return lambda q, k, v: _native_attention(
+        q, k, v, is_causal=setting.causal, enable_gqa=setting.shape.grouped, _cp_config=config
+    )
+
+
+def _diffusers(method: str, setting: Setting) -> Attention:
+    from diffusers import ContextParallelConfig
+    from diffusers.models._modeling_parallel import ParallelConfig
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    context = ContextParallelConfig(**{f"{method}_degree": dist.get_world_size()})
+    config = ParallelConfig(context_parallel_config=context)
+    set_up_config(config, setting.device_type)
+    return lambda q, k, v: dispatch_attention_fn(
+        q,
+        k,
+        v,
+        is_causal=setting.causal,
+        enable_gqa=setting.shape.grouped,
+        backend="native",
+        parallel_config=config,
+    )
 
 
 def set_up_config(config: Any, device_type: str) -> None:
@@ -157,64 +154,37 @@ def set_up_config(config: Any, device_type: str) -> None:
     config.setup(dist.get_rank(), dist.get_world_size(), torch.device(device), mesh=mesh)
 
 
-def _ringmaster_ulysses(device_type: str, num_tokens: int) -> Attention:
-    from ringmaster.config import RingmasterConfig
-    from ringmaster.runtime import CPRuntime, set_runtime
-    from ringmaster.strategies.ulysses import make_ulysses_attention
-
-    size = dist.get_world_size()
-    config = RingmasterConfig(size=size, ulysses_size=size, ring_size=1)
-    set_runtime(CPRuntime(config=config, ulysses_group=dist.group.WORLD, cp_group=dist.group.WORLD))
-    forward, module = make_ulysses_attention("sdpa"), torch.nn.Module()
-
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        out: torch.Tensor = forward(module, q, k, v, None, is_causal=False)[0]
-        return out
-
-    return attention
-
-
-def _ringmaster_ring(device_type: str, num_tokens: int) -> Attention:
-    from ringmaster.config import RotateMethod
-    from ringmaster.ring import ring_attention
-
-    on_gpu = device_type == "cuda"
-
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        out: torch.Tensor = ring_attention(
-            q,
-            k,
-            v,
-            group=dist.group.WORLD,
-            causal=False,
-            scaling=None,
-            dropout=0.0,
-            provider="torch_native" if on_gpu else "math",
-            rotate_method=RotateMethod.ALLGATHER if on_gpu else RotateMethod.ALLTOALL,
-            attn_implementation="sdpa" if on_gpu else "math",
-        )
-        return out
-
-    return attention
-
+_RINGMASTER = "axolotl-ringmaster"
 
 IMPLEMENTATIONS = (
-    Implementation("longtake", "one rank", _longtake("ulysses")),
-    Implementation("longtake", "no exchange", _no_exchange, exact=False),
-    Implementation("longtake", "ulysses", _longtake("ulysses")),
-    Implementation("longtake", "ring", _longtake("ring")),
-    Implementation("yunchang", "ulysses", _yunchang_ulysses),
-    Implementation("yunchang", "ring", _yunchang_ring),
-    Implementation("para-attn", "ulysses", _para_attn("ulysses")),
-    Implementation("para-attn", "ring", _para_attn("ring")),
-    Implementation("cache-dit", "ulysses", _cache_dit("ulysses")),
-    Implementation("cache-dit", "ring", _cache_dit("ring")),
-    Implementation("diffusers", "ulysses", _diffusers("ulysses")),
-    Implementation("diffusers", "ring", _diffusers("ring")),
-    Implementation("axolotl-ringmaster", "ulysses", _ringmaster_ulysses),
-    Implementation("axolotl-ringmaster", "ring", _ringmaster_ring),
+    Implementation("torch", "one rank", _torch_one_rank, "one rank"),
+    Implementation("longtake", "one rank", partial(_longtake, "ulysses"), "one rank"),
+    Implementation("longtake", "no exchange", _no_exchange, "ulysses", exact=False),
+    Implementation("longtake", "ulysses", partial(_longtake, "ulysses"), "ulysses"),
+    Implementation("longtake", "ring", partial(_longtake, "ring"), "ring", zigzag=True),
+    Implementation("yunchang", "ulysses", training_peers.yunchang_ulysses, "ulysses", note=GIVEN),
+    Implementation("yunchang", "ring", training_peers.yunchang_ring, "ring", note=ALIASED),
+    Implementation(
+        "yunchang", "zigzag", training_peers.yunchang_zigzag, "ring", zigzag=True, note=ALIASED
+    ),
+    Implementation("yunchang", "ring, own kernel", training_peers.yunchang_own_kernel, "ring"),
+    Implementation(
+        "torch",
+        "context parallel",
+        training_peers.torch_context_parallel,
+        "ring",
+        zigzag=True,
+        note=GIVEN,
+    ),
+    Implementation(_RINGMASTER, "ulysses", training_peers.ringmaster_ulysses, "ulysses"),
+    Implementation(_RINGMASTER, "ring", training_peers.ringmaster_ring, "ring"),
+    Implementation(_RINGMASTER, "zigzag", training_peers.ringmaster_zigzag, "ring", zigzag=True),
+    Implementation("para-attn", "ulysses", partial(_para_attn, "ulysses"), "ulysses"),
+    Implementation("para-attn", "ring", partial(_para_attn, "ring"), "ring"),
+    Implementation("cache-dit", "ulysses", partial(_cache_dit, "ulysses"), "ulysses"),
+    Implementation("cache-dit", "ring", partial(_cache_dit, "ring"), "ring"),
+    Implementation("diffusers", "ulysses", partial(_diffusers, "ulysses"), "ulysses"),
+    Implementation("diffusers", "ring", partial(_diffusers, "ring"), "ring"),
 )
 
 BY_NAME = {each.name: each for each in IMPLEMENTATIONS}

@@ -4,56 +4,52 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from benchmarks.attention.implementations import BY_NAME
+from benchmarks.attention.reference import Reference
+from benchmarks.attention.setting import Setting
 from benchmarks.contest import Contestant, Prepared, rank_device
 from benchmarks.memory import peak_memory
 from benchmarks.traffic import TrafficMeter
-from longtake.parallel import ParallelDims, TokenShards
-
-Shape = tuple[int, int, int, int]
-"""Batch size, tokens of the whole sequence, number of heads, head size."""
-
-_SAMPLED_QUERIES = 16
 
 
-def prepare(contestant: Contestant, shape: Shape, dtype: torch.dtype, device_type: str) -> Prepared:
+@torch.inference_mode(False)  # tensors of inference mode have no gradients
+def prepare(contestant: Contestant, setting: Setting, reference: Reference) -> Prepared:
     """Create the inputs and measure error, traffic and memory of a call.
 
     Returns:
-        A call, and its figures: ``error``, the largest difference from attention in float64 over
-        some of this rank's queries; ``bytes_sent``; ``collectives``; ``peak_bytes``.
+        A call, and its figures: ``error`` and ``gradient_error``, the largest differences from
+        attention in float64; ``bytes_sent``; ``collectives``; ``peak_bytes``.
     """
     implementation = BY_NAME[contestant.name]
-    dims = ParallelDims(ulysses_degree=dist.get_world_size())
-    own = TokenShards.even(shape[1], dims).ranges[dist.get_rank()][0]
-    generator, device = torch.Generator().manual_seed(0), rank_device(device_type)
-    q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
-    inputs = [tensor[:, own.start : own.stop].clone() for tensor in (q, k, v)]
-    sampled = torch.linspace(own.start, own.stop - 1, _SAMPLED_QUERIES, device=device).long()
-    expected = exact(q[:, sampled], k, v)
-    del q, k, v
-    attention = implementation.prepare(device_type, shape[1])
+    shards = setting.shards(dist.get_world_size(), zigzag=implementation.zigzag)
+    ranges = shards.ranges[dist.get_rank()]
+    own = torch.cat([torch.arange(span.start, span.stop) for span in ranges])
+    device = rank_device(setting.device_type)
+    q, k, v, grad_out = (
+        tensor[:, own].to(device) for tensor in setting.shape.tensors(setting.dtype)
+    )
+    attention = implementation.prepare(setting)
+
+    def turn() -> tuple[torch.Tensor, ...]:
+        if not setting.train:
+            with torch.inference_mode():
+                return (attention(q, k, v),)
+        with torch.inference_mode(False):
+            leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+            out = attention(*leaves)
+            return out.detach(), *torch.autograd.grad(out, leaves, grad_out)
+
     with TrafficMeter() as meter:  # the first call includes lazy loading and persistent buffers
-        out = attention(*inputs)
-    with peak_memory(device_type) as peak_bytes:
-        attention(*inputs)
-    error = 0.0
-    if implementation.exact:
-        error = (out[:, sampled - own.start].double() - expected).abs().max().item()
-    return lambda: attention(*inputs), {
-        "error": error,
+        computed = turn()
+    errors = reference.errors(own, computed) if implementation.exact else [0.0]
+    del computed
+    with peak_memory(setting.device_type) as peak_bytes:
+        turn()
+    return turn, {
+        "error": errors[0],
+        "gradient_error": max(errors[1:], default=0.0),
         "bytes_sent": meter.bytes_sent,
         "collectives": meter.collectives,
         "peak_bytes": peak_bytes(),
     }
-
-
-def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention in float64, one head at a time; ``[B, S, N, H]`` in and out, with equal N."""
-    by_head = zip(*(tensor.transpose(1, 2).split(1, dim=1) for tensor in (q, k, v)), strict=True)
-    outs = [
-        F.scaled_dot_product_attention(q.double(), k.double(), v.double()) for q, k, v in by_head
-    ]
-    return torch.cat(outs, dim=1).transpose(1, 2)

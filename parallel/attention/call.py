@@ -21,7 +21,7 @@ from longtake.parallel.attention.ring import RingGroup
 from longtake.parallel.attention.schedule import RingSchedule
 from longtake.parallel.groups import group_of
 from longtake.parallel.heads import HeadShards
-from longtake.parallel.kernels.attend import attend, attend_backward
+from longtake.parallel.kernels.attend import HeadRuns, attend, attend_backward
 from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
 from longtake.parallel.kernels.table import kernel_named
 from longtake.parallel.mesh import axis_degree, axis_rank
@@ -69,7 +69,7 @@ class AttentionCall:
         num_kv_heads: Number of KV heads (M).
         mask: The keys that a query sees.
         kernel: Name of the local kernel.
-        options: Options of the kernel; ``causal`` depends on the tile.
+        options: Options of the kernel, not causal; the tile decides.
     """
 
     ring: Axis
@@ -157,11 +157,7 @@ class AttentionCall:
         """This rank's Ulysses group, which must have a process group."""
         group = self.ulysses.process_group
         assert group is not None
-        query_tokens, kv_tokens = (
-            tuple(sum(map(len, own)) for own in self._members(spans, self.ring.rank))
-            for spans in (self.queries, self.keys)
-        )
-        return UlyssesGroup(group, self.ulysses.rank, query_tokens, kv_tokens, self.heads)
+        return UlyssesGroup(group, self.ulysses.rank, *self._group_tokens, self.heads)
 
     @property
     def ring_group(self) -> RingGroup:
@@ -172,17 +168,33 @@ class AttentionCall:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Local attention of this rank's heads over one tile, ``[B, tokens, heads, H]`` each."""
-        options = replace(self.options, causal=causal)
-        runs = self.heads.runs(self.ulysses.rank)
-        return attend(kernel_named(self.kernel), q, k, v, options, runs)
+        options = self._causal_options if causal else self.options
+        return attend(kernel_named(self.kernel), q, k, v, options, self._head_runs)
 
     def attend_backward(
         self, grad_out: torch.Tensor, saved: SavedTensors, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients of one tile."""
-        options = replace(self.options, causal=causal)
-        runs = self.heads.runs(self.ulysses.rank)
-        return attend_backward(kernel_named(self.kernel), grad_out, saved, options, runs)
+        options = self._causal_options if causal else self.options
+        kernel = kernel_named(self.kernel)
+        return attend_backward(kernel, grad_out, saved, options, self._head_runs)
+
+    @cached_property
+    def _causal_options(self) -> KernelOptions:
+        return replace(self.options, causal=True)
+
+    @cached_property
+    def _head_runs(self) -> HeadRuns:
+        return self.heads.runs(self.ulysses.rank)
+
+    @cached_property
+    def _group_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Query and key tokens of each rank of this Ulysses group."""
+        queries, keys = (
+            tuple(sum(map(len, own)) for own in self._members(spans, self.ring.rank))
+            for spans in (self.queries, self.keys)
+        )
+        return queries, keys
 
     def _members(self, spans: tuple[Spans, ...], ring_rank: int) -> tuple[Spans, ...]:
         """Of all sequence ranks, those of one Ulysses group."""
