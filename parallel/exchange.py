@@ -116,6 +116,7 @@ def start_send_recv(
         with peer_loss_as_error(dist.get_process_group_ranks(group)):
             for work in pending:
                 work.wait()
+        operations.clear()  # it held the tensors until their transfers were done
 
     return wait
 
