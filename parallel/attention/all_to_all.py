@@ -199,35 +199,48 @@ def gradients_to_tokens(
     Raises:
         PeerLostError: A rank of the group died or did not answer in time.
     """
-    own, peers = ulysses.rank, ulysses.peers
-    order = [own, *peers]  # that of the tokens
-    q_parts = dq_BSnH.transpose(0, 1).split([ulysses.query_tokens[rank] for rank in order])
-    kv_parts = pack_kv(dk_BTmH, dv_BTmH).split([ulysses.kv_tokens[rank] for rank in order])
-    sent = [
-        torch.cat([q.reshape(-1), kv.reshape(-1)])
-        for q, kv in zip(q_parts[1:], kv_parts[1:], strict=True)
-    ]
+    own, heads = ulysses.rank, ulysses.heads
+    order = [own, *ulysses.peers]  # that of the tokens
+    q_rows, kv_rows = dq_BSnH.transpose(0, 1), pack_kv(dk_BTmH, dv_BTmH)
+    own_q, *q_parts = q_rows.split([ulysses.query_tokens[rank] for rank in order])
+    own_kv, *kv_parts = kv_rows.split([ulysses.kv_tokens[rank] for rank in order])
     batch, _, _, head_size = dq_BSnH.shape
     shapes = [
         [
-            (ulysses.query_tokens[own], batch, len(ulysses.heads.query[peer]), head_size),
-            (ulysses.kv_tokens[own], batch, 2 * len(ulysses.heads.kv[peer]), head_size),
+            (ulysses.query_tokens[own], batch, len(heads.query[peer]), head_size),
+            (ulysses.kv_tokens[own], batch, 2 * len(heads.kv[peer]), head_size),
         ]
-        for peer in peers
+        for peer in ulysses.peers
     ]
-    sizes = [sum(map(math.prod, pair)) for pair in shapes]
-    received = dq_BSnH.new_empty(sum(sizes))
-    all_to_all(
-        received,
-        torch.cat(sent),
-        ulysses.split_sizes(sizes),
-        ulysses.split_sizes([len(part) for part in sent]),
-        ulysses.group,
-    )
-    parts = [_views(part, pair) for part, pair in zip(received.split(sizes), shapes, strict=True)]
-    parts.insert(own, [q_parts[0], kv_parts[0]])
+    parts = _exchange_pairs(list(zip(q_parts, kv_parts, strict=True)), shapes, ulysses)
+    parts.insert(own, [own_q, own_kv])
     dq = torch.cat([q.transpose(0, 1) for q, _ in parts], dim=2)
     return dq, *_sum_kv_heads([kv for _, kv in parts], ulysses)
+
+
+def _exchange_pairs(
+    sent: Sequence[Sequence[torch.Tensor]],
+    shapes: Sequence[Sequence[tuple[int, ...]]],
+    ulysses: UlyssesGroup,
+) -> list[list[torch.Tensor]]:
+    """Send each peer its tensors in one collective, and receive theirs.
+
+    Args:
+        sent: Tensors for each peer.
+        shapes: Shapes of the tensors from each peer.
+        ulysses: The Ulysses group.
+    """
+    flat = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in sent]
+    sizes = [sum(map(math.prod, each)) for each in shapes]
+    received = sent[0][0].new_empty(sum(sizes))
+    all_to_all(
+        received,
+        torch.cat(flat),
+        ulysses.split_sizes(sizes),
+        ulysses.split_sizes(list(map(len, flat))),
+        ulysses.group,
+    )
+    return [_views(part, each) for part, each in zip(received.split(sizes), shapes, strict=True)]
 
 
 def _sum_kv_heads(
