@@ -200,56 +200,55 @@ def gradients_to_tokens(
         PeerLostError: A rank of the group died or did not answer in time.
     """
     own, peers = ulysses.rank, ulysses.peers
-    order = [own, *peers]  # that of the tokens
-    q_parts = dq_BSnH.transpose(0, 1).split([ulysses.query_tokens[rank] for rank in order])
-    kv_parts = pack_kv(dk_BTmH, dv_BTmH).split([ulysses.kv_tokens[rank] for rank in order])
-    sent = [
-        torch.cat([q.reshape(-1), kv.reshape(-1)])
-        for q, kv in zip(q_parts[1:], kv_parts[1:], strict=True)
+    heads = ulysses.heads.query, ulysses.heads.kv, ulysses.heads.kv
+    tokens = ulysses.query_tokens, ulysses.kv_tokens, ulysses.kv_tokens
+    parts = [
+        tensor.transpose(0, 1).split([counts[rank] for rank in (own, *peers)])
+        for tensor, counts in zip((dq_BSnH, dk_BTmH, dv_BTmH), tokens, strict=True)
     ]
+    sent = [[part.reshape(-1) for part in to_peer] for to_peer in zip(*parts, strict=True)][1:]
     batch, _, _, head_size = dq_BSnH.shape
     shapes = [
         [
-            (ulysses.query_tokens[own], batch, len(ulysses.heads.query[peer]), head_size),
-            (ulysses.kv_tokens[own], batch, 2 * len(ulysses.heads.kv[peer]), head_size),
+            (counts[own], batch, len(held[peer]), head_size)
+            for counts, held in zip(tokens, heads, strict=True)
         ]
         for peer in peers
     ]
-    sizes = [sum(map(math.prod, pair)) for pair in shapes]
+    sizes = [sum(map(math.prod, from_peer)) for from_peer in shapes]
     received = dq_BSnH.new_empty(sum(sizes))
     all_to_all(
         received,
-        torch.cat(sent),
+        torch.cat([part for to_peer in sent for part in to_peer]),
         ulysses.split_sizes(sizes),
-        ulysses.split_sizes([len(part) for part in sent]),
+        ulysses.split_sizes([sum(map(len, to_peer)) for to_peer in sent]),
         ulysses.group,
     )
-    parts = [_views(part, pair) for part, pair in zip(received.split(sizes), shapes, strict=True)]
-    parts.insert(own, [q_parts[0], kv_parts[0]])
-    dq = torch.cat([q.transpose(0, 1) for q, _ in parts], dim=2)
-    return dq, *_sum_kv_heads([kv for _, kv in parts], ulysses)
+    views = _views(received, [shape for from_peer in shapes for shape in from_peer])
+    by_rank = [views[at::3] for at in range(3)]
+    for gradients, part in zip(by_rank, parts, strict=True):
+        gradients.insert(own, part[0])
+    dq, dk, dv = map(_join_heads, by_rank, heads)
+    return dq, dk, dv
 
 
-def _sum_kv_heads(
-    parts: Sequence[torch.Tensor], ulysses: UlyssesGroup
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the gradients of this rank's keys and values over the ranks that hold their heads.
+def _join_heads(parts: Sequence[torch.Tensor], held: Sequence[range]) -> torch.Tensor:
+    """Join the gradients of this rank's tokens; add those of a head that several ranks hold.
 
     Args:
-        parts: ``dkv_tBmH`` from each rank, of its heads.
-        ulysses: The Ulysses group.
+        parts: ``dx_tBmH`` from each rank, of its heads.
+        held: Heads of each rank.
     """
-    num_tokens, batch, _, head_size = parts[0].shape
-    num_heads = max(held.stop for held in ulysses.heads.kv)
+    by_rank = [part.transpose(0, 1) for part in parts]
+    num_heads = max(each.stop for each in held)
+    if sum(map(len, held)) == num_heads:
+        return torch.cat(by_rank, dim=2)
+    batch, num_tokens, _, head_size = by_rank[0].shape
     wide = torch.promote_types(parts[0].dtype, torch.float32)
-    totals = [
-        parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide) for _ in "kv"
-    ]
-    for part, held in zip(parts, ulysses.heads.kv, strict=True):
-        for total, gradient in zip(totals, split_kv(part), strict=True):
-            total[:, :, held.start : held.stop] += gradient
-    dk, dv = (total.to(parts[0].dtype) for total in totals)
-    return dk, dv
+    total = parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide)
+    for part, own in zip(by_rank, held, strict=True):
+        total[:, :, own.start : own.stop] += part
+    return total.to(parts[0].dtype)
 
 
 def pack_kv(k_BtmH: torch.Tensor, v_BtmH: torch.Tensor) -> torch.Tensor:
