@@ -199,70 +199,70 @@ def gradients_to_tokens(
     Raises:
         PeerLostError: A rank of the group died or did not answer in time.
     """
-    own, heads = ulysses.rank, ulysses.heads
-    order = [own, *ulysses.peers]  # that of the tokens
-    q_rows, kv_rows = dq_BSnH.transpose(0, 1), pack_kv(dk_BTmH, dv_BTmH)
-    own_q, *q_parts = q_rows.split([ulysses.query_tokens[rank] for rank in order])
-    own_kv, *kv_parts = kv_rows.split([ulysses.kv_tokens[rank] for rank in order])
+    own, order = ulysses.rank, [ulysses.rank, *ulysses.peers]  # the order of the tokens
+    heads = ulysses.heads.query, ulysses.heads.kv, ulysses.heads.kv
+    tokens = ulysses.query_tokens, ulysses.kv_tokens, ulysses.kv_tokens
+    parts = [
+        tensor.transpose(0, 1).split([counts[rank] for rank in order])
+        for tensor, counts in zip((dq_BSnH, dk_BTmH, dv_BTmH), tokens, strict=True)
+    ]
     batch, _, _, head_size = dq_BSnH.shape
     shapes = [
         [
-            (ulysses.query_tokens[own], batch, len(heads.query[peer]), head_size),
-            (ulysses.kv_tokens[own], batch, 2 * len(heads.kv[peer]), head_size),
+            (counts[own], batch, len(held[peer]), head_size)
+            for counts, held in zip(tokens, heads, strict=True)
         ]
         for peer in ulysses.peers
     ]
-    parts = _exchange_pairs(list(zip(q_parts, kv_parts, strict=True)), shapes, ulysses)
-    parts.insert(own, [own_q, own_kv])
-    dq = torch.cat([q.transpose(0, 1) for q, _ in parts], dim=2)
-    return dq, *_sum_kv_heads([kv for _, kv in parts], ulysses)
+    mine, *others = zip(*parts, strict=True)
+    by_rank = _exchange_tensors(others, shapes, ulysses)
+    by_rank.insert(own, list(mine))
+    dq, dk, dv = map(_join_heads, zip(*by_rank, strict=True), heads)
+    return dq, dk, dv
 
 
-def _exchange_pairs(
+def _exchange_tensors(
     sent: Sequence[Sequence[torch.Tensor]],
     shapes: Sequence[Sequence[tuple[int, ...]]],
     ulysses: UlyssesGroup,
 ) -> list[list[torch.Tensor]]:
-    """Send each peer its tensors in one collective, and receive theirs.
+    """Send each peer some tensors, and receive theirs, in one collective.
 
     Args:
         sent: Tensors for each peer.
         shapes: Shapes of the tensors from each peer.
         ulysses: The Ulysses group.
     """
-    flat = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in sent]
+    flat = [[tensor.reshape(-1) for tensor in tensors] for tensors in sent]
     sizes = [sum(map(math.prod, each)) for each in shapes]
     received = sent[0][0].new_empty(sum(sizes))
     all_to_all(
         received,
-        torch.cat(flat),
+        torch.cat([tensor for tensors in flat for tensor in tensors]),
         ulysses.split_sizes(sizes),
-        ulysses.split_sizes(list(map(len, flat))),
+        ulysses.split_sizes([sum(map(len, tensors)) for tensors in flat]),
         ulysses.group,
     )
     return [_views(part, each) for part, each in zip(received.split(sizes), shapes, strict=True)]
 
 
-def _sum_kv_heads(
-    parts: Sequence[torch.Tensor], ulysses: UlyssesGroup
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the gradients of this rank's keys and values over the ranks that hold their heads.
+def _join_heads(parts: Sequence[torch.Tensor], held: Sequence[range]) -> torch.Tensor:
+    """Join the gradients of this rank's tokens; add those of a head that several ranks hold.
 
     Args:
-        parts: ``dkv_tBmH`` from each rank, of its heads.
-        ulysses: The Ulysses group.
+        parts: ``dx_tBmH`` from each rank, of its heads.
+        held: Heads of each rank.
     """
-    num_tokens, batch, _, head_size = parts[0].shape
-    num_heads = max(held.stop for held in ulysses.heads.kv)
+    by_rank = [part.transpose(0, 1) for part in parts]
+    num_heads = max(each.stop for each in held)
+    if sum(map(len, held)) == num_heads:
+        return torch.cat(by_rank, dim=2)
+    batch, num_tokens, _, head_size = by_rank[0].shape
     wide = torch.promote_types(parts[0].dtype, torch.float32)
-    totals = [
-        parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide) for _ in "kv"
-    ]
-    for part, held in zip(parts, ulysses.heads.kv, strict=True):
-        for total, gradient in zip(totals, split_kv(part), strict=True):
-            total[:, :, held.start : held.stop] += gradient
-    dk, dv = (total.to(parts[0].dtype) for total in totals)
-    return dk, dv
+    total = parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide)
+    for part, own in zip(by_rank, held, strict=True):
+        total[:, :, own.start : own.stop] += part
+    return total.to(parts[0].dtype)
 
 
 def pack_kv(k_BtmH: torch.Tensor, v_BtmH: torch.Tensor) -> torch.Tensor:

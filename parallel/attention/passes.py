@@ -135,7 +135,7 @@ def backward(
     else:
         q, k, v = inputs
         q, k, v = _ascending(q, k, v, call)
-        kv = pack_kv(k, v)
+        kv = pack_kv(k, v) if call.ring.degree > 1 else k[:0]
         out = _in_order(result.out_BsNH, call.query_order.to_ascending)
         grad_out = grad_out_BsNH
     grad_out = _in_order(grad_out, call.query_order.to_ascending)

@@ -139,7 +139,7 @@ def ring_attention_backward(
     Args:
         grad_out_BSnH: Gradient of the output.
         saved: This rank's queries and block, with the output and log-sum-exp over all keys.
-        kv_TBmH: The block in one contiguous buffer.
+        kv_TBmH: The block in one contiguous buffer; not read with a single rank.
         ring: The ring.
         backward: Gradients of one tile.
 
@@ -157,7 +157,7 @@ def ring_attention_backward(
         if not is_last:
             received = kv_TBmH.new_empty(ring.next_shape(kv_TBmH, step))
             wait = ring.rotate(kv_TBmH, received, step)
-        k, v = split_kv(kv_TBmH)
+        k, v = split_kv(kv_TBmH) if step > 0 else (saved.k, saved.v)
         block = own if step == 0 else (GradientSum(k), GradientSum(v))
         inputs = saved._replace(k=k, v=v)
         add_gradients((query, *block), grad_out_BSnH, inputs, ring.tiles(step), backward)
