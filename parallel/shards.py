@@ -72,7 +72,9 @@ class TokenShards:
 
         The sequence is cut into ``2 * ring_degree`` chunks; ring rank i owns chunks i and
         ``2 * ring_degree - 1 - i``. Its Ulysses ranks own consecutive parts of these. Chunks, and
-        the tokens of ranks, differ by at most one.
+        the tokens of ranks, differ by at most one. Under a causal mask, the scores that ring ranks
+        compute for a head differ by at most ``num_tokens``, the most that one query has, and not at
+        all if ``2 * ring_degree`` divides the length.
 
         Args:
             num_tokens: Length of the sequence, any number including 0; or the lengths of the
