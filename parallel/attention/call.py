@@ -89,7 +89,7 @@ class AttentionCall:
                 (self.ring.rank, self.ring.degree, self.ring.group),
                 (self.ulysses.rank, self.ulysses.degree, self.ulysses.group),
                 _edges(self.queries),
-                _edges(self.keys),
+                None if self.keys is self.queries else _edges(self.keys),
                 self.num_heads,
                 self.num_kv_heads,
                 (self.mask.causal, self.mask.document_ends),
@@ -100,16 +100,17 @@ class AttentionCall:
         return text
 
     @staticmethod
-    @lru_cache(maxsize=1024)
+    @lru_cache(maxsize=32)
     def decode(text: str) -> AttentionCall:
         """The call that :meth:`encode` wrote; the same object for the same text."""
         ring, ulysses, queries, keys, num_heads, num_kv_heads, mask, *rest = json.loads(text)
         (causal, document_ends), (kernel, options) = mask, rest
+        query_spans = _spans(queries)
         return AttentionCall(
             Axis(*ring),
             Axis(*ulysses),
-            _spans(queries),
-            _spans(keys),
+            query_spans,
+            query_spans if keys is None else _spans(keys),
             num_heads,
             num_kv_heads,
             Mask(causal, tuple(document_ends)),
@@ -212,7 +213,7 @@ class AttentionCall:
         return TokenOrder(held, ascends=self.mask.hides)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=32)
 def known_call(call: AttentionCall) -> AttentionCall:
     """The same call, which remembers what was derived from it."""
     return call
