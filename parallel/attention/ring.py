@@ -186,7 +186,7 @@ def _send_home(
     schedule, rank = ring.schedule, ring.rank
     owner, visitor = schedule.owner(rank, step), schedule.visitor(rank, step)
     num_sent, num_received = schedule.seen(rank, owner), schedule.seen(visitor, rank)
-    sent = pack_kv(*(gradient.total()[:, :num_sent] for gradient in block))
+    sent = pack_kv(*(gradient.total(num_sent) for gradient in block))
     received = kv_TBmH.new_empty((num_received, *kv_TBmH.shape[1:]))
     wait = ring.exchange((sent, owner), (received, visitor))
 
