@@ -35,7 +35,7 @@ def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str, keep: bool
         keep: Whether a backward pass follows.
     """
     result = passes.forward(q, k, v, AttentionCall.decode(call), keep=keep)
-    out = result.out_BsNH.contiguous().data  # no view: it may be changed in place
+    out = result.out_BsNH.contiguous()
     lse, q_heads, kv_heads, out_heads = (q.new_empty(0) for _ in range(4))
     if keep:
         assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"

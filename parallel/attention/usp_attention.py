@@ -54,11 +54,12 @@ def usp_attention(
     torch's functions.
 
     Args:
-        q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64.
+        q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64. Under
+            autocast float32 is converted, as in torch's own attention.
         k: ``[B, t, M, H]``, this rank's keys.
         v: ``[B, t, M, H]``, this rank's values.
-        mesh: Mesh with axes ``ring`` and ``ulysses``, as from :meth:`ParallelDims.build_mesh`; None
-            for a single process.
+        mesh: Mesh with axes ``ring`` and ``ulysses``, from :meth:`ParallelDims.build_mesh`, or any
+            after :func:`connect_mesh`; None for a single process.
         shards: Ownership of the query tokens.
         kv_shards: Ownership of the key tokens in cross attention; ``shards`` if None.
         causal: Whether a query sees the keys up to its own position in the whole sequence only.
@@ -91,12 +92,13 @@ def usp_attention(
             usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **others
         )
         return replaced
+    q, k, v = (_autocast(tensor) for tensor in (q, k, v))
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
     mask = _mask(causal, document_lengths, shards, kv_shards)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     options = _kernel_options(scale, q.shape[3], deterministic)
-    if mask.causal and options.scale <= 0:
+    if options.scale <= 0:
         q, options = _with_positive_scale(q, options)
     selected = _select_kernel(
         kernel,
@@ -135,10 +137,22 @@ def _select_kernel(name: str, *needs: Any) -> str:
     return select_kernel(name, KernelNeeds(*needs)).name
 
 
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """A float32 tensor in the dtype of autocast where that is on, as for torch's own attention."""
+    device_type = tensor.device.type
+    if tensor.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
+
+
 def _with_positive_scale(
     q: torch.Tensor, options: KernelOptions
 ) -> tuple[torch.Tensor, KernelOptions]:
-    """The same scores with a scale above 0: kernels scale the -inf of hidden scores, too."""
+    """The same scores with a scale above 0.
+
+    A kernel that scales hidden scores, which are -inf, and one that subtracts the scaled maximum
+    need it.
+    """
     if options.scale < 0:
         return -q, replace(options, scale=-options.scale)
     return 0 * q, replace(options, scale=1.0)
@@ -187,7 +201,10 @@ def _check_arguments(
 def _check_tensors(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh | None
 ) -> None:
-    """Check shapes, dtypes and devices."""
+    """Check types, shapes, dtypes and devices."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if hasattr(tensor, "to_local"):
+            raise TensorError(f"{name} is a DTensor: pass {name}.to_local(), this rank's part")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise TensorError(f"{shapes} must have 4 dimensions: [batch, tokens, heads, head size]")
