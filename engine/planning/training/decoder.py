@@ -60,15 +60,20 @@ class Decoder:
     @property
     def parameters(self) -> int:
         """All parameters."""
-        copies = 1 if self.config.tie_word_embeddings else 2
         blocks = self.config.num_hidden_layers * self.block_parameters
-        return blocks + copies * self.vocabulary_parameters + self.width
+        return blocks + self.stage_vocabulary(1) + self.width
 
     def stage_parameters(self, stages: int) -> int:
         """Parameters of the largest of a number of pipeline stages."""
         if stages == 1:
             return self.parameters
-        return self.stage_layers(stages) * self.block_parameters + self.vocabulary_parameters
+        return self.stage_layers(stages) * self.block_parameters + self.stage_vocabulary(stages)
+
+    def stage_vocabulary(self, stages: int) -> int:
+        """Parameters of the embedding and the output layer in the largest of a number of stages:
+        both, or one if they are tied or on different stages."""
+        copies = 1 if self.config.tie_word_embeddings or stages > 1 else 2
+        return copies * self.vocabulary_parameters
 
     def stage_layers(self, stages: int) -> int:
         """Blocks of the largest of a number of pipeline stages."""
