@@ -1,4 +1,4 @@
-"""Counts a decoder's parameters, operations and memory traffic.
+"""Counts a decoder's parameters and FLOPs.
 
 Legend: D width, F width of the MLP, N query heads, M KV heads, H head size, V vocabulary, L blocks,
 S tokens of a sequence, e bytes per element.
@@ -80,7 +80,7 @@ class Decoder:
         return -(-self.config.num_hidden_layers // stages)
 
     def forward_flops(self, sequence: int) -> float:
-        """Operations of one sequence's forward pass, of which the causal mask leaves half of
+        """FLOPs of one sequence's forward pass, of which the causal mask leaves half of
         attention: 2 S (L x matrices + V D) + 2 S² N H L."""
         config = self.config
         matrices = config.num_hidden_layers * self.block_matrices + self.vocabulary_parameters
@@ -88,6 +88,6 @@ class Decoder:
         return 2 * sequence * matrices + attention
 
     def model_flops(self, sequence: int) -> float:
-        """Operations of one sequence's training step, as model FLOPs utilization counts them:
+        """FLOPs of one sequence's training step, as model FLOPs utilization counts them:
         three times :meth:`forward_flops`, without recomputation."""
         return 3 * self.forward_flops(sequence)
