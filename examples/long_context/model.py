@@ -167,8 +167,10 @@ def replicate(module: nn.Module, mesh: DeviceMesh) -> None:
 def recompute_options(recompute: Recompute) -> dict[str, Any]:
     """Options of :func:`torch.utils.checkpoint.checkpoint` for every layer.
 
-    "all-but-attention" saves attention's output and log-sum-exp: for long sequences attention is
-    nearly all of a layer's work and communication, and its output is a small part of its memory.
+    "all-but-attention" saves attention's outputs: for long sequences attention is nearly all of a
+    layer's work and communication. With N query and M KV heads of size H, and e bytes a number,
+    they take ``N * H * e + 4 * N`` bytes a token and layer for the output and its log-sum-exp, and
+    ``2 * (N + M) * H * e`` more with Ulysses: q, K, V and the output of this rank's heads.
     """
     if recompute == "all":
         return {"use_reentrant": False}

@@ -58,7 +58,9 @@ class Options:
         "what the backward pass computes again", "nothing", choices=get_args(Recompute)
     )
     dtype: DType = _option("type of activations", "float32", choices=get_args(DType))
-    checkpoints: Path | None = _option("folder to write to and to continue from", None, type=Path)
+    checkpoints: Path | None = _option(
+        "folder that all nodes see, to write to and to continue from", None, type=Path
+    )
     checkpoint_every: int = _option("steps between checkpoints; the last is written too", 100)
 
     @classmethod

@@ -41,7 +41,7 @@ class UspAttnProcessor:
     ``AttentionModuleMixin``. Attention is causal if the module's ``is_causal`` is.
 
     In cross attention (``encoder_hidden_states``), every rank holds all keys, and nothing is sent;
-    with ``kv_shards``, they are split over the ranks, too.
+    with ``kv_shards``, they are split over the ranks, too. There are no documents in it.
 
     Args:
         sequence: The sequence of ``hidden_states``.
@@ -74,7 +74,8 @@ class UspAttnProcessor:
             ``[B, s, D]``.
 
         Raises:
-            TensorError: There is a mask, or ``hidden_states`` are not tokens.
+            TensorError: There is a mask, or ``hidden_states`` are not tokens, or there are
+                documents in cross attention.
             ModelError: The module has a part that is not computed.
         """
         _check(attn, hidden_states, attention_mask)
@@ -110,6 +111,12 @@ class UspAttnProcessor:
         if getattr(attn, "norm_cross", None) is not None:
             keys = attn.norm_encoder_hidden_states(keys)
         sequence, kv_shards = self.sequence, self.kv_shards
+        if sequence.document_lengths is not None:
+            raise TensorError(
+                f"document_lengths={sequence.document_lengths} in cross attention: which keys a "
+                "document would see is not known; give these modules a processor of a sequence "
+                "without document_lengths, or attend to each document's keys by itself"
+            )
         if kv_shards is None:  # all keys are here: this rank's tokens attend to them alone
             one_rank = ParallelDims()
             shards = TokenShards.even(tokens.shape[1], one_rank)

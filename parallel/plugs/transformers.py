@@ -62,15 +62,17 @@ def set_usp_attention(model: PreTrainedModel) -> None:
     """Make a model compute its attention across ranks.
 
     Registers "usp" with transformers, and sets it as the model's attention implementation. The
-    model's forward then needs ``usp=ShardedSequence(...)``, besides this rank's tokens and their
-    positions; :func:`causal_lm_inputs` makes its arguments.
+    model's forward then needs ``usp=ShardedSequence(...)`` and ``position_ids``, besides this
+    rank's tokens; :func:`causal_lm_inputs` makes its arguments. A forward pre-hook refuses ``usp``
+    without positions, with which every rank would count its tokens from 0.
 
     Args:
         model: A decoder or an encoder whose tokens meet in attention alone.
 
     Raises:
         ModelError: The model does not call transformers' attention functions, takes no positions,
-            or has layers other than attention in which tokens meet; transformers is older than 5.
+            has layers other than attention in which tokens meet, or adds a load-balancing loss;
+            transformers is older than 5.
     """
     if int(__version__.partition(".")[0]) < 5:
         raise ModelError(
@@ -87,6 +89,8 @@ def set_usp_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, usp_attention_forward)
     AttentionMaskInterface.register(NAME, usp_mask)
     model.set_attn_implementation(NAME)
+    if _check_inputs not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_check_inputs, with_kwargs=True)
 
 
 def causal_lm_inputs(
@@ -158,7 +162,7 @@ def usp_attention_forward(
         ``[B, s, N, H]``, and None for the attention weights.
 
     Raises:
-        LayoutError: ``usp`` is missing, or positions are not those of this rank's tokens.
+        LayoutError: ``usp`` is missing.
         TensorError: There is a mask, or there are keys of other tokens.
         ModelError: The model asks for what is not computed, such as dropout or a sliding window.
     """
@@ -175,8 +179,6 @@ def usp_attention_forward(
             "attention has neither a KV cache nor cross attention; pass use_cache=False, and no "
             "past_key_values"
         )
-    if getattr(module, "layer_idx", None) == 0 and not torch.compiler.is_compiling():
-        _check_positions(module, options.get("position_ids"), usp)
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     q_BsNH, k_BsMH, v_BsMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -227,6 +229,27 @@ def _mask_error(mask: torch.Tensor) -> str:
     )
 
 
+def _check_inputs(module: nn.Module, _: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    """Refuse what a model would compute of this rank's tokens, instead of the whole sequence."""
+    if inputs.get("usp") is None:
+        return
+    if inputs.get("position_ids") is None:
+        raise LayoutError(
+            f"usp without position_ids in {type(module).__name__}: every rank would count its "
+            "tokens from 0; pass position_ids=sequence.positions()[None], as causal_lm_inputs does"
+        )
+    if inputs.get("output_router_logits") and inputs.get("labels") is not None:
+        raise ModelError(_router_error(module))
+
+
+def _router_error(module: nn.Module) -> str:
+    return (
+        f"output_router_logits in {type(module).__name__}: every rank would add a load-balancing "
+        "loss of its own tokens; set it to False in the model's config, or pass it to a forward "
+        "without labels, and make a loss of router_logits"
+    )
+
+
 def _check_module(module: nn.Module) -> None:
     """Refuse a module in which tokens meet outside of transformers' attention functions."""
     if isinstance(module, _NEIGHBORS):
@@ -246,6 +269,8 @@ def _check_module(module: nn.Module) -> None:
             f"{type(module).__name__} has layers of {', '.join(sorted(other)) or 'recurrence'}: "
             "usp attention takes models whose tokens meet in attention alone"
         )
+    if getattr(module.config, "output_router_logits", False):
+        raise ModelError(_router_error(module))
     if not module._can_set_attn_implementation():
         raise ModelError(
             f"{type(module).__name__} does not call transformers' AttentionInterface: call "
@@ -281,20 +306,3 @@ def _check_mask(
                 "usp attention has no window; set the one of the model's config to None, or to at "
                 "least the length of the sequence"
             )
-
-
-def _check_positions(
-    module: nn.Module, position_ids: torch.Tensor | None, sequence: ShardedSequence
-) -> None:
-    """Refuse positions in the shard, which a model counts if none are passed."""
-    if position_ids is None or position_ids.ndim != 2:
-        return  # the model keeps them to itself, or has several for a token
-    in_document, in_sequence = sequence.positions(), sequence.shards.positions(sequence.mesh)
-    if not any(
-        (position_ids == positions.to(position_ids.device)).all()
-        for positions in (in_document, in_sequence)
-    ):
-        raise LayoutError(
-            f"position_ids in {type(module).__name__} are not those of this rank's tokens: pass "
-            "position_ids=sequence.positions()[None], as causal_lm_inputs does"
-        )

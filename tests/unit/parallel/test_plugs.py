@@ -16,10 +16,13 @@ from transformers import (
     BartForCausalLM,
     FalconConfig,
     FalconForCausalLM,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     RobertaConfig,
     RobertaForCausalLM,
@@ -39,6 +42,7 @@ from longtake.parallel.plugs.transformers import causal_lm_inputs, set_usp_atten
 NUM_TOKENS = 8
 SEQUENCE = ShardedSequence(None, TokenShards.even(NUM_TOKENS, ParallelDims()))
 TOKENS = torch.arange(3, 3 + NUM_TOKENS)[None]
+POSITIONS = SEQUENCE.positions()[None]
 SIZES: dict[str, Any] = {
     "vocab_size": 16,
     "hidden_size": 16,
@@ -146,13 +150,30 @@ class TestTransformers:
         with pytest.raises(LayoutError, match="usp=None in LlamaAttention: pass usp=Sharded"):
             llama()(TOKENS)
 
-    def test_positions_in_the_shard_are_refused(self) -> None:
-        documents = replace(SEQUENCE, document_lengths=(3, 5))
-        llama()(TOKENS, usp=documents, position_ids=documents.positions()[None])
-        llama()(TOKENS, usp=documents)  # counted through all documents
-        with pytest.raises(LayoutError, match="position_ids in LlamaAttention are not those of th"):
-            positions = SEQUENCE.positions().expand(2, -1) + torch.tensor([[0], [1]])
-            llama()(TOKENS.expand(2, -1), usp=SEQUENCE, position_ids=positions)
+    @pytest.mark.parametrize("model_class", [LlamaForCausalLM, GPT2LMHeadModel])
+    def test_forgotten_positions_are_refused(self, model_class: type[PreTrainedModel]) -> None:
+        model = model_class(model_class.config_class(**SIZES)).eval()
+        for _ in range(2):
+            set_usp_attention(model)
+        assert len(model._forward_pre_hooks) == 1
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        for call in (model, compiled):
+            with pytest.raises(Exception, match="usp without position_ids in .*: every rank would"):
+                call(TOKENS, usp=SEQUENCE, use_cache=False)
+        model(TOKENS, usp=SEQUENCE, position_ids=POSITIONS)
+
+    def test_a_load_balancing_loss_of_each_rank_is_refused(self) -> None:
+        model = MixtralForCausalLM(MixtralConfig(**SIZES, sliding_window=None))
+        model.config.output_router_logits = True
+        with pytest.raises(ModelError, match="output_router_logits in MixtralForCausalLM: every"):
+            set_usp_attention(model)
+        model.config.output_router_logits = False
+        set_usp_attention(model)
+        inputs = causal_lm_inputs(SEQUENCE, TOKENS)
+        with pytest.raises(ModelError, match="output_router_logits in MixtralForCausalLM: every"):
+            model(**inputs, output_router_logits=True)
+        del inputs["labels"]
+        assert model(**inputs, output_router_logits=True).router_logits
 
     def test_a_model_that_does_not_pass_the_sequence_on_is_refused(self) -> None:
         model = StableLmForCausalLM(StableLmConfig(**SIZES))
@@ -174,30 +195,32 @@ class TestTransformers:
     )
     def test_what_is_not_computed_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(RefusedInputError, match=message):
-            llama()(TOKENS, usp=SEQUENCE, use_cache=False, **options)
+            llama()(TOKENS, usp=SEQUENCE, position_ids=POSITIONS, use_cache=False, **options)
 
     def test_what_hides_nothing_is_accepted(self) -> None:
         model = llama()
-        expected = model(TOKENS, usp=SEQUENCE).logits
+        expected = model(TOKENS, usp=SEQUENCE, position_ids=POSITIONS).logits
         everything = {"attention_mask": torch.ones_like(TOKENS), "sliding_window": 8}
-        assert model(TOKENS, usp=SEQUENCE, **everything).logits.equal(expected)
+        assert model(TOKENS, usp=SEQUENCE, position_ids=POSITIONS, **everything).logits.equal(
+            expected
+        )
 
     def test_dropout_is_refused_in_training_only(self) -> None:
         model = llama(attention_dropout=0.1)
-        model.eval()(TOKENS, usp=SEQUENCE)
+        model.eval()(TOKENS, usp=SEQUENCE, position_ids=POSITIONS)
         with pytest.raises(ModelError, match=r"dropout=0\.1 in LlamaAttention: .* config to 0"):
-            model.train()(TOKENS, usp=SEQUENCE)
+            model.train()(TOKENS, usp=SEQUENCE, position_ids=POSITIONS)
 
     def test_decoding_with_a_cache_is_refused(self) -> None:
         model = llama()
-        cache = model(TOKENS, usp=SEQUENCE, use_cache=True).past_key_values
+        cache = model(TOKENS, usp=SEQUENCE, position_ids=POSITIONS, use_cache=True).past_key_values
         with pytest.raises(TensorError, match="9 keys and 1 queries .* pass use_cache=False"):
-            model(TOKENS[:, :1], usp=SEQUENCE, past_key_values=cache)
+            model(TOKENS[:, :1], usp=SEQUENCE, position_ids=POSITIONS[:, :1], past_key_values=cache)
 
     def test_a_call_may_be_bidirectional(self) -> None:
         model = llama()
-        causal = model(TOKENS, usp=SEQUENCE).logits
-        full = model(TOKENS, usp=SEQUENCE, is_causal=False).logits
+        causal = model(TOKENS, usp=SEQUENCE, position_ids=POSITIONS).logits
+        full = model(TOKENS, usp=SEQUENCE, position_ids=POSITIONS, is_causal=False).logits
         model.set_attn_implementation("sdpa")
         assert not full.allclose(causal, atol=1e-4)
         torch.testing.assert_close(causal, model(TOKENS).logits, rtol=0, atol=1e-5)
@@ -278,6 +301,12 @@ class TestDiffusers:
         attention = Attention(16, heads=2, dim_head=8, **module, processor=processor)
         with pytest.raises(RefusedInputError, match=message):
             attention(**{"hidden_states": torch.zeros(1, NUM_TOKENS, 16), **inputs})
+
+    def test_documents_in_cross_attention_are_refused(self) -> None:
+        processor = UspAttnProcessor(replace(SEQUENCE, document_lengths=(3, 5)))
+        attention = Attention(16, 12, heads=2, dim_head=8, processor=processor)
+        with pytest.raises(TensorError, match=r"document_lengths=\(3, 5\) in cross attention: whi"):
+            attention(torch.zeros(1, NUM_TOKENS, 16), torch.zeros(1, 4, 12))
 
     def test_attention_is_causal_if_the_module_is(self) -> None:
         processor = UspAttnProcessor(SEQUENCE)
