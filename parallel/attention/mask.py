@@ -150,21 +150,35 @@ def _pieces(mask: Mask, queries: Spans, keys: Spans) -> Iterator[_Piece]:
     cuts = sorted(
         {edge for span in keys for edge in (span.start, span.stop)} | {0, *mask.document_ends}
     )
-    row = 0
+    key_rows, row = _Rows(keys), 0
     for span in queries:
         inner = cuts[bisect_right(cuts, span.start) : bisect_left(cuts, span.stop)]
         for start, stop in pairwise([span.start, *inner, span.stop]):
             document, rows = mask.document(start), range(row, row + stop - start)
             last = start if mask.causal else document.stop
-            earlier = range(_row_of(document.start, keys), _row_of(last, keys))
-            itself = mask.causal and _row_of(stop, keys) > earlier.stop
+            earlier = range(key_rows.before(document.start), key_rows.before(last))
+            itself = mask.causal and key_rows.before(stop) > earlier.stop
             yield _Piece(rows, earlier, itself)
             row = rows.stop
 
 
-def _row_of(position: int, keys: Spans) -> int:
-    """The row of the first key at a position or after it; the number of keys if there is none."""
-    return sum(min(max(position - span.start, 0), len(span)) for span in keys)
+class _Rows:
+    """Rows of keys by position.
+
+    Args:
+        keys: Positions of the keys, ascending.
+    """
+
+    def __init__(self, keys: Spans) -> None:
+        self._starts = [span.start for span in keys]
+        self._rows = list(accumulate(map(len, keys), initial=0))
+
+    def before(self, position: int) -> int:
+        """Number of keys at earlier positions: the row of the first one that is not."""
+        at = bisect_right(self._starts, position)
+        if at == 0:
+            return 0
+        return min(self._rows[at - 1] + position - self._starts[at - 1], self._rows[at])
 
 
 def _merged(pieces: list[_Piece]) -> Iterator[Tile]:

@@ -74,13 +74,24 @@ class RingSchedule:
 
     def seen(self, rank: int, owner: int) -> int:
         """Tokens of a block up to the last that a rank's queries see."""
-        return max((tile.keys.stop for tile in self._tiles(rank, owner)), default=0)
+        return self._seen[rank][owner]
 
     def num_scores(self, rank: int) -> int:
         """Pairs of a query of a rank and a key that it sees: the work of one head."""
         return sum(
             tile.num_scores for owner in range(self.degree) for tile in self._tiles(rank, owner)
         )
+
+    @cached_property
+    def _seen(self) -> list[list[int]]:
+        ranks = range(self.degree)
+        return [
+            [
+                max((tile.keys.stop for tile in self._tiles(rank, owner)), default=0)
+                for owner in ranks
+            ]
+            for rank in ranks
+        ]
 
     def _tiles(self, rank: int, owner: int) -> tuple[Tile, ...]:
         return self.mask.tiles(self.queries[rank], self.keys[owner])
