@@ -60,14 +60,14 @@ def test_packed_documents_keep_the_balance(
 
 
 def test_many_documents_are_scheduled_fast() -> None:
-    """Each step of training packs others, so a schedule is computed in each."""
+    """Each step of training packs others, so it computes a schedule: 0.2 s of a core."""
     lengths = [1 + 37 * at % 800 for at in range(256)]
     dims = ParallelDims(ring_degree=8)
     mask = Mask.of(True, lengths, sum(lengths))
     start = time.process_time()
     schedule = schedule_of(dims, TokenShards.zigzag(lengths, dims), mask)
     assert schedule.direction == -1
-    assert time.process_time() - start < 3, "0.2 s of one core of 2024"
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("ring_degree", range(2, 9))
