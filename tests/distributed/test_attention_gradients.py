@@ -108,8 +108,10 @@ def cases_on(draw: st.DrawFn, dims: ParallelDims) -> Case:
     if kind == "segments" and num_tokens:
         return replace(case, num_tokens=case.document_lengths or draw(lengths_of(num_tokens)))
     if kind == "dealt":
-        kv_shards = None if num_kv_tokens is None else draw(dealt(num_kv_tokens, dims))
-        return replace(case, shards=draw(dealt(num_tokens, dims)), kv_shards=kv_shards)
+        case = replace(case, shards=draw(dealt(num_tokens, dims)))
+        if cross or draw(st.booleans()):  # queries and keys of one sequence may be dealt apart
+            num_keys = num_tokens if num_kv_tokens is None else num_kv_tokens
+            case = replace(case, kv_shards=draw(dealt(num_keys, dims)))
     return case
 
 
