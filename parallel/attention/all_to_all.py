@@ -102,7 +102,8 @@ def tokens_to_heads(
         k_BtMH: Keys, likewise.
         v_BtMH: Values, likewise.
         ulysses: The Ulysses group.
-        contiguous_kv: Whether K and V need a contiguous buffer of their own, to be sent on.
+        contiguous_kv: Whether K and V need a contiguous buffer of their own, to be sent on. The
+            same on all ranks of the group: it decides what is sent in which order.
 
     Returns:
         ``q_BSnH``, and ``kv_TBmH`` with keys in the first half of its heads and values in the

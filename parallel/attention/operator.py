@@ -117,17 +117,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 
 
 def _backward(ctx: Any, grad_out: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise TensorError(
+            "usp_attention has no second derivative: leave out create_graph=True, or use "
+            "scaled_dot_product_attention in one process"
+        )
     if grad_out is None:  # the other ranks may have one, and wait for this one
         grad_out = torch.zeros(**ctx.like_out)
     return *usp_attention_backward(grad_out, list(ctx.saved_tensors), ctx.call), None, None
 
 
-def _refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    raise TensorError(
-        "usp_attention has no second derivative: leave out create_graph=True, or use "
-        "scaled_dot_product_attention in one process"
-    )
-
-
 usp_attention.register_autograd(_backward, setup_context=_keep)
-usp_attention_backward.register_autograd(_refuse)

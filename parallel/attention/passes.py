@@ -93,10 +93,13 @@ def _ulysses_forward(
     keep: bool,
 ) -> Result:
     """Attention with heads exchanged for tokens before, and back after."""
+    has_ring = call.ring.degree > 1
     q_BSnH, kv_TBmH = tokens_to_heads(
-        q_BsNH, k_BtMH, v_BtMH, call.ulysses_group, contiguous_kv=keep or call.ring.degree > 1
+        q_BsNH, k_BtMH, v_BtMH, call.ulysses_group, contiguous_kv=has_ring
     )
     del q_BsNH, k_BtMH, v_BtMH
+    if keep and not has_ring:  # they may be views of one buffer
+        q_BSnH, kv_TBmH = q_BSnH.transpose(0, 1).clone().transpose(0, 1), kv_TBmH.clone()
     q_SBnH = _in_order(q_BSnH.transpose(0, 1), call.query_order.to_ascending, dim=0)
     del q_BSnH
     kv_TBmH = _in_order(kv_TBmH, call.key_order.to_ascending, dim=0)

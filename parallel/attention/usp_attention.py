@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import DeviceMesh
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -75,7 +76,8 @@ def usp_attention(
 
     Raises:
         LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent. A
-            TensorError also in the backward pass of the backward pass, which does not exist.
+            TensorError also in a backward pass with ``create_graph=True``: there is no second
+            derivative.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
     if has_torch_function((q, k, v)):
@@ -222,6 +224,11 @@ def _check_tensors(
         raise TensorError(
             f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: "
             "convert them to one dtype and device"
+        )
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in (q, k, v)):
+        raise TensorError(
+            "q, k or v has a forward-mode tangent, as in torch.func.jvp, and usp_attention has no "
+            "forward-mode derivative: use backward() or torch.autograd.grad"
         )
     if mesh is not None and q.device.type != mesh.device_type:
         raise TensorError(
