@@ -19,12 +19,12 @@ from longtake.parallel.attention.all_to_all import UlyssesGroup
 from longtake.parallel.attention.mask import Mask, Spans, TokenOrder
 from longtake.parallel.attention.ring import RingGroup
 from longtake.parallel.attention.schedule import RingSchedule
-from longtake.parallel.groups import group_of
 from longtake.parallel.heads import HeadShards
 from longtake.parallel.kernels.attend import HeadRuns, attend, attend_backward
 from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
 from longtake.parallel.kernels.table import kernel_named
 from longtake.parallel.mesh import axis_degree, axis_rank
+from longtake.parallel.torch_private import group_of
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
 from longtake.parallel.kernels.table import select_kernel
 from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, sequence_rank
 from longtake.parallel.shards import TokenShards
+from longtake.parallel.torch_private import is_transformed
 
 
 def usp_attention(
@@ -51,8 +52,8 @@ def usp_attention(
     Equals ``softmax(scale * q k^T) v`` over the whole sequence, for any number of tokens, query
     heads and KV heads, and is differentiable in q, k and v. Collective, and so is its backward
     pass: all ranks of the mesh, or of one cfg branch of it, call this with the same arguments but
-    for the tokens. A :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like
-    torch's functions.
+    for the tokens, and run the backward pass if one of them does. A
+    :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like torch's functions.
 
     Args:
         q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64. Under
@@ -76,8 +77,8 @@ def usp_attention(
 
     Raises:
         LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent. A
-            TensorError also in a backward pass with ``create_graph=True``: there is no second
-            derivative.
+            TensorError also inside ``torch.vmap`` and ``torch.func``, and in a backward pass with
+            ``create_graph=True``: there is no second derivative.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
     if has_torch_function((q, k, v)):
@@ -94,6 +95,11 @@ def usp_attention(
             usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **others
         )
         return replaced
+    if not torch.compiler.is_compiling() and is_transformed():
+        raise TensorError(
+            "usp_attention cannot run inside torch.vmap or a transform of torch.func: use the "
+            "batch dimension of q, k and v, and torch.autograd"
+        )
     q, k, v = (_autocast(tensor) for tensor in (q, k, v))
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
