@@ -7,8 +7,9 @@ The only copies are packing and unpacking.
 Legend, upper case for the whole Ulysses group, lower case for one rank: B batch, S/s query tokens,
 T/t key tokens, N/n query heads, M/m KV heads, H head size.
 
-A group's tokens are ordered [this rank's own; the other ranks' by rank]. Attention without a causal
-mask does not depend on the order, and this order saves a copy of the rank's own share.
+A group's tokens are ordered [this rank's own; the other ranks' by rank]: attention without a mask
+does not depend on the order, and this one saves a copy. With a mask they are ordered by rank, which
+is by position in zigzag shards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class UlyssesGroup:
         query_tokens: Query tokens (s) of each rank.
         kv_tokens: Key tokens (t) of each rank.
         heads: Heads of each rank.
+        by_rank: Whether the group's tokens are ordered by rank; otherwise this rank's come first.
     """
 
     group: dist.ProcessGroup
@@ -41,6 +43,7 @@ class UlyssesGroup:
     query_tokens: tuple[int, ...]
     kv_tokens: tuple[int, ...]
     heads: HeadShards
+    by_rank: bool = False
 
     @property
     def degree(self) -> int:
@@ -51,6 +54,11 @@ class UlyssesGroup:
     def peers(self) -> list[int]:
         """The other ranks."""
         return [rank for rank in range(self.degree) if rank != self.rank]
+
+    def split(self, rows: torch.Tensor, tokens: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Split the rows of the group's tokens by their ranks, in order."""
+        order = range(self.degree) if self.by_rank else (self.rank, *self.peers)
+        return dict(zip(order, rows.split([tokens[rank] for rank in order]), strict=True))
 
     def split_sizes(self, peer_sizes: Sequence[int]) -> list[int]:
         """Split sizes for a collective: those of the peers, and 0 for this rank."""
@@ -143,7 +151,9 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
         PeerLostError: A rank of the group died or did not answer in time.
     """
     rows = out_BSnH.transpose(0, 1).contiguous()
-    own_tokens, (_, batch, num_heads, head_size) = ulysses.query_tokens[ulysses.rank], rows.shape
+    shares = ulysses.split(rows, ulysses.query_tokens)
+    own = shares.pop(ulysses.rank)
+    own_tokens, batch, num_heads, head_size = own.shape
     recv_shapes = [
         (own_tokens, batch, len(ulysses.heads.query[peer]), head_size) for peer in ulysses.peers
     ]
@@ -153,13 +163,13 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
     received = rows.new_empty(sum(map(math.prod, recv_shapes)))
     all_to_all(
         received,
-        rows[own_tokens:],
+        torch.cat([*shares.values()]) if ulysses.by_rank else rows[own_tokens:],
         ulysses.split_sizes([math.prod(shape) for shape in recv_shapes]),
         ulysses.split_sizes([math.prod(shape) for shape in send_shapes]),
         ulysses.group,
     )
     parts = _views(received, recv_shapes)
-    parts.insert(ulysses.rank, rows[:own_tokens])
+    parts.insert(ulysses.rank, own)
     return torch.cat([part.transpose(0, 1) for part in parts], dim=2)
 
 
@@ -200,11 +210,10 @@ def gradients_to_tokens(
     Raises:
         PeerLostError: A rank of the group died or did not answer in time.
     """
-    own, order = ulysses.rank, [ulysses.rank, *ulysses.peers]  # the order of the tokens
-    heads = ulysses.heads.query, ulysses.heads.kv, ulysses.heads.kv
+    own, heads = ulysses.rank, (ulysses.heads.query, ulysses.heads.kv, ulysses.heads.kv)
     tokens = ulysses.query_tokens, ulysses.kv_tokens, ulysses.kv_tokens
-    parts = [
-        tensor.transpose(0, 1).split([counts[rank] for rank in order])
+    shares = [
+        ulysses.split(tensor.transpose(0, 1), counts)
         for tensor, counts in zip((dq_BSnH, dk_BTmH, dv_BTmH), tokens, strict=True)
     ]
     batch, _, _, head_size = dq_BSnH.shape
@@ -215,9 +224,9 @@ def gradients_to_tokens(
         ]
         for peer in ulysses.peers
     ]
-    mine, *others = zip(*parts, strict=True)
-    by_rank = _exchange_tensors(others, shapes, ulysses)
-    by_rank.insert(own, list(mine))
+    sent = [[share[peer] for share in shares] for peer in ulysses.peers]
+    by_rank = _exchange_tensors(sent, shapes, ulysses)
+    by_rank.insert(own, [share[own] for share in shares])
     dq, dk, dv = map(_join_heads, zip(*by_rank, strict=True), heads)
     return dq, dk, dv
 
@@ -281,6 +290,8 @@ def split_kv(kv_TBmH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _exchange_stream(stream: _Stream, ulysses: UlyssesGroup) -> torch.Tensor:
     """Exchange one stream; return the rows of all tokens of the group, received in place."""
+    if ulysses.by_rank:
+        return _exchange_streams([stream], ulysses)[0]
     own_tokens = stream.tokens[ulysses.rank]
     rows = stream.new_rows(sum(stream.tokens), ulysses.rank)
     stream.pack(ulysses.rank, rows[:own_tokens])
@@ -296,10 +307,11 @@ def _exchange_streams(streams: Sequence[_Stream], ulysses: UlyssesGroup) -> list
     parts = _views(received, shapes)
     gathered = []
     for position, stream in enumerate(streams):
-        own_tokens = stream.tokens[ulysses.rank]
         rows = stream.new_rows(sum(stream.tokens), ulysses.rank)
-        stream.pack(ulysses.rank, rows[:own_tokens])
-        torch.cat(parts[position :: len(streams)], out=rows[own_tokens:])
+        shares = ulysses.split(rows, stream.tokens)
+        stream.pack(ulysses.rank, shares[ulysses.rank])
+        for peer, part in zip(ulysses.peers, parts[position :: len(streams)], strict=True):
+            shares[peer].copy_(part)
         gathered.append(rows)
     return gathered
 

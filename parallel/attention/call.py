@@ -158,7 +158,8 @@ class AttentionCall:
         """This rank's Ulysses group, which must have a process group."""
         group = self.ulysses.process_group
         assert group is not None
-        return UlyssesGroup(group, self.ulysses.rank, *self._group_tokens, self.heads)
+        rank, by_rank = self.ulysses.rank, self.mask.hides
+        return UlyssesGroup(group, rank, *self._group_tokens, self.heads, by_rank)
 
     @property
     def ring_group(self) -> RingGroup:
@@ -207,8 +208,9 @@ class AttentionCall:
 
         Without a mask they may be in any order, and stay in this one.
         """
-        group, own = list(self._members(spans, ring_rank)), self.ulysses.rank
-        members = [group.pop(own), *group]
+        members = list(self._members(spans, ring_rank))
+        if not self.mask.hides:
+            members.insert(0, members.pop(self.ulysses.rank))
         held = tuple(span for member in members for span in member)
         return TokenOrder(held, ascends=self.mask.hides)
 

@@ -25,7 +25,7 @@ from longtake.parallel.attention import call, operator
 from longtake.parallel.attention.call import AttentionCall, Axis
 from longtake.parallel.attention.mask import Mask
 from longtake.parallel.kernels.kernel import KernelOptions
-from tests.distributed.test_attention_gradients import Case, sdpa
+from tests.attention_cases import Case, sdpa
 from tests.layouts import layout_name
 from tests.ranks import RankGroup, RankGroups, mesh_of, random_tensors
 
