@@ -105,10 +105,8 @@ def run_both(qkv: Sequence[torch.Tensor], described: AttentionCall) -> tuple[tor
     """The outputs of both operators: without and with a backward pass, and the gradients."""
     outputs = operator.usp_attention(*qkv, described.encode(), False)
     out, lse, *heads = operator.usp_attention(*qkv, described.encode(), True)
-    in_heads = described.ulysses.degree > 1
-    kept = [lse, *heads] if in_heads else [lse, out]
-    inputs = [] if in_heads else list(qkv)
-    grads = operator.usp_attention_backward(torch.ones_like(out), inputs, kept, described.encode())
+    saved = [lse, *heads] if described.ulysses.degree > 1 else [*qkv, out, lse]
+    grads = operator.usp_attention_backward(torch.ones_like(out), saved, described.encode())
     return (*outputs, out, lse, *heads, *grads)
 
 

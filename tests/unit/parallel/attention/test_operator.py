@@ -116,7 +116,7 @@ def test_second_derivatives_are_refused() -> None:
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_forward_mode_differentiation_is_refused(requires_grad: bool) -> None:
     q, k, v = inputs(requires_grad=requires_grad)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"forward (mode )?AD"):
+    with forward_ad.dual_level(), pytest.raises(TensorError, match="forward-mode tangent"):
         attention(forward_ad.make_dual(q, q.detach()), k, v)
 
 
@@ -139,7 +139,7 @@ def test_torch_accepts_both_operators(causal: bool) -> None:
     qkv = inputs(requires_grad=False)
     out, lse, *_ = operator.usp_attention(*qkv, call, True)
     backward = torch.ops.longtake.usp_attention_backward.default
-    opcheck(backward, (torch.ones_like(out), qkv, [lse, out], call))
+    opcheck(backward, (torch.ones_like(out), [*qkv, out, lse], call))
 
 
 @pytest.mark.parametrize("changed", ["q", "k", "v", "out"])
