@@ -40,6 +40,9 @@ REFUSED = {
     "--heads 4 --kv-heads 3": "kv_heads=3 must divide heads=4",
     "--steps 0": "steps=0 must be at least 1",
     "--learning-rate nan": "learning_rate=nan must be a number above 0",
+    "--learning-rate 1e300": "learning_rate=1e+300 must be a number above 0, below 1e30",
+    "--seed 9223372036854775808": "must be at least 0, below 2**63",
+    "--checkpoints pyproject.toml/run": "cannot be made (Not a directory): name another folder",
     "--zero 1": "argument --zero: invalid choice: 1",
     "--recompute some": "argument --recompute: invalid choice: 'some'",
     "--wide 3": "unrecognized arguments: --wide 3",
@@ -147,3 +150,25 @@ def test_batches_depend_on_seed_and_step_alone(corpus: Path) -> None:
 )
 def test_documents_end_at_empty_lines(row: str, lengths: tuple[int, ...]) -> None:
     assert document_lengths(torch.tensor(list(row.encode()))) == lengths
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["corpus.txt", "--num-bytes", "0"], "--num-bytes 0 must be at least 1"),
+        (["missing/corpus.txt"], "corpus.txt cannot be written: No such file or directory"),
+    ],
+)
+def test_texts_that_cannot_be_made_are_refused(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["text", *words])
+    with pytest.raises(SystemExit, match="2"):
+        text.main()
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
