@@ -21,8 +21,10 @@ class TrainingConfig(StrictModel):
     )
     recompute: Literal["auto", "none", "selective", "full"] = Field(
         default="auto",
-        description="With --train: what backward recomputes: nothing; all but attention; all; auto "
-        "is the least that fits",
+        description="With --train: what backward recomputes: nothing; all but attention, of which "
+        "output and log-sum-exp are kept, while Ulysses exchanges q, k and v again (longtake's "
+        "operator keeps these and its output as exchanged instead, (2N+2M)*H*e bytes a token, for "
+        "N query and M KV heads of H elements of e bytes); all; auto is the least that fits",
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = Field(
         default=None,

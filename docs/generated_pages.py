@@ -254,13 +254,13 @@ the tokens only.
   same with gradients. A rank sends `(1 + 2 g) T/N` and `T/N` each way, of which it keeps 1/N. It is
   the only volume that falls with the square of N.
 - **Ring**: K and V pass N - 1 times, forward and again backward, and the gradients of each block go
-  straight to its owner. A causal mask in zigzag lets a hop carry less; this is the most.
+  straight to its owner. These are whole blocks; with a causal mask in zigzag 3/4 of them are sent.
 - **TP** has two all-reduces forward and two backward. **TP-sp** splits each into a reduce-scatter
   and an all-gather, and gathers the two inputs once more for the gradients of weights.
 
 The paper's table has `8/N`, `4`, `8` and `10` times T for Ulysses, ring, TP and TP-sp with
 multi-head attention, leaves out (N-1)/N, and counts 12 and 18 d² for the gradients of DP and
-ZeRO-3, which stand as `2 P` to `3 P` here. Only the ring differs: 6, since K and V travel in
+ZeRO-3, where this table has `2 P` and `3 P`. Only the ring differs: 6, since K and V travel in
 backward again beside their gradients.
 
 Pipeline stages send nothing inside a block, and T elements each way at a border of stages.

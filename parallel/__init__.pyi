@@ -1,5 +1,6 @@
 # What the package exports. lazy_loader and type checkers both read this file.
 from .attention.usp_attention import usp_attention
+from .build_mesh import connect_mesh
 from .dims import ParallelDims
 from .exchange import Traffic, count_traffic
 from .kernels.kernel import Kernel, KernelNeeds
@@ -17,6 +18,7 @@ __all__ = [
     "TokenShards",
     "Traffic",
     "World",
+    "connect_mesh",
     "count_traffic",
     "select_kernel",
     "usp_attention",

@@ -39,9 +39,9 @@ def build_mesh(
     groups = [group for group in own if group is not None]
     if dist.get_rank() not in members:
         return DeviceMesh(device_type, rank_grid, mesh_dim_names=AXES, _init_backend=False)
-    if device_type == "cuda":
-        _connect(groups)
-    return DeviceMesh.from_group(groups, device_type, rank_grid, mesh_dim_names=AXES)
+    mesh = DeviceMesh.from_group(groups, device_type, rank_grid, mesh_dim_names=AXES)
+    connect_mesh(mesh)
+    return mesh
 
 
 def world_ranks() -> list[int]:
@@ -58,13 +58,23 @@ def world_ranks() -> list[int]:
     return list(range(dist.get_world_size()))
 
 
-def _connect(groups: Sequence[dist.ProcessGroup]) -> None:
-    """Make NCCL connect the ranks of each group.
+def connect_mesh(mesh: DeviceMesh) -> None:
+    """Make NCCL connect the ranks of each group of a mesh that ``build_mesh`` did not make.
 
     NCCL connects a group in its first operation, which all ranks must join. Ranks that have nothing
-    to send in a ring would not join it.
+    to send in a ring would not join it. Collective over the ranks of the mesh. Does nothing but on
+    CUDA.
+
+    Args:
+        mesh: A mesh with axes ``ring`` and ``ulysses``, such as
+            ``world["ring", "ulysses"]`` of a mesh from ``init_device_mesh``.
+
+    Raises:
+        PeerLostError: Another rank died or did not call this in time.
     """
-    for group in groups:
+    if mesh.device_type != "cuda":
+        return
+    for group in mesh.get_all_groups():
         with peer_loss_as_error(dist.get_process_group_ranks(group)):
             dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 

@@ -38,12 +38,14 @@ _counted: ContextVar[Traffic | None] = ContextVar("counted traffic", default=Non
 def count_traffic() -> Iterator[Traffic]:
     """Count what the enclosed code sends through this package. Inner counts are not in outer ones.
 
-    The figures are the sizes that are passed to torch.distributed.
+    The figures are the sizes that are passed to torch.distributed. Backward passes run in the
+    calling thread meanwhile, so that theirs are counted on every device.
     """
     traffic = Traffic()
     token = _counted.set(traffic)
     try:
-        yield traffic
+        with torch.autograd.set_multithreading_enabled(False):
+            yield traffic
     finally:
         _counted.reset(token)
 

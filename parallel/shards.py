@@ -7,8 +7,7 @@ no torch; ``split`` and ``gather`` import it when they are called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -31,13 +30,19 @@ class TokenShards:
             (``ring_rank * ulysses_degree + ulysses_rank``), in the order in which the rank holds
             them. A rank may own several ranges, or none; together they hold every token once.
 
+    Attributes:
+        counts: Number of tokens of each sequence rank.
+
     Raises:
         LayoutError: A token is missing, or owned twice.
     """
 
     ranges: tuple[tuple[range, ...], ...]
+    counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        counts = tuple(sum(len(span) for span in own) for own in self.ranges)
+        object.__setattr__(self, "counts", counts)  # torch.compile traces no cached_property
         expected = 0
         for span in sorted((r for own in self.ranges for r in own), key=lambda r: r.start):
             if span.step != 1 or span.start != expected or len(span) == 0:
@@ -72,7 +77,9 @@ class TokenShards:
 
         The sequence is cut into ``2 * ring_degree`` chunks; ring rank i owns chunks i and
         ``2 * ring_degree - 1 - i``. Its Ulysses ranks own consecutive parts of these. Chunks, and
-        the tokens of ranks, differ by at most one.
+        the tokens of ranks, differ by at most one. Under a causal mask, the scores that ring ranks
+        compute for a head differ by at most ``num_tokens``, the most that one query has, and not at
+        all if ``2 * ring_degree`` divides the length.
 
         Args:
             num_tokens: Length of the sequence, any number including 0; or the lengths of the
@@ -96,11 +103,6 @@ class TokenShards:
     def num_tokens(self) -> int:
         """Length of the whole sequence."""
         return sum(self.counts)
-
-    @cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Number of tokens of each sequence rank."""
-        return tuple(sum(len(span) for span in own) for own in self.ranges)
 
     def positions(self, mesh: DeviceMesh | None) -> torch.Tensor:
         """Positions in the whole sequence of this rank's tokens, in the order it holds them.

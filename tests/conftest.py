@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny, tiny_wan
 from tests.ranks import RankGroups
@@ -15,6 +16,9 @@ from tests.ranks import RankGroups
 # inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+settings.register_profile("longtake", deadline=None)  # a busy machine is no failure
+settings.load_profile("longtake")
 
 
 @pytest.fixture(scope="session")

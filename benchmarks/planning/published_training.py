@@ -6,7 +6,8 @@
 All runs are planned alike: one sequence a replica and step, in Megatron-LM (in which the authors
 integrated USP), with its distributed optimizer: ZeRO-1, gradients in float32, exchanges after
 backward. What is recomputed is the same for all layouts of one model, machine and sequence, so that
-they compare: the least with which the sequence fits without tensor parallelism.
+they compare: the least with which the sequence fits without tensor parallelism. The last columns
+are the errors with ZeRO-3, with full recomputation, and with both.
 """
 
 from __future__ import annotations
@@ -87,9 +88,9 @@ class Run:
         """
         return predict(self.training, self.layout(zero), recompute or self.recompute)
 
-    def error(self) -> float:
-        """Relative error of the predicted utilization."""
-        return self.predicted().mfu / self.mfu - 1
+    def error(self, zero: Zero = 1, recompute: Recompute | None = None) -> float:
+        """Relative error of the predicted utilization; arguments as of :meth:`predicted`."""
+        return self.predicted(zero, recompute).mfu / self.mfu - 1
 
 
 def runs(path: Path = RUNS) -> list[Run]:
@@ -115,6 +116,7 @@ def table(found: list[Run]) -> str:
     rows = []
     for run in found:
         each = run.predicted()
+        errors = (run.error(), run.error(3), run.error(1, "full"), run.error(3, "full"))
         parts = ("matrices_s", "attention_s", "memory_s", "exposed_s")
         rows.append(
             (
@@ -125,11 +127,12 @@ def table(found: list[Run]) -> str:
                 f"{each.memory.total / 2**30:.1f}",
                 f"{run.mfu:.2f}",
                 f"{each.mfu:.3f}",
-                f"{100 * run.error():+.1f} %",
+                *(f"{100 * error:+.1f} %" for error in errors),
             )
         )
     columns = ("run", "layout", "recompute", "matrices s", "attention s", "memory s", "exposed s")
-    return markdown_table((*columns, "GiB", "published MFU", "predicted", "error"), rows)
+    results = ("GiB", "published MFU", "predicted", "error", "ZeRO-3", "full", "ZeRO-3, full")
+    return markdown_table((*columns, *results), rows)
 
 
 if __name__ == "__main__":

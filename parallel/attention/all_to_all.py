@@ -7,8 +7,9 @@ The only copies are packing and unpacking.
 Legend, upper case for the whole Ulysses group, lower case for one rank: B batch, S/s query tokens,
 T/t key tokens, N/n query heads, M/m KV heads, H head size.
 
-A group's tokens are ordered [this rank's own; the other ranks' by rank]. Attention without a causal
-mask does not depend on the order, and this order saves a copy of the rank's own share.
+A group's tokens are ordered [this rank's own; the other ranks' by rank]: attention without a mask
+does not depend on the order, and this one saves a copy. With a mask they are ordered by rank, which
+is by position in zigzag shards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class UlyssesGroup:
         query_tokens: Query tokens (s) of each rank.
         kv_tokens: Key tokens (t) of each rank.
         heads: Heads of each rank.
+        by_rank: Whether the group's tokens are ordered by rank; otherwise this rank's come first.
     """
 
     group: dist.ProcessGroup
@@ -41,6 +43,7 @@ class UlyssesGroup:
     query_tokens: tuple[int, ...]
     kv_tokens: tuple[int, ...]
     heads: HeadShards
+    by_rank: bool = False
 
     @property
     def degree(self) -> int:
@@ -51,6 +54,11 @@ class UlyssesGroup:
     def peers(self) -> list[int]:
         """The other ranks."""
         return [rank for rank in range(self.degree) if rank != self.rank]
+
+    def split(self, rows: torch.Tensor, tokens: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Split the rows of the group's tokens by their ranks, in order."""
+        order = range(self.degree) if self.by_rank else (self.rank, *self.peers)
+        return dict(zip(order, rows.split([tokens[rank] for rank in order]), strict=True))
 
     def split_sizes(self, peer_sizes: Sequence[int]) -> list[int]:
         """Split sizes for a collective: those of the peers, and 0 for this rank."""
@@ -102,7 +110,8 @@ def tokens_to_heads(
         k_BtMH: Keys, likewise.
         v_BtMH: Values, likewise.
         ulysses: The Ulysses group.
-        contiguous_kv: Whether K and V need a contiguous buffer of their own, to be sent on.
+        contiguous_kv: Whether K and V need a contiguous buffer of their own, to be sent on. The
+            same on all ranks of the group: it decides what is sent in which order.
 
     Returns:
         ``q_BSnH``, and ``kv_TBmH`` with keys in the first half of its heads and values in the
@@ -142,7 +151,9 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
         PeerLostError: A rank of the group died or did not answer in time.
     """
     rows = out_BSnH.transpose(0, 1).contiguous()
-    own_tokens, (_, batch, num_heads, head_size) = ulysses.query_tokens[ulysses.rank], rows.shape
+    shares = ulysses.split(rows, ulysses.query_tokens)
+    own = shares.pop(ulysses.rank)
+    own_tokens, batch, num_heads, head_size = own.shape
     recv_shapes = [
         (own_tokens, batch, len(ulysses.heads.query[peer]), head_size) for peer in ulysses.peers
     ]
@@ -152,13 +163,13 @@ def heads_to_tokens(out_BSnH: torch.Tensor, ulysses: UlyssesGroup) -> torch.Tens
     received = rows.new_empty(sum(map(math.prod, recv_shapes)))
     all_to_all(
         received,
-        rows[own_tokens:],
+        torch.cat([*shares.values()]) if ulysses.by_rank else rows[own_tokens:],
         ulysses.split_sizes([math.prod(shape) for shape in recv_shapes]),
         ulysses.split_sizes([math.prod(shape) for shape in send_shapes]),
         ulysses.group,
     )
     parts = _views(received, recv_shapes)
-    parts.insert(ulysses.rank, rows[:own_tokens])
+    parts.insert(ulysses.rank, own)
     return torch.cat([part.transpose(0, 1) for part in parts], dim=2)
 
 
@@ -199,70 +210,69 @@ def gradients_to_tokens(
     Raises:
         PeerLostError: A rank of the group died or did not answer in time.
     """
-    own, heads = ulysses.rank, ulysses.heads
-    order = [own, *ulysses.peers]  # that of the tokens
-    q_rows, kv_rows = dq_BSnH.transpose(0, 1), pack_kv(dk_BTmH, dv_BTmH)
-    own_q, *q_parts = q_rows.split([ulysses.query_tokens[rank] for rank in order])
-    own_kv, *kv_parts = kv_rows.split([ulysses.kv_tokens[rank] for rank in order])
+    own, heads = ulysses.rank, (ulysses.heads.query, ulysses.heads.kv, ulysses.heads.kv)
+    tokens = ulysses.query_tokens, ulysses.kv_tokens, ulysses.kv_tokens
+    shares = [
+        ulysses.split(tensor.transpose(0, 1), counts)
+        for tensor, counts in zip((dq_BSnH, dk_BTmH, dv_BTmH), tokens, strict=True)
+    ]
     batch, _, _, head_size = dq_BSnH.shape
     shapes = [
         [
-            (ulysses.query_tokens[own], batch, len(heads.query[peer]), head_size),
-            (ulysses.kv_tokens[own], batch, 2 * len(heads.kv[peer]), head_size),
+            (counts[own], batch, len(held[peer]), head_size)
+            for counts, held in zip(tokens, heads, strict=True)
         ]
         for peer in ulysses.peers
     ]
-    parts = _exchange_pairs(list(zip(q_parts, kv_parts, strict=True)), shapes, ulysses)
-    parts.insert(own, [own_q, own_kv])
-    dq = torch.cat([q.transpose(0, 1) for q, _ in parts], dim=2)
-    return dq, *_sum_kv_heads([kv for _, kv in parts], ulysses)
+    sent = [[share[peer] for share in shares] for peer in ulysses.peers]
+    by_rank = _exchange_tensors(sent, shapes, ulysses)
+    by_rank.insert(own, [share[own] for share in shares])
+    dq, dk, dv = map(_join_heads, zip(*by_rank, strict=True), heads)
+    return dq, dk, dv
 
 
-def _exchange_pairs(
+def _exchange_tensors(
     sent: Sequence[Sequence[torch.Tensor]],
     shapes: Sequence[Sequence[tuple[int, ...]]],
     ulysses: UlyssesGroup,
 ) -> list[list[torch.Tensor]]:
-    """Send each peer its tensors in one collective, and receive theirs.
+    """Send each peer some tensors, and receive theirs, in one collective.
 
     Args:
         sent: Tensors for each peer.
         shapes: Shapes of the tensors from each peer.
         ulysses: The Ulysses group.
     """
-    flat = [torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in sent]
+    flat = [[tensor.reshape(-1) for tensor in tensors] for tensors in sent]
     sizes = [sum(map(math.prod, each)) for each in shapes]
     received = sent[0][0].new_empty(sum(sizes))
     all_to_all(
         received,
-        torch.cat(flat),
+        torch.cat([tensor for tensors in flat for tensor in tensors]),
         ulysses.split_sizes(sizes),
-        ulysses.split_sizes(list(map(len, flat))),
+        ulysses.split_sizes([sum(map(len, tensors)) for tensors in flat]),
         ulysses.group,
     )
     return [_views(part, each) for part, each in zip(received.split(sizes), shapes, strict=True)]
 
 
-def _sum_kv_heads(
-    parts: Sequence[torch.Tensor], ulysses: UlyssesGroup
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the gradients of this rank's keys and values over the ranks that hold their heads.
+def _join_heads(parts: Sequence[torch.Tensor], held: Sequence[range]) -> torch.Tensor:
+    """Join the gradients of this rank's tokens; add those of a head that several ranks hold.
 
     Args:
-        parts: ``dkv_tBmH`` from each rank, of its heads.
-        ulysses: The Ulysses group.
+        parts: ``dx_tBmH`` from each rank, of its heads.
+        held: Heads of each rank.
     """
-    num_tokens, batch, _, head_size = parts[0].shape
-    num_heads = max(held.stop for held in ulysses.heads.kv)
+    by_rank = [part.transpose(0, 1) for part in parts]
+    num_heads = max(each.stop for each in held)
+    if sum(map(len, held)) == num_heads:
+        return torch.cat(by_rank, dim=2)
+    batch, num_tokens, _, head_size = by_rank[0].shape
     wide = torch.promote_types(parts[0].dtype, torch.float32)
-    totals = [
-        parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide) for _ in "kv"
-    ]
-    for part, held in zip(parts, ulysses.heads.kv, strict=True):
-        for total, gradient in zip(totals, split_kv(part), strict=True):
-            total[:, :, held.start : held.stop] += gradient
-    dk, dv = (total.to(parts[0].dtype) for total in totals)
-    return dk, dv
+    total = parts[0].new_zeros((batch, num_tokens, num_heads, head_size), dtype=wide)
+    for part, own in zip(by_rank, held, strict=True):
+        total[:, :, own.start : own.stop] += part
+    return total.to(parts[0].dtype)
 
 
 def pack_kv(k_BtmH: torch.Tensor, v_BtmH: torch.Tensor) -> torch.Tensor:
@@ -280,6 +290,8 @@ def split_kv(kv_TBmH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _exchange_stream(stream: _Stream, ulysses: UlyssesGroup) -> torch.Tensor:
     """Exchange one stream; return the rows of all tokens of the group, received in place."""
+    if ulysses.by_rank:
+        return _exchange_streams([stream], ulysses)[0]
     own_tokens = stream.tokens[ulysses.rank]
     rows = stream.new_rows(sum(stream.tokens), ulysses.rank)
     stream.pack(ulysses.rank, rows[:own_tokens])
@@ -295,10 +307,11 @@ def _exchange_streams(streams: Sequence[_Stream], ulysses: UlyssesGroup) -> list
     parts = _views(received, shapes)
     gathered = []
     for position, stream in enumerate(streams):
-        own_tokens = stream.tokens[ulysses.rank]
         rows = stream.new_rows(sum(stream.tokens), ulysses.rank)
-        stream.pack(ulysses.rank, rows[:own_tokens])
-        torch.cat(parts[position :: len(streams)], out=rows[own_tokens:])
+        shares = ulysses.split(rows, stream.tokens)
+        stream.pack(ulysses.rank, shares[ulysses.rank])
+        for peer, part in zip(ulysses.peers, parts[position :: len(streams)], strict=True):
+            shares[peer].copy_(part)
         gathered.append(rows)
     return gathered
 

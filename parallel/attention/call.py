@@ -19,12 +19,12 @@ from longtake.parallel.attention.all_to_all import UlyssesGroup
 from longtake.parallel.attention.mask import Mask, Spans, TokenOrder
 from longtake.parallel.attention.ring import RingGroup
 from longtake.parallel.attention.schedule import RingSchedule
-from longtake.parallel.groups import group_of
 from longtake.parallel.heads import HeadShards
 from longtake.parallel.kernels.attend import HeadRuns, attend, attend_backward
 from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
 from longtake.parallel.kernels.table import kernel_named
 from longtake.parallel.mesh import axis_degree, axis_rank
+from longtake.parallel.torch_private import group_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class AttentionCall:
                 (self.ring.rank, self.ring.degree, self.ring.group),
                 (self.ulysses.rank, self.ulysses.degree, self.ulysses.group),
                 _edges(self.queries),
-                _edges(self.keys),
+                None if self.keys is self.queries else _edges(self.keys),
                 self.num_heads,
                 self.num_kv_heads,
                 (self.mask.causal, self.mask.document_ends),
@@ -100,16 +100,17 @@ class AttentionCall:
         return text
 
     @staticmethod
-    @lru_cache(maxsize=1024)
+    @lru_cache(maxsize=32)
     def decode(text: str) -> AttentionCall:
         """The call that :meth:`encode` wrote; the same object for the same text."""
         ring, ulysses, queries, keys, num_heads, num_kv_heads, mask, *rest = json.loads(text)
         (causal, document_ends), (kernel, options) = mask, rest
+        query_spans = _spans(queries)
         return AttentionCall(
             Axis(*ring),
             Axis(*ulysses),
-            _spans(queries),
-            _spans(keys),
+            query_spans,
+            query_spans if keys is None else _spans(keys),
             num_heads,
             num_kv_heads,
             Mask(causal, tuple(document_ends)),
@@ -157,7 +158,8 @@ class AttentionCall:
         """This rank's Ulysses group, which must have a process group."""
         group = self.ulysses.process_group
         assert group is not None
-        return UlyssesGroup(group, self.ulysses.rank, *self._group_tokens, self.heads)
+        rank, by_rank = self.ulysses.rank, self.mask.hides
+        return UlyssesGroup(group, rank, *self._group_tokens, self.heads, by_rank)
 
     @property
     def ring_group(self) -> RingGroup:
@@ -206,13 +208,14 @@ class AttentionCall:
 
         Without a mask they may be in any order, and stay in this one.
         """
-        group, own = list(self._members(spans, ring_rank)), self.ulysses.rank
-        members = [group.pop(own), *group]
+        members = list(self._members(spans, ring_rank))
+        if not self.mask.hides:
+            members.insert(0, members.pop(self.ulysses.rank))
         held = tuple(span for member in members for span in member)
         return TokenOrder(held, ascends=self.mask.hides)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=32)
 def known_call(call: AttentionCall) -> AttentionCall:
     """The same call, which remembers what was derived from it."""
     return call

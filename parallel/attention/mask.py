@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from longtake.errors import TensorError
@@ -101,7 +101,12 @@ class Mask:
             queries: Positions of the queries by row; ascending if the mask hides anything.
             keys: Positions of the keys, likewise.
         """
-        return _tiles(self, queries, keys)
+        num_queries, num_keys = sum(map(len, queries)), sum(map(len, keys))
+        if not num_queries or not num_keys:
+            return ()
+        if not self.hides:
+            return (Tile(slice(0, num_queries), slice(0, num_keys), False),)
+        return tuple(_merged(list(_pieces(self, queries, keys))))
 
     def document(self, position: int) -> range:
         """The positions of the document that a token is in."""
@@ -109,16 +114,6 @@ class Mask:
             return range(1 << 62)
         at = bisect_right(self.document_ends, position)
         return range(self.document_ends[at - 1] if at else 0, self.document_ends[at])
-
-
-@lru_cache(maxsize=4096)
-def _tiles(mask: Mask, queries: Spans, keys: Spans) -> tuple[Tile, ...]:
-    num_queries, num_keys = sum(map(len, queries)), sum(map(len, keys))
-    if not num_queries or not num_keys:
-        return ()
-    if not mask.hides:
-        return (Tile(slice(0, num_queries), slice(0, num_keys), False),)
-    return tuple(_merged(list(_pieces(mask, queries, keys))))
 
 
 @dataclass(frozen=True)
@@ -147,24 +142,37 @@ class _Piece:
 
 def _pieces(mask: Mask, queries: Spans, keys: Spans) -> Iterator[_Piece]:
     """Cut the queries where documents and spans of keys begin and end."""
-    cuts = sorted(
-        {edge for span in keys for edge in (span.start, span.stop)} | {0, *mask.document_ends}
-    )
-    row = 0
+    edges = {edge for span in keys for edge in (span.start, span.stop)}
+    cuts = sorted({0, *edges, *mask.document_ends})
+    row, row_of = 0, _KeyRows(keys)
     for span in queries:
         inner = cuts[bisect_right(cuts, span.start) : bisect_left(cuts, span.stop)]
         for start, stop in pairwise([span.start, *inner, span.stop]):
             document, rows = mask.document(start), range(row, row + stop - start)
             last = start if mask.causal else document.stop
-            earlier = range(_row_of(document.start, keys), _row_of(last, keys))
-            itself = mask.causal and _row_of(stop, keys) > earlier.stop
+            earlier = range(row_of(document.start), row_of(last))
+            itself = mask.causal and row_of(stop) > earlier.stop
             yield _Piece(rows, earlier, itself)
             row = rows.stop
 
 
-def _row_of(position: int, keys: Spans) -> int:
-    """The row of the first key at a position or after it; the number of keys if there is none."""
-    return sum(min(max(position - span.start, 0), len(span)) for span in keys)
+class _KeyRows:
+    """The row of the first key at a position or after it; the number of keys if there is none.
+
+    Args:
+        keys: Positions of the keys by row, ascending.
+    """
+
+    def __init__(self, keys: Spans) -> None:
+        self._keys = keys
+        self._starts = [span.start for span in keys]
+        self._rows = list(accumulate(map(len, keys), initial=0))
+
+    def __call__(self, position: int) -> int:
+        at = bisect_right(self._starts, position) - 1
+        if at < 0:
+            return 0
+        return self._rows[at] + min(position - self._starts[at], len(self._keys[at]))
 
 
 def _merged(pieces: list[_Piece]) -> Iterator[Tile]:

@@ -17,10 +17,11 @@ import torch
 from longtake.errors import TensorError
 from longtake.parallel.attention import passes
 from longtake.parallel.attention.call import AttentionCall
-from longtake.parallel.attention.passes import HeadTensors, Result
+from longtake.parallel.attention.passes import HeadTensors
+from longtake.parallel.kernels.kernel import SavedTensors
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""``out_BsNH``, ``lse_BSn``, ``q_BSnH``, ``kv_TBmH``, ``out_BSnH``; what is not kept is empty."""
+"""``out_BsNH``, ``lse_BSn``, ``q_SBnH``, ``kv_TBmH``, ``out_BSnH``; what is not kept is empty."""
 
 
 def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str, keep: bool) -> Tensors:
@@ -34,11 +35,13 @@ def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str, keep: bool
         keep: Whether a backward pass follows.
     """
     result = passes.forward(q, k, v, AttentionCall.decode(call), keep=keep)
-    kept = (result.lse_BSn, *(result.heads or (None,) * 3)) if keep else (None,) * 4
     out = result.out_BsNH.contiguous()
-    lse, q_heads, kv_heads, out_heads = (
-        q.new_empty(0) if tensor is None else tensor.contiguous() for tensor in kept
-    )
+    lse, q_heads, kv_heads, out_heads = (q.new_empty(0) for _ in range(4))
+    if keep:
+        assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
+        lse = result.lse_BSn.contiguous()
+    if result.heads is not None:
+        q_heads, kv_heads, out_heads = (tensor.contiguous() for tensor in result.heads)
     return out, lse, q_heads, kv_heads, out_heads
 
 
@@ -60,30 +63,31 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: str, keep: bool) 
     if keep:
         lse = q.new_empty((batch, num_queries, n), dtype=wide)
     if keep and described.ulysses.degree > 1:
+        q_heads = q.new_empty((num_queries, batch, n, head_size))
         kv_heads = q.new_empty((num_keys, batch, 2 * m, head_size))
-        q_heads, out_heads = (q.new_empty((batch, num_queries, n, head_size)) for _ in range(2))
+        out_heads = q.new_empty((batch, num_queries, n, head_size))
     return out, lse, q_heads, kv_heads, out_heads
 
 
 def run_backward(
-    grad_out: torch.Tensor, inputs: list[torch.Tensor], kept: list[torch.Tensor], call: str
+    grad_out: torch.Tensor, saved: list[torch.Tensor], call: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v.
 
     Args:
         grad_out: ``[B, s, N, H]``.
-        inputs: q, k and v; empty with a Ulysses group.
-        kept: The tensors that the forward pass returned; without its output with a Ulysses group.
+        saved: ``lse``, ``q_SBnH``, ``kv_TBmH`` and ``out_BSnH`` with a Ulysses group; otherwise q,
+            k, v, ``out`` and ``lse``.
         call: :meth:`AttentionCall.encode`.
     """
     described = AttentionCall.decode(call)
-    lse, *others = kept
-    if described.ulysses.degree == 1:
-        result = Result(others[0], lse)
+    if described.ulysses.degree > 1:
+        lse, *heads = saved
+        gradients = passes.ulysses_backward(grad_out, lse, HeadTensors(*heads), described)
     else:
-        result = Result(grad_out, lse, HeadTensors(*others))
-    dq, dk, dv = passes.backward(grad_out, inputs, result, described)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+        gradients = passes.backward(grad_out, SavedTensors(*saved), described)
+    dq, dk, dv = (gradient.contiguous() for gradient in gradients)
+    return dq, dk, dv
 
 
 usp_attention_backward = torch.library.custom_op(
@@ -93,7 +97,7 @@ usp_attention_backward = torch.library.custom_op(
 
 @usp_attention_backward.register_fake
 def _(
-    grad_out: torch.Tensor, inputs: list[torch.Tensor], kept: list[torch.Tensor], call: str
+    grad_out: torch.Tensor, saved: list[torch.Tensor], call: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     described = AttentionCall.decode(call)
     batch, _, _, head_size = grad_out.shape
@@ -105,28 +109,22 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     q, k, v, call, _ = inputs
     out, lse, *heads = output
-    ctx.call = call
-    ctx.in_heads = AttentionCall.decode(call).ulysses.degree > 1
-    ctx.save_for_backward(*((lse, *heads) if ctx.in_heads else (q, k, v, lse, out)))
+    ctx.call, ctx.like_out = call, {"size": out.shape, "dtype": out.dtype, "device": out.device}
+    in_heads = AttentionCall.decode(call).ulysses.degree > 1
+    ctx.save_for_backward(*((lse, *heads) if in_heads else (q, k, v, out, lse)))
     ctx.mark_non_differentiable(lse, *heads)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
-    if grad_out is None:
-        return (None,) * 5
-    inputs, kept = ([], [*ctx.saved_tensors])
-    if not ctx.in_heads:
-        inputs, kept = kept[:3], kept[3:]
-    return *usp_attention_backward(grad_out, inputs, kept, ctx.call), None, None
-
-
-def _refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    raise TensorError(
-        "usp_attention has no second derivative: leave out create_graph=True, or use "
-        "scaled_dot_product_attention in one process"
-    )
+    if torch.is_grad_enabled():
+        raise TensorError(
+            "usp_attention has no second derivative: leave out create_graph=True, or use "
+            "scaled_dot_product_attention in one process"
+        )
+    if grad_out is None:  # the other ranks may have one, and wait for this one
+        grad_out = torch.zeros(**ctx.like_out)
+    return *usp_attention_backward(grad_out, list(ctx.saved_tensors), ctx.call), None, None
 
 
 usp_attention.register_autograd(_backward, setup_context=_keep)
-usp_attention_backward.register_autograd(_refuse)

@@ -102,11 +102,11 @@ class GradientSum:
         self._sum = self._sum.to(wide)
         self._sum[:, rows] += part
 
-    def total(self) -> torch.Tensor:
-        """The sum in the tensor's dtype."""
+    def total(self, num_rows: int | None = None) -> torch.Tensor:
+        """The sum in the tensor's dtype, of the first rows or of all."""
         if self._sum is None:
-            return torch.zeros_like(self._tensor)
-        return self._sum.to(self._tensor.dtype)
+            return torch.zeros_like(self._tensor[:, :num_rows])
+        return self._sum[:, :num_rows].to(self._tensor.dtype)
 
 
 def add_gradients(

@@ -29,15 +29,15 @@ from longtake.parallel.kernels.kernel import SavedTensors
 
 
 class HeadTensors(NamedTuple):
-    """What a Ulysses rank keeps for the backward pass: tokens ascending, some of the heads.
+    """What a Ulysses rank keeps for the backward pass: its group's tokens, ascending, of its heads.
 
     Attributes:
-        q_BSnH: Queries.
+        q_SBnH: Queries.
         kv_TBmH: Keys and values in one buffer.
         out_BSnH: Attention of the queries.
     """
 
-    q_BSnH: torch.Tensor
+    q_SBnH: torch.Tensor
     kv_TBmH: torch.Tensor
     out_BSnH: torch.Tensor
 
@@ -48,8 +48,7 @@ class Result(NamedTuple):
     Attributes:
         out_BsNH: Attention of this rank's queries.
         lse_BSn: Log-sum-exp of this rank's heads, ascending; None if the kernel computes none.
-        heads: What else the backward pass needs; None where the inputs and the output are it, and
-            where no backward pass follows.
+        heads: What else the backward pass needs with a Ulysses group; None if none follows.
     """
 
     out_BsNH: torch.Tensor
@@ -74,17 +73,16 @@ def forward(
         call: The call.
         keep: Whether a backward pass follows.
     """
-    if call.num_ranks == 1:
-        q, k, v = _ascending(q_BsNH, k_BtMH, v_BtMH, call)
+    if call.ulysses.degree > 1:
+        return _ulysses_forward(q_BsNH, k_BtMH, v_BtMH, call, keep)
+    q, k, v = _ascending(q_BsNH, k_BtMH, v_BtMH, call)
+    if call.ring.degree > 1:
+        out, lse = ring_attention(q, pack_kv(k, v), call.ring_group, call.attend)
+    else:
         attention = PartialAttention(q)
         attention.add(k, v, call.ring_group.tiles(0), call.attend)
         out, lse = attention.result()
-        return Result(_in_order(out, call.query_order.to_held), lse)
-    if call.ulysses.degree == 1:
-        q, k, v = _ascending(q_BsNH, k_BtMH, v_BtMH, call)
-        out, lse = ring_attention(q, pack_kv(k, v), call.ring_group, call.attend)
-        return Result(_in_order(out, call.query_order.to_held), lse)
-    return _ulysses_forward(q_BsNH, k_BtMH, v_BtMH, call, keep)
+    return Result(_in_order(out, call.query_order.to_held), lse)
 
 
 def _ulysses_forward(
@@ -95,57 +93,77 @@ def _ulysses_forward(
     keep: bool,
 ) -> Result:
     """Attention with heads exchanged for tokens before, and back after."""
+    has_ring = call.ring.degree > 1
     q_BSnH, kv_TBmH = tokens_to_heads(
-        q_BsNH, k_BtMH, v_BtMH, call.ulysses_group, contiguous_kv=keep or call.ring.degree > 1
+        q_BsNH, k_BtMH, v_BtMH, call.ulysses_group, contiguous_kv=has_ring
     )
     del q_BsNH, k_BtMH, v_BtMH
-    q_BSnH = _in_order(q_BSnH, call.query_order.to_ascending)
+    if keep and not has_ring:  # they may be views of one buffer
+        q_BSnH, kv_TBmH = q_BSnH.transpose(0, 1).clone().transpose(0, 1), kv_TBmH.clone()
+    q_SBnH = _in_order(q_BSnH.transpose(0, 1), call.query_order.to_ascending, dim=0)
+    del q_BSnH
     kv_TBmH = _in_order(kv_TBmH, call.key_order.to_ascending, dim=0)
     out_BSnH, lse_BSn = ring_attention(
-        q_BSnH, kv_TBmH, call.ring_group, call.attend, keep_block=keep
+        q_SBnH.transpose(0, 1), kv_TBmH, call.ring_group, call.attend, keep_block=keep
     )
-    heads = HeadTensors(q_BSnH, kv_TBmH, out_BSnH) if keep else None
-    del q_BSnH, kv_TBmH  # free them before heads_to_tokens allocates
+    heads = HeadTensors(q_SBnH, kv_TBmH, out_BSnH) if keep else None
+    del q_SBnH, kv_TBmH  # free them before heads_to_tokens allocates
     out_BSnH = _in_order(out_BSnH, call.query_order.to_held)
     return Result(heads_to_tokens(out_BSnH, call.ulysses_group), lse_BSn, heads)
 
 
-def backward(
-    grad_out_BsNH: torch.Tensor,
-    inputs: Sequence[torch.Tensor],
-    result: Result,
-    call: AttentionCall,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of this rank's queries, keys and values, complete.
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""``dq_BsNH``, ``dk_BtMH`` and ``dv_BtMH`` of this rank's tokens, complete."""
+
+
+def backward(grad_out_BsNH: torch.Tensor, saved: SavedTensors, call: AttentionCall) -> Gradients:
+    """Gradients without a Ulysses group.
 
     Args:
         grad_out_BsNH: Gradient of the output.
-        inputs: q, k and v of the forward pass. Not read with a Ulysses group.
-        result: What the forward pass computed. Its output is not read with a Ulysses group.
+        saved: Inputs and output of the forward pass; its log-sum-exp, ascending.
         call: The call.
-
-    Returns:
-        ``dq_BsNH``, ``dk_BtMH`` and ``dv_BtMH``.
     """
-    assert result.lse_BSn is not None, "select_kernel gives a kernel with a log-sum-exp"
-    if result.heads is not None:
-        grad_out = queries_to_heads(grad_out_BsNH, call.ulysses_group)
-        q, kv, out = result.heads
-        k, v = split_kv(kv)
-    else:
-        q, k, v = inputs
-        q, k, v = _ascending(q, k, v, call)
-        kv = pack_kv(k, v)
-        out = _in_order(result.out_BsNH, call.query_order.to_ascending)
-        grad_out = grad_out_BsNH
-    grad_out = _in_order(grad_out, call.query_order.to_ascending)
-    saved = SavedTensors(q, k, v, out, result.lse_BSn)
-    dq, dk, dv = ring_attention_backward(grad_out, saved, kv, call.ring_group, call.attend_backward)
-    dq = _in_order(dq, call.query_order.to_held)
+    q, k, v = _ascending(saved.q, saved.k, saved.v, call)
+    out = _in_order(saved.out, call.query_order.to_ascending)
+    kv_TBmH = pack_kv(k, v) if call.ring.degree > 1 else k[:0]
+    return _ring_backward(grad_out_BsNH, SavedTensors(q, k, v, out, saved.lse), kv_TBmH, call)
+
+
+def ulysses_backward(
+    grad_out_BsNH: torch.Tensor, lse_BSn: torch.Tensor, heads: HeadTensors, call: AttentionCall
+) -> Gradients:
+    """Gradients with a Ulysses group.
+
+    Args:
+        grad_out_BsNH: Gradient of the output.
+        lse_BSn: Log-sum-exp of the forward pass.
+        heads: What else it kept.
+        call: The call.
+    """
+    group, (q_SBnH, kv_TBmH, out_BSnH) = call.ulysses_group, heads
+    saved = SavedTensors(q_SBnH.transpose(0, 1), *split_kv(kv_TBmH), out_BSnH, lse_BSn)
+    gradients = _ring_backward(queries_to_heads(grad_out_BsNH, group), saved, kv_TBmH, call)
+    return gradients_to_tokens(*gradients, group)
+
+
+def _ring_backward(
+    grad_out_BSnH: torch.Tensor, saved: SavedTensors, kv_TBmH: torch.Tensor, call: AttentionCall
+) -> Gradients:
+    """Gradients of this rank's block and heads, in the order in which it holds the tokens.
+
+    Args:
+        grad_out_BSnH: Gradient of the output, as held.
+        saved: Tensors of the forward pass, ascending.
+        kv_TBmH: Keys and values in one buffer; not read without a ring.
+        call: The call.
+    """
+    grad_out_BSnH = _in_order(grad_out_BSnH, call.query_order.to_ascending)
+    dq, dk, dv = ring_attention_backward(
+        grad_out_BSnH, saved, kv_TBmH, call.ring_group, call.attend_backward
+    )
     dk, dv = (_in_order(gradient, call.key_order.to_held) for gradient in (dk, dv))
-    if result.heads is None:
-        return dq, dk, dv
-    return gradients_to_tokens(dq, dk, dv, call.ulysses_group)
+    return _in_order(dq, call.query_order.to_held), dk, dv
 
 
 def _ascending(

@@ -17,7 +17,8 @@ H head size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -64,21 +65,29 @@ class RingGroup:
         """Shape of the block that follows the one of a step."""
         return (self.schedule.held(self.rank, step + 1), *kv_TBmH.shape[1:])
 
-    def rotate(self, block: torch.Tensor, received: torch.Tensor, step: int) -> Callable[[], None]:
-        """Start sending the block of a step to the rank that holds it next, and receiving another.
+    @contextmanager
+    def rotate(self, block: torch.Tensor, received: torch.Tensor, step: int) -> Iterator[None]:
+        """Send the block of a step to the rank that holds it next, and receive another, meanwhile.
+
+        Both have ended when the context does, after an error too: a later call would receive what
+        this one left.
 
         Args:
             block: The block of this step.
-            received: Buffer of the next step's block.
+            received: Buffer of the next step's block; empty after the last step.
             step: The step.
-
-        Returns:
-            A function that waits for both.
         """
+        if step + 1 == self.degree:
+            yield
+            return
         direction, degree = self.schedule.direction, self.degree
         receiver, sender = (self.rank + direction) % degree, (self.rank - direction) % degree
         sent = block[: self.schedule.held(receiver, step + 1)]
-        return self.exchange((sent, receiver), (received, sender))
+        wait = self.exchange((sent, receiver), (received, sender))
+        try:
+            yield
+        finally:
+            wait()
 
     def exchange(
         self, send: tuple[torch.Tensor, int], receive: tuple[torch.Tensor, int]
@@ -116,14 +125,10 @@ def ring_attention(
     attention = PartialAttention(q_BSnH)
     free = kv_TBmH[:0]
     for step in range(ring.degree):
-        is_last = step + 1 == ring.degree
-        if not is_last:
-            received = _reuse(free, ring.next_shape(kv_TBmH, step))
-            wait = ring.rotate(kv_TBmH, received, step)
-        attention.add(*split_kv(kv_TBmH), ring.tiles(step), attend)
-        if not is_last:
-            wait()
-            free, kv_TBmH = kv_TBmH[:0] if keep_block and step == 0 else kv_TBmH, received
+        received = _reuse(free, ring.next_shape(kv_TBmH, step))
+        with ring.rotate(kv_TBmH, received, step):
+            attention.add(*split_kv(kv_TBmH), ring.tiles(step), attend)
+        free, kv_TBmH = kv_TBmH[:0] if keep_block and step == 0 else kv_TBmH, received
     return attention.result()
 
 
@@ -139,7 +144,7 @@ def ring_attention_backward(
     Args:
         grad_out_BSnH: Gradient of the output.
         saved: This rank's queries and block, with the output and log-sum-exp over all keys.
-        kv_TBmH: The block in one contiguous buffer.
+        kv_TBmH: The block in one contiguous buffer; not read with a single rank.
         ring: The ring.
         backward: Gradients of one tile.
 
@@ -153,20 +158,18 @@ def ring_attention_backward(
     query, own = GradientSum(saved.q), (GradientSum(saved.k), GradientSum(saved.v))
     arrive: Callable[[], None] = _nothing
     for step in range(ring.degree):
-        is_last = step + 1 == ring.degree
-        if not is_last:
-            received = kv_TBmH.new_empty(ring.next_shape(kv_TBmH, step))
-            wait = ring.rotate(kv_TBmH, received, step)
-        k, v = split_kv(kv_TBmH)
-        block = own if step == 0 else (GradientSum(k), GradientSum(v))
-        inputs = saved._replace(k=k, v=v)
-        add_gradients((query, *block), grad_out_BSnH, inputs, ring.tiles(step), backward)
-        arrive()  # what was sent at the step before, while this step computed
-        if step > 0:
-            arrive = _send_home(block, own, kv_TBmH, ring, step)
-        if not is_last:
-            wait()
-            kv_TBmH = received
+        received = kv_TBmH.new_empty(ring.next_shape(kv_TBmH, step))
+        with ring.rotate(kv_TBmH, received, step):
+            k, v = split_kv(kv_TBmH) if step > 0 else (saved.k, saved.v)
+            block = own if step == 0 else (GradientSum(k), GradientSum(v))
+            inputs = saved._replace(k=k, v=v)
+            try:
+                add_gradients((query, *block), grad_out_BSnH, inputs, ring.tiles(step), backward)
+            finally:
+                arrive()  # what was sent at the step before, while this step computed
+            if step > 0:
+                arrive = _send_home(block, own, kv_TBmH, ring, step)
+        kv_TBmH = received
     arrive()
     return query.total(), own[0].total(), own[1].total()
 
@@ -186,7 +189,7 @@ def _send_home(
     schedule, rank = ring.schedule, ring.rank
     owner, visitor = schedule.owner(rank, step), schedule.visitor(rank, step)
     num_sent, num_received = schedule.seen(rank, owner), schedule.seen(visitor, rank)
-    sent = pack_kv(*(gradient.total()[:, :num_sent] for gradient in block))
+    sent = pack_kv(*(gradient.total(num_sent) for gradient in block))
     received = kv_TBmH.new_empty((num_received, *kv_TBmH.shape[1:]))
     wait = ring.exchange((sent, owner), (received, visitor))
 

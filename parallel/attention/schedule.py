@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 from longtake.parallel.attention.mask import Mask, Spans, Tile
 
@@ -31,7 +32,7 @@ class RingSchedule:
     keys: tuple[Spans, ...]
 
     @classmethod
-    @lru_cache(maxsize=256)
+    @lru_cache(maxsize=32)
     def of(cls, mask: Mask, queries: tuple[Spans, ...], keys: tuple[Spans, ...]) -> RingSchedule:
         """The schedule, computed once."""
         return cls(mask, queries, keys)
@@ -44,14 +45,7 @@ class RingSchedule:
     @cached_property
     def direction(self) -> int:
         """1 if blocks travel to the next rank, -1 if to the previous one."""
-        forwards, backwards = (
-            sum(
-                self._held(rank, step, direction)
-                for rank in range(self.degree)
-                for step in range(1, self.degree)
-            )
-            for direction in (1, -1)
-        )
+        forwards, backwards = (sum(map(sum, self._parts(direction))) for direction in (1, -1))
         return -1 if backwards < forwards else 1
 
     def owner(self, rank: int, step: int) -> int:
@@ -64,30 +58,59 @@ class RingSchedule:
 
     def held(self, rank: int, step: int) -> int:
         """Tokens of the block that a rank holds at a step; none after the last step."""
-        if step == 0:
-            return sum(map(len, self.keys[rank]))
-        return 0 if step >= self.degree else self._held(rank, step, self.direction)
+        return self._held[self.owner(rank, step)][step] if step < self.degree else 0
 
     def tiles(self, rank: int, step: int) -> tuple[Tile, ...]:
         """The tiles of a rank's queries and the block that it holds at a step."""
-        return self._tiles(rank, self.owner(rank, step))
+        owner = self.owner(rank, step)
+        if (rank, owner) not in self._known_tiles:
+            tiles = self.mask.tiles(self.queries[rank], self.keys[owner])
+            self._known_tiles[rank, owner] = tiles
+        return self._known_tiles[rank, owner]
 
     def seen(self, rank: int, owner: int) -> int:
         """Tokens of a block up to the last that a rank's queries see."""
-        return max((tile.keys.stop for tile in self._tiles(rank, owner)), default=0)
+        return self._seen[rank][owner]
 
     def num_scores(self, rank: int) -> int:
         """Pairs of a query of a rank and a key that it sees: the work of one head."""
         return sum(
-            tile.num_scores for owner in range(self.degree) for tile in self._tiles(rank, owner)
+            tile.num_scores for step in range(self.degree) for tile in self.tiles(rank, step)
         )
 
-    def _tiles(self, rank: int, owner: int) -> tuple[Tile, ...]:
-        return self.mask.tiles(self.queries[rank], self.keys[owner])
+    @cached_property
+    def _known_tiles(self) -> dict[tuple[int, int], tuple[Tile, ...]]:
+        """Tiles that were asked for, by rank and owner: those of one rank are enough for a call."""
+        return {}
 
-    def _held(self, rank: int, step: int, direction: int) -> int:
-        owner = (rank - step * direction) % self.degree
-        later = [(owner + at * direction) % self.degree for at in range(step, self.degree)]
-        if not self.mask.hides:
-            return sum(map(len, self.keys[owner]))
-        return max(self.seen(visitor, owner) for visitor in later)
+    @cached_property
+    def _seen(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each owner's block up to the last that each rank sees, by rank and owner."""
+        return tuple(
+            tuple(
+                max((tile.keys.stop for tile in self.mask.tiles(queries, keys)), default=0)
+                for keys in self.keys
+            )
+            for queries in self.queries
+        )
+
+    @cached_property
+    def _held(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each block that are held at each step, by owner and step."""
+        return self._parts(self.direction)
+
+    def _parts(self, direction: int) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each block that are held at each step if it travels in a direction.
+
+        At step 0 the owner holds all; then a rank holds what it or a later one on the way sees.
+        """
+        parts = []
+        for owner, keys in enumerate(self.keys):
+            whole = sum(map(len, keys))
+            visitors = [(owner + step * direction) % self.degree for step in range(self.degree)]
+            seen = [
+                self._seen[visitor][owner] if self.mask.hides else whole for visitor in visitors
+            ]
+            later = list(accumulate(reversed(seen[1:]), max))
+            parts.append((whole, *reversed(later)))
+        return tuple(parts)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import DeviceMesh
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -29,6 +30,7 @@ from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
 from longtake.parallel.kernels.table import select_kernel
 from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, sequence_rank
 from longtake.parallel.shards import TokenShards
+from longtake.parallel.torch_private import is_transformed
 
 
 def usp_attention(
@@ -50,15 +52,16 @@ def usp_attention(
     Equals ``softmax(scale * q k^T) v`` over the whole sequence, for any number of tokens, query
     heads and KV heads, and is differentiable in q, k and v. Collective, and so is its backward
     pass: all ranks of the mesh, or of one cfg branch of it, call this with the same arguments but
-    for the tokens. A :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like
-    torch's functions.
+    for the tokens, and run the backward pass if one of them does. A
+    :class:`torch.overrides.TorchFunctionMode` can observe or replace it, like torch's functions.
 
     Args:
-        q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64.
+        q: ``[B, s, N, H]``, this rank's queries; float16, bfloat16, float32 or float64. Under
+            autocast float32 is converted, as in torch's own attention.
         k: ``[B, t, M, H]``, this rank's keys.
         v: ``[B, t, M, H]``, this rank's values.
-        mesh: Mesh with axes ``ring`` and ``ulysses``, as from :meth:`ParallelDims.build_mesh`; None
-            for a single process.
+        mesh: Mesh with axes ``ring`` and ``ulysses``, from :meth:`ParallelDims.build_mesh`, or any
+            after :func:`connect_mesh`; None for a single process.
         shards: Ownership of the query tokens.
         kv_shards: Ownership of the key tokens in cross attention; ``shards`` if None.
         causal: Whether a query sees the keys up to its own position in the whole sequence only.
@@ -74,7 +77,8 @@ def usp_attention(
 
     Raises:
         LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent. A
-            TensorError also in the backward pass of the backward pass, which does not exist.
+            TensorError also inside ``torch.vmap`` and ``torch.func``, and in a backward pass with
+            ``create_graph=True``: there is no second derivative.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
     if has_torch_function((q, k, v)):
@@ -91,12 +95,18 @@ def usp_attention(
             usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **others
         )
         return replaced
+    if not torch.compiler.is_compiling() and is_transformed():
+        raise TensorError(
+            "usp_attention cannot run inside torch.vmap or a transform of torch.func: use the "
+            "batch dimension of q, k and v, and torch.autograd"
+        )
+    q, k, v = (_autocast(tensor) for tensor in (q, k, v))
     kv_shards = shards if kv_shards is None else kv_shards
     _check_arguments(q, k, v, mesh, shards, kv_shards)
     mask = _mask(causal, document_lengths, shards, kv_shards)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     options = _kernel_options(scale, q.shape[3], deterministic)
-    if mask.causal and options.scale <= 0:
+    if options.scale <= 0:
         q, options = _with_positive_scale(q, options)
     selected = _select_kernel(
         kernel,
@@ -135,10 +145,22 @@ def _select_kernel(name: str, *needs: Any) -> str:
     return select_kernel(name, KernelNeeds(*needs)).name
 
 
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """A float32 tensor in the dtype of autocast where that is on, as for torch's own attention."""
+    device_type = tensor.device.type
+    if tensor.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
+
+
 def _with_positive_scale(
     q: torch.Tensor, options: KernelOptions
 ) -> tuple[torch.Tensor, KernelOptions]:
-    """The same scores with a scale above 0: kernels scale the -inf of hidden scores, too."""
+    """The same scores with a scale above 0.
+
+    A kernel that scales hidden scores, which are -inf, and one that subtracts the scaled maximum
+    need it.
+    """
     if options.scale < 0:
         return -q, replace(options, scale=-options.scale)
     return 0 * q, replace(options, scale=1.0)
@@ -187,7 +209,10 @@ def _check_arguments(
 def _check_tensors(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mesh: DeviceMesh | None
 ) -> None:
-    """Check shapes, dtypes and devices."""
+    """Check types, shapes, dtypes and devices."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if hasattr(tensor, "to_local"):
+            raise TensorError(f"{name} is a DTensor: pass {name}.to_local(), this rank's part")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
         raise TensorError(f"{shapes} must have 4 dimensions: [batch, tokens, heads, head size]")
@@ -205,6 +230,11 @@ def _check_tensors(
         raise TensorError(
             f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: "
             "convert them to one dtype and device"
+        )
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in (q, k, v)):
+        raise TensorError(
+            "q, k or v has a forward-mode tangent, as in torch.func.jvp, and usp_attention has no "
+            "forward-mode derivative: use backward() or torch.autograd.grad"
         )
     if mesh is not None and q.device.type != mesh.device_type:
         raise TensorError(

@@ -43,9 +43,10 @@ def cpu_flash_backward(
     grad_out: torch.Tensor, saved: SavedTensors, options: KernelOptions
 ) -> _Gradients:
     """Backward pass of :func:`cpu_flash`."""
+    grad_out, q, k, v, out, lse = (tensor.transpose(1, 2) for tensor in (grad_out, *saved))
+    k, v = k.contiguous(), v.contiguous()  # 1 % faster
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    tensors = (tensor.transpose(1, 2).contiguous() for tensor in (grad_out, *saved))
-    dq, dk, dv = backward(*tensors, 0.0, options.causal, scale=options.scale)
+    dq, dk, dv = backward(grad_out, q, k, v, out, lse, 0.0, options.causal, scale=options.scale)
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 

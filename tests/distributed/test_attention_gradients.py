@@ -2,134 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
 
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
 
-from longtake.parallel import ParallelDims, TokenShards, usp_attention
-from longtake.parallel.mesh import sequence_rank
+from longtake.parallel import ParallelDims, TokenShards
+from tests.attention_cases import Case, check_cases
 from tests.layouts import HEADS, LAYOUTS, layout_name
-from tests.ranks import RankGroups, mesh_of, random_tensors
-
-TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of usp_attention, on the whole sequence."""
-
-    num_tokens: int
-    heads: tuple[int, int]
-    causal: bool = False
-    zigzag: bool = False
-    document_lengths: tuple[int, ...] | None = None
-    num_kv_tokens: int | None = None
-    batch: int = 1
-    head_size: int = 8
-    scale: float | None = None
-    dtype: torch.dtype = torch.float32
-
-    def shards(self, dims: ParallelDims) -> tuple[TokenShards, TokenShards | None]:
-        """The shards of the queries, and of the keys in cross attention."""
-        split = TokenShards.zigzag if self.zigzag else TokenShards.even
-        shards = split(self.num_tokens, dims)
-        if self.num_kv_tokens is None:
-            return shards, None
-        return shards, split(self.num_kv_tokens, dims)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """q, k, v and the gradient of the output."""
-        kv_tokens = self.num_tokens if self.num_kv_tokens is None else self.num_kv_tokens
-        query, kv = (
-            (self.batch, tokens, heads, self.head_size)
-            for tokens, heads in zip((self.num_tokens, kv_tokens), self.heads, strict=True)
-        )
-        return random_tensors(0, [query, kv, kv, query], self.dtype)
-
-
-def sdpa(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention of the whole sequence in one process, in the dtype of the tensors."""
-    allowed = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
-    if case.causal:
-        allowed = allowed.tril()
-    if case.document_lengths:
-        document = torch.arange(len(case.document_lengths)).repeat_interleave(
-            torch.tensor(case.document_lengths)
-        )
-        allowed &= document[:, None] == document
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    mask = None if allowed.all() else allowed
-    out = F.scaled_dot_product_attention(q, k, v, mask, scale=case.scale, enable_gqa=True)
-    return out.transpose(1, 2)
-
-
-def with_gradients(
-    attention: object, tensors: list[torch.Tensor], grad_out: torch.Tensor
-) -> list[torch.Tensor]:
-    """out, dq, dk and dv."""
-    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
-    out = attention(*tensors)  # type: ignore[operator]
-    return [out.detach(), *torch.autograd.grad(out, tensors, grad_out)]
-
-
-def errors(dims: ParallelDims, case: Case, dtype: torch.dtype = torch.float64) -> list[float]:
-    """On one rank: the largest errors of this rank's out, dq, dk and dv."""
-    mesh = mesh_of(dims)
-    shards, kv_shards = case.shards(dims)
-    *qkv, grad_out = case.tensors()
-    exact = with_gradients(
-        lambda q, k, v: sdpa(case, q, k, v), [t.to(dtype) for t in qkv], grad_out.to(dtype)
-    )
-    owners = [shards, kv_shards or shards, kv_shards or shards]
-    own = [owner.split(t, mesh, dim=1) for owner, t in zip(owners, qkv, strict=True)]
-    results = with_gradients(
-        lambda q, k, v: usp_attention(
-            q,
-            k,
-            v,
-            mesh=mesh,
-            shards=shards,
-            kv_shards=kv_shards,
-            causal=case.causal,
-            document_lengths=case.document_lengths,
-            scale=case.scale,
-        ),
-        own,
-        shards.split(grad_out, mesh, dim=1),
-    )
-    return [
-        (result.double() - owner.split(expected, mesh, dim=1).double()).abs().max().item()
-        if result.numel()
-        else 0.0
-        for result, expected, owner in zip(results, exact, [shards, *owners], strict=True)
-    ]
-
-
-def check_cases(dims: ParallelDims, cases: list[Case]) -> None:
-    """On one rank: compute each case with the others and compare this rank's tokens."""
-    for case in cases:
-        found = errors(dims, case)
-        assert max(found) <= TOLERANCE, (
-            f"{dims} rank {sequence_rank(mesh_of(dims))} {case}: {found}"
-        )
+from tests.ranks import RankGroups
 
 
 @pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_gradients_equal_one_process(ranks: RankGroups, dims: ParallelDims, causal: bool) -> None:
-    tokens = [1, 2, max(1, dims.world_size - 1), 13, 31]
+def test_gradients_equal_one_process(ranks: RankGroups, dims: ParallelDims) -> None:
+    few = sorted({1, 2, max(1, dims.world_size - 1)})  # some are fewer than the ranks
     cases = [
-        Case(num_tokens, heads, causal=causal, zigzag=zigzag)
-        for num_tokens, heads, zigzag in product(tokens, HEADS, {causal, False})
+        Case(num_tokens, heads, causal=causal, zigzag=causal)
+        for num_tokens, heads, causal in product((*few, 31), HEADS, (False, True))
     ]
-    ranks.run(dims.world_size, check_cases, dims, cases)
+    cases += [Case(31, heads, causal=True) for heads in HEADS]
+    check_cases(ranks, dims, cases)
 
 
 @pytest.mark.parametrize("dims", LAYOUTS, ids=layout_name)
-def test_documents_cross_attention_and_batches(ranks: RankGroups, dims: ParallelDims) -> None:
+def test_documents_cross_attention_and_dtypes(ranks: RankGroups, dims: ParallelDims) -> None:
     documents = [(31,), (1, 2, 3, 25), (13, 5, 13), (1,) * 31]
     cases = [
         Case(31, (6, 2), causal=causal, zigzag=zigzag, document_lengths=lengths)
@@ -151,6 +50,76 @@ def test_documents_cross_attention_and_batches(ranks: RankGroups, dims: Parallel
             {"head_size": 1},
             {"head_size": 72},
             {"batch": 0},
+            {"num_tokens": (13, 5, 13), "document_lengths": (13, 5, 13)},
+            {"dtype": torch.float16},
+            {"dtype": torch.float64},
+            {"dtype": torch.float64, "zigzag": False},
+            {"dtype": torch.float64, "causal": False, "heads": (3, 1)},
+            {"dtype": torch.float64, "document_lengths": (13, 5, 13)},
+            {"dtype": torch.float64, "causal": False, "num_kv_tokens": 7},
         )
     ]
-    ranks.run(dims.world_size, check_cases, dims, cases)
+    check_cases(ranks, dims, cases)
+
+
+@st.composite
+def dealt(draw: st.DrawFn, num_tokens: int, dims: ParallelDims) -> TokenShards:
+    """Pieces of a sequence of any lengths, dealt to ranks in any way, which hold them in any order.
+
+    Many ranks get one token or none.
+    """
+    edges = sorted({0, num_tokens, *draw(st.sets(st.integers(0, num_tokens), max_size=9))})
+    owned: list[list[range]] = [[] for _ in range(dims.world_size)]
+    for start, stop in draw(st.permutations(list(pairwise(edges)))):
+        owned[draw(st.integers(0, dims.world_size - 1))].append(range(start, stop))
+    return TokenShards(tuple(map(tuple, owned)))
+
+
+@st.composite
+def lengths_of(draw: st.DrawFn, num_tokens: int) -> tuple[int, ...]:
+    """Lengths of segments that add up to a sequence."""
+    edges = sorted({0, num_tokens, *draw(st.sets(st.integers(0, num_tokens), max_size=4))})
+    return tuple(stop - start for start, stop in pairwise(edges))
+
+
+@st.composite
+def cases_on(draw: st.DrawFn, dims: ParallelDims) -> Case:
+    """A call on a layout."""
+    num_tokens = draw(st.integers(0, 40))
+    cross = num_tokens == 0 or draw(st.integers(0, 3)) == 0
+    num_kv_tokens = draw(st.integers(1, 40)) if cross else None
+    num_kv_heads = draw(st.integers(1, 4))
+    case = Case(
+        num_tokens,
+        (num_kv_heads * draw(st.integers(1, 4)), num_kv_heads),
+        causal=not cross and draw(st.booleans()),
+        zigzag=draw(st.booleans()),
+        num_kv_tokens=num_kv_tokens,
+        batch=draw(st.integers(1, 3)),
+        head_size=draw(st.integers(1, 33)),
+        scale=draw(st.none() | st.sampled_from([0.0, -0.3, 0.2])),
+        dtype=draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])),
+        deterministic=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+    if not cross and draw(st.booleans()):
+        case = replace(case, document_lengths=draw(lengths_of(num_tokens)))
+    kind = draw(st.sampled_from(["whole", "segments", "dealt"]))
+    if kind == "segments" and num_tokens:
+        return replace(case, num_tokens=case.document_lengths or draw(lengths_of(num_tokens)))
+    if kind == "dealt":
+        case = replace(case, shards=draw(dealt(num_tokens, dims)))
+        if cross or draw(st.booleans()):  # queries and keys of one sequence may be dealt apart
+            num_keys = num_tokens if num_kv_tokens is None else num_kv_tokens
+            case = replace(case, kv_shards=draw(dealt(num_keys, dims)))
+    return case
+
+
+@settings(max_examples=100, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data(), st.sampled_from(LAYOUTS))
+def test_any_call_equals_one_process(
+    ranks: RankGroups, data: st.DataObject, dims: ParallelDims
+) -> None:
+    cases = [data.draw(cases_on(dims)) for _ in range(4)]
+    note(f"{dims} {cases}")
+    check_cases(ranks, dims, cases)

@@ -58,6 +58,25 @@ def attend_with_a_lost_rank(dims: ParallelDims, how: str, lost: int) -> tuple[st
     return "no error", time.monotonic() - start_s
 
 
+def differentiate_with_a_lost_rank(dims: ParallelDims, how: str, lost: int) -> tuple[str, float]:
+    """On one rank: a backward pass in which one rank raises or dies; as above."""
+    mesh = dims.build_mesh("cpu", timeout_s=TIMEOUT_S)
+    shards = TokenShards.even(13, dims)
+    q, k, v = (shards.split(t, mesh, dim=1) for t in random_tensors(0, [(1, 13, 6, 8)] * 3))
+    out = usp_attention(q.clone().requires_grad_(), k, v, mesh=mesh, shards=shards)
+    if dist.get_rank() == lost and how == "raises":
+        return "raised", 0.0
+    if dist.get_rank() == lost:
+        _die_at_the_second_exchange()
+    start_s = time.monotonic()
+    try:
+        out.sum().backward()
+        shards.gather(k, mesh, dim=1)  # for ranks that shared no group with the lost one
+    except PeerLostError as error:
+        return str(error), time.monotonic() - start_s
+    return "no error", time.monotonic() - start_s
+
+
 def _die_at_the_second_exchange() -> None:
     """End this process at its second exchange from now on."""
     exchanges = 0
@@ -81,8 +100,25 @@ def _die_at_the_second_exchange() -> None:
 def test_the_other_ranks_raise_in_time(
     start: Callable[[int], RankGroup], dims: ParallelDims, how: str
 ) -> None:
+    check_the_other_ranks(start(dims.world_size), attend_with_a_lost_rank, dims, how)
+
+
+@pytest.mark.parametrize(
+    ("dims", "how"),
+    [*((dims, "dies between its exchanges") for dims in LAYOUTS), (LAYOUTS[2], "raises")],
+)
+def test_the_other_ranks_raise_in_time_in_the_backward_pass(
+    start: Callable[[int], RankGroup], dims: ParallelDims, how: str
+) -> None:
+    check_the_other_ranks(start(dims.world_size), differentiate_with_a_lost_rank, dims, how)
+
+
+def check_the_other_ranks(
+    group: RankGroup, function: Callable[..., object], dims: ParallelDims, how: str
+) -> None:
+    """Check that all ranks but the lost one raise PeerLostError in time."""
     lost = 1
-    answers = start(dims.world_size).outcomes(attend_with_a_lost_rank, dims, how, lost)
+    answers = group.outcomes(function, dims, how, lost)
     for rank, (returned, result) in enumerate(answers):
         if rank == lost:
             continue

@@ -14,6 +14,8 @@ from longtake.cli import main as cli
 
 RUN = ["--train", "--model", "llama3-8b", "--gpu", "a800", "--devices", "16"]
 RUN += ["--sequence-length", "65536"]
+EVERY_OTHER = ["--ulysses-degree", "2", "--data-degree", "1", "--pipeline-degree", "1"]
+EVERY_OTHER += ["--tensor-degree", "1"]
 FIXED = ["--ring-degree", "4", "--ulysses-degree", "4", "--zero-stage", "1"]
 
 
@@ -112,7 +114,21 @@ def test_a_sequence_that_never_fits(capsys: pytest.CaptureFixture[str]) -> None:
         ([*RUN, "--sequence-length", "0"], "sequence_length='0' must be at least 1"),
         ([*RUN, "--zero-stage", "4"], "zero_stage='4' must be at most 3"),
         ([*RUN, "--recompute", "some"], "recompute='some'"),
-        ([*RUN, "--tensor-degree", "3"], "no layout of devices=16 has the given degrees"),
+        (
+            [*RUN, "--tensor-degree", "3"],
+            "no layout of devices=16 has tensor_degree=3: change or leave out the degree, or plan "
+            "devices=3",
+        ),
+        (
+            [*RUN, "--ring-degree", "4", "--tensor-degree", "8"],
+            "has ring_degree=4 x tensor_degree=8 = 32: change or leave out one of them, or plan "
+            "devices=32",
+        ),
+        (
+            [*RUN, *FIXED[:2], *EVERY_OTHER],
+            "has pipeline_degree=1 x data_degree=1 x ring_degree=4 x ulysses_degree=2 x "
+            "tensor_degree=1 = 8:",
+        ),
         ([*RUN, "--devices", "100000"], "devices='100000' must be at most 65536"),
         ([*RUN, "--devices", "1024"], "devices=1024: plans are made for 512 at most"),
         ([*RUN, "--model", "hunyuan-video"], "model='hunyuan-video' is no decoder"),

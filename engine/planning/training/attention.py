@@ -19,7 +19,7 @@ from longtake.parallel import TokenShards
 from longtake.parallel.attention.traffic import AttentionTraffic
 
 BACKWARD_FLOPS = 2.5
-"""Operations of backward over those of forward: five matrix products of a block, not two."""
+"""FLOPs of backward over those of forward: five matrix products of a block, not two."""
 
 BACKWARD_RATE = 0.85
 """Rate of backward over that of forward: FlashAttention-2 on an A100, causal, 32 heads of 128 and 8
@@ -122,7 +122,7 @@ class SequenceAttention:
         """The blocks of the ring, half of each of which is visible.
 
         Args:
-            work: Operations over those of forward.
+            work: FLOPs over those of forward.
             rate: Rate of the kernel over that of forward.
             beside_s: Communication beside each block.
         """

@@ -1,4 +1,4 @@
-"""Counts a decoder's parameters, operations and memory traffic.
+"""Counts a decoder's parameters and FLOPs.
 
 Legend: D width, F width of the MLP, N query heads, M KV heads, H head size, V vocabulary, L blocks,
 S tokens of a sequence, e bytes per element.
@@ -60,22 +60,27 @@ class Decoder:
     @property
     def parameters(self) -> int:
         """All parameters."""
-        copies = 1 if self.config.tie_word_embeddings else 2
         blocks = self.config.num_hidden_layers * self.block_parameters
-        return blocks + copies * self.vocabulary_parameters + self.width
+        return blocks + self.stage_vocabulary(1) + self.width
 
     def stage_parameters(self, stages: int) -> int:
         """Parameters of the largest of a number of pipeline stages."""
         if stages == 1:
             return self.parameters
-        return self.stage_layers(stages) * self.block_parameters + self.vocabulary_parameters
+        return self.stage_layers(stages) * self.block_parameters + self.stage_vocabulary(stages)
+
+    def stage_vocabulary(self, stages: int) -> int:
+        """Parameters of the embedding and the output layer in the largest of a number of stages:
+        both, or one if they are tied or on different stages."""
+        copies = 1 if self.config.tie_word_embeddings or stages > 1 else 2
+        return copies * self.vocabulary_parameters
 
     def stage_layers(self, stages: int) -> int:
         """Blocks of the largest of a number of pipeline stages."""
         return -(-self.config.num_hidden_layers // stages)
 
     def forward_flops(self, sequence: int) -> float:
-        """Operations of one sequence's forward pass, of which the causal mask leaves half of
+        """FLOPs of one sequence's forward pass, of which the causal mask leaves half of
         attention: 2 S (L x matrices + V D) + 2 S² N H L."""
         config = self.config
         matrices = config.num_hidden_layers * self.block_matrices + self.vocabulary_parameters
@@ -83,6 +88,6 @@ class Decoder:
         return 2 * sequence * matrices + attention
 
     def model_flops(self, sequence: int) -> float:
-        """Operations of one sequence's training step, as model FLOPs utilization counts them:
+        """FLOPs of one sequence's training step, as model FLOPs utilization counts them:
         three times :meth:`forward_flops`, without recomputation."""
         return 3 * self.forward_flops(sequence)

@@ -86,9 +86,11 @@ def plan_memory(
     decoder, element = training.decoder, training.element_size
     parameters = decoder.stage_parameters(layout.pipeline) / layout.tensor
     block = decoder.block_parameters / layout.tensor
-    gathered = _GATHERED_BLOCKS * block + decoder.vocabulary_parameters / layout.tensor
+    vocabulary = decoder.stage_vocabulary(layout.pipeline) / layout.tensor
+    gathered = _GATHERED_BLOCKS * block + vocabulary
     whole = element * min(gathered, parameters) if layout.zero == 3 else 0.0
-    unreduced = block if layout.zero >= 2 else 0.0
+    # the embedding and the output layer are one group of FSDP2, whose gradients are reduced at once
+    unreduced = max(block, vocabulary) if layout.zero >= 2 else 0.0
     tokens = max(TokenShards.even(training.sequence, layout.dims).counts)
     saved = saved_bytes(training, layout, recompute) * decoder.stage_layers(layout.pipeline)
     working = element * (3 * decoder.mlp_width / layout.tensor + 2 * decoder.width)

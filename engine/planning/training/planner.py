@@ -42,8 +42,8 @@ class TrainingPrediction:
 
     @cached_property
     def mfu(self) -> float:
-        """Model FLOPs utilization: three times forward's operations, attention causal, over the
-        peak of all devices."""
+        """Model FLOPs utilization: three times forward's FLOPs, attention causal, over the peak of
+        all devices."""
         flops = self.training.batch * self.training.decoder.model_flops(self.training.sequence)
         return flops / (self.time.seconds * self.training.peak * self.layout.world_size)
 
@@ -84,7 +84,7 @@ class TrainingPlan:
             raise RequestError(
                 f"no layout of devices={self.devices} can train sequence_length="
                 f"{self.training.sequence}: {least.layout.name} {least.reason}; take more devices, "
-                "a shorter sequence, or fewer fixed degrees"
+                "a shorter sequence, or leave out --ring-degree or another fixed degree"
             )
         return self.layouts[0]
 
@@ -112,11 +112,17 @@ def least_recompute(training: TrainingInput, layout: TrainingLayout) -> Recomput
 
 def missing_bytes(training: TrainingInput, layout: TrainingLayout, recompute: Recompute) -> float:
     """Bytes that a rank needs and its device lacks; negative if it fits."""
+    return plan_memory(training, layout, recompute).total - available_bytes(training, layout)
+
+
+def available_bytes(training: TrainingInput, layout: TrainingLayout) -> float:
+    """Bytes of memory that a rank has: its device's, or its part of a host that ranks share.
+    Infinite if the profile does not state them."""
     hardware = training.hardware
     if hardware.memory_bytes is None:
-        return 0.0
+        return float("inf")
     ranks = 1 if hardware.device == "cuda" else min(layout.world_size, hardware.devices_per_node)
-    return plan_memory(training, layout, recompute).total - hardware.memory_bytes.value / ranks
+    return hardware.memory_bytes.value / ranks
 
 
 def make_training_plan(
@@ -142,8 +148,7 @@ def make_training_plan(
     candidates = [layout for layout in layouts(devices) if wanted(layout)]
     if not candidates:
         raise LayoutError(
-            f"no layout of devices={devices} has the given degrees, whose product must divide it: "
-            "leave one of them out"
+            f"no layout of devices={devices} is wanted: want others, or plan more devices"
         )
     fitting: list[TrainingPrediction] = []
     refused: list[tuple[float, RefusedHybrid]] = []
@@ -155,7 +160,9 @@ def make_training_plan(
         choice = least_recompute(training, layout) if recompute is None else recompute
         missing = missing_bytes(training, layout, choice or "full")
         if choice is None or missing > 0:
-            refused.append((missing, RefusedHybrid(layout, _memory_reason(training, missing))))
+            refused.append(
+                (missing, RefusedHybrid(layout, _memory_reason(training, layout, missing)))
+            )
         else:
             fitting.append(predict(training, layout, choice))
     refused.sort(key=lambda each: -each[0])  # the closest to fitting comes last
@@ -176,8 +183,8 @@ def broken_rule(training: TrainingInput, layout: TrainingLayout) -> str | None:
             return f"tensor degree {tensor} does not divide {count} {name}"
     if layout.ulysses > config.num_attention_heads // tensor:
         return (
-            f"Ulysses x tensor degree {layout.ulysses * tensor} exceeds "
-            f"{config.num_attention_heads} heads"
+            f"Ulysses x tensor degree {layout.ulysses * tensor} leaves ranks without heads: there "
+            f"are {config.num_attention_heads}"
         )
     if layout.pipeline > config.num_hidden_layers:
         return f"pipeline degree {layout.pipeline} exceeds {config.num_hidden_layers} blocks"
@@ -188,9 +195,8 @@ def broken_rule(training: TrainingInput, layout: TrainingLayout) -> str | None:
     return None
 
 
-def _memory_reason(training: TrainingInput, missing: float) -> str:
-    limit = training.hardware.memory_bytes
-    available = limit.value if limit is not None else 0.0
+def _memory_reason(training: TrainingInput, layout: TrainingLayout, missing: float) -> str:
+    available = available_bytes(training, layout)
     return (
         f"needs {(available + missing) / 2**30:.1f} GiB a rank and there are "
         f"{available / 2**30:.1f}: {missing / 2**30:.1f} too much"

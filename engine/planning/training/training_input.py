@@ -13,8 +13,8 @@ from longtake.engine.planning.training.decoder import Decoder
 from longtake.errors import RequestError
 
 Recompute = Literal["none", "selective", "full"]
-"""What backward recomputes of a block: nothing; all but attention, whose output and log-sum-exp are
-kept; everything."""
+"""What backward recomputes of a block: nothing; all but attention, of which one copy of the output
+and the log-sum-exp are kept, while q, k and v are exchanged again; everything."""
 GRADIENT_BYTES = 4
 """Bytes of a parameter's gradient."""
 
@@ -67,7 +67,7 @@ class TrainingInput:
 
     @property
     def peak(self) -> float:
-        """Operations per second of one device at most."""
+        """FLOPs per second of one device at most."""
         return self.hardware.flops_per_s[self.dtype].value
 
     def memory_s(self, num_bytes: float) -> float:

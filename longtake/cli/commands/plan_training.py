@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,14 +19,14 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.tools import PlanConfig
 from longtake.configs.training import TrainingConfig
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.training.layouts import TrainingLayout
+from longtake.engine.planning.training.layouts import AXES, Axis, TrainingLayout
 from longtake.engine.planning.training.planner import (
     TrainingPlan,
     TrainingPrediction,
     make_training_plan,
 )
 from longtake.engine.planning.training.training_input import TrainingInput
-from longtake.errors import RefusedInputError, RequestError
+from longtake.errors import LayoutError, RefusedInputError, RequestError
 
 _TAKEN = {
     *("train", "gpu", "gpus_per_node", "model", "devices", "dtype"),
@@ -80,7 +81,8 @@ def _plan(values: dict[str, Any]) -> tuple[int, TrainingPlan]:
     options = PlanConfig(**pop_fields(values, PlanConfig))
     config = TrainingConfig(**pop_fields(values, TrainingConfig))
     engine = EngineConfig(**pop_fields(values, EngineConfig))
-    degrees = ParallelConfig(**values)
+    degrees = _degrees(config, ParallelConfig(**values))
+    _check_degrees(engine.devices, degrees)
     hardware = hardware_here() if options.gpu == "here" else load_hardware(options.gpu)
     if options.gpus_per_node is not None:
         hardware = hardware.with_node_of(options.gpus_per_node)
@@ -99,26 +101,45 @@ def _plan(values: dict[str, Any]) -> tuple[int, TrainingPlan]:
     )
 
 
-def _filter(config: TrainingConfig, degrees: ParallelConfig) -> Callable[[TrainingLayout], bool]:
-    """Whether a layout has the given degrees."""
-    fixed = {
+def _degrees(config: TrainingConfig, parallel: ParallelConfig) -> dict[Axis, int]:
+    """The given degrees."""
+    degrees: dict[Axis, int | None] = {
         "pipeline": config.pipeline_degree,
         "data": config.data_degree,
-        "ring": degrees.ring_degree,
-        "ulysses": degrees.ulysses_degree,
+        "ring": parallel.ring_degree,
+        "ulysses": parallel.ulysses_degree,
         "tensor": config.tensor_degree,
-        "zero": config.zero_stage,
     }
-    split = config.tensor_sequence
+    return {axis: degree for axis, degree in degrees.items() if degree is not None}
+
+
+def _check_degrees(devices: int, degrees: dict[Axis, int]) -> None:
+    """Check that the number of devices has a layout with the given degrees.
+
+    Raises:
+        LayoutError: It has none.
+    """
+    product = math.prod(degrees.values())
+    if product == devices or (devices % product == 0 and len(degrees) < len(AXES)):
+        return
+    given = " x ".join(f"{axis}_degree={degree}" for axis, degree in degrees.items())
+    equals = f" = {product}" if len(degrees) > 1 else ""
+    raise LayoutError(
+        f"no layout of devices={devices} has {given}{equals}: change or leave out "
+        f"{'one of them' if equals else 'the degree'}, or plan devices={product}"
+    )
+
+
+def _filter(config: TrainingConfig, degrees: dict[Axis, int]) -> Callable[[TrainingLayout], bool]:
+    """Whether a layout has the given degrees, ZeRO stage and split of tokens."""
+    split, stage = config.tensor_sequence, config.zero_stage
 
     def wanted(layout: TrainingLayout) -> bool:
         if layout.tensor > 1 and split is not None and layout.tensor_sequence != (split == "true"):
             return False
-        return all(
-            value is None or value == getattr(layout, name)
-            for name, value in fixed.items()
-            if name != "zero" or layout.copies > 1
-        )
+        if layout.copies > 1 and stage not in (None, layout.zero):
+            return False
+        return all(getattr(layout, axis) == degree for axis, degree in degrees.items())
 
     return wanted
 
@@ -177,8 +198,8 @@ def _lines(plan: TrainingPlan, top: int) -> Iterator[str]:
         yield f"best: {plan.best.layout.name}, MFU {_percent(plan.best.mfu)}"
         yield ""
         yield from _FITTING.lines([_row(each) for each in plan.layouts[:top]])
-        if more := len(plan.layouts) - top:
-            yield from [f"and {more} slower ones: --top, or --json"] * (more > 0)
+        if (more := len(plan.layouts) - top) > 0:
+            yield f"and {more} slower ones: --top, or --json"
     if plan.refused:
         shown = plan.refused[-top:][::-1]
         yield ""

@@ -144,15 +144,15 @@ def test_sequence_parallelism_is_faster_than_tp_sp() -> None:
 
 
 def test_tp_sp_holds_less_until_zero_3() -> None:
-    """Tip 4, agreed: ZeRO-1 keeps weights and gradients whole. With ZeRO-3 SP holds at most 10 %
-    more: the blocks that are gathered, and the exchanged output."""
+    """Tip 4, agreed: ZeRO-1 keeps weights and gradients whole. With ZeRO-3 SP holds at most 15 %
+    more: the weights that are gathered, and the gradients not yet reduced."""
     training = work()
     tensor = predict(training, Layout(tensor=8), "selective").memory.total
     one, three = (
         predict(training, Layout(ulysses=8, zero=zero), "selective").memory.total for zero in (1, 3)
     )
     assert one > 1.5 * tensor
-    assert tensor < three < 1.1 * tensor
+    assert tensor < three < 1.15 * tensor
 
 
 def test_the_ring_grows_as_heads_become_few() -> None:
@@ -179,7 +179,7 @@ def test_sequences_grow_with_the_ranks_beyond_the_kv_heads() -> None:
     fits = {
         ranks: max(
             length
-            for length in range(2**18, 2**22, 2**18)
+            for length in range(2**16, 2**22, 2**16)
             if missing_bytes(
                 work(sequence=length), Layout(ring=ranks // 8, ulysses=8, zero=3), "full"
             )
@@ -188,6 +188,7 @@ def test_sequences_grow_with_the_ranks_beyond_the_kv_heads() -> None:
         for ranks in (8, 16, 32)
     }
     assert fits[32] > 1.9 * fits[16] > 3.5 * fits[8] > 0
+    assert [length // 1024 for length in fits.values()] == [192, 576, 1216]  # as on the page
     plan = make_training_plan(work(sequence=fits[32]), 32)
     assert plan.layouts
     assert all(each.layout.dims.sequence_degree >= 4 for each in plan.layouts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,11 +81,31 @@ def test_weights_gradients_and_states_have_the_bytes_of_a_parameter() -> None:
     by_stage: dict[Zero, float] = {0: 18.0, 1: 6 + 12 / 16, 2: 2 + 16 / 16}
     for zero, states in by_stage.items():
         memory = plan_memory(training(), TrainingLayout(ring=2, ulysses=8, zero=zero), "none")
-        unreduced = 4 * training().decoder.block_parameters if zero == 2 else 0
+        unreduced = 4 * 2 * training().decoder.vocabulary_parameters if zero == 2 else 0
         held = memory.weights + memory.gradients + memory.optimizer
         assert held == pytest.approx(states * parameters + unreduced, rel=1e-9)
     assert training("llama2-7b").decoder.parameters == 6_738_415_616
     assert training("llama3-70b").decoder.parameters == 70_553_706_496
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_zero_3_holds_the_embedding_and_the_output_layer_whole(tied: bool) -> None:
+    """They are one group of FSDP2; two blocks are whole beside it."""
+    planned = training()
+    shape = planned.config.model_copy(update={"tie_word_embeddings": tied})
+    planned = replace(planned, config=shape)
+    decoder, layout = planned.decoder, TrainingLayout(ring=2, ulysses=8, zero=3)
+    memory = plan_memory(planned, layout, "none")
+    vocabulary = (1 if tied else 2) * decoder.vocabulary_parameters
+    whole = 2 * decoder.block_parameters + vocabulary
+    assert memory.weights == pytest.approx(2 * (decoder.parameters / 16 + whole), rel=1e-9)
+    assert memory.gradients == pytest.approx(4 * (decoder.parameters / 16 + vocabulary), rel=1e-9)
+    # stages hold one of the two
+    stages = replace(layout, ring=1, pipeline=2)
+    memory = plan_memory(planned, stages, "none")
+    own = decoder.stage_parameters(2)
+    whole = 2 * decoder.block_parameters + decoder.vocabulary_parameters
+    assert memory.weights == pytest.approx(2 * (own / 8 + whole), rel=1e-9)
 
 
 def test_each_parallelism_divides_its_part() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from longtake.configs.decoders import load_decoder
-from longtake.configs.hardware import load_hardware
+from longtake.configs.hardware import Figure, load_hardware
 from longtake.engine.planning.training.layouts import MAX_DEVICES, TrainingLayout
+from longtake.engine.planning.training.memory import plan_memory
 from longtake.engine.planning.training.planner import (
     TrainingPlan,
+    available_bytes,
     broken_rule,
     least_recompute,
     make_training_plan,
@@ -134,7 +136,10 @@ def test_accumulation_reduces_gradients_once_up_to_zero_1() -> None:
     [
         (TrainingLayout(tensor=16), r"tensor degree 16 does not divide 8 KV heads"),
         (TrainingLayout(tensor=3), r"tensor degree 3 does not divide 8 KV heads"),
-        (TrainingLayout(ulysses=16, tensor=4), r"Ulysses x tensor degree 64 exceeds 32 heads"),
+        (
+            TrainingLayout(ulysses=16, tensor=4),
+            r"Ulysses x tensor degree 64 leaves ranks without heads: there are 32",
+        ),
         (TrainingLayout(pipeline=64), r"pipeline degree 64 exceeds 32 blocks"),
         (TrainingLayout(data=2), r"data degree 2 does not divide a batch of 1"),
         (TrainingLayout(ring=64), r"64 ranks share 40 tokens"),
@@ -151,10 +156,27 @@ def test_the_least_recomputation_that_fits() -> None:
     assert found == ["none", "selective", None]
 
 
+def test_ranks_of_one_host_share_its_memory() -> None:
+    """A reason has what a rank has and what it needs, which differ by what it lacks."""
+    limit = Figure(value=64 * 2**30, source="a test")
+    hardware = load_hardware("cpu").model_copy(update={"memory_bytes": limit})
+    work = replace(training(sequence=64), hardware=hardware, dtype="float32")
+    layout = TrainingLayout(ulysses=2, zero=3)
+    assert available_bytes(work, layout) == 32 * 2**30
+    (refused,) = make_training_plan(work, 2, wanted=lambda each: each == layout).refused
+    pattern = r"needs (\S+) GiB a rank and there are (\S+): (\S+) too much"
+    found = re.fullmatch(pattern, refused.reason)
+    assert found is not None
+    needed, available, missing = map(float, found.groups())
+    assert available == 32.0
+    assert needed == pytest.approx(available + missing, abs=0.11)
+    assert needed == pytest.approx(plan_memory(work, layout, "full").total / 2**30, abs=0.06)
+
+
 def test_refusals() -> None:
     with pytest.raises(LayoutError, match=f"plans are made for {MAX_DEVICES} at most"):
         make_training_plan(training(), MAX_DEVICES + 1)
-    with pytest.raises(LayoutError, match="leave one of them out"):
+    with pytest.raises(LayoutError, match="no layout of devices=8 is wanted"):
         make_training_plan(training(), 8, wanted=lambda layout: layout.ring == 3)
     a800 = load_hardware("a800")
     rates = {"float32": a800.flops_per_s["float32"]}

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.planning.published_training import Run, runs, table
+from longtake.engine.planning.training.attention import BACKWARD_FLOPS, BACKWARD_RATE
+from longtake.engine.planning.training.planner import least_recompute
 
 PAGE = Path(__file__).parents[5] / "docs/explanation/training.md"
 
@@ -58,5 +60,31 @@ def test_hidden_exchanges_would_not_explain_the_runs() -> None:
     """ZeRO-3 needs no recomputation for the first run, and would have reached more."""
     first = runs()[0]
     assert first.predicted(zero=3, recompute="none").mfu > 1.2 * first.mfu
-    errors = [run.predicted(zero=3).mfu / run.mfu - 1 for run in runs()]
+    errors = [run.error(zero=3) for run in runs()]
     assert errors == pytest.approx([0.15, 0.06, -0.01, 0.00, 0.10], abs=0.005)
+
+
+def test_the_stated_setup_would_not_explain_the_runs() -> None:
+    """ZeRO-3, and full recomputation of what does not fit without, as the data's header has it."""
+    fits = [least_recompute(run.training, run.layout(3)) == "none" for run in runs()]
+    assert fits == [True, True, True, False, True]
+    errors = [
+        run.error(3, "none" if fit else "full") for run, fit in zip(runs(), fits, strict=True)
+    ]
+    assert errors == pytest.approx([0.25, 0.14, 0.06, -0.16, 0.10], abs=0.005)
+
+
+def test_full_recomputation_cannot_reach_the_longest_run() -> None:
+    """At FlashAttention-2's rates, with matrices at the peak and nothing sent."""
+    longest = max(runs(), key=lambda run: run.sequence)
+    training = longest.training
+    rate = training.hardware.attention_share.value
+    attention = 3 / (2 / rate + BACKWARD_FLOPS / (rate * BACKWARD_RATE))
+    assert attention == pytest.approx(0.40, abs=0.005)
+    config, decoder = training.config, training.decoder
+    flops = 2 * training.sequence**2 * decoder.query_width * config.num_hidden_layers
+    share = flops / decoder.forward_flops(training.sequence)
+    assert share == pytest.approx(0.79, abs=0.005)
+    reached = 1 / (share / attention + (1 - share) / (3 / 4))
+    assert reached == pytest.approx(0.45, abs=0.005)
+    assert reached < longest.mfu - 0.02
