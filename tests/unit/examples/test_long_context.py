@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
-from examples.long_context import text, train
+from examples.long_context import layout, text, train
 from examples.long_context.data import Text, document_lengths
 from examples.long_context.layout import Layout
 from examples.long_context.options import Options
@@ -60,6 +62,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1
     assert err.startswith("train: ")
     assert REFUSED[words] in err
+
+
+def test_the_mesh_of_a_sequence_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[DeviceMesh] = []
+    monkeypatch.setattr(layout, "connect_mesh", connected.append)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert Layout().build_meshes("cpu").sequence in connected
+    finally:
+        dist.destroy_process_group()
 
 
 def test_heads_that_tensor_parallelism_cannot_split_are_refused(
