@@ -7,6 +7,7 @@ every rank of the next run reads the parts that it needs. Nothing is pickled.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,6 +28,25 @@ from longtake.errors import RequestError
 
 _OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 _RUN_FILE = "run.json"
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run's checkpoints, if there is none.
+
+    Raises:
+        RequestError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"checkpoints={str(folder)!r} cannot be made ({error.strerror}): name another folder"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(
+            f"checkpoints={str(folder)!r} cannot be written to: name another folder, or change its "
+            "permissions"
+        )
 
 
 def latest(folder: Path) -> tuple[int, Path] | None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from longtake.errors import LayoutError
-from longtake.parallel import ParallelDims
+from longtake.parallel import ParallelDims, connect_mesh
 
 AXES = ("dp", "ring", "ulysses", "tp")
 """Outermost first, as in the USP paper: what is inner sends more and gets faster links."""
@@ -86,6 +86,7 @@ class Layout:
         weights = init_device_mesh(
             device_type, (self.num_ranks // self.tp, self.tp), mesh_dim_names=("shard", "tp")
         )
+        connect_mesh(world["ring", "ulysses"])
         return Meshes(world["dp"], world["ring", "ulysses"], weights)
 
 

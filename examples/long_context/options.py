@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +80,10 @@ class Options:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             lowest = 0 if field.name == "seed" else 1
-            if field.type == "int" and value < lowest:
-                raise RequestError(f"{field.name}={value} must be at least {lowest}")
-            if field.type == "float" and not (value > 0 and math.isfinite(value)):
-                raise RequestError(f"{field.name}={value} must be a number above 0")
+            if field.type == "int" and not lowest <= value < 2**63:
+                raise RequestError(f"{field.name}={value} must be at least {lowest}, below 2**63")
+            if field.type == "float" and not 0 < value < 1e30:
+                raise RequestError(f"{field.name}={value} must be a number above 0, below 1e30")
         parts = self.layout.dp * self.accumulation
         if self.batch_size % parts:
             raise RequestError(

@@ -54,7 +54,12 @@ def main() -> None:
     parser.add_argument("--num-bytes", type=int, default=1_000_000, help="size of the file")
     parser.add_argument("--seed", type=int, default=0, help="seed of the stories")
     options = parser.parse_args()
-    options.path.write_bytes(make_text(options.num_bytes, options.seed))
+    if options.num_bytes < 1:
+        parser.error(f"--num-bytes {options.num_bytes} must be at least 1")
+    try:
+        options.path.write_bytes(make_text(options.num_bytes, options.seed))
+    except OSError as error:
+        parser.error(f"{options.path} cannot be written: {error.strerror}")
     print(f"{options.path}: {options.num_bytes} bytes")
 
 

@@ -48,12 +48,15 @@ def check(options: Options) -> None:
     """Refuse what cannot run, before anything is built.
 
     Raises:
-        RefusedInputError: The layout does not fit the ranks or the model, or the checkpoints are
-            another run's.
+        RefusedInputError: The layout does not fit the ranks or the model, the folder of checkpoints
+            cannot be made, or they are another run's.
     """
     options.layout.check_ranks(int(os.environ.get("WORLD_SIZE", "1")))
     check_tensor_parallel(make_config(*options.sizes), options.layout.tp)
-    if options.checkpoints and (newest := checkpoint.latest(options.checkpoints)):
+    if options.checkpoints is None:
+        return
+    checkpoint.make_folder(options.checkpoints)
+    if newest := checkpoint.latest(options.checkpoints):
         checkpoint.check_run(newest[1], options.run)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
-from examples.long_context import text, train
+from examples.long_context import layout, text, train
 from examples.long_context.data import Text, document_lengths
 from examples.long_context.layout import Layout
 from examples.long_context.options import Options
@@ -40,6 +42,9 @@ REFUSED = {
     "--heads 4 --kv-heads 3": "kv_heads=3 must divide heads=4",
     "--steps 0": "steps=0 must be at least 1",
     "--learning-rate nan": "learning_rate=nan must be a number above 0",
+    "--learning-rate 1e300": "learning_rate=1e+300 must be a number above 0, below 1e30",
+    "--seed 9223372036854775808": "must be at least 0, below 2**63",
+    "--checkpoints pyproject.toml/run": "cannot be made (Not a directory): name another folder",
     "--zero 1": "argument --zero: invalid choice: 1",
     "--recompute some": "argument --recompute: invalid choice: 'some'",
     "--wide 3": "unrecognized arguments: --wide 3",
@@ -57,6 +62,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1
     assert err.startswith("train: ")
     assert REFUSED[words] in err
+
+
+def test_the_mesh_of_a_sequence_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[DeviceMesh] = []
+    monkeypatch.setattr(layout, "connect_mesh", connected.append)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert Layout().build_meshes("cpu").sequence in connected
+    finally:
+        dist.destroy_process_group()
 
 
 def test_heads_that_tensor_parallelism_cannot_split_are_refused(
@@ -147,3 +162,25 @@ def test_batches_depend_on_seed_and_step_alone(corpus: Path) -> None:
 )
 def test_documents_end_at_empty_lines(row: str, lengths: tuple[int, ...]) -> None:
     assert document_lengths(torch.tensor(list(row.encode()))) == lengths
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["corpus.txt", "--num-bytes", "0"], "--num-bytes 0 must be at least 1"),
+        (["missing/corpus.txt"], "corpus.txt cannot be written: No such file or directory"),
+    ],
+)
+def test_texts_that_cannot_be_made_are_refused(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["text", *words])
+    with pytest.raises(SystemExit, match="2"):
+        text.main()
+    assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
