@@ -33,7 +33,7 @@ Saved = tuple[tuple[int, ...], torch.dtype]
 def expected_tensors(dims: ParallelDims, case: Case, rank: int) -> list[Saved]:
     """Tensors that a rank keeps.
 
-    Without a Ulysses group q, k, v, the log-sum-exp and the output, of which only the log-sum-exp
+    Without a Ulysses group q, k, v, the output and the log-sum-exp, of which only the log-sum-exp
     is not the caller's. With one, the log-sum-exp, q, K with V, and the output, after the exchange.
     """
     shards, batch, size = case.dealt(dims)[0], case.batch, case.head_size
@@ -44,14 +44,9 @@ def expected_tensors(dims: ParallelDims, case: Case, rank: int) -> list[Saved]:
     lse = ((batch, group, n), torch.float32)
     if dims.ulysses_degree == 1:
         query, kv = ((batch, group, heads, size) for heads in case.heads)
-        return [(query, case.dtype), (kv, case.dtype), (kv, case.dtype), lse, (query, case.dtype)]
-    query = (batch, group, n, size)
-    return [
-        lse,
-        (query, case.dtype),
-        ((group, batch, 2 * m, size), case.dtype),
-        (query, case.dtype),
-    ]
+        return [*((shape, case.dtype) for shape in (query, kv, kv, query)), lse]
+    query, kv, out = (group, batch, n, size), (group, batch, 2 * m, size), (batch, group, n, size)
+    return [lse, *((shape, case.dtype) for shape in (query, kv, out))]
 
 
 def check_saved(dims: ParallelDims) -> None:
@@ -76,7 +71,7 @@ def check_saved(dims: ParallelDims) -> None:
             assert held == described, f"{dims} {case}: views of larger buffers, {held} bytes"
             if dims.ulysses_degree == 1:
                 ours = {tensor.data_ptr() for tensor in (q, k, v, out) if tensor.numel()}
-                assert {t.data_ptr() for t in (*kept[:3], kept[4]) if t.numel()} == ours
+                assert {t.data_ptr() for t in kept[:4] if t.numel()} == ours
             kept.clear()
             with torch.no_grad():
                 out = usp_attention(q, k, v, mesh=mesh, shards=shards, **case.options)
