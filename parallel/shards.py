@@ -7,9 +7,9 @@ no torch; ``split`` and ``gather`` import it when they are called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from longtake.errors import LayoutError, TensorError
 from longtake.parallel.dims import ParallelDims
@@ -30,19 +30,18 @@ class TokenShards:
             (``ring_rank * ulysses_degree + ulysses_rank``), in the order in which the rank holds
             them. A rank may own several ranges, or none; together they hold every token once.
 
-    Attributes:
-        counts: Number of tokens of each sequence rank.
-
     Raises:
         LayoutError: A token is missing, or owned twice.
     """
 
     ranges: tuple[tuple[range, ...], ...]
-    counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _counts: ClassVar[tuple[int, ...]]
 
     def __post_init__(self) -> None:
+        # of an instance; no field, which dataclasses.replace cannot copy, and no cached_property,
+        # which torch.compile cannot trace
         counts = tuple(sum(len(span) for span in own) for own in self.ranges)
-        object.__setattr__(self, "counts", counts)  # torch.compile traces no cached_property
+        object.__setattr__(self, "_counts", counts)
         expected = 0
         for span in sorted((r for own in self.ranges for r in own), key=lambda r: r.start):
             if span.step != 1 or span.start != expected or len(span) == 0:
@@ -98,6 +97,11 @@ class TokenShards:
     def num_ranks(self) -> int:
         """Number of ranks that share the sequence."""
         return len(self.ranges)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of tokens of each sequence rank."""
+        return self._counts
 
     @property
     def num_tokens(self) -> int:

@@ -148,7 +148,9 @@ def _select_kernel(name: str, *needs: Any) -> str:
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:
     """A float32 tensor in the dtype of autocast where that is on, as for torch's own attention."""
     device_type = tensor.device.type
-    if tensor.dtype != torch.float32 or not torch.is_autocast_enabled(device_type):
+    if tensor.dtype != torch.float32 or not torch.amp.is_autocast_available(device_type):
+        return tensor
+    if not torch.is_autocast_enabled(device_type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(device_type))
 

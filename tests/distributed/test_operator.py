@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -296,3 +297,23 @@ def test_a_new_process_group_takes_the_place_of_a_destroyed_one(tmp_path: Path) 
             group.run(check_new_groups, dims, str(folder))
     finally:
         group.close()
+
+
+def check_mixed_ranks(dims: ParallelDims) -> None:
+    """On one rank: the first rank computes no gradient, the others do."""
+    mesh = mesh_of(dims)
+    for causal, split in product((False, True), (TokenShards.even, TokenShards.zigzag)):
+        shards, whole = split(NUM_TOKENS, dims), whole_tensors()
+        own = [shards.split(tensor, mesh, dim=1).requires_grad_() for tensor in whole]
+        with torch.no_grad() if dist.get_rank() == 0 else nullcontext():
+            out = attention_of(mesh, shards, causal)(*own)
+        expected = sdpa(Case(NUM_TOKENS, HEADS, causal=causal), *whole)
+        expected = shards.split(expected, mesh, dim=1)
+        torch.testing.assert_close(out.detach(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", GRIDS, ids=layout_name)
+def test_the_forward_pass_needs_no_agreement_on_gradients(
+    ranks: RankGroups, dims: ParallelDims
+) -> None:
+    ranks.run(dims.world_size, check_mixed_ranks, dims)

@@ -70,7 +70,10 @@ def test_the_table_has_the_best_and_the_closest_refused(
     assert capsys.readouterr().out == ""
 
 
-def test_the_page_has_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_has_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal that wraps nothing
     page = (Path(__file__).parents[2] / "docs/explanation/training.md").read_text()
     command, printed = re.findall(r"^```\w*\n(.*?)^```$", page, re.M | re.S)[:2]
     assert cli.main(shlex.split(command)[1:]) == 0
