@@ -194,7 +194,7 @@ class WanCosts(ModelCosts):
         """
         config, wide = self.transformer, element_size >= 4
         if ring:
-            attention = 4 + (9 if wide else 11) * head_share
+            attention = 4 + (9 if wide else 10) * head_share
         elif ulysses:
             attention = 4 + 6 * head_share
         else:
