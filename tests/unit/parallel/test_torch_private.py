@@ -22,6 +22,7 @@ def test_a_group_is_found_by_its_name_while_it_exists(tmp_path: Path) -> None:
         group_of(group.group_name)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 def test_transforms_are_noticed() -> None:
     seen = []
 
