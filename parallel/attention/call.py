@@ -23,7 +23,8 @@ from longtake.parallel.heads import HeadShards
 from longtake.parallel.kernels.attend import HeadRuns, attend, attend_backward
 from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
 from longtake.parallel.kernels.table import kernel_named
-from longtake.parallel.mesh import axis_degree, axis_rank
+from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, axis_rank
+from longtake.parallel.shards import TokenShards
 from longtake.parallel.torch_private import group_of
 
 
@@ -81,6 +82,30 @@ class AttentionCall:
     mask: Mask
     kernel: str
     options: KernelOptions
+
+    @classmethod
+    def of(
+        cls,
+        mesh: DeviceMesh | None,
+        owners: tuple[TokenShards, TokenShards],
+        heads: tuple[int, int],
+        mask: Mask,
+        kernel: str,
+        options: KernelOptions,
+    ) -> AttentionCall:
+        """The call of this rank of a mesh.
+
+        Args:
+            mesh: The mesh; None for a single process.
+            owners: Ownership of the queries and of the keys.
+            heads: Numbers of query heads and of KV heads.
+            mask: The keys that a query sees.
+            kernel: Name of the local kernel.
+            options: Options of the kernel.
+        """
+        axes = Axis.of(mesh, RING_AXIS), Axis.of(mesh, ULYSSES_AXIS)
+        queries, keys = owners
+        return cls(*axes, queries.ranges, keys.ranges, *heads, mask, kernel, options)
 
     def encode(self) -> str:
         """The call as text. torch.compile traces this but for the last step."""

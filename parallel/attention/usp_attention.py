@@ -13,9 +13,10 @@ i // (N / M).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch.autograd import forward_ad
@@ -24,15 +25,37 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from longtake.errors import TensorError
 from longtake.parallel.attention import operator, passes
-from longtake.parallel.attention.call import AttentionCall, Axis, known_call
+from longtake.parallel.attention.call import AttentionCall, known_call
 from longtake.parallel.attention.mask import Mask
 from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions
 from longtake.parallel.kernels.table import select_kernel
-from longtake.parallel.mesh import RING_AXIS, ULYSSES_AXIS, axis_degree, sequence_rank
+from longtake.parallel.mesh import RING_AXIS, axis_degree, sequence_rank
 from longtake.parallel.shards import TokenShards
 from longtake.parallel.torch_private import is_transformed
 
+P = ParamSpec("P")
 
+
+def _overridable(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
+    """The function, open to ``__torch_function__`` as torch's own are, but to no transform."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+        tensors = (*args, *kwargs.values())
+        if has_torch_function(tensors):
+            replaced: torch.Tensor = handle_torch_function(call, tensors, *args, **kwargs)
+            return replaced
+        if not torch.compiler.is_compiling() and is_transformed():
+            raise TensorError(
+                "usp_attention cannot run inside torch.vmap or a transform of torch.func: use the "
+                "batch dimension of q, k and v, and torch.autograd"
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_overridable
 def usp_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -81,53 +104,18 @@ def usp_attention(
             ``create_graph=True``: there is no second derivative.
         PeerLostError: A rank died, raised, or did not answer within the mesh's ``timeout_s``.
     """
-    if has_torch_function((q, k, v)):
-        qkv = (q, k, v)
-        others: dict[str, Any] = {
-            "kv_shards": kv_shards,
-            "causal": causal,
-            "document_lengths": document_lengths,
-            "kernel": kernel,
-            "scale": scale,
-            "deterministic": deterministic,
-        }
-        replaced: torch.Tensor = handle_torch_function(
-            usp_attention, qkv, *qkv, mesh=mesh, shards=shards, **others
-        )
-        return replaced
-    if not torch.compiler.is_compiling() and is_transformed():
-        raise TensorError(
-            "usp_attention cannot run inside torch.vmap or a transform of torch.func: use the "
-            "batch dimension of q, k and v, and torch.autograd"
-        )
     q, k, v = (_autocast(tensor) for tensor in (q, k, v))
-    kv_shards = shards if kv_shards is None else kv_shards
-    _check_arguments(q, k, v, mesh, shards, kv_shards)
-    mask = _mask(causal, document_lengths, shards, kv_shards)
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    owners = shards, (shards if kv_shards is None else kv_shards)
+    _check_arguments(q, k, v, mesh, *owners)
+    mask = _mask(causal, document_lengths, *owners)
     options = _kernel_options(scale, q.shape[3], deterministic)
     if options.scale <= 0:
         q, options = _with_positive_scale(q, options)
-    selected = _select_kernel(
-        kernel,
-        q.device,
-        q.dtype,
-        q.shape[3],
-        axis_degree(mesh, RING_AXIS) > 1 or bool(mask.document_ends),
-        differentiable,
-        deterministic,
-    )
-    call = AttentionCall(
-        Axis.of(mesh, RING_AXIS),
-        Axis.of(mesh, ULYSSES_AXIS),
-        shards.ranges,
-        kv_shards.ranges,
-        q.shape[2],
-        k.shape[2],
-        mask,
-        selected,
-        options,
-    )
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    merges = axis_degree(mesh, RING_AXIS) > 1 or bool(mask.document_ends)
+    needs = (q.device, q.dtype, q.shape[3], merges, differentiable, deterministic)
+    selected, heads = _select_kernel(kernel, *needs), (q.shape[2], k.shape[2])
+    call = AttentionCall.of(mesh, owners, heads, mask, selected, options)
     if differentiable or torch.compiler.is_compiling():
         out: torch.Tensor = operator.usp_attention(q, k, v, call.encode(), differentiable)[0]
         return out

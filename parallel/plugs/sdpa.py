@@ -47,6 +47,17 @@ def scaled_dot_product_attention(
         LayoutError, TensorError, KernelError: Invalid arguments; raised before anything is sent.
         PeerLostError: A rank died, raised, or did not answer in time.
     """
+    _check_masks(attn_mask, dropout_p)
+    _check_heads(query, key, value, enable_gqa)
+    q_BsNH, k_BtMH, v_BtMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    out_BsNH = sequence.attend(
+        q_BsNH, k_BtMH, v_BtMH, causal=is_causal, scale=scale, kv_shards=kv_shards
+    )
+    return out_BsNH.transpose(1, 2)
+
+
+def _check_masks(attn_mask: object, dropout_p: float) -> None:
+    """Refuse what hides or drops attention weights."""
     if attn_mask is not None:
         raise TensorError(
             f"attn_mask={type(attn_mask).__name__}: there are no masks across ranks; pass "
@@ -56,6 +67,12 @@ def scaled_dot_product_attention(
         raise TensorError(
             f"dropout_p={dropout_p!r}: attention weights are not dropped across ranks; pass 0"
         )
+
+
+def _check_heads(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool
+) -> None:
+    """Check the dimensions and the numbers of heads."""
     if not (query.ndim == key.ndim == value.ndim == 4):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
         raise TensorError(f"{shapes} must have 4 dimensions: [batch, heads, tokens, head size]")
@@ -63,8 +80,3 @@ def scaled_dot_product_attention(
         raise TensorError(
             f"{query.shape[1]} query heads and {key.shape[1]} KV heads: pass enable_gqa=True"
         )
-    q_BsNH, k_BtMH, v_BtMH = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    out_BsNH = sequence.attend(
-        q_BsNH, k_BtMH, v_BtMH, causal=is_causal, scale=scale, kv_shards=kv_shards
-    )
-    return out_BsNH.transpose(1, 2)
