@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -26,6 +27,7 @@ from rich.progress import Progress as ProgressBars
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunEnvironment
+from longtake.errors import RefusedInputError
 from longtake.pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -240,6 +242,27 @@ def make_view(*, quiet: bool, as_json: bool) -> View:
         return _Quiet()
     console = Console(stderr=True)
     return _Bars(console) if console.is_terminal else _Lines()
+
+
+def print_refusable(described: dict[str, Any], check: Callable[[], object]) -> int:
+    """Print one JSON object to stdout, with the reason why it was refused, and that to stderr too.
+
+    Args:
+        described: The object.
+        check: What raises RefusedInputError if it was refused.
+
+    Returns:
+        The exit code.
+    """
+    code = 0
+    try:
+        check()
+    except RefusedInputError as error:
+        code = 2
+        described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
+        print_line(f"longtake: {error}", sys.stderr)
+    print_line(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
+    return code
 
 
 def print_line(line: str, stream: TextIO) -> None:

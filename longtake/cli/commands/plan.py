@@ -6,7 +6,6 @@ With --train it plans the training of a decoder; see plan_training.
 from __future__ import annotations
 
 import io
-import json
 import sys
 from typing import Any
 
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from longtake.cli.commands import plan_training
 from longtake.cli.settings import given_values, pop_fields
-from longtake.cli.terminal import View, print_line
+from longtake.cli.terminal import View, print_line, print_refusable
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
@@ -28,7 +27,7 @@ from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction
 from longtake.engine.resolve.request import resolve
-from longtake.errors import RefusedInputError, RequestError
+from longtake.errors import RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
 
@@ -104,15 +103,7 @@ def _print_json(plan: Plan) -> int:
         "layouts": layouts,
         "refused": [{"layout": each.name, "reason": each.reason} for each in plan.refused],
     }
-    code = 0
-    try:
-        _ = plan.best
-    except RefusedInputError as error:
-        code = 2
-        described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
-        print_line(f"longtake: {error}", sys.stderr)
-    print_line(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
-    return code
+    return print_refusable(described, lambda: plan.best)
 
 
 def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from longtake.cli.settings import pop_fields
 from longtake.cli.table import Table
-from longtake.cli.terminal import print_line
+from longtake.cli.terminal import print_line, print_refusable
 from longtake.configs.decoders import decoders, load_decoder
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import load_hardware
@@ -26,7 +25,7 @@ from longtake.engine.planning.training.planner import (
     make_training_plan,
 )
 from longtake.engine.planning.training.training_input import TrainingInput
-from longtake.errors import LayoutError, RefusedInputError, RequestError
+from longtake.errors import LayoutError, RequestError
 
 _TAKEN = {
     *("train", "gpu", "gpus_per_node", "model", "devices", "dtype"),
@@ -161,15 +160,7 @@ def _print_json(plan: TrainingPlan) -> int:
         "layouts": [_as_json(each) for each in plan.layouts],
         "refused": [{"layout": each.layout.name, "reason": each.reason} for each in plan.refused],
     }
-    code = 0
-    try:
-        _ = plan.best
-    except RefusedInputError as error:
-        code = 2
-        described |= {"error": str(error), "kind": type(error).__name__, "exit_code": code}
-        print_line(f"longtake: {error}", sys.stderr)
-    print_line(json.dumps(described, indent=1, allow_nan=False), sys.stdout)
-    return code
+    return print_refusable(described, lambda: plan.best)
 
 
 def _as_json(each: TrainingPrediction) -> dict[str, Any]:
