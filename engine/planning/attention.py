@@ -30,7 +30,7 @@ _CAUSAL_SHARE = 0.91
 tokens and head size 128 (FlashAttention-3, arXiv 2407.08608, figure 5: 335 of 370, 539 of 595
 TFLOP/s)."""
 
-_MERGE_TRAFFIC = {4: 3.1, 2: 9.3}
+MERGE_TRAFFIC = {4: 3.1, 2: 9.3}
 """Memory traffic of one merge over the bytes of the output, by bytes per element of the output. A
 merge computes in float32."""
 
@@ -131,7 +131,7 @@ class AttentionModel:
                 hidden = min(hideable_s, computed)
                 hidden_s, exposed_s = hidden_s + hidden, exposed_s + hop_s - hidden
         merges = degree - 1
-        merged = self._value_bytes(queries * self._most_heads) * _MERGE_TRAFFIC[self._element_bytes]
+        merged = self._value_bytes(queries * self._most_heads) * MERGE_TRAFFIC[self._element_bytes]
         launches = merges * _RING_LAUNCHES * self.hardware.launch_s.value
         return AttentionTime(
             compute_s, merges * self._memory_s(merged) + launches, exposed_s, hidden_s

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from longtake.engine.planning.attention import MERGE_TRAFFIC
 from longtake.engine.planning.training.communication import Collectives
 from longtake.engine.planning.training.layouts import TrainingLayout
 from longtake.engine.planning.training.pass_time import PassTime
@@ -26,10 +27,6 @@ BACKWARD_RATE = 0.85
 KV heads, 8192 tokens, 373.4 forward/s and 94.7 forward and backward/s (github.com/zhuzilin/
 ring-flash-attention, README): 205 and 174 TFLOP/s. The same forward rate is 0.658 of the peak; the
 profile of A800 has 0.6616 from another publication."""
-
-_MERGE_TRAFFIC = {2: 9.3, 4: 3.1}
-"""Memory traffic of one merge over the bytes of the output, by bytes per element; see
-longtake.engine.planning.attention. Backward adds up gradients alike."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ class SequenceAttention:
         width = max(map(len, traffic.heads.query)) * training.config.head_dim
         flops_per_s = training.peak * training.hardware.attention_share.value * rate
         block = PassTime(attention_s=work * 2 * tokens**2 * width / flops_per_s)
-        merged = _MERGE_TRAFFIC[training.element_size] * tokens * width * training.element_size
+        merged = MERGE_TRAFFIC[training.element_size] * tokens * width * training.element_size
         total = PassTime(memory_s=(len(beside_s) - 1) * training.memory_s(merged))
         for communication_s in beside_s:
             total += block.behind(communication_s, training.hardware.overlap_share.value)
