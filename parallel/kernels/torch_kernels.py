@@ -46,8 +46,8 @@ def cpu_flash_backward(
     grad_out, q, k, v, out, lse = (tensor.transpose(1, 2) for tensor in (grad_out, *saved))
     k, v = k.contiguous(), v.contiguous()  # 1 % faster
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    dq, dk, dv = backward(grad_out, q, k, v, out, lse, 0.0, options.causal, scale=options.scale)
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+    gradients = backward(grad_out, q, k, v, out, lse, 0.0, options.causal, scale=options.scale)
+    return _tokens_first(gradients)
 
 
 def sdpa(
@@ -88,7 +88,7 @@ def sdpa_flash_backward(
             "deterministic=True with kernel='sdpa-flash' needs torch's flag in the backward pass "
             "too: keep torch.use_deterministic_algorithms(True), or take kernel='sdpa-efficient'"
         )
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(
         *_heads_first(grad_out, saved),
         None,
         None,
@@ -99,7 +99,7 @@ def sdpa_flash_backward(
         *_no_dropout_state(saved.q),
         scale=options.scale,
     )
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+    return _tokens_first(gradients)
 
 
 def sdpa_flash_backward_refusal(needs: KernelNeeds) -> str | None:
@@ -137,7 +137,7 @@ def sdpa_cudnn_backward(
     if _is_too_short_for_cudnn(saved.q, saved.k):
         return sdpa_flash_backward(grad_out, saved, options)
     *tensors, lse = _heads_first(grad_out, saved)
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+    gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
         *tensors,
         lse.unsqueeze(-1),
         *_no_dropout_state(saved.q),
@@ -150,7 +150,7 @@ def sdpa_cudnn_backward(
         options.causal,
         scale=options.scale,
     )
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
+    return _tokens_first(gradients)
 
 
 def sdpa_cudnn_backward_refusal(needs: KernelNeeds) -> str | None:
@@ -218,6 +218,12 @@ def sdpa_efficient_backward(
         num_splits_key=1 if options.deterministic else None,
     )
     return dq, sum_groups(dk, num_kv_heads), sum_groups(dv, num_kv_heads)
+
+
+def _tokens_first(gradients: _Gradients) -> _Gradients:
+    """dq, dk and dv of ``[B, n, s, H]`` as ``[B, s, n, H]``."""
+    dq, dk, dv = gradients
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 
 
 def _heads_first(grad_out: torch.Tensor, saved: SavedTensors) -> list[torch.Tensor]:
