@@ -57,17 +57,6 @@ class Implementation:
         return f"{self.package} {self.method}"
 
 
-def _torch_one_rank(setting: Setting) -> Attention:
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=setting.causal, enable_gqa=setting.shape.grouped
-        )
-        return out.transpose(1, 2)
-
-    return attention
-
-
 def _longtake(axis: str, setting: Setting) -> Attention:
     world_size = dist.get_world_size()
     dims = ParallelDims(**{f"{axis}_degree": world_size})
@@ -157,7 +146,7 @@ def set_up_config(config: Any, device_type: str) -> None:
 _RINGMASTER = "axolotl-ringmaster"
 
 IMPLEMENTATIONS = (
-    Implementation("torch", "one rank", _torch_one_rank, "one rank"),
+    Implementation("torch", "one rank", training_peers.torch_attention, "one rank"),
     Implementation("longtake", "one rank", partial(_longtake, "ulysses"), "one rank"),
     Implementation("longtake", "no exchange", _no_exchange, "ulysses", exact=False),
     Implementation("longtake", "ulysses", partial(_longtake, "ulysses"), "ulysses"),

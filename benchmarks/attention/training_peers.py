@@ -18,6 +18,19 @@ from longtake.parallel.kernels.kernel import KernelOptions, SavedTensors
 from longtake.parallel.kernels.torch_kernels import cpu_flash, cpu_flash_backward
 
 
+def torch_attention(setting: Setting) -> Attention:
+    """torch's own function on ``[B, s, N, H]``."""
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=setting.causal, enable_gqa=setting.shape.grouped
+        )
+        return out.transpose(1, 2)
+
+    return attention
+
+
 def yunchang_ulysses(setting: Setting) -> Attention:
     from yunchang import UlyssesAttention
     from yunchang.kernels import AttnType
@@ -104,15 +117,7 @@ def torch_context_parallel(setting: Setting) -> Attention:
     mesh = init_device_mesh(setting.device_type, (dist.get_world_size(),))
     buffer = torch.zeros(2 * dist.get_world_size(), device=setting.device_type)
     _attention.context_parallel(mesh, buffers=[buffer], buffer_seq_dims=[0]).__enter__()
-
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=setting.causal, enable_gqa=setting.shape.grouped
-        )
-        return out.transpose(1, 2)
-
-    return attention
+    return torch_attention(setting)
 
 
 class _TorchRing(torch.autograd.Function):
