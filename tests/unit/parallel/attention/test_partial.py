@@ -12,10 +12,11 @@ Part = tuple[torch.Tensor, torch.Tensor]
 """out [B, s, n, H] and lse [B, s, n] over some keys."""
 
 
-def merge(*parts: Part) -> Part:
-    """Merge results over different keys."""
+def merge(*parts: Part, dtype: torch.dtype = torch.float32) -> Part:
+    """Merge results over different keys, for queries of a dtype."""
     out = parts[0][0]
-    attention, key = PartialAttention(torch.empty_like(out)), torch.empty(out.shape[0], 1, 1, 1)
+    attention = PartialAttention(torch.empty(out.shape, dtype=dtype))
+    key = torch.empty(out.shape[0], 1, 1, 1)
     tile = Tile(slice(0, out.shape[1]), slice(0, 1), causal=False)
     results = iter([(part_out.clone(), lse.clone()) for part_out, lse in parts])
     for _ in parts:
@@ -38,12 +39,12 @@ def blocks(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_blocks_merge_in_float32(dtype: torch.dtype) -> None:
-    """The merged result is rounded once, at the end."""
+    """Exact to 1e-5, and rounded once, at the end, to the dtype of the queries."""
     parts, expected = blocks(dtype)
     merged, lse = merge(*parts)
-    assert merged.dtype == dtype and lse.dtype == torch.float32
-    rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
-    torch.testing.assert_close(merged.double(), expected, rtol=rounding, atol=1e-5)
+    assert merged.dtype == lse.dtype == torch.float32
+    torch.testing.assert_close(merged.double(), expected, rtol=0, atol=1e-5)
+    assert torch.equal(merge(*parts, dtype=dtype)[0], merged.to(dtype))
 
 
 def test_log_sum_exps_far_apart_merge_without_overflow() -> None:
