@@ -6,32 +6,17 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from longtake.cli import main as cli
+from tests.plans import planned, refused
 
 RUN = ["--train", "--model", "llama3-8b", "--gpu", "a800", "--devices", "16"]
 RUN += ["--sequence-length", "65536"]
 EVERY_OTHER = ["--ulysses-degree", "2", "--data-degree", "1", "--pipeline-degree", "1"]
 EVERY_OTHER += ["--tensor-degree", "1"]
 FIXED = ["--ring-degree", "4", "--ulysses-degree", "4", "--zero-stage", "1"]
-
-
-def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert cli.main(["plan", "--json", *arguments]) == 0
-    described: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return described
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The error line of a command that exits with 2."""
-    capsys.readouterr()
-    assert cli.main(["plan", *arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
 
 
 def test_json_of_one_layout(capsys: pytest.CaptureFixture[str]) -> None:
