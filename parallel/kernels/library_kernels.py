@@ -11,7 +11,9 @@ Legend: B batch, s queries, t keys, n query heads, m KV heads, H head size.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,6 +26,7 @@ from longtake.parallel.kernels.kernel import KernelNeeds, KernelOptions, SavedTe
 FLASH_ATTN_2 = "flash_attn.flash_attn_interface"
 FLASH_ATTN_3 = "flash_attn_interface"
 FLASH_ATTN_4 = "flash_attn.cute.interface"
+FLASH_ATTN_4_INSTALL = "pip install 'longtake[flash4]'"
 XFORMERS = "xformers.ops.fmha"
 
 _Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -132,6 +135,16 @@ def flash_attn_4_backward(
     return dq, dk, dv
 
 
+def flash_attn_4_backward_refusal(needs: KernelNeeds) -> str | None:
+    """Betas before the eighth assert that a repeatable backward pass is not asked of Hopper."""
+    beta = re.fullmatch(r"4\.0\.0b(\d+)", _version("flash-attn-4"))
+    if not needs.deterministic or beta is None or int(beta[1]) >= 8:
+        return None
+    if torch.cuda.get_device_capability(needs.device)[0] != 9:
+        return None
+    return f"is beta {beta[1]}, which is not repeatable on this device: {FLASH_ATTN_4_INSTALL}"
+
+
 def xformers(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: KernelOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,6 +200,15 @@ def _new_gradients(saved: SavedTensors) -> _Gradients:
         torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in saved[:3]
     )
     return dq, dk, dv
+
+
+@cache
+def _version(distribution: str) -> str:
+    """The version of an installed distribution; empty if its module came another way."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 @cache

@@ -44,8 +44,9 @@ KERNELS: tuple[Kernel, ...] = (
         capability_end=(12, 0),
         nvidia_only=True,
         module=library_kernels.FLASH_ATTN_4,
-        install="pip install 'longtake[flash4]'",
+        install=library_kernels.FLASH_ATTN_4_INSTALL,
         backward=library_kernels.flash_attn_4_backward,
+        backward_refusal=library_kernels.flash_attn_4_backward_refusal,
         repeatable="yes",
     ),
     Kernel(

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from longtake.parallel import KernelNeeds
+from longtake.parallel.kernels import library_kernels
 from tests.kernel_stand_ins import CASES, attention, backward, check_kernel
 from tests.libraries import libraries
 
@@ -270,6 +272,38 @@ def test_flash_attn_4(
     (module,) = libraries(monkeypatch, "flash_attn.cute.interface")
     give(module, _flash_attn_fwd=flash_attn_4_forward, _flash_attn_bwd=flash_attn_4_backward)
     check_kernel("flash-attn-4", heads, causal)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "deterministic", "refused"),
+    [
+        ("4.0.0b7", (9, 0), True, True),
+        ("4.0.0b7", (9, 0), False, False),
+        ("4.0.0b7", (10, 0), True, False),
+        ("4.0.0b8", (9, 0), True, False),
+        ("4.0.0", (9, 0), True, False),
+    ],
+)
+def test_early_betas_of_flash_attn_4_are_not_repeatable_on_hopper(
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    capability: tuple[int, int],
+    deterministic: bool,
+    refused: bool,
+) -> None:
+    monkeypatch.setattr(library_kernels, "_version", lambda _: version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    needs = KernelNeeds(
+        torch.device("cuda", 0),
+        torch.bfloat16,
+        128,
+        True,
+        backward=True,
+        deterministic=deterministic,
+    )
+    reason = library_kernels.flash_attn_4_backward_refusal(needs)
+    assert (reason is not None) == refused
+    assert reason is None or reason.startswith("is beta 7, which is not repeatable")
 
 
 # xformers
