@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from longtake.errors import PeerLostError, TensorError
+from longtake.errors import PeerLostError
 
 
 @dataclass
@@ -194,15 +194,6 @@ def gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
         dist.all_gather(rows, padded, group=group)
     _count((8 + longest) * (len(ranks) - 1))
     return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths, strict=True)]
-
-
-def check_no_gradient(*tensors: torch.Tensor) -> None:
-    """Raise TensorError rather than drop a gradient: exchanges have no backward pass."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise TensorError(
-            "a tensor has requires_grad=True, and there is no backward pass across ranks: "
-            "call this under torch.no_grad()"
-        )
 
 
 @contextmanager

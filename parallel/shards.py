@@ -172,10 +172,16 @@ class TokenShards:
                 gradient.
             PeerLostError: Another rank died or did not answer in time.
         """
-        from longtake.parallel.exchange import all_gather_tokens, check_no_gradient
+        import torch
+
+        from longtake.parallel.exchange import all_gather_tokens
 
         self.check_mesh(mesh)
-        check_no_gradient(tensor)
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise TensorError(
+                "the tensor has requires_grad=True, and gather has no backward pass: sum the "
+                "losses of each rank's own tokens, or gather under torch.no_grad()"
+            )
         rank = sequence_rank(mesh)
         dim = _token_dim(tensor, dim, self.counts[rank], f"sequence rank {rank} owns")
         tokens = tensor.movedim(dim, 0)
