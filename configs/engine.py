@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from longtake.configs.base import Dtype, NamedPath, Seconds, StrictModel
 from longtake.configs.parallel import ParallelConfig
+from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
 
@@ -42,6 +43,20 @@ class EngineConfig(StrictModel):
     )
     vae_dtype: Literal["auto", Dtype] = Field(
         default="auto", description="Dtype of the VAE; auto is the model's default, or else dtype"
+    )
+    weights: Literal["auto", WeightPlace] = Field(
+        default="auto",
+        description="Where the transformer's weights live: whole on each device (resident), "
+        "brought block by block from host memory (streamed) or from their files (disk), or split "
+        "over the ranks; auto is the fastest that fits",
+    )
+    text_weights: Literal["auto", TextPlace] = Field(
+        default="auto", description="The same for the text encoders, which are never split"
+    )
+    storage_dtype: StorageDtype | None = Field(
+        default=None,
+        description="Type of fewer bits that the transformer's weights are stored in, which loses "
+        "quality; their dtype by default",
     )
     attention_kernel: str = Field(
         default="auto", description="Local attention kernel; auto is the fastest that runs here"

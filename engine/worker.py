@@ -78,11 +78,14 @@ class Worker:
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
+        weights = "split" if config.parallel.shard_weights else config.weights
         plan = LoadPlan(
             transformer=ComponentPlan(
-                self._dtype, "split" if config.parallel.shard_weights else "resident"
+                self._dtype, "resident" if weights == "auto" else weights, config.storage_dtype
             ),
-            text_encoders=ComponentPlan(self._dtype),
+            text_encoders=ComponentPlan(
+                self._dtype, "resident" if config.text_weights == "auto" else config.text_weights
+            ),
             autoencoder=ComponentPlan(getattr(torch, first_vae_dtype)),
             kernel=config.attention_kernel,
         )

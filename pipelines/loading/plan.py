@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 
-Place = Literal["resident", "split"]
-"""``resident``: whole on every rank that computes with the component. ``split``: over all ranks."""
+from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class ComponentPlan:
     Attributes:
         dtype: Dtype of its weights, except for those that the family keeps in float32.
         place: Where its weights live.
+        storage: Type of fewer bits that its weights are stored in; None is ``dtype``.
     """
 
     dtype: torch.dtype
-    place: Place = "resident"
+    place: WeightPlace = "resident"
+    storage: StorageDtype | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class LoadPlan:
         kernel: Name of the local attention kernel.
 
     Raises:
-        ValueError: Another component than the transformer is split.
+        ValueError: Another component than the transformer is split, or the autoencoder not
+            resident.
     """
 
     transformer: ComponentPlan
@@ -44,13 +47,20 @@ class LoadPlan:
     kernel: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("text_encoders", "autoencoder"):
+        for name, places in _PLACES.items():
             place = getattr(self, name).place
-            if place != "resident":
-                raise ValueError(f"{name} cannot be {place}, only the transformer: use resident")
+            if place not in places:
+                raise ValueError(f"{name} cannot be {place}: use {' or '.join(places)}")
 
     @classmethod
     def resident(cls, dtype: torch.dtype) -> LoadPlan:
         """Plan all components whole and in one dtype."""
         whole = ComponentPlan(dtype)
         return cls(whole, whole, whole)
+
+
+_PLACES: Mapping[str, tuple[WeightPlace, ...]] = {
+    "text_encoders": get_args(TextPlace),
+    "autoencoder": ("resident",),
+}
+"""Places of the components that are not split."""

@@ -24,7 +24,7 @@ def test_all_components_resident_in_one_dtype() -> None:
 
 
 def test_other_components_are_not_split() -> None:
-    with pytest.raises(ValueError, match="text_encoders cannot be split, only the transformer"):
+    with pytest.raises(ValueError, match="text_encoders cannot be split: use resident"):
         LoadPlan(WHOLE, SPLIT, WHOLE)
-    with pytest.raises(ValueError, match="autoencoder cannot be split, only the transformer"):
+    with pytest.raises(ValueError, match="autoencoder cannot be split: use resident"):
         LoadPlan(WHOLE, WHOLE, SPLIT)

@@ -1,0 +1,16 @@
+"""Where a model's weights live, and in which type they are stored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+TextPlace = Literal["resident", "streamed", "disk"]
+"""Places of text encoders: whole on the device while they encode; layer by layer from host memory;
+layer by layer from their files."""
+
+WeightPlace = Literal["resident", "streamed", "disk", "split"]
+"""Places of a transformer: whole on every device; block by block from host memory; block by block
+from its files; split over all ranks (FSDP2)."""
+
+StorageDtype = Literal["float8", "int8", "nf4"]
+"""Types of fewer bits that weights are stored in. They are lossy."""
