@@ -9,6 +9,7 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
+from longtake.configs.weights import TextPlace, WeightPlace
 from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
@@ -76,16 +77,13 @@ class Worker:
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
-        first_vae_dtype = _check_same_model(world, config.model, checkpoint, dtype, vae_dtype)
+        first_vae_dtype, weights, text_weights = _agree(
+            world, config, [checkpoint.revision, dtype, vae_dtype]
+        )
         self._dtype: torch.dtype = getattr(torch, dtype)
-        weights = "split" if config.parallel.shard_weights else config.weights
         plan = LoadPlan(
-            transformer=ComponentPlan(
-                self._dtype, "resident" if weights == "auto" else weights, config.storage_dtype
-            ),
-            text_encoders=ComponentPlan(
-                self._dtype, "resident" if config.text_weights == "auto" else config.text_weights
-            ),
+            transformer=ComponentPlan(self._dtype, weights, config.storage_dtype),
+            text_encoders=ComponentPlan(self._dtype, text_weights),
             autoencoder=ComponentPlan(getattr(torch, first_vae_dtype)),
             kernel=config.attention_kernel,
         )
@@ -223,32 +221,37 @@ class Worker:
         return own
 
 
-def _check_same_model(
-    world: World, model: str, checkpoint: Checkpoint, dtype: str, vae_dtype: str
-) -> str:
+def _agree(
+    world: World, config: EngineConfig, own: list[str | None]
+) -> tuple[str, WeightPlace, TextPlace]:
     """Check that all ranks load the same commit in the same dtype.
 
+    Args:
+        world: All ranks.
+        config: The engine's configuration, with resolved places of weights.
+        own: Commit, dtype, and dtype of the autoencoder on this rank.
+
     Returns:
-        Rank 0's dtype of the autoencoder: it may be the only rank that has read the latents'
-        file, which names one.
+        Rank 0's dtype of the autoencoder, and its places of weights: it may be the only rank that
+        has read the latents' file, which names the one, or the request, on which the others depend.
 
     Raises:
         ModelError: The ranks differ.
     """
-    own = [checkpoint.revision, dtype, vae_dtype]
-    (first_commit, first_dtype, first_vae_dtype), *others = world.gather_json(own)
-    for commit, other_dtype, _ in others:
+    first, *others = world.gather_json([*own, *config.places])
+    first_commit, first_dtype, first_vae_dtype, weights, text_weights = first
+    for commit, other_dtype, *_ in others:
         if commit != first_commit:
             raise ModelError(
-                f"{model} is at commit {first_commit} on rank 0 and at {commit} on another: pass "
-                "--revision"
+                f"{config.model} is at commit {first_commit} on rank 0 and at {commit} on another: "
+                "pass --revision"
             )
         if other_dtype != first_dtype:
             raise ModelError(
-                f"{model} is {first_dtype} on rank 0 and {other_dtype} on another: pass --dtype"
+                f"{config.model} is {first_dtype} on rank 0 and {other_dtype} on another: pass "
+                "--dtype"
             )
-    name: str = first_vae_dtype
-    return name
+    return first_vae_dtype, weights, text_weights
 
 
 def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:

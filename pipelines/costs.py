@@ -92,6 +92,13 @@ class ModelCosts(ABC):
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of ``autoencoder`` and ``text_encoders``, by name."""
 
+    @property
+    def text_streaming_parameters(self) -> int:
+        """Parameters of the text encoders that are on the device at a time while their layers are
+        streamed: two of the largest layer, and all outside of layers but token embeddings, which
+        stay on the host. All of them by default."""
+        return self.other_parameters["text_encoders"]
+
     @abstractmethod
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
         """Work of one transformer pass on one rank, excluding attention across ranks.

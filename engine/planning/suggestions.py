@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.planning.layouts import candidate_layouts
-from longtake.engine.planning.memory import out_of_memory_reason
+from longtake.engine.planning.memory import place_text
+from longtake.engine.planning.placement import Places
 from longtake.engine.planning.plan_input import PlanInput
 
 _DEVICE_COUNTS = (2, 4, 8, 16, 32, 64, 128)
 
 
-def suggest(
-    plan_input: PlanInput, requested: ParallelConfig, devices: int, shard_choices: Sequence[bool]
-) -> str:
+def suggest(plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places) -> str:
     """The first change with which the request would fit, the smallest change first.
 
     Args:
         plan_input: The model, the request and the hardware.
         requested: The requested degrees.
         devices: Number of ranks.
-        shard_choices: The allowed values of ``shard_weights``.
+        places: The allowed places of weights.
     """
-    if devices > 1 and True not in shard_choices and _fits(plan_input, requested, devices, [True]):
-        return "try --shard-weights"
-    for flags, update in _less_at_once(plan_input):
-        if _fits(_changed(plan_input, update), requested, devices, shard_choices):
+    for flags, other in _other_places(places, devices):
+        if _fits(plan_input, requested, devices, other):
             return f"try {flags}"
-    for count, shard in _other_device_counts(plan_input, devices):
-        if _fits(plan_input, ParallelConfig(), count, [shard]):
-            return f"try devices={count}{' with --shard-weights' if shard else ''}"
+    for flags, update in _less_at_once(plan_input):
+        if _fits(_changed(plan_input, update), requested, devices, places):
+            return f"try {flags}"
+    for count in _other_device_counts(plan_input, devices):
+        if _fits(plan_input, ParallelConfig(), count, places.on(count)):
+            return f"try devices={count}"
     for flags, update in _smaller_videos(plan_input):
-        if _fits(_changed(plan_input, update), requested, devices, shard_choices):
+        if _fits(_changed(plan_input, update), requested, devices, places):
             return f"try {flags}"
     return "no smaller request to this model fits: try devices with more memory"
 
@@ -43,9 +43,7 @@ def _changed(plan_input: PlanInput, update: dict[str, Any]) -> PlanInput:
     return replace(plan_input, request=plan_input.request.model_copy(update=update))
 
 
-def _fits(
-    plan_input: PlanInput, requested: ParallelConfig, devices: int, shard_choices: Sequence[bool]
-) -> bool:
+def _fits(plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places) -> bool:
     """Whether any layout fits."""
     layouts = candidate_layouts(
         requested,
@@ -54,20 +52,31 @@ def _fits(
         num_passes=plan_input.num_passes,
     )
     return any(
-        out_of_memory_reason(plan_input, dims, shard_weights=shard) is None
+        place_text(plan_input, dims, weights, places.text)[1] is None
         for dims in layouts
-        for shard in shard_choices
+        for weights in places.weights
     )
 
 
-def _other_device_counts(plan_input: PlanInput, devices: int) -> Iterator[tuple[int, bool]]:
-    """Device counts and ``shard_weights``: more GPUs, or fewer ranks where they share a host."""
+def _other_places(places: Places, devices: int) -> Iterator[tuple[str, Places]]:
+    """Flags and places: one place is free that was not, then both."""
+    free = Places().on(devices)
+    for weights in free.weights:
+        if weights not in places.weights:
+            yield f"--weights {weights}", replace(places, weights=(weights,))
+    for text in free.text:
+        if text not in places.text:
+            yield f"--text-weights {text}", replace(places, text=(text,))
+    if set(free.weights) - set(places.weights) and set(free.text) - set(places.text):
+        yield "--weights auto --text-weights auto", free
+
+
+def _other_device_counts(plan_input: PlanInput, devices: int) -> Iterator[int]:
+    """More GPUs, or fewer ranks where they share a host's memory."""
     if plan_input.hardware.device == "cpu":
-        yield from ((devices // 2**halved, False) for halved in range(1, devices.bit_length()))
+        yield from (devices // 2**halved for halved in range(1, devices.bit_length()))
         return
-    for count in _DEVICE_COUNTS:
-        if count > devices:
-            yield from ((count, shard) for shard in (False, True))
+    yield from (count for count in _DEVICE_COUNTS if count > devices)
 
 
 def _less_at_once(plan_input: PlanInput) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -77,11 +77,13 @@ class TextEncoderCounts(StrictModel):
         parameters: All parameters.
         matrix_parameters: Those that every token is multiplied with: all but embeddings.
         layers: Modules that compute.
+        streaming_parameters: Those on the device at a time while layers are streamed.
     """
 
     parameters: Count
     matrix_parameters: Count
     layers: Count
+    streaming_parameters: Count
 
 
 class ModuleCounts(StrictModel):

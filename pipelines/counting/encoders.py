@@ -9,10 +9,11 @@ import re
 from longtake.errors import ModelError
 from longtake.pipelines.counting.counts import TextEncoderCounts
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.text_encoders.tensors import streaming_parameters
 
 logger = logging.getLogger(__name__)
 
-NO_ENCODERS = TextEncoderCounts(parameters=0, matrix_parameters=0, layers=0)
+NO_ENCODERS = TextEncoderCounts(parameters=0, matrix_parameters=0, layers=0, streaming_parameters=0)
 
 _ENCODER = re.compile(r"(text|image)_encoder(_\d+)?")
 """Names of components that encode a prompt or a picture, in diffusers."""
@@ -25,13 +26,18 @@ def stored_encoders(checkpoint: Checkpoint) -> TextEncoderCounts | None:
     """Sizes of the encoders; None, and a warning, if a file is not here."""
     names = [name for name in checkpoint.components if _ENCODER.fullmatch(name)]
     try:
-        headers = [each for name in names for each in checkpoint.tensors(name).items()]
+        encoders = [checkpoint.tensors(name) for name in names]
     except ModelError as error:
         logger.warning("the plan leaves out the text encoders, whose sizes are unknown: %s", error)
         return None
+    headers = [each for encoder in encoders for each in encoder.items()]
     sizes = [(name, math.prod(tensor.shape)) for name, tensor in headers]
     return TextEncoderCounts(
         parameters=sum(size for _, size in sizes),
         matrix_parameters=sum(size for name, size in sizes if not _EMBEDDING.fullmatch(name)),
         layers=sum(len(tensor.shape) > 1 for _, tensor in headers),
+        streaming_parameters=sum(
+            streaming_parameters((name, tuple(tensor.shape)) for name, tensor in encoder.items())
+            for encoder in encoders
+        ),
     )

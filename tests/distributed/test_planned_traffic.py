@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from longtake.configs.hardware import load_hardware
+from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims, TokenShards
@@ -43,7 +44,8 @@ def predicted(
         vae_dtype="float32",
         text_tokens=tiny.num_text_tokens(request(**changes).prompt),
     )
-    return predict(plan_input, dims, shard_weights=shard_weights).step_bytes
+    placement = Placement("split" if shard_weights else "resident")
+    return predict(plan_input, dims, placement).step_bytes
 
 
 def sent(

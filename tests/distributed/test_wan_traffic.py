@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from longtake.configs.hardware import load_hardware
+from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.parallel import ParallelDims
@@ -56,5 +57,6 @@ def test_predicted_bytes_equal_those_sent(
     )
     step = step_traffic(ranks, folder, dims, shard_weights, rendering=request)
     found = tuple(sent for sent, _, _ in step)
-    assert predict(plan_input, dims, shard_weights=shard_weights).step_bytes == found
+    placement = Placement("split" if shard_weights else "resident")
+    assert predict(plan_input, dims, placement).step_bytes == found
     assert min(found) > 1000

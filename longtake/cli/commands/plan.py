@@ -23,6 +23,7 @@ from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
 from longtake.configs.training import TrainingConfig
 from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.planning.placement import Places
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction
@@ -60,7 +61,6 @@ def _plan(values: dict[str, Any]) -> Plan:
             f"{only_training[0]}={values[only_training[0]]} is of a training plan: add --train, or "
             "leave it out"
         )
-    shard_weights = values.get("shard_weights")
     options = PlanConfig(**pop_fields(values, PlanConfig))
     engine = EngineConfig(**pop_fields(values, EngineConfig))
     parallel = ParallelConfig(**pop_fields(values, ParallelConfig))
@@ -78,7 +78,7 @@ def _plan(values: dict[str, Any]) -> Plan:
         text_tokens=options.text_tokens,
         decode_ranks=options.decode_ranks,
     )
-    return make_plan(plan_input, parallel, engine.devices, shard_weights=shard_weights)
+    return make_plan(plan_input, parallel, engine.devices, Places.of(engine))
 
 
 def _print_json(plan: Plan) -> int:
@@ -113,7 +113,8 @@ def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:
             "cfg_degree": each.dims.cfg_degree,
             "ring_degree": each.dims.ring_degree,
             "ulysses_degree": each.dims.ulysses_degree,
-            "shard_weights": each.shard_weights,
+            "weights": each.placement.weights,
+            "text_weights": each.placement.text,
         },
         "name": each.name,
         "end_to_end_s": each.end_to_end_s,

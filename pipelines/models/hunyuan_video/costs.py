@@ -26,7 +26,12 @@ from longtake.pipelines.models.hunyuan_video.tensors import (
     vae_tensors,
 )
 from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig, LlavaConfig
-from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, vision_tensors
+from longtake.pipelines.text_encoders.tensors import (
+    clip_tensors,
+    llama_tensors,
+    streaming_parameters,
+    vision_tensors,
+)
 
 _TEMPLATE_TOKENS = 95
 """Tokens of diffusers' prompt template before the prompt: encoded, then cropped."""
@@ -96,6 +101,15 @@ class HunyuanVideoCosts(ModelCosts):
             + self._vision_parameters
             + self._head_parameters,
         }
+
+    @property
+    def text_streaming_parameters(self) -> int:
+        """Parameters of streamed encoders that are on the device at a time; see
+        :attr:`ModelCosts.text_streaming_parameters`."""
+        encoders = [llama_tensors(self.llama), clip_tensors(self.clip)]
+        if isinstance(self.text_encoder, LlavaConfig):
+            encoders.append(vision_tensors(self.text_encoder))
+        return sum(map(streaming_parameters, encoders)) + self._head_parameters
 
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
         """Work of one forward pass: blocks on the local tokens, and the embedders, refiner and
