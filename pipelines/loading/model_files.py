@@ -16,7 +16,6 @@ from longtake.pipelines.loading.tensor_files import (
     Tensor,
     TensorFile,
     TensorFileError,
-    open_safetensors,
 )
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
@@ -174,16 +173,6 @@ def read_header(path: Path) -> TensorFile:
     """
     with _damage_as_error(path):
         return TensorFile.read(path)
-
-
-def open_weights(path: Path) -> Any:
-    """Open a model's safetensors file; see :func:`.tensor_files.open_safetensors`.
-
-    Raises:
-        ModelError: The file is missing, or not a complete safetensors file.
-    """
-    with _damage_as_error(path):
-        return open_safetensors(path, "pt")
 
 
 @contextmanager

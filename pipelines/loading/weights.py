@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -30,6 +30,7 @@ def load_weights(
     *,
     float32: re.Pattern[str] | None = None,
     buffers: Mapping[str, torch.Tensor] = _NO_BUFFERS,
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Load weights into a module that was built on the ``meta`` device. Collective.
 
@@ -46,6 +47,7 @@ def load_weights(
         float32: Pattern, searched in the names of ``source``, of those converted to float32.
         buffers: Values of the buffers that no state dict holds, by their names in the module.
             Floating-point ones are converted to float32.
+        elsewhere: Tensors of ``source`` that are checked, and stay on ``meta``.
 
     Raises:
         ModelError: A tensor or a buffer is missing, unexpected, or of the wrong shape, or a tensor
@@ -58,10 +60,9 @@ def load_weights(
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_tensors(source.tensors, shapes, source.label)
     _check_buffers(module, buffers)
-    for name in sorted(state):
-        stays = float32 is not None and float32.search(name)
+    for name in sorted(state.keys() - elsewhere):
         loaded = torch.empty_like(
-            state[name], dtype=torch.float32 if stays else dtype, device=world.device
+            state[name], dtype=loaded_dtype(name, dtype, float32), device=world.device
         )
         _fill(loaded, name, source, world)
         state[name] = loaded
@@ -71,6 +72,13 @@ def load_weights(
         own_dtype = torch.float32 if values.is_floating_point() else values.dtype
         own = values.to(world.device, own_dtype, copy=True)
         module.get_submodule(owner).register_buffer(leaf, own, persistent=False)
+
+
+def loaded_dtype(
+    name: str, dtype: torch.dtype, float32: re.Pattern[str] | None = None
+) -> torch.dtype:
+    """Dtype that a tensor is converted to; see :func:`load_weights`."""
+    return torch.float32 if float32 is not None and float32.search(name) else dtype
 
 
 def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
