@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.tiles import Spans
@@ -168,7 +169,7 @@ class ModelCosts(ABC):
         """Shapes of the transformer parameters that stay float32 in every dtype."""
         return ()
 
-    @property
+    @cached_property
     def transformer_parameters(self) -> int:
         """Number of transformer parameters, of all experts."""
         return count(self.transformer_shapes)
@@ -180,10 +181,18 @@ class ModelCosts(ABC):
             element_size: Bytes per element.
             ranks: Number of ranks. Shards are rows, and FSDP2 pads those of the last ranks.
         """
-        wider = max(0, _FLOAT32_BYTES - element_size)
-        return element_size * _shard_values(self.transformer_shapes, ranks) + wider * _shard_values(
-            self.float32_shapes, ranks
-        )
+        known = self._transformer_bytes
+        if (element_size, ranks) not in known:
+            wider = max(0, _FLOAT32_BYTES - element_size)
+            known[element_size, ranks] = element_size * _shard_values(
+                self.transformer_shapes, ranks
+            ) + wider * _shard_values(self.float32_shapes, ranks)
+        return known[element_size, ranks]
+
+    @cached_property
+    def _transformer_bytes(self) -> dict[tuple[int, int], int]:
+        """Results of :meth:`transformer_bytes`: a plan asks for them for each of its layouts."""
+        return {}
 
     def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
         """Experts whose unsharded weights stay on a GPU; any other rests in host memory.

@@ -16,8 +16,8 @@ from benchmarks.plan_input import preset_input
 from benchmarks.planning.published import FOLDER, as_published
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.request import VideoRequest
-from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.prediction import Prediction, layout_name, predict
+from longtake.engine.planning.weights.places import Placement
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims
 

@@ -22,9 +22,9 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import out_of_memory_reason
-from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
+from longtake.engine.planning.weights.places import Placement
 
 matplotlib.use("agg")
 

@@ -15,9 +15,9 @@ from longtake.configs.request import PICTURES, ResolvedRequest
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts
 from longtake.engine.planning.memory import out_of_memory_reason, place_text
-from longtake.engine.planning.placement import Placement, Places
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.planning.prediction import Prediction, best_first, predict
+from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
+from longtake.engine.planning.weights.places import Placement, Places
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
 
@@ -56,6 +56,11 @@ class Choice(NamedTuple):
     dims: ParallelDims
     placement: Placement
     why: str
+
+    @property
+    def name(self) -> str:
+        """The layout, and the place of weights that are not resident."""
+        return layout_name(self.dims, self.placement)
 
 
 class LayoutChooser:

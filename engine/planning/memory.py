@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 
 from longtake.configs.base import ELEMENT_BYTES
 from longtake.configs.weights import TextPlace, WeightPlace
-from longtake.engine.planning.host_memory import HostMemory, plan_host_memory
-from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.planning.weights import WeightSizes
+from longtake.engine.planning.weights.host_memory import HostMemory, plan_host_memory
+from longtake.engine.planning.weights.places import Placement
+from longtake.engine.planning.weights.sizes import WeightSizes
 from longtake.parallel import ParallelDims
 
 _CONVOLUTION_OVERHEAD = {"cuda": 1.5, "cpu": 1.25}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.configs.parallel import ParallelConfig
+from longtake.engine.planning.advice.ladder import Rung, ladder
+from longtake.engine.planning.advice.suggestions import suggest
 from longtake.engine.planning.layouts import (
     MAX_RANKS,
     NO_SECOND_PASS,
@@ -14,10 +16,9 @@ from longtake.engine.planning.layouts import (
     matching_layouts,
 )
 from longtake.engine.planning.memory import place_text
-from longtake.engine.planning.placement import Places
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
-from longtake.engine.planning.suggestions import suggest
+from longtake.engine.planning.weights.places import Places
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
 
@@ -42,6 +43,7 @@ class Plan:
         single_rank: The prediction for one rank, whether or not it fits: the base of efficiency.
         layouts: Layouts that can run, the best first.
         refused: Layouts that cannot run.
+        ladder: All ways to run it, exact ones first; see :func:`.ladder.ladder`.
         suggestion: A change with which the request would fit; empty if a layout can run.
     """
 
@@ -50,6 +52,7 @@ class Plan:
     single_rank: Prediction
     layouts: tuple[Prediction, ...]
     refused: tuple[RefusedLayout, ...]
+    ladder: tuple[Rung, ...]
     suggestion: str = ""
 
     @property
@@ -111,8 +114,23 @@ def make_plan(
         predict(plan_input, ParallelDims()),
         tuple(best_first(layouts)),
         tuple(refused),
+        ladder(plan_input, requested, devices),
         "" if layouts else suggest(plan_input, requested, devices, places),
     )
+
+
+def best_fitting(
+    plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places = _ANY_PLACE
+) -> Prediction | None:
+    """The best layout of a plan; None if none fits. Arguments are those of :func:`make_plan`."""
+    candidates = candidate_layouts(
+        requested,
+        devices,
+        num_heads=plan_input.spec.num_heads,
+        num_passes=plan_input.num_passes,
+    )
+    fitting, _ = _predict_fitting(plan_input, candidates, places.on(devices))
+    return best_first(fitting)[0] if fitting else None
 
 
 def _predict_fitting(

@@ -13,10 +13,10 @@ from longtake.configs.base import ELEMENT_BYTES
 from longtake.engine.planning.attention import AttentionModel
 from longtake.engine.planning.memory import MemoryPlan, plan_memory
 from longtake.engine.planning.network import Network, ring_transfers
-from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.planning.streaming import Streaming
-from longtake.engine.planning.weights import FILE_BYTES, WeightSizes
+from longtake.engine.planning.weights.places import Placement
+from longtake.engine.planning.weights.sizes import FILE_BYTES, WeightSizes
+from longtake.engine.planning.weights.streaming import Streaming
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.attention.traffic import AttentionTraffic
 from longtake.pipelines.codec.tiles import TilePlan

@@ -22,8 +22,8 @@ from longtake.configs.request import (
 from longtake.engine.media.identity import Identity
 from longtake.engine.media.pictures.picture import check_picture
 from longtake.engine.planning.layout_chooser import LayoutChooser
-from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.topology import topology
+from longtake.engine.planning.weights.places import Placement
 from longtake.engine.resolve.config import resolve_config
 from longtake.engine.resolve.request import check_taken, resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunEnvironment
@@ -81,6 +81,14 @@ class EngineOutline:
         places = {"weights": placement.weights, "text_weights": placement.text}
         self.config = config.model_copy(update=places)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+
+    def plan_of(self, request: ResolvedRequest) -> str:
+        """The plan of a request in one line: what it runs in, its cost, and what would be faster;
+        empty if nothing was to choose."""
+        chosen = self.layouts.choose(request)
+        if chosen.dims.world_size == 1 and chosen.placement == Placement():
+            return ""
+        return f"plan: {chosen.name}, {chosen.why}"
 
     @property
     def _default_request(self) -> ResolvedRequest:

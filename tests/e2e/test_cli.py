@@ -74,7 +74,9 @@ def test_flags_override_switches_and_degrees_of_the_file(generate: Any, tmp_path
     for switch, devices in (((), 2), (("--weights", "resident"), 1)):
         over = ("-o", str(path), "--overwrite")
         count = ("--devices", str(devices))
-        assert generate("a", "--config", str(config), *over, *switch, *count)[0] == 0
+        code, _, err = generate("a", "--config", str(config), *over, *switch, *count)
+        assert code == 0
+        assert (" +split, the best of 2: split weights and resident " in err) == (devices == 2)
         metadata = json.loads((tmp_path / "out.npy.json").read_text())
         assert metadata["engine"]["weights"] == ("split" if devices > 1 else "resident")
     metadata["engine"]["devices"] = metadata["engine"]["parallel"]["ulysses_degree"] = 3

@@ -91,7 +91,7 @@ class HunyuanVideoCosts(ModelCosts):
         blocks += config.num_single_layers * self._single_block
         return self.transformer_parameters - blocks
 
-    @property
+    @cached_property
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of the autoencoder (encoder and decoder) and of the text encoders."""
         return {
@@ -102,7 +102,7 @@ class HunyuanVideoCosts(ModelCosts):
             + self._head_parameters,
         }
 
-    @property
+    @cached_property
     def text_streaming_parameters(self) -> int:
         """Parameters of streamed encoders that are on the device at a time; see
         :attr:`ModelCosts.text_streaming_parameters`."""

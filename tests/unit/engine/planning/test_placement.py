@@ -13,9 +13,9 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
 from longtake.engine.planning.layout_chooser import choose_layout
 from longtake.engine.planning.memory import out_of_memory_reason, plan_memory
-from longtake.engine.planning.placement import TEXT_PLACES, WEIGHT_PLACES, Placement, Places
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
+from longtake.engine.planning.weights.places import TEXT_PLACES, WEIGHT_PLACES, Placement, Places
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 from tests.unit.engine.planning.test_planner import plan_input

@@ -10,9 +10,9 @@ from longtake.configs.models import presets
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.engine.planning.layout_chooser import LayoutChooser
-from longtake.engine.planning.placement import Placement, Places
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
+from longtake.engine.planning.weights.places import Placement, Places
 from longtake.engine.resolve.request import resolve
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint

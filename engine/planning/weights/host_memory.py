@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
-
-from longtake.configs.hardware import Figure, Hardware
-from longtake.engine.planning.placement import Placement
+from longtake.configs.hardware import Hardware
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.planning.weights import WeightSizes
+from longtake.engine.planning.weights.places import Placement
+from longtake.engine.planning.weights.sizes import WeightSizes
 from longtake.parallel import ParallelDims
 
 _USABLE_SHARE = 0.9
@@ -23,12 +18,6 @@ _RANK_BYTES = 2**30
 
 _STAGING_BUFFERS = 2
 """Pinned blocks through which a rank reads its weights from files."""
-
-_WSL_PINNED_SHARE = 0.5
-"""Share of the memory that Windows lets GPU drivers page-lock (CUDA on WSL User Guide, known
-limitations; the shared GPU memory of Windows' task manager is half of the memory)."""
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -100,25 +89,3 @@ def plan_host_memory(plan_input: PlanInput, dims: ParallelDims, placement: Place
     return HostMemory(
         weights, text, ranks * _RANK_BYTES + staging, weights + staging + streamed_text
     )
-
-
-def memory_here() -> Figure:
-    """Memory of this host, or of its container if that has a limit."""
-    total, limit = psutil.virtual_memory().total, None
-    with suppress(OSError, ValueError):  # no control group, or "max": unlimited
-        limit = int((_CGROUP / "memory.max").read_text())
-    if limit is not None and limit < total:
-        return Figure(value=limit, source="limit of this container")
-    return Figure(value=total, source="memory of this host")
-
-
-def pinned_here(memory: Figure) -> Figure | None:
-    """Memory of this host that can be page-locked; None if all of it can."""
-    if not runs_in_wsl():
-        return None  # the driver pins pages itself: RLIMIT_MEMLOCK does not count
-    return Figure(value=_WSL_PINNED_SHARE * memory.value, source="half of the memory, under WSL")
-
-
-def runs_in_wsl() -> bool:
-    """Whether this is Linux under Windows."""
-    return "microsoft" in platform.release().lower()

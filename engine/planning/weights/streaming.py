@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longtake.configs.weights import TextPlace
-from longtake.engine.planning.host_memory import HostMemory
-from longtake.engine.planning.placement import Placement
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.planning.weights import FILE_BYTES
+from longtake.engine.planning.weights.host_memory import HostMemory
+from longtake.engine.planning.weights.places import Placement
+from longtake.engine.planning.weights.sizes import FILE_BYTES
 from longtake.parallel import ParallelDims
 
 _READER_BYTES_PER_S = 10e9

@@ -9,8 +9,9 @@ from typing import Any
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import place_text
-from longtake.engine.planning.placement import Places
 from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.weights.places import Places
+from longtake.pipelines.spec import ModelSpec
 
 _DEVICE_COUNTS = (2, 4, 8, 16, 32, 64, 128)
 
@@ -30,6 +31,9 @@ def suggest(plan_input: PlanInput, requested: ParallelConfig, devices: int, plac
     for flags, update in _less_at_once(plan_input):
         if _fits(_changed(plan_input, update), requested, devices, places):
             return f"try {flags}"
+    fewer_bits = replace(plan_input, storage_dtype="float8")
+    if plan_input.storage_dtype is None and _fits(fewer_bits, requested, devices, places):
+        return "try --storage-dtype float8, which loses quality"
     for count in _other_device_counts(plan_input, devices):
         if _fits(plan_input, ParallelConfig(), count, places.on(count)):
             return f"try devices={count}"
@@ -81,18 +85,21 @@ def _other_device_counts(plan_input: PlanInput, devices: int) -> Iterator[int]:
 
 def _less_at_once(plan_input: PlanInput) -> Iterator[tuple[str, dict[str, Any]]]:
     """Flags and request updates: the same video decoded in tiles, or fewer videos together."""
-    request, autoencoder = plan_input.request, plan_input.spec.autoencoder
-    if request.decode != "tiled":
-        tiles = {
-            "decode": "tiled",
-            "decode_tile_size": autoencoder.tile_size,
-            "decode_tile_stride": autoencoder.tile_stride,
-        }
-        yield "--decode tiled", tiles
-    count = request.num_videos
+    if plan_input.request.decode != "tiled":
+        yield "--decode tiled", tiles_of(plan_input.spec)
+    count = plan_input.request.num_videos
     while count > 1:
         count //= 2
         yield f"--num-videos {count}", {"num_videos": count}
+
+
+def tiles_of(spec: ModelSpec) -> dict[str, Any]:
+    """The update of a request that decodes it in the model's tiles."""
+    return {
+        "decode": "tiled",
+        "decode_tile_size": spec.autoencoder.tile_size,
+        "decode_tile_stride": spec.autoencoder.tile_stride,
+    }
 
 
 def _smaller_videos(plan_input: PlanInput) -> Iterator[tuple[str, dict[str, Any]]]:
