@@ -88,9 +88,14 @@ def load_pipeline(
     folder: str, on_ranks: bool, dtype: str = "float32", place: WeightPlace = "resident"
 ) -> VideoPipeline:
     """Load a model, once per process."""
+    return load_on(world() if on_ranks else ALONE, folder, dtype, place)
+
+
+def load_on(ranks: World, folder: str, dtype: str, place: WeightPlace) -> VideoPipeline:
+    """Load a model on given ranks."""
     plan = LoadPlan.resident(getattr(torch, dtype))
     plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, place))
-    return registry.load(Checkpoint.open(folder), world() if on_ranks else ALONE, plan)
+    return registry.load(Checkpoint.open(folder), ranks, plan)
 
 
 def pictures_of(pipeline: VideoPipeline, resolved: ResolvedRequest) -> dict[str, Pixels]:
