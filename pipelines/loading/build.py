@@ -17,6 +17,7 @@ from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights, shard_module
+from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -58,13 +59,15 @@ def load_component(
         checkpoint: The model's files.
         component: Name of the component.
         world: All ranks.
-        plan: Dtype and place of the weights.
+        plan: Dtype, storage and place of the weights.
 
     Raises:
         ModelError: A tensor is missing, unexpected, of the wrong shape, or cannot be read.
     """
     with torch.device("meta"):
         module = build().eval().requires_grad_(False)
+    if isinstance(module, Denoiser):
+        store_in_fewer_bits(module, plan.storage)
     if plan.place == "split":
         chains = module.chains if isinstance(module, Denoiser) else ()
         shard_module(module, itertools.chain.from_iterable(chains), world)

@@ -18,6 +18,8 @@ from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
 from longtake.pipelines.loading.model_files import check_tensors
 from longtake.pipelines.loading.tensor_source import TensorSource
+from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
+from longtake.pipelines.quantization.source import EncodingSource, file_shapes
 
 _NO_BUFFERS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
@@ -42,7 +44,8 @@ def load_weights(
             ``world.device``.
         source: The module's parameters and persistent buffers, by their names in the module.
         world: All ranks.
-        dtype: Dtype that floating-point tensors of ``source`` are converted to.
+        dtype: Dtype that floating-point tensors of ``source`` are converted to. Weights that the
+            module stores in fewer bits are encoded.
         float32: Pattern, searched in the names of ``source``, of those converted to float32.
         buffers: Values of the buffers that no state dict holds, by their names in the module.
             Floating-point ones are converted to float32.
@@ -56,13 +59,16 @@ def load_weights(
     # tensors are sent in the dtype of the files, not of the module.
     state = module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_tensors(source.tensors, shapes, source.label)
+    linears = stored_linears(module)
+    check_tensors(source.tensors, file_shapes(shapes, linears), source.label)
+    if linears:
+        source = EncodingSource(source, linears)
+    stored = stored_dtypes(linears)
     _check_buffers(module, buffers)
     for name in sorted(state):
         stays = float32 is not None and float32.search(name)
-        loaded = torch.empty_like(
-            state[name], dtype=torch.float32 if stays else dtype, device=world.device
-        )
+        target_dtype = stored.get(name, torch.float32 if stays else dtype)
+        loaded = torch.empty_like(state[name], dtype=target_dtype, device=world.device)
         _fill(loaded, name, source, world)
         state[name] = loaded
     module.load_state_dict(state, assign=True)
@@ -164,7 +170,8 @@ def _fill(target: torch.Tensor, name: str, source: TensorSource, world: World) -
     if group is None or dist.get_rank(group) == 0:
         target.copy_(source.read(name))
     if group is not None and dist.get_world_size(group) > 1:
-        broadcast(target, 0, group)
+        # Not every backend knows float8: it is sent as bytes.
+        broadcast(target.view(torch.uint8) if target.element_size() == 1 else target, 0, group)
 
 
 def _rows_per_rank(parameter: DTensor) -> int:

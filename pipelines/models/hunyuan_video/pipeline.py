@@ -22,6 +22,7 @@ from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVid
 from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
+from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 from longtake.pipelines.runtime.stepper import SchedulerStepper, Stepper
 from longtake.pipelines.spec import ModelSpec
 
@@ -106,6 +107,7 @@ def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> Huny
     config = checkpoint.config("transformer")
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
     denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
+    store_in_fewer_bits(denoiser, plan.transformer.storage)
     if plan.transformer.place == "split":
         (blocks,) = denoiser.chains
         shard_module(denoiser, blocks, world)

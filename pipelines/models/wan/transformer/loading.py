@@ -17,6 +17,7 @@ from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS, UNUSED
 from longtake.pipelines.models.wan.transformer.denoiser import HIGH_NOISE, LOW_NOISE, WanDenoiser
 from longtake.pipelines.models.wan.transformer.placement import ExpertSwap, both_fit
 from longtake.pipelines.models.wan.transformer.rope import rope_buffers
+from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 
 
 def load_denoiser(
@@ -39,6 +40,7 @@ def load_denoiser(
         for name in spec.transformers
     }
     denoiser = WanDenoiser(transformers, spec.boundary, plan.kernel)
+    store_in_fewer_bits(denoiser, plan.transformer.storage)
     split = plan.transformer.place == "split" and world.size > 1
     if split:
         for name in spec.transformers:
