@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
+from longtake.configs.weights import WeightPlace
 from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
@@ -84,12 +85,11 @@ def world() -> World:
 
 @cache
 def load_pipeline(
-    folder: str, on_ranks: bool, dtype: str = "float32", shard_weights: bool = False
+    folder: str, on_ranks: bool, dtype: str = "float32", place: WeightPlace = "resident"
 ) -> VideoPipeline:
     """Load a model, once per process."""
     plan = LoadPlan.resident(getattr(torch, dtype))
-    if shard_weights:
-        plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, "split"))
+    plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, place))
     return registry.load(Checkpoint.open(folder), world() if on_ranks else ALONE, plan)
 
 
@@ -141,9 +141,12 @@ def frames_on_one_rank(folder: str, resolved: ResolvedRequest) -> Array:
     return decode(pipeline, render(pipeline, resolved, ONE_RANK, ALONE), resolved, ALONE)
 
 
-def latents_on_one_rank(folder: str, resolved: ResolvedRequest, dtype: str = "float32") -> Array:
+def latents_on_one_rank(
+    folder: str, resolved: ResolvedRequest, dtype: str = "float32", place: WeightPlace = "resident"
+) -> Array:
     """The latents of a request, rendered in this process."""
-    latents: Array = render(load_pipeline(folder, False, dtype), resolved, ONE_RANK, ALONE).numpy()
+    pipeline = load_pipeline(folder, False, dtype, place)
+    latents: Array = render(pipeline, resolved, ONE_RANK, ALONE).numpy()
     return latents
 
 
@@ -152,16 +155,16 @@ def latents_on_ranks(
     resolved: list[ResolvedRequest],
     dims: ParallelDims,
     dtype: str = "float32",
-    shard_weights: bool = False,
+    place: WeightPlace = "resident",
 ) -> list[Array]:
     """On a rank: the latents of each request."""
-    pipeline = load_pipeline(folder, True, dtype, shard_weights)
+    pipeline = load_pipeline(folder, True, dtype, place)
     return [render(pipeline, each, dims, world()).numpy() for each in resolved]
 
 
-def denoiser_bytes(folder: str, shard_weights: bool) -> int:
+def denoiser_bytes(folder: str, place: WeightPlace) -> int:
     """On a rank: bytes of the transformer's parameters on this rank."""
-    denoiser = load_pipeline(folder, True, shard_weights=shard_weights).denoiser
+    denoiser = load_pipeline(folder, True, place=place).denoiser
     return sum(
         (each.to_local() if isinstance(each, DTensor) else each).nbytes
         for each in denoiser.parameters()
@@ -169,10 +172,10 @@ def denoiser_bytes(folder: str, shard_weights: bool) -> int:
 
 
 def traffic(
-    folder: str, resolved: ResolvedRequest, dims: ParallelDims, shard_weights: bool
+    folder: str, resolved: ResolvedRequest, dims: ParallelDims, place: WeightPlace
 ) -> tuple[int, dict[str, int], dict[str, int]]:
     """On a rank: bytes sent and calls of torch.distributed, and bytes by stage of the report."""
-    pipeline, report = load_pipeline(folder, True, shard_weights=shard_weights), StageReport()
+    pipeline, report = load_pipeline(folder, True, place=place), StageReport()
     with TrafficMeter() as meter:
         pictures = pictures_of(pipeline, resolved)
         render_latents(RenderRun(pipeline, resolved, dims, world(), report, pictures=pictures))
@@ -206,17 +209,23 @@ def count_weights_read(folder: str, ranks_per_host: int) -> tuple[int, bool]:
 
 def communication_order(folder: str, dims: ParallelDims) -> list[str]:
     """On a rank with sharded weights: all-gathers and all-to-alls of one step, in order."""
-    pipeline = load_pipeline(folder, True, shard_weights=True)
+    pipeline = load_pipeline(folder, True, place="split")
     with TrafficMeter() as meter:
         render(pipeline, request(num_inference_steps=1), dims, world())
     return [name for name in meter.order if "gather" in name or "alltoall" in name]
 
 
 def _rendered(
-    folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool, **options: Any
+    folder: str,
+    resolved: ResolvedRequest,
+    dims: ParallelDims,
+    on_ranks: bool,
+    place: WeightPlace,
+    **options: Any,
 ) -> Array:
     """The latents of a request that saves snapshots or resumes."""
-    pipeline, ranks = load_pipeline(folder, on_ranks), world() if on_ranks else ALONE
+    pipeline = load_pipeline(folder, on_ranks, place=place)
+    ranks = world() if on_ranks else ALONE
     run = RenderRun(
         pipeline,
         resolved,
@@ -231,12 +240,16 @@ def _rendered(
 
 
 def snapshot_states(
-    folder: str, resolved: ResolvedRequest, dims: ParallelDims, on_ranks: bool
+    folder: str,
+    resolved: ResolvedRequest,
+    dims: ParallelDims,
+    on_ranks: bool,
+    place: WeightPlace = "resident",
 ) -> tuple[Array, list[LoopState]]:
     """The latents of a request and, on rank 0, the snapshot of each step."""
     states: list[LoopState] = []
     snapshots = Snapshots(SnapshotConfig(snapshot_steps=1), 1, states.append)
-    latents = _rendered(folder, resolved, dims, on_ranks, snapshots=snapshots)
+    latents = _rendered(folder, resolved, dims, on_ranks, place, snapshots=snapshots)
     snapshots.close()
     return latents, states
 
@@ -247,8 +260,9 @@ def resume(
     dims: ParallelDims,
     state: LoopState,
     on_ranks: bool = True,
+    place: WeightPlace = "resident",
 ) -> Array:
     """The latents of a request that resumes from a state, which only rank 0 receives."""
     first = not on_ranks or world().rank == 0
     options = {"steps_done": state.steps_done, "state": state if first else None}
-    return _rendered(folder, resolved, dims, on_ranks, **options)
+    return _rendered(folder, resolved, dims, on_ranks, place, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,8 +15,8 @@ from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
-from longtake.pipelines.loading.weights import load_weights, shard_module
-from longtake.pipelines.quantization.replacement import store_in_fewer_bits
+from longtake.pipelines.loading.transformer import Weights, load_transformer
+from longtake.pipelines.loading.weights import load_weights
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -59,17 +58,16 @@ def load_component(
         checkpoint: The model's files.
         component: Name of the component.
         world: All ranks.
-        plan: Dtype, storage and place of the weights.
+        plan: Dtype and place of the weights.
 
     Raises:
         ModelError: A tensor is missing, unexpected, of the wrong shape, or cannot be read.
     """
     with torch.device("meta"):
         module = build().eval().requires_grad_(False)
+    source = SafetensorsSource(checkpoint.weights(component))
     if isinstance(module, Denoiser):
-        store_in_fewer_bits(module, plan.storage)
-    if plan.place == "split":
-        chains = module.chains if isinstance(module, Denoiser) else ()
-        shard_module(module, itertools.chain.from_iterable(chains), world)
-    load_weights(module, SafetensorsSource(checkpoint.weights(component)), world, plan.dtype)
+        load_transformer(module, module, Weights(source), world, plan)
+    else:
+        load_weights(module, source, world, plan.dtype)
     return module

@@ -16,7 +16,6 @@ from longtake.pipelines.loading.tensor_files import (
     Tensor,
     TensorFile,
     TensorFileError,
-    open_safetensors,
 )
 
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
@@ -176,16 +175,6 @@ def read_header(path: Path) -> TensorFile:
         return TensorFile.read(path)
 
 
-def open_weights(path: Path) -> Any:
-    """Open a model's safetensors file; see :func:`.tensor_files.open_safetensors`.
-
-    Raises:
-        ModelError: The file is missing, or not a complete safetensors file.
-    """
-    with _damage_as_error(path):
-        return open_safetensors(path, "pt")
-
-
 @contextmanager
 def _damage_as_error(path: Path) -> Iterator[None]:
     try:
@@ -219,7 +208,11 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], folder: Path | str
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    folder: Path | str,
+    *,
+    encoded: Collection[str] = (),
 ) -> None:
     """Check a component's tensors against its configuration.
 
@@ -227,6 +220,7 @@ def check_tensors(
         tensors: Tensors in the component's files, by name.
         expected: Expected shapes, by name.
         folder: What holds the tensors, for error messages: the component's folder.
+        encoded: Names of tensors that longtake encodes itself, in any dtype.
 
     Raises:
         ModelError: A tensor is missing or unexpected, or has the wrong shape or a dtype that is
@@ -251,7 +245,7 @@ def check_tensors(
                 f"{folder} holds {name} of shape {found.shape}, its config.json says {shape}: they "
                 "are not of the same model"
             )
-        if found.dtype not in FLOAT_DTYPES:
+        if found.dtype not in FLOAT_DTYPES and name not in encoded:
             raise ModelError(
                 f"{folder} holds {name} as {found.dtype}, not one of {', '.join(FLOAT_DTYPES)}: "
                 "quantized weights are not supported"

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
 
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.loading.model_files import open_weights, read_tensors
+from longtake.files.reading import open_regular
+from longtake.pipelines.loading.model_files import read_header, read_tensors
 from longtake.pipelines.loading.tensor_files import Tensor
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Dtypes by their names in the safetensors format."""
+
+_CHUNK_BYTES = 16 * 2**20
+"""Bytes that :func:`read_into` holds at a time."""
 
 
 class TensorSource(Protocol):
@@ -41,11 +63,31 @@ class TensorSource(Protocol):
         """
 
 
+def read_into(target: torch.Tensor, source: TensorSource, name: str) -> None:
+    """Read a tensor into another one, whose dtype it is converted to, some rows at a time.
+
+    Args:
+        target: Tensor of the same shape.
+        source: The source.
+        name: A key of ``source.tensors``.
+
+    Raises:
+        ModelError: The tensor cannot be read.
+    """
+    if target.dim() == 0 or target.nbytes <= _CHUNK_BYTES:
+        target.copy_(source.read(name))
+        return
+    num_rows = max(1, _CHUNK_BYTES * len(target) // target.nbytes)
+    for begin in range(0, len(target), num_rows):
+        rows = target[begin : begin + num_rows]
+        rows.copy_(source.read(name, slice(begin, begin + len(rows))))
+
+
 class SafetensorsSource:
     """The tensors of a component's safetensors files.
 
-    The files are memory-mapped: bytes are read from disk when they are used. A file stays open as
-    long as the source or one of its tensors is referenced.
+    Files are not memory-mapped: a disk that fails would then end the process, and pages of the file
+    would count as its memory. They stay open as long as the source is referenced.
 
     Args:
         files: The files, at least one, all in one folder.
@@ -57,19 +99,71 @@ class SafetensorsSource:
     def __init__(self, files: Sequence[Path]) -> None:
         self.label = str(files[0].parent)
         self.tensors: Mapping[str, Tensor] = read_tensors(files)
-        self._file_of = {name: file for file in map(open_weights, files) for name in file.keys()}
+        self._file_of = {name: file for file in map(_File, files) for name in file.names}
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor, or a range of its rows; see :meth:`TensorSource.read`."""
-        file = self._file_of[name]
+        stored = self.tensors[name]
+        if stored.dtype not in _DTYPES:
+            raise ModelError(f"{name} in {self.label} is {stored.dtype}, which is not read here")
+        shape, begin = stored.shape, stored.offsets[0]
+        row_bytes = math.prod(shape[1:]) * _DTYPES[stored.dtype].itemsize
+        if rows is not None:
+            first, end, _ = rows.indices(shape[0])
+            begin += first * row_bytes
+            shape = (max(0, end - first), *shape[1:])
+        tensor = torch.empty(shape, dtype=_DTYPES[stored.dtype])
         try:
-            tensor: torch.Tensor
-            tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
-        except (SafetensorError, OSError) as error:
+            self._file_of[name].read_into(tensor, begin)
+        except OSError as error:
             raise ModelError(
                 f"{name} cannot be read from {self.label}: {one_line(error)}"
             ) from error
         return tensor
+
+
+class _File:
+    """An open safetensors file.
+
+    Args:
+        path: Its path.
+
+    Attributes:
+        names: Names of its tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        self.names = list(header.tensors)
+        self._begin = 8 + len(header.header)
+        with open_regular(path) as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._opened = self._state()
+
+    def read_into(self, tensor: torch.Tensor, begin: int) -> None:
+        """Fill a tensor.
+
+        Args:
+            tensor: Contiguous, on the CPU.
+            begin: Offset of its first byte from the end of the header.
+
+        Raises:
+            OSError: The file cannot be read, or has changed since it was opened.
+        """
+        values = tensor.reshape(-1).view(torch.uint8).numpy().data
+        done = 0
+        while done < len(values):
+            number = os.preadv(self._descriptor, [values[done:]], self._begin + begin + done)
+            if number == 0:
+                raise OSError("the file was cut")
+            done += number
+        if self._state() != self._opened:
+            raise OSError("the file was changed while it was in use")
+
+    def _state(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
 
 class UsedTensors:

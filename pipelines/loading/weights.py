@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -18,8 +18,7 @@ from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
 from longtake.pipelines.loading.model_files import check_tensors
 from longtake.pipelines.loading.tensor_source import TensorSource
-from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
-from longtake.pipelines.quantization.source import EncodingSource, file_shapes
+from longtake.pipelines.quantization.linear import stored_dtypes
 
 _NO_BUFFERS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
@@ -32,6 +31,7 @@ def load_weights(
     *,
     float32: re.Pattern[str] | None = None,
     buffers: Mapping[str, torch.Tensor] = _NO_BUFFERS,
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Load weights into a module that was built on the ``meta`` device. Collective.
 
@@ -44,11 +44,12 @@ def load_weights(
             ``world.device``.
         source: The module's parameters and persistent buffers, by their names in the module.
         world: All ranks.
-        dtype: Dtype that floating-point tensors of ``source`` are converted to. Weights that the
-            module stores in fewer bits are encoded.
+        dtype: Dtype that floating-point tensors of ``source`` are converted to, but for codes and
+            scales of layers that are stored in fewer bits.
         float32: Pattern, searched in the names of ``source``, of those converted to float32.
         buffers: Values of the buffers that no state dict holds, by their names in the module.
             Floating-point ones are converted to float32.
+        elsewhere: Tensors of ``source`` that are checked, and stay on ``meta``.
 
     Raises:
         ModelError: A tensor or a buffer is missing, unexpected, or of the wrong shape, or a tensor
@@ -59,16 +60,12 @@ def load_weights(
     # tensors are sent in the dtype of the files, not of the module.
     state = module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    linears = stored_linears(module)
-    check_tensors(source.tensors, file_shapes(shapes, linears), source.label)
-    if linears:
-        source = EncodingSource(source, linears)
-    stored = stored_dtypes(linears)
+    stored = stored_dtypes(module)
+    check_tensors(source.tensors, shapes, source.label, encoded=stored)
     _check_buffers(module, buffers)
-    for name in sorted(state):
-        stays = float32 is not None and float32.search(name)
-        target_dtype = stored.get(name, torch.float32 if stays else dtype)
-        loaded = torch.empty_like(state[name], dtype=target_dtype, device=world.device)
+    for name in sorted(state.keys() - elsewhere):
+        own_dtype = stored.get(name) or loaded_dtype(name, dtype, float32)
+        loaded = torch.empty_like(state[name], dtype=own_dtype, device=world.device)
         _fill(loaded, name, source, world)
         state[name] = loaded
     module.load_state_dict(state, assign=True)
@@ -77,6 +74,13 @@ def load_weights(
         own_dtype = torch.float32 if values.is_floating_point() else values.dtype
         own = values.to(world.device, own_dtype, copy=True)
         module.get_submodule(owner).register_buffer(leaf, own, persistent=False)
+
+
+def loaded_dtype(
+    name: str, dtype: torch.dtype, float32: re.Pattern[str] | None = None
+) -> torch.dtype:
+    """Dtype that a tensor is converted to; see :func:`load_weights`."""
+    return torch.float32 if float32 is not None and float32.search(name) else dtype
 
 
 def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:

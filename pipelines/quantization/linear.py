@@ -64,7 +64,8 @@ def stored_linears(module: nn.Module) -> Mapping[str, StoredLinear]:
     return {name: each for name, each in module.named_modules() if isinstance(each, StoredLinear)}
 
 
-def stored_dtypes(linears: Mapping[str, StoredLinear]) -> dict[str, torch.dtype]:
-    """Dtypes of the codes and scales of layers, by the names of the parameters."""
+def stored_dtypes(module: nn.Module) -> dict[str, torch.dtype]:
+    """Dtypes of the codes and scales in a module, by the names of the parameters."""
+    linears = stored_linears(module)
     codes = {f"{name}.{WEIGHT}": CODE_DTYPE for name in linears}
     return codes | {f"{name}.{SCALE}": torch.float32 for name in linears}

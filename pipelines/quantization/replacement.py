@@ -1,8 +1,9 @@
-"""Puts linear layers that are stored in fewer bits into a denoiser."""
+"""Puts linear layers that are stored in fewer bits into the blocks of a denoiser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -13,18 +14,25 @@ from longtake.pipelines.family import Denoiser
 from longtake.pipelines.quantization.linear import StoredLinear
 
 
-def store_in_fewer_bits(denoiser: Denoiser[Any], storage: StorageDtype | None) -> None:
-    """Replace all linear layers in a denoiser's blocks by :class:`StoredLinear`.
+def linears_in(blocks: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """The linear layers in blocks, each with the module that it is in and its name there."""
+    for block in blocks:
+        for parent in block.modules():
+            for name, child in parent.named_children():
+                if type(child) is nn.Linear:
+                    yield parent, name, child
+
+
+def store_in_fewer_bits(blocks: Iterable[nn.Module], storage: StorageDtype) -> None:
+    """Replace all linear layers of blocks by :class:`StoredLinear`, those of modulation too.
 
     Layers outside of blocks are few, and see the latents or the noise level itself: they stay.
 
     Args:
-        denoiser: A denoiser on the ``meta`` device.
-        storage: Type that their weights are stored in; None replaces nothing.
+        blocks: Blocks on the ``meta`` device.
+        storage: Type that their weights are stored in.
     """
-    if storage is None:
-        return
-    found = list(_linears(denoiser))
+    found = list(linears_in(blocks))
     stored = {linear: StoredLinear(linear, storage) for _, _, linear in found}
     for parent, name, linear in found:  # modules may share a layer
         setattr(parent, name, stored[linear])
@@ -34,20 +42,12 @@ def check_stored(denoiser: Denoiser[Any], storage: StorageDtype | None, family: 
     """Check that a family has loaded its denoiser in fewer bits, if that was asked for.
 
     Raises:
-        ModelError: A linear layer in a block is stored in the compute dtype.
+        ModelError: A linear layer in a block is stored in the dtype of compute.
     """
-    if storage is not None and (left := next(_linears(denoiser), None)) is not None:
+    if storage is None:
+        return
+    for _, name, _ in linears_in(itertools.chain.from_iterable(denoiser.chains)):
         raise ModelError(
-            f"storage_dtype={storage}: the model family {family} leaves {left[1]} of a block in "
-            "the compute dtype: it must call store_in_fewer_bits before it loads weights"
+            f"storage_dtype={storage}: the model family {family} stores {name} of a block in the "
+            "dtype of compute: it must load its transformer with load_transformer"
         )
-
-
-def _linears(denoiser: Denoiser[Any]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """The linear layers in the blocks, each with the module that it is in and its name there."""
-    for chain in denoiser.chains:
-        for block in chain:
-            for parent in block.modules():
-                for name, child in parent.named_children():
-                    if type(child) is nn.Linear:
-                        yield parent, name, child

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from longtake.pipelines.loading.model_files import check_tensors
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.quantization.codes import encode
@@ -13,64 +14,63 @@ from longtake.pipelines.quantization.linear import SCALE, WEIGHT, StoredLinear
 
 
 class EncodingSource:
-    """A source in which some layers have codes and scales, in place of their weights.
+    """A source that has codes and scales of some layers in place of their weights.
 
-    Rows are encoded from their stored dtype. The result depends neither on the dtype of compute nor
-    on the ranges in which they are read.
+    Rows are encoded from the dtype of the files. The result depends neither on the dtype of compute
+    nor on the ranges of rows that are read.
 
     Args:
-        source: The source of the weights. Theirs are the shapes of the layers.
+        source: The source of the weights. One thread reads at a time.
         linears: The layers, by their names in the source.
+
+    Raises:
+        ModelError: The weight of a layer is missing, of the wrong shape, or not floating-point.
     """
 
     def __init__(self, source: TensorSource, linears: Mapping[str, StoredLinear]) -> None:
         self._source, self.label = source, source.label
         self._linears = {f"{name}.{WEIGHT}": each for name, each in linears.items()}
-        self._weights = {f"{name}.{SCALE}": f"{name}.{WEIGHT}" for name in linears}
-        self._scales: tuple[str, slice | None, torch.Tensor] | None = None
+        self._weight_of = {f"{name}.{SCALE}": f"{name}.{WEIGHT}" for name in linears}
+        self._encoded, self._scales = "", torch.empty(0)  # scales not known yet are not a number
+        _check_weights(source, self._linears)
         self.tensors: Mapping[str, Tensor] = {
             **source.tensors,
             **{name: _header("F8_E4M3", each.weight) for name, each in self._linears.items()},
             **{
                 name: _header("F32", self._linears[weight].weight_scale)
-                for name, weight in self._weights.items()
+                for name, weight in self._weight_of.items()
             },
         }
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor; see :meth:`TensorSource.read`.
 
-        Scales that are read right after the codes of the same rows are not computed again.
+        Scales are not computed again if they are read after the codes of the same rows.
         """
-        if name in self._weights:
-            weight, kept = self._weights[name], self._scales
-            if kept is not None and kept[:2] == (weight, rows):
-                return kept[2]
-            return self._encode(weight, rows)[1]
-        if name not in self._linears:
+        if name in self._linears:
+            return self._encode(name, rows)
+        if name not in self._weight_of:
             return self._source.read(name, rows)
-        codes, scales = self._encode(name, rows)
-        self._scales = name, rows, scales
+        weight, some = self._weight_of[name], rows or slice(None)
+        if weight != self._encoded or self._scales[some].isnan().any():
+            self._encode(weight, rows)
+        return self._scales[some]
+
+    def _encode(self, name: str, rows: slice | None) -> torch.Tensor:
+        """Codes of a weight's rows, whose scales are kept until another weight is encoded."""
+        linear = self._linears[name]
+        if name != self._encoded:
+            self._encoded, self._scales = name, torch.full(linear.weight_scale.shape, torch.nan)
+        codes, scales = encode(self._source.read(name, rows), linear.storage)
+        self._scales[rows or slice(None)] = scales
         return codes
 
-    def _encode(self, name: str, rows: slice | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return encode(self._source.read(name, rows), self._linears[name].storage)
 
-
-def file_shapes(
-    shapes: Mapping[str, tuple[int, ...]], linears: Mapping[str, StoredLinear]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes that the tensors in files must have, by name.
-
-    Args:
-        shapes: Shapes of a module's own tensors.
-        linears: Its layers that are stored in fewer bits.
-    """
-    expected = dict(shapes)
-    for name, linear in linears.items():
-        del expected[f"{name}.{SCALE}"]
-        expected[f"{name}.{WEIGHT}"] = (linear.out_features, linear.in_features)
-    return expected
+def _check_weights(source: TensorSource, linears: Mapping[str, StoredLinear]) -> None:
+    """Check the weights in files, before any of them is encoded."""
+    found = {name: each for name, each in source.tensors.items() if name in linears}
+    shapes = {name: (each.out_features, each.in_features) for name, each in linears.items()}
+    check_tensors(found, shapes, source.label)
 
 
 def _header(dtype: str, tensor: torch.Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Runs the blocks of a transformer, for every family.
 
-What concerns blocks attaches here: tracing, and the prefetch of sharded weights.
+What concerns blocks attaches here: tracing, and the weights that are not on the device before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,10 +21,47 @@ OnBlock = Callable[[nn.Module, Segments, Segments], None]
 """Receives a block, its input and its output."""
 
 
+class BlockWeights(Protocol):
+    """Brings blocks' weights to the device. All ranks call it for the same blocks in one order."""
+
+    def prefetch(self, block: nn.Module) -> None:
+        """Start to bring a block's weights, unless they are there, or on their way."""
+
+    def weights_of(self, block: nn.Module) -> AbstractContextManager[None]:
+        """Hold a block's weights within the context, in which the block is called.
+
+        Raises:
+            ModelError: They cannot be read.
+        """
+
+    def free(self) -> None:
+        """Free what only the blocks' calls need, until the next one."""
+
+
+class WeightsOnDevice:
+    """Weights that are whole on the device, or sharded over ranks: a block's call gathers them."""
+
+    def prefetch(self, block: nn.Module) -> None:
+        """Start to gather sharded weights."""
+        prefetch(block)
+
+    def weights_of(self, block: nn.Module) -> AbstractContextManager[None]:
+        """Nothing to do: FSDP2 waits in the block's call, and frees after it."""
+        return nullcontext()
+
+    def free(self) -> None:
+        """Nothing is held."""
+
+
 class BlockRunner:
-    """Runs blocks one after the other."""
+    """Runs blocks one after the other.
+
+    Attributes:
+        weights: Brings the blocks' weights to the device.
+    """
 
     def __init__(self) -> None:
+        self.weights: BlockWeights = WeightsOnDevice()
         self._on_block: OnBlock | None = None
 
     def __call__(
@@ -36,7 +73,7 @@ class BlockRunner:
     ) -> list[torch.Tensor]:
         """Run blocks over this rank's tokens.
 
-        The weights of the next block are gathered while a block computes, if they are sharded.
+        The weights of the next block are brought to the device while a block computes.
 
         Args:
             blocks: Blocks in execution order. Each is called with the segments, then the arguments,
@@ -52,17 +89,26 @@ class BlockRunner:
         current: Segments = tuple(segments)
         segments.clear()
         for first in blocks[:1]:
-            prefetch(first)  # so that its weights are gathered before those of the second
+            self.weights.prefetch(first)  # before the second block's
         for block, upcoming in zip(blocks, [*blocks[1:], then], strict=False):
-            if upcoming is not None:
-                prefetch(upcoming)
-            output = block(*current, *arguments)
+            with self.weights.weights_of(block):
+                if upcoming is not None:
+                    self.weights.prefetch(upcoming)
+                output = block(*current, *arguments)
             following = output if isinstance(output, tuple) else (output,)
             if self._on_block is not None:
                 self._on_block(block, current, following)
             current = following
             del output, following
         return list(current)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Free the memory that blocks need only while they run, at the end of the context."""
+        try:
+            yield
+        finally:
+            self.weights.free()
 
     @contextmanager
     def observed(self, on_block: OnBlock) -> Iterator[None]:

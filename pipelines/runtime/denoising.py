@@ -79,7 +79,7 @@ class DenoisingLoop:
         after_step = _AfterStep(self)
         after_step.begin()
         steps_of = Counter[nn.Module]()
-        with stage(run.report, "denoising"), self._tracing():
+        with stage(run.report, "denoising"), self._tracing(), denoiser.run_blocks.in_use():
             tokens = self.layout.split(latents).to(run.world.device)
             for step in self.stepper.steps(run.steps_done):
                 velocity = self.guidance.velocity(denoiser, tokens, step, self.layout)

@@ -63,7 +63,7 @@ def test_sharded_weights_give_the_same_latents(
 ) -> None:
     folder, resolved = animators[conditioning], requests()
     dims = ParallelDims(ulysses_degree=2)
-    for latents in ranks.run(2, latents_on_ranks, folder, resolved, dims, "float32", True):
+    for latents in ranks.run(2, latents_on_ranks, folder, resolved, dims, "float32", "split"):
         for at, each in enumerate(resolved):
             np.testing.assert_allclose(latents[at], latents_on_one_rank(folder, each), atol=1e-4)
 

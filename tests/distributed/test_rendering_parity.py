@@ -53,12 +53,12 @@ def test_sharded_weights_give_the_same_latents_and_hold_one_shard(
 ) -> None:
     dims = ParallelDims(ulysses_degree=world_size)
     whole = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims)
-    split = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims, "float32", True)
+    split = ranks.run(world_size, latents_on_ranks, model, REQUESTS, dims, "float32", "split")
     for rank in range(world_size):
         for expected, latents in zip(whole[rank], split[rank], strict=True):
             np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
-    total = ranks.run(world_size, denoiser_bytes, model, False)[0]
-    held = ranks.run(world_size, denoiser_bytes, model, True)
+    total = ranks.run(world_size, denoiser_bytes, model, "resident")[0]
+    held = ranks.run(world_size, denoiser_bytes, model, "split")
     assert sum(held) == total
     assert max(held) <= total / world_size * 1.02  # rows of small weights do not divide evenly
 

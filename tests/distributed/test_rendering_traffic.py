@@ -44,7 +44,7 @@ def step_traffic(
             model,
             (rendering or request(**changes)).model_copy(update={"num_inference_steps": steps}),
             dims,
-            shard_weights,
+            "split" if shard_weights else "resident",
         )
         for steps in (2, 5)
     )
@@ -104,7 +104,7 @@ def test_parallel_branches_exchange_one_velocity(ranks: RankGroups, model: str) 
 def test_sharded_weights_are_gathered_once_per_step(ranks: RankGroups, model: str) -> None:
     """Each rank receives the weights that it lacks, one block at a time."""
     dims = ParallelDims(ulysses_degree=3)
-    whole = ranks.run(3, denoiser_bytes, model, False)[0]
+    whole = ranks.run(3, denoiser_bytes, model, "resident")[0]
     split = step_traffic(ranks, model, dims, shard_weights=True)
     fetched = []
     for rank, (sent, calls, reported) in enumerate(split):

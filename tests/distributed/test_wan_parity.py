@@ -58,11 +58,11 @@ def test_sharded_weights_give_the_same_latents(
     folder, resolved = small(wan, kind)
     size = dims.world_size
     whole = ranks.run(size, latents_on_ranks, folder, [resolved], dims)
-    split = ranks.run(size, latents_on_ranks, folder, [resolved], dims, "float32", True)
+    split = ranks.run(size, latents_on_ranks, folder, [resolved], dims, "float32", "split")
     for (expected,), (latents,) in zip(whole, split, strict=True):
         np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-5)
-    total = ranks.run(size, denoiser_bytes, folder, False)[0]
-    held = ranks.run(size, denoiser_bytes, folder, True)
+    total = ranks.run(size, denoiser_bytes, folder, "resident")[0]
+    held = ranks.run(size, denoiser_bytes, folder, "split")
     assert sum(held) == total and max(held) < 1.2 * total / size
 
 
@@ -70,11 +70,11 @@ def test_a_step_gathers_the_weights_of_its_expert_alone(ranks: RankGroups, wan: 
     """The reported traffic of sharded weights is what torch.distributed sends."""
     folder, resolved = small(wan, "wan22-t2v", num_inference_steps=STEPS)
     dims = ParallelDims(ulysses_degree=2)
-    for sharded in (False, True):
-        sent, _, by_stage = ranks.run(2, traffic, folder, resolved, dims, sharded)[0]
+    for place in ("resident", "split", "streamed"):
+        sent, _, by_stage = ranks.run(2, traffic, folder, resolved, dims, place)[0]
         own = {name: size for name, size in by_stage.items() if name != "weights"}
         weights = by_stage["weights"]
-        assert (weights > 0) == sharded
+        assert (weights > 0) == (place == "split")
         assert sent == sum(own.values()) + weights
 
 

@@ -17,12 +17,11 @@ from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
-from longtake.pipelines.loading.weights import load_weights, shard_module
+from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
 from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.prompt_tokens import PromptTokens
-from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 from longtake.pipelines.runtime.stepper import SchedulerStepper, Stepper
 from longtake.pipelines.spec import ModelSpec
 
@@ -107,10 +106,6 @@ def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> Huny
     config = checkpoint.config("transformer")
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
     denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
-    store_in_fewer_bits(denoiser, plan.transformer.storage)
-    if plan.transformer.place == "split":
-        (blocks,) = denoiser.chains
-        shard_module(denoiser, blocks, world)
-    source = SafetensorsSource(checkpoint.weights("transformer"))
-    load_weights(transformer, source, world, plan.transformer.dtype)
+    weights = Weights(SafetensorsSource(checkpoint.weights("transformer")))
+    load_transformer(denoiser, transformer, weights, world, plan.transformer)
     return denoiser

@@ -11,13 +11,12 @@ from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource, UsedTensors
-from longtake.pipelines.loading.weights import load_weights, shard_module
+from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.models.wan.spec import WanSpec
 from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS, UNUSED
 from longtake.pipelines.models.wan.transformer.denoiser import HIGH_NOISE, LOW_NOISE, WanDenoiser
 from longtake.pipelines.models.wan.transformer.placement import ExpertSwap, both_fit
 from longtake.pipelines.models.wan.transformer.rope import rope_buffers
-from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 
 
 def load_denoiser(
@@ -40,24 +39,21 @@ def load_denoiser(
         for name in spec.transformers
     }
     denoiser = WanDenoiser(transformers, spec.boundary, plan.kernel)
-    store_in_fewer_bits(denoiser, plan.transformer.storage)
-    split = plan.transformer.place == "split" and world.size > 1
-    if split:
-        for name in spec.transformers:
-            expert = denoiser.expert(name)
-            shard_module(expert, expert.blocks, world)
-    num_bytes = spec.costs.transformer_bytes(plan.transformer.dtype.itemsize)
-    swaps = len(transformers) > 1 and not split and not both_fit(num_bytes, world.device)
+    place = plan.transformer.place
+    resident = place == "resident" or (place == "split" and world.size == 1)
+    num_bytes = spec.costs.transformer_bytes(
+        plan.transformer.dtype.itemsize, storage=plan.transformer.storage
+    )
+    swaps = len(transformers) > 1 and resident and not both_fit(num_bytes, world.device)
     for name in reversed(spec.transformers):  # the expert of the first steps comes last
         on_component(name)
-        load_weights(
-            transformers[name],
+        transformer, expert = transformers[name], denoiser.expert(name)
+        weights = Weights(
             UsedTensors(SafetensorsSource(checkpoint.weights(name)), UNUSED),
-            world,
-            plan.transformer.dtype,
-            float32=FLOAT32_WEIGHTS,
-            buffers=rope_buffers(transformers[name].rope),
+            FLOAT32_WEIGHTS,
+            rope_buffers(transformer.rope),
         )
+        load_transformer(denoiser, transformer, weights, world, plan.transformer, expert)
         if swaps and name == LOW_NOISE:
             low, high = denoiser.expert(LOW_NOISE), denoiser.expert(HIGH_NOISE)
             denoiser.swap = ExpertSwap(low, high, world.device)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.loading.tensor_source import SafetensorsSource, read_into
 from longtake.pipelines.loading.weights import read_weights
 from tests import loading
 
@@ -75,16 +75,37 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_an_unreadable_tensor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unreadable:
-        def keys(self) -> list[str]:
-            return ["head.bias"]
+    def unreadable(*arguments: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
 
-        def get_tensor(self, name: str) -> torch.Tensor:
-            raise SafetensorError("no such\nregion")
-
-    monkeypatch.setattr(
-        "longtake.pipelines.loading.tensor_source.open_weights", lambda file: Unreadable()
-    )
     source = SafetensorsSource(loading.save_weights(tmp_path))
-    with pytest.raises(ModelError, match=rf"head.bias cannot be read from {tmp_path}: no such"):
+    monkeypatch.setattr(os, "preadv", unreadable)
+    with pytest.raises(ModelError, match=rf"head.bias cannot be read from {tmp_path}: .*Input"):
         source.read("head.bias")
+
+
+@pytest.mark.parametrize("change", ["cut", "changed"])
+def test_a_file_that_changes_while_it_is_in_use_is_refused(tmp_path: Path, change: str) -> None:
+    files = loading.save_weights(tmp_path)
+    source = SafetensorsSource(files)
+    names = sorted(source.tensors, key=lambda name: source.tensors[name].offsets)
+    if change == "cut":
+        os.truncate(files[0], files[0].stat().st_size - 1)
+    else:
+        os.utime(files[0], ns=(0, 0))
+    with pytest.raises(
+        ModelError, match=f"the file was {change if change == 'cut' else 'changed'}"
+    ):
+        source.read(names[-1])
+
+
+def test_a_tensor_is_read_into_another_one_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longtake.pipelines.loading.tensor_source._CHUNK_BYTES", 16)
+    tensors = {"a": torch.randn(7, 2, 3), "b": torch.randn(7), "c": torch.tensor(3.0)}
+    source = SafetensorsSource(loading.save_weights(tmp_path, tensors, 1))
+    for name, whole in tensors.items():
+        target = torch.empty(whole.shape, dtype=torch.bfloat16)
+        read_into(target, source, name)
+        torch.testing.assert_close(target, whole.bfloat16(), rtol=0, atol=0)

@@ -1,0 +1,116 @@
+"""Loads a transformer to where the plan says that its weights live."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from longtake.parallel import World
+from longtake.pipelines.family import Denoiser
+from longtake.pipelines.loading.plan import ComponentPlan
+from longtake.pipelines.loading.tensor_source import TensorSource
+from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
+from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
+from longtake.pipelines.quantization.replacement import store_in_fewer_bits
+from longtake.pipelines.quantization.source import EncodingSource
+from longtake.pipelines.streaming.layout import BlockLayout
+from longtake.pipelines.streaming.stores import BlockStore, FileStore, HostStore
+from longtake.pipelines.streaming.streamer import BlockStreamer
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What fills a module that was built on the ``meta`` device.
+
+    Attributes:
+        source: The module's parameters and persistent buffers, by their names in the module.
+        float32: Pattern, searched in the names of ``source``, of those converted to float32.
+        buffers: Values of the buffers that no state dict holds, by their names in the module.
+    """
+
+    source: TensorSource
+    float32: re.Pattern[str] | None = None
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def load_transformer(
+    denoiser: Denoiser[Any],
+    module: nn.Module,
+    weights: Weights,
+    world: World,
+    plan: ComponentPlan,
+    root: nn.Module | None = None,
+) -> None:
+    """Load a denoiser's transformer as planned. Collective: all ranks call it.
+
+    The blocks of the denoiser are streamed or split one by one. With several experts, it is called
+    for each.
+
+    Args:
+        denoiser: The denoiser, on ``meta``.
+        module: Module of the denoiser, whose weights are loaded.
+        weights: Its weights.
+        world: All ranks.
+        plan: Dtype, storage and place of the weights.
+        root: Module of the denoiser whose call runs the blocks of ``module``; by default the
+            denoiser.
+
+    Raises:
+        ModelError: A tensor is missing, unexpected, of the wrong shape, or cannot be read; or a
+            host has too little memory.
+    """
+    root = root or denoiser
+    inside = set(root.modules())
+    blocks = [block for chain in denoiser.chains for block in chain if block in inside]
+    if plan.storage is not None:
+        store_in_fewer_bits(blocks, plan.storage)
+        source = EncodingSource(weights.source, stored_linears(module))
+        weights = replace(weights, source=source)
+    if plan.place == "split":
+        shard_module(root, blocks, world)
+    streams = plan.place in ("streamed", "disk")
+    named = [_names_in(module, block) for block in blocks] if streams else []
+    load_weights(
+        module,
+        weights.source,
+        world,
+        plan.dtype,
+        float32=weights.float32,
+        buffers=weights.buffers,
+        elsewhere={name for names in named for name in names.values()},
+    )
+    if not streams:
+        return
+    layouts = [
+        _layout(block, names, weights, plan.dtype)
+        for block, names in zip(blocks, named, strict=True)
+    ]
+    files = FileStore(layouts, weights.source, named)
+    store: BlockStore = HostStore(files, world) if plan.place == "streamed" else files
+    if not isinstance(denoiser.run_blocks.weights, BlockStreamer):
+        denoiser.run_blocks.weights = BlockStreamer(world.device)
+    denoiser.run_blocks.weights.add(blocks, store)
+
+
+def _names_in(module: nn.Module, block: nn.Module) -> dict[str, str]:
+    """Name in a module of each tensor of one of its blocks, by its name in the block."""
+    (prefix,) = (name for name, each in module.named_modules() if each is block)
+    return {name: f"{prefix}.{name}" for name in block.state_dict()}
+
+
+def _layout(
+    block: nn.Module, names: Mapping[str, str], weights: Weights, dtype: torch.dtype
+) -> BlockLayout:
+    """The layout of a block's tensors in the dtypes that they are loaded in."""
+    state, stored = block.state_dict(), stored_dtypes(block)
+    return BlockLayout(
+        {
+            name: state[name].to(stored.get(name) or loaded_dtype(full, dtype, weights.float32))
+            for name, full in names.items()
+        }
+    )
