@@ -25,6 +25,7 @@ from longtake.pipelines.runtime.block_runner import BlockRunner
 from longtake.pipelines.runtime.guidance import Guidance, classifier_free
 from longtake.pipelines.runtime.stepper import Step, Stepper
 from longtake.pipelines.spec import LatentGrid, ModelSpec
+from longtake.pipelines.streaming.streamer import takes_memory
 
 Streams = Mapping[str, torch.Tensor]
 """Conditioning by name, such as the text of one pass, or the latents of pictures."""
@@ -196,11 +197,11 @@ class VideoPipeline(ABC):
     def denoiser_on_host(self) -> Iterator[None]:
         """Offload the denoiser to host memory inside the context, to free GPU memory for decoding.
 
-        Weights that rest on the host already stay there. No-op if the denoiser is not on a GPU, or
+        Weights that rest elsewhere already stay there. No-op if the denoiser is not on a GPU, or
         sharded over ranks.
         """
         weights = [*self.denoiser.parameters(), *self.denoiser.buffers()]
-        moved = [each for each in weights if each.is_cuda]
+        moved = [each for each in weights if each.is_cuda and takes_memory(each)]
         if not moved or any(isinstance(each, DTensor) for each in moved):
             yield
             return

@@ -92,9 +92,20 @@ def load_pipeline(
     storage: StorageDtype | None = None,
 ) -> VideoPipeline:
     """Load a model, once per process."""
+    return load_on(world() if on_ranks else ALONE, folder, dtype, place, storage)
+
+
+def load_on(
+    ranks: World,
+    folder: str,
+    dtype: str,
+    place: WeightPlace,
+    storage: StorageDtype | None = None,
+) -> VideoPipeline:
+    """Load a model on given ranks."""
     plan = LoadPlan.resident(getattr(torch, dtype))
     plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, place, storage))
-    return registry.load(Checkpoint.open(folder), world() if on_ranks else ALONE, plan)
+    return registry.load(Checkpoint.open(folder), ranks, plan)
 
 
 def pictures_of(pipeline: VideoPipeline, resolved: ResolvedRequest) -> dict[str, Pixels]:

@@ -51,7 +51,10 @@ class SharedMemory:
             try:
                 descriptor = _create(num_bytes, shared=len(world.host_ranks) > 1)
             except (OSError, AttributeError, ModelError) as error:
-                failure = f"host memory for {_gib(num_bytes)} of weights: {one_line(error)}"
+                failure = (
+                    f"no host memory for {_gib(num_bytes)} of weights: {one_line(error)}; try "
+                    "--weights disk, which reads each block when it is needed"
+                )
         # Each leader keeps its descriptor open until all ranks of its host have opened it.
         created = world.gather_json([os.getpid(), descriptor, failure])
         _raise_first([failure for _, _, failure in created])
@@ -97,8 +100,7 @@ def _create(num_bytes: int, *, shared: bool) -> int:
     free = free_bytes(_CPU)
     if num_bytes + _MARGIN_BYTES > free:
         raise ModelError(
-            f"{_gib(free)} are free on this host, of which {_gib(_MARGIN_BYTES)} must stay so; "
-            "try --weights disk, which reads each block when it is needed"
+            f"{_gib(free)} are free on this host, of which {_gib(_MARGIN_BYTES)} must stay so"
         )
     if not shared or num_bytes == 0:
         return -1

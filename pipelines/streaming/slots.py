@@ -125,7 +125,12 @@ class GpuSlot(Slot):
         """In the reader's thread: read a block, then copy it."""
         with torch.cuda.device(self.buffer.device):
             if self._staged is None:
-                self._staged = torch.empty(len(self.buffer), dtype=torch.uint8, pin_memory=True)
+                self._staged = pinned_bytes(len(self.buffer))
             self._arrived.synchronize()  # until then the copy of the block before it may go on
             store.read(number, self._staged)
             self._copy(self._staged[: store.layouts[number].num_bytes])
+
+
+def pinned_bytes(num_bytes: int) -> torch.Tensor:
+    """Pinned host memory of undefined content, ``[num_bytes]``, uint8."""
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)

@@ -67,6 +67,7 @@ class BlockStreamer:
         self._blocks: dict[nn.Module, _Block] = {}
         self._held: dict[Slot, nn.Module] = {}  # by slot, the least recently filled first
         self._computing: nn.Module | None = None
+        self._awaited: nn.Module | None = None  # prefetched, and not called yet
         self._before: nn.Module | None = None
         self._after: dict[nn.Module, nn.Module] = {}
         self._reader: ThreadPoolExecutor | None = None
@@ -98,7 +99,10 @@ class BlockStreamer:
 
     def prefetch(self, block: nn.Module) -> None:
         """Start to bring a block's weights, unless they are here, or on their way."""
-        if block not in self._blocks or block in self._held.values():
+        if block not in self._blocks:
+            return
+        self._awaited = block
+        if block in self._held.values():
             return
         slot = self._free_slot()
         found = self._blocks[block]
@@ -123,6 +127,7 @@ class BlockStreamer:
         if self._before is not None:
             self._after[self._before] = block
         self._computing = self._before = block
+        self._awaited = None
         self._blocks[block].bind(slot.buffer)
 
     def release(self, block: nn.Module) -> None:
@@ -132,7 +137,7 @@ class BlockStreamer:
         self._blocks[block].unbind()
         self._slot_of(block).computed()
         self._computing = None
-        if all(held is block for held in self._held.values()) and block in self._after:
+        if self._awaited is None and block in self._after:
             self.prefetch(self._after[block])
 
     @contextmanager
@@ -153,7 +158,7 @@ class BlockStreamer:
         for slot in self._held:
             slot.close()
         self._held.clear()
-        self._before = None
+        self._before = self._awaited = None
         if self._reader is not None:
             self._reader.shutdown()
             self._reader = None
@@ -181,6 +186,15 @@ class BlockStreamer:
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="longtake-weights")
         return self._reader
+
+
+def takes_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values of its own; that of a block whose weights are elsewhere has not.
+
+    Args:
+        tensor: A parameter or a buffer, whole or sharded.
+    """
+    return tensor.numel() <= 1 or any(tensor.stride())
 
 
 def _not_a_number(like: torch.Tensor, device: torch.device) -> torch.Tensor:

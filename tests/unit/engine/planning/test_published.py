@@ -53,7 +53,7 @@ def test_every_published_row_is_in_the_tables() -> None:
 
 
 @pytest.mark.parametrize("latency", ALONE, ids=run_name)
-def test_rates_reproduce_one_gpu(latency: Latency) -> None:
+def test_rates_reproduce_on_gpu(latency: Latency) -> None:
     assert abs(latency.error()) < 0.005
     fitted = fitted_attention_share(latency)
     assert as_published(latency.gpu).attention_share.value == pytest.approx(fitted, rel=0.01)

@@ -31,12 +31,12 @@ def test_every_published_row_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(("gpu", "bound"), [("h100", 0.05), ("rtx4090", 0.05)])
-def test_diffusers_on_one_gpu(gpu: str, bound: float) -> None:
+def test_diffusers_on_on_gpu(gpu: str, bound: float) -> None:
     """diffusers takes torch's FlashAttention-2 by default."""
     assert abs(run_of("diffusers", gpu, 1).error(with_flash_attention_2(gpu))) < bound
 
 
-def test_xdit_on_one_gpu() -> None:
+def test_xdit_on_on_gpu() -> None:
     assert abs(run_of("xDiT", "h100", 1).error(with_flash_attention_2("h100"))) < 0.1
 
 

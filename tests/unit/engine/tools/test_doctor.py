@@ -285,7 +285,7 @@ def test_ranks_on_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ("free", "computes", "status"),
     [(60, 64.0**3, "ok"), (30, 64.0**3, "warning"), (60, 1.0, "failure"), (60, None, "failure")],
 )
-def test_one_gpu(
+def test_on_gpu(
     monkeypatch: pytest.MonkeyPatch, free: int, computes: float | None, status: str
 ) -> None:
     properties = SimpleNamespace(name="H100", total_memory=80 * 2**30, major=9, minor=0)

@@ -1,7 +1,7 @@
 """One denoising step of the real HunyuanVideo transformer on one GPU: longtake and diffusers.
 
-    python -m benchmarks.one_gpu.step
-    python -m benchmarks.one_gpu.step --sizes 129x720x1280 --rounds 3 --profile measured.yaml
+    python -m benchmarks.on_gpu.step
+    python -m benchmarks.on_gpu.step --sizes 129x720x1280 --rounds 3 --profile measured.yaml
 
 13 B random parameters in bfloat16, shared by the contestants; the GPU needs 80 GB. Each round runs
 all contestants in random order, after an untimed warmup. Text is 256 tokens, of which 100 are not
@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.denoise.hunyuan_video import GUIDANCE_SCALE, HunyuanVideoInputs, euler
 from benchmarks.denoise.inputs import Step, longtake_step
 from benchmarks.memory import peak_memory
-from benchmarks.one_gpu.plan_input import (
+from benchmarks.on_gpu.plan_input import (
     REAL_TEXT,
     Size,
     parse_size,

@@ -1,7 +1,7 @@
 """Decoding with the real HunyuanVideo autoencoder on one GPU: longtake and diffusers.
 
-    python -m benchmarks.one_gpu.decode
-    python -m benchmarks.one_gpu.decode --size 129x720x1280 --rounds 1 --profile measured.yaml
+    python -m benchmarks.on_gpu.decode
+    python -m benchmarks.on_gpu.decode --size 129x720x1280 --rounds 1 --profile measured.yaml
 
 The released architecture in float16 with random weights and the released tiling. The contestants
 decode the same latents to frames on the host. Each round runs all of them in random order, after an
@@ -23,7 +23,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 from torch import nn
 
 from benchmarks.memory import peak_memory
-from benchmarks.one_gpu.plan_input import parse_size, plan_input, read_profiles
+from benchmarks.on_gpu.plan_input import parse_size, plan_input, read_profiles
 from benchmarks.plan_input import MODEL
 from benchmarks.report import Report, benchmark_parser
 from longtake.configs.request import ResolvedRequest
