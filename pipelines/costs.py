@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from longtake.configs.request import ResolvedDecode
+from longtake.configs.weights import StorageDtype
 from longtake.pipelines.codec.tiles import Spans
+from longtake.pipelines.quantization.sizes import stored_bytes
 
 _FLOAT32_BYTES = 4
 
@@ -171,30 +173,86 @@ class ModelCosts(ABC):
         return ()
 
     @property
+    def linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the weights that may be stored in fewer bits, of all experts: those of linear
+        layers in blocks. None by default: they are then counted whole."""
+        return ()
+
+    @property
+    def block_linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Those of :attr:`linear_shapes` in the largest block."""
+        return ()
+
+    @property
     def transformer_parameters(self) -> int:
         """Number of transformer parameters, of all experts."""
         return count(self.transformer_shapes)
 
-    def transformer_bytes(self, element_size: int, ranks: int = 1) -> int:
+    def transformer_bytes(
+        self, element_size: int, ranks: int = 1, storage: StorageDtype | None = None
+    ) -> int:
         """Bytes of all transformer parameters on each of the ranks that they are sharded over.
 
         Args:
             element_size: Bytes per element.
             ranks: Number of ranks. Shards are rows, and FSDP2 pads those of the last ranks.
+            storage: Type of fewer bits that weights are stored in; None without.
         """
         wider = max(0, _FLOAT32_BYTES - element_size)
-        return element_size * _shard_values(self.transformer_shapes, ranks) + wider * _shard_values(
-            self.float32_shapes, ranks
-        )
+        whole = element_size * _shard_values(self.transformer_shapes, ranks)
+        whole += wider * _shard_values(self.float32_shapes, ranks)
+        return whole - _bytes_saved(self.linear_shapes, element_size, ranks, storage)
 
-    def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
+    def block_bytes(self, element_size: int, storage: StorageDtype | None = None) -> int:
+        """Bytes of the parameters of the largest block.
+
+        Args:
+            element_size: Bytes per element; also of those that are float32 in every dtype.
+            storage: Type of fewer bits that weights are stored in; None without.
+        """
+        whole = element_size * self.block_parameters
+        return whole - _bytes_saved(self.block_linear_shapes, element_size, 1, storage)
+
+    def decoded_bytes(self, element_size: int, storage: StorageDtype | None) -> int:
+        """Memory in which the largest weight that is stored in fewer bits is decoded for its use.
+
+        Args:
+            element_size: Bytes per element of the decoded weight.
+            storage: Type that it is stored in; None takes none.
+        """
+        if storage is None:
+            return 0
+        # nf4 also takes an int32 for each two values.
+        index = 2 if storage == "nf4" else 0
+        return max(map(math.prod, self.block_linear_shapes), default=0) * (element_size + index)
+
+    def resident_experts(
+        self,
+        element_size: int,
+        device_bytes: float | None,
+        storage: StorageDtype | None = None,
+    ) -> int:
         """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
 
         Args:
             element_size: Bytes per element.
             device_bytes: Memory of the GPU; None for a CPU, or if unknown.
+            storage: Type of fewer bits that weights are stored in; None without.
         """
         return self.num_experts
+
+
+def _bytes_saved(
+    shapes: Sequence[tuple[int, ...]], element_size: int, ranks: int, storage: StorageDtype | None
+) -> int:
+    """Bytes by which weights in fewer bits are smaller on each of the ranks."""
+    if storage is None:
+        return 0
+    saved = 0
+    for all_rows, columns in shapes:
+        rows = -(-all_rows // ranks)
+        saved += element_size * rows * columns - stored_bytes(rows, columns, storage)
+    return saved
 
 
 def _shard_values(shapes: Sequence[tuple[int, ...]], ranks: int) -> int:

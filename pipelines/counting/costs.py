@@ -90,6 +90,16 @@ class CountedCosts(ModelCosts):
         return self._modules.float32
 
     @property
+    def linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the weights of all blocks' linear layers."""
+        return self._modules.linears
+
+    @property
+    def block_linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Those of the largest block."""
+        return self._modules.block_linears
+
+    @property
     def num_experts(self) -> int:  # type: ignore[override]
         """Transformers of which a pass runs one."""
         return self._modules.num_experts

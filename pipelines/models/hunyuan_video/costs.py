@@ -15,7 +15,7 @@ from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.codec.causal_tiling import CausalTiling
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
-from longtake.pipelines.loading.tensor_shapes import Shape, num_values, shapes_of
+from longtake.pipelines.loading.tensor_shapes import Shape, matrices, num_values, shapes_of
 from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.tensors import (
@@ -73,6 +73,21 @@ class HunyuanVideoCosts(ModelCosts):
     def transformer_shapes(self) -> Sequence[Shape]:
         """Shapes of the transformer's tensors, in the order of :func:`transformer_tensors`."""
         return shapes_of(transformer_tensors(self.transformer))
+
+    @property
+    def linear_shapes(self) -> Sequence[Shape]:
+        """Shapes of the weights of all blocks' linear layers."""
+        config = self.transformer
+        double = matrices(double_block_tensors("", config))
+        single = matrices(single_block_tensors("", config))
+        return config.num_layers * double + config.num_single_layers * single
+
+    @property
+    def block_linear_shapes(self) -> Sequence[Shape]:
+        """Those of a double-stream block, which is the largest, or of a single-stream block."""
+        config = self.transformer
+        block_tensors = double_block_tensors if config.num_layers else single_block_tensors
+        return matrices(block_tensors("", config))
 
     @property
     def block_parameters(self) -> int:

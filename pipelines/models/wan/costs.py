@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
+from longtake.configs.weights import StorageDtype
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
-from longtake.pipelines.loading.tensor_shapes import Shape, num_values, shapes_of
+from longtake.pipelines.loading.tensor_shapes import Shape, matrices, num_values, shapes_of
 from longtake.pipelines.models.wan.codec.config import VaeConfig
 from longtake.pipelines.models.wan.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.wan.codec.tensors import vae_tensors
@@ -89,17 +90,33 @@ class WanCosts(ModelCosts):
         named = transformer_tensors(self.transformer)
         return self.num_experts * [shape for name, shape in named if FLOAT32_WEIGHTS.search(name)]
 
-    def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
+    @property
+    def linear_shapes(self) -> Sequence[Shape]:
+        """Shapes of the weights of all blocks' linear layers, of all experts."""
+        return self.num_experts * self.transformer.num_layers * self.block_linear_shapes
+
+    @cached_property
+    def block_linear_shapes(self) -> list[Shape]:
+        """Those of one block."""
+        return matrices(block_tensors("", self.transformer))
+
+    def resident_experts(
+        self,
+        element_size: int,
+        device_bytes: float | None,
+        storage: StorageDtype | None = None,
+    ) -> int:
         """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
 
         Args:
             element_size: Bytes per element.
             device_bytes: Memory of the GPU; None for a CPU, or if unknown.
+            storage: Type of fewer bits that weights are stored in; None without.
         """
         if device_bytes is None:
             return self.num_experts
-        fits = self.transformer_bytes(element_size) <= RESIDENT_SHARE * device_bytes
-        return self.num_experts if fits else 1
+        num_bytes = self.transformer_bytes(element_size, storage=storage)
+        return self.num_experts if num_bytes <= RESIDENT_SHARE * device_bytes else 1
 
     @property
     def block_parameters(self) -> int:

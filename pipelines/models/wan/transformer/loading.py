@@ -41,7 +41,9 @@ def load_denoiser(
     denoiser = WanDenoiser(transformers, spec.boundary, plan.kernel)
     place = plan.transformer.place
     resident = place == "resident" or (place == "split" and world.size == 1)
-    num_bytes = spec.costs.transformer_bytes(plan.transformer.dtype.itemsize)
+    num_bytes = spec.costs.transformer_bytes(
+        plan.transformer.dtype.itemsize, storage=plan.transformer.storage
+    )
     swaps = len(transformers) > 1 and resident and not both_fit(num_bytes, world.device)
     for name in reversed(spec.transformers):  # the expert of the first steps comes last
         on_component(name)
