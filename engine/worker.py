@@ -12,7 +12,7 @@ from longtake.configs.request import ResolvedRequest
 from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
-from longtake.engine.memory_use import peak_memory_bytes
+from longtake.engine.memory_use import peak_memory_bytes, swapped_bytes
 from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
@@ -39,12 +39,14 @@ class _Rendering:
 
     Attributes:
         run: The job, its input and its callbacks.
+        swapped_before: Bytes that the host had swapped before.
         kernel: Name of the attention kernel; empty if nothing is denoised.
         snapshots: Saves snapshots; None saves none.
         report: What this rank measures.
     """
 
     run: JobRun
+    swapped_before: int = field(default_factory=swapped_bytes)
     kernel: str = ""
     snapshots: Snapshots | None = None
     report: StageReport = field(default_factory=StageReport)
@@ -188,6 +190,7 @@ class Worker:
             report.tiles_at_once,
             peak_memory_bytes(),
             steps_before=rendering.run.job.steps_before,
+            swapped_bytes=swapped_bytes() - rendering.swapped_before,
         )
         if world.rank == 0 and not rendering.run.job.from_latents:
             truncated = self.pipeline.truncated_prompts(rendering.request)

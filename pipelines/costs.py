@@ -94,6 +94,15 @@ class ModelCosts(ABC):
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of ``autoencoder`` and ``text_encoders``, by name."""
 
+    @property
+    def text_streaming_parameters(self) -> int:
+        """Parameters on the device at a time while prompts are encoded layer by layer.
+
+        Those are two of an encoder's largest layer, and those outside of layers except the token
+        embedding, which stays on the host. By default, all of the text encoders.
+        """
+        return self.other_parameters["text_encoders"]
+
     @abstractmethod
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
         """Work of one transformer pass on one rank, excluding attention across ranks.

@@ -122,6 +122,11 @@ class CountedCosts(ModelCosts):
             "text_encoders": self._text_encoders.parameters,
         }
 
+    @property
+    def text_streaming_parameters(self) -> int:
+        """Parameters on the device at a time while prompts are encoded layer by layer."""
+        return self._text_encoders.streaming_parameters
+
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
         """Work of one pass, from the counted polynomials."""
         return self._transformer(element_size).work_of(num_tokens, num_text_tokens)

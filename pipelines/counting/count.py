@@ -37,6 +37,7 @@ from longtake.pipelines.operations import LiveBytes, observing
 from longtake.pipelines.quantization.replacement import linears_in
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid, ModelSpec
+from longtake.pipelines.text_encoders.layers import streaming_parameters
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -257,7 +258,10 @@ def _text_encoders(modules: Sequence[nn.Module] | None) -> TextEncoderCounts | N
     embedded = sum(_parameters(each) for each in leaves if isinstance(each, nn.Embedding))
     parameters = sum(map(_parameters, modules))
     return TextEncoderCounts(
-        parameters=parameters, matrix_parameters=parameters - embedded, layers=len(leaves)
+        parameters=parameters,
+        matrix_parameters=parameters - embedded,
+        layers=len(leaves),
+        streaming_parameters=sum(map(streaming_parameters, modules)),
     )
 
 

@@ -77,11 +77,14 @@ class TextEncoderCounts(StrictModel):
         parameters: All parameters.
         matrix_parameters: Those that every token is multiplied with: all but embeddings.
         layers: Modules that compute.
+        streaming_parameters: Parameters on the device at a time if layers are brought there one by
+            one; see :attr:`ModelCosts.text_streaming_parameters`.
     """
 
     parameters: Count
     matrix_parameters: Count
     layers: Count
+    streaming_parameters: Count
 
 
 class ModuleCounts(StrictModel):

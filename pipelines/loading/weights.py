@@ -83,15 +83,6 @@ def loaded_dtype(
     return torch.float32 if float32 is not None and float32.search(name) else dtype
 
 
-def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
-    """All tensors of a source, by name, in host memory.
-
-    Raises:
-        ModelError: A tensor cannot be read.
-    """
-    return {name: source.read(name) for name in source.tensors}
-
-
 def shard_module(module: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
     """Shard a module's weights over all ranks (FSDP2): each rank holds 1/N of every parameter.
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from longtake.pipelines.loading.tensor_shapes import NamedShapes, linear, norm
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape, linear, norm
 from longtake.pipelines.text_encoders.configs import (
     ClipTextConfig,
     ClipVisionConfig,
@@ -10,6 +15,31 @@ from longtake.pipelines.text_encoders.configs import (
     LlavaConfig,
     Umt5Config,
 )
+
+_TOKEN_EMBEDDING = re.compile(
+    r"(.*\.)?(shared|embed_tokens|token_embedding|word_embeddings|wte)\.weight"
+)
+
+_LAYER = re.compile(r".*?\.\d+\.")
+"""Beginning of the names of a layer's tensors."""
+
+
+def num_streaming_values(tensors: Iterable[tuple[str, Shape]]) -> int:
+    """Values on the device at a time while an encoder's layers are brought there one by one.
+
+    They are two of the largest layer, and those outside of layers, except the token embedding.
+
+    Args:
+        tensors: Names and shapes of the encoder's tensors.
+    """
+    layers: Counter[str] = Counter()
+    outside = 0
+    for name, shape in tensors:
+        if layer := _LAYER.match(name):
+            layers[layer[0]] += math.prod(shape)
+        elif not _TOKEN_EMBEDDING.fullmatch(name):
+            outside += math.prod(shape)
+    return outside + 2 * max(layers.values(), default=0)
 
 
 def llama_tensors(config: LlamaConfig) -> NamedShapes:

@@ -26,7 +26,13 @@ from longtake.pipelines.models.hunyuan_video.tensors import (
     vae_tensors,
 )
 from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig, LlavaConfig
-from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, vision_tensors
+from longtake.pipelines.text_encoders.tensors import (
+    clip_tensors,
+    llama_tensors,
+    llava_tensors,
+    num_streaming_values,
+    vision_tensors,
+)
 
 _TEMPLATE_TOKENS = 95
 """Tokens of diffusers' prompt template before the prompt: encoded, then cropped."""
@@ -108,9 +114,17 @@ class HunyuanVideoCosts(ModelCosts):
             "autoencoder": num_values(vae_tensors(self.vae)),
             "text_encoders": self._llama_parameters
             + self._clip_parameters
-            + self._vision_parameters
-            + self._head_parameters,
+            + self._vision_parameters,
         }
+
+    @property
+    def text_streaming_parameters(self) -> int:
+        """Parameters on the device at a time while prompts are encoded layer by layer: LLaMA's or
+        LLaVA's, and CLIP's."""
+        clip = num_streaming_values(clip_tensors(self.clip))
+        if isinstance(self.text_encoder, LlavaConfig):
+            return num_streaming_values(llava_tensors(self.text_encoder)) + clip
+        return num_streaming_values(llama_tensors(self.llama)) + clip
 
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
         """Work of one forward pass: blocks on the local tokens, and the embedders, refiner and
@@ -209,13 +223,6 @@ class HunyuanVideoCosts(ModelCosts):
         if not isinstance(self.text_encoder, LlavaConfig):
             return 0
         return num_values(vision_tensors(self.text_encoder))
-
-    @property
-    def _head_parameters(self) -> int:
-        """Parameters of LLaVA's untied output head, which is loaded and not used."""
-        if isinstance(self.text_encoder, LlavaConfig) and not self.text_encoder.tied:
-            return self.llama.vocab_size * self.llama.hidden_size
-        return 0
 
     @cached_property
     def _double_block(self) -> int:

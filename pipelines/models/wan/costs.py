@@ -28,7 +28,11 @@ from longtake.pipelines.models.wan.tensors import (
     transformer_tensors,
 )
 from longtake.pipelines.text_encoders.configs import ClipVisionConfig, Umt5Config
-from longtake.pipelines.text_encoders.tensors import clip_vision_tensors, umt5_tensors
+from longtake.pipelines.text_encoders.tensors import (
+    clip_vision_tensors,
+    num_streaming_values,
+    umt5_tensors,
+)
 
 TEXT_TOKENS = 512
 """Text keys of every cross attention: a prompt is padded with zeros, which the model attends to."""
@@ -132,6 +136,15 @@ class WanCosts(ModelCosts):
             "autoencoder": num_values(vae_tensors(self.vae)),
             "text_encoders": self._text_parameters + self._image_parameters,
         }
+
+    @property
+    def text_streaming_parameters(self) -> int:
+        """Parameters on the device at a time while a prompt or pictures are encoded layer by layer:
+        those of the encoder that has more of them there."""
+        text = num_streaming_values(umt5_tensors(self.text_encoder))
+        if self.image_encoder is None:
+            return text
+        return max(text, num_streaming_values(clip_vision_tensors(self.image_encoder)))
 
     @property
     def image_keys(self) -> int:

@@ -25,7 +25,7 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaModel,
 )
 
 from longtake.parallel import ParallelDims, TokenShards
@@ -42,6 +42,7 @@ from longtake.pipelines.models.hunyuan_video.transformer.denoiser import Hunyuan
 from longtake.pipelines.operations import LiveBytes, observing
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.text_encoders import configs as text_configs
+from longtake.pipelines.text_encoders.layers import streaming_parameters
 from tests import tiny
 from tests.layouts import layout_name
 from tests.rendering import first_step, request
@@ -152,7 +153,7 @@ def test_other_parameters(name: str, model: str, animators: dict[str, str]) -> N
         vae = AutoencoderKLHunyuanVideo(**_config(folder, "vae"))
         encoder = _config(folder, "text_encoder")
         llama: torch.nn.Module = (
-            LlavaForConditionalGeneration(LlavaConfig(**encoder))
+            LlavaModel(LlavaConfig(**encoder))
             if "vision_config" in encoder
             else LlamaModel(LlamaConfig(**encoder))
         )
@@ -163,6 +164,7 @@ def test_other_parameters(name: str, model: str, animators: dict[str, str]) -> N
         "text_encoders": _parameters(llama) + _parameters(clip),
     }
     assert costs.transformer_parameters == _parameters(transformer)
+    assert costs.text_streaming_parameters == sum(map(streaming_parameters, (llama, clip)))
 
 
 def _parameters(model: torch.nn.Module) -> int:

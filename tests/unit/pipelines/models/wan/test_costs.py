@@ -34,6 +34,7 @@ from longtake.pipelines.models.wan.transformer.denoiser import WanDenoiser
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid
 from longtake.pipelines.text_encoders.configs import ClipVisionConfig, Umt5Config
+from longtake.pipelines.text_encoders.layers import streaming_parameters
 from tests.layouts import layout_name
 from tests.rendering import request
 from tests.unit.pipelines.models.fake_ranks import one_rank_of
@@ -313,3 +314,5 @@ def test_text_and_image_encoding(shapes: FakeTensorMode) -> None:
         found += Counts.of(lambda: vision(picture).last_hidden_state).flops
     assert _flops(costs.text_encoding(512, 2)) == pytest.approx(found, rel=0.05)
     assert costs.other_parameters["text_encoders"] == _parameters(text) + _parameters(vision)
+    streamed = max(streaming_parameters(encoder) for encoder in (text, vision))
+    assert costs.text_streaming_parameters == streamed
