@@ -111,4 +111,5 @@ def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> Huny
         shard_module(denoiser, blocks, world)
     source = SafetensorsSource(checkpoint.weights("transformer"))
     load_weights(transformer, source, world, plan.transformer.dtype)
+    denoiser.chunk_feed_forwards()
     return denoiser
