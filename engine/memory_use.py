@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,14 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
+
+
+def swapped_bytes() -> int:
+    """Bytes that this host has moved between memory and its swap since it started; 0 if unknown."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a container may hide the counters
+        swap = psutil.swap_memory()
+    return int(swap.sin + swap.sout)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,9 @@ from longtake.engine.rank_report import RankReport
 from longtake.parallel import ParallelDims
 from longtake.version import library_versions
 
+_SWAPPED_BYTES = 2**29
+"""Bytes moved between memory and swap during a video, above which users are told."""
+
 
 @dataclass
 class Metadata:
@@ -50,11 +53,19 @@ class Metadata:
 
     def warnings(self) -> list[str]:
         """Warnings for the user, a line each."""
-        return [
+        warnings = [
             f"{name} has {count['total']} tokens, of which the first {count['used']} are used: "
             "shorten it, or raise max_sequence_length"
             for name, count in self.truncated.items()
         ]
+        swapped = max(rank.swapped_bytes for rank in self.ranks)
+        if swapped > _SWAPPED_BYTES:
+            warnings.append(
+                f"the host moved {swapped / 2**30:.1f} GiB between memory and swap during this "
+                "video, which slows it: close other programs, or use --weights disk, which needs "
+                "least memory"
+            )
+        return warnings
 
     def as_json(self) -> dict[str, Any]:
         """Content of the .json that is written next to a video. ``--config`` takes that file."""

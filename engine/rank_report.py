@@ -20,6 +20,7 @@ class RankReport:
         steps_before: Number of steps in the snapshot that the job resumed from.
         snapshots: Number of snapshots written.
         snapshot_failure: Why a snapshot could not be written; empty if all were.
+        swapped_bytes: Bytes that the rank's host moved between memory and its swap meanwhile.
         truncated: Prompts that were cut, by field, with token counts "used" and "total"; on rank 0.
     """
 
@@ -33,4 +34,5 @@ class RankReport:
     steps_before: int = 0
     snapshots: int = 0
     snapshot_failure: str = ""
+    swapped_bytes: int = 0
     truncated: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from longtake.configs.weights import TextPlace, WeightPlace
 from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
-from longtake.engine.memory_use import peak_memory_bytes
+from longtake.engine.memory_use import peak_memory_bytes, swapped_bytes
 from longtake.engine.rank_report import RankReport
 from longtake.errors import KernelError, LayoutError, ModelError, RequestError
 from longtake.parallel import KernelNeeds, ParallelDims, World, select_kernel
@@ -40,12 +40,14 @@ class _Rendering:
 
     Attributes:
         run: The job, its input and its callbacks.
+        swapped_before: Bytes that the host had swapped before.
         kernel: Name of the attention kernel; empty if nothing is denoised.
         snapshots: Saves snapshots; None saves none.
         report: What this rank measures.
     """
 
     run: JobRun
+    swapped_before: int = field(default_factory=swapped_bytes)
     kernel: str = ""
     snapshots: Snapshots | None = None
     report: StageReport = field(default_factory=StageReport)
@@ -77,9 +79,7 @@ class Worker:
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
-        first_vae_dtype, weights, text_weights = _agree(
-            world, config, [checkpoint.revision, dtype, vae_dtype]
-        )
+        first_vae_dtype, weights, text_weights = _agree(world, config, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
         plan = LoadPlan(
             transformer=ComponentPlan(self._dtype, weights, config.storage_dtype),
@@ -186,6 +186,7 @@ class Worker:
             report.tiles_at_once,
             peak_memory_bytes(),
             steps_before=rendering.run.job.steps_before,
+            swapped_bytes=swapped_bytes() - rendering.swapped_before,
         )
         if world.rank == 0 and not rendering.run.job.from_latents:
             truncated = self.pipeline.truncated_prompts(rendering.request)
@@ -222,14 +223,9 @@ class Worker:
 
 
 def _agree(
-    world: World, config: EngineConfig, own: list[str | None]
+    world: World, config: EngineConfig, checkpoint: Checkpoint, dtype: str, vae_dtype: str
 ) -> tuple[str, WeightPlace, TextPlace]:
-    """Check that all ranks load the same commit in the same dtype.
-
-    Args:
-        world: All ranks.
-        config: The engine's configuration, with resolved places of weights.
-        own: Commit, dtype, and dtype of the autoencoder on this rank.
+    """Check that all ranks load the same commit in the same dtype and storage.
 
     Returns:
         Rank 0's dtype of the autoencoder, and its places of weights: it may be the only rank that
@@ -238,18 +234,24 @@ def _agree(
     Raises:
         ModelError: The ranks differ.
     """
-    first, *others = world.gather_json([*own, *config.places])
-    first_commit, first_dtype, first_vae_dtype, weights, text_weights = first
-    for commit, other_dtype, *_ in others:
+    model, storage = config.model, config.storage_dtype or "the dtype"
+    own = [checkpoint.revision, dtype, storage, vae_dtype, *config.places]
+    first, *others = world.gather_json(own)
+    first_commit, first_dtype, first_storage, first_vae_dtype, weights, text_weights = first
+    for commit, other_dtype, other_storage, *_ in others:
         if commit != first_commit:
             raise ModelError(
-                f"{config.model} is at commit {first_commit} on rank 0 and at {commit} on another: "
-                "pass --revision"
+                f"{model} is at commit {first_commit} on rank 0 and at {commit} on another: pass "
+                "--revision"
             )
         if other_dtype != first_dtype:
             raise ModelError(
-                f"{config.model} is {first_dtype} on rank 0 and {other_dtype} on another: pass "
-                "--dtype"
+                f"{model} is {first_dtype} on rank 0 and {other_dtype} on another: pass --dtype"
+            )
+        if other_storage != first_storage:
+            raise ModelError(
+                f"{model} is stored as {first_storage} on rank 0 and as {other_storage} on "
+                "another: pass the same --storage-dtype to all"
             )
     return first_vae_dtype, weights, text_weights
 

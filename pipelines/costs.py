@@ -13,7 +13,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
+from longtake.configs.weights import StorageDtype
 from longtake.pipelines.codec.tiles import Spans
+from longtake.pipelines.quantization.sizes import stored_bytes
 
 _FLOAT32_BYTES = 4
 
@@ -95,9 +97,11 @@ class ModelCosts(ABC):
 
     @property
     def text_streaming_parameters(self) -> int:
-        """Parameters of the text encoders that are on the device at a time while their layers are
-        streamed: two of the largest layer, and all outside of layers but token embeddings, which
-        stay on the host. All of them by default."""
+        """Parameters on the device at a time while prompts are encoded layer by layer.
+
+        Those are two of an encoder's largest layer, and those outside of layers except the token
+        embedding, which stays on the host. By default, all of the text encoders.
+        """
         return self.other_parameters["text_encoders"]
 
     @abstractmethod
@@ -169,39 +173,116 @@ class ModelCosts(ABC):
         """Shapes of the transformer parameters that stay float32 in every dtype."""
         return ()
 
+    @property
+    def linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the weights that may be stored in fewer bits, of all experts: those of linear
+        layers in blocks. None by default: they are then counted whole."""
+        return ()
+
+    @property
+    def block_linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Those of :attr:`linear_shapes` in the largest block."""
+        return ()
+
     @cached_property
     def transformer_parameters(self) -> int:
         """Number of transformer parameters, of all experts."""
         return count(self.transformer_shapes)
 
-    def transformer_bytes(self, element_size: int, ranks: int = 1) -> int:
+    def transformer_bytes(
+        self, element_size: int, ranks: int = 1, storage: StorageDtype | None = None
+    ) -> int:
         """Bytes of all transformer parameters on each of the ranks that they are sharded over.
 
         Args:
             element_size: Bytes per element.
             ranks: Number of ranks. Shards are rows, and FSDP2 pads those of the last ranks.
+            storage: Type of fewer bits that weights are stored in; None without.
         """
-        known = self._transformer_bytes
-        if (element_size, ranks) not in known:
+        known, key = self._transformer_bytes, (element_size, ranks, storage)
+        if key not in known:
             wider = max(0, _FLOAT32_BYTES - element_size)
-            known[element_size, ranks] = element_size * _shard_values(
-                self.transformer_shapes, ranks
-            ) + wider * _shard_values(self.float32_shapes, ranks)
-        return known[element_size, ranks]
+            whole = element_size * _shard_values(self.transformer_shapes, ranks)
+            whole += wider * _shard_values(self.float32_shapes, ranks)
+            known[key] = whole - _bytes_saved(self.linear_shapes, element_size, ranks, storage)
+        return known[key]
 
     @cached_property
-    def _transformer_bytes(self) -> dict[tuple[int, int], int]:
-        """Results of :meth:`transformer_bytes`: a plan asks for them for each of its layouts."""
+    def _transformer_bytes(self) -> dict[tuple[int, int, StorageDtype | None], int]:
+        """Results of :meth:`transformer_bytes`, which plans need for each of their layouts."""
         return {}
 
-    def resident_experts(self, element_size: int, device_bytes: float | None) -> int:
+    def block_bytes(self, element_size: int, storage: StorageDtype | None = None) -> int:
+        """Bytes of the parameters of the largest block.
+
+        Args:
+            element_size: Bytes per element; also of those that are float32 in every dtype.
+            storage: Type of fewer bits that weights are stored in; None without.
+        """
+        whole = element_size * self.block_parameters
+        return whole - _bytes_saved(self.block_linear_shapes, element_size, 1, storage)
+
+    def decoded_bytes(self, element_size: int, storage: StorageDtype | None) -> int:
+        """Memory in which the largest weight that is stored in fewer bits is decoded for its use.
+
+        Args:
+            element_size: Bytes per element of the decoded weight.
+            storage: Type that it is stored in; None takes none.
+        """
+        if storage is None:
+            return 0
+        largest = max(map(math.prod, self.block_linear_shapes), default=0)
+        return int(largest * (element_size + _index_bytes(storage)))
+
+    def weight_decoding(self, element_size: int, storage: StorageDtype | None) -> Work:
+        """Work of decoding the weights of one expert that are stored in fewer bits, once a pass.
+
+        Args:
+            element_size: Bytes per element of the decoded weights.
+            storage: Type that they are stored in; None takes none.
+        """
+        if storage is None:
+            return Work()
+        bytes_moved = 0.0
+        for rows, columns in self.linear_shapes:
+            stored, values = stored_bytes(rows, columns, storage), rows * columns
+            # Codes are looked up or converted; then the scales multiply in place.
+            bytes_moved += stored + values * (3 * element_size + 2 * _index_bytes(storage))
+        launches = len(self.linear_shapes) * (3 if storage == "nf4" else 2)
+        return Work(memory_bytes=bytes_moved, launches=launches) * (1 / self.num_experts)
+
+    def resident_experts(
+        self,
+        element_size: int,
+        device_bytes: float | None,
+        storage: StorageDtype | None = None,
+    ) -> int:
         """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
 
         Args:
             element_size: Bytes per element.
             device_bytes: Memory of the GPU; None for a CPU, or if unknown.
+            storage: Type of fewer bits that weights are stored in; None without.
         """
         return self.num_experts
+
+
+def _bytes_saved(
+    shapes: Sequence[tuple[int, ...]], element_size: int, ranks: int, storage: StorageDtype | None
+) -> int:
+    """Bytes by which weights in fewer bits are smaller on each of the ranks."""
+    if storage is None:
+        return 0
+    saved = 0
+    for all_rows, columns in shapes:
+        rows = -(-all_rows // ranks)
+        saved += element_size * rows * columns - stored_bytes(rows, columns, storage)
+    return saved
+
+
+def _index_bytes(storage: StorageDtype) -> float:
+    """Bytes per value of the int32 with which two levels of nf4 are looked up."""
+    return 2.0 if storage == "nf4" else 0.0
 
 
 def _shard_values(shapes: Sequence[tuple[int, ...]], ranks: int) -> int:

@@ -64,18 +64,21 @@ def load(
     Args:
         checkpoint: The model's files.
         world: The ranks.
-        plan: Dtypes and places of the components, and the attention kernel.
+        plan: How the components are loaded, and the attention kernel.
         on_component: Called with the name of each component before it is loaded.
 
     Raises:
         ModelError: A component cannot be loaded.
     """
+    from longtake.pipelines.quantization.replacement import check_stored  # imports torch
+
     spec = inspect(checkpoint, weights=False)
     on_component("vae")
     codec = load_codec(checkpoint, spec, world, plan)
     with garbage_collection_paused():
         load_family = load_reference(_family(checkpoint).pipeline)
     pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, plan, on_component)
+    check_stored(pipeline.denoiser, plan.transformer.storage, spec.family)
     return pipeline
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.configs.weights import WeightPlace
+from longtake.configs.weights import StorageDtype, WeightPlace
 from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
@@ -85,16 +85,26 @@ def world() -> World:
 
 @cache
 def load_pipeline(
-    folder: str, on_ranks: bool, dtype: str = "float32", place: WeightPlace = "resident"
+    folder: str,
+    on_ranks: bool,
+    dtype: str = "float32",
+    place: WeightPlace = "resident",
+    storage: StorageDtype | None = None,
 ) -> VideoPipeline:
     """Load a model, once per process."""
-    return load_on(world() if on_ranks else ALONE, folder, dtype, place)
+    return load_on(world() if on_ranks else ALONE, folder, dtype, place, storage)
 
 
-def load_on(ranks: World, folder: str, dtype: str, place: WeightPlace) -> VideoPipeline:
+def load_on(
+    ranks: World,
+    folder: str,
+    dtype: str,
+    place: WeightPlace,
+    storage: StorageDtype | None = None,
+) -> VideoPipeline:
     """Load a model on given ranks."""
     plan = LoadPlan.resident(getattr(torch, dtype))
-    plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, place))
+    plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, place, storage))
     return registry.load(Checkpoint.open(folder), ranks, plan)
 
 
@@ -147,10 +157,14 @@ def frames_on_one_rank(folder: str, resolved: ResolvedRequest) -> Array:
 
 
 def latents_on_one_rank(
-    folder: str, resolved: ResolvedRequest, dtype: str = "float32", place: WeightPlace = "resident"
+    folder: str,
+    resolved: ResolvedRequest,
+    dtype: str = "float32",
+    place: WeightPlace = "resident",
+    storage: StorageDtype | None = None,
 ) -> Array:
     """The latents of a request, rendered in this process."""
-    pipeline = load_pipeline(folder, False, dtype, place)
+    pipeline = load_pipeline(folder, False, dtype, place, storage)
     latents: Array = render(pipeline, resolved, ONE_RANK, ALONE).numpy()
     return latents
 
@@ -161,15 +175,16 @@ def latents_on_ranks(
     dims: ParallelDims,
     dtype: str = "float32",
     place: WeightPlace = "resident",
+    storage: StorageDtype | None = None,
 ) -> list[Array]:
     """On a rank: the latents of each request."""
-    pipeline = load_pipeline(folder, True, dtype, place)
+    pipeline = load_pipeline(folder, True, dtype, place, storage)
     return [render(pipeline, each, dims, world()).numpy() for each in resolved]
 
 
-def denoiser_bytes(folder: str, place: WeightPlace) -> int:
+def denoiser_bytes(folder: str, place: WeightPlace, storage: StorageDtype | None = None) -> int:
     """On a rank: bytes of the transformer's parameters on this rank."""
-    denoiser = load_pipeline(folder, True, place=place).denoiser
+    denoiser = load_pipeline(folder, True, place=place, storage=storage).denoiser
     return sum(
         (each.to_local() if isinstance(each, DTensor) else each).nbytes
         for each in denoiser.parameters()

@@ -20,8 +20,8 @@ class Identity(BaseModel):
     Attributes:
         request: The request.
         model: Fingerprint of the model's files; see :meth:`Checkpoint.fingerprint`.
-        dtype: Dtype of weights and activations; with pictures, also that of the autoencoder, which
-            encodes them.
+        dtype: Dtype of weights and activations, and the type of fewer bits that weights are stored
+            in, if they are; with pictures, also the dtype of the autoencoder, which encodes them.
         versions: Versions of longtake, of the libraries that compute and, if the model's family is
             from another package, of that one, by name.
     """
@@ -50,7 +50,7 @@ class Identity(BaseModel):
         installed = library_versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
         named |= family
-        dtype: str = engine.dtype
+        dtype = engine.weights_dtype
         if any(getattr(request, f"{name}_sha256") is not None for name in PICTURES):
             dtype += f", the vae's {engine.vae_dtype}"
         return cls(request=request, model=model, dtype=dtype, versions=named)

@@ -38,7 +38,8 @@ class MemoryPlan:
         text: Text encoders while they encode: whole, or what is there of them at a time.
         autoencoder: The autoencoder's weights.
         activations: One pass through the transformer.
-        buffers: Exchanges between ranks, and gathered blocks of split weights.
+        buffers: Exchanges between ranks, gathered blocks of split weights, and a weight that is
+            decoded from fewer bits.
         decode: The tile that is being decoded, or the pictures that are encoded.
         text_stays: Whether ``text`` stays in memory during all stages.
         autoencoder_stays: Whether ``autoencoder`` does, too.
@@ -126,7 +127,8 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, placement: Placement)
         autoencoder=costs.other_parameters["autoencoder"] * ELEMENT_BYTES[plan_input.vae_dtype],
         activations=int(unsplit * _BLOCK_OVERHEAD[hardware.device]),
         buffers=int(max(0, split - unsplit) * _BLOCK_OVERHEAD[hardware.device])
-        + _gathered_bytes(plan_input, dims, placement),
+        + _gathered_bytes(plan_input, dims, placement)
+        + costs.decoded_bytes(element, plan_input.storage_dtype),
         decode=int(_decode_bytes(plan_input) * _CONVOLUTION_OVERHEAD[hardware.device]),
         text_stays=_one_memory(plan_input) and placement.text != "disk",
         autoencoder_stays=hardware.device == "cpu" or placement.weights == "resident",
@@ -145,9 +147,7 @@ def _lasting_weights(plan_input: PlanInput, dims: ParallelDims, placement: Place
     if placement.streams:
         return sizes.outside
     if placement.weights == "split" and dims.world_size > 1:
-        shard = costs.transformer_bytes(plan_input.element_size, dims.world_size)
-        stored = sizes.whole / costs.transformer_bytes(plan_input.element_size)
-        return int(shard * stored)
+        return plan_input.transformer_bytes(dims.world_size)
     return sizes.whole * plan_input.resident_experts // costs.num_experts
 
 

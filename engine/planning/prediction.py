@@ -186,6 +186,7 @@ class _Layout:
             plan_input.text_tokens * self.batch,
             plan_input.element_size,
         )
+        work += plan_input.costs.weight_decoding(plan_input.element_size, plan_input.storage_dtype)
         count, attention = plan_input.costs.attention.num_attentions, self.attention.time()
         compute_s = plan_input.seconds(work) + count * attention.compute_s
         free_s = plan_input.hardware.overlap_share.value * compute_s - count * attention.hidden_s
@@ -230,9 +231,8 @@ class _Layout:
     def _gather_s(self, num_blocks: int) -> float:
         """Seconds of all-gathering one block of split weights. An all-gather is a ring: each rank
         sends every shard but one to the next."""
-        costs, ranks = self.plan_input.costs, self.dims.world_size
-        ratio = WeightSizes.ratio_of(self.plan_input)
-        expert = costs.transformer_bytes(self.plan_input.element_size) * ratio / costs.num_experts
+        ranks = self.dims.world_size
+        expert = self.plan_input.transformer_bytes() / self.plan_input.costs.num_experts
         transfers = ring_transfers(ranks, expert / num_blocks * (ranks - 1) / ranks)
         return Network(self.plan_input.hardware).seconds(transfers)
 
@@ -273,7 +273,7 @@ class _Layout:
         if not self.splits:
             return 0
         costs, ranks = self.plan_input.costs, self.dims.world_size
-        shard_bytes = costs.transformer_bytes(self.plan_input.element_size, ranks)
+        shard_bytes = self.plan_input.transformer_bytes(ranks)
         return shard_bytes // costs.num_experts * (ranks - 1)
 
     def load_s(self) -> float:
@@ -309,12 +309,11 @@ class _Layout:
 
     def swap_s(self) -> float:
         """Exchanging the expert on the GPU with one in host memory, and back for the next video."""
-        hardware, element = self.plan_input.hardware, self.plan_input.element_size
-        costs, resident = self.plan_input.costs, self.plan_input.resident_experts
-        whole = self.placement.weights != "resident" or resident == costs.num_experts
-        if whole or hardware.host_bytes_per_s is None:
+        plan_input, hardware = self.plan_input, self.plan_input.hardware
+        rests = self.placement.weights == "resident" and plan_input.resting_experts > 0
+        if not rests or hardware.host_bytes_per_s is None:
             return 0.0
-        moved = 2 * costs.transformer_bytes(element) / costs.num_experts
+        moved = 2 * plan_input.transformer_bytes() / plan_input.costs.num_experts
         return 2 * moved / hardware.host_bytes_per_s.value
 
     def decode_s(self) -> float:

@@ -160,11 +160,15 @@ class EngineOutline:
         return self.layouts.out_of_memory_reason(request)
 
     def identity_part(self) -> str:
-        """Everything but the request that a video depends on: model, dtypes, versions of longtake
-        and of another package that the model's family is from, separated by spaces."""
+        """Everything but the request that a video depends on: model, dtypes, type of fewer bits
+        that weights are stored in, if they are, versions of longtake and of another package that
+        the model's family is from, separated by spaces."""
         config = self.config
+        dtypes: list[str] = [config.dtype, config.vae_dtype]
+        if config.storage_dtype is not None:
+            dtypes.append(config.storage_dtype)
         versions = (__version__, *self._family_version.values())
-        return " ".join((self._fingerprint, config.dtype, config.vae_dtype, *versions))
+        return " ".join((self._fingerprint, *dtypes, *versions))
 
     @cached_property
     def _family_version(self) -> dict[str, str]:

@@ -90,6 +90,16 @@ class CountedCosts(ModelCosts):
         return self._modules.float32
 
     @property
+    def linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the weights of all blocks' linear layers."""
+        return self._modules.linears
+
+    @property
+    def block_linear_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Those of the largest block."""
+        return self._modules.block_linears
+
+    @property
     def num_experts(self) -> int:  # type: ignore[override]
         """Transformers of which a pass runs one."""
         return self._modules.num_experts
@@ -114,7 +124,7 @@ class CountedCosts(ModelCosts):
 
     @property
     def text_streaming_parameters(self) -> int:
-        """Parameters of streamed encoders that are on the device at a time."""
+        """Parameters on the device at a time while prompts are encoded layer by layer."""
         return self._text_encoders.streaming_parameters
 
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:

@@ -6,6 +6,7 @@ tokens of the whole text, P values in one token.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from longtake.configs.request import Rendering, ResolvedDecode, ResolvedRequest
 from longtake.parallel import ParallelDims
 from longtake.parallel.mesh import AXES
 from longtake.pipelines.codec.tiles import Spans
-from longtake.pipelines.costs import AttentionHeads, Work
+from longtake.pipelines.costs import AttentionHeads, Work, count
 from longtake.pipelines.counting.attention import AttentionObserver
 from longtake.pipelines.counting.counts import (
     WORK_FIELDS,
@@ -33,9 +34,10 @@ from longtake.pipelines.counting.skeleton import Skeleton
 from longtake.pipelines.counting.work import WorkCounter
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.operations import LiveBytes, observing
+from longtake.pipelines.quantization.replacement import linears_in
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid, ModelSpec
-from longtake.pipelines.text_encoders.tensors import streaming_parameters
+from longtake.pipelines.text_encoders.layers import streaming_parameters
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -83,12 +85,15 @@ class ModelCounter:
     def modules(self) -> ModuleCounts:
         """Sizes of the modules."""
         denoiser, float32 = self._skeleton.denoiser, self._skeleton.float32
-        blocks = [_parameters(block) for chain in denoiser.chains for block in chain]
+        modules = [block for chain in denoiser.chains for block in chain]
+        blocks, linears = [*map(_parameters, modules)], [*map(_linear_shapes, modules)]
         num_experts = max(1, len(denoiser.chains))
         named = [(name, tuple(each.shape)) for name, each in denoiser.named_parameters()]
         return ModuleCounts(
             transformer=tuple(shape for _, shape in named),
             float32=tuple(shape for name, shape in named if _matches(float32, name)),
+            linears=tuple(itertools.chain.from_iterable(linears)),
+            block_linears=max(linears, key=count, default=()),
             num_experts=num_experts,
             block_parameters=max(blocks, default=0),
             non_block_parameters=(_parameters(denoiser) - sum(blocks)) // num_experts,
@@ -256,13 +261,13 @@ def _text_encoders(modules: Sequence[nn.Module] | None) -> TextEncoderCounts | N
         parameters=parameters,
         matrix_parameters=parameters - embedded,
         layers=len(leaves),
-        streaming_parameters=sum(
-            streaming_parameters(
-                (name, tuple(tensor.shape)) for name, tensor in module.named_parameters()
-            )
-            for module in modules
-        ),
+        streaming_parameters=sum(map(streaming_parameters, modules)),
     )
+
+
+def _linear_shapes(block: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the weights of a block's linear layers."""
+    return tuple(tuple(linear.weight.shape) for _, _, linear in linears_in([block]))
 
 
 def _parameters(module: nn.Module) -> int:

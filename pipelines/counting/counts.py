@@ -77,7 +77,8 @@ class TextEncoderCounts(StrictModel):
         parameters: All parameters.
         matrix_parameters: Those that every token is multiplied with: all but embeddings.
         layers: Modules that compute.
-        streaming_parameters: Those on the device at a time while layers are streamed.
+        streaming_parameters: Parameters on the device at a time if layers are brought there one by
+            one; see :attr:`ModelCosts.text_streaming_parameters`.
     """
 
     parameters: Count
@@ -92,6 +93,8 @@ class ModuleCounts(StrictModel):
     Attributes:
         transformer: Shapes of the transformer's parameters, of all experts.
         float32: Shapes of those that are float32 in every dtype.
+        linears: Shapes of the weights of linear layers in all blocks.
+        block_linears: Shapes of those in the largest block.
         num_experts: Transformers of which a pass runs one.
         block_parameters: Parameters of the largest block.
         non_block_parameters: Parameters of one expert outside of its blocks.
@@ -101,6 +104,8 @@ class ModuleCounts(StrictModel):
 
     transformer: Shapes
     float32: Shapes
+    linears: Shapes
+    block_linears: Shapes
     num_experts: Annotated[int, Field(ge=1)]
     block_parameters: Count
     non_block_parameters: Count

@@ -9,7 +9,7 @@ import re
 from longtake.errors import ModelError
 from longtake.pipelines.counting.counts import TextEncoderCounts
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.text_encoders.tensors import streaming_parameters
+from longtake.pipelines.text_encoders.tensors import num_streaming_values
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +26,15 @@ def stored_encoders(checkpoint: Checkpoint) -> TextEncoderCounts | None:
     """Sizes of the encoders; None, and a warning, if a file is not here."""
     names = [name for name in checkpoint.components if _ENCODER.fullmatch(name)]
     try:
-        encoders = [checkpoint.tensors(name) for name in names]
+        headers = [checkpoint.tensors(name) for name in names]
     except ModelError as error:
         logger.warning("the plan leaves out the text encoders, whose sizes are unknown: %s", error)
         return None
-    headers = [each for encoder in encoders for each in encoder.items()]
-    sizes = [(name, math.prod(tensor.shape)) for name, tensor in headers]
+    shapes = [{name: tensor.shape for name, tensor in header.items()} for header in headers]
+    sizes = [(name, math.prod(shape)) for encoder in shapes for name, shape in encoder.items()]
     return TextEncoderCounts(
         parameters=sum(size for _, size in sizes),
         matrix_parameters=sum(size for name, size in sizes if not _EMBEDDING.fullmatch(name)),
-        layers=sum(len(tensor.shape) > 1 for _, tensor in headers),
-        streaming_parameters=sum(
-            streaming_parameters((name, tuple(tensor.shape)) for name, tensor in encoder.items())
-            for encoder in encoders
-        ),
+        layers=sum(len(shape) > 1 for encoder in shapes for shape in encoder.values()),
+        streaming_parameters=sum(num_streaming_values(encoder.items()) for encoder in shapes),
     )

@@ -208,7 +208,11 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], folder: Path | str
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    folder: Path | str,
+    *,
+    encoded: Collection[str] = (),
 ) -> None:
     """Check a component's tensors against its configuration.
 
@@ -216,6 +220,7 @@ def check_tensors(
         tensors: Tensors in the component's files, by name.
         expected: Expected shapes, by name.
         folder: What holds the tensors, for error messages: the component's folder.
+        encoded: Names of tensors that longtake encodes itself, in any dtype.
 
     Raises:
         ModelError: A tensor is missing or unexpected, or has the wrong shape or a dtype that is
@@ -240,7 +245,7 @@ def check_tensors(
                 f"{folder} holds {name} of shape {found.shape}, its config.json says {shape}: they "
                 "are not of the same model"
             )
-        if found.dtype not in FLOAT_DTYPES:
+        if found.dtype not in FLOAT_DTYPES and name not in encoded:
             raise ModelError(
                 f"{folder} holds {name} as {found.dtype}, not one of {', '.join(FLOAT_DTYPES)}: "
                 "quantized weights are not supported"

@@ -18,7 +18,8 @@ class ComponentPlan:
     Attributes:
         dtype: Dtype of its weights, except for those that the family keeps in float32.
         place: Where its weights live.
-        storage: Type of fewer bits that its weights are stored in; None is ``dtype``.
+        storage: Type of fewer bits that the linear layers of its blocks are stored in; None is
+            ``dtype``.
     """
 
     dtype: torch.dtype
@@ -37,8 +38,8 @@ class LoadPlan:
         kernel: Name of the local attention kernel.
 
     Raises:
-        ValueError: Another component than the transformer is split, or the autoencoder not
-            resident.
+        ValueError: Another component than the transformer is split or stored in fewer bits, or the
+            autoencoder is not resident.
     """
 
     transformer: ComponentPlan
@@ -48,9 +49,11 @@ class LoadPlan:
 
     def __post_init__(self) -> None:
         for name, places in _PLACES.items():
-            place = getattr(self, name).place
-            if place not in places:
-                raise ValueError(f"{name} cannot be {place}: use {' or '.join(places)}")
+            plan: ComponentPlan = getattr(self, name)
+            if plan.place not in places:
+                raise ValueError(f"{name} cannot be {plan.place}: use {' or '.join(places)}")
+            if plan.storage is not None:
+                raise ValueError(f"{name} cannot be stored as {plan.storage}: use None")
 
     @classmethod
     def resident(cls, dtype: torch.dtype) -> LoadPlan:

@@ -39,3 +39,8 @@ def shapes_of(tensors: NamedShapes) -> list[Shape]:
 def num_values(tensors: NamedShapes) -> int:
     """Total number of values."""
     return sum(math.prod(shape) for _, shape in tensors)
+
+
+def matrices(tensors: NamedShapes) -> list[Shape]:
+    """Shapes of those with two dimensions: in a block, the weights of linear layers."""
+    return [shape for _, shape in tensors if len(shape) == 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
+from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
+from longtake.pipelines.quantization.replacement import store_in_fewer_bits
+from longtake.pipelines.quantization.source import EncodingSource
 from longtake.pipelines.streaming.layout import BlockLayout
 from longtake.pipelines.streaming.stores import BlockStore, FileStore, HostStore
 from longtake.pipelines.streaming.streamer import BlockStreamer
@@ -53,7 +56,7 @@ def load_transformer(
         module: Module of the denoiser, whose weights are loaded.
         weights: Its weights.
         world: All ranks.
-        plan: Dtype and place of the weights.
+        plan: Dtype, storage and place of the weights.
         root: Module of the denoiser whose call runs the blocks of ``module``; by default the
             denoiser.
 
@@ -64,6 +67,10 @@ def load_transformer(
     root = root or denoiser
     inside = set(root.modules())
     blocks = [block for chain in denoiser.chains for block in chain if block in inside]
+    if plan.storage is not None:
+        store_in_fewer_bits(blocks, plan.storage)
+        source = EncodingSource(weights.source, stored_linears(module))
+        weights = replace(weights, source=source)
     if plan.place == "split":
         shard_module(root, blocks, world)
     streams = plan.place in ("streamed", "disk")
@@ -100,10 +107,10 @@ def _layout(
     block: nn.Module, names: Mapping[str, str], weights: Weights, dtype: torch.dtype
 ) -> BlockLayout:
     """The layout of a block's tensors in the dtypes that they are loaded in."""
-    state = block.state_dict()
+    state, stored = block.state_dict(), stored_dtypes(block)
     return BlockLayout(
         {
-            name: state[name].to(loaded_dtype(full, dtype, weights.float32))
+            name: state[name].to(stored.get(name) or loaded_dtype(full, dtype, weights.float32))
             for name, full in names.items()
         }
     )

@@ -18,6 +18,7 @@ from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
 from longtake.pipelines.loading.model_files import check_tensors
 from longtake.pipelines.loading.tensor_source import TensorSource
+from longtake.pipelines.quantization.linear import stored_dtypes
 
 _NO_BUFFERS: Mapping[str, torch.Tensor] = MappingProxyType({})
 
@@ -43,7 +44,8 @@ def load_weights(
             ``world.device``.
         source: The module's parameters and persistent buffers, by their names in the module.
         world: All ranks.
-        dtype: Dtype that floating-point tensors of ``source`` are converted to.
+        dtype: Dtype that floating-point tensors of ``source`` are converted to, but for codes and
+            scales of layers that are stored in fewer bits.
         float32: Pattern, searched in the names of ``source``, of those converted to float32.
         buffers: Values of the buffers that no state dict holds, by their names in the module.
             Floating-point ones are converted to float32.
@@ -58,12 +60,12 @@ def load_weights(
     # tensors are sent in the dtype of the files, not of the module.
     state = module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_tensors(source.tensors, shapes, source.label)
+    stored = stored_dtypes(module)
+    check_tensors(source.tensors, shapes, source.label, encoded=stored)
     _check_buffers(module, buffers)
     for name in sorted(state.keys() - elsewhere):
-        loaded = torch.empty_like(
-            state[name], dtype=loaded_dtype(name, dtype, float32), device=world.device
-        )
+        own_dtype = stored.get(name) or loaded_dtype(name, dtype, float32)
+        loaded = torch.empty_like(state[name], dtype=own_dtype, device=world.device)
         _fill(loaded, name, source, world)
         state[name] = loaded
     module.load_state_dict(state, assign=True)
@@ -79,15 +81,6 @@ def loaded_dtype(
 ) -> torch.dtype:
     """Dtype that a tensor is converted to; see :func:`load_weights`."""
     return torch.float32 if float32 is not None and float32.search(name) else dtype
-
-
-def read_weights(source: TensorSource) -> dict[str, torch.Tensor]:
-    """All tensors of a source, by name, in host memory.
-
-    Raises:
-        ModelError: A tensor cannot be read.
-    """
-    return {name: source.read(name) for name in source.tensors}
 
 
 def shard_module(module: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
@@ -172,7 +165,8 @@ def _fill(target: torch.Tensor, name: str, source: TensorSource, world: World) -
     if group is None or dist.get_rank(group) == 0:
         target.copy_(source.read(name))
     if group is not None and dist.get_world_size(group) > 1:
-        broadcast(target, 0, group)
+        # Not every backend knows float8: it is sent as bytes.
+        broadcast(target.view(torch.uint8) if target.element_size() == 1 else target, 0, group)
 
 
 def _rows_per_rank(parameter: DTensor) -> int:

@@ -31,7 +31,7 @@ class BlockWeights(Protocol):
         """Hold a block's weights within the context, in which the block is called.
 
         Raises:
-            ModelError: They cannot be read.
+            EngineError: They cannot be read any more.
         """
 
     def free(self) -> None:

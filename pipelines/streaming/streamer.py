@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from longtake.errors import EngineError, ModelError
 from longtake.pipelines.streaming.layout import BlockLayout
 from longtake.pipelines.streaming.slots import GpuSlot, HostSlot, Slot
 from longtake.pipelines.streaming.stores import BlockStore
@@ -113,7 +114,7 @@ class BlockStreamer:
         """Give a block its weights, for operations that are launched from now on.
 
         Raises:
-            ModelError: They cannot be read.
+            EngineError: They cannot be read any more.
         """
         if block not in self._blocks:
             return
@@ -121,9 +122,9 @@ class BlockStreamer:
         slot = self._slot_of(block)
         try:
             slot.wait()
-        except BaseException:
+        except ModelError as error:
             del self._held[slot]  # so that a later call reads the block again
-            raise
+            raise EngineError(str(error)) from error  # the work has begun
         if self._before is not None:
             self._after[self._before] = block
         self._computing = self._before = block
@@ -145,7 +146,7 @@ class BlockStreamer:
         """Give a block its weights within the context.
 
         Raises:
-            ModelError: They cannot be read.
+            EngineError: They cannot be read any more.
         """
         self.acquire(block)
         try:

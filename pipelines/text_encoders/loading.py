@@ -1,25 +1,27 @@
-"""Loads encoders, tokenizers and image processors; encoders are kept in host memory.
+"""Loads encoders, tokenizers and image processors.
 
 Legend: H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 from transformers import AutoTokenizer
 
 from longtake.errors import ModelError, one_line
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
-from longtake.pipelines.loading.weights import read_weights
+from longtake.pipelines.text_encoders.encoder import Encoder
+from longtake.pipelines.text_encoders.file_tensors import FileTensor, stand_ins
+from longtake.pipelines.text_encoders.placement import place_encoder
 
 try:
     from transformers import CLIPImageProcessorPil as CLIPImageProcessor
@@ -29,44 +31,50 @@ except ImportError:  # before transformers 5
 _MAX_ASPECT_RATIO = 32
 """Largest aspect ratio that is resized for CLIP, which sees only the central square."""
 
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, FileTensor]
 
 
 def load_encoder(
     checkpoint: Checkpoint,
     component: str,
     encoder_class: Any,
-    dtype: torch.dtype,
+    plan: ComponentPlan,
+    device: torch.device,
     rename: Callable[[Tensors], Tensors] = dict,
-) -> Any:
-    """Load an encoder into host memory, in evaluation mode and without gradients.
+) -> Encoder:
+    """Load an encoder, in evaluation mode and without gradients. Memory is needed for it once.
 
     Args:
         checkpoint: Checkpoint that holds the encoder.
         component: Name of the encoder's folder.
         encoder_class: The encoder's class in transformers.
-        dtype: Dtype of the weights; transformers keeps some in float32.
+        plan: Dtype of the weights, of which transformers keeps some in float32, and their place:
+            ``resident``, ``streamed`` or ``disk``.
+        device: Device that encodes.
         rename: Mapping from the tensors of the files to those of the class.
 
     Raises:
-        ModelError: The encoder is missing or damaged, or lacks a tensor.
+        ModelError: The encoder is missing or damaged, or lacks a tensor; or the host has too little
+            memory.
     """
     with _loading(checkpoint, component):
+        config = encoder_class.config_class.from_dict(checkpoint.config(component))
+        source = SafetensorsSource(checkpoint.weights(component))
         # Without a path, transformers uses only these tensors and this configuration.
         encoder, info = encoder_class.from_pretrained(
             None,
-            config=encoder_class.config_class.from_dict(checkpoint.config(component)),
-            state_dict=rename(read_weights(SafetensorsSource(checkpoint.weights(component)))),
-            dtype=dtype,
+            config=config,
+            state_dict=rename(stand_ins(source)),
+            dtype=plan.dtype,
             attn_implementation=_attention(encoder_class),
             output_loading_info=True,
         )
     if info["missing_keys"]:  # transformers would initialize them randomly
         raise ModelError(
-            f"{checkpoint.folder / component} lacks {min(info['missing_keys'])}: its weights and "
-            "its config.json are not of the same model"
+            f"{source.label} lacks {min(info['missing_keys'])}: its weights and its config.json "
+            "are not of the same model"
         )
-    return encoder.eval().requires_grad_(False)
+    return place_encoder(encoder.eval().requires_grad_(False), source, plan.place, device)
 
 
 def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
@@ -121,19 +129,6 @@ def center_crop(picture: Pixels) -> Image.Image:
     longest = _MAX_ASPECT_RATIO * min(height, width)
     top, left = (max(0, side - longest) // 2 for side in (height, width))
     return Image.fromarray(picture[top : top + longest, left : left + longest])
-
-
-@contextmanager
-def on_device(encoders: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Hold encoders on a device within the context, then return them to host memory."""
-    for encoder in encoders:
-        encoder.to(device)
-    try:
-        yield
-    finally:
-        if device.type != "cpu":
-            for encoder in encoders:
-                encoder.to("cpu")
 
 
 def _attention(encoder_class: Any) -> str:

@@ -11,6 +11,7 @@ ValueT = TypeVar("ValueT")
 _SHARED, _OWN = "shared.weight", "encoder.embed_tokens.weight"
 
 _UNUSED_BY_UMT5 = re.compile(r"(decoder|lm_head)\..*")
+_HEAD_OF_LLAVA = re.compile(r"((language_)?model\.)?lm_head\..*")
 _UNUSED_BY_CLIP_VISION = re.compile(
     r"(text_model|text_projection|visual_projection)\..*|logit_scale|.*position_ids"
 )
@@ -31,6 +32,20 @@ def umt5_encoder(tensors: Mapping[str, ValueT]) -> dict[str, ValueT]:
     if _OWN in renamed:
         renamed[_SHARED] = renamed.pop(_OWN)
     return renamed
+
+
+def llava_without_head(tensors: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Name the tensors of LlavaModel as in the files of any version, and leave out the output head.
+
+    Args:
+        tensors: Tensors, or their header entries, of LlavaForConditionalGeneration, by their names
+            in the file.
+    """
+    return {
+        name.removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+        if not _HEAD_OF_LLAVA.fullmatch(name)
+    }
 
 
 def clip_vision(tensors: Mapping[str, ValueT]) -> dict[str, ValueT]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 
-from longtake.pipelines.loading.tensor_shapes import NamedShapes, linear, norm
+from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape, linear, norm
 from longtake.pipelines.text_encoders.configs import (
     ClipTextConfig,
     ClipVisionConfig,
@@ -15,11 +16,30 @@ from longtake.pipelines.text_encoders.configs import (
     Umt5Config,
 )
 
-_LAYER = re.compile(r"(.*?\.)?(layers?|blocks?|h)\.\d+\.")
-"""Start of the names of one layer's tensors."""
+_TOKEN_EMBEDDING = re.compile(
+    r"(.*\.)?(shared|embed_tokens|token_embedding|word_embeddings|wte)\.weight"
+)
 
-_TOKEN_EMBEDDING = re.compile(r"(^|\.)(shared|embed_tokens|token_embedding|word_embeddings)\.")
-"""Part of the names of the tensors that tokens look up."""
+_LAYER = re.compile(r".*?\.\d+\.")
+"""Beginning of the names of a layer's tensors."""
+
+
+def num_streaming_values(tensors: Iterable[tuple[str, Shape]]) -> int:
+    """Values on the device at a time while an encoder's layers are brought there one by one.
+
+    They are two of the largest layer, and those outside of layers, except the token embedding.
+
+    Args:
+        tensors: Names and shapes of the encoder's tensors.
+    """
+    layers: Counter[str] = Counter()
+    outside = 0
+    for name, shape in tensors:
+        if layer := _LAYER.match(name):
+            layers[layer[0]] += math.prod(shape)
+        elif not _TOKEN_EMBEDDING.fullmatch(name):
+            outside += math.prod(shape)
+    return outside + 2 * max(layers.values(), default=0)
 
 
 def llama_tensors(config: LlamaConfig) -> NamedShapes:
@@ -103,25 +123,6 @@ def umt5_tensors(config: Umt5Config) -> NamedShapes:
         yield from linear(f"{mlp}DenseReluDense.wo", config.d_ff, width, bias=False)
         yield f"{mlp}layer_norm.weight", (width,)
     yield "encoder.final_layer_norm.weight", (width,)
-
-
-def streaming_parameters(tensors: NamedShapes) -> int:
-    """Parameters on the device at a time while an encoder's layers are streamed.
-
-    Two of the largest layer, and what is in no layer but token embeddings, which stay on the host.
-
-    Args:
-        tensors: The encoder's tensors. Those of a layer have its number in their names.
-    """
-    layers: Counter[str] = Counter()
-    outside = 0
-    for name, shape in tensors:
-        layer, size = _LAYER.match(name), math.prod(shape)
-        if layer is not None:
-            layers[layer[0]] += size
-        elif not _TOKEN_EMBEDDING.search(name):
-            outside += size
-    return outside + 2 * max(layers.values(), default=0)
 
 
 def _clip_layers(start: str, width: int, wide: int, num_layers: int) -> NamedShapes:

@@ -76,6 +76,17 @@ def test_killed_rendering_resumes_with_its_seed(generate: Any, model: str, tmp_p
     assert stderr.splitlines()[0] == (
         f"{snapshot_path} is of another request: seed={seed}, not {seed + 1}: it starts over"
     )
+    snapshot_path.write_bytes(snapshot)
+    stored = ("--storage-dtype", "float8", "--seed", seed, "--resume", "--overwrite")
+    code, _, stderr = generate("-o", out, *stored)
+    assert code == 0
+    assert stderr.splitlines()[0] == (
+        f"{snapshot_path} is of another dtype: float32, not float32, stored as float8: it starts "
+        "over"
+    )
+    metadata = json.loads((tmp_path / "out.npy.json").read_text())
+    assert metadata["engine"]["storage_dtype"] == "float8"
+    assert abs(np.load(out) - again).max() > 1e-3
     snapshot_path.write_bytes(snapshot[:-9])
     code, _, stderr = generate("-o", out, "--seed", seed, "--resume", "--overwrite")
     assert code == 0

@@ -103,6 +103,17 @@ def test_every_layout_renders_the_same(
     np.testing.assert_allclose(found, frames, rtol=0, atol=1e-4)
 
 
+def test_it_is_stored_in_fewer_bits(
+    console: Console, toy: Path, frames: Frames, tmp_path: Path
+) -> None:
+    stored = ("--model", toy, "--storage-dtype", "int8")
+    alone = render(console, tmp_path, *stored)
+    assert 1e-4 < abs(alone - frames).max() < 0.1
+    split = ("--devices", 2, "--cfg-degree", 1, "--weights", "split")
+    found = render(console, tmp_path, *stored, *split)
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-4)
+
+
 def test_a_rank_without_tokens(console: Console, toy: Path, tmp_path: Path) -> None:
     tiny = ("--model", toy, "--num-frames", 1, "--height", 8, "--width", 16)
     expected = render(console, tmp_path, *tiny)

@@ -19,7 +19,7 @@ from longtake.engine.launch.protocol.deadlines import Deadlines
 from longtake.engine.launch.protocol.heartbeat import start_heartbeat
 from longtake.engine.launch.protocol.rank_side import RankSide, RankSink, report_failure
 from longtake.engine.worker import REFUSED_ON_ALL_RANKS, Worker
-from longtake.errors import RefusedInputError, Stopped
+from longtake.errors import EngineError, RefusedInputError, Stopped
 from longtake.parallel import World
 from longtake.pipelines.runtime.progress import Progress
 
@@ -43,7 +43,8 @@ def run_rank(store: dist.Store, heartbeat_store: dist.Store, rendezvous: Rendezv
         _RankServer(RankSide(store, rank), heartbeat_store, rendezvous).serve()
         return 0
     except BaseException as error:
-        traceback.print_exc()
+        if not isinstance(error, EngineError):  # its message says all
+            traceback.print_exc()
         with contextlib.suppress(Exception):
             report_failure(store, rank, error)
         return EXIT_REFUSED if isinstance(error, RefusedInputError) else EXIT_FAILED

@@ -64,7 +64,7 @@ def ladder(plan_input: PlanInput, requested: ParallelConfig, devices: int) -> tu
         for weights in every.weights
     ]
     rungs += [
-        _rung(replace(exact, storage_dtype=storage), requested, devices, every.storing(storage))
+        _rung(replace(exact, storage_dtype=storage), requested, devices, every)
         for storage in _storage_types()
     ]
 

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from typing import get_args
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
-from longtake.errors import RequestError
+from longtake.configs.weights import TextPlace, WeightPlace
 
 WEIGHT_PLACES: tuple[WeightPlace, ...] = ("resident", "split", "streamed", "disk")
 """Places of a transformer in the order in which ties are broken."""
 
 TEXT_PLACES: tuple[TextPlace, ...] = get_args(TextPlace)
 """Places of text encoders, the fastest first."""
-
-_WHOLE_ONLY: tuple[StorageDtype, ...] = ("int8", "nf4")
-"""Storage types of libraries, whose tensors can be neither streamed nor split."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,10 @@ class Places:
         Args:
             config: The configuration; "auto" allows every place.
             devices: Number of ranks; that of the configuration if None.
-
-        Raises:
-            RequestError: The storage type cannot be combined with the requested place.
         """
         weights = WEIGHT_PLACES if config.weights == "auto" else (config.weights,)
         text = TEXT_PLACES if config.text_weights == "auto" else (config.text_weights,)
-        places = cls(weights, text).on(config.devices if devices is None else devices)
-        return places.storing(config.storage_dtype)
+        return cls(weights, text).on(config.devices if devices is None else devices)
 
     @classmethod
     def only(cls, placement: Placement) -> Places:
@@ -91,18 +83,3 @@ class Places:
             return self
         others = tuple(place for place in self.weights if place != "split")
         return Places(others or ("resident",), self.text)
-
-    def storing(self, storage: StorageDtype | None) -> Places:
-        """Those of these places that a storage type can be combined with.
-
-        Raises:
-            RequestError: There is none.
-        """
-        if storage not in _WHOLE_ONLY:
-            return self
-        if "resident" not in self.weights:
-            raise RequestError(
-                f"storage_dtype={storage} with weights={self.weights[0]}: {storage} weights are "
-                "whole on every rank: use weights=resident, or storage_dtype=float8"
-            )
-        return Places(("resident",), self.text)

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longtake.configs.weights import StorageDtype
 from longtake.engine.planning.plan_input import PlanInput
-
-STORED_BYTES: dict[StorageDtype, float] = {
-    "float8": 1 + 4 / 3072,
-    "int8": 1 + 4 / 3072,
-    "nf4": 0.5 + 4 / 64,
-}
-"""Bytes of a parameter of a block: float8 and int8 with a float32 scale a row, here one of 3072
-values; nf4 with one for 64 values."""
 
 FILE_BYTES = 2
 """Bytes of a parameter in a model's files: models are published in half precision."""
@@ -37,20 +28,13 @@ class WeightSizes:
     def of(cls, plan_input: PlanInput) -> WeightSizes:
         """The weights of a plan's transformer; parameters that stay float32 count as outside."""
         costs, element = plan_input.costs, plan_input.element_size
-        whole = costs.transformer_bytes(element)
         in_blocks = costs.transformer_parameters - costs.num_experts * costs.non_block_parameters
-        ratio = cls.ratio_of(plan_input)
+        outside = costs.transformer_bytes(element) - in_blocks * element
         return cls(
-            blocks=int(in_blocks * element * ratio),
-            outside=whole - in_blocks * element,
-            largest_block=int(costs.block_parameters * element * ratio),
+            blocks=plan_input.transformer_bytes() - outside,
+            outside=outside,
+            largest_block=costs.block_bytes(element, plan_input.storage_dtype),
         )
-
-    @staticmethod
-    def ratio_of(plan_input: PlanInput) -> float:
-        """Stored bytes of a block's parameter over those of the compute dtype."""
-        storage = plan_input.storage_dtype
-        return 1.0 if storage is None else STORED_BYTES[storage] / plan_input.element_size
 
     @property
     def whole(self) -> int:

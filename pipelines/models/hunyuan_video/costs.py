@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK, chunks_of, largest_chunk
 from longtake.pipelines.codec.causal_tiling import CausalTiling
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
-from longtake.pipelines.loading.tensor_shapes import Shape, num_values, shapes_of
+from longtake.pipelines.loading.tensor_shapes import Shape, matrices, num_values, shapes_of
 from longtake.pipelines.models.hunyuan_video.codec.costs import AutoencoderCosts
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.tensors import (
@@ -29,7 +30,8 @@ from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig
 from longtake.pipelines.text_encoders.tensors import (
     clip_tensors,
     llama_tensors,
-    streaming_parameters,
+    llava_tensors,
+    num_streaming_values,
     vision_tensors,
 )
 
@@ -39,12 +41,21 @@ _TEMPLATE_TOKENS = 95
 
 @dataclass(frozen=True)
 class HunyuanVideoCosts(ModelCosts):
-    """Costs of one checkpoint."""
+    """Costs of one checkpoint.
+
+    Attributes:
+        transformer: Configuration of the transformer.
+        vae: Configuration of the autoencoder.
+        text_encoder: Configuration of LLaMA, or of LLaVA.
+        clip: Configuration of CLIP's text encoder.
+        tokens_per_chunk: Largest number of tokens that what widens them treats at once.
+    """
 
     transformer: TransformerConfig
     vae: VaeConfig
     text_encoder: LlamaConfig | LlavaConfig
     clip: ClipTextConfig
+    tokens_per_chunk: int = TOKENS_PER_CHUNK
 
     @property
     def llama(self) -> LlamaConfig:
@@ -74,6 +85,21 @@ class HunyuanVideoCosts(ModelCosts):
         return shapes_of(transformer_tensors(self.transformer))
 
     @property
+    def linear_shapes(self) -> Sequence[Shape]:
+        """Shapes of the weights of all blocks' linear layers."""
+        config = self.transformer
+        double = matrices(double_block_tensors("", config))
+        single = matrices(single_block_tensors("", config))
+        return config.num_layers * double + config.num_single_layers * single
+
+    @property
+    def block_linear_shapes(self) -> Sequence[Shape]:
+        """Those of a double-stream block, which is the largest, or of a single-stream block."""
+        config = self.transformer
+        block_tensors = double_block_tensors if config.num_layers else single_block_tensors
+        return matrices(block_tensors("", config))
+
+    @property
     def block_parameters(self) -> int:
         """Parameters of the largest block."""
         blocks = []
@@ -98,18 +124,17 @@ class HunyuanVideoCosts(ModelCosts):
             "autoencoder": num_values(vae_tensors(self.vae)),
             "text_encoders": self._llama_parameters
             + self._clip_parameters
-            + self._vision_parameters
-            + self._head_parameters,
+            + self._vision_parameters,
         }
 
     @cached_property
     def text_streaming_parameters(self) -> int:
-        """Parameters of streamed encoders that are on the device at a time; see
-        :attr:`ModelCosts.text_streaming_parameters`."""
-        encoders = [llama_tensors(self.llama), clip_tensors(self.clip)]
+        """Parameters on the device at a time while prompts are encoded layer by layer: LLaMA's or
+        LLaVA's, and CLIP's."""
+        clip = num_streaming_values(clip_tensors(self.clip))
         if isinstance(self.text_encoder, LlavaConfig):
-            encoders.append(vision_tensors(self.text_encoder))
-        return sum(map(streaming_parameters, encoders)) + self._head_parameters
+            return num_streaming_values(llava_tensors(self.text_encoder)) + clip
+        return num_streaming_values(llama_tensors(self.llama)) + clip
 
     def transformer_pass(self, num_tokens: int, num_text_tokens: int, element_size: int) -> Work:
         """Work of one forward pass: blocks on the local tokens, and the embedders, refiner and
@@ -124,15 +149,25 @@ class HunyuanVideoCosts(ModelCosts):
         per_text_token = 2 * (config.text_embed_dim * width + refined)
         attention = 4 * config.num_refiner_layers * num_text_tokens**2 * width
         unit = num_tokens * width * element_size
-        wide = element_size >= 4
-        units = (27.5 if wide else 44.5) + 4 * config.mlp_ratio
-        units += (14 if wide else 34) if config.qk_norm else 0
+        chunks = len(chunks_of(num_tokens, self.tokens_per_chunk))
+        launches = (60 + 28 * chunks) * config.num_layers
+        launches += (16 + 30 * chunks) * config.num_single_layers
         return Work(
             linear_flops=per_token * num_tokens + per_text_token * num_text_tokens + 2 * once,
             attention_flops=attention,
-            memory_bytes=unit * (units * num_blocks + 11) + once * element_size,
-            launches=80 * (config.num_layers + 1) + 40 * config.num_single_layers,
+            memory_bytes=unit * (self._block_traffic(element_size) + 11) + once * element_size,
+            launches=100 + launches,
         )
+
+    def _block_traffic(self, element_size: int) -> float:
+        """Traffic of all blocks, in units."""
+        config, wide = self.transformer, element_size >= 4
+        each = 34.5 if wide else 46.5
+        each += (14 if wide else 34.5) if config.qk_norm else 0
+        double, single = each + 2 * config.mlp_ratio, each + 3 + 4 * config.mlp_ratio
+        if self._replaces_tokens:
+            double, single = double + 8, single + 4
+        return config.num_layers * double + config.num_single_layers * single
 
     def activation_bytes(
         self,
@@ -145,18 +180,20 @@ class HunyuanVideoCosts(ModelCosts):
     ) -> int:
         """Peak activation memory of one forward pass, in bytes.
 
-        The peak is the larger of a single-stream block's feed-forward and its attention, during
-        which the feed-forward's result is live. The latent tokens, their velocity and their rotary
-        embedding add to it.
+        The peak is in a single-stream block: in its attention, in a chunk of its feed-forward, or,
+        with a first frame of its own modulation, when the two are joined again. The latent tokens,
+        their velocity and their rotary embedding add to it.
         """
         config, wide = self.transformer, element_size >= 4
         if ring:
-            attention = 7 + 9 * head_share if wide else 8 + 11 * head_share
+            attention = 6 + ((8 if wide else 9) + ulysses) * head_share
         elif ulysses:
-            attention = 7 + 6 * head_share if wide else 8 + 6 * head_share
+            attention = 6 + 6 * head_share
         else:
-            attention = 11 if wide else 12
-        units = max(8 + 2 * config.mlp_ratio, attention + config.mlp_ratio)
+            attention = 7
+        share = largest_chunk(num_tokens, self.tokens_per_chunk) / max(1, num_tokens)
+        feed_forward = 6 + (2 * config.mlp_ratio + 1) * share
+        units = max(feed_forward, attention, 9 if self._replaces_tokens else 0)
         tokens = (4 + element_size) * config.token_values + 4 * config.attention_head_dim
         return int(num_tokens * (units * config.width * element_size + tokens))
 
@@ -190,6 +227,11 @@ class HunyuanVideoCosts(ModelCosts):
         return AutoencoderCosts(self.vae).peak_bytes(shape, element_size)
 
     @property
+    def _replaces_tokens(self) -> bool:
+        """Whether the tokens of the first frame have a modulation of their own."""
+        return self.transformer.image_condition_type == "token_replace"
+
+    @property
     def _num_patches(self) -> int:
         encoder = self.text_encoder
         return encoder.num_patches if isinstance(encoder, LlavaConfig) else 0
@@ -208,13 +250,6 @@ class HunyuanVideoCosts(ModelCosts):
         if not isinstance(self.text_encoder, LlavaConfig):
             return 0
         return num_values(vision_tensors(self.text_encoder))
-
-    @property
-    def _head_parameters(self) -> int:
-        """Parameters of LLaVA's untied output head, which is loaded and not used."""
-        if isinstance(self.text_encoder, LlavaConfig) and not self.text_encoder.tied:
-            return self.llama.vocab_size * self.llama.hidden_size
-        return 0
 
     @cached_property
     def _double_block(self) -> int:

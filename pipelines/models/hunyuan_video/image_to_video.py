@@ -12,6 +12,7 @@ from longtake.parallel import World
 from longtake.pipelines.codec.picture import Pixels, black_picture
 from longtake.pipelines.family import Streams
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.models.hunyuan_video.options import HunyuanVideoOptions
 from longtake.pipelines.models.hunyuan_video.pipeline import HunyuanVideo
 from longtake.pipelines.models.hunyuan_video.spec import IMAGE_STRIDES, NEGATIVE_IMAGE_STRIDE
@@ -31,11 +32,11 @@ class HunyuanVideoImageToVideo(HunyuanVideo):
 
     @staticmethod
     def _load_text(
-        checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+        checkpoint: Checkpoint, device: torch.device, plan: ComponentPlan
     ) -> ImageTextEncoders:
         from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 
-        return ImageTextEncoders(checkpoint, device, dtype)
+        return ImageTextEncoders(checkpoint, device, plan)
 
     def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:
         """Encode each prompt to ``text`` (picture tokens, then prompt tokens) and ``pooled``.

@@ -15,7 +15,7 @@ from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.family import Streams, VideoPipeline
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
@@ -64,16 +64,16 @@ class HunyuanVideo(VideoPipeline):
         self.denoiser = _load_denoiser(checkpoint, world, plan)
         if world.rank == 0:
             on_component("text encoders")
-            self._text = self._load_text(checkpoint, world.device, plan.text_encoders.dtype)
+            self._text = self._load_text(checkpoint, world.device, plan.text_encoders)
 
     @staticmethod
     def _load_text(
-        checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+        checkpoint: Checkpoint, device: torch.device, plan: ComponentPlan
     ) -> TextEncoders:
         # Imported on rank 0 only: transformers' models are slow to import.
         from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 
-        return TextEncoders(checkpoint, device, dtype)
+        return TextEncoders(checkpoint, device, plan)
 
     def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:
         """Encode each prompt to ``text`` and ``pooled``."""
@@ -108,4 +108,5 @@ def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> Huny
     denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
     weights = Weights(SafetensorsSource(checkpoint.weights("transformer")))
     load_transformer(denoiser, transformer, weights, world, plan.transformer)
+    denoiser.chunk_feed_forwards()
     return denoiser

@@ -116,6 +116,4 @@ def _load_conditioner(
     # Imported on rank 0 only: transformers' models are slow to import.
     from longtake.pipelines.models.wan.conditioner.conditioner import WanConditioner
 
-    return WanConditioner(
-        checkpoint, device, plan.text_encoders.dtype, image_keys=spec.has_image_keys
-    )
+    return WanConditioner(checkpoint, device, plan.text_encoders, image_keys=spec.has_image_keys)

@@ -1,4 +1,4 @@
-"""Ranks that differ in model or dtype are refused before anything is loaded."""
+"""Ranks that differ in model, dtype or storage are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.rendering import ALONE
     [
         (0, "abc", "is at commit None on rank 0 and at abc on another: pass --revision"),
         (1, "bfloat16", "is float32 on rank 0 and bfloat16 on another: pass --dtype"),
+        (2, "nf4", "is stored as the dtype on rank 0 and as nf4 on another: pass the same"),
     ],
 )
 def test_ranks_that_differ_are_refused(
@@ -40,7 +41,7 @@ def test_all_ranks_decode_in_rank_0s_dtype(model: str, monkeypatch: pytest.Monke
     """Only rank 0 may have read the latents' file, which names a dtype."""
 
     def on_another_rank(world: World, own: list[Any]) -> list[Any]:
-        return [[*own[:2], "float16", *own[3:]], own]
+        return [[*own[:3], "float16", *own[4:]], own]
 
     monkeypatch.setattr(World, "gather_json", on_another_rank)
     worker = Worker(

@@ -5,24 +5,24 @@ Legend: H W pixels, L tokens of the encoded picture and prompt.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from transformers import CLIPTextModel, LlavaForConditionalGeneration
+from transformers import CLIPTextModel, LlavaModel
 
 from longtake.errors import RequestError
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.hunyuan_video.spec import HEADER_TOKENS
 from longtake.pipelines.prompt_tokens import PromptTemplate
+from longtake.pipelines.text_encoders import tensor_names
 from longtake.pipelines.text_encoders.configs import LlavaConfig
-from longtake.pipelines.text_encoders.loading import (
-    center_crop,
-    load_image_processor,
-    on_device,
-)
+from longtake.pipelines.text_encoders.encoder import on_device
+from longtake.pipelines.text_encoders.loading import center_crop, load_image_processor
 
 _LAYERS_SKIPPED = 2
 """Last LLaMA layers whose hidden states are not used."""
@@ -31,15 +31,15 @@ _END_OF_HEADER = "<|end_header_id|>"
 
 
 class ImageTextEncoders(TextEncoders):
-    """LLaVA and CLIP. LLaVA's picture tokens precede its prompt tokens."""
+    """LLaVA, without its output head, and CLIP. Picture tokens precede prompt tokens."""
 
-    _CLASSES: ClassVar[dict[str, Any]] = {
-        "text_encoder": LlavaForConditionalGeneration,
-        "text_encoder_2": CLIPTextModel,
+    _CLASSES: ClassVar[dict[str, tuple[Any, Callable[..., Any]]]] = {
+        "text_encoder": (LlavaModel, tensor_names.llava_without_head),
+        "text_encoder_2": (CLIPTextModel, dict),
     }
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint, device, dtype)
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, plan: ComponentPlan) -> None:
+        super().__init__(checkpoint, device, plan)
         config = LlavaConfig.model_validate(checkpoint.config("text_encoder"))
         self._processor = load_image_processor(checkpoint, config.vision_config.image_size)
         self._num_patches = config.num_patches
@@ -69,7 +69,7 @@ class ImageTextEncoders(TextEncoders):
         """
         template = template or self.default_template()
         pixels = self._processor(center_crop(picture), return_tensors="pt").pixel_values
-        with on_device(self._encoders, self._device), quiet_libraries():
+        with on_device(self._encoders), quiet_libraries():
             text = self._states(prompt, pixels.to(self._device), template, max_tokens, image_stride)
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             _, pooled, _ = self._pipeline.encode_prompt(
@@ -97,7 +97,7 @@ class ImageTextEncoders(TextEncoders):
         image_stride: int,
     ) -> torch.Tensor:
         """Hidden states ``[1, L, text width]``: sampled picture tokens, then prompt tokens."""
-        llava, tokenizer = self._encoders[0], self._pipeline.tokenizer
+        llava, tokenizer = self._encoders[0].module, self._pipeline.tokenizer
         ids = tokenizer(
             template.template.format(prompt),
             max_length=template.crop_start + max_tokens,
@@ -118,7 +118,6 @@ class ImageTextEncoders(TextEncoders):
             attention_mask=torch.ones_like(expanded, device=self._device),
             pixel_values=pixels,
             output_hidden_states=True,
-            logits_to_keep=1,
         ).hidden_states[-(_LAYERS_SKIPPED + 1)]
         picture_states = states[:, at : at + num_patches : image_stride]
         prompt_states = torch.cat([states[:, :at], states[:, at + num_patches - 1 :]], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,39 +12,41 @@ from transformers import CLIPTextModel, LlamaModel
 
 from longtake.errors import RequestError
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.prompt_tokens import PromptTemplate, PromptTokens, count_prompt_tokens
-from longtake.pipelines.text_encoders.loading import load_encoder, load_tokenizer, on_device
+from longtake.pipelines.text_encoders.encoder import on_device
+from longtake.pipelines.text_encoders.loading import load_encoder, load_tokenizer
 
 
 class TextEncoders:
-    """LLaMA and CLIP. They are kept in host memory and moved to a GPU only while they encode.
+    """LLaMA and CLIP. They are on a GPU only while they encode.
 
     Args:
         checkpoint: Checkpoint that holds the encoders and their tokenizers.
         device: Device that encodes.
-        dtype: Data type of the weights.
+        plan: Dtype and place of the weights.
 
     Raises:
         ModelError: A component cannot be loaded.
     """
 
-    _CLASSES: ClassVar[dict[str, Any]] = {
-        "text_encoder": LlamaModel,
-        "text_encoder_2": CLIPTextModel,
+    _CLASSES: ClassVar[dict[str, tuple[Any, Callable[..., Any]]]] = {
+        "text_encoder": (LlamaModel, dict),
+        "text_encoder_2": (CLIPTextModel, dict),
     }
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, plan: ComponentPlan) -> None:
         self._device = device
         self._encoders = [
-            load_encoder(checkpoint, component, encoder_class, dtype)
-            for component, encoder_class in self._CLASSES.items()
+            load_encoder(checkpoint, component, encoder_class, plan, device, rename)
+            for component, (encoder_class, rename) in self._CLASSES.items()
         ]
         tokenizers = [load_tokenizer(checkpoint, name) for name in ("tokenizer", "tokenizer_2")]
         self._pipeline = HunyuanVideoPipeline(
-            text_encoder=self._encoders[0],
+            text_encoder=self._encoders[0].module,
             tokenizer=tokenizers[0],
-            text_encoder_2=self._encoders[1],
+            text_encoder_2=self._encoders[1].module,
             tokenizer_2=tokenizers[1],
             transformer=None,
             vae=None,
@@ -67,7 +70,7 @@ class TextEncoders:
             RequestError: No token remains after the template's.
         """
         prompt_template = (template or self.default_template()).model_dump()
-        with on_device(self._encoders, self._device), quiet_libraries():
+        with on_device(self._encoders), quiet_libraries():
             text, pooled, mask = self._pipeline.encode_prompt(
                 prompt=prompt,
                 prompt_template=prompt_template,

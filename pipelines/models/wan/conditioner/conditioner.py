@@ -13,6 +13,7 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
 from longtake.pipelines.models.wan.conditioner.prompt_cleaning import clean_prompt
 from longtake.pipelines.prompt_tokens import PromptTemplate, PromptTokens, count_prompt_tokens
@@ -22,7 +23,6 @@ from longtake.pipelines.text_encoders.loading import (
     load_encoder,
     load_image_processor,
     load_tokenizer,
-    on_device,
 )
 
 _NO_TEMPLATE = PromptTemplate(template="{}", crop_start=0)
@@ -34,12 +34,12 @@ _IMAGE_STATES = -2
 class WanConditioner:
     """UMT5 and, for models with image keys, CLIP's vision encoder.
 
-    They are kept in host memory, and each is on the device only while it encodes.
+    Each is on the device only while it encodes.
 
     Args:
         checkpoint: Checkpoint that holds the encoders, the tokenizer and the image processor.
         device: Device that encodes.
-        dtype: Dtype of the weights.
+        plan: Dtype and place of the weights.
         image_keys: Whether the transformer attends to keys of pictures, as in Wan 2.1.
 
     Raises:
@@ -47,17 +47,19 @@ class WanConditioner:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, image_keys: bool
+        self, checkpoint: Checkpoint, device: torch.device, plan: ComponentPlan, *, image_keys: bool
     ) -> None:
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype = device, plan.dtype
         self._text_encoder = load_encoder(
-            checkpoint, "text_encoder", UMT5EncoderModel, dtype, tensor_names.umt5_encoder
+            checkpoint, "text_encoder", UMT5EncoderModel, plan, device, tensor_names.umt5_encoder
         )
         self._tokenizer = load_tokenizer(checkpoint, "tokenizer")
         self._image_encoder = None
         if image_keys:
-            self._image_encoder = load_encoder(checkpoint, "image_encoder", CLIPVisionModel, dtype)
-            image_px = self._image_encoder.config.image_size
+            self._image_encoder = load_encoder(
+                checkpoint, "image_encoder", CLIPVisionModel, plan, device
+            )
+            image_px = self._image_encoder.module.config.image_size
             self._image_processor = load_image_processor(checkpoint, image_px)
 
     def encode(self, prompt: str, max_tokens: int) -> dict[str, torch.Tensor]:
@@ -72,11 +74,13 @@ class WanConditioner:
         Returns:
             ``text``, ``[1, max_tokens, text width]``, on the device.
         """
-        with on_device([self._text_encoder], self._device), quiet_libraries():
+        with self._text_encoder.on_device(), quiet_libraries():
             ids = self._tokenizer(
                 clean_prompt(prompt), truncation=True, max_length=max_tokens, return_tensors="pt"
             ).input_ids
-            states = self._text_encoder(ids.to(self._device)).last_hidden_state.to(self._dtype)
+            states = self._text_encoder.module(ids.to(self._device)).last_hidden_state.to(
+                self._dtype
+            )
         return {"text": pad(states, (0, 0, 0, max_tokens - states.shape[1]))}
 
     def encode_images(self, pictures: Sequence[Pixels]) -> dict[str, torch.Tensor]:
@@ -94,8 +98,8 @@ class WanConditioner:
             return {}
         images = [center_crop(picture) for picture in pictures]
         pixels = self._image_processor(images, return_tensors="pt").pixel_values
-        with on_device([self._image_encoder], self._device), quiet_libraries():
-            encoded = self._image_encoder(pixels.to(self._device), output_hidden_states=True)
+        with self._image_encoder.on_device(), quiet_libraries():
+            encoded = self._image_encoder.module(pixels.to(self._device), output_hidden_states=True)
         return {"image": encoded.hidden_states[_IMAGE_STATES].flatten(0, 1)[None]}
 
     def prompt_tokens(self, prompt: str, max_tokens: int) -> PromptTokens:

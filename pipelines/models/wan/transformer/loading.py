@@ -41,7 +41,9 @@ def load_denoiser(
     denoiser = WanDenoiser(transformers, spec.boundary, plan.kernel)
     place = plan.transformer.place
     resident = place == "resident" or (place == "split" and world.size == 1)
-    num_bytes = spec.costs.transformer_bytes(plan.transformer.dtype.itemsize)
+    num_bytes = spec.costs.transformer_bytes(
+        plan.transformer.dtype.itemsize, storage=plan.transformer.storage
+    )
     swaps = len(transformers) > 1 and resident and not both_fit(num_bytes, world.device)
     for name in reversed(spec.transformers):  # the expert of the first steps comes last
         on_component(name)
@@ -55,4 +57,5 @@ def load_denoiser(
         if swaps and name == LOW_NOISE:
             low, high = denoiser.expert(LOW_NOISE), denoiser.expert(HIGH_NOISE)
             denoiser.swap = ExpertSwap(low, high, world.device)
+    denoiser.chunk_feed_forwards()
     return denoiser

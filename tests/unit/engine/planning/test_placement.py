@@ -16,7 +16,6 @@ from longtake.engine.planning.memory import out_of_memory_reason, plan_memory
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
 from longtake.engine.planning.weights.places import TEXT_PLACES, WEIGHT_PLACES, Placement, Places
-from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
 from tests.unit.engine.planning.test_planner import plan_input
 
@@ -197,15 +196,6 @@ def test_storage_of_fewer_bits_takes_fewer_bytes() -> None:
         stored = replace(planned, storage_dtype=storage)
         found = plan_memory(stored, ONE, Placement()).weights
         assert found - OUTSIDE * GIB == pytest.approx(share * (plain - OUTSIDE * GIB), rel=0.02)
-
-
-@pytest.mark.parametrize("storage", ["int8", "nf4"])
-def test_storage_types_of_libraries_are_whole(storage: str) -> None:
-    config = EngineConfig.model_validate({"storage_dtype": storage, "devices": 2})
-    assert Places.of(config).weights == ("resident",)
-    for place in ("split", "streamed", "disk"):
-        with pytest.raises(RequestError, match=f"storage_dtype={storage} with weights={place}"):
-            Places.of(config.model_copy(update={"weights": place}))
 
 
 def test_one_rank_splits_nothing() -> None:

@@ -235,8 +235,8 @@ def test_larger_requests_take_longer() -> None:
         ("rtx4090", 1, RESIDENT, {}, "try --weights streamed"),
         ("rtx4090", 8, RESIDENT, {}, "try --weights split"),
         ("h100", 8, Places(), dict(decode="whole"), "try --decode tiled"),
-        ("h100", 8, Places(), dict(num_videos=1024), "try --num-videos 32"),
-        ("h100", 1, Places(), dict(num_frames=16381), "try devices=32"),
+        ("h100", 8, Places(), dict(num_videos=1024), "try --num-videos 64"),
+        ("h100", 1, Places(), dict(num_frames=16381), "try devices=16"),
     ],
 )
 def test_the_suggestion_fits(

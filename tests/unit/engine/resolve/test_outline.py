@@ -38,3 +38,14 @@ def test_weights_are_not_downloaded_for_what_is_refused(
     assert weights_checked == [False]
     EngineOutline(EngineConfig(model=model, device="cpu"))
     assert weights_checked == [False, False, True]
+
+
+def test_the_storage_is_part_of_what_a_video_depends_on(model: str) -> None:
+    whole, *stored = (
+        EngineOutline(EngineConfig(model=model, device="cpu", storage_dtype=storage))
+        for storage in (None, "float8", "int8")
+    )
+    fingerprint, dtype, vae_dtype, version = whole.identity_part().split()
+    assert [each.identity_part() for each in stored] == [
+        f"{fingerprint} {dtype} {vae_dtype} {storage} {version}" for storage in ("float8", "int8")
+    ]

@@ -177,6 +177,7 @@ def test_text_encoders_of_the_files(model: str, folder: Path) -> None:
     """Without modules of the family, parameters are those of the checkpoint's tensors."""
     arithmetic, costs = spec_of(model).costs, counted(model)
     assert costs.other_parameters == arithmetic.other_parameters
+    assert costs.text_streaming_parameters == arithmetic.text_streaming_parameters
     found, expected = (each.text_encoding(24, 4) for each in (costs, arithmetic))
     assert 0 < found.linear_flops < expected.linear_flops  # of the template's tokens as well
     assert 0.5 < found.launches / expected.launches < 2
@@ -200,6 +201,7 @@ def test_text_encoders_that_the_family_builds(model: str, folder: Path) -> None:
     skeleton = SKELETON.replace("hunyuan_video", "with_text_encoders")
     costs = CountedCosts(checkpoint_of(model), spec_of(model), skeleton)
     assert costs.other_parameters == arithmetic.other_parameters
+    assert costs.text_streaming_parameters == arithmetic.text_streaming_parameters
     of_files = counted(model)
     assert costs.text_encoding(24, 4).linear_flops == of_files.text_encoding(24, 4).linear_flops
 

@@ -1,4 +1,4 @@
-"""Only the transformer can be split over ranks."""
+"""Only the transformer can be split over ranks, and stored in fewer bits."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def test_other_components_are_not_split() -> None:
         LoadPlan(WHOLE, SPLIT, WHOLE)
     with pytest.raises(ValueError, match="autoencoder cannot be split: use resident"):
         LoadPlan(WHOLE, WHOLE, SPLIT)
+
+
+def test_other_components_are_not_stored_in_fewer_bits() -> None:
+    stored = ComponentPlan(torch.bfloat16, storage="int8")
+    assert LoadPlan(stored, WHOLE, WHOLE).transformer.storage == "int8"
+    with pytest.raises(ValueError, match="text_encoders cannot be stored as int8: use None"):
+        LoadPlan(WHOLE, stored, WHOLE)
+    with pytest.raises(ValueError, match="autoencoder cannot be stored as int8: use None"):
+        LoadPlan(WHOLE, WHOLE, stored)

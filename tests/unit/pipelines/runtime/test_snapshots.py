@@ -156,6 +156,19 @@ def test_snapshot_of_another_model_or_version_is_refused(tmp_path: Path) -> None
             read_resume_state(path, mine)
 
 
+def test_a_snapshot_of_another_storage_is_refused(tmp_path: Path) -> None:
+    stored = ENGINE.model_copy(update={"storage_dtype": "float8"})
+    other = Identity.of(request(), stored, "a model")
+    assert identity().dtype == "float32"  # as in the files of earlier versions
+    for own, found, words in (
+        (identity(), other, "another dtype: float32, stored as float8, not float32$"),
+        (other, identity(), "another dtype: float32, not float32, stored as float8"),
+    ):
+        write_snapshot(tmp_path / "x", found, state())
+        with pytest.raises(UnusableSnapshotError, match=words):
+            read_resume_state(tmp_path / "x", own)
+
+
 def test_damage_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_snapshot(path, identity(), state())

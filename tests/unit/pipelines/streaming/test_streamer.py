@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtake.errors import ModelError
+from longtake.errors import EngineError, ModelError
 from longtake.pipelines.runtime.block_runner import BlockRunner
 from longtake.pipelines.streaming import streamer as streamer_module
 from longtake.pipelines.streaming.layout import BlockLayout
@@ -157,7 +157,7 @@ def test_a_block_that_cannot_be_read_is_read_again() -> None:
     runner = BlockRunner()
     runner.weights = streamer
     store.fails_at = 2
-    with pytest.raises(ModelError, match="the disk is gone"):
+    with pytest.raises(EngineError, match="the disk is gone"):
         runner(blocks, [torch.zeros(1)])
     streamer.free()
     store.fails_at = None

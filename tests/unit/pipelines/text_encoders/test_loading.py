@@ -14,11 +14,14 @@ from transformers import UMT5EncoderModel
 
 from longtake.errors import ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
-from longtake.pipelines.text_encoders.loading import center_crop, load_encoder, on_device
+from longtake.pipelines.text_encoders.encoder import ResidentEncoder, on_device
+from longtake.pipelines.text_encoders.loading import center_crop, load_encoder
 from tests.tiny import changed
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+FLOAT32 = ComponentPlan(torch.float32)
 
 
 class Recorder(nn.Module):
@@ -34,22 +37,23 @@ class Recorder(nn.Module):
 
 
 def test_encoders_are_on_the_device_only_while_they_encode() -> None:
-    encoders = [Recorder(), Recorder()]
-    with on_device(encoders, GPU):
-        assert [encoder.moves for encoder in encoders] == [[GPU], [GPU]]
-    assert [encoder.moves for encoder in encoders] == [[GPU, CPU], [GPU, CPU]]
+    modules = [Recorder(), Recorder()]
+    with on_device([ResidentEncoder(module, GPU) for module in modules]):
+        assert [module.moves for module in modules] == [[GPU], [GPU]]
+    assert [module.moves for module in modules] == [[GPU, CPU], [GPU, CPU]]
 
 
 def test_encoders_leave_the_device_after_an_error() -> None:
-    encoder = Recorder()
-    with pytest.raises(ZeroDivisionError), on_device([encoder], GPU):
+    module = Recorder()
+    with pytest.raises(ZeroDivisionError), on_device([ResidentEncoder(module, GPU)]):
         raise ZeroDivisionError
-    assert encoder.moves == [GPU, CPU]
+    assert module.moves == [GPU, CPU]
 
 
 def test_loaded_encoders_have_no_gradients_and_no_dropout(wan: Callable[[str], str]) -> None:
     checkpoint = Checkpoint.open(wan("wan21-t2v"))
-    encoder = load_encoder(checkpoint, "text_encoder", UMT5EncoderModel, torch.bfloat16)
+    plan = ComponentPlan(torch.bfloat16)
+    encoder = load_encoder(checkpoint, "text_encoder", UMT5EncoderModel, plan, CPU).module
     assert not any(each.requires_grad for each in encoder.parameters())
     assert not any(module.training for module in encoder.modules())
     assert {each.dtype for each in encoder.parameters()} == {torch.bfloat16}
@@ -63,7 +67,7 @@ def test_attention_named_in_a_configuration_is_not_used(
         copy = tmp_path / key
         changed(Path(wan("wan21-t2v")), copy, "text_encoder/config.json", {key: "some/kernels"})
         checkpoint = Checkpoint.open(str(copy))
-        encoder = load_encoder(checkpoint, "text_encoder", UMT5EncoderModel, torch.float32)
+        encoder = load_encoder(checkpoint, "text_encoder", UMT5EncoderModel, FLOAT32, CPU).module
         assert encoder.config._attn_implementation == "sdpa"
         shutil.rmtree(copy)
 
@@ -86,4 +90,4 @@ def test_an_image_processor_of_another_model(animators: dict[str, str], tmp_path
     source, file = Path(animators["token_replace"]), "image_processor/preprocessor_config.json"
     checkpoint = Checkpoint.open(str(changed(source, tmp_path / "copy", file, crop)))
     with pytest.raises(ModelError, match="makes pictures of 20 x 20 pixels, .* takes 16 x 16"):
-        ImageTextEncoders(checkpoint, CPU, torch.float32)
+        ImageTextEncoders(checkpoint, CPU, FLOAT32)

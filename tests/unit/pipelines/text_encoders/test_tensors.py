@@ -81,6 +81,14 @@ def test_the_token_embedding_has_two_names() -> None:
         assert tensor_names.umt5_encoder(embedding | rest) == expected
 
 
+def test_the_head_of_llava_is_left_out() -> None:
+    kept = {"language_model.model.norm.weight": 1, "multi_modal_projector.linear_1.bias": 2}
+    for head in ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"):
+        assert tensor_names.llava_without_head({head: 3, **kept}) == kept
+    prefixed = {f"model.{name}": value for name, value in kept.items()}
+    assert tensor_names.llava_without_head(prefixed) == kept
+
+
 def test_an_untied_embedding_is_that_of_the_encoder() -> None:
     """As in transformers, which does not tie two embeddings of other values."""
     encoder = UMT5EncoderModel(UMT5Config(**UMT5["heads wider than the model"]))

@@ -34,9 +34,3 @@ def test_a_16_gb_card_renders_exactly_at_full_speed() -> None:
     whole = next(rung for rung in others if rung.name == "1x1x1")
     assert whole.shortage is not None and "GiB a rank and there are 15.7" in whole.shortage
     assert first.prediction.step.seconds < 1.01 * whole.prediction.step.seconds
-
-
-def test_storage_types_of_libraries_are_resident() -> None:
-    for rung in ladder(plan_input("rtx4090"), ANY, 4):
-        if rung.storage in ("int8", "nf4"):
-            assert rung.prediction.placement.weights == "resident"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from longtake.errors import ModelError
 from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.models.wan.conditioner.conditioner import WanConditioner
 from longtake.pipelines.models.wan.conditioner.prompt_cleaning import clean_prompt
 from longtake.pipelines.prompt_tokens import PromptTokens
@@ -55,7 +56,7 @@ def reference(folder: str) -> Any:
 def conditioner(folder: str | Path, dtype: torch.dtype = torch.float32) -> WanConditioner:
     checkpoint = Checkpoint.open(str(folder))
     image_keys = (Path(folder) / "image_encoder").exists()
-    return WanConditioner(checkpoint, CPU, dtype, image_keys=image_keys)
+    return WanConditioner(checkpoint, CPU, ComponentPlan(dtype), image_keys=image_keys)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +277,7 @@ def test_faults_are_named(wan: Callable[[str], str], tmp_path: Path, name: str) 
     damage(folder)
     with pytest.raises(ModelError, match=text) as caught:
         checkpoint = Checkpoint.open(str(folder))
-        WanConditioner(checkpoint, CPU, torch.float32, image_keys=True)
+        WanConditioner(checkpoint, CPU, ComponentPlan(torch.float32), image_keys=True)
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 500

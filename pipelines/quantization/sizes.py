@@ -1,0 +1,26 @@
+"""Sizes of weights in fewer bits; without torch."""
+
+from __future__ import annotations
+
+from longtake.configs.weights import StorageDtype
+
+NF4_GROUP = 64
+"""Values of a row that share a scale in nf4, as in QLoRA (arXiv 2305.14314)."""
+
+_SCALE_BYTES = 4
+
+
+def code_bytes(num_columns: int, storage: StorageDtype) -> int:
+    """Bytes of the codes of one row: a byte a value, or half of one."""
+    return -(-num_columns // 2) if storage == "nf4" else num_columns
+
+
+def num_scales(num_columns: int, storage: StorageDtype) -> int:
+    """Scales of one row."""
+    return -(-num_columns // NF4_GROUP) if storage == "nf4" else 1
+
+
+def stored_bytes(num_rows: int, num_columns: int, storage: StorageDtype) -> int:
+    """Bytes of a weight's codes and scales."""
+    scales = num_scales(num_columns, storage) * _SCALE_BYTES
+    return num_rows * (code_bytes(num_columns, storage) + scales)
