@@ -167,9 +167,13 @@ def _candidates(
     for dims in layouts:
         for weights in places.weights:
             placement, reason = place_text(plan_input, dims, weights, places.text)
-            found = others if reason is not None else fitting
-            found.append(predict(plan_input, dims, placement))
-            if reason is None and weights == "resident" and not plan_input.resting_experts:
+            predicted = predict(plan_input, dims, placement)
+            if reason is not None:
+                others.append(predicted)
+                continue
+            fitting.append(predicted)
+            rests = plan_input.resting_experts > 0
+            if weights == "resident" and not rests and not predicted.tight:
                 break
     return fitting, others
 

@@ -202,3 +202,15 @@ def test_one_rank_splits_nothing() -> None:
     assert Places.of(EngineConfig(weights="split")).weights == ("resident",)
     assert Places.of(EngineConfig(weights="split", devices=2)).weights == ("split",)
     assert predict(on("h100"), ONE, Placement("split")).placement == Placement()
+
+
+def test_memory_that_is_nearly_full_is_avoided_where_that_costs_nothing() -> None:
+    """Peaks are predicted within 5 %."""
+    needed = plan_memory(on("rtx5090"), ONE, Placement("resident", "streamed")).total
+    tight, roomy = (on("rtx5090", memory_bytes=share * needed) for share in (1.01, 1.06))
+    whole, streamed = (
+        choose_layout(each, ParallelConfig(), 1, Places()).placement for each in (roomy, tight)
+    )
+    assert (whole.weights, streamed.weights) == ("resident", "streamed")
+    only = choose_layout(tight, ParallelConfig(), 1, Places(("resident",)))
+    assert only.placement == Placement("resident", "streamed")
