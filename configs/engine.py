@@ -55,8 +55,8 @@ class EngineConfig(StrictModel):
     )
     storage_dtype: StorageDtype | None = Field(
         default=None,
-        description="Type of fewer bits that the transformer's weights are stored in, which loses "
-        "quality; their dtype by default",
+        description="Type of fewer bits that the transformer's weights are stored in; it loses "
+        "quality, as measured in docs/explanation/exactness.md; their dtype by default",
     )
     attention_kernel: str = Field(
         default="auto", description="Local attention kernel; auto is the fastest that runs here"
@@ -106,6 +106,13 @@ class EngineConfig(StrictModel):
     def devices_by_rank(self) -> tuple[int, ...]:
         """Device index of each rank."""
         return self.device_ids or tuple(range(self.devices))
+
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype of weights and activations and the type that weights are stored in, in words,
+        such as "bfloat16, stored as float8"."""
+        storage = self.storage_dtype
+        return self.dtype if storage is None else f"{self.dtype}, stored as {storage}"
 
     def compute_dtype(self, device_type: str) -> Dtype:
         """The dtype of weights and activations: the configured one, else the device's default.

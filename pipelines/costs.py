@@ -222,9 +222,25 @@ class ModelCosts(ABC):
         """
         if storage is None:
             return 0
-        # nf4 also takes an int32 for each two values.
-        index = 2 if storage == "nf4" else 0
-        return max(map(math.prod, self.block_linear_shapes), default=0) * (element_size + index)
+        largest = max(map(math.prod, self.block_linear_shapes), default=0)
+        return int(largest * (element_size + _index_bytes(storage)))
+
+    def weight_decoding(self, element_size: int, storage: StorageDtype | None) -> Work:
+        """Work of decoding the weights of one expert that are stored in fewer bits, once a pass.
+
+        Args:
+            element_size: Bytes per element of the decoded weights.
+            storage: Type that they are stored in; None takes none.
+        """
+        if storage is None:
+            return Work()
+        bytes_moved = 0.0
+        for rows, columns in self.linear_shapes:
+            stored, values = stored_bytes(rows, columns, storage), rows * columns
+            # Codes are looked up or converted; then the scales multiply in place.
+            bytes_moved += stored + values * (3 * element_size + 2 * _index_bytes(storage))
+        launches = len(self.linear_shapes) * (3 if storage == "nf4" else 2)
+        return Work(memory_bytes=bytes_moved, launches=launches) * (1 / self.num_experts)
 
     def resident_experts(
         self,
@@ -253,6 +269,11 @@ def _bytes_saved(
         rows = -(-all_rows // ranks)
         saved += element_size * rows * columns - stored_bytes(rows, columns, storage)
     return saved
+
+
+def _index_bytes(storage: StorageDtype) -> float:
+    """Bytes per value of the int32 with which two levels of nf4 are looked up."""
+    return 2.0 if storage == "nf4" else 0.0
 
 
 def _shard_values(shapes: Sequence[tuple[int, ...]], ranks: int) -> int:

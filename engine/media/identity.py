@@ -50,9 +50,7 @@ class Identity(BaseModel):
         installed = library_versions()
         named = {name: installed[name] for name in _PIXEL_VERSIONS if name in installed}
         named |= family
-        dtype: str = engine.dtype
-        if engine.storage_dtype is not None:
-            dtype += f", stored as {engine.storage_dtype}"
+        dtype = engine.weights_dtype
         if any(getattr(request, f"{name}_sha256") is not None for name in PICTURES):
             dtype += f", the vae's {engine.vae_dtype}"
         return cls(request=request, model=model, dtype=dtype, versions=named)

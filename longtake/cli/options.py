@@ -238,7 +238,10 @@ _NOT_PLANNED = (
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
 """Fields without effect on the predicted time and memory."""
-_NOT_DECODED = ("attention_kernel", "image_folder", "text_timeout_s", "step_timeout_s")
+_NOT_DECODED = (
+    *("attention_kernel", "weights", "text_weights", "storage_dtype", "image_folder"),
+    *("text_timeout_s", "step_timeout_s"),
+)
 _NOT_VERIFIED = (
     *DecodeRequest.model_fields,
     *("ulysses_degree", "ring_degree", "cfg_degree", "device_ids", "num_videos", "vae_dtype"),

@@ -113,7 +113,7 @@ class Views:
         return TEMPLATES.get_template("engine.html").render(
             status=f"{service.unready or 'ready'}.".capitalize(),
             model=service.model.name,
-            dtype=service.engine.config.dtype,
+            dtype=service.engine.config.weights_dtype,
             layout="" if last is None else f"{last.layout.name} (cfg x ring x ulysses)",
             layout_reason="" if last is None else last.why,
             kernel="" if last is None else last.engine.attention_kernel,

@@ -10,12 +10,14 @@ from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
 from longtake.configs.weights import StorageDtype
-from longtake.pipelines.costs import ModelCosts
+from longtake.pipelines.costs import ModelCosts, Work
+from longtake.pipelines.counting.work import WorkCounter
 from longtake.pipelines.family import Denoiser
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS
 from longtake.pipelines.models.wan.transformer.denoiser import WanDenoiser
-from longtake.pipelines.quantization.linear import stored_dtypes
+from longtake.pipelines.operations import LiveBytes, observing
+from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
 from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 from tests.unit.pipelines.counting.planned import checkpoint_of, counted, spec_of
 
@@ -79,13 +81,33 @@ def test_sizes_of_released_models(preset: str, storage: StorageDtype | None, gib
     assert costs.transformer_bytes(2, storage=storage) / GIB == pytest.approx(gib, abs=0.06)
 
 
-def test_a_decoded_weight_is_the_largest_of_a_block() -> None:
+@STORAGES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_memory_and_traffic_of_decoding(storage: StorageDtype, dtype: torch.dtype) -> None:
+    """Counted in the forward of every linear layer of a model's blocks, for no tokens."""
+    denoiser, costs = denoiser_of("hunyuan-video"), spec_of("hunyuan-video").costs
+    assert isinstance(costs, ModelCosts)
+    blocks = denoiser.chains[0]
+    store_in_fewer_bits(blocks, storage)
+    linears = stored_linears(denoiser).values()
+    for linear in linears:
+        linear.bias.data = linear.bias.data.to(dtype)
+    memory, counter = LiveBytes(), WorkCounter()
+    with torch.device("meta"), torch.no_grad(), observing(memory, counter):
+        for linear in linears:
+            linear(torch.empty(0, linear.in_features, dtype=dtype))
+    expected = costs.weight_decoding(dtype.itemsize, storage)
+    decodes = counter.launches - len(linears)  # the products are counted elsewhere
+    assert decodes == pytest.approx(expected.launches, abs=6)  # nf4's table, once
+    assert counter.memory_bytes == pytest.approx(expected.memory_bytes, rel=0.01)
+    assert memory.peak == pytest.approx(costs.decoded_bytes(dtype.itemsize, storage), rel=0.02)
+
+
+def test_nothing_is_decoded_without_storage() -> None:
     costs = spec_of("hunyuan-video").costs
     assert isinstance(costs, ModelCosts)
-    largest = 6 * 3072 * 3072  # modulation
-    assert costs.decoded_bytes(2, None) == 0
-    assert costs.decoded_bytes(2, "float8") == 2 * largest
-    assert costs.decoded_bytes(4, "nf4") == 6 * largest
+    assert (costs.decoded_bytes(2, None), costs.weight_decoding(2, None)) == (0, Work())
+    assert costs.decoded_bytes(2, "float8") == 2 * 6 * 3072**2  # the largest modulation's
 
 
 @STORAGES
