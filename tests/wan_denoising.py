@@ -115,14 +115,16 @@ def transformers(kind: str) -> dict[str, WanTransformer3DModel]:
     }
 
 
-def new_denoiser(kind: str) -> WanDenoiser:
-    """A denoiser with the weights of :func:`transformers`."""
+def new_denoiser(kind: str, tokens_per_chunk: int = 14) -> WanDenoiser:
+    """A denoiser with the weights of :func:`transformers`, and chunks of few tokens."""
     made = tiny_wan.KINDS[kind]
     copies = {
         name: tiny_wan.transformer(seed, **made.transformer)
         for seed, name in enumerate(transformers(kind))
     }
-    return WanDenoiser(copies, BOUNDARY)
+    model = WanDenoiser(copies, BOUNDARY, tokens_per_chunk=tokens_per_chunk)
+    model.chunk_feed_forwards()
+    return model
 
 
 denoiser = cache(new_denoiser)

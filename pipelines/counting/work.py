@@ -15,7 +15,15 @@ from longtake.pipelines.operations import Operation
 _aten = torch.ops.aten
 
 _FREE = frozenset(
-    (_aten.detach, _aten.alias, _aten.empty, _aten.empty_strided, _aten.new_empty, _aten.resize_)
+    (
+        _aten.detach,
+        _aten.alias,
+        _aten.empty,
+        _aten.empty_like,
+        _aten.empty_strided,
+        _aten.new_empty,
+        _aten.resize_,
+    )
 )
 """Operations that launch no kernel, besides views."""
 
@@ -68,7 +76,8 @@ class WorkCounter:
         elif packet is _aten.convolution:
             self._add_convolution(operation)
         elif operation.name.startswith("aten::"):
-            self.memory_bytes += sum(map(_moved_bytes, [*operation.inputs, *operation.outputs]))
+            read = operation.inputs[1:] if packet is _aten.copy_ else operation.inputs
+            self.memory_bytes += sum(map(_moved_bytes, [*read, *operation.outputs]))
 
     def add_attention(
         self,

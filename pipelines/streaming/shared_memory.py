@@ -28,19 +28,22 @@ class SharedMemory:
 
     Attributes:
         values: ``[num_bytes]``, uint8.
+        option: Option of the command line that chose this place, for error messages.
         is_pinned: Whether a GPU copies from it without the help of the host.
     """
 
     values: torch.Tensor
+    option: str = "--weights"
     is_pinned: bool = field(default=False, init=False)
 
     @classmethod
-    def allocate(cls, num_bytes: int, world: World) -> SharedMemory:
+    def allocate(cls, num_bytes: int, world: World, option: str = "--weights") -> SharedMemory:
         """Allocate memory of undefined content. Collective: all ranks call it.
 
         Args:
             num_bytes: Size, the same on all ranks.
             world: All ranks.
+            option: As in :class:`SharedMemory`.
 
         Raises:
             ModelError: On all ranks; a host has too little memory, or its ranks cannot share it.
@@ -53,7 +56,7 @@ class SharedMemory:
             except (OSError, AttributeError, ModelError) as error:
                 failure = (
                     f"no host memory for {_gib(num_bytes)} of weights: {one_line(error)}; try "
-                    "--weights disk, which reads each block when it is needed"
+                    f"{option} disk, which reads each block when it is needed"
                 )
         # Each leader keeps its descriptor open until all ranks of its host have opened it.
         created = world.gather_json([os.getpid(), descriptor, failure])
@@ -65,14 +68,14 @@ class SharedMemory:
         except (OSError, ValueError) as error:
             failure = (
                 f"rank {world.rank} cannot map the weights in the memory of rank {leader}: "
-                f"{one_line(error)}; try --weights disk"
+                f"{one_line(error)}; try {option} disk"
             )
         failures = world.gather_json(failure)
         if descriptor >= 0:
             os.close(descriptor)
         _raise_first(failures)
         assert values is not None
-        return cls(values)
+        return cls(values, option)
 
     def pin(self, world: World) -> None:
         """Pin the memory for the GPUs of all ranks. Collective; no-op on the CPU.
@@ -82,7 +85,7 @@ class SharedMemory:
         """
         failure = None
         if world.device.type == "cuda" and len(self.values) > 0:
-            failure = _pin(self.values)
+            failure = _pin(self.values, self.option)
             self.is_pinned = failure is None
             if self.is_pinned:
                 unpin = torch.cuda.cudart().cudaHostUnregister
@@ -126,7 +129,7 @@ def _map(num_bytes: int, pid: int, descriptor: int) -> torch.Tensor:
         os.close(own)
 
 
-def _pin(values: torch.Tensor) -> str | None:
+def _pin(values: torch.Tensor, option: str) -> str | None:
     """Pin memory; returns why the driver refused, or None."""
     try:
         code = torch.cuda.cudart().cudaHostRegister(values.data_ptr(), values.nbytes, 0)
@@ -135,7 +138,7 @@ def _pin(values: torch.Tensor) -> str | None:
         return (
             f"the driver does not pin {_gib(values.nbytes)} of host memory for weights "
             f"({one_line(error)[:100]}): raise the limit of locked memory (ulimit -l; WSL pins "
-            "half of its memory at most), or try --weights disk"
+            f"half of its memory at most), or try {option} disk"
         )
     return None
 

@@ -69,6 +69,7 @@ class HostStore:
     Args:
         files: The blocks in their files.
         world: All ranks.
+        option: Option of the command line that chose this place, for error messages.
 
     Attributes:
         layouts: The tensors of each block.
@@ -78,11 +79,11 @@ class HostStore:
             memory, or does not share or pin it, on all ranks.
     """
 
-    def __init__(self, files: FileStore, world: World) -> None:
+    def __init__(self, files: FileStore, world: World, option: str = "--weights") -> None:
         self.layouts = files.layouts
         sizes = [layout.num_bytes for layout in self.layouts]
         self._begins = [0, *itertools.accumulate(sizes)]
-        self._memory = SharedMemory.allocate(sum(sizes), world)
+        self._memory = SharedMemory.allocate(sum(sizes), world, option)
         of_host = world.host_ranks
         for number in range(of_host.index(world.rank), len(sizes), len(of_host)):
             files.read(number, self._bytes(number))

@@ -85,7 +85,7 @@ class StreamedEncoder:
         """Hold what is outside of layers on the device within the context, and two layers.
 
         Raises:
-            ModelError: A layer cannot be read, while the encoder is called.
+            EngineError: While the encoder is called: weights cannot be read any more.
         """
         self._streamer.prefetch(self._layers[0])
         on_host = [tensor.data for tensor in self._outside]

@@ -42,7 +42,9 @@ def place_encoder(
         return ResidentEncoder(encoder, device)
     _put_table_on_host(encoder, source, in_memory=place == "streamed")
     files = _files_of(layers, source)
-    store: BlockStore = HostStore(files, World(device)) if place == "streamed" else files
+    store: BlockStore = files
+    if place == "streamed":
+        store = HostStore(files, World(device), "--text-weights")  # on this rank alone
     streamer = BlockStreamer(device)
     streamer.add(layers, store)
     _read(encoder, source)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from longtake.errors import EngineError, ModelError
 from longtake.pipelines.loading.tensor_source import TensorSource, read_into
 
 
@@ -47,10 +48,14 @@ class TokenTable(nn.Module):
             ``[..., L, D]``, on the same device.
 
         Raises:
-            ModelError: A row cannot be read.
+            EngineError: A row cannot be read any more.
         """
         numbers, places = torch.unique(tokens.cpu(), return_inverse=True)
-        return self._rows(numbers)[places].to(tokens.device)
+        try:
+            rows = self._rows(numbers)
+        except ModelError as error:
+            raise EngineError(str(error)) from error  # the work has begun
+        return rows[places].to(tokens.device)
 
     def _rows(self, numbers: torch.Tensor) -> torch.Tensor:
         if self._table is not None:

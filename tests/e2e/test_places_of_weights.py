@@ -55,7 +55,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory, model: Path) -> bytes:
 def test_the_same_file_byte_by_byte(
     tmp_path: Path, model: Path, expected: bytes, place: str
 ) -> None:
-    code, errors = finish(generate(tmp_path, model, f"--weights={place}"))
+    code, errors = finish(
+        generate(tmp_path, model, f"--weights={place}", f"--text-weights={place}")
+    )
     assert code == 0, errors
     assert (tmp_path / "out.mp4").read_bytes() == expected
     described = json.loads((tmp_path / "out.mp4.json").read_text())

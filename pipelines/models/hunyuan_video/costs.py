@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK, chunks_of, largest_chunk
 from longtake.pipelines.codec.causal_tiling import CausalTiling
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
@@ -40,12 +41,21 @@ _TEMPLATE_TOKENS = 95
 
 @dataclass(frozen=True)
 class HunyuanVideoCosts(ModelCosts):
-    """Costs of one checkpoint."""
+    """Costs of one checkpoint.
+
+    Attributes:
+        transformer: Configuration of the transformer.
+        vae: Configuration of the autoencoder.
+        text_encoder: Configuration of LLaMA, or of LLaVA.
+        clip: Configuration of CLIP's text encoder.
+        tokens_per_chunk: Largest number of tokens that what widens them treats at once.
+    """
 
     transformer: TransformerConfig
     vae: VaeConfig
     text_encoder: LlamaConfig | LlavaConfig
     clip: ClipTextConfig
+    tokens_per_chunk: int = TOKENS_PER_CHUNK
 
     @property
     def llama(self) -> LlamaConfig:
@@ -139,15 +149,25 @@ class HunyuanVideoCosts(ModelCosts):
         per_text_token = 2 * (config.text_embed_dim * width + refined)
         attention = 4 * config.num_refiner_layers * num_text_tokens**2 * width
         unit = num_tokens * width * element_size
-        wide = element_size >= 4
-        units = (27.5 if wide else 44.5) + 4 * config.mlp_ratio
-        units += (14 if wide else 34) if config.qk_norm else 0
+        chunks = len(chunks_of(num_tokens, self.tokens_per_chunk))
+        launches = (60 + 28 * chunks) * config.num_layers
+        launches += (16 + 30 * chunks) * config.num_single_layers
         return Work(
             linear_flops=per_token * num_tokens + per_text_token * num_text_tokens + 2 * once,
             attention_flops=attention,
-            memory_bytes=unit * (units * num_blocks + 11) + once * element_size,
-            launches=80 * (config.num_layers + 1) + 40 * config.num_single_layers,
+            memory_bytes=unit * (self._block_traffic(element_size) + 11) + once * element_size,
+            launches=100 + launches,
         )
+
+    def _block_traffic(self, element_size: int) -> float:
+        """Traffic of all blocks, in units."""
+        config, wide = self.transformer, element_size >= 4
+        each = 34.5 if wide else 46.5
+        each += (14 if wide else 34.5) if config.qk_norm else 0
+        double, single = each + 2 * config.mlp_ratio, each + 3 + 4 * config.mlp_ratio
+        if self._replaces_tokens:
+            double, single = double + 8, single + 4
+        return config.num_layers * double + config.num_single_layers * single
 
     def activation_bytes(
         self,
@@ -160,18 +180,20 @@ class HunyuanVideoCosts(ModelCosts):
     ) -> int:
         """Peak activation memory of one forward pass, in bytes.
 
-        The peak is the larger of a single-stream block's feed-forward and its attention, during
-        which the feed-forward's result is live. The latent tokens, their velocity and their rotary
-        embedding add to it.
+        The peak is in a single-stream block: in its attention, in a chunk of its feed-forward, or,
+        with a first frame of its own modulation, when the two are joined again. The latent tokens,
+        their velocity and their rotary embedding add to it.
         """
         config, wide = self.transformer, element_size >= 4
         if ring:
-            attention = 7 + 9 * head_share if wide else 8 + 11 * head_share
+            attention = 6 + ((8 if wide else 9) + ulysses) * head_share
         elif ulysses:
-            attention = 7 + 6 * head_share if wide else 8 + 6 * head_share
+            attention = 6 + 6 * head_share
         else:
-            attention = 11 if wide else 12
-        units = max(8 + 2 * config.mlp_ratio, attention + config.mlp_ratio)
+            attention = 7
+        share = largest_chunk(num_tokens, self.tokens_per_chunk) / max(1, num_tokens)
+        feed_forward = 6 + (2 * config.mlp_ratio + 1) * share
+        units = max(feed_forward, attention, 9 if self._replaces_tokens else 0)
         tokens = (4 + element_size) * config.token_values + 4 * config.attention_head_dim
         return int(num_tokens * (units * config.width * element_size + tokens))
 
@@ -203,6 +225,11 @@ class HunyuanVideoCosts(ModelCosts):
     def tile_bytes(self, shape: Sequence[int], element_size: int) -> int:
         """Peak memory of decoding one tile, in bytes; see :class:`AutoencoderCosts`."""
         return AutoencoderCosts(self.vae).peak_bytes(shape, element_size)
+
+    @property
+    def _replaces_tokens(self) -> bool:
+        """Whether the tokens of the first frame have a modulation of their own."""
+        return self.transformer.image_condition_type == "token_replace"
 
     @property
     def _num_patches(self) -> int:

@@ -108,4 +108,5 @@ def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> Huny
     denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
     weights = Weights(SafetensorsSource(checkpoint.weights("transformer")))
     load_transformer(denoiser, transformer, weights, world, plan.transformer)
+    denoiser.chunk_feed_forwards()
     return denoiser

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
 from longtake.configs.weights import StorageDtype
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK, chunks_of, largest_chunk
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
 from longtake.pipelines.loading.tensor_shapes import Shape, matrices, num_values, shapes_of
@@ -57,6 +58,7 @@ class WanCosts(ModelCosts):
         image_encoder: Configuration of the image encoder; None for a model without image keys.
         text_keys: Text keys of every cross attention.
         per_token_timesteps: Whether the tokens of a given first frame have a timestep of their own.
+        tokens_per_chunk: Largest number of tokens that what widens them treats at once.
     """
 
     transformer: TransformerConfig
@@ -66,6 +68,7 @@ class WanCosts(ModelCosts):
     num_experts: int = 1
     text_keys: int = TEXT_TOKENS
     per_token_timesteps: bool = False
+    tokens_per_chunk: int = TOKENS_PER_CHUNK
 
     @property
     def attention(self) -> AttentionHeads:  # type: ignore[override]
@@ -164,7 +167,7 @@ class WanCosts(ModelCosts):
         config, width = self.transformer, self.transformer.width
         keys = self.text_keys + self.image_keys
         wide = element_size >= 4
-        launches, units, units_per_key = self._block_traffic(wide=wide)
+        units, units_per_key = self._block_traffic(wide=wide)
         head_units = 10 if wide else 23
         if self.per_token_timesteps:
             head_units += 17 if wide else 24
@@ -173,7 +176,8 @@ class WanCosts(ModelCosts):
             linear_flops=self._linear_flops(num_tokens),
             attention_flops=4 * config.num_layers * num_tokens * keys * width,
             memory_bytes=(traffic + head_units * num_tokens) * width * element_size,
-            launches=launches * config.num_layers + _LAUNCHES_OUTSIDE,
+            launches=config.num_layers * self._block_launches(num_tokens, wide=wide)
+            + _LAUNCHES_OUTSIDE,
         )
 
     def _linear_flops(self, num_tokens: int) -> int:
@@ -187,8 +191,14 @@ class WanCosts(ModelCosts):
         once += timesteps * width * (config.freq_dim + (1 + MODULATIONS) * width)
         return 2 * (per_token * num_tokens + once)
 
-    def _block_traffic(self, *, wide: bool) -> tuple[int, float, int]:
-        """Kernel launches of a block, and its traffic by token and by key, in units.
+    def _block_launches(self, num_tokens: int, *, wide: bool) -> int:
+        """Kernel launches of a block."""
+        chunks = len(chunks_of(num_tokens, self.tokens_per_chunk))
+        launches = 25 + 36 * chunks if wide else 39 + 44 * chunks
+        return launches + (9 + 4 * chunks if self.image_keys else 0)
+
+    def _block_traffic(self, *, wide: bool) -> tuple[float, int]:
+        """Traffic of a block by token and by key, in units.
 
         Norms and gates are computed in float32, and so are rotary embeddings.
 
@@ -196,15 +206,15 @@ class WanCosts(ModelCosts):
             wide: Whether the weights are float32, so that nothing is converted.
         """
         config = self.transformer
-        launches, units = (58, 54.0) if wide else (82, 163.0)
+        units = 60.5 if wide else 166.0
         units += 2 * config.ffn_dim / config.width
         if config.cross_attn_norm:
             units += 2 if wide else 4
         if self.image_keys:
-            launches, units = launches + (12 if wide else 14), units + 3
+            units += 3
         if self.per_token_timesteps:
             units += 22 if wide else 62
-        return launches, units, 11 if wide else 24
+        return units, 11 if wide else 24
 
     def activation_bytes(
         self,
@@ -217,26 +227,28 @@ class WanCosts(ModelCosts):
     ) -> int:
         """Peak activation memory of one forward pass, in bytes.
 
-        The peak is the largest of a block's feed-forward, its self-attention and, with a modulation
-        per token, the conversion of that to float32. The modulation itself adds to it, in the
-        weights' dtype and as a sum in float32, and so do the latent tokens, the model's input, the
-        velocity and the rotary embedding.
+        The peak is the largest of a block's self-attention, a chunk of its feed-forward, the
+        residual sum after that, in float32, and, with a modulation per token, the conversion of
+        that to float32. The modulation itself adds to it, in the weights' dtype and as a sum in
+        float32, and so do the latent tokens, the model's input, the velocity and the rotary
+        embedding.
         """
         config, wide = self.transformer, element_size >= 4
         if ring:
-            attention = 4 + (9 if wide else 10) * head_share
+            attention = 5 + ((8 if wide else 9) + ulysses) * head_share
         elif ulysses:
-            attention = 4 + 6 * head_share
+            attention = 5 + 6 * head_share
         else:
-            attention = 7 if wide else 10
-        units = max(3 + 2 * config.ffn_dim / config.width, attention)
+            attention = 6
+        share = largest_chunk(num_tokens, self.tokens_per_chunk) / max(1, num_tokens)
+        feed_forward = 4 + 2 * config.ffn_dim / config.width * share
+        units = max(feed_forward, attention, 6 if wide else 10)
         if self.per_token_timesteps:
             summed = MODULATIONS * 4 / element_size
-            units = max(units, 1 + summed) if not wide else units
-            units += MODULATIONS + summed
+            units = max(units, 7 if wide else 1 + summed) + MODULATIONS + summed
         tokens = 4 * config.token_values + element_size * (config.values_in + config.token_values)
         tokens += 4 * config.attention_head_dim
-        return int(num_tokens * ((1 + units) * config.width * element_size + tokens))
+        return int(num_tokens * (units * config.width * element_size + tokens))
 
     def text_encoding(self, max_tokens: int, element_size: int) -> Work:
         """Work of encoding one prompt at its maximum length, and the pictures."""

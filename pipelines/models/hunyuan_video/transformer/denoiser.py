@@ -16,11 +16,16 @@ from torch import nn
 from longtake.configs.request import ResolvedRequest
 from longtake.parallel import TokenShards
 from longtake.parallel.mesh import sequence_rank
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK
 from longtake.pipelines.family import Denoiser, Streams
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.hunyuan_video.transformer.attention import (
     AttentionContext,
     UspAttnProcessor,
+)
+from longtake.pipelines.models.hunyuan_video.transformer.feed_forward import (
+    chunk_double_block,
+    chunk_single_block,
 )
 from longtake.pipelines.models.hunyuan_video.transformer.rope import video_rotation
 from longtake.pipelines.runtime.stepper import Step
@@ -61,20 +66,27 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoPass]):
         transformer: Text-to-video or image-to-video transformer (token_replace or latent_concat).
             The attention of its blocks is replaced by attention across ranks.
         kernel: Name of the local attention kernel.
+        tokens_per_chunk: Largest number of tokens that what widens them treats at once.
 
     Attributes:
         image_condition: "token_replace" or "latent_concat"; None for text to video.
     """
 
-    def __init__(self, transformer: HunyuanVideoTransformer3DModel, kernel: str = "auto") -> None:
+    def __init__(
+        self,
+        transformer: HunyuanVideoTransformer3DModel,
+        kernel: str = "auto",
+        tokens_per_chunk: int = TOKENS_PER_CHUNK,
+    ) -> None:
         super().__init__()
         self.transformer = transformer
         self._kernel = kernel
+        self._tokens_per_chunk = tokens_per_chunk
         config = transformer.config
         self.image_condition: str | None = config.image_condition_type
         self._patch = (config.patch_size_t, config.patch_size, config.patch_size)
         self._width = config.num_attention_heads * config.attention_head_dim
-        across_ranks = UspAttnProcessor()
+        across_ranks = UspAttnProcessor(tokens_per_chunk)
         transformer.set_attn_processor(
             {
                 name: processor if name.startswith("context_embedder.") else across_ranks
@@ -87,6 +99,17 @@ class HunyuanVideoDenoiser(Denoiser[HunyuanVideoPass]):
         """The double-stream blocks, then the single-stream ones."""
         model = self.transformer
         return [[*model.transformer_blocks, *model.single_transformer_blocks]]
+
+    def chunk_feed_forwards(self) -> None:
+        """Run the feed-forwards over chunks of tokens.
+
+        Called once, after the weights were loaded: wrapped modules are one name deeper than those
+        of the files.
+        """
+        for block in self.transformer.transformer_blocks:
+            chunk_double_block(block, self._tokens_per_chunk)
+        for block in self.transformer.single_transformer_blocks:
+            chunk_single_block(block, self._tokens_per_chunk)
 
     def prepare(
         self, streams: Streams, layout: VideoLayout, request: ResolvedRequest, pictures: Streams

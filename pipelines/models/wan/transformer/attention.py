@@ -12,7 +12,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from longtake.parallel import ParallelDims, TokenShards, usp_attention
-from longtake.pipelines.tokens import rotate_
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK
+from longtake.pipelines.tokens import new_heads, rotate, token_chunks
 
 _ONE_RANK = ParallelDims()
 
@@ -60,7 +61,14 @@ class UspAttnProcessor:
 
     Self-attention runs across ranks. Cross attention sends nothing: every rank has all keys. q and
     k are normalized over all heads together, so before heads are exchanged for tokens.
+
+    Args:
+        tokens_per_chunk: Largest number of tokens that are projected, normalized and rotated at
+            once, and that attend to the text at once.
     """
+
+    def __init__(self, tokens_per_chunk: int = TOKENS_PER_CHUNK) -> None:
+        self._tokens_per_chunk = tokens_per_chunk
 
     def __call__(
         self,
@@ -83,33 +91,46 @@ class UspAttnProcessor:
             ``[B, n, D]``.
         """
         if rotary_emb is not None:
-            out = _self_attention(attn, hidden_states, rotary_emb)
-        else:
-            assert encoder_hidden_states is not None
-            out = _cross_attention(attn, hidden_states, encoder_hidden_states)
-        projected: torch.Tensor = attn.to_out[1](attn.to_out[0](out.flatten(2)))
-        return projected
+            return _projected(attn, self._self_attention(attn, hidden_states, rotary_emb))
+        assert encoder_hidden_states is not None
+        return self._cross_attention(attn, hidden_states, encoder_hidden_states)
+
+    def _self_attention(
+        self, attn: Any, tokens: torch.Tensor, context: SelfAttentionContext
+    ) -> torch.Tensor:
+        """Attention of the local tokens to the whole video, ``[B, n, N, H]``."""
+        q, k, v = new_heads(tokens, tokens.shape[1], attn.heads, attn.inner_dim // attn.heads)
+        for rows, chunk in token_chunks([tokens], self._tokens_per_chunk):
+            rotation = context.rotation[rows]
+            rotate(_heads(attn, attn.norm_q(attn.to_q(chunk))), rotation, out=q[:, rows])
+            rotate(_heads(attn, attn.norm_k(attn.to_k(chunk))), rotation, out=k[:, rows])
+            v[:, rows] = _heads(attn, attn.to_v(chunk))
+        return usp_attention(
+            q, k, v, mesh=context.mesh, shards=context.shards, kernel=context.kernel
+        )
+
+    def _cross_attention(
+        self, attn: Any, tokens: torch.Tensor, keys: CrossAttentionKeys
+    ) -> torch.Tensor:
+        """Attention to the text plus, with image keys, attention to the pictures: ``[B, n, D]``."""
+        kv = [(attn.norm_k(attn.to_k(keys.text)), attn.to_v(keys.text))]
+        if keys.image is not None:
+            image_keys = attn.norm_added_k(attn.add_k_proj(keys.image))
+            kv.append((image_keys, attn.add_v_proj(keys.image)))
+        result = tokens.new_empty(tokens.shape)
+        for rows, chunk in token_chunks([tokens], self._tokens_per_chunk):
+            q = _heads(attn, attn.norm_q(attn.to_q(chunk)))
+            out, *others = (
+                _attend_whole(q, _heads(attn, k), _heads(attn, v), keys.kernel) for k, v in kv
+            )
+            result[:, rows] = _projected(attn, sum(others, out))
+        return result
 
 
-def _self_attention(attn: Any, tokens: torch.Tensor, context: SelfAttentionContext) -> torch.Tensor:
-    """Attention of the local tokens to the whole video, ``[B, n, N, H]``."""
-    q = rotate_(_heads(attn, attn.norm_q(attn.to_q(tokens))), context.rotation)
-    k = rotate_(_heads(attn, attn.norm_k(attn.to_k(tokens))), context.rotation)
-    v = _heads(attn, attn.to_v(tokens))
-    return usp_attention(q, k, v, mesh=context.mesh, shards=context.shards, kernel=context.kernel)
-
-
-def _cross_attention(attn: Any, tokens: torch.Tensor, keys: CrossAttentionKeys) -> torch.Tensor:
-    """Attention to the text plus, with image keys, attention to the pictures: ``[B, n, N, H]``."""
-    q = _heads(attn, attn.norm_q(attn.to_q(tokens)))
-    k = _heads(attn, attn.norm_k(attn.to_k(keys.text)))
-    v = _heads(attn, attn.to_v(keys.text))
-    out = _attend_whole(q, k, v, keys.kernel)
-    if keys.image is None:
-        return out
-    k = _heads(attn, attn.norm_added_k(attn.add_k_proj(keys.image)))
-    v = _heads(attn, attn.add_v_proj(keys.image))
-    return out + _attend_whole(q, k, v, keys.kernel)
+def _projected(attn: Any, out: torch.Tensor) -> torch.Tensor:
+    """The output ``[B, n, D]`` of attention ``[B, n, N, H]``."""
+    projected: torch.Tensor = attn.to_out[1](attn.to_out[0](out.flatten(2)))
+    return projected
 
 
 def _attend_whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 
 from longtake.configs.request import ResolvedRequest
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK
 from longtake.pipelines.family import Denoiser, Streams
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.wan.spec import EXPERTS
@@ -34,6 +35,7 @@ class WanDenoiser(Denoiser[WanPass]):
             :data:`LOW_NOISE`, of the same sizes. A single one runs all steps.
         boundary: Timestep below which the low-noise expert runs; not used with one transformer.
         kernel: Name of the local attention kernel.
+        tokens_per_chunk: Largest number of tokens that what widens them treats at once.
 
     Attributes:
         experts: The transformers, by component.
@@ -46,9 +48,12 @@ class WanDenoiser(Denoiser[WanPass]):
         transformers: Mapping[str, WanTransformer3DModel],
         boundary: float | None = None,
         kernel: str = "auto",
+        tokens_per_chunk: int = TOKENS_PER_CHUNK,
     ) -> None:
         super().__init__()
-        self.experts = nn.ModuleDict({name: WanExpert(each) for name, each in transformers.items()})
+        self.experts = nn.ModuleDict(
+            {name: WanExpert(each, tokens_per_chunk) for name, each in transformers.items()}
+        )
         self.swap: ExpertSwap | None = None
         self._boundary = boundary
         self._kernel = kernel
@@ -59,6 +64,11 @@ class WanDenoiser(Denoiser[WanPass]):
     def chains(self) -> Sequence[Sequence[nn.Module]]:
         """The blocks of each expert, in execution order."""
         return [self.expert(name).blocks for name in self.experts]
+
+    def chunk_feed_forwards(self) -> None:
+        """Run the feed-forwards of all experts over chunks of tokens, once they are loaded."""
+        for name in self.experts:
+            self.expert(name).chunk_feed_forwards()
 
     def running_module(self, step: Step) -> WanExpert:
         """The expert that a step runs."""

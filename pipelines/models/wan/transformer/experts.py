@@ -14,13 +14,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
+from longtake.pipelines.chunks import TOKENS_PER_CHUNK
 from longtake.pipelines.models.wan.transformer.attention import (
     CrossAttentionKeys,
     SelfAttentionContext,
     UspAttnProcessor,
 )
 from longtake.pipelines.runtime.block_runner import BlockRunner
-from longtake.pipelines.tokens import row_of_patches
+from longtake.pipelines.tokens import ChunkedFeedForward, row_of_patches
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,29 @@ class WanExpert(nn.Module):
     Args:
         transformer: Any of Wan's text-to-video and image-to-video transformers. Its attention is
             replaced by attention across ranks.
+        tokens_per_chunk: Largest number of tokens that what widens them treats at once.
     """
 
-    def __init__(self, transformer: WanTransformer3DModel) -> None:
+    def __init__(
+        self, transformer: WanTransformer3DModel, tokens_per_chunk: int = TOKENS_PER_CHUNK
+    ) -> None:
         super().__init__()
         self.transformer = transformer
+        self._tokens_per_chunk = tokens_per_chunk
         config = transformer.config
         self._patch: tuple[int, int, int] = tuple(config.patch_size)
         self._width: int = config.num_attention_heads * config.attention_head_dim
         self._out_channels: int = config.out_channels or config.in_channels
-        transformer.set_attn_processor(UspAttnProcessor())
+        transformer.set_attn_processor(UspAttnProcessor(tokens_per_chunk))
+
+    def chunk_feed_forwards(self) -> None:
+        """Run the feed-forwards over chunks of tokens.
+
+        Called once, after the weights were loaded: wrapped modules are one name deeper than those
+        of the files.
+        """
+        for block in self.transformer.blocks:
+            block.ffn = ChunkedFeedForward(block.ffn, self._tokens_per_chunk)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -57,4 +57,5 @@ def load_denoiser(
         if swaps and name == LOW_NOISE:
             low, high = denoiser.expert(LOW_NOISE), denoiser.expert(HIGH_NOISE)
             denoiser.swap = ExpertSwap(low, high, world.device)
+    denoiser.chunk_feed_forwards()
     return denoiser

@@ -15,17 +15,23 @@ from longtake.pipelines import registry
 from longtake.pipelines.costs import ModelCosts
 from longtake.pipelines.counting.costs import CountedCosts
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.spec import ModelSpec
 
 TEXT_TOKENS = 256
+
+ONE_CHUNK = 10**9
+"""Tokens of a chunk that holds all: what is counted is then a polynomial in the tokens."""
 
 SKELETON = "tests.unit.pipelines.counting.skeletons:hunyuan_video"
 
 
 @cache
 def spec_of(model: str) -> ModelSpec:
-    """A model's specification, with the arithmetic of its family."""
-    return registry.inspect(checkpoint_of(model), weights=False)
+    """A model's specification, with the arithmetic of its family for a single chunk of tokens."""
+    spec = registry.inspect(checkpoint_of(model), weights=False)
+    assert isinstance(spec.costs, HunyuanVideoCosts)
+    return replace(spec, costs=replace(spec.costs, tokens_per_chunk=ONE_CHUNK))
 
 
 def checkpoint_of(model: str) -> Checkpoint:

@@ -14,6 +14,7 @@ from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.spec import LatentGrid, ModelSpec
+from tests.unit.pipelines.counting.planned import ONE_CHUNK
 
 
 def hunyuan_video(checkpoint: Checkpoint, spec: ModelSpec) -> Skeleton:
@@ -29,8 +30,10 @@ def hunyuan_video(checkpoint: Checkpoint, spec: ModelSpec) -> Skeleton:
     def pictures(grid: LatentGrid) -> dict[str, torch.Tensor]:
         return {"image": torch.empty(1, grid.shape[1], 1, *grid.shape[3:])}
 
+    denoiser = HunyuanVideoDenoiser(transformer, tokens_per_chunk=ONE_CHUNK)
+    denoiser.chunk_feed_forwards()
     return Skeleton(
-        denoiser=HunyuanVideoDenoiser(transformer),
+        denoiser=denoiser,
         streams=streams,
         autoencoder=vae,
         decoder=lambda request: HunyuanVideoDecoder(vae, request),

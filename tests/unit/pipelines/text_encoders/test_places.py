@@ -23,13 +23,14 @@ from transformers import (
 )
 
 from longtake.configs.weights import TextPlace
-from longtake.errors import ModelError
+from longtake.errors import EngineError, ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.models.hunyuan_video.conditioner.image_text import ImageTextEncoders
 from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoders
 from longtake.pipelines.models.wan.conditioner.conditioner import WanConditioner
 from longtake.pipelines.prompt_tokens import PromptTemplate
+from longtake.pipelines.streaming import shared_memory
 from longtake.pipelines.text_encoders import tensor_names
 from longtake.pipelines.text_encoders.encoder import Encoder
 from longtake.pipelines.text_encoders.layers import layers_of
@@ -278,7 +279,7 @@ def test_a_file_that_is_cut_while_the_encoder_is_in_use(
         torch.testing.assert_close(states(encoder, "UMT5"), expected, rtol=0, atol=0)
         return
     for _ in range(2):
-        with pytest.raises(ModelError, match=r"cannot be read from .*text_encoder: ") as caught:
+        with pytest.raises(EngineError, match=r"cannot be read from .*text_encoder: ") as caught:
             states(encoder, "UMT5")
         assert str(caught.value).isprintable()
     assert all(each.isnan().all() for each in next(layers_of(encoder.module)).parameters())
@@ -291,6 +292,15 @@ def test_a_file_that_is_removed_is_read_to_the_end(folders: dict[str, str], tmp_
     expected = states(encoder, "UMT5")
     shutil.rmtree(tmp_path / "copy")
     torch.testing.assert_close(states(encoder, "UMT5"), expected, rtol=0, atol=0)
+
+
+def test_a_host_with_too_little_memory(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "free_bytes", lambda device: 2**29)
+    with pytest.raises(ModelError, match=r"try --text-weights disk, which reads each") as caught:
+        load(folders["wan"], "UMT5", "streamed", torch.float32)
+    assert str(caught.value).isprintable()
 
 
 def test_an_error_of_a_layer_frees_what_was_brought(folders: dict[str, str]) -> None:

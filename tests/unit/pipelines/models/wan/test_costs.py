@@ -156,7 +156,9 @@ def make_denoiser(
     for key, weights in model.named_parameters():
         if FLOAT32_WEIGHTS.search(key):
             weights.data = weights.data.float()
-    return WanDenoiser({"transformer": model.eval()})
+    denoiser = WanDenoiser({"transformer": model.eval()})
+    denoiser.chunk_feed_forwards()
+    return denoiser
 
 
 @contextmanager
@@ -204,11 +206,13 @@ def _grid(costs: WanCosts, frames: int = 9, side: int = 48) -> LatentGrid:
     return LatentGrid((1, channels, frames, side, side), costs.transformer.patch_size)
 
 
+@pytest.mark.parametrize("side", [48, 96])
 @pytest.mark.parametrize(("name", "dtype"), [*product(SMALL, DTYPES)], ids=str)
-def test_work_of_one_rank(shapes: FakeTensorMode, name: str, dtype: torch.dtype) -> None:
+def test_work_of_one_rank(shapes: FakeTensorMode, name: str, dtype: torch.dtype, side: int) -> None:
+    """One chunk of tokens, and three."""
     costs = make_costs(SMALL[name], name)
-    denoiser = make_denoiser(shapes, SMALL[name], dtype)
-    with one_pass(shapes, denoiser, costs, _grid(costs), ParallelDims()) as (run, tokens, held):
+    denoiser, grid = make_denoiser(shapes, SMALL[name], dtype), _grid(costs, side=side)
+    with one_pass(shapes, denoiser, costs, grid, ParallelDims()) as (run, tokens, held):
         counts = Counts.of(run)
     work = costs.transformer_pass(tokens, costs.text_keys, dtype.itemsize)
     assert _flops(work) + _across_ranks(costs, tokens) == pytest.approx(counts.flops, rel=0.005)
@@ -258,11 +262,12 @@ LAYOUTS = [
 def test_activation_bytes_with_exchanges(
     shapes: FakeTensorMode, name: str, dtype: torch.dtype
 ) -> None:
-    """Eight heads: uneven over five ranks. Feed-forwards are narrow, so attention is the peak."""
+    """Eight heads: uneven over five ranks. Tokens are many times a chunk, so attention is the
+    peak."""
     settings = {**SMALL[name], "ffn_dim": 512}
     costs, denoiser = make_costs(settings, name), make_denoiser(shapes, settings, dtype)
     for dims in LAYOUTS:
-        with one_pass(shapes, denoiser, costs, _grid(costs, 21, 48), dims) as (run, tokens, held):
+        with one_pass(shapes, denoiser, costs, _grid(costs, 33, 240), dims) as (run, tokens, held):
             peak = Counts.of(run).peak_bytes
         predicted = costs.activation_bytes(
             tokens,
