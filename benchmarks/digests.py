@@ -30,7 +30,7 @@ REQUESTS = {
     "cfg 2": f"--num-inference-steps 4 {_GUIDED} --devices 2 --cfg-degree 2",
     "two videos, whole": "--num-inference-steps 3 --num-videos 2 --decode whole",
     "bfloat16": "--num-inference-steps 3 --dtype bfloat16",
-    "split weights": "--num-inference-steps 3 --devices 2 --shard-weights",
+    "split weights": "--num-inference-steps 3 --devices 2 --weights split",
     "picture": f"{_ANIMATED} --num-inference-steps 4",
     "picture, dynamic, 2 ranks": f"{_ANIMATED} --num-inference-steps 4 --devices 2"
     " --i2v-mode dynamic",

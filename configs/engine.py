@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from longtake.configs.base import Dtype, NamedPath, Seconds, StrictModel
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
+from longtake.configs.weights import (
+    StorageDtype,
+    TextPlace,
+    WeightPlace,
+    place_of_shard_weights,
+)
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
 
@@ -92,6 +97,17 @@ class EngineConfig(StrictModel):
         description="Seconds to decode and write one tile, or a video without tiles",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_shard_weights(cls, values: Any) -> Any:
+        """Read ``parallel.shard_weights`` of records of 0.1.0, where weights were split or not."""
+        parallel = values.get("parallel") if isinstance(values, dict) else None
+        if not isinstance(parallel, dict) or "shard_weights" not in parallel:
+            return values
+        degrees = {name: value for name, value in parallel.items() if name != "shard_weights"}
+        weights = place_of_shard_weights(parallel["shard_weights"])
+        return {"weights": weights, **values, "parallel": degrees}
+
     @model_validator(mode="after")
     def _one_device_per_rank(self) -> EngineConfig:
         ids = self.device_ids
@@ -101,6 +117,20 @@ class EngineConfig(StrictModel):
                 "index per rank, each once"
             )
         return self
+
+    @property
+    def places(self) -> tuple[WeightPlace, TextPlace]:
+        """Places of the transformer and of the text encoders.
+
+        Raises:
+            ValueError: One is still "auto": the planner resolves it before ranks start.
+        """
+        if self.weights == "auto" or self.text_weights == "auto":
+            raise ValueError(
+                f"weights={self.weights} and text_weights={self.text_weights} on a rank: resolve "
+                "them with EngineOutline.place_weights first"
+            )
+        return self.weights, self.text_weights
 
     @property
     def devices_by_rank(self) -> tuple[int, ...]:

@@ -25,8 +25,3 @@ class ParallelConfig(StrictModel):
         le=2,
         description="Passes of guidance computed in parallel: 2 on separate ranks, 1 in turn",
     )
-    shard_weights: bool = Field(
-        default=False,
-        description="Shard the transformer's weights over all ranks (FSDP), gathering one block at "
-        "a time",
-    )

@@ -42,6 +42,11 @@ class PlanConfig(StrictModel):
     decode_ranks: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         default=None, description="Ranks that decode; all by default"
     )
+    what_fits: bool = Field(
+        default=False,
+        description="Instead of one video, list the sizes and lengths that fit, for each released "
+        "model or for --model",
+    )
 
 
 class DoctorConfig(StrictModel):

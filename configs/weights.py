@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 TextPlace = Literal["resident", "streamed", "disk"]
 """Places of text encoders: whole on the device while they encode; layer by layer from host memory;
@@ -14,3 +16,18 @@ from its files; split over all ranks (FSDP2)."""
 
 StorageDtype = Literal["float8", "int8", "nf4"]
 """Types of fewer bits that weights are stored in. They are lossy."""
+
+
+def place_of_shard_weights(value: Any) -> Literal["auto", "split"]:
+    """What ``shard_weights`` of longtake 0.1.0 stands for: split weights, or those not asked for.
+
+    Args:
+        value: True or False, or either as text.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        return "split" if TypeAdapter(bool).validate_python(value) else "auto"
+    except ValidationError:
+        raise ValueError(f"shard_weights={value!r} must be true or false") from None

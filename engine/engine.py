@@ -53,7 +53,8 @@ class VideoEngine(EngineOutline):
             devices and on torchrun's variables.
 
     Attributes:
-        config: The configuration, resolved but for the degrees and the attention kernel.
+        config: The configuration, resolved but for the degrees, the attention kernel and, until
+            ranks start, the places of weights.
         spec: Facts about the model that are known before it is loaded.
         layouts: The layouts that requests may run in, with their predicted durations.
         writes: Whether this process receives the frames; under torchrun, only rank 0 does.
@@ -130,11 +131,15 @@ class VideoEngine(EngineOutline):
     ) -> None:
         """Start the ranks and load the model, unless they are running.
 
+        Weights whose place is "auto" go where a request of the model's defaults is rendered
+        fastest; :meth:`place_weights` chooses for other requests.
+
         Raises:
             ModelError: The weights do not fit the architecture.
             RankError: A rank died or hung.
             Stopped: ``stop_requested`` returned true.
         """
+        self.place_weights()
         self._ranks.start(on_progress, stop_requested)
 
     def generate(
@@ -232,6 +237,7 @@ class VideoEngine(EngineOutline):
             options = {"snapshots": snapshots, "low_memory": low_memory}
             return job.model_copy(update=options), pictures
 
+        self.place_weights([request] if isinstance(request, ResolvedRequest) else [])
         return self._metadata(*self._ranks.run(prepare, sink, on_progress, stop_requested))
 
     def decode_into(
@@ -260,6 +266,7 @@ class VideoEngine(EngineOutline):
             inputs = NO_INPUTS if latents is None else {LATENTS: latents}
             return Job.of(request, dims, inputs=[LATENTS]), inputs
 
+        self.place_weights()
         return self._metadata(*self._ranks.run(prepare, sink, on_progress))
 
     def close(self) -> None:
@@ -285,7 +292,7 @@ class VideoEngine(EngineOutline):
         assert isinstance(request, ResolvedRequest)
         check_taken(request, self.spec)
         files = self._pictures_of(request)
-        dims, _ = self.layouts.choose(request)
+        dims = self.layouts.choose(request).dims
         pictures = {name: read_picture(*each, name).pixels for name, each in files.items()}
         return Job.of(request, dims, inputs=pictures), pictures
 
@@ -297,6 +304,7 @@ class VideoEngine(EngineOutline):
             return resolve() if self.writes else None
         except RefusedInputError as error:
             if self._under_torchrun:
+                self.place_weights()
                 self._ranks.refuse(error, on_progress)
             raise
 
@@ -324,7 +332,7 @@ class VideoEngine(EngineOutline):
         why = ""
         if not job.from_latents:
             assert isinstance(job.request, ResolvedRequest)
-            why = self.layouts.choose(job.request)[1]
+            why = self.layouts.choose(job.request).why
         return Metadata(
             job.request,
             self.config.model_copy(update={"attention_kernel": kernel}),

@@ -95,6 +95,7 @@ def render_to_files(
     path = output.place(values, request.num_videos) if TorchrunEnvironment.is_writer() else None
     with VideoEngine(config) as engine:
         resolved = engine.resolve(request) if engine.can_resolve(request) else None
+        engine.place_weights([resolved] if resolved else [])
         if resolved is None or path is None:
             engine.render(resolved, NullSink(), listener.progress)
             return None
@@ -178,6 +179,8 @@ class _FileRendering:
             resume=resume,
             overwrite=self.output.overwrite,
         )
+        if line := self.engine.plan_of(request):
+            self.listener.note(line)
         with snapshot_kept_on_failure(plan.path, self.listener.written.append, resume=resume):
             return self._write(
                 self._files(request, plan),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Supervisor:
         scratch: Folder for the ranks' logs.
         note: Called with a line about each failed start and excluded device.
         wait: Waits for a number of seconds; may return early.
+        requests: Requests that are known, for which weights are placed; the model's defaults count
+            if there are none.
 
     Raises:
         As :class:`VideoEngine`.
@@ -53,10 +55,12 @@ class Supervisor:
         scratch: Path,
         note: Callable[[str], None],
         wait: Callable[[float], object] = time.sleep,
+        requests: Sequence[ResolvedRequest] = (),
     ) -> None:
         self._scratch = scratch
         self._note = note
         self._wait = wait
+        self._requests = requests
         self._devices = list(config.devices_by_rank)
         self._config = config
         self._engine = self._make_engine()
@@ -197,13 +201,17 @@ class Supervisor:
             changes["device_ids"] = tuple(self._devices)
         config = config.model_copy(update=changes)
         try:
-            return VideoEngine(config, isolated=True, scratch=self._scratch)
+            return self._placed(VideoEngine(config, isolated=True, scratch=self._scratch))
         except LayoutError:
             if not fewer:
                 raise
-            any_degrees = ParallelConfig(shard_weights=config.parallel.shard_weights)
-            config = config.model_copy(update={"parallel": any_degrees})
-            return VideoEngine(config, isolated=True, scratch=self._scratch)
+            config = config.model_copy(update={"parallel": ParallelConfig()})
+            return self._placed(VideoEngine(config, isolated=True, scratch=self._scratch))
+
+    def _placed(self, engine: VideoEngine) -> VideoEngine:
+        """An engine whose weights are placed for the requests that are known."""
+        engine.place_weights(self._requests)
+        return engine
 
 
 def _first_line(error: BaseException) -> str:

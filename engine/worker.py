@@ -9,6 +9,7 @@ import torch
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
+from longtake.configs.weights import TextPlace, WeightPlace
 from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
@@ -78,16 +79,11 @@ class Worker:
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
-        first_vae_dtype = _check_same_model(world, config, checkpoint, dtype, vae_dtype)
+        first_vae_dtype, weights, text_weights = _agree(world, config, checkpoint, dtype, vae_dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        weights = "split" if config.parallel.shard_weights else config.weights
         plan = LoadPlan(
-            transformer=ComponentPlan(
-                self._dtype, "resident" if weights == "auto" else weights, config.storage_dtype
-            ),
-            text_encoders=ComponentPlan(
-                self._dtype, "resident" if config.text_weights == "auto" else config.text_weights
-            ),
+            transformer=ComponentPlan(self._dtype, weights, config.storage_dtype),
+            text_encoders=ComponentPlan(self._dtype, text_weights),
             autoencoder=ComponentPlan(getattr(torch, first_vae_dtype)),
             kernel=config.attention_kernel,
         )
@@ -226,22 +222,23 @@ class Worker:
         return own
 
 
-def _check_same_model(
+def _agree(
     world: World, config: EngineConfig, checkpoint: Checkpoint, dtype: str, vae_dtype: str
-) -> str:
+) -> tuple[str, WeightPlace, TextPlace]:
     """Check that all ranks load the same commit in the same dtype and storage.
 
     Returns:
-        Rank 0's dtype of the autoencoder: it may be the only rank that has read the latents'
-        file, which names one.
+        Rank 0's dtype of the autoencoder, and its places of weights: it may be the only rank that
+        has read the latents' file, which names the one, or the request, on which the others depend.
 
     Raises:
         ModelError: The ranks differ.
     """
     model, storage = config.model, config.storage_dtype or "the dtype"
-    own = [checkpoint.revision, dtype, storage, vae_dtype]
-    (first_commit, first_dtype, first_storage, first_vae_dtype), *others = world.gather_json(own)
-    for commit, other_dtype, other_storage, _ in others:
+    own = [checkpoint.revision, dtype, storage, vae_dtype, *config.places]
+    first, *others = world.gather_json(own)
+    first_commit, first_dtype, first_storage, first_vae_dtype, weights, text_weights = first
+    for commit, other_dtype, other_storage, *_ in others:
         if commit != first_commit:
             raise ModelError(
                 f"{model} is at commit {first_commit} on rank 0 and at {commit} on another: pass "
@@ -256,8 +253,7 @@ def _check_same_model(
                 f"{model} is stored as {first_storage} on rank 0 and as {other_storage} on "
                 "another: pass the same --storage-dtype to all"
             )
-    name: str = first_vae_dtype
-    return name
+    return first_vae_dtype, weights, text_weights
 
 
 def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
 from longtake.configs.weights import StorageDtype
@@ -183,7 +184,7 @@ class ModelCosts(ABC):
         """Those of :attr:`linear_shapes` in the largest block."""
         return ()
 
-    @property
+    @cached_property
     def transformer_parameters(self) -> int:
         """Number of transformer parameters, of all experts."""
         return count(self.transformer_shapes)
@@ -198,10 +199,18 @@ class ModelCosts(ABC):
             ranks: Number of ranks. Shards are rows, and FSDP2 pads those of the last ranks.
             storage: Type of fewer bits that weights are stored in; None without.
         """
-        wider = max(0, _FLOAT32_BYTES - element_size)
-        whole = element_size * _shard_values(self.transformer_shapes, ranks)
-        whole += wider * _shard_values(self.float32_shapes, ranks)
-        return whole - _bytes_saved(self.linear_shapes, element_size, ranks, storage)
+        known, key = self._transformer_bytes, (element_size, ranks, storage)
+        if key not in known:
+            wider = max(0, _FLOAT32_BYTES - element_size)
+            whole = element_size * _shard_values(self.transformer_shapes, ranks)
+            whole += wider * _shard_values(self.float32_shapes, ranks)
+            known[key] = whole - _bytes_saved(self.linear_shapes, element_size, ranks, storage)
+        return known[key]
+
+    @cached_property
+    def _transformer_bytes(self) -> dict[tuple[int, int, StorageDtype | None], int]:
+        """Results of :meth:`transformer_bytes`, which plans need for each of their layouts."""
+        return {}
 
     def block_bytes(self, element_size: int, storage: StorageDtype | None = None) -> int:
         """Bytes of the parameters of the largest block.

@@ -16,7 +16,8 @@ from benchmarks.plan_input import preset_input
 from benchmarks.planning.published import FOLDER, as_published
 from longtake.configs.hardware import Hardware, load_hardware
 from longtake.configs.request import VideoRequest
-from longtake.engine.planning.prediction import Prediction, predict
+from longtake.engine.planning.prediction import Prediction, layout_name, predict
+from longtake.engine.planning.weights.places import Placement
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims
 
@@ -32,7 +33,7 @@ class WanRun:
         model: Name of the preset.
         gpu: Name of the hardware profile.
         dims: The layout.
-        shard_weights: Whether the weights were sharded over the ranks.
+        placement: Where the weights lived.
         framework: What made the run.
         attention: Precision of the attention kernel.
         guided: Whether each step took two passes.
@@ -44,7 +45,7 @@ class WanRun:
     model: str
     gpu: str
     dims: ParallelDims
-    shard_weights: bool
+    placement: Placement
     framework: str
     attention: str
     guided: bool
@@ -62,7 +63,7 @@ class WanRun:
             row["model"],
             row["gpu"],
             dims,
-            row["shard_weights"] == "yes",
+            Placement("split" if row["shard_weights"] == "yes" else "resident"),
             row["framework"],
             row["attention"],
             row["passes"] == "2",
@@ -92,7 +93,7 @@ class WanRun:
             prompt="a cat", num_inference_steps=40, seed=0, height=height, width=width, **guidance
         )
         plan_input = preset_input(self.model, hardware, request, decode_ranks=1)
-        return predict(plan_input, self.dims, shard_weights=self.shard_weights)
+        return predict(plan_input, self.dims, self.placement)
 
 
 def with_flash_attention_2(gpu: str) -> Hardware | None:
@@ -120,7 +121,7 @@ def wan_table() -> str:
         rows.append(
             [
                 f"{run.model}, {run.framework}, {run.dims.world_size} {run.gpu}",
-                f"{run.dims.name}{' +shard' if run.shard_weights else ''}",
+                layout_name(run.dims, run.placement),
                 run.attention,
                 f"{run.seconds:g}",
                 f"{run.predicted_s():.3g}",

@@ -24,6 +24,7 @@ from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import out_of_memory_reason
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
+from longtake.engine.planning.weights.places import Placement
 
 matplotlib.use("agg")
 
@@ -58,14 +59,14 @@ def _fastest(plan_input: PlanInput, count: int) -> tuple[Prediction, bool]:
         ParallelConfig(), count, num_heads=plan_input.spec.num_heads, num_passes=1
     )
     predicted = [
-        predict(plan_input, dims, shard_weights=shard)
+        predict(plan_input, dims, placement)
         for dims in layouts
-        for shard in ((False, True) if count > 1 else (False,))
+        for placement in (Placement(), Placement("split"))[:count]
     ]
     fitting = [
         each
         for each in predicted
-        if out_of_memory_reason(plan_input, each.dims, shard_weights=each.shard_weights) is None
+        if out_of_memory_reason(plan_input, each.dims, each.placement) is None
     ]
     return best_first(fitting or predicted)[0], bool(fitting)
 

@@ -87,6 +87,11 @@ class Hardware(StrictModel):
         launch_s: Seconds for the host to launch one operation.
         overlap_share: Fraction of a transfer that concurrent computation hides.
         host_bytes_per_s: Bandwidth between host and device; None without a device.
+        host_memory_bytes: Memory of the host; None if unknown.
+        host_memory_bytes_per_s: Bandwidth of the host's memory, over all of its channels; None if
+            unknown.
+        pinned_bytes: Host memory that can be page-locked; None if all of it can.
+        unified_memory: Whether device and host share one memory, of ``memory_bytes``.
         storage_bytes_per_s: Bandwidth of reading weights.
         startup_s: Seconds until a rank starts loading.
         runtime_bytes: Memory of a rank before it loads anything.
@@ -107,6 +112,10 @@ class Hardware(StrictModel):
     launch_s: Figure
     overlap_share: Fraction
     host_bytes_per_s: Figure | None = None
+    host_memory_bytes: Figure | None = None
+    host_memory_bytes_per_s: Figure | None = None
+    pinned_bytes: Figure | None = None
+    unified_memory: bool = False
     storage_bytes_per_s: Figure
     startup_s: Figure
     runtime_bytes: Figure
@@ -120,7 +129,10 @@ class Hardware(StrictModel):
             raise ValueError("must name a dtype at least")
         return {dtype: _check_rate(rate) for dtype, rate in rates.items()}
 
-    @field_validator("memory_bytes_per_s", "host_bytes_per_s", "storage_bytes_per_s")
+    @field_validator(
+        *("memory_bytes_per_s", "host_bytes_per_s", "host_memory_bytes_per_s"),
+        "storage_bytes_per_s",
+    )
     @classmethod
     def _check_divisor(cls, rate: Figure | None) -> Figure | None:
         return rate if rate is None else _check_rate(rate)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import psutil
-
 from longtake.configs.hardware import Figure, Hardware, Link, load_hardware, profiles
+from longtake.engine.planning.host import host_memory, pinned_memory
 from longtake.engine.planning.topology import LinkKind, Topology, topology
 
 logger = logging.getLogger(__name__)
@@ -19,15 +18,29 @@ _PCIE_SHARE = 0.8
 _FALLBACK_PROFILE = "h100"
 
 
+def find_hardware(name: str, devices_per_node: int | None = None) -> Hardware:
+    """The hardware that a plan is made for.
+
+    Args:
+        name: A bundled profile, a file, or "here" for this machine.
+        devices_per_node: Number of devices per node; the profile's if None.
+
+    Raises:
+        RequestError: There is no such profile.
+    """
+    hardware = hardware_here() if name == "here" else load_hardware(name)
+    return hardware if devices_per_node is None else hardware.with_node_of(devices_per_node)
+
+
 def hardware_here(device_type: str = "auto") -> Hardware:
-    """The profile of this machine's GPUs, with their memory and links; without GPUs, a CPU's.
+    """The profile of this machine's GPUs, with their memory and links, and the host's memory;
+    without GPUs, a CPU's.
 
     Args:
         device_type: "cpu", "cuda" or "auto", which uses GPUs if there are any.
     """
-    found = Topology() if device_type == "cpu" else topology()
+    found, memory = Topology() if device_type == "cpu" else topology(), host_memory()
     if not found.gpus:
-        memory = Figure(value=psutil.virtual_memory().total, source="of this host")
         return load_hardware("cpu").model_copy(update={"memory_bytes": memory})
     first = found.gpus[0]
     known = [profile for name in profiles() if (profile := load_hardware(name)).matches(first.name)]
@@ -41,7 +54,10 @@ def hardware_here(device_type: str = "auto") -> Hardware:
     profile = known[0] if known else load_hardware(_FALLBACK_PROFILE)
     update: dict[str, object] = {"links": _links(profile, found)}
     update["devices_per_node"] = len(found.gpus)
-    if first.memory_bytes:
+    update["host_memory_bytes"], update["pinned_bytes"] = memory, pinned_memory(memory)
+    if profile.unified_memory:
+        update["memory_bytes"] = memory
+    elif first.memory_bytes:
         smallest = min(gpu.memory_bytes for gpu in found.gpus)
         update["memory_bytes"] = Figure(value=smallest, source="the driver of this machine")
     return profile.model_copy(update=update)

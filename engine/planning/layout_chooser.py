@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
@@ -14,9 +14,10 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import PICTURES, ResolvedRequest
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts
-from longtake.engine.planning.memory import out_of_memory_reason
+from longtake.engine.planning.memory import out_of_memory_reason, place_text
 from longtake.engine.planning.plan_input import PlanInput
-from longtake.engine.planning.prediction import Prediction, best_first, predict
+from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
+from longtake.engine.planning.weights.places import Placement, Places
 from longtake.parallel import ParallelDims
 from longtake.pipelines.spec import ModelSpec
 
@@ -33,12 +34,33 @@ _IRRELEVANT_FIELDS = frozenset(
 )
 """Request fields whose values no plan depends on."""
 
+_RESIDENT = Places.only(Placement())
+
 _Shape = tuple[Any, ...]
 _planned_values: Callable[[ResolvedRequest], _Shape] = attrgetter(
     *(name for name in ResolvedRequest.model_fields if name not in _IRRELEVANT_FIELDS)
 )
 
 ValueT = TypeVar("ValueT")
+
+
+class Choice(NamedTuple):
+    """What a request runs in.
+
+    Attributes:
+        dims: The layout.
+        placement: Where the weights live.
+        why: The reason for both.
+    """
+
+    dims: ParallelDims
+    placement: Placement
+    why: str
+
+    @property
+    def name(self) -> str:
+        """The layout, and the place of weights that are not resident."""
+        return layout_name(self.dims, self.placement)
 
 
 class LayoutChooser:
@@ -54,11 +76,13 @@ class LayoutChooser:
         self._config = config
         self._spec = spec
         self._device_type = device_type
-        self._chosen: dict[_Shape, tuple[ParallelDims, str]] = {}
+        self._places = Places.of(config)
+        self._chosen: dict[_Shape, Choice] = {}
         self._predictions: dict[_Shape, Prediction] = {}
 
-    def choose(self, request: ResolvedRequest) -> tuple[ParallelDims, str]:
-        """The layout of a request, and the reason for it. The planner picks open degrees.
+    def choose(self, request: ResolvedRequest) -> Choice:
+        """The layout of a request and the places of weights, and the reason for them. The planner
+        picks open degrees and places.
 
         Raises:
             LayoutError: The degrees do not fit the number of devices, or there is no second pass.
@@ -67,7 +91,9 @@ class LayoutChooser:
         chosen = self._chosen.get(shape)
         if chosen is None:
             config = self._config
-            chosen = choose_layout(self._plan_input(request), config.parallel, config.devices)
+            chosen = choose_layout(
+                self._plan_input(request), config.parallel, config.devices, self._places
+            )
             _store(self._chosen, shape, chosen)
         return chosen
 
@@ -76,17 +102,15 @@ class LayoutChooser:
         shape = _shape_of(request)
         prediction = self._predictions.get(shape)
         if prediction is None:
-            dims, _ = self.choose(request)
-            shard_weights = self._config.parallel.shard_weights
-            prediction = predict(self._plan_input(request), dims, shard_weights=shard_weights)
+            chosen = self.choose(request)
+            prediction = predict(self._plan_input(request), chosen.dims, chosen.placement)
             _store(self._predictions, shape, prediction)
         return prediction
 
     def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
         """Why a request will not fit in memory according to the plan; None if it fits."""
-        dims, _ = self.choose(request)
-        shard_weights = self._config.parallel.shard_weights
-        return out_of_memory_reason(self._plan_input(request), dims, shard_weights=shard_weights)
+        chosen = self.choose(request)
+        return out_of_memory_reason(self._plan_input(request), chosen.dims, chosen.placement)
 
     def _plan_input(self, request: ResolvedRequest) -> PlanInput:
         return PlanInput.for_engine(self._config, self._spec, self._hardware, request)
@@ -97,9 +121,13 @@ class LayoutChooser:
 
 
 def choose_layout(
-    plan_input: PlanInput, requested: ParallelConfig, devices: int
-) -> tuple[ParallelDims, str]:
-    """The best layout that the requested degrees allow, and the reason for it.
+    plan_input: PlanInput,
+    requested: ParallelConfig,
+    devices: int,
+    places: Places = _RESIDENT,
+) -> Choice:
+    """The best layout that the requested degrees allow, with weights in the best of the allowed
+    places, and the reason for them.
 
     Memory refuses nothing here: free memory is known only once a rank has started. Layouts that do
     not fit according to the plan rank behind those that do, and choosing one logs a warning.
@@ -111,31 +139,66 @@ def choose_layout(
     layouts = candidate_layouts(
         requested, devices, num_heads=num_heads, num_passes=plan_input.num_passes
     )
+    places = places.on(devices)
     if devices > MAX_RANKS:
         busy = [dims for dims in layouts if dims.ulysses_degree <= num_heads] or layouts
         _warn_of_idle_ranks(busy[0], requested, num_heads)
-        return busy[0], f"not planned: more than {MAX_RANKS} ranks"
-    shard_weights = requested.shard_weights
-    reasons = {
-        dims: out_of_memory_reason(plan_input, dims, shard_weights=shard_weights)
-        for dims in layouts
-    }
-    predictions = [predict(plan_input, dims, shard_weights=shard_weights) for dims in layouts]
-    best, *others = [
-        *best_first([each for each in predictions if reasons[each.dims] is None]),
-        *best_first([each for each in predictions if reasons[each.dims] is not None]),
-    ]
-    if reasons[best.dims] is not None:
-        logger.warning("%s may run out of memory: %s", best.name, reasons[best.dims])
-    if others:
-        reason = (
-            f"the best of {len(layouts)}: {best.step.seconds:.3g} s a step predicted, and "
-            f"{others[0].step.seconds:.3g} s with {others[0].name}, the next"
-        )
-    else:
-        reason = "one rank" if devices == 1 else "the only one that devices and degrees allow"
+        placement = Placement(places.weights[0], places.text[0])
+        return Choice(busy[0], placement, f"not planned: more than {MAX_RANKS} ranks")
+    fitting, others = _candidates(plan_input, layouts, places)
+    best, *rest = best_first(fitting or others)
+    reason = out_of_memory_reason(plan_input, best.dims, best.placement)
+    if reason is not None:
+        logger.warning("%s may run out of memory: %s", best.name, reason)
     _warn_of_idle_ranks(best.dims, requested, num_heads)
-    return best.dims, reason
+    why = _reason(plan_input, best, rest, single=devices == 1)
+    return Choice(best.dims, best.placement, why)
+
+
+def _candidates(
+    plan_input: PlanInput, layouts: Sequence[ParallelDims], places: Places
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Predictions that fit in memory, and those that do not.
+
+    Where whole weights fit and none has to rest, no other place is faster, and none is predicted.
+    """
+    fitting: list[Prediction] = []
+    others: list[Prediction] = []
+    for dims in layouts:
+        for weights in places.weights:
+            placement, reason = place_text(plan_input, dims, weights, places.text)
+            found = others if reason is not None else fitting
+            found.append(predict(plan_input, dims, placement))
+            if reason is None and weights == "resident" and not plan_input.resting_experts:
+                break
+    return fitting, others
+
+
+def _reason(
+    plan_input: PlanInput, best: Prediction, others: Sequence[Prediction], *, single: bool
+) -> str:
+    """Why a prediction is the one to take: its cost, and what would be faster."""
+    taken = f"{best.step.seconds:.3g} s a step predicted"
+    plain = best.placement == Placement()
+    if not plain:
+        taken = f"{best.placement.description}, {taken}, {_price(plan_input, best)}"
+    if others:
+        next_one = others[0]
+        taken += f", and {next_one.step.seconds:.3g} s with {next_one.name}, the next"
+        return f"the best of {1 + len(others)}: {taken}"
+    if plain:
+        return "one rank" if single else "the only one that devices and degrees allow"
+    return taken
+
+
+def _price(plan_input: PlanInput, best: Prediction) -> str:
+    """The memory that a prediction takes, and what resident weights would save and need."""
+    whole = predict(plan_input, best.dims)
+    slower = 100 * (best.step.seconds / whole.step.seconds - 1)
+    return (
+        f"{best.memory.total / 2**30:.1f} GiB a rank; all resident would be {slower:.1f} % faster "
+        f"and need {whole.memory.total / 2**30:.1f}"
+    )
 
 
 def _warn_of_idle_ranks(dims: ParallelDims, requested: ParallelConfig, num_heads: int) -> None:

@@ -9,6 +9,7 @@ from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.request import ResolvedRequest
+from longtake.configs.weights import StorageDtype
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
@@ -28,6 +29,8 @@ class PlanInput:
         vae_dtype: The dtype of the autoencoder.
         text_tokens: Tokens of the encoded prompt; a negative prompt has as many.
         decode_ranks: Maximum number of ranks that decode; None for all.
+        storage_dtype: Type of fewer bits that the transformer's blocks are stored in; None for
+            ``dtype``.
 
     Raises:
         RequestError: The hardware profile has no rate for a dtype.
@@ -40,6 +43,7 @@ class PlanInput:
     vae_dtype: Dtype
     text_tokens: int
     decode_ranks: int | None = None
+    storage_dtype: StorageDtype | None = None
 
     def __post_init__(self) -> None:
         for name in ("dtype", "vae_dtype"):
@@ -76,6 +80,7 @@ class PlanInput:
             vae_dtype=config.autoencoder_dtype(spec.defaults.vae_dtype, hardware.device),
             text_tokens=text_tokens or spec.text_tokens(request),
             decode_ranks=decode_ranks,
+            storage_dtype=config.storage_dtype,
         )
 
     @cached_property
@@ -97,7 +102,19 @@ class PlanInput:
     def resident_experts(self) -> int:
         """Experts whose unsharded weights stay on the device."""
         device = self.hardware.memory_bytes if self.hardware.device == "cuda" else None
-        return self.costs.resident_experts(self.element_size, device.value if device else None)
+        return self.costs.resident_experts(
+            self.element_size, device.value if device else None, self.storage_dtype
+        )
+
+    def transformer_bytes(self, ranks: int = 1) -> int:
+        """Bytes of the weights of all experts, as they are stored, on each of the ranks that they
+        are split over."""
+        return self.costs.transformer_bytes(self.element_size, ranks, self.storage_dtype)
+
+    @property
+    def resting_experts(self) -> int:
+        """Experts whose unsharded weights rest in host memory."""
+        return self.costs.num_experts - self.resident_experts
 
     @cached_property
     def num_passes(self) -> int:

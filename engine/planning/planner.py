@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longtake.configs.parallel import ParallelConfig
+from longtake.engine.planning.advice.ladder import Rung, ladder
+from longtake.engine.planning.advice.suggestions import suggest
 from longtake.engine.planning.layouts import (
     MAX_RANKS,
     NO_SECOND_PASS,
     candidate_layouts,
     matching_layouts,
 )
-from longtake.engine.planning.memory import out_of_memory_reason
+from longtake.engine.planning.memory import place_text
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
-from longtake.engine.planning.suggestions import suggest
+from longtake.engine.planning.weights.places import Places
 from longtake.errors import LayoutError, RequestError
 from longtake.parallel import ParallelDims
+
+_ANY_PLACE = Places()
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Plan:
         single_rank: The prediction for one rank, whether or not it fits: the base of efficiency.
         layouts: Layouts that can run, the best first.
         refused: Layouts that cannot run.
+        ladder: All ways to run it, exact ones first; see :func:`.ladder.ladder`.
         suggestion: A change with which the request would fit; empty if a layout can run.
     """
 
@@ -47,6 +52,7 @@ class Plan:
     single_rank: Prediction
     layouts: tuple[Prediction, ...]
     refused: tuple[RefusedLayout, ...]
+    ladder: tuple[Rung, ...]
     suggestion: str = ""
 
     @property
@@ -73,32 +79,30 @@ def make_plan(
     plan_input: PlanInput,
     requested: ParallelConfig,
     devices: int,
-    *,
-    shard_weights: bool | None = None,
+    places: Places = _ANY_PLACE,
 ) -> Plan:
-    """Predict every layout that the devices and the requested degrees allow.
+    """Predict every layout that the devices and the requested degrees allow, with weights in every
+    allowed place of the transformer, and in the fastest place of the text encoders that fits.
 
     Args:
         plan_input: The model, the request and the hardware.
         requested: The requested degrees.
         devices: Number of ranks.
-        shard_weights: Plan with sharded weights only, with unsharded ones only, or both if None.
+        places: The allowed places of weights.
 
     Raises:
         LayoutError: The degrees do not fit the number of devices, or there are too many devices.
     """
     if devices > MAX_RANKS:
         raise LayoutError(f"devices={devices}: plans are made for {MAX_RANKS} at most")
-    shard_choices = [False, True] if shard_weights is None else [shard_weights]
-    if devices == 1:
-        shard_choices = [False]
+    places = places.on(devices)
     candidates = candidate_layouts(
         requested,
         devices,
         num_heads=plan_input.spec.num_heads,
         num_passes=plan_input.num_passes,
     )
-    layouts, refused = _predict_fitting(plan_input, candidates, shard_choices)
+    layouts, refused = _predict_fitting(plan_input, candidates, places)
     refused += [
         RefusedLayout(dims.name, NO_SECOND_PASS)
         for dims in matching_layouts(requested, devices)
@@ -110,20 +114,35 @@ def make_plan(
         predict(plan_input, ParallelDims()),
         tuple(best_first(layouts)),
         tuple(refused),
-        "" if layouts else suggest(plan_input, requested, devices, shard_choices),
+        ladder(plan_input, requested, devices),
+        "" if layouts else suggest(plan_input, requested, devices, places),
     )
 
 
+def best_fitting(
+    plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places = _ANY_PLACE
+) -> Prediction | None:
+    """The best layout of a plan; None if none fits. Arguments are those of :func:`make_plan`."""
+    candidates = candidate_layouts(
+        requested,
+        devices,
+        num_heads=plan_input.spec.num_heads,
+        num_passes=plan_input.num_passes,
+    )
+    fitting, _ = _predict_fitting(plan_input, candidates, places.on(devices))
+    return best_first(fitting)[0] if fitting else None
+
+
 def _predict_fitting(
-    plan_input: PlanInput, candidates: Sequence[ParallelDims], shard_choices: Sequence[bool]
+    plan_input: PlanInput, candidates: Sequence[ParallelDims], places: Places
 ) -> tuple[list[Prediction], list[RefusedLayout]]:
     """Predictions of the layouts that fit in memory, and those that do not."""
     fitting: list[Prediction] = []
     refused: list[RefusedLayout] = []
-    for dims, shard in itertools.product(candidates, shard_choices):
-        reason = out_of_memory_reason(plan_input, dims, shard_weights=shard)
+    for dims, weights in itertools.product(candidates, places.weights):
+        placement, reason = place_text(plan_input, dims, weights, places.text)
         if reason is None:
-            fitting.append(predict(plan_input, dims, shard_weights=shard))
+            fitting.append(predict(plan_input, dims, placement))
         else:
-            refused.append(RefusedLayout(layout_name(dims, shard_weights=shard), reason))
+            refused.append(RefusedLayout(layout_name(dims, placement), reason))
     return fitting, refused

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from longtake.configs.base import ELEMENT_BYTES
@@ -14,6 +14,9 @@ from longtake.engine.planning.attention import AttentionModel
 from longtake.engine.planning.memory import MemoryPlan, plan_memory
 from longtake.engine.planning.network import Network, ring_transfers
 from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.weights.places import Placement
+from longtake.engine.planning.weights.sizes import FILE_BYTES, WeightSizes
+from longtake.engine.planning.weights.streaming import Streaming
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.attention.traffic import AttentionTraffic
 from longtake.pipelines.codec.tiles import TilePlan
@@ -21,11 +24,10 @@ from longtake.pipelines.codec.tiles import TilePlan
 _MAX_ASSIGNED_TILES = 10_000
 """With more tiles, all ranks are assumed to decode equally long."""
 
-_STORED_ELEMENT_BYTES = 2
-"""Bytes of a parameter on disk: models are published in half precision."""
-
 _TIE_RATIO = 1.005
 """Predicted times that differ by less are a tie."""
+
+_RESIDENT = Placement()
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Prediction:
 
     Attributes:
         dims: The layout.
-        shard_weights: Whether the transformer's weights are sharded over all ranks.
+        placement: Where the weights live.
         step: One denoising step.
         stages: Seconds of ``load``, ``text``, ``denoise`` and ``decode``.
         step_bytes: Bytes that each rank sends per step, by rank.
@@ -64,7 +66,7 @@ class Prediction:
     """
 
     dims: ParallelDims
-    shard_weights: bool
+    placement: Placement
     step: StepTime
     stages: Mapping[str, float]
     step_bytes: tuple[int, ...] = field(repr=False)
@@ -72,8 +74,8 @@ class Prediction:
 
     @property
     def name(self) -> str:
-        """``cfg x ring x ulysses``, and a mark for sharded weights."""
-        return layout_name(self.dims, shard_weights=self.shard_weights)
+        """``cfg x ring x ulysses``, and the place of weights that are not resident."""
+        return layout_name(self.dims, self.placement)
 
     @property
     def end_to_end_s(self) -> float:
@@ -86,22 +88,25 @@ class Prediction:
         return self.end_to_end_s - self.stages["load"]
 
 
-def layout_name(dims: ParallelDims, *, shard_weights: bool) -> str:
-    """``cfg x ring x ulysses``, and a mark for sharded weights."""
-    return f"{dims.name}{' +shard' if shard_weights else ''}"
+def layout_name(dims: ParallelDims, placement: Placement) -> str:
+    """``cfg x ring x ulysses``, and the place of weights that are not resident."""
+    return f"{dims.name}{placement.mark}"
 
 
 def predict(
-    plan_input: PlanInput, dims: ParallelDims, *, shard_weights: bool = False
+    plan_input: PlanInput, dims: ParallelDims, placement: Placement = _RESIDENT
 ) -> Prediction:
     """Predict one layout, whether or not it fits in memory.
 
     Args:
         plan_input: The model, the request and the hardware.
         dims: The layout.
-        shard_weights: Whether the transformer's weights are sharded; ignored on one rank.
+        placement: Where the weights live; one rank splits nothing.
     """
-    layout = _Layout(plan_input, dims, shard_weights and dims.world_size > 1)
+    if dims.world_size == 1 and placement.weights == "split":
+        placement = replace(placement, weights="resident")
+    memory = plan_memory(plan_input, dims, placement)
+    layout = _Layout(plan_input, dims, placement, memory)
     step = layout.step()
     stages = {
         "load": layout.load_s(),
@@ -111,22 +116,29 @@ def predict(
     }
     return Prediction(
         dims=dims,
-        shard_weights=layout.shard_weights,
+        placement=placement,
         step=step,
         stages=stages,
         step_bytes=layout.step_bytes(),
-        memory=plan_memory(plan_input, dims, shard_weights=layout.shard_weights),
+        memory=memory,
     )
 
 
 def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Predictions by rising time, led by the best: of those that tie with the fastest, the one that
-    sends the fewest bytes, then the one with the smallest ring."""
+    """Predictions by rising time, led by the best: of those that tie with the fastest, the one in
+    the preferred place, then the one that sends the fewest bytes, then the smallest ring."""
     ordered = sorted(predictions, key=lambda each: each.rendering_s)
     if not ordered:
         return []
     ties = [p for p in ordered if p.rendering_s <= _TIE_RATIO * ordered[0].rendering_s]
-    best = min(ties, key=lambda each: (sum(each.step_bytes), each.dims.ring_degree))
+    best = min(
+        ties,
+        key=lambda each: (
+            each.placement.preference,
+            sum(each.step_bytes),
+            each.dims.ring_degree,
+        ),
+    )
     return [best, *(each for each in ordered if each is not best)]
 
 
@@ -134,7 +146,8 @@ def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
 class _Layout:
     plan_input: PlanInput
     dims: ParallelDims
-    shard_weights: bool
+    placement: Placement
+    memory: MemoryPlan
 
     @cached_property
     def shards(self) -> TokenShards:
@@ -173,10 +186,11 @@ class _Layout:
             plan_input.text_tokens * self.batch,
             plan_input.element_size,
         )
+        work += plan_input.costs.weight_decoding(plan_input.element_size, plan_input.storage_dtype)
         count, attention = plan_input.costs.attention.num_attentions, self.attention.time()
         compute_s = plan_input.seconds(work) + count * attention.compute_s
         free_s = plan_input.hardware.overlap_share.value * compute_s - count * attention.hidden_s
-        exposed_s, hidden_s = self._weight_gather_s(max(0.0, free_s))
+        exposed_s, hidden_s = self._weights_s(max(0.0, free_s))
         return StepTime(
             compute_s=self.passes * compute_s,
             copies_s=self.passes * count * attention.copies_s,
@@ -184,25 +198,43 @@ class _Layout:
             hidden_s=self.passes * (count * attention.hidden_s + hidden_s),
         )
 
-    def _weight_gather_s(self, free_s: float) -> tuple[float, float]:
-        """Exposed and hidden seconds of all-gathering sharded weights, in one pass.
+    def _weights_s(self, free_s: float) -> tuple[float, float]:
+        """Exposed and hidden seconds in which blocks arrive, in one pass, which runs one expert.
 
-        The next block is gathered while the current one computes. An all-gather is a ring: each
-        rank sends every shard but one to the next.
+        The next block is on its way while the current one computes.
 
         Args:
             free_s: Seconds of computation during which nothing else is sent.
         """
-        if not self.shard_weights:
-            return 0.0, 0.0
-        costs, ranks = self.plan_input.costs, self.dims.world_size
+        costs = self.plan_input.costs
         num_blocks = costs.attention.num_attentions
-        expert_bytes = costs.transformer_bytes(self.plan_input.element_size) / costs.num_experts
-        block_bytes = expert_bytes / num_blocks
-        transfers = ring_transfers(ranks, block_bytes * (ranks - 1) / ranks)
-        block_s = Network(self.plan_input.hardware).seconds(transfers)
+        if self.splits:
+            block_s = self._gather_s(num_blocks)
+        elif self.placement.streams:
+            sizes = WeightSizes.of(self.plan_input)
+            block_s = self.streaming.seconds(sizes.blocks / costs.num_experts / num_blocks)
+        else:
+            return 0.0, 0.0
         hidden = min(block_s, free_s / num_blocks) * (num_blocks - 1)
         return block_s * num_blocks - hidden, hidden
+
+    @property
+    def splits(self) -> bool:
+        """Whether each rank holds a share of the weights."""
+        return self.placement.weights == "split"
+
+    @property
+    def streaming(self) -> Streaming:
+        """How weights arrive from host memory or from files."""
+        return Streaming(self.plan_input, self.dims, self.placement, self.memory.host)
+
+    def _gather_s(self, num_blocks: int) -> float:
+        """Seconds of all-gathering one block of split weights. An all-gather is a ring: each rank
+        sends every shard but one to the next."""
+        ranks = self.dims.world_size
+        expert = self.plan_input.transformer_bytes() / self.plan_input.costs.num_experts
+        transfers = ring_transfers(ranks, expert / num_blocks * (ranks - 1) / ranks)
+        return Network(self.plan_input.hardware).seconds(transfers)
 
     def _step_end_s(self) -> float:
         """The stop flag of each step, and the exchange of velocities between cfg ranks."""
@@ -237,28 +269,35 @@ class _Layout:
 
     @cached_property
     def _weight_bytes(self) -> int:
-        """Bytes of sharded weights that a rank sends in one pass, which runs one expert."""
-        if not self.shard_weights:
+        """Bytes of split weights that a rank sends in one pass, which runs one expert."""
+        if not self.splits:
             return 0
         costs, ranks = self.plan_input.costs, self.dims.world_size
-        shard_bytes = costs.transformer_bytes(self.plan_input.element_size, ranks)
+        shard_bytes = self.plan_input.transformer_bytes(ranks)
         return shard_bytes // costs.num_experts * (ranks - 1)
 
     def load_s(self) -> float:
-        """Loading: one rank per host reads every component once."""
+        """Loading: one rank per host reads once what is not read again from files."""
         hardware, costs = self.plan_input.hardware, self.plan_input.costs
-        parameters = costs.transformer_parameters + sum(costs.other_parameters.values())
-        size = _STORED_ELEMENT_BYTES * parameters
+        parameters = costs.transformer_parameters + costs.other_parameters["autoencoder"]
+        if self.placement.weights == "disk":
+            parameters = costs.num_experts * costs.non_block_parameters
+            parameters += costs.other_parameters["autoencoder"]
+        if self.placement.text != "disk":
+            parameters += costs.other_parameters["text_encoders"]
+        size = FILE_BYTES * parameters
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:
         """Encoding the prompt and the pictures. On a GPU the encoders come from host memory and
-        return."""
+        return; streamed layers arrive while the ones before them compute."""
         plan_input, costs = self.plan_input, self.plan_input.costs
         work = costs.text_encoding(plan_input.request.max_sequence_length, plan_input.element_size)
         prompt_s = plan_input.seconds(work)
-        if plan_input.hardware.host_bytes_per_s is not None:
-            size = costs.other_parameters["text_encoders"] * plan_input.element_size
+        size = costs.other_parameters["text_encoders"] * plan_input.element_size
+        if self.placement.text != "resident":
+            prompt_s = max(prompt_s, self.streaming.text_seconds(size, self.placement.text))
+        elif plan_input.hardware.host_bytes_per_s is not None:
             prompt_s += 2 * size / plan_input.hardware.host_bytes_per_s.value
         return plan_input.num_passes * prompt_s + self._pictures_s()
 
@@ -270,11 +309,11 @@ class _Layout:
 
     def swap_s(self) -> float:
         """Exchanging the expert on the GPU with one in host memory, and back for the next video."""
-        hardware, element = self.plan_input.hardware, self.plan_input.element_size
-        costs, resident = self.plan_input.costs, self.plan_input.resident_experts
-        if self.shard_weights or resident == costs.num_experts or hardware.host_bytes_per_s is None:
+        plan_input, hardware = self.plan_input, self.plan_input.hardware
+        rests = self.placement.weights == "resident" and plan_input.resting_experts > 0
+        if not rests or hardware.host_bytes_per_s is None:
             return 0.0
-        moved = 2 * costs.transformer_bytes(element) / costs.num_experts
+        moved = 2 * plan_input.transformer_bytes() / plan_input.costs.num_experts
         return 2 * moved / hardware.host_bytes_per_s.value
 
     def decode_s(self) -> float:

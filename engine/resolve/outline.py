@@ -5,17 +5,25 @@ Imports no torch where there is no GPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, ResolvedRequest
+from longtake.configs.request import (
+    DecodeRequest,
+    Rendering,
+    ResolvedDecode,
+    ResolvedRequest,
+    VideoRequest,
+)
 from longtake.engine.media.identity import Identity
 from longtake.engine.media.pictures.picture import check_picture
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
+from longtake.engine.planning.weights.places import Placement
 from longtake.engine.resolve.config import resolve_config
 from longtake.engine.resolve.request import check_taken, resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunEnvironment
@@ -33,7 +41,8 @@ class EngineOutline:
         torchrun: Torchrun's environment, whose number of ranks then counts; or None.
 
     Attributes:
-        config: The configuration, resolved but for the degrees and the attention kernel.
+        config: The configuration, resolved but for the degrees, the attention kernel and, until
+            :meth:`place_weights`, the places of weights.
         spec: Facts about the model that are known before it is loaded.
         layouts: The layouts that requests may run in, with their predicted durations.
 
@@ -53,6 +62,41 @@ class EngineOutline:
         self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+
+    def place_weights(self, requests: Sequence[ResolvedRequest] = ()) -> None:
+        """Choose places for weights whose place is "auto": those in which the largest of these
+        requests is rendered fastest. Places that are chosen stay.
+
+        Args:
+            requests: Requests that are known; a request of the model's defaults if there are none.
+        """
+        config = self.config
+        if "auto" not in (config.weights, config.text_weights):
+            return
+        if config.autoencoder_only:
+            placement = Placement()
+        else:
+            largest = max(requests or [self._default_request], key=self._num_values)
+            placement = self.layouts.choose(largest).placement
+        places = {"weights": placement.weights, "text_weights": placement.text}
+        self.config = config.model_copy(update=places)
+        self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+
+    def plan_of(self, request: ResolvedRequest) -> str:
+        """The plan of a request in one line: what it runs in, its cost, and what would be faster;
+        empty if nothing was to choose."""
+        chosen = self.layouts.choose(request)
+        if chosen.dims.world_size == 1 and chosen.placement == Placement():
+            return ""
+        return f"plan: {chosen.name}, {chosen.why}"
+
+    @property
+    def _default_request(self) -> ResolvedRequest:
+        return resolve(VideoRequest(prompt="any", seed=0), self.spec)
+
+    def _num_values(self, request: ResolvedRequest) -> int:
+        """Values of the latents of a request."""
+        return math.prod(self.spec.grid(request).shape)
 
     def resolve(self, request: Rendering) -> ResolvedRequest:
         """Fill in the model's defaults, and check the request against the model and the layouts.

@@ -21,6 +21,8 @@ from longtake.errors import did_you_mean, is_utf8, original_bytes, shorten
 _DESCRIPTION = "Long videos from diffusion transformers on any number of ranks."
 _HELP = ("help", "--help", "-h")
 _VERSION = ("--version", "-V")
+_REPLACED = {"--shard-weights": "--weights split", "--no-shard-weights": "--weights resident"}
+"""Options of earlier versions, and what replaces them."""
 
 
 def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -135,6 +137,8 @@ def _refuse_option(command: str, word: str, flags: list[str]) -> NoReturn:
     if any(each.isspace() for each in word.partition("=")[0]) and _takes_prompt(command):
         _refuse(f"{word[:60]!r} begins with a dash: put it after --, at the end", command)
     flag = word.partition("=")[0]
+    if flag in _REPLACED and "--weights" in flags:
+        _refuse(f"{flag} is now {_REPLACED[flag]}", command)
     suggestion = did_you_mean(flag, flags)
     if not suggestion:
         spellings = {flag, "--" + flag.lstrip("-").replace("_", "-")}

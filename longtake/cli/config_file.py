@@ -11,6 +11,7 @@ from typing import Any
 from longtake.cli.options import COMMANDS, FILE_ONLY
 from longtake.configs import sizes, yaml_reader
 from longtake.configs.request import PICTURES, MergedOptions
+from longtake.configs.weights import place_of_shard_weights
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.files.reading import read_regular
 
@@ -78,6 +79,7 @@ class ConfigFile:
         if self._is_metadata:
             content = _metadata_options(content)
         values = {str(name).replace("-", "_"): value for name, value in content.items()}
+        self._read_shard_weights(values)
         if isinstance(content, yaml_reader.Mapping):
             self._lines = {name.replace("-", "_"): content.line_of(name) for name in content}
         known = (*COMMANDS["generate"].fields, *FILE_ONLY, "output")
@@ -89,6 +91,16 @@ class ConfigFile:
                     f"config={self._name!r}{at}: {name[:60]} is not an option{meant}"
                 )
         return {name: value for name, value in values.items() if value is not None}
+
+    def _read_shard_weights(self, values: dict[str, Any]) -> None:
+        """Read the option of 0.1.0 as what replaces it."""
+        if "shard_weights" not in values:
+            return
+        try:
+            place = place_of_shard_weights(values.pop("shard_weights"))
+        except ValueError as error:
+            raise RequestError(f"config={self._name!r}: {error}") from error
+        values.setdefault("weights", place)
 
     def _content(self, path: Path) -> Mapping[str, Any]:
         try:
@@ -137,7 +149,8 @@ def _metadata_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
     content = {name: value for part in _PARTS for name, value in metadata[part].items()}
     parallel = content.pop("parallel", None)
     content.update(parallel if isinstance(parallel, dict) else {})
-    for name in ("output_type", "autoencoder_only"):  # set by the command
+    # set by the command; and places of weights depend on the machine, not on the video
+    for name in ("output_type", "autoencoder_only", "weights", "text_weights", "shard_weights"):
         content.pop(name, None)
     return content
 

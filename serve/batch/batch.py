@@ -13,6 +13,7 @@ from typing import Any
 
 from longtake.configs.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
+from longtake.configs.request import ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.supervisor import Supervisor
@@ -119,7 +120,7 @@ class Batch:
                     store.retry(failed, time.time())
             with scratch_folder(self._folder) as scratch:
                 try:
-                    self._work(store, watcher, scratch)
+                    self._work(store, watcher, scratch, [shot.request for shot in shots])
                 except BaseException:
                     with suppress(EngineError):  # raise the first error, not this one
                         self._report(store, watcher, scratch)
@@ -157,13 +158,19 @@ class Batch:
             + (f", {len(withdrawn)} withdrawn" if withdrawn else "")
         )
 
-    def _work(self, store: JobStore, watcher: BatchWatcher, scratch: Path) -> None:
+    def _work(
+        self,
+        store: JobStore,
+        watcher: BatchWatcher,
+        scratch: Path,
+        requests: Sequence[ResolvedRequest],
+    ) -> None:
         stop = threading.Event()
         settings = ReplicaSettings(self._digest, self._settings, self._snapshots, scratch)
         replicas = [
             Replica(
                 store,
-                Supervisor(config, scratch, watcher.note, stop.wait),
+                Supervisor(config, scratch, watcher.note, stop.wait, requests),
                 settings,
                 watcher,
                 stop,

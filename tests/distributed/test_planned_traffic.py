@@ -10,6 +10,7 @@ import pytest
 from longtake.configs.hardware import load_hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
+from longtake.engine.planning.weights.places import Placement
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.attention.traffic import AttentionTraffic
 from longtake.pipelines import registry
@@ -32,7 +33,7 @@ PARALLEL_BRANCHES = [
 
 
 def predicted(
-    model: str, dims: ParallelDims, shard_weights: bool = False, **changes: Any
+    model: str, dims: ParallelDims, split_weights: bool = False, **changes: Any
 ) -> tuple[int, ...]:
     """Bytes that each rank sends in one step, by arithmetic on the configuration."""
     plan_input = PlanInput(
@@ -43,14 +44,15 @@ def predicted(
         vae_dtype="float32",
         text_tokens=tiny.num_text_tokens(request(**changes).prompt),
     )
-    return predict(plan_input, dims, shard_weights=shard_weights).step_bytes
+    placement = Placement("split" if split_weights else "resident")
+    return predict(plan_input, dims, placement).step_bytes
 
 
 def sent(
-    ranks: RankGroups, model: str, dims: ParallelDims, shard_weights: bool = False, **changes: Any
+    ranks: RankGroups, model: str, dims: ParallelDims, split_weights: bool = False, **changes: Any
 ) -> tuple[int, ...]:
     """Bytes that each rank sends in one step, as counted."""
-    step = step_traffic(ranks, model, dims, shard_weights, **changes)
+    step = step_traffic(ranks, model, dims, split_weights, **changes)
     return tuple(in_one_step for in_one_step, _, _ in step)
 
 
@@ -105,16 +107,16 @@ def test_a_batch_of_two_videos(ranks: RankGroups, model: str) -> None:
     "dims", [ParallelDims(ulysses_degree=2), ParallelDims(ring_degree=3)], ids=layout_name
 )
 def test_sharded_weights(ranks: RankGroups, model: str, dims: ParallelDims) -> None:
-    found = sent(ranks, model, dims, shard_weights=True)
-    assert predicted(model, dims, shard_weights=True) == found
+    found = sent(ranks, model, dims, split_weights=True)
+    assert predicted(model, dims, split_weights=True) == found
     assert min(found) > 2 * max(predicted(model, dims))
 
 
 def test_sharded_weights_with_true_cfg(ranks: RankGroups, model: str) -> None:
     """Branches in turn gather them twice per step, parallel branches once."""
     for dims in (ParallelDims(ulysses_degree=2), ParallelDims(cfg_degree=2)):
-        found = sent(ranks, model, dims, shard_weights=True, **GUIDED)
-        assert predicted(model, dims, shard_weights=True, **GUIDED) == found
+        found = sent(ranks, model, dims, split_weights=True, **GUIDED)
+        assert predicted(model, dims, split_weights=True, **GUIDED) == found
 
 
 @pytest.mark.parametrize("dims", [ParallelDims(ulysses_degree=2), ParallelDims(ring_degree=3)])

@@ -32,7 +32,7 @@ def step_traffic(
     ranks: RankGroups,
     model: str,
     dims: ParallelDims,
-    shard_weights: bool = False,
+    split_weights: bool = False,
     rendering: ResolvedRequest | None = None,
     **changes: Any,
 ) -> list[tuple[int, dict[str, int], int]]:
@@ -44,7 +44,7 @@ def step_traffic(
             model,
             (rendering or request(**changes)).model_copy(update={"num_inference_steps": steps}),
             dims,
-            "split" if shard_weights else "resident",
+            "split" if split_weights else "resident",
         )
         for steps in (2, 5)
     )
@@ -105,7 +105,7 @@ def test_sharded_weights_are_gathered_once_per_step(ranks: RankGroups, model: st
     """Each rank receives the weights that it lacks, one block at a time."""
     dims = ParallelDims(ulysses_degree=3)
     whole = ranks.run(3, denoiser_bytes, model, "resident")[0]
-    split = step_traffic(ranks, model, dims, shard_weights=True)
+    split = step_traffic(ranks, model, dims, split_weights=True)
     fetched = []
     for rank, (sent, calls, reported) in enumerate(split):
         assert sent == reported

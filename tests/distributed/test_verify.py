@@ -15,7 +15,7 @@ from longtake.cli.command_line import parse
 from longtake.cli.commands import verify as command
 from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
-from longtake.configs.parallel import ParallelConfig
+from longtake.configs.weights import WeightPlace
 from longtake.engine.job import Job, JobRun
 from longtake.engine.launch import local_processes
 from longtake.engine.launch.in_process import InProcess
@@ -127,11 +127,9 @@ def compare(
     *layouts: str,
     fault: Fault | None = None,
     tolerance: float = 1e-4,
-    shard_weights: bool = False,
+    weights: WeightPlace = "resident",
 ) -> list[Comparison]:
-    config = EngineConfig(
-        model=model, devices=devices, parallel=ParallelConfig(shard_weights=shard_weights)
-    )
+    config = EngineConfig(model=model, devices=devices, weights=weights, text_weights="resident")
     verification = Verification(
         lambda: InProcess(config, "cpu"),
         lambda: OnGroup(ranks, config, fault),
@@ -224,7 +222,7 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
             self._fault = fault if run.job.dims.ring_degree > 1 else None
             return super().render(run)
 
-    config = EngineConfig(model=model, devices=2)
+    config = EngineConfig(model=model, devices=2, weights="resident", text_weights="resident")
     verification = Verification(
         lambda: InProcess(config, "cpu"),
         lambda: FaultyRing(ranks, config),
@@ -239,7 +237,7 @@ def test_only_diverging_layouts_are_rendered_again(ranks: RankGroups, model: str
 
 def test_sharded_weights_are_traced(ranks: RankGroups, model: str) -> None:
     fault = Fault(1, "transformer.single_transformer_blocks.0", step=2)
-    (found,) = compare(ranks, model, 2, "1x2", fault=fault, shard_weights=True)
+    (found,) = compare(ranks, model, 2, "1x2", fault=fault, weights="split")
     assert found.divergence is not None
     assert (found.divergence.step, found.divergence.block, found.divergence.num_blocks) == (2, 3, 4)
     assert found.divergence.name == fault.module

@@ -10,6 +10,7 @@ import pytest
 from longtake.configs.hardware import load_hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
+from longtake.engine.planning.weights.places import Placement
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ CASES = [
 
 @pytest.mark.parametrize("kind", ["wan21-t2v", "wan22-t2v"])
 @pytest.mark.parametrize(
-    ("dims", "shard_weights", "fields"),
+    ("dims", "split_weights", "fields"),
     CASES,
     ids=[f"{layout_name(dims)}{'-sharded' if shard else ''}" for dims, shard, _ in CASES],
 )
@@ -39,7 +40,7 @@ def test_predicted_bytes_equal_those_sent(
     wan: Callable[[str], str],
     kind: str,
     dims: ParallelDims,
-    shard_weights: bool,
+    split_weights: bool,
     fields: dict[str, Any],
 ) -> None:
     """Text is in no exchange. A step of two experts gathers the weights of one."""
@@ -54,7 +55,8 @@ def test_predicted_bytes_equal_those_sent(
         vae_dtype="float32",
         text_tokens=spec.text_tokens(request),
     )
-    step = step_traffic(ranks, folder, dims, shard_weights, rendering=request)
+    step = step_traffic(ranks, folder, dims, split_weights, rendering=request)
     found = tuple(sent for sent, _, _ in step)
-    assert predict(plan_input, dims, shard_weights=shard_weights).step_bytes == found
+    placement = Placement("split" if split_weights else "resident")
+    assert predict(plan_input, dims, placement).step_bytes == found
     assert min(found) > 1000

@@ -70,12 +70,15 @@ def test_flags_override_the_config_file(generate: Any, tmp_path: Path) -> None:
 
 def test_flags_override_switches_and_degrees_of_the_file(generate: Any, tmp_path: Path) -> None:
     config, path = tmp_path / "options.yaml", tmp_path / "out.npy"
-    config.write_text("shard_weights: true\nnum_frames: 1\n")
-    for switch, split in (((), True), (("--no-shard-weights",), False)):
+    config.write_text("shard_weights: true\nnum_frames: 1\n")  # as 0.1.0 called it
+    for switch, devices in (((), 2), (("--weights", "resident"), 1)):
         over = ("-o", str(path), "--overwrite")
-        assert generate("a", "--config", str(config), *over, *switch)[0] == 0
+        count = ("--devices", str(devices))
+        code, _, err = generate("a", "--config", str(config), *over, *switch, *count)
+        assert code == 0
+        assert (" +split, the best of 2: split weights and resident " in err) == (devices == 2)
         metadata = json.loads((tmp_path / "out.npy.json").read_text())
-        assert metadata["engine"]["parallel"]["shard_weights"] is split
+        assert metadata["engine"]["weights"] == ("split" if devices > 1 else "resident")
     metadata["engine"]["devices"] = metadata["engine"]["parallel"]["ulysses_degree"] = 3
     (tmp_path / "of-three-ranks.json").write_text(json.dumps(metadata))
     again = ("--config", str(tmp_path / "of-three-ranks.json"), *over)

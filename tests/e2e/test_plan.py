@@ -13,6 +13,7 @@ import pytest
 
 from longtake.cli import main as cli
 from longtake.configs.hardware import profiles
+from longtake.configs.models import presets
 from tests.plans import planned, refused
 
 RELEASED = ["--model", "hunyuan-video", "--gpu", "h100", "--devices", "8"]
@@ -27,7 +28,8 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "cfg_degree": 1,
         "ring_degree": 1,
         "ulysses_degree": 8,
-        "shard_weights": False,
+        "weights": "resident",
+        "text_weights": "resident",
     }
     assert best["end_to_end_s"] == pytest.approx(sum(best["stages_s"].values()))
     assert best["stages_s"]["denoise"] == pytest.approx(50 * best["seconds_per_step"])
@@ -36,7 +38,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert best["memory_bytes_per_rank"] > parts["weights"] > 2 * 12.8e9
     assert best["bytes_per_step"] == sum(best["bytes_per_step_by_rank"])
     assert 0.9 < best["efficiency"] <= 1
-    assert len(plan["layouts"]) == 8  # four, with whole and with sharded weights
+    assert len(plan["layouts"]) == 16  # four, with weights in four places
     assert {each["layout"] for each in plan["refused"]} == {"2x1x4", "2x2x2", "2x4x1"}
 
 
@@ -46,7 +48,7 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "best: 1x1x8 (cfg x ring x ulysses), " in out
     rows = [line.split()[0] for line in out.splitlines() if line.strip().startswith("1x")]
-    assert rows[0] == "1x1x8" and len(rows) == 16  # times, then memory
+    assert rows[0] == "1x1x8" and len(rows) == 16 + 16 + 7  # times, memory, all ways
     assert "there is no second pass" in out
 
 
@@ -94,9 +96,9 @@ def test_only_the_configuration_of_a_hub_id_is_read(
 
 
 def test_degrees_and_sharded_weights_narrow_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = planned(capsys, *RELEASED, "--ring-degree", "2", "--shard-weights")
+    plan = planned(capsys, *RELEASED, "--ring-degree", "2", "--weights", "split")
     (only,) = plan["layouts"]
-    assert only["layout"]["ring_degree"] == 2 and only["layout"]["shard_weights"]
+    assert only["layout"]["ring_degree"] == 2 and only["layout"]["weights"] == "split"
 
 
 def test_smaller_nodes_are_slower(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,14 +143,42 @@ def test_refusals(capsys: pytest.CaptureFixture[str], arguments: list[str], text
 
 
 def test_model_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "hunyuan-video", "--gpu", "rtx4090", "--devices", "1"]
+    arguments = ["--model", "hunyuan-video", "--gpu", "rtx4090", "--weights", "resident"]
     line = refused(capsys, *arguments)
-    assert (
-        "needs 39.9" in line and "GiB a rank and there are 23.3" in line and "try devices=" in line
-    )
+    assert "needs 36.7 GiB a rank and there are 23.3" in line and "try --weights streamed" in line
     capsys.readouterr()
     assert cli.main(["plan", "--json", *arguments]) == 2
     plan = json.loads(capsys.readouterr().out)
     assert plan["best"] is None and plan["layouts"] == []
     assert plan["error"] in line
     assert "too much" in plan["refused"][0]["reason"]
+
+
+def test_the_ladder_says_what_runs_and_what_it_loses(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "hunyuan-video", "--gpu", "rtx4080"]
+    plan = planned(capsys, *arguments)
+    best, *others = plan["ladder"]
+    assert best["name"] == plan["best"]["name"] == "1x1x1 +streamed"
+    assert best["loss"] == "exact" and best["fits"] and best["reason"] is None
+    assert best["memory_bytes_per_rank"] < 16e9 < best["host_memory_bytes"]
+    whole = next(each for each in others if each["name"] == "1x1x1")
+    assert not whole["fits"] and "GiB a rank and there are 15.7" in whole["reason"]
+    assert {each["storage_dtype"] for each in others} == {None, "float8", "int8", "nf4"}
+    capsys.readouterr()
+    assert cli.main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "1x1x1 +streamed float8" in out and "weights rounded to 8 bits" in out
+
+
+def test_sizes_and_lengths_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "--what-fits", "--gpu", "rtx4080", "--model", "hunyuan-video")
+    first, *smaller = found["fits"]
+    assert (first["width"], first["height"], first["num_frames"]) == (1280, 720, 129)
+    assert first["fits"] and first["weights"] == "streamed"
+    lengths = [each["longest_num_frames"] for each in found["fits"]]
+    assert lengths == sorted(lengths) and lengths[0] >= 129 and len(smaller) == 3
+    assert cli.main(["plan", "--what-fits", "--gpu", "h100", "--devices", "2"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in presets())
+    line = refused(capsys, "--what-fits", "--gpu", "h100", "--resolution", "480p")
+    assert "resolution=480p with --what-fits, which lists sizes and lengths" in line

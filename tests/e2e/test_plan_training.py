@@ -97,7 +97,7 @@ def test_a_sequence_that_never_fits(capsys: pytest.CaptureFixture[str]) -> None:
         (["--train"], "--train plans a decoder: add --model with llama2-7b"),
         ([*RUN, "--num-frames", "5"], "num_frames=5 is of a video"),
         ([*RUN, "--cfg-degree", "2"], "cfg_degree=2 is of a video"),
-        ([*RUN, "--shard-weights"], "shard_weights=True is of a video"),
+        ([*RUN, "--weights", "split"], "weights=split is of a video"),
         (["--sequence-length", "8"], "sequence_length=8 is of a training plan: add --train"),
         ([*RUN, "--sequence-length", "0"], "sequence_length='0' must be at least 1"),
         ([*RUN, "--zero-stage", "4"], "zero_stage='4' must be at most 3"),

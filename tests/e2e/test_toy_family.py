@@ -94,7 +94,7 @@ def test_longtake_does_not_know_it() -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    ["3", "2 --cfg-degree 2", "2 --cfg-degree 1 --ring-degree 2 --shard-weights"],
+    ["3", "2 --cfg-degree 2", "2 --cfg-degree 1 --ring-degree 2 --weights split"],
 )
 def test_every_layout_renders_the_same(
     console: Console, toy: Path, frames: Frames, tmp_path: Path, layout: str

@@ -126,7 +126,7 @@ class Suites:
                 run = JobRun(job, NullSink(), inputs=pictures)
                 for _ in range(2):  # the first also loads libraries and allocates lasting buffers
                     reports = launcher.render(run)
-                predicted = predict(plan_input, dims, shard_weights=parallel.shard_weights)
+                predicted = predict(plan_input, dims)
                 rows.append(_step_row(dims.name, reports, predicted.step.seconds))
         return markdown_table(columns, rows)
 

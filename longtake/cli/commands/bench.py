@@ -36,7 +36,7 @@ def run(options: dict[str, Any], view: View) -> None:
     """Measure this machine, and write the results or its hardware profile to a file."""
     values = given_values(options)
     settings = BenchConfig(**pop_fields(values, BenchConfig), output=options["output"] or None)
-    config = EngineConfig(**values)
+    config = EngineConfig(weights="resident", text_weights="resident", **values)
     device_type = device_type_of(config)
     started = datetime.now()
     kind, suffix = ("profile", "yaml") if settings.calibrate else ("bench", "md")

@@ -13,19 +13,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from longtake.cli.commands import plan_training
+from longtake.cli.commands import plan_training, plan_what_fits
 from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.terminal import View, print_line, print_refusable
 from longtake.configs.engine import EngineConfig
-from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
 from longtake.configs.training import TrainingConfig
-from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.planning.advice.ladder import Rung
+from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction
+from longtake.engine.planning.weights.places import Places
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError
 from longtake.pipelines import registry
@@ -45,6 +46,8 @@ def run(options: dict[str, Any], view: View) -> int:
     values = given_values(options)
     if PlanConfig(**{"train": values.get("train", False)}).train:
         return plan_training.run(values, as_json=options["json"], quiet=options["quiet"])
+    if PlanConfig(**{"what_fits": values.pop("what_fits", False)}).what_fits:
+        return plan_what_fits.run(values, as_json=options["json"], quiet=options["quiet"])
     plan = _plan(values)
     if options["json"]:
         return _print_json(plan)
@@ -60,14 +63,11 @@ def _plan(values: dict[str, Any]) -> Plan:
             f"{only_training[0]}={values[only_training[0]]} is of a training plan: add --train, or "
             "leave it out"
         )
-    shard_weights = values.get("shard_weights")
     options = PlanConfig(**pop_fields(values, PlanConfig))
     engine = EngineConfig(**pop_fields(values, EngineConfig))
     parallel = ParallelConfig(**pop_fields(values, ParallelConfig))
     request = VideoRequest(**{"prompt": _ANY_PROMPT, **values})
-    hardware = hardware_here() if options.gpu == "here" else load_hardware(options.gpu)
-    if options.gpus_per_node is not None:
-        hardware = hardware.with_node_of(options.gpus_per_node)
+    hardware = find_hardware(options.gpu, options.gpus_per_node)
     checkpoint = Checkpoint.open(engine.model, engine.revision, configs_only=True)
     spec = registry.inspect(checkpoint, weights=False)
     plan_input = PlanInput.for_engine(
@@ -78,7 +78,7 @@ def _plan(values: dict[str, Any]) -> Plan:
         text_tokens=options.text_tokens,
         decode_ranks=options.decode_ranks,
     )
-    return make_plan(plan_input, parallel, engine.devices, shard_weights=shard_weights)
+    return make_plan(plan_input, parallel, engine.devices, Places.of(engine))
 
 
 def _print_json(plan: Plan) -> int:
@@ -101,6 +101,7 @@ def _print_json(plan: Plan) -> int:
         },
         "best": layouts[0] if layouts else None,
         "layouts": layouts,
+        "ladder": [_rung_as_json(each) for each in plan.ladder],
         "refused": [{"layout": each.name, "reason": each.reason} for each in plan.refused],
     }
     return print_refusable(described, lambda: plan.best)
@@ -113,7 +114,8 @@ def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:
             "cfg_degree": each.dims.cfg_degree,
             "ring_degree": each.dims.ring_degree,
             "ulysses_degree": each.dims.ulysses_degree,
-            "shard_weights": each.shard_weights,
+            "weights": each.placement.weights,
+            "text_weights": each.placement.text,
         },
         "name": each.name,
         "end_to_end_s": each.end_to_end_s,
@@ -130,6 +132,22 @@ def _as_json(plan: Plan, each: Prediction) -> dict[str, Any]:
         "memory_bytes_per_rank": each.memory.total,
         "memory_bytes": each.memory.as_json(),
         "efficiency": plan.efficiency(each),
+    }
+
+
+def _rung_as_json(rung: Rung) -> dict[str, Any]:
+    prediction = rung.prediction
+    return {
+        "name": rung.name,
+        "weights": prediction.placement.weights,
+        "text_weights": prediction.placement.text,
+        "storage_dtype": rung.storage,
+        "loss": rung.loss,
+        "fits": rung.shortage is None,
+        "reason": rung.shortage,
+        "seconds_per_step": prediction.step.seconds,
+        "memory_bytes_per_rank": prediction.memory.total,
+        "host_memory_bytes": prediction.memory.host.total,
     }
 
 
@@ -154,6 +172,7 @@ def _print_tables(plan: Plan) -> None:
         )
         console.print(_duration_table(plan))
         console.print(_memory_table(plan))
+    console.print(_ladder_table(plan))
     if plan.refused:
         table = _table("refused", "why")
         for refused in plan.refused:
@@ -194,9 +213,25 @@ def _duration_table(plan: Plan) -> Table:
     return table
 
 
+def _ladder_table(plan: Plan) -> Table:
+    """All ways to run the request: what they take, what they lose, and why some do not fit."""
+    table = _table("plan", "GiB a rank", "GiB of host", "a step", "result", "fits")
+    for rung in plan.ladder:
+        memory, step = rung.prediction.memory, rung.prediction.step
+        table.add_row(
+            rung.name,
+            f"{memory.total / 2**30:.2f}",
+            f"{memory.host.total / 2**30:.1f}",
+            _duration(step.seconds),
+            rung.loss,
+            "yes" if rung.shortage is None else f"no: {rung.shortage}",
+        )
+    return table
+
+
 def _memory_table(plan: Plan) -> Table:
     """Memory of a rank by layout and part."""
-    parts = ("runtime", "weights", "text", "activations", "buffers", "decode")
+    parts = [*plan.layouts[0].memory.as_json()]
     table = _table("GiB a rank", *parts, "at most")
     for each in plan.layouts:
         bytes_by_part = each.memory.as_json()
@@ -209,7 +244,7 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column(first, no_wrap=True)
     for column in columns:
-        is_text = column == "why"
+        is_text = column in ("why", "fits", "result")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     return table
 

@@ -13,11 +13,10 @@ from longtake.cli.table import Table
 from longtake.cli.terminal import print_line, print_refusable
 from longtake.configs.decoders import decoders, load_decoder
 from longtake.configs.engine import EngineConfig
-from longtake.configs.hardware import load_hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.tools import PlanConfig
 from longtake.configs.training import TrainingConfig
-from longtake.engine.planning.hardware import hardware_here
+from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.planning.training.layouts import AXES, Axis, TrainingLayout
 from longtake.engine.planning.training.planner import (
     TrainingPlan,
@@ -82,9 +81,7 @@ def _plan(values: dict[str, Any]) -> tuple[int, TrainingPlan]:
     engine = EngineConfig(**pop_fields(values, EngineConfig))
     degrees = _degrees(config, ParallelConfig(**values))
     _check_degrees(engine.devices, degrees)
-    hardware = hardware_here() if options.gpu == "here" else load_hardware(options.gpu)
-    if options.gpus_per_node is not None:
-        hardware = hardware.with_node_of(options.gpus_per_node)
+    hardware = find_hardware(options.gpu, options.gpus_per_node)
     training = TrainingInput(
         config=load_decoder(engine.model),
         hardware=hardware,

@@ -55,10 +55,11 @@ def run(options: dict[str, Any], view: View) -> int:
     settings = VerifyConfig(**pop_fields(values, VerifyConfig))
     request = pop_fields(values, VideoRequest)
     outline = EngineOutline(engine_config(values))
+    plain, guided = _requests(request, outline.spec, outline.config.devices)
+    outline.place_weights([plain])
     config = outline.config
     view.stop_timeout_s = config.stop_timeout_s
     tolerance = TOLERANCES[config.dtype] if settings.tolerance is None else settings.tolerance
-    plain, guided = _requests(request, outline.spec, config.devices)
     pictures = outline.spec.required_pictures
     cases = cases_of(layouts, config.devices, plain, guided, pictures)
     on_progress = (lambda progress: None) if options["json"] else view.progress

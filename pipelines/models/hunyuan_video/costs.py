@@ -117,7 +117,7 @@ class HunyuanVideoCosts(ModelCosts):
         blocks += config.num_single_layers * self._single_block
         return self.transformer_parameters - blocks
 
-    @property
+    @cached_property
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of the autoencoder (encoder and decoder) and of the text encoders."""
         return {
@@ -127,7 +127,7 @@ class HunyuanVideoCosts(ModelCosts):
             + self._vision_parameters,
         }
 
-    @property
+    @cached_property
     def text_streaming_parameters(self) -> int:
         """Parameters on the device at a time while prompts are encoded layer by layer: LLaMA's or
         LLaVA's, and CLIP's."""

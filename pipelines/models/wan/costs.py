@@ -132,7 +132,7 @@ class WanCosts(ModelCosts):
         whole = self.transformer_parameters // self.num_experts
         return whole - self.transformer.num_layers * self._block
 
-    @property
+    @cached_property
     def other_parameters(self) -> Mapping[str, int]:
         """Parameters of the autoencoder (encoder and decoder), and of text and image encoder."""
         return {
@@ -140,7 +140,7 @@ class WanCosts(ModelCosts):
             "text_encoders": self._text_parameters + self._image_parameters,
         }
 
-    @property
+    @cached_property
     def text_streaming_parameters(self) -> int:
         """Parameters on the device at a time while a prompt or pictures are encoded layer by layer:
         those of the encoder that has more of them there."""

@@ -83,13 +83,24 @@ def test_no_words_reach_an_error_of_tyro(capsys: pytest.CaptureFixture[str]) -> 
             assert capsys.readouterr().err.count("\n") <= 1, words
 
 
+@pytest.mark.parametrize("command", ["generate a", "batch s.txt -o out", "serve", "plan"])
+def test_an_option_of_0_1_0_names_what_replaces_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([*command.split(), "--shard-weights"])
+    assert "longtake: --shard-weights is now --weights split; see" in capsys.readouterr().err
+
+
 def test_options_left_out_have_no_value() -> None:
-    command, options = parse(["generate", "a", "--no-shard-weights", "--sigmas", "1", "0.5", "-ox"])
+    command, options = parse(
+        ["generate", "a", "--no-embed-metadata", "--sigmas", "1", "0.5", "-ox"]
+    )
     given = {name: value for name, value in options.items() if value not in (None, False)}
     assert command == "generate"
     assert given == {"prompt": "a", "sigmas": ("1", "0.5"), "output": "x", "metadata": True}
-    assert options["shard_weights"] is False
-    assert options["embed_metadata"] is None
+    assert options["embed_metadata"] is False
+    assert options["weights"] is None
     assert {*options} == {option.name for option in COMMANDS["generate"].options}
 
 

@@ -46,6 +46,9 @@ def test_a_bundled_profile_is_consistent(name: str) -> None:
     assert (hardware.device == "cuda") == bool(hardware.names)
     assert {"float32", "bfloat16"} <= set(hardware.flops_per_s)
     assert hardware.device == "cpu" or hardware.host_bytes_per_s is not None
+    assert hardware.device == "cpu" or hardware.host_memory_bytes is not None
+    assert hardware.device == "cpu" or hardware.host_memory_bytes_per_s is not None
+    assert hardware.unified_memory == (name == "dgx-spark")
     # An outer level has no more bandwidth per device than an inner one.
     for inner, outer in zip(hardware.links, hardware.links[1:], strict=False):
         assert outer.bytes_per_s.value / outer.shared_by <= inner.bytes_per_s.value
@@ -162,11 +165,20 @@ def test_invalid_figures_are_refused(tmp_path: Path, changes: dict[str, Any]) ->
         ("NVIDIA A100-SXM4-80GB", "a100-80g"),
         ("NVIDIA A100-SXM4-40GB", None),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
-        ("NVIDIA GeForce RTX 3090", None),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 4080 SUPER", "rtx4080"),
+        ("NVIDIA GeForce RTX 5080", "rtx5080"),
+        ("NVIDIA GeForce RTX 5090", "rtx5090"),
+        ("NVIDIA GeForce RTX 5070", None),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA RTX 6000 Ada Generation", None),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
+        ("NVIDIA GB10", "dgx-spark"),
+        ("AMD Instinct MI300X", "mi300x"),
         ("nvidia geforce rtx 4090", "rtx4090"),
         ("NVIDIA L20", "l20"),
         ("NVIDIA L40", "l40"),
-        ("NVIDIA L40S", None),
+        ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", None),
         ("", None),
     ],

@@ -15,6 +15,8 @@ from longtake.engine.supervisor import Supervisor
 from longtake.errors import EngineError, LayoutError, RankError, Stopped
 from tests.rendering import request
 
+KNOWN = [request()]
+
 
 class Engine:
     """A VideoEngine whose devices fail when a test says so."""
@@ -24,6 +26,7 @@ class Engine:
     failing_renders: list[int | None] = []
     """The device that fails in each rendering; None: no device."""
     created: list[EngineConfig] = []
+    placed_for: list[Any] = []
 
     def __init__(self, config: EngineConfig, *, isolated: bool, scratch: Path) -> None:
         assert isolated
@@ -33,6 +36,9 @@ class Engine:
         self.created.append(config)
         self.closed = False
         self.running = False
+
+    def place_weights(self, requests: Any) -> None:
+        self.placed_for.append(requests)
 
     def start(self, on_progress: Any, stop_requested: Any) -> None:
         for rank, device in enumerate(self.config.devices_by_rank):
@@ -60,11 +66,12 @@ def rank_error(rank: int | None, phase: str) -> RankError:
 def make_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(supervisor, "VideoEngine", Engine)
     Engine.failing_starts, Engine.failing_renders, Engine.created = {}, [], []
+    Engine.placed_for = []
 
     def make(**settings: Any) -> tuple[Supervisor, list[str]]:
         lines: list[str] = []
         config = EngineConfig(**settings)
-        return Supervisor(config, tmp_path, lines.append, lambda seconds: None), lines
+        return Supervisor(config, tmp_path, lines.append, lambda seconds: None, KNOWN), lines
 
     return make
 
@@ -87,6 +94,7 @@ def test_a_device_that_fails_at_every_start_is_excluded(make_supervisor: Any) ->
     assert render(group) == "rendered"
     assert group.devices == (0, 1, 3)
     assert Engine.created[-1].device_ids == (0, 1, 3)
+    assert Engine.placed_for == [KNOWN, KNOWN]  # whenever an engine is made
     assert Engine.created[-1].parallel.ulysses_degree is None  # 4 does not fit 3 devices
     assert lines[-1] == "device 2 is excluded: it failed repeatedly; 3 are left"
 

@@ -30,15 +30,25 @@ def test_ranks_that_differ_are_refused(
 
     monkeypatch.setattr(World, "gather_json", with_another_rank)
     with pytest.raises(ModelError, match=text):
-        Worker(EngineConfig(model=model), ALONE, lambda progress: None)
+        Worker(
+            EngineConfig(model=model, weights="resident", text_weights="resident"),
+            ALONE,
+            lambda progress: None,
+        )
 
 
 def test_all_ranks_decode_in_rank_0s_dtype(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only rank 0 may have read the latents' file, which names a dtype."""
 
     def on_another_rank(world: World, own: list[Any]) -> list[Any]:
-        return [[*own[:3], "float16"], own]
+        return [[*own[:3], "float16", *own[4:]], own]
 
     monkeypatch.setattr(World, "gather_json", on_another_rank)
-    worker = Worker(EngineConfig(model=model, autoencoder_only=True), ALONE, lambda progress: None)
+    worker = Worker(
+        EngineConfig(
+            model=model, autoencoder_only=True, weights="resident", text_weights="resident"
+        ),
+        ALONE,
+        lambda progress: None,
+    )
     assert {each.dtype for each in worker._codec._vae.parameters()} == {torch.float16}  # type: ignore[attr-defined]

@@ -103,7 +103,7 @@ def plan(gpu: str, devices: int, num_heads: int | None = None) -> Plan:
 
 def fastest_first(plan: Plan) -> list[str]:
     """The layouts with unsharded weights, the fastest first."""
-    return [each.name for each in plan.layouts if not each.shard_weights]
+    return [each.name for each in plan.layouts if each.placement.weights == "resident"]
 
 
 @pytest.mark.parametrize("gpu", ["h100", "h200", "h20", "a800", "a100-80g"])
@@ -142,17 +142,18 @@ def test_few_heads_need_a_ring() -> None:
 def test_unsharded_weights_are_preferred_where_they_fit(gpu: str, devices: int) -> None:
     """Sharded weights take less memory and more traffic."""
     by_name = {each.name: each for each in plan(gpu, devices).layouts}
-    whole = [name for name in by_name if "shard" not in name]
+    whole = [name for name in by_name if "+" not in name]
     assert plan(gpu, devices).best.name in whole
     for name in whole:
-        one, other = by_name[name], by_name[f"{name} +shard"]
+        one, other = by_name[name], by_name[f"{name} +split"]
         assert one.end_to_end_s <= other.end_to_end_s
         assert one.memory.weights > other.memory.weights
         assert max(one.step_bytes) < min(other.step_bytes)
 
 
 def test_weights_are_sharded_where_they_do_not_fit() -> None:
-    assert all(each.shard_weights for each in plan("rtx4090", 8).layouts)
+    assert all(each.placement.weights != "resident" for each in plan("rtx4090", 8).layouts)
+    assert plan("rtx4090", 8).best.placement.weights == "split"
     assert plan("rtx4090", 8).layouts
     assert any("needs" in each.reason for each in plan("rtx4090", 8).refused)
 

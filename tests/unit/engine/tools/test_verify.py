@@ -277,7 +277,11 @@ def render(worker: Worker, job: Job, sink: Points) -> None:
 
 
 def test_a_traced_rendering_records_values_and_leaves_no_hooks(model: str) -> None:
-    worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
+    worker = Worker(
+        EngineConfig(model=model, weights="resident", text_weights="resident"),
+        ALONE,
+        lambda progress: None,
+    )
     denoiser = worker.pipeline.denoiser
     asked = request(output_type="latents", true_cfg_scale=2.0, negative_prompt="red")
     plain, traced = Points(), Points()
@@ -316,7 +320,11 @@ def hooks(module: nn.Module) -> list[Any]:
 
 
 def test_hooks_are_removed_when_a_rendering_is_stopped(model: str) -> None:
-    worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
+    worker = Worker(
+        EngineConfig(model=model, weights="resident", text_weights="resident"),
+        ALONE,
+        lambda progress: None,
+    )
 
     class Enough(Exception):
         pass
@@ -334,7 +342,11 @@ def test_hooks_are_removed_when_a_rendering_is_stopped(model: str) -> None:
 
 
 def test_traced_latents_need_not_be_finite(model: str) -> None:
-    worker = Worker(EngineConfig(model=model), ALONE, lambda progress: None)
+    worker = Worker(
+        EngineConfig(model=model, weights="resident", text_weights="resident"),
+        ALONE,
+        lambda progress: None,
+    )
     with torch.no_grad():
         next(iter(worker.pipeline.denoiser.chains[0][1].parameters())).fill_(math.nan)
     sink = Points()

@@ -12,6 +12,7 @@ from longtake.configs.request import VideoRequest
 from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
+from longtake.engine.planning.weights.places import Placement, Places
 from longtake.engine.resolve.request import resolve
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -39,6 +40,9 @@ TAKEN = {
 }
 
 
+ANY_PLACE = Places()
+
+
 def spec_of(name: str) -> WanSpec:
     spec = registry.inspect(Checkpoint.open(name, configs_only=True), weights=False)
     assert isinstance(spec, WanSpec)
@@ -51,8 +55,8 @@ def plan_input(name: str, gpu: str) -> PlanInput:
     return PlanInput.for_engine(EngineConfig(model=name), spec, load_hardware(gpu), request)
 
 
-def plan(name: str, gpu: str, devices: int) -> Plan:
-    return make_plan(plan_input(name, gpu), ParallelConfig(), devices)
+def plan(name: str, gpu: str, devices: int, places: Places = ANY_PLACE) -> Plan:
+    return make_plan(plan_input(name, gpu), ParallelConfig(), devices, places)
 
 
 def test_all_have_presets() -> None:
@@ -115,11 +119,13 @@ def test_both_passes_side_by_side() -> None:
 
 @pytest.mark.parametrize(("gpu", "experts"), [("h100", 1), ("h200", 2)])
 def test_experts_that_fit_stay_on_the_gpu(gpu: str, experts: int) -> None:
-    one = plan("wan2.2-t2v-a14b", gpu, 1).best
-    alone = plan("wan2.1-t2v-14b", gpu, 1).best
-    expert, autoencoder = 28.58e9, 0.51e9
-    assert one.memory.weights == pytest.approx(experts * expert + autoencoder, rel=0.01)
-    assert alone.memory.weights == pytest.approx(expert + autoencoder, rel=0.01)
+    resident = Places.only(Placement())
+    one = plan("wan2.2-t2v-a14b", gpu, 1, resident).best
+    alone = plan("wan2.1-t2v-14b", gpu, 1, resident).best
+    expert = 28.58e9
+    assert one.memory.weights == pytest.approx(experts * expert, rel=0.01)
+    assert alone.memory.weights == pytest.approx(expert, rel=0.01)
+    assert one.memory.host.weights == pytest.approx((2 - experts) * expert, rel=0.01)
     swapped_s = one.stages["denoise"] - 40 * one.step.seconds
     assert swapped_s == pytest.approx(0 if experts == 2 else 4 * expert / 44e9, rel=0.02, abs=1e-9)
 
@@ -127,7 +133,7 @@ def test_experts_that_fit_stay_on_the_gpu(gpu: str, experts: int) -> None:
 def test_sharded_experts_take_no_swap_and_gather_one_at_a_time() -> None:
     shards = {name: plan(name, "h100", 8) for name in ("wan2.1-t2v-14b", "wan2.2-t2v-a14b")}
     one, two = (
-        next(each for each in made.layouts if each.name == "1x1x8 +shard")
+        next(each for each in made.layouts if each.name == "1x1x8 +split")
         for made in shards.values()
     )
     assert two.step_bytes == one.step_bytes

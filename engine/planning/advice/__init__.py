@@ -1,0 +1,1 @@
+"""What else would run: other places of weights, other requests, other models."""
