@@ -238,7 +238,7 @@ class ModelCosts(ABC):
         """Work of decoding the weights of one expert that are stored in fewer bits, once a pass.
 
         A feed-forward over several chunks of tokens decodes its weights for each, which is not
-        counted: less than 1 % of such a pass.
+        counted: at most 2 % of such a pass.
 
         Args:
             element_size: Bytes per element of the decoded weights.
