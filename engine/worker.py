@@ -98,6 +98,8 @@ class Worker:
         else:
             self._pipeline = registry.load(checkpoint, world, plan, on_component)
             self._codec = self._pipeline.codec
+            if world.device.type == "cuda" and plan.transformer.place != "resident":
+                self._codec.rest_on_host()
 
     @property
     def pipeline(self) -> VideoPipeline:
@@ -121,7 +123,8 @@ class Worker:
         decoder = self._codec.decoder(job.request)
         if job.from_latents:
             latents = self._world.broadcast_tensors(_tensors(run.inputs))[LATENTS]
-            check_decode_memory(decoder, latents.shape, job.request, self._world)
+            with self._codec.at_work():
+                check_decode_memory(decoder, latents.shape, job.request, self._world)
         else:
             latents = self._denoise(rendering, decoder)
             if self._world.rank == 0:
@@ -137,7 +140,8 @@ class Worker:
         rendering.kernel = self._select_kernel(job.dims)
         grid = self._spec.grid(request)
         if job.decodes:
-            check_decode_memory(decoder, grid.shape, request, world)
+            with self._codec.at_work():
+                check_decode_memory(decoder, grid.shape, request, world)
         with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
                 RenderRun(
@@ -159,7 +163,8 @@ class Worker:
     def _decode(self, rendering: _Rendering, decoder: TileCoder, latents: torch.Tensor) -> None:
         """Decode latents on all ranks; rank 0's sink receives the frames."""
         run, low_memory, pipeline = rendering.run, rendering.run.job.low_memory, self._pipeline
-        with pipeline.denoiser_on_host() if low_memory and pipeline else nullcontext():
+        offload = pipeline.denoiser_on_host() if low_memory and pipeline else nullcontext()
+        with offload, self._codec.at_work():
             decode_videos(
                 TileRun(
                     decoder,
@@ -167,7 +172,7 @@ class Worker:
                     self._world,
                     on_progress=run.on_progress,
                     stop_requested=run.stop_requested,
-                    tiles_at_once=1 if low_memory else None,
+                    tiles_at_once=1 if low_memory or self._codec.rests_on_host else None,
                 ),
                 lambda video, index, frame: run.sink.frame(video, index, frame.numpy()),
                 rendering.report,

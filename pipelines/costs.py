@@ -237,6 +237,9 @@ class ModelCosts(ABC):
     def weight_decoding(self, element_size: int, storage: StorageDtype | None) -> Work:
         """Work of decoding the weights of one expert that are stored in fewer bits, once a pass.
 
+        A feed-forward over several chunks of tokens decodes its weights for each, which is not
+        counted: at most 2 % of such a pass.
+
         Args:
             element_size: Bytes per element of the decoded weights.
             storage: Type that they are stored in; None takes none.

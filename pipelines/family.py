@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.parallel import World
 from longtake.pipelines.codec.picture import Pixels
+from longtake.pipelines.codec.resting_weights import RestingWeights
 from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.prompt_tokens import PromptTokens
@@ -88,11 +89,33 @@ class Denoiser(nn.Module, ABC, Generic[PassT]):
 
 
 class VideoCodec(ABC):
-    """A loaded autoencoder on one rank."""
+    """A loaded autoencoder on one rank. Its coders run within :meth:`at_work`."""
+
+    _resting: RestingWeights | None = None
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """Modules whose weights may rest in host memory; without any, they stay on the device."""
+        return ()
 
     @abstractmethod
     def decoder(self, request: ResolvedDecode) -> TileCoder:
         """Tile coder from latents to pixels in [-1, 1], with the tiling of a request."""
+
+    def rest_on_host(self) -> None:
+        """Keep the weights in host memory from now on, except within :meth:`at_work`."""
+        self._resting = RestingWeights(self.modules)
+
+    @property
+    def rests_on_host(self) -> bool:
+        """Whether the weights rest in host memory while nothing is encoded or decoded."""
+        return self._resting is not None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Have the weights on the device within the context."""
+        with nullcontext() if self._resting is None else self._resting.on_device():
+            yield
 
 
 class VideoPipeline(ABC):

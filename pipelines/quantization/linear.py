@@ -41,10 +41,11 @@ class StoredLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.storage = storage
         rows, columns = linear.weight.shape
-        codes = torch.empty(rows, code_bytes(columns, storage), dtype=CODE_DTYPE, device="meta")
-        scales = torch.empty(rows, num_scales(columns, storage), device="meta")
-        self.weight = nn.Parameter(codes, requires_grad=False)
-        self.weight_scale = nn.Parameter(scales, requires_grad=False)
+        codes, groups = code_bytes(columns, storage), num_scales(columns, storage)
+        weight = torch.empty(rows, codes, dtype=CODE_DTYPE, device="meta")
+        scale = torch.empty(rows, groups, dtype=torch.float32, device="meta")
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight_scale = nn.Parameter(scale, requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ def _encode_pictures(run: RenderRun) -> Streams:
     if not pixels:
         return {}
     run.on_progress(Progress("text", detail="the picture"))
-    with stage(run.report, "image"):
+    with stage(run.report, "image"), run.pipeline.codec.at_work():
         videos = {name: picture_to_video(each) for name, each in pixels.items()}
         encoded = run.pipeline.encode_pictures(videos, run.request, run.world)
         return {name: check_picture(each) for name, each in encoded.items()}

@@ -22,7 +22,8 @@ class Slot(ABC):
     """
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
-        self.buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        with torch.inference_mode(False):  # the reader's thread is not in a caller's
+            self.buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
     @abstractmethod
     def fill(self, store: BlockStore, number: int, reader: ThreadPoolExecutor) -> None:

@@ -61,7 +61,7 @@ def _put_table_on_host(encoder: Any, source: TensorSource, *, in_memory: bool) -
     read_as = source_name(name, weight, source)
     table = TokenTable(source, read_as, weight.dtype, in_memory=in_memory)
     for parent, name in places:
-        setattr(parent, name, table)
+        setattr(parent, name, table.eval())
 
 
 def _files_of(layers: Sequence[nn.Module], source: TensorSource) -> FileStore:

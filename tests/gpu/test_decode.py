@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,11 @@ from longtake.parallel import World
 from longtake.pipelines.codec import decode
 from longtake.pipelines.codec.decode import TileRun, run_tiles
 from longtake.pipelines.codec.memory import peak_bytes
-from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoDecoder
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.models.hunyuan_video.codec.autoencoder import (
+    HunyuanVideoCodec,
+    HunyuanVideoDecoder,
+)
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -69,3 +75,19 @@ def test_free_memory_limits_the_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -
     for free, expected in ((predicted, 1), (3 * predicted, 2), (100 * predicted, 4)):
         monkeypatch.setattr(decode, "free_bytes", lambda device, free=free: free)
         assert decode._tiles_that_fit(decoder, latents) == expected
+
+
+def test_an_autoencoder_leaves_the_gpu_while_it_rests() -> None:
+    device = torch.device("cuda")
+    codec = HunyuanVideoCodec(Checkpoint.open("demo"), World(device), torch.float32)
+    vae: Any = codec.modules[0]
+    num_bytes = sum(weights.nbytes for weights in vae.parameters())
+    latents = torch.randn(1, vae.config.latent_channels, 3, 8, 8, device=device)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample.cpu()
+        loaded = torch.cuda.memory_allocated()
+        codec.rest_on_host()
+        assert loaded - torch.cuda.memory_allocated() >= num_bytes
+        with codec.at_work():
+            assert torch.equal(vae.decode(latents).sample.cpu(), expected)
+    assert all(weights.device.type == "cpu" for weights in vae.parameters())

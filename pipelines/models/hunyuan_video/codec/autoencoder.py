@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
+from torch import nn
 
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
@@ -33,6 +36,11 @@ class HunyuanVideoCodec(VideoCodec):
         """
         self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
         load_weights(self._vae, SafetensorsSource(checkpoint.weights("vae")), world, dtype)
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The autoencoder."""
+        return [self._vae]
 
     def decoder(self, request: ResolvedDecode) -> TileCoder:
         """Return the decoder, tiled as requested."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AutoencoderKLWan
+from torch import nn
 
 from longtake.configs.request import ResolvedDecode
 from longtake.parallel import World
@@ -29,6 +32,11 @@ class WanCodec(VideoCodec):
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self._vae = vae
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The autoencoder."""
+        return [self._vae]
 
     def decoder(self, request: ResolvedDecode) -> TileCoder:
         """Return the decoder, tiled as requested."""

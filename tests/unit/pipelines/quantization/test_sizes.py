@@ -10,6 +10,7 @@ from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
 from longtake.configs.weights import StorageDtype
+from longtake.pipelines import registry
 from longtake.pipelines.costs import ModelCosts, Work
 from longtake.pipelines.counting.work import WorkCounter
 from longtake.pipelines.family import Denoiser
@@ -19,19 +20,26 @@ from longtake.pipelines.models.wan.transformer.denoiser import WanDenoiser
 from longtake.pipelines.operations import LiveBytes, observing
 from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
 from longtake.pipelines.quantization.replacement import store_in_fewer_bits
-from tests.unit.pipelines.counting.planned import checkpoint_of, counted, spec_of
+from tests.unit.pipelines.counting.planned import checkpoint_of, counted
 
 GIB = 2**30
 STORAGES = pytest.mark.parametrize("storage", get_args(StorageDtype))
 PRESETS = ["hunyuan-video", "wan2.2-t2v-a14b", "wan2.1-i2v-14b-480p", "wan2.2-ti2v-5b"]
 
 
+def costs_of(preset: str) -> ModelCosts:
+    """A preset's cost model."""
+    costs = registry.inspect(checkpoint_of(preset), weights=False).costs
+    assert costs is not None
+    return costs
+
+
 def denoiser_of(preset: str) -> Denoiser[Any]:
     """A preset's denoiser on the meta device, in bfloat16."""
-    checkpoint, spec = checkpoint_of(preset), spec_of(preset)
+    checkpoint = checkpoint_of(preset)
     wan = preset.startswith("wan")
     kind = WanTransformer3DModel if wan else HunyuanVideoTransformer3DModel
-    names = spec.transformers if wan else ["transformer"]  # type: ignore[attr-defined]
+    names = [name for name in checkpoint.components if name.startswith("transformer")]
     with torch.device("meta"):
         models = {name: kind.from_config(checkpoint.config(name)) for name in names}
     denoiser = WanDenoiser(models, 0.9) if wan else HunyuanVideoDenoiser(models["transformer"])
@@ -49,8 +57,7 @@ def held(module: nn.Module) -> int:
 @STORAGES
 @pytest.mark.parametrize("preset", PRESETS)
 def test_bytes_of_the_transformer_and_of_a_block(preset: str, storage: StorageDtype) -> None:
-    denoiser, costs = denoiser_of(preset), spec_of(preset).costs
-    assert isinstance(costs, ModelCosts)
+    denoiser, costs = denoiser_of(preset), costs_of(preset)
     blocks = [block for chain in denoiser.chains for block in chain]
     assert costs.transformer_bytes(2) == held(denoiser)
     assert costs.block_bytes(2) == pytest.approx(max(map(held, blocks)), rel=1e-3)
@@ -76,8 +83,7 @@ def test_bytes_of_the_transformer_and_of_a_block(preset: str, storage: StorageDt
     ],
 )
 def test_sizes_of_released_models(preset: str, storage: StorageDtype | None, gib: float) -> None:
-    costs = spec_of(preset).costs
-    assert isinstance(costs, ModelCosts)
+    costs = costs_of(preset)
     assert costs.transformer_bytes(2, storage=storage) / GIB == pytest.approx(gib, abs=0.06)
 
 
@@ -85,8 +91,7 @@ def test_sizes_of_released_models(preset: str, storage: StorageDtype | None, gib
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory_and_traffic_of_decoding(storage: StorageDtype, dtype: torch.dtype) -> None:
     """Counted in the forward of every linear layer of a model's blocks, for no tokens."""
-    denoiser, costs = denoiser_of("hunyuan-video"), spec_of("hunyuan-video").costs
-    assert isinstance(costs, ModelCosts)
+    denoiser, costs = denoiser_of("hunyuan-video"), costs_of("hunyuan-video")
     blocks = denoiser.chains[0]
     store_in_fewer_bits(blocks, storage)
     linears = stored_linears(denoiser).values()
@@ -104,8 +109,7 @@ def test_memory_and_traffic_of_decoding(storage: StorageDtype, dtype: torch.dtyp
 
 
 def test_nothing_is_decoded_without_storage() -> None:
-    costs = spec_of("hunyuan-video").costs
-    assert isinstance(costs, ModelCosts)
+    costs = costs_of("hunyuan-video")
     assert (costs.decoded_bytes(2, None), costs.weight_decoding(2, None)) == (0, Work())
     assert costs.decoded_bytes(2, "float8") == 2 * 6 * 3072**2  # the largest modulation's
 
@@ -113,8 +117,7 @@ def test_nothing_is_decoded_without_storage() -> None:
 @STORAGES
 def test_counted_costs_have_the_same_bytes(storage: StorageDtype) -> None:
     """A family without arithmetic of its own."""
-    own, found = spec_of("demo").costs, counted("demo")
-    assert isinstance(own, ModelCosts)
+    own, found = costs_of("demo"), counted("demo")
     for ranks in (1, 3):
         assert found.transformer_bytes(2, ranks, storage) == own.transformer_bytes(
             2, ranks, storage

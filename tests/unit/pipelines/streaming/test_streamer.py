@@ -104,6 +104,17 @@ def test_blocks_run_in_any_order(name: str) -> None:
     streamer.free()
 
 
+@torch.inference_mode()
+def test_blocks_run_in_inference_mode() -> None:
+    streamer, blocks = streamed(Store(VALUES))
+    runner = BlockRunner()
+    runner.weights = streamer
+    for _ in range(2):
+        (tokens,) = runner(blocks, [torch.zeros(1)])
+        assert tokens.item() == result(VALUES, range(4))
+    streamer.free()
+
+
 def test_the_first_block_of_the_next_pass_arrives_in_advance() -> None:
     store = Store(VALUES)
     streamer, blocks = streamed(store)

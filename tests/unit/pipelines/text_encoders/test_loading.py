@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from transformers import UMT5EncoderModel
 
+from longtake.configs.weights import TextPlace
 from longtake.errors import ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan
@@ -50,13 +52,22 @@ def test_encoders_leave_the_device_after_an_error() -> None:
     assert module.moves == [GPU, CPU]
 
 
-def test_loaded_encoders_have_no_gradients_and_no_dropout(wan: Callable[[str], str]) -> None:
-    checkpoint = Checkpoint.open(wan("wan21-t2v"))
-    plan = ComponentPlan(torch.bfloat16)
+@pytest.mark.parametrize("place", get_args(TextPlace))
+def test_loaded_encoders_have_no_gradients_and_no_dropout(
+    wan: Callable[[str], str], place: TextPlace
+) -> None:
+    checkpoint, plan = Checkpoint.open(wan("wan21-t2v")), ComponentPlan(torch.bfloat16, place)
     encoder = load_encoder(checkpoint, "text_encoder", UMT5EncoderModel, plan, CPU).module
     assert not any(each.requires_grad for each in encoder.parameters())
     assert not any(module.training for module in encoder.modules())
     assert {each.dtype for each in encoder.parameters()} == {torch.bfloat16}
+    assert not any(each.is_meta for each in (*encoder.parameters(), *encoder.buffers()))
+
+
+def test_tied_weights_are_held_once(wan: Callable[[str], str]) -> None:
+    checkpoint = Checkpoint.open(wan("wan21-t2v"))
+    encoder = load_encoder(checkpoint, "text_encoder", UMT5EncoderModel, FLOAT32, CPU).module
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
 
 
 def test_attention_named_in_a_configuration_is_not_used(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +33,7 @@ from longtake.pipelines.models.hunyuan_video.conditioner.text import TextEncoder
 from longtake.pipelines.models.wan.conditioner.conditioner import WanConditioner
 from longtake.pipelines.prompt_tokens import PromptTemplate
 from longtake.pipelines.streaming import shared_memory
+from longtake.pipelines.streaming.stores import FileStore
 from longtake.pipelines.text_encoders import tensor_names
 from longtake.pipelines.text_encoders.encoder import Encoder
 from longtake.pipelines.text_encoders.layers import layers_of
@@ -256,6 +259,28 @@ def test_layers_are_held_only_while_they_compute(
     states(encoder, name)
     assert held_bytes(encoder) == outside
     assert all(each.isnan().all() for each in parameters)
+
+
+def test_the_next_layer_is_read_while_one_computes(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = defaultdict[int, threading.Event](threading.Event)
+    read = FileStore.read
+
+    def noted(store: FileStore, number: int, target: torch.Tensor) -> None:
+        begun[number].set()
+        read(store, number, target)
+
+    monkeypatch.setattr(FileStore, "read", noted)
+    encoder = load(folders["hunyuan-video"], "LLaMA", "disk", torch.float32)
+    *layers, _ = layers_of(encoder.module)
+    in_time: list[bool] = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(
+            lambda *_, after=number + 1: in_time.append(begun[after].wait(20))
+        )
+    states(encoder, "LLaMA")
+    assert in_time == [True, True]
 
 
 # Faults.
