@@ -160,7 +160,7 @@ def _candidates(
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Predictions that fit in memory, and those that do not.
 
-    Where whole weights fit and none has to rest, no other place is faster, and none is predicted.
+    Where whole weights fit no other place is faster, and none is predicted.
     """
     fitting: list[Prediction] = []
     others: list[Prediction] = []
@@ -169,7 +169,7 @@ def _candidates(
             placement, reason = place_text(plan_input, dims, weights, places.text)
             found = others if reason is not None else fitting
             found.append(predict(plan_input, dims, placement))
-            if reason is None and weights == "resident" and not plan_input.resting_experts:
+            if reason is None and weights == "resident":
                 break
     return fitting, others
 
