@@ -125,7 +125,7 @@ def test_experts_are_streamed_where_both_do_not_fit(gpu: str, weights: str) -> N
     best, expert = made.best, 28.58e9
     assert best.placement.weights == weights
     held = best.memory.weights if weights == "resident" else best.memory.host.weights
-    assert held == pytest.approx(2 * expert, rel=0.015)
+    assert held == pytest.approx(2 * expert, rel=0.02)
 
 
 def test_sharded_experts_take_no_swap_and_gather_one_at_a_time() -> None:
