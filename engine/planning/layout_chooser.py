@@ -129,8 +129,8 @@ def choose_layout(
     """The best layout that the requested degrees allow, with weights in the best of the allowed
     places, and the reason for them.
 
-    Memory refuses nothing here: free memory is known only once a rank has started. Layouts that do
-    not fit according to the plan rank behind those that do, and choosing one logs a warning.
+    Memory refuses nothing here: free memory is known only once a rank has started. If nothing fits
+    according to the plan, what needs the least memory is chosen, and a warning logged.
 
     Raises:
         LayoutError: The degrees do not fit the number of devices, or there is no second pass.
@@ -146,7 +146,7 @@ def choose_layout(
         placement = Placement(places.weights[0], places.text[0])
         return Choice(busy[0], placement, f"not planned: more than {MAX_RANKS} ranks")
     fitting, others = _candidates(plan_input, layouts, places)
-    best, *rest = best_first(fitting or others)
+    best, *rest = best_first(fitting) or sorted(others, key=lambda each: each.memory.total)
     reason = out_of_memory_reason(plan_input, best.dims, best.placement)
     if reason is not None:
         logger.warning("%s may run out of memory: %s", best.name, reason)
@@ -167,9 +167,12 @@ def _candidates(
     for dims in layouts:
         for weights in places.weights:
             placement, reason = place_text(plan_input, dims, weights, places.text)
-            found = others if reason is not None else fitting
-            found.append(predict(plan_input, dims, placement))
-            if reason is None and weights == "resident":
+            predicted = predict(plan_input, dims, placement)
+            if reason is not None:
+                others.append(predicted)
+                continue
+            fitting.append(predicted)
+            if weights == "resident" and not predicted.tight:
                 break
     return fitting, others
 
@@ -194,10 +197,10 @@ def _reason(
 def _price(plan_input: PlanInput, best: Prediction) -> str:
     """The memory that a prediction takes, and what resident weights would save and need."""
     whole = predict(plan_input, best.dims)
-    slower = 100 * (best.step.seconds / whole.step.seconds - 1)
+    slower = f"{100 * (best.step.seconds / whole.step.seconds - 1):.1f} %"
     return (
-        f"{best.memory.total / 2**30:.1f} GiB a rank; all resident would be {slower:.1f} % faster "
-        f"and need {whole.memory.total / 2**30:.1f}"
+        f"{best.memory.total / 2**30:.1f} GiB a rank; all resident would need "
+        f"{whole.memory.total / 2**30:.1f} and be {'no' if slower == '0.0 %' else slower} faster"
     )
 
 

@@ -21,6 +21,9 @@ _BLOCK_OVERHEAD = {"cuda": 1.0, "cpu": 1.5}
 """The same for transformer blocks. On a CPU, matrix products keep packed copies of their weights,
 and the allocator does not return all freed memory."""
 
+_ROOMY_SHARE = 0.95
+"""Share of a GPU's memory up to which a plan fits for certain."""
+
 _FSDP_BLOCKS_IN_MEMORY = 4
 """Whole blocks of split weights that FSDP2 holds at a time, measured over gloo: one computes, the
 next is being gathered, and earlier buffers are freed late."""
@@ -201,10 +204,19 @@ def out_of_memory_reason(
     return None if unit == "a host" else memory.host.shortage(hardware)
 
 
+def is_tight(plan_input: PlanInput, memory: MemoryPlan) -> bool:
+    """Whether so little memory of a GPU is left that its peak may not fit after all: peaks are
+    predicted within 5 %, and the desktop and the allocator's gaps take some."""
+    limit = plan_input.hardware.memory_bytes
+    if limit is None or plan_input.hardware.device == "cpu":
+        return False
+    return memory.total > _ROOMY_SHARE * limit.value
+
+
 def place_text(
     plan_input: PlanInput, dims: ParallelDims, weights: WeightPlace, text: Sequence[TextPlace]
 ) -> tuple[Placement, str | None]:
-    """The fastest place of the text encoders with which a layout fits.
+    """The fastest place of the text encoders with which a layout fits, not tightly if possible.
 
     Args:
         plan_input: The model, the request and the hardware.
@@ -215,9 +227,12 @@ def place_text(
     Returns:
         The placement, and why it does not fit: the last one's reason if none does.
     """
+    fitting = None
     for place in text:
         placement = Placement(weights, place)
         reason = out_of_memory_reason(plan_input, dims, placement)
         if reason is None:
-            break
-    return placement, reason
+            if not is_tight(plan_input, plan_memory(plan_input, dims, placement)):
+                return placement, None
+            fitting = fitting or placement
+    return (placement, reason) if fitting is None else (fitting, None)

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 from longtake.configs.base import ELEMENT_BYTES
 from longtake.engine.planning.attention import AttentionModel
-from longtake.engine.planning.memory import MemoryPlan, plan_memory
+from longtake.engine.planning.memory import MemoryPlan, is_tight, plan_memory
 from longtake.engine.planning.network import Network, ring_transfers
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.places import Placement
@@ -63,6 +63,7 @@ class Prediction:
         stages: Seconds of ``load``, ``text``, ``denoise`` and ``decode``.
         step_bytes: Bytes that each rank sends per step, by rank.
         memory: Memory of the rank that needs most.
+        tight: Whether that leaves little of the device's memory.
     """
 
     dims: ParallelDims
@@ -71,6 +72,7 @@ class Prediction:
     stages: Mapping[str, float]
     step_bytes: tuple[int, ...] = field(repr=False)
     memory: MemoryPlan
+    tight: bool
 
     @property
     def name(self) -> str:
@@ -121,12 +123,13 @@ def predict(
         stages=stages,
         step_bytes=layout.step_bytes(),
         memory=memory,
+        tight=is_tight(plan_input, memory),
     )
 
 
 def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Predictions by rising time, led by the best: of those that tie with the fastest, the one in
-    the preferred place, then the one that sends the fewest bytes, then the smallest ring."""
+    """Predictions by rising time, led by the best: of those that tie with the fastest, one that
+    leaves memory, then the preferred place, the fewest bytes sent, and the smallest ring."""
     ordered = sorted(predictions, key=lambda each: each.rendering_s)
     if not ordered:
         return []
@@ -134,6 +137,7 @@ def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
     best = min(
         ties,
         key=lambda each: (
+            each.tight,
             each.placement.preference,
             sum(each.step_bytes),
             each.dims.ring_degree,

@@ -307,7 +307,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "doctor": _command(
         "Check this machine and report problems.",
-        _fields(DoctorConfig, EngineConfig, only=_RANKS),
+        _fields(DoctorConfig, EngineConfig, only=("model", *_RANKS)),
         after=_OUTPUT_MODE,
     ),
     "verify": _command(

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 
 from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.hardware import Figure, Fraction, Hardware, Link, Share
+from longtake.engine.planning.host import host_memory, pinned_memory
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
 
@@ -88,7 +88,7 @@ def _device(device_type: Literal["cpu", "cuda"], source: str) -> dict[str, Any]:
             "measured",
             "names": (),
             "device": device_type,
-            "memory_bytes": _figure(psutil.virtual_memory().total, source),
+            "memory_bytes": host_memory(),
             "host_bytes_per_s": None,
             "storage_bytes_per_s": _figure(_storage_bytes_per_s(), source),
             # all ranks are processes of one host, however many there are
@@ -102,6 +102,8 @@ def _device(device_type: Literal["cpu", "cuda"], source: str) -> dict[str, Any]:
         "device": device_type,
         "memory_bytes": _figure(memory, source),
         "host_bytes_per_s": _figure(_host_bytes_per_s(), source),
+        "host_memory_bytes": host_memory(),
+        "pinned_bytes": pinned_memory(host_memory()),
         "storage_bytes_per_s": _figure(_storage_bytes_per_s(), source),
         "devices_per_node": count,
     }

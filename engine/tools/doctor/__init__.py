@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from longtake.engine.tools.doctor import gpu, host
+from longtake.engine.tools.doctor import gpu, host, weights
 from longtake.engine.tools.doctor.finding import Check, CheckContext, Finding, Status, worst
 from longtake.errors import LongtakeError, one_line
 
@@ -28,6 +28,11 @@ CHECKS: tuple[Check, ...] = (
     Check("kernels", gpu.kernels, _TORCH),
     Check("memory", host.memory, _TORCH),
     Check("shared memory", host.shared_memory, "mount a tmpfs at /dev/shm"),
+    Check("host memory", weights.host, "reinstall numpy"),
+    Check("swap", weights.swap, "see what free -h says"),
+    Check("pinned memory", weights.pinned, _TORCH),
+    Check("pcie", weights.pcie, _TORCH),
+    Check("disk", weights.disk, "name the model's folder with --model"),
     Check("folder", host.folder, "name another with --folder"),
     Check("hub cache", host.hub_cache, "name another folder in HF_HUB_CACHE"),
     *(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from longtake.engine.planning import hardware
+from longtake.engine.planning import hardware, host
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.network import Network
 from longtake.engine.planning.topology import Gpu, Link, LinkKind, Topology
@@ -88,3 +91,27 @@ def test_an_unknown_gpu_gets_a_fallback_and_a_warning(
         found = hardware_here()
     assert found.description.startswith("NVIDIA H100")
     assert "there is no profile of NVIDIA GB999: plans use that of h100" in caplog.text
+
+
+def test_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """That of the machine or, if less, of the container; and what WSL lets a GPU pin of it."""
+    set_topology(monkeypatch, machine("NVIDIA L40", {}, 1))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    found = hardware_here()
+    assert found.host_memory_bytes is not None and found.host_memory_bytes.value == 64 * 2**30
+    assert found.pinned_bytes is None
+    for limit, usable in (("max", 64), (str(16 * 2**30), 16), (str(128 * 2**30), 64)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert hardware_here().host_memory_bytes is not None
+        assert host.host_memory().value == usable * 2**30
+        assert hardware_here("cpu").memory_bytes == host.host_memory()
+    monkeypatch.setattr("platform.release", lambda: "5.15.167.4-microsoft-standard-WSL2")
+    pinned = hardware_here().pinned_bytes
+    assert pinned is not None and pinned.value == 32 * 2**30
+
+
+def test_unified_memory_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_topology(monkeypatch, machine("NVIDIA GB10", {}, 1))
+    found = hardware_here()
+    assert found.unified_memory and found.memory_bytes == found.host_memory_bytes

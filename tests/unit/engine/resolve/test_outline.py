@@ -7,9 +7,16 @@ from typing import Any
 import pytest
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.hardware import Figure, load_hardware
 from longtake.configs.parallel import ParallelConfig
+from longtake.configs.request import ResolvedRequest, VideoRequest
+from longtake.engine.planning import layout_chooser
+from longtake.engine.planning.memory import plan_memory
+from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.weights.places import Placement
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.errors import RefusedInputError
+from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 
 
@@ -49,3 +56,46 @@ def test_the_storage_is_part_of_what_a_video_depends_on(model: str) -> None:
     assert [each.identity_part() for each in stored] == [
         f"{fingerprint} {dtype} {vae_dtype} {storage} {version}" for storage in ("float8", "int8")
     ]
+
+
+def test_weights_are_placed_for_the_largest_request(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host that holds the weights only beside a small video."""
+    outline = EngineOutline(EngineConfig(model=model, device="cpu"))
+    small, large = (
+        outline.resolve(VideoRequest(prompt="a", seed=0, num_frames=count)) for count in (1, 257)
+    )
+    host = load_hardware("cpu").model_copy(
+        update={"runtime_bytes": Figure(value=0, source="of a test")}
+    )
+    planned = PlanInput.for_engine(outline.config, outline.spec, host, large)
+    needed = plan_memory(planned, ParallelDims(), Placement()).total
+    limit = Figure(value=needed - 1, source="of a test")
+    monkeypatch.setattr(
+        layout_chooser,
+        "hardware_here",
+        lambda kind: host.model_copy(update={"memory_bytes": limit}),
+    )
+
+    def placed(requests: list[ResolvedRequest], **options: Any) -> tuple[str, str]:
+        outline = EngineOutline(EngineConfig(model=model, device="cpu", **options))
+        outline.place_weights(requests)
+        return outline.config.places
+
+    assert placed([small]) == placed([]) == ("resident", "resident")
+    assert placed([small, large]) == placed([large, small]) != ("resident", "resident")
+    explicit = {"weights": "streamed", "text_weights": "disk"}
+    assert placed([small], **explicit) == ("streamed", "disk")
+    assert placed([large], autoencoder_only=True) == ("resident", "resident")
+
+
+def test_places_that_are_chosen_stay(model: str) -> None:
+    outline = EngineOutline(EngineConfig(model=model, device="cpu", weights="disk"))
+    outline.place_weights()
+    assert outline.config.places == ("disk", "resident")
+    chosen = outline.config
+    outline.place_weights([outline.resolve(VideoRequest(prompt="a", seed=0))])
+    assert outline.config is chosen
+    request = outline.resolve(VideoRequest(prompt="a", seed=0))
+    assert outline.plan_of(request).startswith("plan: 1x1x1 +disk, disk weights and resident text")
