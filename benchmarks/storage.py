@@ -4,19 +4,23 @@
     python -m benchmarks.storage --videos 4 --storages float8  # to try it
 
 Every prompt and picture of ``make quality`` is rendered with its seed in float32, and with the
-weights of blocks in each storage. Rendering in bfloat16 shows what is usual on a GPU.
+weights of blocks in each storage. Rendering in bfloat16 shows what is usual on a GPU. Then the
+encoding and decoding of a weight are timed on one core.
 """
 
 from __future__ import annotations
 
 import tempfile
+import timeit
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import ne
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.report import Report, benchmark_parser
@@ -27,6 +31,7 @@ from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.engine.tools.differences import max_error, psnr_db
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.quantization.codes import decode, encode
 from tests.quality.judge import Verdict, judge
 from tests.quality.pictures import pictures
 from tests.quality.prompts import prompts
@@ -119,10 +124,25 @@ def measured(model: str, storages: Sequence[StorageDtype], num_videos: int | Non
     return markdown_table([*header, "verdicts changed"], rows)
 
 
+def rates(storages: Sequence[StorageDtype]) -> str:
+    """A table of values that one core encodes and decodes in a second, the best of five times."""
+    torch.set_num_threads(1)
+    weight, rows = torch.randn(1024, 3072).bfloat16(), []
+    for storage in storages:
+        codes, scales = encode(weight, storage)
+        arguments = (codes, scales, weight.shape[1], storage, torch.bfloat16)
+        rates = (
+            weight.numel() / min(timeit.repeat(call, number=1, repeat=5)) / 1e6
+            for call in (partial(encode, weight, storage), partial(decode, *arguments))
+        )
+        rows.append([storage, *(f"{rate:.0f}" for rate in rates)])
+    return markdown_table(["weights", "encoded, million/s", "decoded, million/s"], rows)
+
+
 def main() -> None:
     """Parse the command line and run the benchmark."""
     parser = benchmark_parser(__doc__, rounds=1)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     parser.add_argument("--storages", nargs="+", default=get_args(StorageDtype))
     parser.add_argument("--videos", type=int, help="videos of each model; all by default")
     args = parser.parse_args()
@@ -134,6 +154,8 @@ def main() -> None:
     for model in args.models:
         report.add(f"## {model}", measured(model, args.storages, args.videos))
         report.write()
+    report.add("## Rates of one core, from and to bfloat16", rates(args.storages))
+    report.write()
 
 
 if __name__ == "__main__":

@@ -254,21 +254,6 @@ class ModelCosts(ABC):
         launches = len(self.linear_shapes) * (3 if storage == "nf4" else 2)
         return Work(memory_bytes=bytes_moved, launches=launches) * (1 / self.num_experts)
 
-    def resident_experts(
-        self,
-        element_size: int,
-        device_bytes: float | None,
-        storage: StorageDtype | None = None,
-    ) -> int:
-        """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
-
-        Args:
-            element_size: Bytes per element.
-            device_bytes: Memory of the GPU; None for a CPU, or if unknown.
-            storage: Type of fewer bits that weights are stored in; None without.
-        """
-        return self.num_experts
-
 
 def _bytes_saved(
     shapes: Sequence[tuple[int, ...]], element_size: int, ranks: int, storage: StorageDtype | None

@@ -160,7 +160,7 @@ def _candidates(
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Predictions that fit in memory, and those that do not.
 
-    Where whole weights fit and none has to rest, no other place is faster, and none is predicted.
+    Where whole weights fit no other place is faster, and none is predicted.
     """
     fitting: list[Prediction] = []
     others: list[Prediction] = []
@@ -172,8 +172,7 @@ def _candidates(
                 others.append(predicted)
                 continue
             fitting.append(predicted)
-            rests = plan_input.resting_experts > 0
-            if weights == "resident" and not rests and not predicted.tight:
+            if weights == "resident" and not predicted.tight:
                 break
     return fitting, others
 

@@ -146,12 +146,12 @@ def _one_memory(plan_input: PlanInput) -> bool:
 
 def _lasting_weights(plan_input: PlanInput, dims: ParallelDims, placement: Placement) -> int:
     """Bytes of the transformer that a rank holds during all stages."""
-    costs, sizes = plan_input.costs, WeightSizes.of(plan_input)
+    sizes = WeightSizes.of(plan_input)
     if placement.streams:
         return sizes.outside
     if placement.weights == "split" and dims.world_size > 1:
         return plan_input.transformer_bytes(dims.world_size)
-    return sizes.whole * plan_input.resident_experts // costs.num_experts
+    return sizes.whole
 
 
 def _gathered_bytes(plan_input: PlanInput, dims: ParallelDims, placement: Placement) -> int:

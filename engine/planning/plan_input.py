@@ -98,23 +98,10 @@ class PlanInput:
         """Bytes of one element of weights and activations."""
         return ELEMENT_BYTES[self.dtype]
 
-    @property
-    def resident_experts(self) -> int:
-        """Experts whose unsharded weights stay on the device."""
-        device = self.hardware.memory_bytes if self.hardware.device == "cuda" else None
-        return self.costs.resident_experts(
-            self.element_size, device.value if device else None, self.storage_dtype
-        )
-
     def transformer_bytes(self, ranks: int = 1) -> int:
         """Bytes of the weights of all experts, as they are stored, on each of the ranks that they
         are split over."""
         return self.costs.transformer_bytes(self.element_size, ranks, self.storage_dtype)
-
-    @property
-    def resting_experts(self) -> int:
-        """Experts whose unsharded weights rest in host memory."""
-        return self.costs.num_experts - self.resident_experts
 
     @cached_property
     def num_passes(self) -> int:

@@ -113,7 +113,7 @@ def predict(
     stages = {
         "load": layout.load_s(),
         "text": layout.text_s(),
-        "denoise": plan_input.request.num_inference_steps * step.seconds + layout.swap_s(),
+        "denoise": plan_input.request.num_inference_steps * step.seconds,
         "decode": layout.decode_s(),
     }
     return Prediction(
@@ -310,15 +310,6 @@ class _Layout:
         plan_input, element_size = self.plan_input, ELEMENT_BYTES[self.plan_input.vae_dtype]
         work = plan_input.costs.picture_encoding(plan_input.grid.shape[2:], element_size)
         return plan_input.seconds(work, plan_input.vae_dtype)
-
-    def swap_s(self) -> float:
-        """Exchanging the expert on the GPU with one in host memory, and back for the next video."""
-        plan_input, hardware = self.plan_input, self.plan_input.hardware
-        rests = self.placement.weights == "resident" and plan_input.resting_experts > 0
-        if not rests or hardware.host_bytes_per_s is None:
-            return 0.0
-        moved = 2 * plan_input.transformer_bytes() / plan_input.costs.num_experts
-        return 2 * moved / hardware.host_bytes_per_s.value
 
     def decode_s(self) -> float:
         """Decoding on all ranks, or as many as the plan allows."""

@@ -78,8 +78,6 @@ def plan_host_memory(plan_input: PlanInput, dims: ParallelDims, placement: Place
         weights = sizes.blocks
     elif placement.weights == "disk":
         staging = ranks * _STAGING_BUFFERS * sizes.largest_block
-    elif placement.weights == "resident":
-        weights = ranks * plan_input.resting_experts * sizes.whole // costs.num_experts
     if hardware.device == "cpu":  # all else is in the ranks' own memory
         return HostMemory(weights, 0, 0, 0)
     text = costs.other_parameters["text_encoders"] * plan_input.element_size

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.configs.request import ResolvedDecode
-from longtake.configs.weights import StorageDtype
 from longtake.pipelines.chunks import TOKENS_PER_CHUNK, chunks_of, largest_chunk
 from longtake.pipelines.codec.tiles import Spans
 from longtake.pipelines.costs import AttentionHeads, ModelCosts, Work
@@ -40,10 +39,6 @@ TEXT_TOKENS = 512
 
 _LAUNCHES_OUTSIDE = 35
 """Kernel launches of a pass outside the blocks."""
-
-RESIDENT_SHARE = 0.5
-"""Largest share of a GPU's memory that both experts may take to stay on it. The rest holds
-activations, and the text encoder and the decoder while they work."""
 
 
 @dataclass(frozen=True)
@@ -102,24 +97,6 @@ class WanCosts(ModelCosts):
     def block_linear_shapes(self) -> list[Shape]:
         """Those of one block."""
         return matrices(block_tensors("", self.transformer))
-
-    def resident_experts(
-        self,
-        element_size: int,
-        device_bytes: float | None,
-        storage: StorageDtype | None = None,
-    ) -> int:
-        """Experts whose unsharded weights stay on a GPU; any other rests in host memory.
-
-        Args:
-            element_size: Bytes per element.
-            device_bytes: Memory of the GPU; None for a CPU, or if unknown.
-            storage: Type of fewer bits that weights are stored in; None without.
-        """
-        if device_bytes is None:
-            return self.num_experts
-        num_bytes = self.transformer_bytes(element_size, storage=storage)
-        return self.num_experts if num_bytes <= RESIDENT_SHARE * device_bytes else 1
 
     @property
     def block_parameters(self) -> int:

@@ -19,7 +19,6 @@ from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.models.wan.spec import EXPERTS
 from longtake.pipelines.models.wan.transformer.attention import SelfAttentionContext
 from longtake.pipelines.models.wan.transformer.experts import WanExpert, WanPass
-from longtake.pipelines.models.wan.transformer.placement import ExpertSwap
 from longtake.pipelines.models.wan.transformer.rope import video_rotation
 from longtake.pipelines.runtime.stepper import Step
 from longtake.pipelines.spec import LatentGrid
@@ -39,8 +38,6 @@ class WanDenoiser(Denoiser[WanPass]):
 
     Attributes:
         experts: The transformers, by component.
-        swap: Keeps the expert that rests in host memory; None if both stay on the device or are
-            sharded over ranks. Set after the weights are loaded.
     """
 
     def __init__(
@@ -54,7 +51,6 @@ class WanDenoiser(Denoiser[WanPass]):
         self.experts = nn.ModuleDict(
             {name: WanExpert(each, tokens_per_chunk) for name, each in transformers.items()}
         )
-        self.swap: ExpertSwap | None = None
         self._boundary = boundary
         self._kernel = kernel
         config = next(iter(transformers.values())).config
@@ -112,8 +108,6 @@ class WanDenoiser(Denoiser[WanPass]):
     def forward(self, tokens: torch.Tensor, step: Step, inputs: WanPass) -> torch.Tensor:
         """Return the velocity of the local tokens, ``[B, s, P]``."""
         expert = self.running_module(step)
-        if self.swap is not None:
-            self.swap.bring_to_device(expert)
         velocity: torch.Tensor = expert(tokens, step.timestep, inputs, self.run_blocks)
         return velocity
 

@@ -132,14 +132,6 @@ def test_released_sizes() -> None:
         assert costs.transformer_parameters == pytest.approx(parameters, rel=5e-4)
 
 
-def test_experts_that_stay_on_a_gpu() -> None:
-    """Both take 53.6 GiB in bfloat16."""
-    costs = make_costs(ARCHITECTURES["2.2-t2v-a14b"], "2.2-t2v-a14b")
-    assert [costs.resident_experts(2, memory) for memory in (None, 141e9, 80e9)] == [2, 2, 1]
-    alone = make_costs(ARCHITECTURES["2.1-t2v-14b"])
-    assert alone.resident_experts(2, 24e9) == 1
-
-
 def _parameters(model: torch.nn.Module) -> int:
     return sum(weights.numel() for weights in model.parameters())
 
