@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import (
     DecodeRequest,
     Rendering,
@@ -75,9 +76,10 @@ class EngineOutline:
             return
         if config.autoencoder_only:
             placement = Placement()
+        elif requests:
+            placement = self.layouts.choose(max(requests, key=self._num_values)).placement
         else:
-            largest = max(requests or [self._default_request], key=self._num_values)
-            placement = self.layouts.choose(largest).placement
+            placement = self._default_placement()
         places = {"weights": placement.weights, "text_weights": placement.text}
         self.config = config.model_copy(update=places)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
@@ -90,9 +92,15 @@ class EngineOutline:
             return ""
         return f"plan: {chosen.name}, {chosen.why}"
 
-    @property
-    def _default_request(self) -> ResolvedRequest:
-        return resolve(VideoRequest(prompt="any", seed=0), self.spec)
+    def _default_placement(self) -> Placement:
+        """The placement of a request of the model's defaults, on any degrees if the configured ones
+        suit other requests only: passes side by side need guidance."""
+        request = resolve(VideoRequest(prompt="any", seed=0), self.spec)
+        try:
+            return self.layouts.choose(request).placement
+        except LayoutError:
+            config = self.config.model_copy(update={"parallel": ParallelConfig()})
+            return LayoutChooser(config, self.spec, self._device_type).choose(request).placement
 
     def _num_values(self, request: ResolvedRequest) -> int:
         """Values of the latents of a request."""

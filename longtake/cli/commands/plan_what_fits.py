@@ -62,7 +62,9 @@ def run(values: dict[str, Any], *, as_json: bool, quiet: bool) -> int:
     found = [
         (model, what_fits(planned, best))
         for model in models
-        for planned in _plan_inputs(engine.model_copy(update={"model": model}), hardware, values)
+        for planned in _plan_inputs(
+            engine.model_copy(update={"model": model}), hardware, options, values
+        )
     ]
     if as_json:
         described = {
@@ -79,18 +81,26 @@ def run(values: dict[str, Any], *, as_json: bool, quiet: bool) -> int:
 
 
 def _plan_inputs(
-    config: EngineConfig, hardware: Hardware, values: dict[str, Any]
+    config: EngineConfig, hardware: Hardware, options: PlanConfig, values: dict[str, Any]
 ) -> Iterator[PlanInput]:
-    """Requests of a model's default size and of smaller ones, each size once."""
+    """Requests of a model's default size and of smaller ones."""
     checkpoint = Checkpoint.open(config.model, config.revision, configs_only=True)
     spec = registry.inspect(checkpoint, weights=False)
-    default = resolve(VideoRequest(**{"prompt": "any", **values}), spec)
-    yield PlanInput.for_engine(config, spec, hardware, default)
-    for resolution in RESOLUTIONS:
-        request = VideoRequest(**{"prompt": "any", **values, "resolution": resolution})
-        resolved = resolve(request, spec)
-        if resolved.height * resolved.width < default.height * default.width:
-            yield PlanInput.for_engine(config, spec, hardware, resolved)
+    requests = [
+        resolve(VideoRequest(**{"prompt": "any", **values, "resolution": resolution}), spec)
+        for resolution in (None, *RESOLUTIONS)
+    ]
+    default = requests[0].height * requests[0].width
+    for request in requests:
+        if request is requests[0] or request.height * request.width < default:
+            yield PlanInput.for_engine(
+                config,
+                spec,
+                hardware,
+                request,
+                text_tokens=options.text_tokens,
+                decode_ranks=options.decode_ranks,
+            )
 
 
 def _cells(model: str, fit: Fit) -> tuple[str, ...]:

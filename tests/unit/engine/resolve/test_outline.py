@@ -90,6 +90,17 @@ def test_weights_are_placed_for_the_largest_request(
     assert placed([large], autoencoder_only=True) == ("resident", "resident")
 
 
+def test_degrees_that_the_default_request_does_not_suit(model: str) -> None:
+    """Passes side by side need guidance, which requests may turn on."""
+    side_by_side = ParallelConfig(cfg_degree=2)
+    outline = EngineOutline(
+        EngineConfig(model=model, device="cpu", devices=2, parallel=side_by_side)
+    )
+    outline.place_weights()
+    assert outline.config.places == ("resident", "resident")
+    assert outline.config.parallel == side_by_side
+
+
 def test_places_that_are_chosen_stay(model: str) -> None:
     outline = EngineOutline(EngineConfig(model=model, device="cpu", weights="disk"))
     outline.place_weights()
