@@ -215,11 +215,12 @@ def _duration_table(plan: Plan) -> Table:
 
 def _ladder_table(plan: Plan) -> Table:
     """All ways to run the request: what they take, what they lose, and why some do not fit."""
-    table = _table("plan", "GiB a rank", "GiB of host", "a step", "result", "fits")
+    table = _table("plan", "text encoders", "GiB a rank", "GiB of host", "a step", "result", "fits")
     for rung in plan.ladder:
         memory, step = rung.prediction.memory, rung.prediction.step
         table.add_row(
             rung.name,
+            rung.prediction.placement.text,
             f"{memory.total / 2**30:.2f}",
             f"{memory.host.total / 2**30:.1f}",
             _duration(step.seconds),
@@ -244,7 +245,7 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column(first, no_wrap=True)
     for column in columns:
-        is_text = column in ("why", "fits", "result")
+        is_text = column in ("why", "text encoders", "fits", "result")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     return table
 
