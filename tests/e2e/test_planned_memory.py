@@ -11,9 +11,11 @@ import yaml
 
 from longtake import ParallelConfig, VideoEngine, VideoRequest
 from longtake.cli import main as cli
+from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Figure, load_hardware
 from longtake.engine.tools.bench import measures
 from longtake.engine.tools.trial import on_ranks
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("new_ranks")
 
@@ -53,3 +55,41 @@ def test_peak_memory_of_ranks(
             measured = video.metadata.ranks[0].peak_memory_bytes
             foreseen = planned(capsys, profile, layout, request)
             assert foreseen == pytest.approx(measured, rel=0.2), request
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose transformer takes 0.43 GiB, in blocks of at most 36 MiB."""
+    shape = dict(num_attention_heads=8, attention_head_dim=64, rope_axes_dim=(16, 24, 24))
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    return tiny.save(folder, num_layers=6, num_single_layers=14, **shape)
+
+
+@pytest.mark.parametrize(("weights", "devices"), [("disk", 1), ("disk", 2), ("streamed", 2)])
+def test_peak_memory_with_weights_elsewhere(
+    capsys: pytest.CaptureFixture[str], profile: Path, wide: Path, weights: str, devices: int
+) -> None:
+    """All that a process has mapped, above what it takes before it loads anything.
+
+    The system's page cache does not count: nothing of the files is mapped. Two ranks map one copy
+    of streamed weights.
+    """
+    places: dict[str, Any] = {"weights": weights, "text_weights": "disk"}
+    request = VideoRequest(
+        prompt="a cat", seed=0, height=64, width=96, num_frames=5, num_inference_steps=1
+    )
+    config = EngineConfig(model=str(wide), devices=devices, **places)
+    with VideoEngine(config, isolated=True) as engine:
+        ranks = engine.generate(request).metadata.ranks
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in places.items()]
+    sizes = ["--height=64", "--width=96", "--num-frames=5"]
+    command = ["plan", "--json", f"--gpu={profile}", f"--model={wide}", f"--devices={devices}"]
+    capsys.readouterr()
+    assert cli.main([*command, *sizes, *options]) == 0
+    parts = json.loads(capsys.readouterr().out)["best"]["memory_bytes"]
+    whole = sum(file.stat().st_size for file in (wide / "transformer").glob("*.safetensors"))
+    planned_bytes = sum(parts.values()) - parts["runtime"]
+    assert planned_bytes < whole / 4
+    for rank in ranks:
+        measured = rank.peak_memory_bytes - parts["runtime"]
+        assert measured < 1.15 * (planned_bytes + (whole if weights == "streamed" else 0))
