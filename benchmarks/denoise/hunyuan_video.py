@@ -93,8 +93,10 @@ class HunyuanVideoInputs(Inputs):
         return velocity
 
     def denoiser(self) -> HunyuanVideoDenoiser:
-        """longtake's denoiser of the model."""
-        return HunyuanVideoDenoiser(self.model)
+        """longtake's denoiser of the model, as loading leaves it; called once."""
+        denoiser = HunyuanVideoDenoiser(self.model)
+        denoiser.chunk_feed_forwards()
+        return denoiser
 
     def streams(self) -> Sequence[Streams]:
         """The text without its padding, and the pooled text."""

@@ -89,8 +89,10 @@ class WanInputs(Inputs):
         return velocity
 
     def denoiser(self) -> WanDenoiser:
-        """longtake's denoiser of the model."""
-        return WanDenoiser({HIGH_NOISE: self.model})
+        """longtake's denoiser of the model, as loading leaves it; called once."""
+        denoiser = WanDenoiser({HIGH_NOISE: self.model})
+        denoiser.chunk_feed_forwards()
+        return denoiser
 
     def streams(self) -> Sequence[Streams]:
         """The text of each pass, padded."""

@@ -9,7 +9,7 @@ from longtake.configs.base import ELEMENT_BYTES
 from longtake.configs.weights import TextPlace, WeightPlace
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.host_memory import HostMemory, plan_host_memory
-from longtake.engine.planning.weights.places import Placement
+from longtake.engine.planning.weights.places import Placement, fastest_text_first
 from longtake.engine.planning.weights.sizes import WeightSizes
 from longtake.parallel import ParallelDims
 
@@ -222,13 +222,13 @@ def place_text(
         plan_input: The model, the request and the hardware.
         dims: The layout.
         weights: Place of the transformer.
-        text: Allowed places of the text encoders, the fastest first.
+        text: Allowed places of the text encoders.
 
     Returns:
         The placement, and why it does not fit: the last one's reason if none does.
     """
     fitting = None
-    for place in text:
+    for place in fastest_text_first(text, one_memory=_one_memory(plan_input)):
         placement = Placement(weights, place)
         reason = out_of_memory_reason(plan_input, dims, placement)
         if reason is None:

@@ -29,7 +29,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "ring_degree": 1,
         "ulysses_degree": 8,
         "weights": "resident",
-        "text_weights": "resident",
+        "text_weights": "streamed",
     }
     assert best["end_to_end_s"] == pytest.approx(sum(best["stages_s"].values()))
     assert best["stages_s"]["denoise"] == pytest.approx(50 * best["seconds_per_step"])

@@ -31,9 +31,9 @@ def suggest(plan_input: PlanInput, requested: ParallelConfig, devices: int, plac
     for flags, update in _less_at_once(plan_input):
         if _fits(_changed(plan_input, update), requested, devices, places):
             return f"try {flags}"
-    fewer_bits = replace(plan_input, storage_dtype="float8")
+    fewer_bits = replace(plan_input, storage_dtype="int8")
     if plan_input.storage_dtype is None and _fits(fewer_bits, requested, devices, places):
-        return "try --storage-dtype float8, which loses quality"
+        return "try --storage-dtype int8, which loses quality"
     for count in _other_device_counts(plan_input, devices):
         if _fits(plan_input, ParallelConfig(), count, places.on(count)):
             return f"try devices={count}"

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.weights import TextPlace, WeightPlace
 
-WEIGHT_PLACES: tuple[WeightPlace, ...] = ("resident", "split", "streamed", "disk")
+WEIGHT_PLACES: tuple[WeightPlace, ...] = ("resident", "streamed", "split", "disk")
 """Places of a transformer in the order in which ties are broken."""
 
 TEXT_PLACES: tuple[TextPlace, ...] = get_args(TextPlace)
-"""Places of text encoders, the fastest first."""
+"""Places of text encoders."""
+
+
+def fastest_text_first(places: Sequence[TextPlace], *, one_memory: bool) -> list[TextPlace]:
+    """Places of text encoders in the order of the time that encoding takes.
+
+    A device with a memory of its own gets each layer once, while another one computes; whole
+    encoders come before they compute, and return.
+
+    Args:
+        places: Places to order.
+        one_memory: Whether ranks compute in the memory of their host.
+    """
+    order = ("resident", "streamed", "disk") if one_memory else ("streamed", "resident", "disk")
+    return sorted(places, key=order.index)
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Places:
 
     Attributes:
         weights: Places of the transformer, in order of preference.
-        text: Places of the text encoders, in order of preference.
+        text: Places of the text encoders, of which the fastest that fits is taken.
     """
 
     weights: tuple[WeightPlace, ...] = WEIGHT_PLACES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longtake.configs.weights import TextPlace
+from longtake.configs.weights import StorageDtype, TextPlace
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.host_memory import HostMemory
 from longtake.engine.planning.weights.places import Placement
@@ -14,6 +14,10 @@ from longtake.parallel import ParallelDims
 _READER_BYTES_PER_S = 10e9
 """Rate at which one thread copies a file out of the page cache. Assumption: two thirds of the 15
 GB/s that pread of 256 MiB at a time reached on an AMD EPYC."""
+
+_ENCODED_PER_S: dict[StorageDtype, float] = {"float8": 0.87e9, "int8": 1.3e9, "nf4": 0.14e9}
+"""Weights that a core encodes in fewer bits, which those read from files are each time. Measured on
+a loaded core by benchmarks.storage."""
 
 _SWITCH = "pcie-switch"
 """Name of the level whose devices share one port to the host."""
@@ -40,10 +44,13 @@ class Streaming:
         receives one."""
         if self.placement.weights != "disk":
             return num_bytes / self._device_rate(self._ranks)
-        ratio = FILE_BYTES / self.plan_input.element_size
-        files = FILE_BYTES * self.plan_input.costs.transformer_parameters
-        rate = self._file_rate(files, self._ranks)
-        return max(num_bytes / self._device_rate(self._ranks), num_bytes * ratio / rate)
+        plan_input, storage = self.plan_input, self.plan_input.storage_dtype
+        parameters = plan_input.costs.transformer_parameters
+        values = parameters * num_bytes / plan_input.transformer_bytes()
+        read_s = FILE_BYTES * values / self._file_rate(FILE_BYTES * parameters, self._ranks)
+        if storage is not None:
+            read_s += values / _ENCODED_PER_S[storage]
+        return max(num_bytes / self._device_rate(self._ranks), read_s)
 
     def text_seconds(self, num_bytes: float, place: TextPlace) -> float:
         """Seconds until text encoders of this size were on rank 0's device, layer by layer."""

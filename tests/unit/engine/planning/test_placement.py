@@ -170,12 +170,13 @@ def test_files_that_the_page_cache_holds_are_read_from_memory() -> None:
 @pytest.mark.parametrize(
     ("gpu", "devices", "figures", "chosen"),
     [
-        ("h100", 1, {}, Placement()),
-        ("rtx4090", 1, {}, Placement("streamed")),
-        ("rtx4090", 1, {"memory_bytes": 15.9 * GIB}, Placement("streamed", "streamed")),
+        ("h100", 1, {}, Placement("resident", "streamed")),
+        ("rtx4090", 1, {}, Placement("streamed", "streamed")),
+        ("rtx4090", 1, {"pinned_bytes": 30.0 * GIB}, Placement("streamed", "resident")),
         ("rtx4090", 1, {"host_memory_bytes": 32.0 * GIB}, Placement("streamed", "disk")),
         ("rtx4090", 1, {"host_memory_bytes": 16.0 * GIB}, Placement("disk", "disk")),
-        ("rtx4090", 8, {}, Placement("split")),
+        ("rtx4090", 8, {}, Placement("streamed", "streamed")),
+        ("rtx4090", 8, {"host_memory_bytes": 32.0 * GIB}, Placement("split", "streamed")),
     ],
 )
 def test_auto_is_the_fastest_exact_plan_that_fits(

@@ -233,7 +233,7 @@ def test_larger_requests_take_longer() -> None:
     ("gpu", "devices", "places", "changes", "way_out"),
     [
         ("rtx4090", 1, RESIDENT, {}, "try --weights streamed"),
-        ("rtx4090", 8, RESIDENT, {}, "try --weights split"),
+        ("rtx4090", 8, RESIDENT, {}, "try --weights streamed"),
         ("h100", 8, Places(), dict(decode="whole"), "try --decode tiled"),
         ("h100", 8, Places(), dict(num_videos=1024), "try --num-videos 64"),
         ("h100", 1, Places(), dict(num_frames=16381), "try devices=16"),

@@ -151,9 +151,9 @@ def test_unsharded_weights_are_preferred_where_they_fit(gpu: str, devices: int) 
         assert max(one.step_bytes) < min(other.step_bytes)
 
 
-def test_weights_are_sharded_where_they_do_not_fit() -> None:
+def test_weights_are_streamed_where_they_do_not_fit() -> None:
     assert all(each.placement.weights != "resident" for each in plan("rtx4090", 8).layouts)
-    assert plan("rtx4090", 8).best.placement.weights == "split"
+    assert plan("rtx4090", 8).best.placement.weights == "streamed"
     assert plan("rtx4090", 8).layouts
     assert any("needs" in each.reason for each in plan("rtx4090", 8).refused)
 
