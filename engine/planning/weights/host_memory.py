@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longtake.configs.base import ELEMENT_BYTES
 from longtake.configs.hardware import Hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.places import Placement
@@ -27,7 +28,7 @@ class HostMemory:
     Attributes:
         weights: The one copy of streamed weights that its ranks share, and experts that rest.
         text: Text encoders while they rest.
-        ranks: Libraries and staging buffers of all of its ranks.
+        ranks: Libraries, staging buffers and resting autoencoders of all of its ranks.
         pinned: Page-locked bytes, out of all of these.
     """
 
@@ -78,6 +79,8 @@ def plan_host_memory(plan_input: PlanInput, dims: ParallelDims, placement: Place
         weights = sizes.blocks
     elif placement.weights == "disk":
         staging = ranks * _STAGING_BUFFERS * sizes.largest_block
+    autoencoder = costs.other_parameters["autoencoder"] * ELEMENT_BYTES[plan_input.vae_dtype]
+    resting = 0 if placement.weights == "resident" else ranks * autoencoder
     if hardware.device == "cpu":  # all else is in the ranks' own memory
         return HostMemory(weights, 0, 0, 0)
     text = costs.other_parameters["text_encoders"] * plan_input.element_size
@@ -85,5 +88,5 @@ def plan_host_memory(plan_input: PlanInput, dims: ParallelDims, placement: Place
         text = 0
     streamed_text = text if placement.text == "streamed" else 0
     return HostMemory(
-        weights, text, ranks * _RANK_BYTES + staging, weights + staging + streamed_text
+        weights, text, ranks * _RANK_BYTES + staging + resting, weights + staging + streamed_text
     )
