@@ -60,7 +60,9 @@ def test_peak_memory_of_ranks(
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose transformer takes 0.43 GiB, in blocks of at most 36 MiB."""
-    shape = dict(num_attention_heads=8, attention_head_dim=64, rope_axes_dim=(16, 24, 24))
+    shape: dict[str, Any] = dict(
+        num_attention_heads=8, attention_head_dim=64, rope_axes_dim=(16, 24, 24)
+    )
     folder = tmp_path_factory.mktemp("wide") / "model"
     return tiny.save(folder, num_layers=6, num_single_layers=14, **shape)
 
