@@ -23,8 +23,8 @@ SIZE = {"height": 320, "width": 512, "num_frames": 65}
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose transformer takes 2 GiB in bfloat16, in blocks of at most 0.15 GiB."""
     shape: dict[str, Any] = dict(num_attention_heads=12, attention_head_dim=128)
-    depth = dict(num_layers=8, num_single_layers=16, rope_axes_dim=(16, 56, 56))
-    return tiny.save(tmp_path_factory.mktemp("wide") / "model", **shape, **depth)
+    shape |= dict(num_layers=8, num_single_layers=16, rope_axes_dim=(16, 56, 56))
+    return tiny.save(tmp_path_factory.mktemp("wide") / "model", **shape)
 
 
 @pytest.mark.parametrize("weights", ["resident", "streamed", "disk"])
