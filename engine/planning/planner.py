@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from longtake.configs.parallel import ParallelConfig
 from longtake.engine.planning.advice.ladder import Rung, ladder
@@ -15,7 +16,7 @@ from longtake.engine.planning.layouts import (
     candidate_layouts,
     matching_layouts,
 )
-from longtake.engine.planning.memory import place_text
+from longtake.engine.planning.memory import place_text, plan_memory
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
 from longtake.engine.planning.weights.places import Places
@@ -42,7 +43,7 @@ class Plan:
         devices: Number of ranks.
         single_rank: The prediction for one rank, whether or not it fits: the base of efficiency.
         layouts: Layouts that can run, the best first.
-        refused: Layouts that cannot run.
+        refused: Layouts that cannot run; of those that do not fit, the smallest first.
         ladder: All ways to run it, exact ones first; see :func:`.ladder.ladder`.
         suggestion: A change with which the request would fit; empty if a layout can run.
     """
@@ -136,13 +137,15 @@ def best_fitting(
 def _predict_fitting(
     plan_input: PlanInput, candidates: Sequence[ParallelDims], places: Places
 ) -> tuple[list[Prediction], list[RefusedLayout]]:
-    """Predictions of the layouts that fit in memory, and those that do not."""
+    """Predictions of the layouts that fit in memory, and those that do not: what needs the least of
+    a device's memory first."""
     fitting: list[Prediction] = []
-    refused: list[RefusedLayout] = []
+    refused: list[tuple[int, RefusedLayout]] = []
     for dims, weights in itertools.product(candidates, places.weights):
         placement, reason = place_text(plan_input, dims, weights, places.text)
         if reason is None:
             fitting.append(predict(plan_input, dims, placement))
         else:
-            refused.append(RefusedLayout(layout_name(dims, placement), reason))
-    return fitting, refused
+            needed = plan_memory(plan_input, dims, placement).total
+            refused.append((needed, RefusedLayout(layout_name(dims, placement), reason)))
+    return fitting, [layout for _, layout in sorted(refused, key=itemgetter(0))]
