@@ -197,10 +197,10 @@ def _reason(
 def _price(plan_input: PlanInput, best: Prediction) -> str:
     """The memory that a prediction takes, and what resident weights would save and need."""
     whole = predict(plan_input, best.dims)
-    slower = f"{100 * (best.step.seconds / whole.step.seconds - 1):.1f} %"
+    saved = f"{100 * (1 - whole.step.seconds / best.step.seconds):.1f} %"
     return (
         f"{best.memory.total / 2**30:.1f} GiB a rank; all resident would need "
-        f"{whole.memory.total / 2**30:.1f} and be {'no' if slower == '0.0 %' else slower} faster"
+        f"{whole.memory.total / 2**30:.1f} and take {'no' if saved == '0.0 %' else saved} less time"
     )
 
 
