@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,9 @@ from longtake.pipelines.codec.memory import free_bytes
 
 _MARGIN_BYTES = 2**29
 """Memory that an allocation leaves to the rest of the host."""
+
+_NAME = "longtake weights"
+"""Name of the memory in /proc."""
 
 _CPU = torch.device("cpu")
 
@@ -77,14 +81,17 @@ class SharedMemory:
         assert values is not None
         return cls(values, option)
 
-    def pin(self, world: World) -> None:
-        """Pin the memory for the GPUs of all ranks. Collective; no-op on the CPU.
+    def pin(self, world: World, failure: str | None = None) -> None:
+        """Pin the memory for the GPUs of all ranks. Collective; on the CPU, wait for all ranks.
+
+        Args:
+            world: All ranks.
+            failure: Why this rank could not fill its part of the memory; None if it could.
 
         Raises:
-            ModelError: On all ranks; the driver of one refuses.
+            ModelError: On all ranks; one could not fill its part, or its driver refuses.
         """
-        failure = None
-        if world.device.type == "cuda" and len(self.values) > 0:
+        if failure is None and world.device.type == "cuda" and len(self.values) > 0:
             failure = _pin(self.values, self.option)
             self.is_pinned = failure is None
             if self.is_pinned:
@@ -107,7 +114,7 @@ def _create(num_bytes: int, *, shared: bool) -> int:
         )
     if not shared or num_bytes == 0:
         return -1
-    descriptor = os.memfd_create("longtake weights")
+    descriptor = os.memfd_create(_NAME)
     try:
         os.posix_fallocate(descriptor, 0, num_bytes)  # a lack of memory is an error, not a signal
     except BaseException:
@@ -122,7 +129,10 @@ def _map(num_bytes: int, pid: int, descriptor: int) -> torch.Tensor:
         return torch.empty(0, dtype=torch.uint8)
     if descriptor < 0:
         return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
-    own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    path = f"/proc/{pid}/fd/{descriptor}"
+    if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+        raise ValueError(f"{path} is another file: the ranks are in different containers")
+    own = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         return torch.frombuffer(mmap.mmap(own, num_bytes), dtype=torch.uint8)
     finally:
@@ -135,6 +145,8 @@ def _pin(values: torch.Tensor, option: str) -> str | None:
         code = torch.cuda.cudart().cudaHostRegister(values.data_ptr(), values.nbytes, 0)
         torch.cuda.check_error(int(code))
     except RuntimeError as error:
+        with suppress(RuntimeError):  # raised again by the next kernel, unless it is seen here
+            torch.zeros(1, device="cuda")
         return (
             f"the driver does not pin {_gib(values.nbytes)} of host memory for weights "
             f"({one_line(error)[:100]}): raise the limit of locked memory (ulimit -l; WSL pins "

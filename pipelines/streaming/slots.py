@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from longtake.errors import ModelError, one_line
 from longtake.pipelines.streaming.stores import BlockStore
 
 
@@ -133,5 +134,16 @@ class GpuSlot(Slot):
 
 
 def pinned_bytes(num_bytes: int) -> torch.Tensor:
-    """Pinned host memory of undefined content, ``[num_bytes]``, uint8."""
-    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    """Pinned host memory of undefined content, ``[num_bytes]``, uint8.
+
+    Raises:
+        ModelError: The driver refuses.
+    """
+    try:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the driver does not pin {num_bytes / 2**20:.0f} MiB of host memory, through which "
+            f"weights are read ({one_line(error)[:100]}): raise the limit of locked memory "
+            "(ulimit -l), or close other programs"
+        ) from error

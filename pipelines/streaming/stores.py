@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from longtake.errors import ModelError
 from longtake.parallel import World
 from longtake.pipelines.loading.tensor_source import TensorSource, read_into
 from longtake.pipelines.streaming.layout import BlockLayout
@@ -75,8 +76,8 @@ class HostStore:
         layouts: The tensors of each block.
 
     Raises:
-        ModelError: A block cannot be read, on this rank or on another; or a host has too little
-            memory, or does not share or pin it, on all ranks.
+        ModelError: On all ranks; one cannot read a block, or a host has too little memory, or does
+            not share or pin it.
     """
 
     def __init__(self, files: FileStore, world: World, option: str = "--weights") -> None:
@@ -84,10 +85,13 @@ class HostStore:
         sizes = [layout.num_bytes for layout in self.layouts]
         self._begins = [0, *itertools.accumulate(sizes)]
         self._memory = SharedMemory.allocate(sum(sizes), world, option)
-        of_host = world.host_ranks
-        for number in range(of_host.index(world.rank), len(sizes), len(of_host)):
-            files.read(number, self._bytes(number))
-        self._memory.pin(world)  # which also waits for the blocks that the other ranks read
+        of_host, failure = world.host_ranks, None
+        try:
+            for number in range(of_host.index(world.rank), len(sizes), len(of_host)):
+                files.read(number, self._bytes(number))
+        except ModelError as error:
+            failure = str(error)
+        self._memory.pin(world, failure)  # which also waits for the blocks that other ranks read
 
     def pinned(self, number: int) -> torch.Tensor | None:
         """The block's bytes, if they are pinned."""

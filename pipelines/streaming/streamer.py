@@ -12,7 +12,7 @@ from torch import nn
 
 from longtake.errors import EngineError, ModelError
 from longtake.pipelines.streaming.layout import BlockLayout
-from longtake.pipelines.streaming.slots import GpuSlot, HostSlot, Slot
+from longtake.pipelines.streaming.slots import GpuSlot, HostSlot, Slot, pinned_bytes
 from longtake.pipelines.streaming.stores import BlockStore
 
 _NUM_SLOTS = 2
@@ -80,7 +80,13 @@ class BlockStreamer:
         Args:
             blocks: Blocks, on the ``meta`` device, in the order of the store's numbers.
             store: Holds the tensors of each block's state dict, under the same names.
+
+        Raises:
+            ModelError: The driver does not pin the buffers through which the store is read.
         """
+        if self._device.type == "cuda" and blocks and store.pinned(0) is None:
+            largest = max(layout.num_bytes for layout in store.layouts)
+            _ = [pinned_bytes(largest) for _ in range(_NUM_SLOTS)]  # torch keeps them for the slots
         for number, block in enumerate(blocks):
             layout = store.layouts[number]
             meta = torch.empty(layout.num_bytes, dtype=torch.uint8, device="meta")
@@ -122,9 +128,11 @@ class BlockStreamer:
         slot = self._slot_of(block)
         try:
             slot.wait()
-        except ModelError as error:
+        except BaseException as error:
             del self._held[slot]  # so that a later call reads the block again
-            raise EngineError(str(error)) from error  # the work has begun
+            if isinstance(error, ModelError):
+                raise EngineError(str(error)) from error  # the work has begun
+            raise
         if self._before is not None:
             self._after[self._before] = block
         self._computing = self._before = block

@@ -12,8 +12,12 @@ import torch.distributed as dist
 
 from longtake.errors import ModelError
 from longtake.parallel import World
+from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.streaming import shared_memory
+from longtake.pipelines.streaming.layout import BlockLayout
 from longtake.pipelines.streaming.shared_memory import SharedMemory
+from longtake.pipelines.streaming.stores import FileStore, HostStore
+from tests import loading
 from tests.ranks import RankGroups
 from tests.rendering import ALONE, world
 
@@ -74,6 +78,8 @@ def refused(fault: str, num_bytes: int) -> str:
             patch.delattr(os, "memfd_create")
         if fault == "open" and world().rank == 3:
             patch.setattr(os, "open", _denied)
+        if fault == "foreign" and world().rank == 3:
+            patch.setattr(os, "readlink", lambda path: "/home/somebody/file")
         try:
             SharedMemory.allocate(num_bytes, ranks)
         except ModelError as error:
@@ -91,6 +97,7 @@ def _denied(*arguments: object, **options: object) -> int:
         ("memory", "0.0 GiB are free on this host, of which 0.5 GiB must stay so; try --weights"),
         ("memfd", "memfd_create"),
         ("open", "rank 3 cannot map the weights in the memory of rank 2: not in this container"),
+        ("foreign", "is another file: the ranks are in different containers"),
     ],
 )
 def test_a_fault_on_one_host_is_an_error_on_all_ranks(
@@ -98,6 +105,30 @@ def test_a_fault_on_one_host_is_an_error_on_all_ranks(
 ) -> None:
     for message in ranks.run(4, refused, fault, NUM_BYTES):
         assert text in message and "--weights disk" in message and "\n" not in message
+
+
+def read_with_a_fault(files: list[Path]) -> str:
+    """On a rank: the refusal, if rank 1 cannot read its blocks."""
+    source = SafetensorsSource(files)
+    states = [{name: torch.empty(each.shape)} for name, each in source.tensors.items()]
+    names = [{name: name for name in state} for state in states]
+    store = FileStore([BlockLayout(state) for state in states], source, names)
+    with pytest.MonkeyPatch.context() as patch:
+        if world().rank == 1:
+            patch.setattr(os, "preadv", _denied)
+        try:
+            HostStore(store, world())
+        except ModelError as error:
+            return str(error)
+    return ""
+
+
+def test_a_block_that_one_rank_cannot_read_is_an_error_on_all(
+    ranks: RankGroups, tmp_path: Path
+) -> None:
+    files = loading.save_weights(tmp_path)
+    for message in ranks.run(3, read_with_a_fault, files):
+        assert "cannot be read from" in message
 
 
 def test_one_rank_needs_no_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
