@@ -34,6 +34,8 @@ from benchmarks.report import Report, benchmark_parser
 from longtake.configs.weights import WeightPlace
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
+from longtake.engine.planning.prediction import predict
+from longtake.engine.planning.weights.places import Placement
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines.layout import VideoLayout
@@ -116,6 +118,7 @@ class Contestant:
         start, before = time.perf_counter(), allocated(device)
         plan = ComponentPlan(torch.bfloat16, place)
         load_transformer(denoiser, model, Weights(source), World(device), plan)
+        denoiser.chunk_feed_forwards()
         return cls(place, denoiser, time.perf_counter() - start, allocated(device) - before)
 
     def take_turn(self, tokens: torch.Tensor, step: Step, inputs: Any) -> None:
@@ -220,7 +223,19 @@ def main() -> None:
         for size in args.sizes:
             plan = plan_input(size, hardware_here(device.type))
             report.add(f"## {name_of(size)}", run(competing, plan, args.rounds, device))
+            report.add(f"Planned: {planned(plan, args.places)}.")
             report.write()
+
+
+def planned(plan: PlanInput, places: Sequence[WeightPlace]) -> str:
+    """The planner's peak of a step in each place, and its seconds."""
+    parts = []
+    for place in places:
+        prediction = predict(plan, ParallelDims(), Placement(place, "streamed"))
+        memory = prediction.memory
+        gib = (memory.weights + memory.slots + memory.activations) / 2**30
+        parts.append(f"{place} {gib:.2f} GiB and {prediction.step.seconds:.3f} s")
+    return ", ".join(parts)
 
 
 def name_of(size: Size) -> str:

@@ -55,7 +55,6 @@ class Contestant:
     Attributes:
         name: Label in tables.
         step: Runs one step.
-        processors: Attention processors, set on the model before each step.
         seconds: Time of each timed step.
         velocity: Result of the first step.
         peak_bytes: Peak memory above weights and inputs.
@@ -65,16 +64,14 @@ class Contestant:
 
     name: str
     step: Step
-    processors: dict[str, Any]
     seconds: list[float] = field(default_factory=list)
     velocity: torch.Tensor | None = None
     peak_bytes: int = 0
     kernels: str = ""
     refusal: str | None = None
 
-    def warm_up(self, model: HunyuanVideoTransformer3DModel) -> None:
+    def warm_up(self) -> None:
         """Run the warmup step, measuring memory and kernels."""
-        model.set_attn_processor(dict(self.processors))
         try:
             with (
                 peak_memory("cuda") as peak_bytes,
@@ -88,9 +85,8 @@ class Contestant:
         self.peak_bytes = peak_bytes()
         self.kernels = time_by_kind(p)
 
-    def take_turn(self, model: HunyuanVideoTransformer3DModel) -> None:
+    def take_turn(self) -> None:
         """Run and time one step."""
-        model.set_attn_processor(dict(self.processors))
         torch.cuda.synchronize()
         start = time.perf_counter()
         self.step()
@@ -125,14 +121,20 @@ def transformer(device: torch.device) -> HunyuanVideoTransformer3DModel:
     return model.eval().requires_grad_(False)
 
 
-def contestants(
-    model: HunyuanVideoTransformer3DModel, theirs: dict[str, Any], size: Size
-) -> list[Contestant]:
-    """Contestants with the same inputs.
+def twin(model: HunyuanVideoTransformer3DModel) -> HunyuanVideoTransformer3DModel:
+    """Another transformer with the same weights, whose modules longtake may wrap."""
+    with torch.device("meta"):
+        other = HunyuanVideoTransformer3DModel.from_config(model.config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.rope = model.rope
+    return other.eval().requires_grad_(False)
+
+
+def contestants(model: HunyuanVideoTransformer3DModel, size: Size) -> list[Contestant]:
+    """Contestants with the same weights and inputs.
 
     Args:
         model: The transformer.
-        theirs: diffusers' attention processors, by name.
         size: Frames, height and width of the video.
     """
     frames, height, width = size
@@ -156,13 +158,11 @@ def contestants(
     )
     padded = replace(inputs, scheduler=copy.deepcopy(inputs.scheduler))
     cut = replace(padded, scheduler=copy.deepcopy(inputs.scheduler), text=half[:, :REAL_TEXT])
-    model.set_attn_processor(dict(theirs))  # longtake replaces some of them
-    step = longtake_step(inputs, {})
-    ours = model.attn_processors
+    step = longtake_step(replace(inputs, model=twin(model)), {})
     return [
-        Contestant("longtake", step, ours),
-        Contestant("diffusers, padded text", padded.reference_step(), theirs),
-        Contestant("diffusers, text cut to length", cut.reference_step(), theirs),
+        Contestant("longtake", step),
+        Contestant("diffusers, padded text", padded.reference_step()),
+        Contestant("diffusers, text cut to length", cut.reference_step()),
     ]
 
 
@@ -237,15 +237,14 @@ def main() -> None:
     report.add(f"Medians of {args.rounds} rounds, all contestants interleaved in one run.")
     with torch.no_grad():
         model = transformer(torch.device("cuda", 0))
-        theirs = model.attn_processors
         for size in args.sizes:
-            competing = contestants(model, theirs, size)
+            competing = contestants(model, size)
             for each in competing:
-                each.warm_up(model)
+                each.warm_up()
             for _ in range(args.rounds):
                 for each in random.sample(competing, len(competing)):
                     if each.refusal is None:
-                        each.take_turn(model)
+                        each.take_turn()
             report.add(f"## {'x'.join(map(str, size))}", table(competing))
             if competing[0].refusal is None:
                 report.add(predictions(size, competing[0], profiles))
