@@ -172,7 +172,7 @@ class Worker:
                     self._world,
                     on_progress=run.on_progress,
                     stop_requested=run.stop_requested,
-                    tiles_at_once=1 if low_memory or self._codec.rests_on_host else None,
+                    tiles_at_once=1 if low_memory else None,
                 ),
                 lambda video, index, frame: run.sink.frame(video, index, frame.numpy()),
                 rendering.report,

@@ -106,11 +106,6 @@ class VideoCodec(ABC):
         """Keep the weights in host memory from now on, except within :meth:`at_work`."""
         self._resting = RestingWeights(self.modules)
 
-    @property
-    def rests_on_host(self) -> bool:
-        """Whether the weights rest in host memory while nothing is encoded or decoded."""
-        return self._resting is not None
-
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Have the weights on the device within the context."""

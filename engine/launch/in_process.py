@@ -48,6 +48,6 @@ class InProcess(Launcher):
     def close(self) -> None:
         """Release the model and return a GPU's cached memory."""
         self._worker = None
+        gc.collect()
         if torch.cuda.is_initialized():
-            gc.collect()
             torch.cuda.empty_cache()

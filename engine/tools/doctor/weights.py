@@ -92,7 +92,12 @@ def pcie(context: CheckContext) -> Iterator[Finding]:
     pinned = torch.empty(COPIED_BYTES, dtype=torch.uint8, pin_memory=True)
     lanes = {each.index: each.pcie_bytes_per_s for each in topology().gpus}
     for index in range(context.num_gpus):
-        rate, own = _copy_rate(pinned, index), lanes.get(index)
+        try:
+            rate, own = _copy_rate(pinned, index), lanes.get(index)
+        except torch.OutOfMemoryError:
+            message = f"GPU {index} has no {COPIED_BYTES >> 20} MiB free: copies were not measured"
+            yield Finding("pcie", "warning", message, "end what uses it: see nvidia-smi")
+            continue
         message = f"GPU {index} receives {rate / 1e9:.1f} GB/s from pinned memory"
         if own:
             message += f", its PCIe lanes carry {own / 1e9:.1f}"
@@ -121,7 +126,8 @@ def disk(context: CheckContext) -> Iterator[Finding]:
     """The rate of reading the model's files past the page cache, if the model is a folder."""
     model = context.engine.model
     folder = bundled().get(model, Path(os.path.expanduser(model)))
-    files = sorted(folder.rglob("*.safetensors"), key=lambda each: each.stat().st_size)
+    found = (each for each in folder.rglob("*.safetensors") if each.is_file())
+    files = sorted(found, key=lambda each: each.stat().st_size)
     if not files:
         yield Finding("disk", "ok", f"not read: {model} is not a folder with weights")
         return

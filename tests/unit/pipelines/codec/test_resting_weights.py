@@ -51,7 +51,6 @@ def test_weights_are_on_the_device_within_the_context_only() -> None:
     with codec.at_work():  # before they rest: no-op
         loaded = places([module])
     codec.rest_on_host()
-    assert codec.rests_on_host
     resting = places([module])
     for _ in range(2):
         with codec.at_work():
