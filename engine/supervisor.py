@@ -40,6 +40,7 @@ class Supervisor:
         wait: Waits for a number of seconds; may return early.
         requests: Requests that are known, for which weights are placed; the model's defaults count
             if there are none.
+        engines: Engines that share this host.
 
     Raises:
         As :class:`VideoEngine`.
@@ -56,11 +57,12 @@ class Supervisor:
         note: Callable[[str], None],
         wait: Callable[[float], object] = time.sleep,
         requests: Sequence[ResolvedRequest] = (),
+        engines: int = 1,
     ) -> None:
         self._scratch = scratch
         self._note = note
         self._wait = wait
-        self._requests = requests
+        self._requests, self._engines = requests, engines
         self._devices = list(config.devices_by_rank)
         self._config = config
         self._engine = self._make_engine()
@@ -210,7 +212,7 @@ class Supervisor:
 
     def _placed(self, engine: VideoEngine) -> VideoEngine:
         """An engine whose weights are placed for the requests that are known."""
-        engine.place_weights(self._requests)
+        engine.place_weights(self._requests, engines=self._engines)
         return engine
 
 

@@ -97,7 +97,7 @@ def build_service(
 
     def make_ranks() -> Supervisor:
         return Supervisor(
-            service.engine.config, service.scratch, service.progress.note, service.stop_event.wait
+            service.unplaced_config, service.scratch, service.progress.note, service.stop_event.wait
         )
 
     service.background.append(RenderLoop(service, make_ranks, snapshots, on_failure).run)

@@ -153,6 +153,20 @@ class Hardware(StrictModel):
         own = (re.sub(r"[^a-z0-9]+", " ", each.lower()) for each in self.names)
         return any(f" {each} " in f" {words} " for each in own)
 
+    def shared_by(self, engines: int) -> Hardware:
+        """The same hardware with an equal share of the host for one of several engines."""
+        names = ["host_memory_bytes", "host_memory_bytes_per_s", "pinned_bytes"]
+        if self.device == "cpu":
+            names.append("memory_bytes")
+        figures = {name: getattr(self, name) for name in names}
+        return self.model_copy(
+            update={
+                name: figure.model_copy(update={"value": figure.value / engines})
+                for name, figure in figures.items()
+                if figure is not None
+            }
+        )
+
     def with_node_of(self, devices: int) -> Hardware:
         """The same hardware with another number of devices per node.
 

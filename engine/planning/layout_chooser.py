@@ -70,9 +70,13 @@ class LayoutChooser:
         config: The engine's configuration, with its dtypes resolved.
         spec: The model's specification.
         device_type: "cpu" or "cuda".
+        engines: Engines that share this host.
     """
 
-    def __init__(self, config: EngineConfig, spec: ModelSpec, device_type: str) -> None:
+    def __init__(
+        self, config: EngineConfig, spec: ModelSpec, device_type: str, engines: int = 1
+    ) -> None:
+        self._engines = engines
         self._config = config
         self._spec = spec
         self._device_type = device_type
@@ -117,7 +121,7 @@ class LayoutChooser:
 
     @cached_property
     def _hardware(self) -> Hardware:
-        return hardware_here(self._device_type)
+        return hardware_here(self._device_type).shared_by(self._engines)
 
 
 def choose_layout(

@@ -64,16 +64,18 @@ class EngineOutline:
         registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
 
-    def place_weights(self, requests: Sequence[ResolvedRequest] = ()) -> None:
+    def place_weights(self, requests: Sequence[ResolvedRequest] = (), *, engines: int = 1) -> None:
         """Choose places for weights whose place is "auto": those in which the largest of these
         requests is rendered fastest. Places that are chosen stay.
 
         Args:
             requests: Requests that are known; a request of the model's defaults if there are none.
+            engines: Engines that share this host.
         """
         config = self.config
         if "auto" not in (config.weights, config.text_weights):
             return
+        self.layouts = LayoutChooser(config, self.spec, self._device_type, engines)
         if config.autoencoder_only:
             placement = Placement()
         elif requests:
@@ -82,7 +84,7 @@ class EngineOutline:
             placement = self._default_placement()
         places = {"weights": placement.weights, "text_weights": placement.text}
         self.config = config.model_copy(update=places)
-        self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+        self.layouts = LayoutChooser(self.config, self.spec, self._device_type, engines)
 
     def plan_of(self, request: ResolvedRequest) -> str:
         """The plan of a request in one line: what it runs in, its cost, and what would be faster;

@@ -170,7 +170,7 @@ class Batch:
         replicas = [
             Replica(
                 store,
-                Supervisor(config, scratch, watcher.note, stop.wait, requests),
+                Supervisor(config, scratch, watcher.note, stop.wait, requests, len(self._configs)),
                 settings,
                 watcher,
                 stop,

@@ -82,6 +82,7 @@ class VideoService:
             raise RequestError(f"data_dir={str(folder)!r} is a file: name a folder")
         pictures = folder / PICTURES_FOLDER
         self.engine = EngineOutline(config.model_copy(update={"image_folder": pictures}))
+        self.unplaced_config = self.engine.config
         self.engine.place_weights()
         self.model = ServedModel.of(config.model, self.engine.identity_part())
         self.stop_event = threading.Event()

@@ -37,7 +37,8 @@ class Engine:
         self.closed = False
         self.running = False
 
-    def place_weights(self, requests: Any) -> None:
+    def place_weights(self, requests: Any, *, engines: int) -> None:
+        assert engines == 1
         self.placed_for.append(requests)
 
     def start(self, on_progress: Any, stop_requested: Any) -> None:
