@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import ClassVar
 
 from longtake.configs.request import ResolvedDecode
 from longtake.configs.weights import StorageDtype
@@ -69,11 +70,13 @@ class ModelCosts(ABC):
         attention: The attention across ranks.
         token_values: Values per token in the denoising loop, in float32.
         num_experts: Transformers of the same sizes, of which a pass runs one.
+        file_element_size: Bytes of a transformer's parameter in published files.
     """
 
     attention: AttentionHeads
     token_values: int
     num_experts: int = 1
+    file_element_size: ClassVar[int] = 2
 
     @property
     @abstractmethod

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from longtake.configs.hardware import Figure, Hardware, Link, load_hardware, profiles
-from longtake.engine.planning.host import host_memory, pinned_memory
+from longtake.engine.planning.host import available_memory, host_memory, pinned_memory
 from longtake.engine.planning.topology import LinkKind, Topology, topology
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ def hardware_here(device_type: str = "auto") -> Hardware:
     profile = known[0] if known else load_hardware(_FALLBACK_PROFILE)
     update: dict[str, object] = {"links": _links(profile, found)}
     update["devices_per_node"] = len(found.gpus)
-    update["host_memory_bytes"], update["pinned_bytes"] = memory, pinned_memory(memory)
+    update["host_memory_bytes"] = available_memory(memory)
+    update["pinned_bytes"] = pinned_memory(memory)
     if profile.unified_memory:
         update["memory_bytes"] = memory
     elif first.memory_bytes:

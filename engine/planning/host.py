@@ -27,6 +27,16 @@ def host_memory() -> Figure:
     return Figure(value=total, source="the memory of this host")
 
 
+def available_memory(memory: Figure) -> Figure:
+    """What is free of the memory of this host now, page cache included.
+
+    Args:
+        memory: Result of :func:`host_memory`.
+    """
+    free = psutil.virtual_memory().available
+    return Figure(value=min(memory.value, free), source="what is free on this host now")
+
+
 def pinned_memory(memory: Figure) -> Figure | None:
     """Memory that can be page-locked, out of that of this host; None if all of it can.
 

@@ -27,6 +27,9 @@ _MAX_ASSIGNED_TILES = 10_000
 _TIE_RATIO = 1.005
 """Predicted times that differ by less are a tie."""
 
+_TIGHT_RATIO = 1.1
+"""How much slower a plan may be that leaves memory, for one that does not to be passed over."""
+
 _RESIDENT = Placement()
 
 
@@ -128,16 +131,19 @@ def predict(
 
 
 def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Predictions by rising time, led by the best: of those that tie with the fastest, one that
-    leaves memory, then the preferred place, the fewest bytes sent, and the smallest ring."""
+    """Predictions by rising time, led by the best: of those that tie with the fastest, the
+    preferred place, the fewest bytes sent, and the smallest ring. A plan that nearly fills a device
+    leads only if no other comes near it."""
     ordered = sorted(predictions, key=lambda each: each.rendering_s)
     if not ordered:
         return []
-    ties = [p for p in ordered if p.rendering_s <= _TIE_RATIO * ordered[0].rendering_s]
+    roomy = [each for each in ordered if not each.tight]
+    near = roomy and roomy[0].rendering_s <= _TIGHT_RATIO * ordered[0].rendering_s
+    allowed = roomy if near else ordered
+    ties = [each for each in allowed if each.rendering_s <= _TIE_RATIO * allowed[0].rendering_s]
     best = min(
         ties,
         key=lambda each: (
-            each.tight,
             each.placement.preference,
             sum(each.step_bytes),
             each.dims.ring_degree,
@@ -283,13 +289,13 @@ class _Layout:
     def load_s(self) -> float:
         """Loading: one rank per host reads once what is not read again from files."""
         hardware, costs = self.plan_input.hardware, self.plan_input.costs
-        parameters = costs.transformer_parameters + costs.other_parameters["autoencoder"]
+        parameters = costs.transformer_parameters
         if self.placement.weights == "disk":
             parameters = costs.num_experts * costs.non_block_parameters
-            parameters += costs.other_parameters["autoencoder"]
+        others = costs.other_parameters["autoencoder"]
         if self.placement.text != "disk":
-            parameters += costs.other_parameters["text_encoders"]
-        size = FILE_BYTES * parameters
+            others += costs.other_parameters["text_encoders"]
+        size = costs.file_element_size * parameters + FILE_BYTES * others
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:

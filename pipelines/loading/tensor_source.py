@@ -33,8 +33,8 @@ _DTYPES = {
 }
 """Dtypes by their names in the safetensors format."""
 
-_CHUNK_BYTES = 16 * 2**20
-"""Bytes that :func:`read_into` holds at a time."""
+_CHUNK_BYTES = 2 * 2**20
+"""Bytes that :func:`read_into` holds at a time: a core's cache holds them until they are copied."""
 
 
 class TensorSource(Protocol):

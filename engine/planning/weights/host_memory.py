@@ -26,7 +26,7 @@ class HostMemory:
     """Bytes in the memory of rank 0's host, which alone holds text encoders.
 
     Attributes:
-        weights: The one copy of streamed weights that its ranks share, and experts that rest.
+        weights: The one copy of streamed weights that its ranks share.
         text: Text encoders while they rest.
         ranks: Libraries, staging buffers and resting autoencoders of all of its ranks.
         pinned: Page-locked bytes, out of all of these.
@@ -78,15 +78,21 @@ def plan_host_memory(plan_input: PlanInput, dims: ParallelDims, placement: Place
     if placement.weights == "streamed":
         weights = sizes.blocks
     elif placement.weights == "disk":
-        staging = ranks * _STAGING_BUFFERS * sizes.largest_block
+        staging = ranks * _STAGING_BUFFERS * _pinned_size(sizes.largest_block)
     autoencoder = costs.other_parameters["autoencoder"] * ELEMENT_BYTES[plan_input.vae_dtype]
     resting = 0 if placement.weights == "resident" else ranks * autoencoder
     if hardware.device == "cpu":  # all else is in the ranks' own memory
         return HostMemory(weights, 0, 0, 0)
     text = costs.other_parameters["text_encoders"] * plan_input.element_size
     if placement.text == "disk" or hardware.unified_memory:
+        staging += costs.text_streaming_parameters * plan_input.element_size
         text = 0
     streamed_text = text if placement.text == "streamed" else 0
     return HostMemory(
         weights, text, ranks * _RANK_BYTES + staging + resting, weights + staging + streamed_text
     )
+
+
+def _pinned_size(num_bytes: int) -> int:
+    """Bytes that torch allocates for a pinned buffer: a power of two."""
+    return 1 << max(0, num_bytes - 1).bit_length()

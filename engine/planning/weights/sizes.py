@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from longtake.engine.planning.plan_input import PlanInput
 
 FILE_BYTES = 2
-"""Bytes of a parameter in a model's files: models are published in half precision."""
+"""Bytes of a parameter of text encoders and autoencoders in files: half precision is usual."""
 
 
 @dataclass(frozen=True)

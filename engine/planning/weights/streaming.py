@@ -11,9 +11,9 @@ from longtake.engine.planning.weights.places import Placement
 from longtake.engine.planning.weights.sizes import FILE_BYTES
 from longtake.parallel import ParallelDims
 
-_READER_BYTES_PER_S = 10e9
-"""Rate at which one thread copies a file out of the page cache. Assumption: two thirds of the 15
-GB/s that pread of 256 MiB at a time reached on an AMD EPYC."""
+_READER_BYTES_PER_S = 7e9
+"""Rate at which one thread brings cached files into a slot. Assumption: three quarters of the 9.5
+GB/s, of files in float32 converted to bfloat16, that a core of an AMD EPYC reached."""
 
 _ENCODED_PER_S: dict[StorageDtype, float] = {"float8": 0.87e9, "int8": 1.3e9, "nf4": 0.14e9}
 """Weights that a core encodes in fewer bits, which those read from files are each time. Measured on
@@ -47,7 +47,8 @@ class Streaming:
         plan_input, storage = self.plan_input, self.plan_input.storage_dtype
         parameters = plan_input.costs.transformer_parameters
         values = parameters * num_bytes / plan_input.transformer_bytes()
-        read_s = FILE_BYTES * values / self._file_rate(FILE_BYTES * parameters, self._ranks)
+        files = plan_input.costs.file_element_size * parameters
+        read_s = files * values / parameters / self._file_rate(files, self._ranks)
         if storage is not None:
             read_s += values / _ENCODED_PER_S[storage]
         return max(num_bytes / self._device_rate(self._ranks), read_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from longtake.configs.request import ResolvedDecode
 from longtake.pipelines.chunks import TOKENS_PER_CHUNK, chunks_of, largest_chunk
@@ -54,7 +55,10 @@ class WanCosts(ModelCosts):
         text_keys: Text keys of every cross attention.
         per_token_timesteps: Whether the tokens of a given first frame have a timestep of their own.
         tokens_per_chunk: Largest number of tokens that what widens them treats at once.
+        file_element_size: Released transformers are in float32: 57 GB for 14 B.
     """
+
+    file_element_size: ClassVar[int] = 4
 
     transformer: TransformerConfig
     vae: VaeConfig

@@ -94,12 +94,15 @@ def test_an_unknown_gpu_gets_a_fallback_and_a_warning(
 
 
 def test_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """That of the machine or, if less, of the container; and what WSL lets a GPU pin of it."""
+    """What is free of the machine's or, if less, of the container's; and what WSL lets a GPU pin of
+    all of it."""
     set_topology(monkeypatch, machine("NVIDIA L40", {}, 1))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * 2**30, available=48 * 2**30)
+    )
     monkeypatch.setattr(host, "_CGROUP", tmp_path)
     found = hardware_here()
-    assert found.host_memory_bytes is not None and found.host_memory_bytes.value == 64 * 2**30
+    assert found.host_memory_bytes is not None and found.host_memory_bytes.value == 48 * 2**30
     assert found.pinned_bytes is None
     for limit, usable in (("max", 64), (str(16 * 2**30), 16), (str(128 * 2**30), 64)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
@@ -114,4 +117,4 @@ def test_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_unified_memory_is_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     set_topology(monkeypatch, machine("NVIDIA GB10", {}, 1))
     found = hardware_here()
-    assert found.unified_memory and found.memory_bytes == found.host_memory_bytes
+    assert found.unified_memory and found.memory_bytes == host.host_memory()

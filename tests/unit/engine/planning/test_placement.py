@@ -86,7 +86,8 @@ def test_a_host_holds_one_copy_for_all_of_its_ranks() -> None:
     assert four.pinned == one.pinned == one.weights
     disk = plan_memory(planned, FOUR, Placement("disk", "disk")).host
     assert (disk.weights, disk.text) == (0, 0)
-    assert disk.pinned == pytest.approx(4 * 2 * BLOCK * GIB, rel=0.01)
+    text = planned.costs.text_streaming_parameters * planned.element_size
+    assert disk.pinned == 4 * 2 * GIB + text  # torch pins powers of two
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_host_holds_one_copy_for_all_of_its_ranks() -> None:
         (
             {"host_memory_bytes": 16.0 * GIB},
             Placement("streamed", "disk"),
-            "needs 24.7 GiB of host",
+            "needs 25.5 GiB of host",
         ),
         ({"host_memory_bytes": 16.0 * GIB}, Placement("disk", "disk"), None),
         (
@@ -164,7 +165,7 @@ def test_files_that_the_page_cache_holds_are_read_from_memory() -> None:
     roomy, tight = (on("rtx4090", host_memory_bytes=size * GIB).hardware for size in (64.0, 24.0))
     cached, read = (step_s(each, ONE, Placement("disk"), **small) for each in (roomy, tight))
     assert read == pytest.approx(BLOCKS * GIB / 2e9, rel=0.1)
-    assert cached < read / 4
+    assert cached < read / 3
 
 
 @pytest.mark.parametrize(
