@@ -30,11 +30,13 @@ class Fit:
             all if none fits.
         prediction: What it takes; None if it does not fit.
         longest: Most frames that fit, up to ten times the model's default; 0 if none fits.
+        default: The model's default number of frames.
     """
 
     request: ResolvedRequest
     prediction: Prediction | None
     longest: int
+    default: int
 
 
 def what_fits(planned: PlanInput, best_fitting: Predict) -> Fit:
@@ -69,7 +71,7 @@ def _longest(planned: PlanInput, best_fitting: Predict) -> Fit:
             fewest = middle
     longest = counts[fewest] if fewest >= 0 else 0
     shown = min(default, longest) or counts[0]
-    return Fit(_of_length(planned.request, shown), predicted(shown), longest)
+    return Fit(_of_length(planned.request, shown), predicted(shown), longest, default)
 
 
 def _of_length(request: ResolvedRequest, num_frames: int) -> ResolvedRequest:

@@ -105,7 +105,10 @@ def _plan_inputs(
 
 def _cells(model: str, fit: Fit) -> tuple[str, ...]:
     request, best = fit.request, fit.prediction
-    shown = model, f"{request.width}x{request.height}", str(request.num_frames)
+    frames = str(request.num_frames)
+    if request.num_frames < fit.default:
+        frames += f" of {fit.default}"
+    shown = model, f"{request.width}x{request.height}", frames
     if best is None:
         return (*shown, "-", "-", "does not fit", "-", "-", "-")
     return (
@@ -129,6 +132,7 @@ def _as_json(model: str, fit: Fit) -> dict[str, Any]:
         "decode": request.decode,
         "fits": best is not None,
         "longest_num_frames": fit.longest,
+        "default_num_frames": fit.default,
     }
     if best is None:
         return described
