@@ -137,17 +137,23 @@ class RankGroup:
         self._folder.cleanup()
 
 
+_MOST_RANKS = 21
+"""Ranks that are kept: those of groups of up to six. Each takes some 200 MB."""
+
+
 class RankGroups:
-    """One group per world size, suspended while it is not in use, restarted after a failure."""
+    """One group per world size, suspended while it is not in use, restarted after a failure.
+
+    A group that was not used for the longest time is closed where there would be too many ranks.
+    """
 
     def __init__(self) -> None:
-        self._groups: dict[int, RankGroup] = {}
+        self._groups: dict[int, RankGroup] = {}  # by size, the least recently used first
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call a function on every rank of the group of that size; see :meth:`RankGroup.run`."""
-        if world_size not in self._groups:
-            self._groups[world_size] = RankGroup(world_size)
-        group = self._groups[world_size]
+        group = self._groups.pop(world_size, None) or self._new_group(world_size)
+        self._groups[world_size] = group
         group.resume()
         try:
             results = group.run(function, *args)
@@ -156,6 +162,11 @@ class RankGroups:
             raise
         group.suspend()
         return results
+
+    def _new_group(self, world_size: int) -> RankGroup:
+        while self._groups and sum(self._groups) + world_size > _MOST_RANKS:
+            self._groups.pop(next(iter(self._groups))).close()
+        return RankGroup(world_size)
 
     def close(self) -> None:
         """End all processes; later calls start new ones."""

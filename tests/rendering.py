@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def world() -> World:
     return World(torch.device("cpu"), group, group, timeout_s=60.0)
 
 
-@cache
+@lru_cache(maxsize=6)
 def load_pipeline(
     folder: str,
     on_ranks: bool,
@@ -91,7 +91,7 @@ def load_pipeline(
     place: WeightPlace = "resident",
     storage: StorageDtype | None = None,
 ) -> VideoPipeline:
-    """Load a model, once per process."""
+    """Load a model; the last six of a process are kept."""
     return load_on(world() if on_ranks else ALONE, folder, dtype, place, storage)
 
 
