@@ -13,7 +13,7 @@ from longtake.configs.hardware import Hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import PICTURES, ResolvedRequest
 from longtake.engine.planning.hardware import hardware_here
-from longtake.engine.planning.layouts import MAX_RANKS, candidate_layouts
+from longtake.engine.planning.layouts import MAX_RANKS
 from longtake.engine.planning.memory import out_of_memory_reason, place_text
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, layout_name, predict
@@ -140,9 +140,7 @@ def choose_layout(
         LayoutError: The degrees do not fit the number of devices, or there is no second pass.
     """
     num_heads = plan_input.spec.num_heads
-    layouts = candidate_layouts(
-        requested, devices, num_heads=num_heads, num_passes=plan_input.num_passes
-    )
+    layouts = plan_input.layouts(requested, devices)
     places = places.on(devices)
     if devices > MAX_RANKS:
         busy = [dims for dims in layouts if dims.ulysses_degree <= num_heads] or layouts

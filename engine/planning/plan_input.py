@@ -8,8 +8,10 @@ from functools import cached_property
 from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
+from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.configs.weights import StorageDtype
+from longtake.engine.planning.layouts import candidate_layouts
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
@@ -114,6 +116,17 @@ class PlanInput:
         joint = self.spec.joint_tokens(self.request)
         fewer = self.spec.text_tokens(self.request) - self.text_tokens
         return max(0, joint - fewer) if joint else 0
+
+    def layouts(self, requested: ParallelConfig, devices: int) -> list[ParallelDims]:
+        """The layouts of the request that have the requested degrees; see
+        :func:`.layouts.candidate_layouts`.
+
+        Raises:
+            LayoutError: The degrees do not multiply to the devices, or there is no second pass.
+        """
+        return candidate_layouts(
+            requested, devices, num_heads=self.spec.num_heads, num_passes=self.num_passes
+        )
 
     def shards(self, dims: ParallelDims) -> TokenShards:
         """Ownership of the video and joint tokens in a layout."""

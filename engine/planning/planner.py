@@ -13,7 +13,6 @@ from longtake.engine.planning.advice.suggestions import suggest
 from longtake.engine.planning.layouts import (
     MAX_RANKS,
     NO_SECOND_PASS,
-    candidate_layouts,
     matching_layouts,
 )
 from longtake.engine.planning.memory import place_text, plan_memory
@@ -97,12 +96,7 @@ def make_plan(
     if devices > MAX_RANKS:
         raise LayoutError(f"devices={devices}: plans are made for {MAX_RANKS} at most")
     places = places.on(devices)
-    candidates = candidate_layouts(
-        requested,
-        devices,
-        num_heads=plan_input.spec.num_heads,
-        num_passes=plan_input.num_passes,
-    )
+    candidates = plan_input.layouts(requested, devices)
     layouts, refused = _predict_fitting(plan_input, candidates, places)
     refused += [
         RefusedLayout(dims.name, NO_SECOND_PASS)
@@ -124,12 +118,7 @@ def best_fitting(
     plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places = _ANY_PLACE
 ) -> Prediction | None:
     """The best layout of a plan; None if none fits. Arguments are those of :func:`make_plan`."""
-    candidates = candidate_layouts(
-        requested,
-        devices,
-        num_heads=plan_input.spec.num_heads,
-        num_passes=plan_input.num_passes,
-    )
+    candidates = plan_input.layouts(requested, devices)
     fitting, _ = _predict_fitting(plan_input, candidates, places.on(devices))
     return best_first(fitting)[0] if fitting else None
 

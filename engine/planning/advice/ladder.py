@@ -8,7 +8,6 @@ from typing import get_args
 
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.weights import StorageDtype
-from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import place_text
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
@@ -82,12 +81,7 @@ def _storage_types() -> Iterator[StorageDtype]:
 
 def _rung(plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places) -> Rung:
     """The best layout with weights in one of these places."""
-    layouts = candidate_layouts(
-        requested,
-        devices,
-        num_heads=plan_input.spec.num_heads,
-        num_passes=plan_input.num_passes,
-    )
+    layouts = plan_input.layouts(requested, devices)
     placed = [
         (dims, *place_text(plan_input, dims, weights, places.text))
         for dims in layouts

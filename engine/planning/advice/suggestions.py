@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from longtake.configs.parallel import ParallelConfig
-from longtake.engine.planning.layouts import candidate_layouts
 from longtake.engine.planning.memory import place_text
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.places import Places
@@ -49,12 +48,7 @@ def _changed(plan_input: PlanInput, update: dict[str, Any]) -> PlanInput:
 
 def _fits(plan_input: PlanInput, requested: ParallelConfig, devices: int, places: Places) -> bool:
     """Whether any layout fits."""
-    layouts = candidate_layouts(
-        requested,
-        devices,
-        num_heads=plan_input.spec.num_heads,
-        num_passes=plan_input.num_passes,
-    )
+    layouts = plan_input.layouts(requested, devices)
     return any(
         place_text(plan_input, dims, weights, places.text)[1] is None
         for dims in layouts
