@@ -213,7 +213,7 @@ class Checkpoint:
         Raises:
             ModelError: As :meth:`weights`, or two files hold the same tensor.
         """
-        return model_files.read_tensors(self._weights(component))
+        return model_files.merge_tensors(map(model_files.read_header, self._weights(component)))
 
     def check_vocabulary(self, component: str) -> None:
         """Check that a tokenizer's files exist, are within the size limit, and can be parsed.

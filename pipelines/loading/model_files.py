@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -189,19 +189,19 @@ def _damage_as_error(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+def merge_tensors(files: Iterable[TensorFile]) -> dict[str, Tensor]:
     """The tensors of several files, by name.
 
     Raises:
-        ModelError: A file is missing or damaged, or two files hold the same tensor.
+        ModelError: Two files hold the same tensor.
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
-        found = read_header(file).tensors
+        found = file.tensors
         if duplicates := sorted(tensors.keys() & found):
             raise ModelError(
-                f"{file} holds {printable(duplicates[0])}, which another file of the component "
-                "also holds: download or save the model again"
+                f"{file.path} holds {printable(duplicates[0])}, which another file of the "
+                "component also holds: download or save the model again"
             )
         tensors |= found
     return tensors

@@ -14,7 +14,7 @@ import torch
 
 from longtake.errors import ModelError, one_line
 from longtake.files.reading import open_regular
-from longtake.pipelines.loading.model_files import read_header, read_tensors
+from longtake.pipelines.loading.model_files import merge_tensors, read_header
 from longtake.pipelines.loading.tensor_files import Tensor
 
 _DTYPES = {
@@ -98,8 +98,9 @@ class SafetensorsSource:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.label = str(files[0].parent)
-        self.tensors: Mapping[str, Tensor] = read_tensors(files)
-        self._file_of = {name: file for file in map(_File, files) for name in file.names}
+        opened = [_File(path) for path in files]
+        self.tensors: Mapping[str, Tensor] = merge_tensors(file.header for file in opened)
+        self._file_of = {name: file for file in opened for name in file.header.tensors}
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor, or a range of its rows; see :meth:`TensorSource.read`."""
@@ -129,13 +130,12 @@ class _File:
         path: Its path.
 
     Attributes:
-        names: Names of its tensors.
+        header: Its header.
     """
 
     def __init__(self, path: Path) -> None:
-        header = read_header(path)
-        self.names = list(header.tensors)
-        self._begin = 8 + len(header.header)
+        self.header = read_header(path)
+        self._begin = 8 + len(self.header.header)
         with open_regular(path) as file:
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
