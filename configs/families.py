@@ -78,6 +78,9 @@ class ModelFamily:
         skeleton: Reference to the function ``(checkpoint, spec)`` that builds a
             :class:`~longtake.pipelines.counting.skeleton.Skeleton`, on which costs are counted;
             empty if the family's specifications have costs.
+        layouts: Reference to the tuple of
+            :class:`~longtake.pipelines.checkpoints.layout.CheckpointLayout` in which files of its
+            components come, in a module without torch; empty for diffusers' alone.
         package: Name and version of the package that it is installed with; None for longtake's own.
             Set by :func:`installed_families`.
     """
@@ -90,6 +93,7 @@ class ModelFamily:
     codec: str
     title: str = ""
     skeleton: str = ""
+    layouts: str = ""
     package: tuple[str, str] | None = None
 
     @property

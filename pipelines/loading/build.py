@@ -14,7 +14,6 @@ from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.loading.weights import load_weights
 
@@ -65,7 +64,7 @@ def load_component(
     """
     with torch.device("meta"):
         module = build().eval().requires_grad_(False)
-    source = SafetensorsSource(checkpoint.weights(component))
+    source = checkpoint.source(component)
     if isinstance(module, Denoiser):
         load_transformer(module, module, Weights(source), world, plan)
     else:

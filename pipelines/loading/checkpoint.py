@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +19,9 @@ from longtake.errors import ModelError, one_line
 from longtake.files.reading import read_json, read_regular
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
+
+if TYPE_CHECKING:
+    from longtake.pipelines.loading.tensor_source import TensorSource
 
 _INDEX = "model_index.json"
 _MAX_COMPONENTS, _MAX_SHARDS = 32, 1000
@@ -214,6 +217,16 @@ class Checkpoint:
             ModelError: As :meth:`weights`, or two files hold the same tensor.
         """
         return model_files.merge_tensors(map(model_files.read_header, self._weights(component)))
+
+    def source(self, component: str) -> TensorSource:
+        """The tensors of a component, opened to be read.
+
+        Raises:
+            ModelError: As :meth:`tensors`.
+        """
+        from longtake.pipelines.loading.tensor_source import SafetensorsSource  # imports torch
+
+        return SafetensorsSource(self._weights(component))
 
     def check_vocabulary(self, component: str) -> None:
         """Check that a tokenizer's files exist, are within the size limit, and can be parsed.

@@ -30,12 +30,14 @@ class Weights:
     Attributes:
         source: The module's parameters and persistent buffers, by their names in the module.
         float32: Pattern, searched in the names of ``source``, of those converted to float32.
+        component: Component of the checkpoint that the source holds.
         buffers: Values of the buffers that no state dict holds, by their names in the module.
     """
 
     source: TensorSource
     float32: re.Pattern[str] | None = None
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    component: str = "transformer"
 
 
 def load_transformer(

@@ -18,7 +18,6 @@ from longtake.pipelines.codec.picture import Pixels
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.quiet import quiet_libraries
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.text_encoders.encoder import Encoder
 from longtake.pipelines.text_encoders.file_tensors import FileTensor, stand_ins
 from longtake.pipelines.text_encoders.placement import place_encoder
@@ -59,7 +58,7 @@ def load_encoder(
     """
     with _loading(checkpoint, component):
         config = encoder_class.config_class.from_dict(checkpoint.config(component))
-        source = SafetensorsSource(checkpoint.weights(component))
+        source = checkpoint.source(component)
         # Without a path, transformers uses only these tensors and this configuration.
         encoder, info = encoder_class.from_pretrained(
             None,

@@ -16,7 +16,6 @@ from longtake.pipelines.family import Streams, VideoPipeline
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.models.hunyuan_video.codec.autoencoder import HunyuanVideoCodec
 from longtake.pipelines.models.hunyuan_video.options import TextToVideoOptions
@@ -106,7 +105,7 @@ def _load_denoiser(checkpoint: Checkpoint, world: World, plan: LoadPlan) -> Huny
     config = checkpoint.config("transformer")
     transformer = build_module(HunyuanVideoTransformer3DModel, config, "transformer")
     denoiser = HunyuanVideoDenoiser(transformer, plan.kernel)
-    weights = Weights(SafetensorsSource(checkpoint.weights("transformer")))
+    weights = Weights(checkpoint.source("transformer"))
     load_transformer(denoiser, transformer, weights, world, plan.transformer)
     denoiser.chunk_feed_forwards()
     return denoiser

@@ -16,7 +16,6 @@ from longtake.pipelines.codec.tiles import TileCoder
 from longtake.pipelines.family import VideoCodec
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights
 
 
@@ -35,7 +34,7 @@ class HunyuanVideoCodec(VideoCodec):
             ModelError: It cannot be loaded, or its weights belong to another model.
         """
         self._vae = build_module(AutoencoderKLHunyuanVideo, checkpoint.config("vae"), "vae")
-        load_weights(self._vae, SafetensorsSource(checkpoint.weights("vae")), world, dtype)
+        load_weights(self._vae, checkpoint.source("vae"), world, dtype)
 
     @property
     def modules(self) -> Sequence[nn.Module]:

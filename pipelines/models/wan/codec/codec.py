@@ -16,7 +16,6 @@ from longtake.pipelines.family import Streams, VideoCodec
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.loading.weights import load_weights
 from longtake.pipelines.models.wan.codec.autoencoder import WanDecoder, WanEncoder
 from longtake.pipelines.models.wan.codec.condition import FIRST, encode_clip, untiled
@@ -76,6 +75,6 @@ def load_codec(checkpoint: Checkpoint, spec: ModelSpec, world: World, plan: Load
         ModelError: It cannot be loaded, or its weights belong to another model.
     """
     vae = build_module(AutoencoderKLWan, checkpoint.config("vae"), "vae")
-    source = SafetensorsSource(checkpoint.weights("vae"))
+    source = checkpoint.source("vae")
     load_weights(vae, source, world, plan.autoencoder.dtype)
     return WanCodec(vae)

@@ -10,7 +10,7 @@ from longtake.parallel import World
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
-from longtake.pipelines.loading.tensor_source import SafetensorsSource, UsedTensors
+from longtake.pipelines.loading.tensor_source import UsedTensors
 from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.models.wan.spec import WanSpec
 from longtake.pipelines.models.wan.tensors import FLOAT32_WEIGHTS, UNUSED
@@ -39,9 +39,10 @@ def load_denoiser(
         on_component(name)
         transformer, expert = transformers[name], denoiser.expert(name)
         weights = Weights(
-            UsedTensors(SafetensorsSource(checkpoint.weights(name)), UNUSED),
+            UsedTensors(checkpoint.source(name), UNUSED),
             FLOAT32_WEIGHTS,
             rope_buffers(transformer.rope),
+            name,
         )
         load_transformer(denoiser, transformer, weights, world, plan.transformer, expert)
     denoiser.chunk_feed_forwards()

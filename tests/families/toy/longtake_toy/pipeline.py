@@ -16,7 +16,6 @@ from longtake.pipelines.family import Streams, VideoCodec, VideoPipeline
 from longtake.pipelines.loading.build import load_component
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
-from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.prompt_tokens import PromptTokens
 from longtake.pipelines.runtime.guidance import Guidance, Sum
 from longtake.pipelines.runtime.stepper import Step, Stepper, Tensors
@@ -99,7 +98,7 @@ class ToyPipeline(VideoPipeline):
         build = partial(ToyDenoiser, checkpoint.parse_config(ToyConfig, "transformer"), plan.kernel)
         self.denoiser = load_component(build, checkpoint, "transformer", world, plan.transformer)
         if world.rank == 0:
-            table = SafetensorsSource(checkpoint.weights("text_encoder")).read("bytes")
+            table = checkpoint.source("text_encoder").read("bytes")
             self._bytes = table.to(world.device, plan.text_encoders.dtype)
 
     def encode(self, request: ResolvedRequest, pictures: Mapping[str, Pixels]) -> list[Streams]:

@@ -1,0 +1,1 @@
+"""Files of weights in the layouts of other programs, read as a model's components."""
