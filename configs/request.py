@@ -19,6 +19,7 @@ from longtake.configs.field_types import (
     MAX_PROMPT,
     DecodeMode,
     Digest,
+    FewStepName,
     Frames,
     OutputType,
     Pixels,
@@ -119,6 +120,12 @@ class CommonRendering(DecodeRequest):
         default=None,
         description="Shift of the noise schedule; larger values spend more steps on composition",
     )
+    few_step: FewStepName | None = Field(
+        default=None,
+        description="Settings of a model distilled to a few steps, for the fields left out: a "
+        "preset of the model's family such as lightx2v-4step, those that the weights' file names "
+        "(file, the default if it names any), or none",
+    )
     seed: Seed | None = Field(
         default=None, description="Seed of the initial noise; random by default"
     )
@@ -138,13 +145,6 @@ class CommonRendering(DecodeRequest):
         if not prompt.strip():
             raise ValueError("must not be blank")
         return prompt
-
-    @field_validator("sigmas")
-    @classmethod
-    def _must_fall(cls, sigmas: Sigmas | None) -> Sigmas | None:
-        if sigmas and any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
-            raise ValueError("must fall from each step to the next")
-        return sigmas
 
 
 if TYPE_CHECKING:
@@ -241,16 +241,16 @@ class VideoRequest(Rendering):
 
 _LATER_FIELDS = {
     "embed_metadata": True,
-    **dict.fromkeys((*SHORTHANDS, "last_image", "last_image_sha256")),
+    **dict.fromkeys((*SHORTHANDS, "last_image", "last_image_sha256", "few_step")),
 }
 """Fields that version 0.1 did not have, by name, with their defaults."""
 
 PICTURES = ("image", "last_image")
 """Request fields that hold the path of a picture; the digest is in ``image_sha256`` and so on."""
 
-NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", *PICTURES})
+NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", "few_step", *PICTURES})
 """Request fields that do not affect the latents. Paths of pictures are such: digests identify
-pictures, not paths."""
+pictures, not paths. So is the name of settings, which stand in the other fields."""
 
 
 class ResolvedDecode(DecodeRequest):
