@@ -6,7 +6,7 @@ from typing import Any
 
 from longtake.configs.engine import EngineConfig
 from longtake.engine.planning.layouts import check_degrees
-from longtake.errors import KernelError, did_you_mean
+from longtake.errors import KernelError, RequestError, did_you_mean
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -19,6 +19,7 @@ def resolve_config(
     Raises:
         LayoutError: The degrees do not fit the devices.
         KernelError: The attention kernel is unknown.
+        RequestError: The folder of LoRAs does not exist.
     """
     resolved: dict[str, Any] = {
         "revision": checkpoint.revision,
@@ -28,6 +29,10 @@ def resolve_config(
     }
     if config.image_folder is not None:
         resolved["image_folder"] = config.image_folder.expanduser().absolute()
+    if config.lora_folder is not None:
+        resolved["lora_folder"] = folder = config.lora_folder.expanduser().absolute()
+        if not folder.is_dir():
+            raise RequestError(f"lora_folder={str(folder)!r} is no folder: create it, or name one")
     config = config.model_copy(update=resolved)
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
     if config.attention_kernel != "auto":
