@@ -81,9 +81,6 @@ class ModelFamily:
         layouts: Reference to the tuple of
             :class:`~longtake.pipelines.checkpoints.layout.CheckpointLayout` in which files of its
             components come, in a module without torch; empty for diffusers' alone.
-        folder_layouts: Reference to the tuple of
-            :class:`~longtake.pipelines.checkpoints.folder_layout.FolderLayout` of its publisher's
-            own folders, in a module without torch; empty for diffusers' alone.
         package: Name and version of the package that it is installed with; None for longtake's own.
             Set by :func:`installed_families`.
     """
@@ -97,7 +94,6 @@ class ModelFamily:
     title: str = ""
     skeleton: str = ""
     layouts: str = ""
-    folder_layouts: str = ""
     package: tuple[str, str] | None = None
 
     @property

@@ -15,5 +15,4 @@ FAMILY = ModelFamily(
     pipeline=f"{_FOLDER}.pipeline:WanVideo",
     codec=f"{_FOLDER}.codec.codec:load_codec",
     layouts=f"{_FOLDER}.layouts:LAYOUTS",
-    folder_layouts=f"{_FOLDER}.layouts:FOLDER_LAYOUTS",
 )
