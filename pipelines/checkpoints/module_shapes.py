@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import Shape
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+MAX_LAYERS = 1000
+"""The most layers in a list that a configuration may have."""
 
 
 class ModuleShapes:
@@ -21,14 +23,14 @@ class ModuleShapes:
 
     Args:
         tensors: The tensors of the file, by their names there.
-        names: Names in the file; those of a module of any size will do.
+        file_name: Name in the file of a tensor of the module, whatever the number of layers.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: TensorNames) -> None:
-        self._tensors, self._names = tensors, names
+    def __init__(self, tensors: Mapping[str, Tensor], file_name: Callable[[str], str]) -> None:
+        self._tensors, self._file_name = tensors, file_name
 
     def __contains__(self, name: str) -> bool:
-        return self._names[name][0].name in self._tensors
+        return self._file_name(name) in self._tensors
 
     def shape(self, name: str, dims: int) -> Shape:
         """Shape of a tensor that is not part of a larger one.
@@ -40,9 +42,9 @@ class ModuleShapes:
         Raises:
             ModelError: The file lacks it, or it has another number of dimensions, or no values.
         """
-        found = self._names[name][0].name
+        found = self._file_name(name)
         if found not in self._tensors:
-            raise ModelError(f"the tensor {found} is missing: the file is not complete")
+            raise ModelError(f"the tensor {found} is missing: download or save the file again")
         shape = self._tensors[found].shape
         if len(shape) != dims or 0 in shape:
             raise ModelError(
@@ -55,11 +57,10 @@ class ModuleShapes:
         """Number of layers in a list, of which the file holds a tensor of each.
 
         Args:
-            name: The tensor's name in the module, in layer 0.
+            name: The tensor's name in the module, with ``{}`` in place of the layer's index.
         """
-        start, _, own = self._names[name][0].name.partition(".0.")
         count = 0
-        while f"{start}.{count}.{own}" in self._tensors:
+        while count < MAX_LAYERS and name.format(count) in self:
             count += 1
         return count
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from longtake.pipelines.checkpoints.layout import Piece
-from longtake.pipelines.loading.tensor_shapes import NamedShapes
+from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape
 
 Pieces = tuple[Piece, ...]
+NamedShape = tuple[str, Shape]
 
 
-def renamed(tensors: NamedShapes, table: Mapping[str, Sequence[str]]) -> dict[str, Pieces]:
+def renamed(tensors: Iterable[NamedShape], table: Mapping[str, Sequence[str]]) -> dict[str, Pieces]:
     """Pieces of a module's tensors, by their names in the module.
 
     Args:
@@ -94,6 +95,30 @@ class LayeredNames(Mapping[str, Pieces]):
 
     def __len__(self) -> int:
         return len(self._outside) + sum(each.count * len(each.names) for each in self._layers)
+
+
+def split_layers(
+    tensors: NamedShapes, lists: Iterable[str]
+) -> tuple[list[NamedShape], dict[str, list[NamedShape]]]:
+    """Split a module's tensors into those outside of layers and those of one layer of each list.
+
+    Args:
+        tensors: Tensors of the module, with one layer in each list.
+        lists: Names of the lists of layers in the module.
+
+    Returns:
+        The former, and by list the latter, whose names are those within the layer.
+    """
+    outside: list[NamedShape] = []
+    layers: dict[str, list[NamedShape]] = {each: [] for each in lists}
+    for name, shape in tensors:
+        for each, inside in layers.items():
+            if name.startswith(f"{each}.0."):
+                inside.append((name.removeprefix(f"{each}.0."), shape))
+                break
+        else:
+            outside.append((name, shape))
+    return outside, layers
 
 
 def _submodule(name: str) -> tuple[str, str]:
