@@ -169,7 +169,9 @@ class _Parts:
         that of three (Tucker's decomposition of a convolution)."""
         rows, columns = self[up].flatten(1), self[down].flatten(1)
         if core in self:
-            columns = torch.einsum("pqk,qi->pik", self[core].flatten(2), columns).flatten(1)
+            kernel = self[core]
+            kernel = kernel.reshape(*kernel.shape[:2], -1)
+            columns = torch.einsum("pqk,qi->pik", kernel, columns).flatten(1)
         return LowRankChange(rows, columns)
 
     def of_lycoris(self, name: str, core: str) -> LowRankChange:

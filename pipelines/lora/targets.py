@@ -71,12 +71,12 @@ def lora_targets(checkpoint: Checkpoint, family: ModelFamily) -> dict[str, LoraT
         own = [each for each in layouts if each.class_name == class_name]
         if own:
             config = checkpoint.config(component)
-            shapes = dict(own[0].shapes(config))
+            names = {each.name: each.names(config) for each in own}
+            targets[component] = LoraTargets(dict(own[0].shapes(config)), names)
         else:
             shapes = {name: each.shape for name, each in checkpoint.tensors(component).items()}
-        names: dict[str, TensorNames] = {_OWN_NAMES: {name: (Piece(name),) for name in shapes}}
-        names |= {each.name: each.names(config) for each in own}
-        targets[component] = LoraTargets(shapes, names)
+            only = {_OWN_NAMES: {name: (Piece(name),) for name in shapes}}
+            targets[component] = LoraTargets(shapes, only)
     return targets
 
 
