@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,3 +64,20 @@ def raw_safetensors(path: Path, header: object, values: bytes = b"") -> None:
     """Write a safetensors file with any header, true or not."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + values)
+
+
+def rezip(source: Path, target: Path, changes: Mapping[str, bytes], deflate: bool = False) -> None:
+    """Copy an archive of ``torch.save`` with other content of some of its files.
+
+    Args:
+        source: The archive.
+        target: The copy.
+        changes: Content by the name inside of the archive's folder; new names are added.
+        deflate: Whether the files are compressed.
+    """
+    how = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", how) as new:
+        folder = old.namelist()[0].partition("/")[0]
+        content = {name: old.read(name) for name in old.namelist()}
+        for name, data in (content | {f"{folder}/{k}": v for k, v in changes.items()}).items():
+            new.writestr(name, data)

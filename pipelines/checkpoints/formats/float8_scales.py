@@ -6,6 +6,7 @@ hold. One taken for the other is a wrong model, so a file that is neither is ref
 - ComfyUI until 2025: ``X.scale_weight``, ``X.scale_input``, and an empty tensor ``scaled_fp8``
 - ComfyUI since: ``X.weight_scale``, ``X.input_scale``, and for each layer a JSON object, in the
   tensor ``X.comfy_quant`` or in the metadata under ``_quantization_metadata``
+- tencent: a second file, in which ``X`` is the scale of a layer; it is read as ``X.scale_weight``
 - lightx2v, musubi-tuner: either name, with a scale for each row or each group of a row's columns
 
 Scales of inputs are for multiplication in float8, which rounds the inputs: they are not used.
@@ -14,7 +15,7 @@ Scales of inputs are for multiplication in float8, which rounds the inputs: they
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longtake.errors import ModelError
@@ -53,10 +54,10 @@ class Scales:
             scaled ones; or a scale has no weight, or does not fit it.
     """
 
-    def __init__(self, stored: Stored, files: Iterable[StoredFile]) -> None:
+    def __init__(self, stored: Stored, files: Sequence[StoredFile]) -> None:
         self.of: dict[str, str] = {}
         self.hidden: set[str] = set()
-        marked = False
+        marked = any(file.kind == "torch" for file in files)  # tencent's, whose map has them all
         for name, (file, tensor) in stored.items():
             layer, _, leaf = name.rpartition(".")
             if leaf in SCALES:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, Scales
+from longtake.files.reading import open_regular
+from longtake.pipelines.checkpoints.formats import torch_zip
+from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, SCALES, Scales
 from longtake.pipelines.checkpoints.formats.safetensors_file import read_safetensors
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, merged
 from longtake.pipelines.loading.tensor_files import Tensor
+
+_MAGIC_BYTES = 9
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,49 @@ def read_headers(*paths: Path) -> FileTensors:
         ModelError: A file is missing, damaged, of an unknown format, or of a kind that would not
             be read rightly; or two files hold the same tensor.
     """
-    files = tuple(_read(path) for path in paths)
+    weights = [_read(path) for path in paths]
+    scales = [found for file in weights if (found := _scales_beside(file)) is not None]
+    files = (*weights, *scales)
     stored = merged(files)
     return FileTensors(files, stored, Scales(stored, files))
 
 
 def _read(path: Path) -> StoredFile:
+    """Read a header in the format that the first bytes of the file tell."""
+    try:
+        with open_regular(path) as file:
+            begin = file.read(_MAGIC_BYTES)
+    except OSError:
+        begin = b""  # the reader below words the error
+    if begin.startswith(torch_zip.MAGIC):
+        return torch_zip.read_torch_zip(path)
+    if begin.startswith(_PICKLES) and not begin.endswith(b"{"):  # a header may be as long
+        raise ModelError(
+            f"{path} is a pickle as torch saved it before version 1.6, which is not read: save it "
+            "again with a newer torch, or as safetensors"
+        )
     return read_safetensors(path)
+
+
+def _scales_beside(file: StoredFile) -> StoredFile | None:
+    """The scales of tencent's float8 files: a second file, with a scale for each layer.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    if file.kind != "torch" or not any(
+        each.dtype in FLOAT8_DTYPES for each in file.tensors.values()
+    ):
+        return None
+    path = file.path.with_name(f"{file.path.stem}_map.pt")
+    if not path.exists():
+        raise ModelError(
+            f"{file.path} holds weights as float8, whose scales are in {path.name}, which is not "
+            "beside it: download it to there"
+        )
+    scales = torch_zip.read_torch_zip(path)
+    tensors = {f"{layer}.{SCALES[0]}": each for layer, each in scales.tensors.items()}
+    return replace(scales, tensors=tensors)
 
 
 def _decoded(stored: Tensor) -> Tensor:
