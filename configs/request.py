@@ -283,8 +283,8 @@ NON_LATENT_FIELDS = frozenset(
     {*DecodeRequest.model_fields, "output_type", *PICTURES, "lora", "lora_partial", "few_step"}
 )
 """Request fields that do not affect the latents. Paths of pictures and LoRAs are such: digests
-identify them, not paths. Scales of LoRAs do: see :attr:`Rendering.lora_scales`. The name of few-step
-settings does not: they stand in the other fields."""
+identify them, not paths. Scales of LoRAs do: see :attr:`Rendering.lora_scales`. The name of
+few-step settings does not: they stand in the other fields."""
 
 
 class ResolvedDecode(DecodeRequest):

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from longtake.configs.engine import EngineConfig
 from longtake.configs.few_step import METADATA_KEY, FewStep, common_settings
+from longtake.configs.models import bundled
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.engine.media.identity import Identity
+from longtake.engine.resolve.outline import EngineOutline
 from longtake.engine.resolve.request import resolve
 from longtake.errors import ModelError, RequestError, one_line
 from longtake.pipelines import registry
@@ -22,6 +26,7 @@ from longtake.pipelines.models.wan.options import WanExpertsOptions
 from longtake.pipelines.models.wan.samplers import new_stepper
 from longtake.pipelines.models.wan.spec import WanSpec
 from longtake.pipelines.spec import ModelSpec
+from tests.simple_loras import save_lora
 
 EXPERTS, HUNYUAN = "wan2.2-t2v-a14b", "hunyuan-video"
 LORA = Path("lora.safetensors")
@@ -206,3 +211,48 @@ def test_files_of_one_request_must_agree() -> None:
         "a is made for num_inference_steps=4, and b for flow_shift=5: say by few_step which preset "
         "holds, or few_step=none"
     )
+
+
+@pytest.fixture(scope="module")
+def outline() -> EngineOutline:
+    return EngineOutline(EngineConfig(model="demo", device="cpu"))
+
+
+def lora_made_for(file: Path, settings: str) -> str:
+    """A LoRA of the demo, with settings in its metadata."""
+    save_lora(file, str(bundled()["demo"]), ["transformer_blocks.0.attn.to_q"], seed=0)
+    save_file(load_file(file), file, {METADATA_KEY: settings})
+    return str(file)
+
+
+def test_a_loras_file_says_what_it_is_made_for(outline: EngineOutline, tmp_path: Path) -> None:
+    three = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}')
+    two = lora_made_for(tmp_path / "two.safetensors", '{"num_inference_steps": 2}')
+    broken = lora_made_for(tmp_path / "broken.safetensors", '{"num_inference_steps": 0}')
+
+    def steps(*lora: str, **fields: Any) -> tuple[int, str | None]:
+        request = outline.resolve(VideoRequest(prompt="a", lora=lora, **fields))
+        assert outline.resolve(request) == request
+        return request.num_inference_steps, request.few_step
+
+    assert steps(three) == steps(three, three) == (3, "file")
+    assert steps(f"{three}:0") == (24, None)
+    assert steps(three, f"{two}:0") == (3, "file")
+    assert steps(three, few_step="none") == (24, "none")
+    assert steps(three, num_inference_steps=5) == (5, "file")
+    assert steps(three, two, few_step="none") == (24, "none")
+    assert steps(broken, few_step="none") == (24, "none")
+    with pytest.raises(RequestError, match="is made for num_inference_steps=3, and .*two.safe"):
+        steps(three, two)
+    with pytest.raises(RequestError, match="broken.safetensors has metadata longtake.few_step"):
+        steps(broken)
+
+
+def test_a_file_of_weights_says_what_it_is_made_for(tmp_path: Path) -> None:
+    folder = bundled()["demo"] / "transformer"
+    file = tmp_path / "distilled.safetensors"
+    (whole,) = folder.glob("*.safetensors")
+    save_file(load_file(whole), file, {METADATA_KEY: '{"num_inference_steps": 2}'})
+    outline = EngineOutline(EngineConfig(model="demo", device="cpu", transformer=file))
+    resolved = outline.resolve(VideoRequest(prompt="a", seed=0))
+    assert (resolved.num_inference_steps, resolved.few_step) == (2, "file")
