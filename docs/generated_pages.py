@@ -108,7 +108,7 @@ half precision; released files may be stored in float32, which takes twice that.
 
 _FEW_STEP_INTRODUCTION = """\
 Values of `--few-step`: the published settings of models and LoRAs that are distilled to a few
-steps. See [few-step models](../guides/weights_from_elsewhere.md#few-step-models).
+steps. See [few-step models](../guides/few-step.md).
 """
 
 _DEFAULTS_INTRODUCTION = """\
