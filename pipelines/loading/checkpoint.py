@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from longtake.configs.families import family_of
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.checkpoints.folders import find_model
 from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
+from longtake.pipelines.checkpoints.presets import find_model
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
 
