@@ -346,8 +346,8 @@ class Checkpoint:
             for piece in model_files.samples(path):
                 digest.update(piece)
         for _, part in sorted(self.parts.items()):
-            for piece in part.samples():
-                digest.update(piece)
+            digest.update(part.digest.encode())
+        self.check_parts_unchanged()
         return digest.hexdigest()
 
     def check_parts_unchanged(self) -> None:
