@@ -75,11 +75,12 @@ class Worker:
     def __init__(self, config: EngineConfig, world: World, on_progress: OnProgress) -> None:
         self._world = world
         self._kernel = config.attention_kernel
-        checkpoint = Checkpoint.open(config.model, config.revision)
+        checkpoint = Checkpoint.open(config.model, config.revision, parts=config.parts)
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
         first_vae_dtype, weights, text_weights = _agree(world, config, checkpoint, dtype, vae_dtype)
+        _check_parts(world, checkpoint)
         self._dtype: torch.dtype = getattr(torch, dtype)
         plan = LoadPlan(
             transformer=ComponentPlan(self._dtype, weights, config.storage_dtype),
@@ -259,6 +260,24 @@ def _agree(
                 "another: pass the same --storage-dtype to all"
             )
     return first_vae_dtype, weights, text_weights
+
+
+def _check_parts(world: World, checkpoint: Checkpoint) -> None:
+    """Check that all ranks take the same components from other files.
+
+    Raises:
+        ModelError: The ranks differ.
+    """
+    first, *others = world.gather_json(
+        {name: each.digest for name, each in checkpoint.parts.items()}
+    )
+    for rank, other in enumerate(others, 1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                raise ModelError(
+                    f"{name} is not the same on rank 0 and on rank {rank}: pass one file to all, "
+                    f"with --{name.replace('_', '-')}"
+                )
 
 
 def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:

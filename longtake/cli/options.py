@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from longtake.configs.batch import BatchConfig
-from longtake.configs.engine import EngineConfig
+from longtake.configs.engine import PARTS, EngineConfig
 from longtake.configs.families import (
     check_untaken,
     holds_mapping,
@@ -239,6 +239,7 @@ _NOT_PLANNED = (
 )
 """Fields without effect on the predicted time and memory."""
 _NOT_DECODED = (
+    *(name for name in PARTS if name != "vae"),
     *("attention_kernel", "weights", "text_weights", "storage_dtype", "image_folder"),
     *("text_timeout_s", "step_timeout_s"),
 )

@@ -14,4 +14,6 @@ FAMILY = ModelFamily(
     inspect=f"{_FOLDER}.spec:inspect",
     pipeline=f"{_FOLDER}.loading:load_pipeline",
     codec=f"{_FOLDER}.loading:load_codec",
+    layouts=f"{_FOLDER}.layouts:LAYOUTS",
+    folders=f"{_FOLDER}.layouts.folders:FOLDERS",
 )

@@ -187,7 +187,7 @@ def _check_files(checkpoint: Checkpoint, costs: HunyuanVideoCosts, required: Seq
             renamed = {_current_name(name): tensor for name, tensor in tensors.items()}
             tensors = {name: renamed[name] for name in renamed if not _UNUSED.fullmatch(name)}
         expected = dict(_expected_tensors(costs, component))
-        check_tensors(tensors, expected, checkpoint.folder / component)
+        check_tensors(tensors, expected, checkpoint.label(component))
     for component in tokenizers:
         checkpoint.check_vocabulary(component)
 
@@ -236,7 +236,7 @@ def _spec(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
             f"of {vae.latent_channels}: they are not of the same model"
         )
-    defaults = defaults_of(checkpoint.model, checkpoint.folder, HunyuanVideoDefaults())
+    defaults = defaults_of(checkpoint.defaults_name, checkpoint.folder, HunyuanVideoDefaults())
     multiple = vae.spatial_compression_ratio * transformer.patch_size
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:

@@ -234,7 +234,7 @@ def _pictures(transformer: TransformerConfig, index: _Index) -> dict[str, Presen
 
 def _defaults(checkpoint: Checkpoint, costs: WanCosts, index: _Index, multiple: int) -> WanDefaults:
     fallback = _5B_DEFAULTS if index.expand_timesteps else WanDefaults()
-    defaults = defaults_of(checkpoint.model, checkpoint.folder, fallback)
+    defaults = defaults_of(checkpoint.defaults_name, checkpoint.folder, fallback)
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:
             raise ModelError(
@@ -320,7 +320,7 @@ def _check_files(checkpoint: Checkpoint, costs: WanCosts, required: Sequence[str
     for component in required:
         tensors = _used_tensors(checkpoint, component)
         expected = dict(_expected_tensors(costs, component))
-        check_tensors(tensors, expected, checkpoint.folder / component)
+        check_tensors(tensors, expected, checkpoint.label(component))
     for component in tokenizers:
         checkpoint.check_vocabulary(component)
 
