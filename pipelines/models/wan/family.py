@@ -14,4 +14,6 @@ FAMILY = ModelFamily(
     inspect=f"{_FOLDER}.inspection:inspect",
     pipeline=f"{_FOLDER}.pipeline:WanVideo",
     codec=f"{_FOLDER}.codec.codec:load_codec",
+    layouts=f"{_FOLDER}.layouts:LAYOUTS",
+    folders=f"{_FOLDER}.layouts.folders:FOLDERS",
 )
