@@ -65,7 +65,7 @@ WRITERS: dict[str, foreign.Writer] = {
     "diffusers'": dict,
     "tencent's": foreign.tencent_transformer,
     "ComfyUI's": foreign.comfyui_transformer,
-    "ComfyUI's of later versions": foreign.later_comfyui_transformer,
+    "later ComfyUI's": foreign.later_comfyui_transformer,
 }
 ENCODERS: dict[str, tuple[str, str, Any, Any]] = {
     "LlamaModel's": ("hunyuan-video", "text_encoder", LlamaModel, LlamaConfig),
@@ -81,13 +81,13 @@ ENCODERS: dict[str, tuple[str, str, Any, Any]] = {
         LlavaForConditionalGeneration,
         LlavaConfig,
     ),
-    "CLIP's of transformers 5": (
+    "transformers 5's": (
         "hunyuan-video",
         "text_encoder_2",
         CLIPTextModel,
         CLIPTextConfig,
     ),
-    "CLIP's and ComfyUI's": ("hunyuan-video", "text_encoder_2", CLIPModel, _whole_clip),
+    "transformers' and ComfyUI's": ("hunyuan-video", "text_encoder_2", CLIPModel, _whole_clip),
 }
 """By layout: model and component whose configuration is read, and classes whose names are those."""
 
@@ -190,20 +190,7 @@ def test_sizes_of_transformers_of_full_size(
     assert told <= untold
 
 
-@pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("model", ["demo", "demo-i2v"])
-def test_values_of_a_transformer(model: str, name: str) -> None:
-    own = foreign.component(bundled()[model], "transformer")
-    config = config_of(model, "transformer")
-    file = WRITERS[name](own)
-    layout = recognized(file)
-    assert_equal(assemble(layout.names({**config, **layout.config(headers(file))}), file), own)
-    assert layout.config(headers(file)).items() <= config.items()
-
-
-@pytest.mark.parametrize(
-    ("own_width", "wide"), [(6 * 16, 96 * 3), (7 * 10, 70 * 11 // 7), (49, 50)]
-)
+@pytest.mark.parametrize(("own_width", "wide"), [(22, 30), (26, 63), (96, 288)])
 def test_ratios_of_widths(own_width: int, wide: int) -> None:
     """A ratio is told such that the module is built with the widths of the file."""
     settings = dict(
@@ -361,18 +348,3 @@ def test_hostile_shapes(name: str, shape: tuple[int, ...] | None, reason: str) -
         found = layout.config(tensors)
         layout.names({**config_of("demo", "transformer"), **found})
     assert "\n" not in str(error.value)
-
-
-def test_names_of_no_layer() -> None:
-    (layout,) = (each for each in LAYOUTS if each.name == "tencent's")
-    names = layout.names(config_of("demo", "transformer"))
-    for own in (
-        "transformer_blocks.2.attn.to_q.weight",
-        "transformer_blocks.01.attn.to_q.weight",
-        "transformer_blocks.\u0661.attn.to_q.weight",
-        "transformer_blocks.1.attn.to_q.weigh",
-        "transformer_blocks.1",
-        "double_blocks.0.img_attn_qkv.weight",
-    ):
-        assert own not in names
-    assert "transformer_blocks.1.attn.to_q.weight" in names
