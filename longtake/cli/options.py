@@ -172,6 +172,10 @@ _JOBS = (
     Option("folder", "Output folder of the batch", "FOLDER", positional=True, required=True),
     Option("ids", "Job ids", "ID", default=(), num_values=None, positional=True),
 )
+_DOWNLOAD = (
+    Option("model", "Preset or Hub id of a model", "MODEL", positional=True, required=True),
+    _switch("dry_run", "Print the files and their sizes; download configuration files only"),
+)
 
 
 def _from_field(name: str, info: FieldInfo) -> Option:
@@ -296,6 +300,20 @@ COMMANDS: dict[str, Command] = {
         _fields(DecodeRequest, EngineConfig, without=_NOT_DECODED),
         before=(_LATENTS,),
         after=(*_OUTPUT, *_OUTPUT_MODE),
+    ),
+    "models": _command(
+        "List the models: what they are, what is downloaded, what this machine can run.",
+        {
+            **_fields(PlanConfig, only=("gpu", "gpus_per_node")),
+            **_fields(EngineConfig, only=("devices", "dtype")),
+        },
+        after=_OUTPUT_MODE,
+    ),
+    "download": _command(
+        "Download the files of a model that are read, and check them.",
+        _fields(EngineConfig, only=("revision",)),
+        before=_DOWNLOAD,
+        after=_OUTPUT_MODE,
     ),
     "plan": _command(
         "Predict the time and memory of a video, or of training a decoder, per layout.",
