@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +19,21 @@ from longtake.configs.weights import (
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
 
 
+PARTS = (
+    *("transformer", "transformer_2", "vae"),
+    *("text_encoder", "text_encoder_2", "image_encoder"),
+)
+"""Fields that name a file or folder in place of a component of the model."""
+
+
+def _part(named: str) -> Any:
+    """A field that names a file or folder in place of a component."""
+    return Field(
+        default=None,
+        description=f"File or folder that stands in for the model's {named}, in any known layout",
+    )
+
+
 class EngineConfig(StrictModel):
     """Options that are fixed while an engine runs."""
 
@@ -32,6 +48,12 @@ class EngineConfig(StrictModel):
         min_length=1,
         description="Branch, tag or commit of a model on the Hub; the latest by default",
     )
+    transformer: NamedPath | None = _part("transformer")
+    transformer_2: NamedPath | None = _part("transformer_2, the expert of the later steps")
+    vae: NamedPath | None = _part("VAE")
+    text_encoder: NamedPath | None = _part("text encoder")
+    text_encoder_2: NamedPath | None = _part("second text encoder")
+    image_encoder: NamedPath | None = _part("image encoder")
     devices: Annotated[int, Field(ge=1, le=65536)] = Field(
         default=1, description="Number of ranks: GPUs, or processes on a CPU"
     )
@@ -117,6 +139,14 @@ class EngineConfig(StrictModel):
                 "index per rank, each once"
             )
         return self
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """Files and folders that stand in for components of the model, by the component: those of
+        the components that are loaded."""
+        names = ("vae",) if self.autoencoder_only else PARTS
+        named = {name: getattr(self, name) for name in names}
+        return {name: path for name, path in named.items() if path is not None}
 
     @property
     def places(self) -> tuple[WeightPlace, TextPlace]:

@@ -131,6 +131,12 @@ def installed_families() -> Mapping[str, ModelFamily]:
     return {each.name: each for each in families}
 
 
+def family_of(pipeline_class: str) -> ModelFamily | None:
+    """The installed family that renders a pipeline class; None if there is none."""
+    families = installed_families().values()
+    return next((each for each in families if pipeline_class in each.pipeline_classes), None)
+
+
 def merge_options(
     families: Iterable[ModelFamily], taken: Collection[str] = ()
 ) -> type[FamilyOptions]:

@@ -75,7 +75,7 @@ class Worker:
     def __init__(self, config: EngineConfig, world: World, on_progress: OnProgress) -> None:
         self._world = world
         self._kernel = config.attention_kernel
-        checkpoint = Checkpoint.open(config.model, config.revision)
+        checkpoint = Checkpoint.open(config.model, config.revision, parts=config.parts)
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)

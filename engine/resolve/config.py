@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longtake.configs.engine import EngineConfig
+from longtake.configs.engine import PARTS, EngineConfig
 from longtake.engine.planning.layouts import check_degrees
 from longtake.errors import KernelError, did_you_mean
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -26,8 +26,10 @@ def resolve_config(
         "dtype": config.compute_dtype(device_type),
         "vae_dtype": config.autoencoder_dtype(spec.defaults.vae_dtype, device_type),
     }
-    if config.image_folder is not None:
-        resolved["image_folder"] = config.image_folder.expanduser().absolute()
+    paths = {name: getattr(config, name) for name in ("image_folder", *PARTS)}
+    for name, path in paths.items():
+        if path is not None:
+            resolved[name] = path.expanduser().absolute()
     config = config.model_copy(update=resolved)
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
     if config.attention_kernel != "auto":

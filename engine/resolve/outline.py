@@ -56,7 +56,7 @@ class EngineOutline:
     def __init__(self, config: EngineConfig, torchrun: TorchrunEnvironment | None = None) -> None:
         if torchrun is not None:
             config = config.model_copy(update={"devices": torchrun.world_size})
-        self._checkpoint = Checkpoint.open(config.model, config.revision)
+        self._checkpoint = Checkpoint.open(config.model, config.revision, parts=config.parts)
         # Configurations first: all that they refuse is refused before weights are downloaded.
         self.spec = registry.inspect(self._checkpoint, weights=False)
         self._device_type = device_type_of(config, torchrun)  # imports torch if there is a driver

@@ -1,38 +1,41 @@
-"""Locates, checks and opens a model's files in diffusers layout. Loads no weights."""
+"""Locates, checks and opens a model's files: a folder in diffusers layout, and parts from other
+files. Loads no weights."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from longtake.configs.families import family_of
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
-from longtake.files.reading import read_json, read_regular
+from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
 
 if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
     from longtake.pipelines.loading.tensor_source import TensorSource
 
-_INDEX = "model_index.json"
-_MAX_COMPONENTS, _MAX_SHARDS = 32, 1000
-_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+_INDEX, _CONFIG = "model_index.json", "config.json"
+_MAX_COMPONENTS = 32
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's folder in diffusers layout.
+    """A model's folder in diffusers layout, with components from elsewhere in place of its own.
 
     Attributes:
         model: The model's name, as given by the user.
@@ -40,6 +43,7 @@ class Checkpoint:
         index: Content of ``model_index.json``: the pipeline class and each component's class.
         revision: Commit, for a model from the hub.
         repository: Hub id, for a model from the hub.
+        parts: Components from files and folders of their own, by name.
     """
 
     model: str
@@ -47,10 +51,16 @@ class Checkpoint:
     index: dict[str, Any]
     revision: str | None = None
     repository: str | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls, model: str, revision: str | None = None, *, configs_only: bool = False
+        cls,
+        model: str,
+        revision: str | None = None,
+        *,
+        configs_only: bool = False,
+        parts: Mapping[str, Path] = MappingProxyType({}),
     ) -> Checkpoint:
         """Find a model and read its index.
 
@@ -60,10 +70,17 @@ class Checkpoint:
                 files of a hub model are downloaded; :meth:`fetch` downloads the rest.
             revision: Branch, tag or commit of a hub id; None is the latest.
             configs_only: Whether a preset's bundled configuration files suffice.
+            parts: Files or folders that stand in for components of the model, by the component.
 
         Raises:
-            ModelError: The folder or repository does not exist, or is not a pipeline.
+            ModelError: The folder or repository does not exist, or is not a pipeline; or a part
+                does not fit it.
         """
+        return cls._open_whole(model, revision, configs_only)._with_parts(parts)
+
+    @classmethod
+    def _open_whole(cls, model: str, revision: str | None, configs_only: bool) -> Checkpoint:
+        """The model without parts; see :meth:`open`."""
         folder = bundled().get(model, Path(os.path.expanduser(model)))
         commit = repository = None
         if not os.path.exists(folder):  # Path.exists raises on names that no file can have
@@ -81,11 +98,40 @@ class Checkpoint:
                 f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
                 "layout (transformer/, vae/, text_encoder/, ...)"
             )
-        checkpoint = cls(model, folder, _read_json(folder / _INDEX), commit, repository)
+        index = model_files.read_object(folder / _INDEX)
+        checkpoint = cls(model, folder, index, commit, repository)
         if repository is not None:
             names = itertools.product(checkpoint.components, model_files.CONFIGS)
             hub.fetch(repository, commit, ["/".join(each) for each in names])
         return checkpoint
+
+    def _with_parts(self, paths: Mapping[str, Path]) -> Checkpoint:
+        """The same model with components from elsewhere; see :meth:`open`."""
+        parts: dict[str, Part] = {}
+        for component, path in paths.items():
+            if not self.has_component(component):
+                raise ModelError(
+                    f"{component}={os.fspath(path)!r} stands in for nothing: {self.model} has "
+                    f"{', '.join(self.components)}"
+                )
+            parts[component] = Part.open(path.expanduser(), component, self._slot(component))
+        check_experts(parts)
+        return replace(self, parts=parts)
+
+    def _slot(self, component: str) -> Slot:
+        """What the model itself says of a component."""
+        config = self.folder / component / _CONFIG
+        return Slot(
+            self.model,
+            family_of(self.pipeline_class),
+            self.component_class(component),
+            model_files.read_object(config) if config.is_file() else {},
+        )
+
+    def label(self, component: str) -> str:
+        """What holds a component, for error messages: its folder, or the part's file or folder."""
+        part = self.parts.get(component)
+        return str(self.folder / component if part is None else part.path)
 
     @property
     def components(self) -> list[str]:
@@ -118,6 +164,8 @@ class Checkpoint:
         Raises:
             ModelError: The index does not name one.
         """
+        if component in self.parts:
+            return self.parts[component].class_name
         named = self.index.get(component)
         if not (isinstance(named, list) and len(named) == 2 and isinstance(named[1], str)):
             raise ModelError(
@@ -126,17 +174,17 @@ class Checkpoint:
             )
         return model_files.printable(named[1])
 
-    def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
+    def config(self, component: str, name: str = _CONFIG) -> dict[str, Any]:
         """A component's configuration.
 
         Raises:
             ModelError: The file is missing, or not a JSON object.
         """
-        return _read_json(self.folder / component / name)
+        if component in self.parts and name == _CONFIG:
+            return dict(self.parts[component].config)
+        return model_files.read_object(self.folder / component / name)
 
-    def parse_config(
-        self, kind: type[ConfigT], component: str, name: str = "config.json"
-    ) -> ConfigT:
+    def parse_config(self, kind: type[ConfigT], component: str, name: str = _CONFIG) -> ConfigT:
         """A component's configuration, validated.
 
         Args:
@@ -151,9 +199,9 @@ class Checkpoint:
         try:
             return kind.model_validate(content)
         except ValidationError as error:
-            raise ModelError(
-                f"{self.folder / component / name} cannot be used: {one_line(error)}"
-            ) from error
+            part = name == _CONFIG and component in self.parts
+            where = self.label(component) if part else self.folder / component / name
+            raise ModelError(f"{where} cannot be used: {one_line(error)}") from error
 
     def weights_name(self, component: str) -> str:
         """Name of a component's weights file, or of the index of its shards.
@@ -161,6 +209,8 @@ class Checkpoint:
         Raises:
             ModelError: There is none.
         """
+        if component in self.parts:
+            return self.parts[component].path.name
         return model_files.weights_file(self._names(component), self.folder / component)
 
     def fetch(self, components: Sequence[str], without_weights: Sequence[str] = ()) -> None:
@@ -194,13 +244,14 @@ class Checkpoint:
             for component in (*components, *without_weights)
             for name in model_files.text_files(self._names(component))
         ]
-        wanted += [f"{component}/{self.weights_name(component)}" for component in components]
+        own = [component for component in components if component not in self.parts]
+        wanted += [f"{component}/{self.weights_name(component)}" for component in own]
         indexes = [name for name in wanted if name.endswith(".json") and ".index." in name]
         if indexes and self.repository is not None:
             hub.fetch(self.repository, self.revision, indexes)
         for index in indexes:
             folder = index.partition("/")[0]
-            wanted += [f"{folder}/{shard}" for shard in _shards(self.folder / index)]
+            wanted += [f"{folder}/{shard}" for shard in model_files.shards(self.folder / index)]
         return sorted(wanted)
 
     def require(self, components: Sequence[str]) -> None:
@@ -214,11 +265,13 @@ class Checkpoint:
             self.weights(component)
 
     def weights(self, component: str) -> tuple[Path, ...]:
-        """A component's safetensors files, each checked against its header for completeness.
+        """A component's files, each checked against its header for completeness.
 
         Raises:
             ModelError: A file is missing, damaged, or a pickle.
         """
+        if component in self.parts:
+            return self.parts[component].paths
         files = self._weights(component)
         for file in files:
             model_files.read_header(file)
@@ -230,6 +283,8 @@ class Checkpoint:
         Raises:
             ModelError: As :meth:`weights`, or two files hold the same tensor.
         """
+        if component in self.parts:
+            return dict(self.parts[component].tensors)
         return model_files.merge_tensors(map(model_files.read_header, self._weights(component)))
 
     def source(self, component: str) -> TensorSource:
@@ -238,6 +293,8 @@ class Checkpoint:
         Raises:
             ModelError: As :meth:`tensors`.
         """
+        if component in self.parts:
+            return self.parts[component].source()
         from longtake.pipelines.loading.tensor_source import SafetensorsSource  # imports torch
 
         return SafetensorsSource(self._weights(component))
@@ -256,7 +313,7 @@ class Checkpoint:
                 "is not run: take it out, if the tokenizer does without"
             )
         for name in model_files.text_files(names):
-            _read(folder / name)
+            model_files.read_whole(folder / name)
         if "tokenizer.json" in names:
             model_files.check_tokenizer(folder / "tokenizer.json")
 
@@ -272,23 +329,33 @@ class Checkpoint:
         digest = hashlib.sha256()
         for path in self._fingerprinted_files():
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
-            pieces: Iterator[bytes]
             if path.suffix == ".safetensors":
-                pieces = model_files.read_header(path).samples()
+                _update(digest, model_files.read_header(path).samples(), path)
             else:
-                pieces = iter([_read(path)])
-            try:
-                for piece in pieces:
-                    digest.update(piece)
-            except OSError as error:
-                raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+                digest.update(model_files.read_whole(path))
+        for _, part in sorted(self.parts.items()):
+            _update(digest, part.samples(), part.path)
+        self.check_parts_unchanged()
         return digest.hexdigest()
+
+    def check_parts_unchanged(self) -> None:
+        """Check that the files of parts are those that were opened.
+
+        Raises:
+            ModelError: One was changed or removed.
+        """
+        for part in self.parts.values():
+            part.check_unchanged()
 
     def _fingerprinted_files(self) -> list[Path]:
         files = [self.folder / name for name in (_INDEX, DEFAULTS_FILE)]
         for component in self.components:
             folder, names = self.folder / component, self._names(component)
-            files += [folder / name for name in model_files.text_files(names)]
+            texts = model_files.text_files(names)
+            if component in self.parts:
+                files += [folder / name for name in texts if name != _CONFIG]
+                continue
+            files += [folder / name for name in texts]
             if any(".safetensors" in name for name in names):
                 index = folder / self.weights_name(component)
                 files += {index, *self._weights(component)}
@@ -296,7 +363,7 @@ class Checkpoint:
 
     def _weights(self, component: str) -> tuple[Path, ...]:
         folder, name = self.folder / component, self.weights_name(component)
-        files = _shards(folder / name) if name.endswith(".json") else [name]
+        files = model_files.shards(folder / name) if name.endswith(".json") else [name]
         return tuple(folder / file for file in files)
 
     def _names(self, component: str) -> set[str]:
@@ -317,41 +384,10 @@ class Checkpoint:
         return hub.listed_files(self.repository, self.revision)
 
 
-def _shards(index: Path) -> list[str]:
-    """Names of the shards in a weights index, all in the index's folder."""
-    mapped = _read_json(index).get("weight_map")
-    shards = list(mapped.values()) if isinstance(mapped, dict) else []
-    if not shards or any(not isinstance(each, str) for each in shards):
-        raise ModelError(f"{index} maps no weights: download or save the model again")
-    for shard in shards:
-        if not _SHARD.fullmatch(shard):
-            raise ModelError(
-                f"{index} names {model_files.printable(shard)}, which is no safetensors file "
-                "beside it: download or save the model again"
-            )
-    names = sorted(set(shards))
-    if len(names) > _MAX_SHARDS:
-        raise ModelError(
-            f"{index} names {len(names)} files: {_MAX_SHARDS} are the most that are read"
-        )
-    return names
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _update(digest: Hash, pieces: Iterable[bytes], path: Path) -> None:
+    """Add what is read of a file to a digest."""
     try:
-        content = read_json(path)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} is missing: download or save the model again") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise ModelError(f"{path} cannot be read as JSON: {reason}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object: download or save the model again")
-    return content
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return read_regular(path, model_files.MAX_VOCABULARY_BYTES)
+        for piece in pieces:
+            digest.update(piece)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longtake.errors import ModelError, one_line
-from longtake.files.reading import check_regular
+from longtake.files.reading import check_regular, read_json, read_regular
 from longtake.pipelines.loading.tensor_files import (
     FLOAT_DTYPES,
     Tensor,
@@ -38,7 +38,8 @@ _VARIANT = re.compile(
     r"(\.(?P<file>\w+)\.safetensors(\.index\.json)?|\.safetensors\.index\.(?P<index>\w+)\.json)"
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MAX_ENTRIES = 10_000
+_SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+_MAX_ENTRIES, _MAX_SHARDS = 10_000, 1000
 
 
 def text_files(names: Collection[str]) -> list[str]:
@@ -78,6 +79,60 @@ def weights_file(names: Collection[str], folder: Path) -> str:
     if not variants:
         raise ModelError(_no_weights(names, folder))
     return next(iter(variants.values()))
+
+
+def shards(index: Path) -> list[str]:
+    """Names of the shards in an index of weights, all in the folder of the index.
+
+    Raises:
+        ModelError: The index cannot be read, or names no safetensors files beside it.
+    """
+    mapped = read_object(index).get("weight_map")
+    files = list(mapped.values()) if isinstance(mapped, dict) else []
+    if not files or any(not isinstance(each, str) for each in files):
+        raise ModelError(f"{index} maps no weights: download or save the model again")
+    for shard in files:
+        if not _SHARD.fullmatch(shard):
+            raise ModelError(
+                f"{index} names {printable(shard)}, which is no safetensors file beside it: "
+                "download or save the model again"
+            )
+    names = sorted(set(files))
+    if len(names) > _MAX_SHARDS:
+        raise ModelError(
+            f"{index} names {len(names)} files: {_MAX_SHARDS} are the most that are read"
+        )
+    return names
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model.
+
+    Raises:
+        ModelError: The file is missing, or holds no JSON object.
+    """
+    try:
+        content = read_json(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: download or save the model again") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ModelError(f"{path} cannot be read as JSON: {reason}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object: download or save the model again")
+    return content
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a model's file, which is no larger than the largest vocabulary.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    try:
+        return read_regular(path, MAX_VOCABULARY_BYTES)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def check_vocabulary(names: Collection[str], folder: Path) -> None:

@@ -145,6 +145,6 @@ def _loading(checkpoint: Checkpoint, component: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises arbitrary exceptions on damaged files
         raise ModelError(
-            f"{checkpoint.folder / component} cannot be loaded: {one_line(error)}; download or "
+            f"{checkpoint.label(component)} cannot be loaded: {one_line(error)}; download or "
             "save the model again"
         ) from error

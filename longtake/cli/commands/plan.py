@@ -68,7 +68,9 @@ def _plan(values: dict[str, Any]) -> Plan:
     parallel = ParallelConfig(**pop_fields(values, ParallelConfig))
     request = VideoRequest(**{"prompt": _ANY_PROMPT, **values})
     hardware = find_hardware(options.gpu, options.gpus_per_node)
-    checkpoint = Checkpoint.open(engine.model, engine.revision, configs_only=True)
+    checkpoint = Checkpoint.open(
+        engine.model, engine.revision, configs_only=True, parts=engine.parts
+    )
     spec = registry.inspect(checkpoint, weights=False)
     plan_input = PlanInput.for_engine(
         engine,

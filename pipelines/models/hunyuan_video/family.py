@@ -14,4 +14,5 @@ FAMILY = ModelFamily(
     inspect=f"{_FOLDER}.spec:inspect",
     pipeline=f"{_FOLDER}.loading:load_pipeline",
     codec=f"{_FOLDER}.loading:load_codec",
+    layouts=f"{_FOLDER}.layouts:LAYOUTS",
 )

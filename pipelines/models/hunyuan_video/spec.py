@@ -187,7 +187,7 @@ def _check_files(checkpoint: Checkpoint, costs: HunyuanVideoCosts, required: Seq
             renamed = {_current_name(name): tensor for name, tensor in tensors.items()}
             tensors = {name: renamed[name] for name in renamed if not _UNUSED.fullmatch(name)}
         expected = dict(_expected_tensors(costs, component))
-        check_tensors(tensors, expected, checkpoint.folder / component)
+        check_tensors(tensors, expected, checkpoint.label(component))
     for component in tokenizers:
         checkpoint.check_vocabulary(component)
 

@@ -14,4 +14,5 @@ FAMILY = ModelFamily(
     inspect=f"{_FOLDER}.inspection:inspect",
     pipeline=f"{_FOLDER}.pipeline:WanVideo",
     codec=f"{_FOLDER}.codec.codec:load_codec",
+    layouts=f"{_FOLDER}.layouts:LAYOUTS",
 )

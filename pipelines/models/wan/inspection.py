@@ -320,7 +320,7 @@ def _check_files(checkpoint: Checkpoint, costs: WanCosts, required: Sequence[str
     for component in required:
         tensors = _used_tensors(checkpoint, component)
         expected = dict(_expected_tensors(costs, component))
-        check_tensors(tensors, expected, checkpoint.folder / component)
+        check_tensors(tensors, expected, checkpoint.label(component))
     for component in tokenizers:
         checkpoint.check_vocabulary(component)
 

@@ -23,4 +23,5 @@ FAMILY = ModelFamily(
     pipeline="longtake_toy.pipeline:ToyPipeline",
     codec="longtake_toy.pipeline:ToyCodec",
     skeleton="longtake_toy.pipeline:skeleton",
+    layouts="longtake_toy.layouts:LAYOUTS",
 )

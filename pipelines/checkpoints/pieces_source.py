@@ -1,0 +1,87 @@
+"""Reads the tensors of a module from the pieces of a file that they consist of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from longtake.pipelines.checkpoints.layout import TensorNames
+from longtake.pipelines.checkpoints.pieces import Span, span_of
+from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.tensor_source import TensorSource
+
+
+class PiecesSource:
+    """A source of a module's tensors, by their names there, over a source of a file's tensors.
+
+    Only the rows that are asked for are read.
+
+    Args:
+        source: The file's tensors.
+        names: The pieces of the module's tensors.
+        tensors: The module's tensors, as :func:`~.pieces.assemble` returns them.
+        prefix: What stands in front of the pieces' names in the file.
+        label: What holds the tensors, for error messages; by default that of the source.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        names: TensorNames,
+        tensors: Mapping[str, Tensor],
+        prefix: str = "",
+        label: str = "",
+    ) -> None:
+        self.label, self.tensors = label or source.label, tensors
+        self._source, self._prefix = source, prefix
+        self._spans = {
+            name: [span_of(piece, source.tensors[prefix + piece.name]) for piece in names[name]]
+            for name in tensors
+        }
+        self._mixed = {
+            name
+            for name, spans in self._spans.items()
+            if len({source.tensors[prefix + span.name].dtype for span in spans}) > 1
+        }
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read a tensor, or a range of its rows; see :meth:`.TensorSource.read`."""
+        shape = self.tensors[name].shape
+        begin, end = 0, math.prod(shape)
+        if rows is not None:
+            row_size = math.prod(shape[1:])
+            first, last, _ = rows.indices(shape[0])
+            shape = (max(0, last - first), *shape[1:])
+            begin, end = first * row_size, max(first, last) * row_size
+        values = self._values(name, begin, end)
+        if name in self._mixed:
+            values = [each.float() for each in values]
+        return (values[0] if len(values) == 1 else torch.cat(values)).reshape(shape)
+
+    def _values(self, name: str, begin: int, end: int) -> list[torch.Tensor]:
+        """The values of a tensor from ``begin`` to ``end``, flat, a tensor a piece."""
+        values = []
+        at = 0
+        for span in self._spans[name]:
+            first, last = max(0, begin - at), min(span.num_values, end - at)
+            at += span.num_values
+            if first < last:
+                values.append(self._read(span, first, last))
+        return values or [self._none_of(self._spans[name][0])]
+
+    def _none_of(self, span: Span) -> torch.Tensor:
+        """No values, of a piece's dtype."""
+        name = self._prefix + span.name
+        rows = slice(0, 0) if self._source.tensors[name].shape else None
+        return self._source.read(name, rows).flatten()[:0]
+
+    def _read(self, span: Span, begin: int, end: int) -> torch.Tensor:
+        """Values of a piece from ``begin`` to ``end``: whole rows are read, and cut."""
+        low, high = begin // span.row_size, -(-end // span.row_size)
+        rows = slice(span.rows[0] + low, span.rows[0] + high)
+        stored = self._source.tensors[self._prefix + span.name]
+        whole = not stored.shape or (rows.start, rows.stop) == (0, stored.shape[0])
+        read = self._source.read(self._prefix + span.name, None if whole else rows).flatten()
+        return read[begin - low * span.row_size : end - low * span.row_size]

@@ -1,0 +1,7 @@
+"""Layouts in which HunyuanVideo's components come; without torch."""
+
+from __future__ import annotations
+
+from longtake.pipelines.models.hunyuan_video.layouts import autoencoder, text_encoders, transformer
+
+LAYOUTS = (*transformer.LAYOUTS, *autoencoder.LAYOUTS, *text_encoders.LAYOUTS)
