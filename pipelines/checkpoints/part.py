@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.configs.families import ModelFamily
-from longtake.errors import ModelError
+from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.checkpoints.part_files import files_of, shown
 from longtake.pipelines.checkpoints.pieces import assemble
-from longtake.pipelines.checkpoints.recognition import Recognized, candidates, recognize
+from longtake.pipelines.checkpoints.recognition import EXPERTS, Recognized, candidates, recognize
 from longtake.pipelines.loading import model_files
 from longtake.pipelines.loading.model_files import printable, read_header
 from longtake.pipelines.loading.tensor_files import Tensor, TensorFile
@@ -129,11 +129,15 @@ class Part:
         """Yield what tells it from other parts, wherever its files are: for fingerprints.
 
         Raises:
-            OSError: A file can no longer be read.
+            ModelError: A file can no longer be read, or was changed.
         """
         yield json.dumps([self.component, self.config], sort_keys=True).encode()
-        for file in self.files:
-            yield from file.samples()
+        for path, file in zip(self.paths, self.files, strict=True):
+            try:
+                yield from file.samples()
+            except OSError as error:
+                raise ModelError(f"{shown(path)} cannot be read: {one_line(error)}") from error
+        self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """Check that the files are those that were opened.
@@ -152,7 +156,7 @@ def check_experts(parts: Mapping[str, Part]) -> None:
     Raises:
         ModelError: They are, so that one of them was named by mistake.
     """
-    experts = [parts[name] for name in ("transformer", "transformer_2") if name in parts]
+    experts = [parts[name] for name in EXPERTS if name in parts]
     if len(experts) < 2:
         return
     one, other = ((each.paths, each.recognized.prefix) for each in experts)

@@ -21,6 +21,9 @@ _COMPONENTS = (
 )
 """Prefixes of components in files that may hold several."""
 
+EXPERTS = ("transformer", "transformer_2")
+"""Components of the transformers of a model; one with a single transformer has the first."""
+
 _SHARED_LAYOUTS = {"transformer_2": "transformer"}
 """Components whose files have the layouts of another one."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,12 @@ from pydantic import BaseModel, ValidationError
 from longtake.configs.families import family_of
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
+from longtake.pipelines.checkpoints.folders import find_model
 from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
 
 if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
-
     from longtake.pipelines.loading.tensor_source import TensorSource
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
@@ -44,6 +43,8 @@ class Checkpoint:
         revision: Commit, for a model from the hub.
         repository: Hub id, for a model from the hub.
         parts: Components from files and folders of their own, by name.
+        preset: Preset that gives what files of weights do not hold; None for a folder in diffusers
+            layout, which is whole.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Checkpoint:
     revision: str | None = None
     repository: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
+    preset: str | None = None
 
     @classmethod
     def open(
@@ -67,8 +69,10 @@ class Checkpoint:
         Args:
             model: A bundled model ("demo"; a folder of that name is "./demo"), a preset, a folder,
                 or a repository id on the Hugging Face hub (``owner/name``). Only the configuration
-                files of a hub model are downloaded; :meth:`fetch` downloads the rest.
-            revision: Branch, tag or commit of a hub id; None is the latest.
+                files of a hub model are downloaded; :meth:`fetch` downloads the rest. Or a file of
+                a transformer, or a publisher's own folder: what it does not hold is that of the
+                preset that it is recognized as.
+            revision: Branch, tag or commit of a hub id or preset; None is the latest.
             configs_only: Whether a preset's bundled configuration files suffice.
             parts: Files or folders that stand in for components of the model, by the component.
 
@@ -76,7 +80,17 @@ class Checkpoint:
             ModelError: The folder or repository does not exist, or is not a pipeline; or a part
                 does not fit it.
         """
-        return cls._open_whole(model, revision, configs_only)._with_parts(parts)
+        found = None if model in bundled() else find_model(Path(os.path.expanduser(model)))
+        if found is None:
+            return cls._open_whole(model, revision, configs_only)._with_parts(parts)
+        try:
+            whole = cls._open_whole(found.preset, revision, configs_only)
+        except ModelError as error:
+            raise ModelError(
+                f"{model} is of {found.preset}, which has the files that it does not hold: {error}"
+            ) from error
+        named = replace(whole, model=model, preset=found.preset)
+        return named._with_parts({**found.parts, **parts})
 
     @classmethod
     def _open_whole(cls, model: str, revision: str | None, configs_only: bool) -> Checkpoint:
@@ -96,7 +110,8 @@ class Checkpoint:
         if not (folder / _INDEX).is_file():
             raise ModelError(
                 f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
-                "layout (transformer/, vae/, text_encoder/, ...)"
+                "layout (transformer/, vae/, text_encoder/, ...), a publisher's own folder, or a "
+                "file of a transformer"
             )
         index = model_files.read_object(folder / _INDEX)
         checkpoint = cls(model, folder, index, commit, repository)
@@ -147,6 +162,11 @@ class Checkpoint:
                 f"{_MAX_COMPONENTS} are the most that are read"
             )
         return named
+
+    @property
+    def defaults_name(self) -> str:
+        """Name under which :func:`~longtake.configs.models.defaults_of` knows the model."""
+        return self.preset or self.model
 
     @property
     def pipeline_class(self) -> str:
@@ -329,13 +349,11 @@ class Checkpoint:
         digest = hashlib.sha256()
         for path in self._fingerprinted_files():
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
-            if path.suffix == ".safetensors":
-                _update(digest, model_files.read_header(path).samples(), path)
-            else:
-                digest.update(model_files.read_whole(path))
+            for piece in model_files.samples(path):
+                digest.update(piece)
         for _, part in sorted(self.parts.items()):
-            _update(digest, part.samples(), part.path)
-        self.check_parts_unchanged()
+            for piece in part.samples():
+                digest.update(piece)
         return digest.hexdigest()
 
     def check_parts_unchanged(self) -> None:
@@ -382,12 +400,3 @@ class Checkpoint:
         if self.repository is None or self.revision is None:
             return None
         return hub.listed_files(self.repository, self.revision)
-
-
-def _update(digest: Hash, pieces: Iterable[bytes], path: Path) -> None:
-    """Add what is read of a file to a digest."""
-    try:
-        for piece in pieces:
-            digest.update(piece)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error

@@ -236,7 +236,7 @@ def _spec(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
             f"of {vae.latent_channels}: they are not of the same model"
         )
-    defaults = defaults_of(checkpoint.model, checkpoint.folder, HunyuanVideoDefaults())
+    defaults = defaults_of(checkpoint.defaults_name, checkpoint.folder, HunyuanVideoDefaults())
     multiple = vae.spatial_compression_ratio * transformer.patch_size
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:

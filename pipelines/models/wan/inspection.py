@@ -234,7 +234,7 @@ def _pictures(transformer: TransformerConfig, index: _Index) -> dict[str, Presen
 
 def _defaults(checkpoint: Checkpoint, costs: WanCosts, index: _Index, multiple: int) -> WanDefaults:
     fallback = _5B_DEFAULTS if index.expand_timesteps else WanDefaults()
-    defaults = defaults_of(checkpoint.model, checkpoint.folder, fallback)
+    defaults = defaults_of(checkpoint.defaults_name, checkpoint.folder, fallback)
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:
             raise ModelError(
