@@ -176,6 +176,21 @@ _DOWNLOAD = (
     Option("model", "Preset or Hub id of a model", "MODEL", positional=True, required=True),
     _switch("dry_run", "Print the files and their sizes; download configuration files only"),
 )
+_INSPECT = (
+    Option(
+        "file",
+        "LoRA; or file of weights, index of shards, or the folder of either",
+        "FILE",
+        positional=True,
+        required=True,
+    ),
+    Option(
+        "model",
+        "Model that it should fit",
+        "MODEL",
+        "(default: every bundled model and preset)",
+    ),
+)
 
 
 def _from_field(name: str, info: FieldInfo) -> Option:
@@ -314,6 +329,10 @@ COMMANDS: dict[str, Command] = {
         _fields(EngineConfig, only=("revision",)),
         before=_DOWNLOAD,
         after=_OUTPUT_MODE,
+    ),
+    "inspect": Command(
+        "Say what a LoRA or a file of weights is, and what it would be applied to.",
+        (*_INSPECT, *_OUTPUT_MODE),
     ),
     "plan": _command(
         "Predict the time and memory of a video, or of training a decoder, per layout.",
