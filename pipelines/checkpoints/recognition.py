@@ -11,7 +11,10 @@ from longtake.pipelines.checkpoints.layout import CheckpointLayout
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.loading.tensor_files import Tensor
 
-_WRAPPERS = ("", "model.diffusion_model.", "diffusion_model.", "module.", "_orig_mod.", "model.")
+_WRAPPERS = (
+    *("", "model.diffusion_model.", "diffusion_model.", "model.model.", "model."),
+    *("module.", "_orig_mod."),
+)
 """Prefixes of files that hold one component, whatever it is."""
 
 _COMPONENTS = (

@@ -45,6 +45,7 @@ class Checkpoint:
         parts: Components from files and folders of their own, by name.
         preset: Preset that gives what files of weights do not hold; None for a folder in diffusers
             layout, which is whole.
+        folders: Folders that stand in for those of components without weights, by component.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Checkpoint:
     repository: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
     preset: str | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -83,13 +85,14 @@ class Checkpoint:
         found = None if model in bundled() else find_model(Path(os.path.expanduser(model)))
         if found is None:
             return cls._open_whole(model, revision, configs_only)._with_parts(parts)
+        bundled_suffices = configs_only or (found.whole and revision is None)
         try:
-            whole = cls._open_whole(found.preset, revision, configs_only)
+            whole = cls._open_whole(found.preset, revision, bundled_suffices)
         except ModelError as error:
             raise ModelError(
                 f"{model} is of {found.preset}, which has the files that it does not hold: {error}"
             ) from error
-        named = replace(whole, model=model, preset=found.preset)
+        named = replace(whole, model=model, preset=found.preset, folders=found.folders)
         return named._with_parts({**found.parts, **parts})
 
     @classmethod
@@ -142,6 +145,10 @@ class Checkpoint:
             self.component_class(component),
             model_files.read_object(config) if config.is_file() else {},
         )
+
+    def folder_of(self, component: str) -> Path:
+        """The folder of a component's configuration and vocabulary."""
+        return self.folders.get(component, self.folder / component)
 
     def label(self, component: str) -> str:
         """What holds a component, for error messages: its folder, or the part's file or folder."""
@@ -202,7 +209,7 @@ class Checkpoint:
         """
         if component in self.parts and name == _CONFIG:
             return dict(self.parts[component].config)
-        return model_files.read_object(self.folder / component / name)
+        return model_files.read_object(self.folder_of(component) / name)
 
     def parse_config(self, kind: type[ConfigT], component: str, name: str = _CONFIG) -> ConfigT:
         """A component's configuration, validated.
@@ -220,7 +227,7 @@ class Checkpoint:
             return kind.model_validate(content)
         except ValidationError as error:
             part = name == _CONFIG and component in self.parts
-            where = self.label(component) if part else self.folder / component / name
+            where = self.label(component) if part else self.folder_of(component) / name
             raise ModelError(f"{where} cannot be used: {one_line(error)}") from error
 
     def weights_name(self, component: str) -> str:
@@ -262,6 +269,7 @@ class Checkpoint:
         wanted = [
             f"{component}/{name}"
             for component in (*components, *without_weights)
+            if component not in self.folders
             for name in model_files.text_files(self._names(component))
         ]
         own = [component for component in components if component not in self.parts]
@@ -325,7 +333,7 @@ class Checkpoint:
         Raises:
             ModelError: A file is missing, too large, damaged, or names code to run.
         """
-        folder, names = self.folder / component, self._names(component)
+        folder, names = self.folder_of(component), self._names(component)
         model_files.check_vocabulary(names, folder)
         if "auto_map" in self.config(component, model_files.TOKENIZER_CONFIG):
             raise ModelError(
@@ -347,8 +355,8 @@ class Checkpoint:
             ModelError: A file cannot be read.
         """
         digest = hashlib.sha256()
-        for path in self._fingerprinted_files():
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
+        for name, path in sorted(self._fingerprinted_files().items()):
+            digest.update(f"{name.as_posix()}\0".encode())
             for piece in model_files.samples(path):
                 digest.update(piece)
         for _, part in sorted(self.parts.items()):
@@ -365,19 +373,19 @@ class Checkpoint:
         for part in self.parts.values():
             part.check_unchanged()
 
-    def _fingerprinted_files(self) -> list[Path]:
-        files = [self.folder / name for name in (_INDEX, DEFAULTS_FILE)]
+    def _fingerprinted_files(self) -> dict[Path, Path]:
+        """Files of the model by their paths in its folder, wherever they are."""
+        files = {Path(name): self.folder / name for name in (_INDEX, DEFAULTS_FILE)}
         for component in self.components:
-            folder, names = self.folder / component, self._names(component)
-            texts = model_files.text_files(names)
+            folder, names = self.folder_of(component), self._names(component)
+            own = {*model_files.text_files(names)}
             if component in self.parts:
-                files += [folder / name for name in texts if name != _CONFIG]
-                continue
-            files += [folder / name for name in texts]
-            if any(".safetensors" in name for name in names):
-                index = folder / self.weights_name(component)
-                files += {index, *self._weights(component)}
-        return sorted(file for file in files if file.is_file())
+                own.discard(_CONFIG)  # the part's counts
+            elif component not in self.folders and any(".safetensors" in name for name in names):
+                weights = self._weights(component)
+                own |= {self.weights_name(component), *(file.name for file in weights)}
+            files |= {Path(component, name): folder / name for name in own}
+        return {name: file for name, file in files.items() if file.is_file()}
 
     def _weights(self, component: str) -> tuple[Path, ...]:
         folder, name = self.folder / component, self.weights_name(component)
@@ -386,11 +394,11 @@ class Checkpoint:
 
     def _names(self, component: str) -> set[str]:
         """Names of the files in a component's folder, downloaded or not."""
-        if self._hub_files is not None:
+        if self._hub_files is not None and component not in self.folders:
             start = f"{component}/"
             return {name[len(start) :] for name in self._hub_files if name.startswith(start)}
         try:
-            return set(os.listdir(self.folder / component))
+            return set(os.listdir(self.folder_of(component)))
         except OSError:  # the error is raised for the file that is needed
             return set()
 
