@@ -20,6 +20,7 @@ from longtake.configs.request import (
     ResolvedRequest,
     VideoRequest,
 )
+from longtake.engine.loras.matching import LoraMatcher
 from longtake.engine.media.identity import Identity
 from longtake.engine.media.pictures.picture import check_picture
 from longtake.engine.planning.layout_chooser import LayoutChooser
@@ -46,11 +47,13 @@ class EngineOutline:
             :meth:`place_weights`, the places of weights.
         spec: Facts about the model that are known before it is loaded.
         layouts: The layouts that requests may run in, with their predicted durations.
+        loras: Finds the LoRAs of requests.
 
     Raises:
         ModelError: The model is missing, damaged or of an unknown kind.
         LayoutError: The degrees do not fit the devices, or there are too few devices.
         KernelError: The attention kernel is unknown.
+        RequestError: The folder of LoRAs does not exist.
     """
 
     def __init__(self, config: EngineConfig, torchrun: TorchrunEnvironment | None = None) -> None:
@@ -63,6 +66,7 @@ class EngineOutline:
         self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+        self.loras = LoraMatcher(self._checkpoint, self.config.lora_folder)
 
     def place_weights(self, requests: Sequence[ResolvedRequest] = (), *, engines: int = 1) -> None:
         """Choose places for weights whose place is "auto": those in which the largest of these
@@ -119,6 +123,7 @@ class EngineOutline:
         check_taken(request, self.spec)
         named = self._pictures_of(request)
         pictures = {name: check_picture(*each, name) for name, each in named.items()}
+        request = request.model_copy(update=self.loras.fields(request))
         resolved = resolve(request, self.spec, pictures)
         self.layouts.choose(resolved)
         return resolved

@@ -25,7 +25,7 @@ from longtake.configs.training import TrainingConfig
 
 _FAMILY_OPTIONS = MergedOptions.model_fields
 FILE_ONLY = (
-    *(f"{name}_sha256" for name in PICTURES),
+    *(f"{name}_sha256" for name in (*PICTURES, "lora")),
     *(name for name, info in _FAMILY_OPTIONS.items() if holds_mapping(info)),
 )
 """Fields of a request that a config file may set and the command line may not: digests, and
@@ -251,20 +251,23 @@ def _fields(
 
 _RANKS = ("devices", "device")
 _PICTURES = (*PICTURES, "resize_mode", "image_folder")
+_LORAS = ("lora", "lora_partial", "lora_folder")
 _NOT_PLANNED = (
     *("prompt", "negative_prompt", "sigmas", "flow_shift", "seed"),
-    *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES),
+    *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES, *_LORAS),
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
 """Fields without effect on the predicted time and memory."""
 _NOT_DECODED = (
     *("attention_kernel", "weights", "text_weights", "storage_dtype", "image_folder"),
+    "lora_folder",
     *("text_timeout_s", "step_timeout_s"),
 )
 _NOT_VERIFIED = (
     *DecodeRequest.model_fields,
     *("ulysses_degree", "ring_degree", "cfg_degree", "device_ids", "num_videos", "vae_dtype"),
     *_PICTURES,
+    *_LORAS,
     "decode_timeout_s",
 )
 _ENGINE = (EngineConfig, ParallelConfig, SnapshotConfig)
