@@ -87,23 +87,31 @@ def find_model(path: Path) -> FoundModel | None:
         return _found(path, _components(path), {}, published=False)
     if not os.path.isdir(path) or os.path.exists(path / _INDEX):
         return None
-    kinds = [
-        kind
-        for family in installed_families().values()
-        for kind in (load_reference(family.folders) if family.folders else ())
-        if kind.find(path)
-    ]
-    if len(kinds) > 1:
-        raise ModelError(
-            f"{shown(path)} holds several models ({', '.join(kind.name for kind in kinds)}): name "
-            "the folder of one, or its transformer with --transformer"
-        )
-    if kinds:
-        (kind,) = kinds
+    if kind := publisher_of(path):
         return _found(path, kind.find(path), kind.find_folders(path), published=True)
     if holds_weights(path):
         return _found(path, _components(path), {}, published=False)
     return None
+
+
+def publisher_of(folder: Path) -> PublisherFolder | None:
+    """The arrangement of a publisher's folder; None for any other folder.
+
+    Raises:
+        ModelError: It holds several models.
+    """
+    kinds = [
+        kind
+        for family in installed_families().values()
+        for kind in (load_reference(family.folders) if family.folders else ())
+        if kind.find(folder)
+    ]
+    if len(kinds) > 1:
+        raise ModelError(
+            f"{shown(folder)} holds several models ({', '.join(kind.name for kind in kinds)}): "
+            "name the folder of one, or its transformer with --transformer"
+        )
+    return kinds[0] if kinds else None
 
 
 def _components(path: Path) -> dict[str, Path]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from longtake.engine.tools.inspection.checkpoint_report import CheckpointReport, report_checkpoint
 from longtake.engine.tools.inspection.lora_report import LoraReport, report_lora
-from longtake.pipelines.checkpoints.folders import find_model
+from longtake.errors import ModelError
+from longtake.pipelines.checkpoints.folders import PublisherFolder, find_model, publisher_of
 from longtake.pipelines.checkpoints.formats.headers import read_headers
-from longtake.pipelines.checkpoints.part_files import files_of, holds_weights, shown
+from longtake.pipelines.checkpoints.part_files import files_of, shown
 from longtake.pipelines.lora.part_names import group_parts
 
 __all__ = ["CheckpointReport", "FolderReport", "LoraReport", "inspect_path"]
@@ -18,22 +19,26 @@ __all__ = ["CheckpointReport", "FolderReport", "LoraReport", "inspect_path"]
 
 @dataclass(frozen=True)
 class FolderReport:
-    """A folder in which a publisher releases a model.
+    """A folder as its publisher arranges a model in it.
 
     Attributes:
         path: What the user named.
-        preset: Preset that gives what the folder does not hold.
-        parts: Its files.
+        publisher: Name of the arrangement.
+        preset: Preset that gives what the folder does not hold; empty if it cannot be told.
+        problem: Why the folder cannot be named as a model; empty if it can.
+        parts: Its components.
     """
 
     path: Path
+    publisher: str
     preset: str
+    problem: str
     parts: tuple[CheckpointReport, ...]
 
     @property
     def is_usable(self) -> bool:
         """Whether all of it can be used."""
-        return all(each.is_usable for each in self.parts)
+        return not self.problem and all(each.is_usable for each in self.parts)
 
 
 def inspect_path(
@@ -52,17 +57,27 @@ def inspect_path(
         ModelError: The path is nothing of that, a file is damaged or of an unknown format, or its
             tensors are of no known layout; or there is no such model.
     """
-    found = find_model(path) if os.path.isdir(path) and not holds_weights(path) else None
-    if found is not None:
-        parts = sorted({*found.parts.values()})
-        return FolderReport(
-            path,
-            found.preset,
-            tuple(report_checkpoint(file, read_headers(*files_of(file)), model) for file in parts),
-        )
+    publisher = publisher_of(path) if os.path.isdir(path) else None
+    if publisher is not None:
+        return _report_folder(path, publisher, model)
     files = files_of(path)
     headers = read_headers(*files)
     adapters, _ = group_parts(headers.tensors, shown(path))
     if adapters:
         return report_lora(files[0], model)
     return report_checkpoint(path, headers, model)
+
+
+def _report_folder(path: Path, publisher: PublisherFolder, model: str | None) -> FolderReport:
+    """Describe a publisher's folder, each of its components for itself."""
+    parts = [
+        report_checkpoint(file, read_headers(*files_of(file)), model)
+        for file in dict.fromkeys(publisher.find(path).values())
+    ]
+    preset = problem = ""
+    try:
+        found = find_model(path)
+        preset = "" if found is None else found.preset
+    except ModelError as error:
+        problem = str(error)
+    return FolderReport(path, publisher.name, preset, problem, tuple(parts))

@@ -56,8 +56,11 @@ def _lines(report: Report) -> Iterator[str]:
     elif isinstance(report, CheckpointReport):
         yield from _checkpoint_lines(report)
     else:
-        yield f"{report.path}: {report.preset} in its publisher's folder"
-        yield _line("use", f"--model {report.path}")
+        yield f"{report.path}: {report.publisher} folder"
+        if report.problem:
+            yield _line("unusable", report.problem)
+        else:
+            yield _line("use", f"--model {report.path} (the rest is that of {report.preset})")
         for part in report.parts:
             yield from _checkpoint_lines(part)
 
@@ -70,7 +73,9 @@ def _as_json(report: Report) -> dict[str, Any]:
     return {
         "kind": "folder",
         "path": str(report.path),
+        "publisher": report.publisher,
         "preset": report.preset,
+        "problem": report.problem,
         "usable": report.is_usable,
         "parts": [_checkpoint_json(each) for each in report.parts],
     }

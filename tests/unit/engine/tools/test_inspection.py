@@ -19,7 +19,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoints.recognition import layouts_of
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.lora.targets import lora_targets
-from tests import lora_files
+from tests import checkpoint_files, foreign_hunyuan, lora_files
 from tests.lora_files import TENCENT, Written
 
 Tensors = dict[str, torch.Tensor]
@@ -138,6 +138,32 @@ def test_checkpoints_of_the_demo(
     save_file({"a": torch.zeros(2)}, path)
     assert cli.main(["inspect", str(path)]) == 2
     assert "holds tensors of no layout that is known" in capsys.readouterr().err
+
+
+def test_other_formats(demo: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """tencent's folder has files of torch; of the demo's it cannot be told which it is."""
+    scaled = tmp_path / "scaled.safetensors"
+    checkpoint_files.save_comfy_scaled(scaled, demo)
+    report = described(capsys, 0, scaled)
+    assert report["format"] == "fp8_scaled"
+    assert report["components"][0]["num_values"] == sum(each.numel() for each in demo.values())
+    folder = tmp_path / "HunyuanVideo"
+    foreign = foreign_hunyuan.tencent_transformer(demo)
+    vae = load_file(bundled()["demo"] / "vae" / "diffusion_pytorch_model.safetensors")
+    for name, content in (
+        ("transformers/mp_rank_00_model_states.pt", {"module": foreign}),
+        ("vae/pytorch_model.pt", {f"vae.{name}": each for name, each in vae.items()}),
+    ):
+        (folder / "hunyuan-video-t2v-720p" / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, folder / "hunyuan-video-t2v-720p" / name)
+    report = described(capsys, 1, folder)
+    assert report["publisher"] == "tencent's text to video"
+    assert "fits several models" in report["problem"]
+    assert [each["format"] for each in report["parts"]] == ["torch", "torch"]
+    layouts = [each["components"][0]["layout"] for each in report["parts"]]
+    assert layouts == ["tencent's", "diffusers' and tencent's"]
+    assert all(each["usable"] for each in report["parts"])
+    assert "tencent's text to video folder" in printed(capsys, 1, folder)
 
 
 def test_lora_of_every_match(
