@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from longtake.configs.engine import EngineConfig
 from longtake.errors import ModelError
 from longtake.files.sizes import format_bytes
 from longtake.pipelines import registry
@@ -40,18 +41,17 @@ class Download:
     files: tuple[HubFile, ...]
 
     @classmethod
-    def plan(cls, model: str, revision: str | None = None) -> Download:
+    def plan(cls, config: EngineConfig) -> Download:
         """Find out what is read of a model. Only its configuration files are downloaded.
 
         Args:
-            model: A bundled model, a preset, a folder, or a hub id.
-            revision: Branch, tag or commit of a hub id; None is the latest.
+            config: The model, its revision, and the components that come from elsewhere.
 
         Raises:
             ModelError: The model does not exist, is not supported or complete, or the hub cannot be
                 reached.
         """
-        checkpoint = Checkpoint.open(model, revision)
+        checkpoint = Checkpoint.open(config.model, config.revision, parts=config.parts)
         if checkpoint.repository is None or checkpoint.revision is None:
             registry.inspect(checkpoint)
             return cls(checkpoint, ())

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from longtake.configs.batch import BatchConfig
-from longtake.configs.engine import EngineConfig
+from longtake.configs.engine import PARTS, EngineConfig
 from longtake.configs.families import (
     check_untaken,
     holds_mapping,
@@ -329,7 +329,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "download": _command(
         "Download the files of a model that are read, and check them.",
-        _fields(EngineConfig, only=("revision",)),
+        _fields(EngineConfig, only=("revision", *PARTS)),
         before=_DOWNLOAD,
         after=_OUTPUT_MODE,
     ),

@@ -8,18 +8,16 @@ from typing import Any
 
 from longtake.cli.settings import given_values
 from longtake.cli.terminal import View, print_line
+from longtake.configs.engine import EngineConfig
 from longtake.engine.tools.download import Download
-from longtake.errors import RequestError
 from longtake.files.sizes import format_bytes
 
 
 def run(options: dict[str, Any], view: View) -> None:
     """Download a model, or print what would be downloaded."""
     values = given_values(options)
-    model, dry_run = values.pop("model"), values.pop("dry_run")
-    if not model:
-        raise RequestError("the name of the model is empty: see longtake models")
-    planned = Download.plan(model, values.get("revision"))
+    dry_run = values.pop("dry_run")
+    planned = Download.plan(EngineConfig(**values))
     missing = planned.missing
     if dry_run:
         view.close()
@@ -32,7 +30,9 @@ def run(options: dict[str, Any], view: View) -> None:
         return
     view.note(_summary(planned))
     planned.run(view.progress, view.warn)
-    view.note(f"{model} is complete: {len(planned.files)} files checked, {len(missing)} downloaded")
+    view.note(
+        f"{values['model']} is complete: {len(planned.files)} files checked, {len(missing)} downloaded"
+    )
 
 
 def _summary(planned: Download) -> str:

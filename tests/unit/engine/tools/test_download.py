@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from longtake.cli import main as cli
+from longtake.configs.engine import EngineConfig
 from longtake.engine.tools.download import Download
 from longtake.engine.tools.model_list import downloaded_state
 from longtake.errors import ModelError
@@ -46,6 +47,10 @@ def hub(
         yield served
 
 
+def plan(vae: Path | None = None) -> Download:
+    return Download.plan(EngineConfig(model="some/one", vae=vae))
+
+
 def run(planned: Download) -> tuple[list[Progress], list[str]]:
     """Download; the progress and the notes."""
     reports: list[Progress] = []
@@ -61,9 +66,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_downloads_what_is_read_and_no_more(hub: HubStandIn, cache: Path) -> None:
-    planned = Download.plan("some/one")
+    planned = plan()
     assert {file.name for file in planned.missing} == REST
     assert not hub.sent.keys() & REST
+    own_vae = plan(vae=hub.files / VAE)  # what stands in for it is not downloaded
+    assert {file.name for file in own_vae.missing} == REST - {VAE}
     reports, notes = run(planned)
     assert notes == [] and not hub.sent.keys() & {*UNREAD}
     sizes = {name: (hub.files / name).stat().st_size for name in hub.names()}
@@ -77,7 +84,7 @@ def test_downloads_what_is_read_and_no_more(hub: HubStandIn, cache: Path) -> Non
     assert downloaded_state("some/one") == ("downloaded", sum(sizes[name] for name in large))
     assert downloaded_state("some/other") == ("no", 0)
     registry.inspect(Checkpoint.open("some/one"))
-    again = Download.plan("some/one")
+    again = plan()
     hub.sent.clear()
     run(again)
     assert hub.sent == {}
@@ -85,7 +92,7 @@ def test_downloads_what_is_read_and_no_more(hub: HubStandIn, cache: Path) -> Non
 
 def test_interrupted_download_goes_on(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the files that are missing; those that came are not sent again."""
-    planned = Download.plan("some/one")
+    planned = plan()
     fetch = hub_module.fetch_file
     fetched: list[str] = []
 
@@ -101,7 +108,7 @@ def test_interrupted_download_goes_on(hub: HubStandIn, monkeypatch: pytest.Monke
             run(planned)
     assert downloaded_state("some/one")[0] in ("in part", "no")
     hub.sent.clear()
-    again = Download.plan("some/one")
+    again = plan()
     assert {file.name for file in again.missing} == REST - {*fetched}
     run(again)
     assert not hub.sent.keys() & {*fetched}
@@ -110,7 +117,7 @@ def test_interrupted_download_goes_on(hub: HubStandIn, monkeypatch: pytest.Monke
 def test_broken_connection_is_continued(hub: HubStandIn) -> None:
     size = (hub.files / TRANSFORMER).stat().st_size
     hub.cut[TRANSFORMER] = size // 2
-    run(Download.plan("some/one"))
+    run(plan())
     assert size <= hub.sent[TRANSFORMER] <= size + CHUNK_BYTES
 
 
@@ -139,7 +146,7 @@ def test_signal_ends_it_at_once_and_leaves_no_part(hub: HubStandIn, tmp_path: Pa
 
 def test_damaged_file_is_downloaded_again(hub: HubStandIn, cache: Path) -> None:
     hub.broken.add(VAE)  # one wrong byte: its header is whole
-    planned = Download.plan("some/one")
+    planned = plan()
     _, notes = run(planned)
     assert notes == [f"{VAE} is damaged: it is downloaded again"]
     (found,) = [path for path in cache.rglob(VAE)]
@@ -148,7 +155,7 @@ def test_damaged_file_is_downloaded_again(hub: HubStandIn, cache: Path) -> None:
     config.write_bytes(config.read_bytes()[::-1])  # damaged on the disk; small files are checked
     with found.resolve().open("r+b") as file:
         file.truncate(1000)
-    again = Download.plan("some/one")
+    again = plan()
     assert [file.name for file in again.missing] == [VAE]
     _, notes = run(again)
     assert notes == ["tokenizer/tokenizer_config.json is damaged: it is downloaded again"]
