@@ -30,9 +30,8 @@ def run(options: dict[str, Any], view: View) -> None:
         return
     view.note(_summary(planned))
     planned.run(view.progress, view.warn)
-    view.note(
-        f"{values['model']} is complete: {len(planned.files)} files checked, {len(missing)} downloaded"
-    )
+    counts = f"{len(planned.files)} files checked, {len(missing)} downloaded"
+    view.note(f"{values['model']} is complete: {counts}")
 
 
 def _summary(planned: Download) -> str:
