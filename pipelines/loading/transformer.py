@@ -15,6 +15,7 @@ from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
+from longtake.pipelines.lora.source import LoraSource
 from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
 from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 from longtake.pipelines.quantization.source import EncodingSource
@@ -58,7 +59,7 @@ def load_transformer(
         module: Module of the denoiser, whose weights are loaded.
         weights: Its weights.
         world: All ranks.
-        plan: Dtype, storage and place of the weights.
+        plan: Dtype, storage and place of the weights, and the LoRAs that are added to them.
         root: Module of the denoiser whose call runs the blocks of ``module``; by default the
             denoiser.
 
@@ -69,6 +70,8 @@ def load_transformer(
     root = root or denoiser
     inside = set(root.modules())
     blocks = [block for chain in denoiser.chains for block in chain if block in inside]
+    with_loras = LoraSource(weights.source, plan.loras.get(weights.component, {}))
+    weights = replace(weights, source=with_loras)
     if plan.storage is not None:
         store_in_fewer_bits(blocks, plan.storage)
         source = EncodingSource(weights.source, stored_linears(module))
