@@ -96,6 +96,11 @@ class EngineConfig(StrictModel):
         default=None,
         description="Only folder from which pictures are read; any folder by default",
     )
+    lora_folder: NamedPath | None = Field(
+        default=None,
+        description="Only folder from which LoRAs are taken, by their names in it; any file by "
+        "default",
+    )
     parallel: ParallelConfig = ParallelConfig()
 
     rank_loss_timeout_s: Seconds = Field(

@@ -21,7 +21,7 @@ _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _REPLACED = {
     **dict.fromkeys(("devices", "guidance_scale", *_DEGREES), _DEGREES),
     "model": ("revision", *PARTS),
-    **{name: (f"{name}_sha256",) for name in PICTURES},
+    **{name: (f"{name}_sha256",) for name in (*PICTURES, "lora")},
     **MergedOptions.discards,
     "decode": ("decode_tile_size", "decode_tile_stride"),
     "decode_tile_size": ("decode_tile_stride",),

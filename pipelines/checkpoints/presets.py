@@ -57,17 +57,26 @@ def find_model(path: Path) -> FoundModel | None:
         return _of_file(path)
     if not os.path.isdir(path) or os.path.exists(path / _INDEX):
         return None
-    kinds = [kind for kind in _publishers() if kind.find(path)]
-    if len(kinds) > 1:
-        raise ModelError(
-            f"{shown(path)} holds several models ({', '.join(kind.name for kind in kinds)}): name "
-            "the folder of one, or its transformer with --transformer"
-        )
-    if kinds:
-        parts, folders = kinds[0].find(path), kinds[0].find_folders(path)
+    if kind := publisher_of(path):
+        parts, folders = kind.find(path), kind.find_folders(path)
         stored = {name: read_headers(*files_of(part)).tensors for name, part in parts.items()}
         return _found(path, parts, _preset(path, stored, published=True), folders)
     return _of_file(path) if holds_weights(path) else None
+
+
+def publisher_of(folder: Path) -> PublisherFolder | None:
+    """The arrangement of a publisher's folder; None for any other folder.
+
+    Raises:
+        ModelError: It holds several models.
+    """
+    kinds = [kind for kind in _publishers() if kind.find(folder)]
+    if len(kinds) > 1:
+        raise ModelError(
+            f"{shown(folder)} holds several models ({', '.join(kind.name for kind in kinds)}): "
+            "name the folder of one, or its transformer with --transformer"
+        )
+    return kinds[0] if kinds else None
 
 
 def presets_of(stored: Mapping[str, Tensors]) -> dict[str, set[str]]:
