@@ -81,6 +81,9 @@ class ModelFamily:
         layouts: Reference to the tuple of
             :class:`~longtake.pipelines.checkpoints.layout.CheckpointLayout` in which files of its
             components come, in a module without torch; empty for diffusers' alone.
+        folders: Reference to the tuple of
+            :class:`~longtake.pipelines.checkpoints.folders.PublisherFolder` in which publishers
+            release its models, in a module without torch; empty for diffusers' alone.
         package: Name and version of the package that it is installed with; None for longtake's own.
             Set by :func:`installed_families`.
     """
@@ -94,6 +97,7 @@ class ModelFamily:
     title: str = ""
     skeleton: str = ""
     layouts: str = ""
+    folders: str = ""
     package: tuple[str, str] | None = None
 
     @property

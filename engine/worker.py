@@ -93,6 +93,7 @@ class Worker:
         first_vae_dtype, weights, text_weights, first_loras = _agree(
             world, config, checkpoint, dtype, vae_dtype, loras
         )
+        _check_parts(world, checkpoint)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._loras = RankLoras(LoraMatcher(checkpoint, config.lora_folder), world)
         plan = LoadPlan(
@@ -293,6 +294,24 @@ def _agree(
             )
     weights, text_weights = places
     return first_vae_dtype, weights, text_weights, LoraChoice(**first_loras)
+
+
+def _check_parts(world: World, checkpoint: Checkpoint) -> None:
+    """Check that all ranks take the same components from other files.
+
+    Raises:
+        ModelError: The ranks differ.
+    """
+    first, *others = world.gather_json(
+        {name: each.digest for name, each in checkpoint.parts.items()}
+    )
+    for rank, other in enumerate(others, 1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                raise ModelError(
+                    f"{name} is not the same on rank 0 and on rank {rank}: pass one file to all, "
+                    f"with --{name.replace('_', '-')}"
+                )
 
 
 def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:

@@ -153,6 +153,24 @@ def config(model: str | Path, name: str) -> dict[str, Any]:
     return content
 
 
+def own_components(model: str | Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of every component with weights, by component, under Wan's own names.
+
+    Args:
+        model: Folder of the model in diffusers' layout.
+    """
+    vae = config(model, "vae")
+    write: dict[str, Callable[[Tensors], dict[str, torch.Tensor]]] = {
+        "transformer": own_transformer,
+        "transformer_2": own_transformer,
+        "vae": lambda tensors: own_autoencoder(tensors, vae),
+        "text_encoder": own_text_encoder,
+        "image_encoder": own_image_encoder,
+    }
+    held = [name for name in write if (Path(model) / name).is_dir()]
+    return {name: write[name](component(model, name)) for name in held}
+
+
 def save_own_folder(model: str | Path, folder: Path) -> Path:
     """Save a model as Wan-AI's own repositories arrange it.
 
@@ -160,26 +178,25 @@ def save_own_folder(model: str | Path, folder: Path) -> Path:
         model: Folder of the model in diffusers' layout.
         folder: Folder to create.
     """
-    index = json.loads((Path(model) / "model_index.json").read_text())
-    experts = index.get("transformer_2", [None])[0] is not None
-    homes = {"transformer": "high_noise_model" if experts else "."}
-    if experts:
-        homes["transformer_2"] = "low_noise_model"
+    components = own_components(model)
+    homes = {"transformer": folder}
+    if "transformer_2" in components:
+        homes = {
+            "transformer": folder / "high_noise_model",
+            "transformer_2": folder / "low_noise_model",
+        }
     for name, home in homes.items():
-        tensors = own_transformer(component(model, name))
-        (folder / home).mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / home / "diffusion_pytorch_model.safetensors")
-        shown = json.dumps({"_class_name": "WanModel", "num_layers": 2})
-        (folder / home / "config.json").write_text(shown)
-    vae = config(model, "vae")
-    version = "2.2" if vae.get("is_residual") else "2.1"
-    torch.save(own_autoencoder(component(model, "vae"), vae), folder / f"Wan{version}_VAE.pth")
-    encoder = own_text_encoder(component(model, "text_encoder"))
-    torch.save(encoder, folder / "models_t5_umt5-xxl-enc-bf16.pth")
-    if index.get("image_encoder", [None])[0] is not None:
-        pictures = own_image_encoder(component(model, "image_encoder"))
-        name = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
-        torch.save(pictures, folder / name)
+        home.mkdir(parents=True, exist_ok=True)
+        save_file(components[name], home / "diffusion_pytorch_model.safetensors")
+        (home / "config.json").write_text(json.dumps({"_class_name": "WanModel"}))
+    version = "2.2" if config(model, "vae").get("is_residual") else "2.1"
+    pickles = {
+        "vae": f"Wan{version}_VAE.pth",
+        "text_encoder": "models_t5_umt5-xxl-enc-bf16.pth",
+        "image_encoder": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+    }
+    for name in pickles.keys() & components.keys():
+        torch.save(components[name], folder / pickles[name])
     shutil.copytree(Path(model) / "tokenizer", folder / "google" / "umt5-xxl")
     return folder
 

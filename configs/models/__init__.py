@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ DEFAULTS_FILE = "longtake.yaml"
 """Name of the file in a model's folder that holds its defaults."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=400)]
+WeightsKind = Literal["transformer", "text_encoders", "autoencoder"]
 ResultT = TypeVar("ResultT")
 
 
@@ -44,6 +45,14 @@ class ModelDefaults(StrictModel):
 
     repository: str | None = Field(
         default=None, description="Hub id of the weights, for a preset without weights"
+    )
+    license: Annotated[str, Field(max_length=100)] = Field(
+        default="", description="License of the weights, as the Hub names it"
+    )
+    file_dtypes: dict[WeightsKind, Dtype] = Field(
+        default={},
+        description="Dtypes of the published files of `transformer`, `text_encoders` and "
+        "`autoencoder`, which give their sizes; half precision by default",
     )
     height: Pixels
     width: Pixels
@@ -78,14 +87,24 @@ class ModelDefaults(StrictModel):
 DefaultsT = TypeVar("DefaultsT", bound=ModelDefaults)
 
 
+def configuration_folders() -> dict[str, Path]:
+    """Folders of the configuration files of bundled models and of presets, by name."""
+    indexes = sorted(Path(__file__).parent.glob("*/model_index.json"))
+    return {index.parent.name: index.parent for index in indexes}
+
+
 def bundled() -> dict[str, Path]:
     """Folders of the bundled models, in diffusers format, by name."""
-    return {name: folder for name, folder in _folders().items() if any(folder.glob("vae/*.saf*"))}
+    return {
+        name: folder
+        for name, folder in configuration_folders().items()
+        if any(folder.glob("vae/*.saf*"))
+    }
 
 
 def presets() -> list[str]:
     """Names of the presets of models whose weights are on the Hub."""
-    return [name for name in _folders() if name not in bundled()]
+    return [name for name in configuration_folders() if name not in bundled()]
 
 
 def preset_of(model: str) -> tuple[Path, str] | None:
@@ -97,7 +116,7 @@ def preset_of(model: str) -> tuple[Path, str] | None:
     Returns:
         The folder of its configuration files, and the hub id; None if there is no such preset.
     """
-    for name, folder in _folders().items():
+    for name, folder in configuration_folders().items():
         values = _read_file(folder / DEFAULTS_FILE, read_yaml)
         repository = values.get("repository") if isinstance(values, dict) else None
         if repository is not None and model in (name, repository):
@@ -122,11 +141,6 @@ def defaults_of(model: str, folder: Path, fallback: DefaultsT) -> DefaultsT:
             return fallback
         own = preset[0] / DEFAULTS_FILE
     return _read_file(own, partial(read_yaml_as, type(fallback), fallback=dict(fallback)))
-
-
-def _folders() -> dict[str, Path]:
-    indexes = sorted(Path(__file__).parent.glob("*/model_index.json"))
-    return {index.parent.name: index.parent for index in indexes}
 
 
 def _read_file(path: Path, parse: Callable[[bytes], ResultT]) -> ResultT:

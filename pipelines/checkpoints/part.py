@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longtake.configs.families import ModelFamily
 from longtake.errors import ModelError
+from longtake.pipelines.checkpoints.formats.headers import FileTensors, read_headers
 from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.checkpoints.part_files import files_of, shown
 from longtake.pipelines.checkpoints.pieces import assemble
-from longtake.pipelines.checkpoints.recognition import Recognized, candidates, recognize
+from longtake.pipelines.checkpoints.recognition import EXPERTS, Recognized, candidates, recognize
 from longtake.pipelines.loading import model_files
-from longtake.pipelines.loading.model_files import printable, read_header
-from longtake.pipelines.loading.tensor_files import Tensor, TensorFile
+from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.tensor_files import Tensor
 
 if TYPE_CHECKING:
     from longtake.pipelines.loading.tensor_source import TensorSource
@@ -53,7 +56,7 @@ class Part:
         recognized: Its family, its layout and the prefix of its names.
         config: Content of its config.json: what the shapes of its tensors tell, over what the
             model says of the component.
-        files: Headers of its files.
+        headers: Headers of its files.
         names: The pieces of the file that the module's tensors consist of.
         tensors: The module's tensors, by their names there.
         states: Size and modification time of each file when it was opened.
@@ -63,7 +66,7 @@ class Part:
     component: str
     recognized: Recognized
     config: Mapping[str, Any]
-    files: tuple[TensorFile, ...]
+    headers: FileTensors
     names: TensorNames
     tensors: Mapping[str, Tensor]
     states: tuple[tuple[int, int], ...]
@@ -81,10 +84,9 @@ class Part:
             ModelError: The files cannot be read, hold no such component, or one of another family
                 or size; or they hold tensors that the component does not have.
         """
-        files = files_of(path)
-        states = tuple(map(_state, files))
-        headers = tuple(map(read_header, files))
-        stored = model_files.merge_tensors(headers)
+        headers = read_headers(*files_of(path))
+        states = tuple(_state(file.path) for file in headers.files)
+        stored = headers.tensors
         try:
             recognized = _recognize(stored, component, slot)
             layout, own = recognized.layout, recognized.own(stored)
@@ -109,7 +111,7 @@ class Part:
     @property
     def paths(self) -> tuple[Path, ...]:
         """Its files."""
-        return tuple(file.path for file in self.files)
+        return tuple(file.path for file in self.headers.files)
 
     def source(self) -> TensorSource:
         """The module's tensors, opened to be read.
@@ -117,23 +119,27 @@ class Part:
         Raises:
             ModelError: A file cannot be read.
         """
-        from longtake.pipelines.checkpoints.pieces_source import PiecesSource  # imports torch
-        from longtake.pipelines.loading.tensor_source import SafetensorsSource
+        from longtake.pipelines.checkpoints.formats.source import FileSource  # imports torch
+        from longtake.pipelines.checkpoints.pieces_source import PiecesSource
 
-        source = SafetensorsSource(self.paths)
+        source = FileSource(self.headers)
+        self.check_unchanged()  # what was opened is what was checked
         return PiecesSource(
             source, self.names, self.tensors, self.recognized.prefix, shown(self.path)
         )
 
-    def samples(self) -> Iterator[bytes]:
-        """Yield what tells it from other parts, wherever its files are: for fingerprints.
+    @cached_property
+    def digest(self) -> str:
+        """What tells it from other parts, wherever its files are; it samples their values.
 
         Raises:
-            OSError: A file can no longer be read.
+            ModelError: A file can no longer be read, or was changed.
         """
-        yield json.dumps([self.component, self.config], sort_keys=True).encode()
-        for file in self.files:
-            yield from file.samples()
+        digest = hashlib.sha256(json.dumps([self.component, self.config], sort_keys=True).encode())
+        for piece in self.headers.samples():
+            digest.update(piece)
+        self.check_unchanged()
+        return digest.hexdigest()
 
     def check_unchanged(self) -> None:
         """Check that the files are those that were opened.
@@ -152,7 +158,7 @@ def check_experts(parts: Mapping[str, Part]) -> None:
     Raises:
         ModelError: They are, so that one of them was named by mistake.
     """
-    experts = [parts[name] for name in ("transformer", "transformer_2") if name in parts]
+    experts = [parts[name] for name in EXPERTS if name in parts]
     if len(experts) < 2:
         return
     one, other = ((each.paths, each.recognized.prefix) for each in experts)

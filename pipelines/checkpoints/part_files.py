@@ -54,6 +54,14 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder itself, not one in it, holds files of weights."""
+    try:
+        return any(name.endswith(SUFFIXES) for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
 def _weights_in(folder: Path, names: Sequence[str]) -> str:
     """Name of the file of weights in a folder, or of the index of its shards."""
     if "model_index.json" in names:

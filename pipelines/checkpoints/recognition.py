@@ -11,7 +11,10 @@ from longtake.pipelines.checkpoints.layout import CheckpointLayout
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.loading.tensor_files import Tensor
 
-_WRAPPERS = ("", "model.diffusion_model.", "diffusion_model.", "module.", "_orig_mod.", "model.")
+_WRAPPERS = (
+    *("", "model.diffusion_model.", "diffusion_model.", "model.model.", "model."),
+    *("module.", "_orig_mod."),
+)
 """Prefixes of files that hold one component, whatever it is."""
 
 _COMPONENTS = (
@@ -20,6 +23,9 @@ _COMPONENTS = (
     *(f"text_encoders.{name}.transformer." for name in ("llama", "clip_l", "umt5xxl")),
 )
 """Prefixes of components in files that may hold several."""
+
+EXPERTS = ("transformer", "transformer_2")
+"""Components of the transformers of a model; one with a single transformer has the first."""
 
 _SHARED_LAYOUTS = {"transformer_2": "transformer"}
 """Components whose files have the layouts of another one."""

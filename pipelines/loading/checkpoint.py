@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,11 @@ from longtake.configs.families import family_of
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
+from longtake.pipelines.checkpoints.presets import find_model
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
 
 if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
-
     from longtake.pipelines.loading.tensor_source import TensorSource
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
@@ -44,6 +43,9 @@ class Checkpoint:
         revision: Commit, for a model from the hub.
         repository: Hub id, for a model from the hub.
         parts: Components from files and folders of their own, by name.
+        preset: Preset that gives what files of weights do not hold; None for a folder in diffusers
+            layout, which is whole.
+        folders: Folders that stand in for those of components without weights, by component.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Checkpoint:
     revision: str | None = None
     repository: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
+    preset: str | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -67,8 +71,10 @@ class Checkpoint:
         Args:
             model: A bundled model ("demo"; a folder of that name is "./demo"), a preset, a folder,
                 or a repository id on the Hugging Face hub (``owner/name``). Only the configuration
-                files of a hub model are downloaded; :meth:`fetch` downloads the rest.
-            revision: Branch, tag or commit of a hub id; None is the latest.
+                files of a hub model are downloaded; :meth:`fetch` downloads the rest. Or a file of
+                a transformer, or a publisher's own folder: what it does not hold is that of the
+                preset that it is recognized as.
+            revision: Branch, tag or commit of a hub id or preset; None is the latest.
             configs_only: Whether a preset's bundled configuration files suffice.
             parts: Files or folders that stand in for components of the model, by the component.
 
@@ -76,7 +82,18 @@ class Checkpoint:
             ModelError: The folder or repository does not exist, or is not a pipeline; or a part
                 does not fit it.
         """
-        return cls._open_whole(model, revision, configs_only)._with_parts(parts)
+        found = None if model in bundled() else find_model(Path(os.path.expanduser(model)))
+        if found is None:
+            return cls._open_whole(model, revision, configs_only)._with_parts(parts)
+        bundled_suffices = configs_only or (found.whole and revision is None)
+        try:
+            whole = cls._open_whole(found.preset, revision, bundled_suffices)
+        except ModelError as error:
+            raise ModelError(
+                f"{model} is of {found.preset}, which has the files that it does not hold: {error}"
+            ) from error
+        named = replace(whole, model=model, preset=found.preset, folders=found.folders)
+        return named._with_parts({**found.parts, **parts})
 
     @classmethod
     def _open_whole(cls, model: str, revision: str | None, configs_only: bool) -> Checkpoint:
@@ -96,7 +113,8 @@ class Checkpoint:
         if not (folder / _INDEX).is_file():
             raise ModelError(
                 f"{model} has no model_index.json: pass the folder of a pipeline in diffusers "
-                "layout (transformer/, vae/, text_encoder/, ...)"
+                "layout (transformer/, vae/, text_encoder/, ...), a publisher's own folder, or a "
+                "file of a transformer"
             )
         index = model_files.read_object(folder / _INDEX)
         checkpoint = cls(model, folder, index, commit, repository)
@@ -128,6 +146,10 @@ class Checkpoint:
             model_files.read_object(config) if config.is_file() else {},
         )
 
+    def folder_of(self, component: str) -> Path:
+        """The folder of a component's configuration and vocabulary."""
+        return self.folders.get(component, self.folder / component)
+
     def label(self, component: str) -> str:
         """What holds a component, for error messages: its folder, or the part's file or folder."""
         part = self.parts.get(component)
@@ -147,6 +169,11 @@ class Checkpoint:
                 f"{_MAX_COMPONENTS} are the most that are read"
             )
         return named
+
+    @property
+    def defaults_name(self) -> str:
+        """Name under which :func:`~longtake.configs.models.defaults_of` knows the model."""
+        return self.preset or self.model
 
     @property
     def pipeline_class(self) -> str:
@@ -182,7 +209,7 @@ class Checkpoint:
         """
         if component in self.parts and name == _CONFIG:
             return dict(self.parts[component].config)
-        return model_files.read_object(self.folder / component / name)
+        return model_files.read_object(self.folder_of(component) / name)
 
     def parse_config(self, kind: type[ConfigT], component: str, name: str = _CONFIG) -> ConfigT:
         """A component's configuration, validated.
@@ -200,7 +227,7 @@ class Checkpoint:
             return kind.model_validate(content)
         except ValidationError as error:
             part = name == _CONFIG and component in self.parts
-            where = self.label(component) if part else self.folder / component / name
+            where = self.label(component) if part else self.folder_of(component) / name
             raise ModelError(f"{where} cannot be used: {one_line(error)}") from error
 
     def weights_name(self, component: str) -> str:
@@ -225,20 +252,35 @@ class Checkpoint:
         """
         if self.repository is None or self._hub_files is None:
             return
+        hub.fetch(self.repository, self.revision, self.files(components, without_weights))
+
+    def files(self, components: Sequence[str], without_weights: Sequence[str] = ()) -> list[str]:
+        """Paths in the model's folder of the files that are read of components, sorted.
+
+        The indexes of shards are downloaded for a model from the hub.
+
+        Args:
+            components: Names of components with weights.
+            without_weights: Names of components without weights, such as tokenizers.
+
+        Raises:
+            ModelError: A component has no weights, or an index cannot be downloaded or is invalid.
+        """
         wanted = [
             f"{component}/{name}"
             for component in (*components, *without_weights)
+            if component not in self.folders
             for name in model_files.text_files(self._names(component))
         ]
         own = [component for component in components if component not in self.parts]
         wanted += [f"{component}/{self.weights_name(component)}" for component in own]
         indexes = [name for name in wanted if name.endswith(".json") and ".index." in name]
-        if indexes:
+        if indexes and self.repository is not None:
             hub.fetch(self.repository, self.revision, indexes)
         for index in indexes:
             folder = index.partition("/")[0]
             wanted += [f"{folder}/{shard}" for shard in model_files.shards(self.folder / index)]
-        hub.fetch(self.repository, self.revision, wanted)
+        return sorted(wanted)
 
     def require(self, components: Sequence[str]) -> None:
         """Download components, if the model is from the hub, and check their weights.
@@ -291,7 +333,7 @@ class Checkpoint:
         Raises:
             ModelError: A file is missing, too large, damaged, or names code to run.
         """
-        folder, names = self.folder / component, self._names(component)
+        folder, names = self.folder_of(component), self._names(component)
         model_files.check_vocabulary(names, folder)
         if "auto_map" in self.config(component, model_files.TOKENIZER_CONFIG):
             raise ModelError(
@@ -313,14 +355,12 @@ class Checkpoint:
             ModelError: A file cannot be read.
         """
         digest = hashlib.sha256()
-        for path in self._fingerprinted_files():
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0".encode())
-            if path.suffix == ".safetensors":
-                _update(digest, model_files.read_header(path).samples(), path)
-            else:
-                digest.update(model_files.read_whole(path))
+        for name, path in sorted(self._fingerprinted_files().items()):
+            digest.update(f"{name.as_posix()}\0".encode())
+            for piece in model_files.samples(path):
+                digest.update(piece)
         for _, part in sorted(self.parts.items()):
-            _update(digest, part.samples(), part.path)
+            digest.update(part.digest.encode())
         self.check_parts_unchanged()
         return digest.hexdigest()
 
@@ -333,19 +373,19 @@ class Checkpoint:
         for part in self.parts.values():
             part.check_unchanged()
 
-    def _fingerprinted_files(self) -> list[Path]:
-        files = [self.folder / name for name in (_INDEX, DEFAULTS_FILE)]
+    def _fingerprinted_files(self) -> dict[Path, Path]:
+        """Files of the model by their paths in its folder, wherever they are."""
+        files = {Path(name): self.folder / name for name in (_INDEX, DEFAULTS_FILE)}
         for component in self.components:
-            folder, names = self.folder / component, self._names(component)
-            texts = model_files.text_files(names)
+            folder, names = self.folder_of(component), self._names(component)
+            own = {*model_files.text_files(names)}
             if component in self.parts:
-                files += [folder / name for name in texts if name != _CONFIG]
-                continue
-            files += [folder / name for name in texts]
-            if any(".safetensors" in name for name in names):
-                index = folder / self.weights_name(component)
-                files += {index, *self._weights(component)}
-        return sorted(file for file in files if file.is_file())
+                own.discard(_CONFIG)  # the part's counts
+            elif component not in self.folders and any(".safetensors" in name for name in names):
+                weights = self._weights(component)
+                own |= {self.weights_name(component), *(file.name for file in weights)}
+            files |= {Path(component, name): folder / name for name in own}
+        return {name: file for name, file in files.items() if file.is_file()}
 
     def _weights(self, component: str) -> tuple[Path, ...]:
         folder, name = self.folder / component, self.weights_name(component)
@@ -354,11 +394,11 @@ class Checkpoint:
 
     def _names(self, component: str) -> set[str]:
         """Names of the files in a component's folder, downloaded or not."""
-        if self._hub_files is not None:
+        if self._hub_files is not None and component not in self.folders:
             start = f"{component}/"
             return {name[len(start) :] for name in self._hub_files if name.startswith(start)}
         try:
-            return set(os.listdir(self.folder / component))
+            return set(os.listdir(self.folder_of(component)))
         except OSError:  # the error is raised for the file that is needed
             return set()
 
@@ -368,12 +408,3 @@ class Checkpoint:
         if self.repository is None or self.revision is None:
             return None
         return hub.listed_files(self.repository, self.revision)
-
-
-def _update(digest: Hash, pieces: Iterable[bytes], path: Path) -> None:
-    """Add what is read of a file to a digest."""
-    try:
-        for piece in pieces:
-            digest.update(piece)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error

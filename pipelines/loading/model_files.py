@@ -230,6 +230,21 @@ def read_header(path: Path) -> TensorFile:
         return TensorFile.read(path)
 
 
+def samples(path: Path) -> Iterator[bytes]:
+    """Yield what tells a model's file from others: of weights, the header and parts of tensors.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        yield read_whole(path)
+        return
+    try:
+        yield from read_header(path).samples()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+
+
 @contextmanager
 def _damage_as_error(path: Path) -> Iterator[None]:
     try:

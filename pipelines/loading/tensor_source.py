@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,11 +11,11 @@ from typing import Protocol
 import torch
 
 from longtake.errors import ModelError, one_line
-from longtake.files.reading import open_regular
 from longtake.pipelines.loading.model_files import merge_tensors, read_header
+from longtake.pipelines.loading.open_file import OpenFile
 from longtake.pipelines.loading.tensor_files import Tensor
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -103,72 +101,34 @@ class SafetensorsSource:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.label = str(files[0].parent)
-        opened = [_File(path) for path in files]
-        self.tensors: Mapping[str, Tensor] = merge_tensors(file.header for file in opened)
-        self._file_of = {name: file for file in opened for name in file.header.tensors}
+        headers = [read_header(path) for path in files]
+        self.tensors: Mapping[str, Tensor] = merge_tensors(headers)
+        self._file_of = {
+            name: (file, 8 + len(header.header))
+            for header, file in zip(headers, map(OpenFile, files), strict=True)
+            for name in header.tensors
+        }
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor, or a range of its rows; see :meth:`TensorSource.read`."""
         stored = self.tensors[name]
-        if stored.dtype not in _DTYPES:
+        if stored.dtype not in DTYPES:
             raise ModelError(f"{name} in {self.label} is {stored.dtype}, which is not read here")
-        shape, begin = stored.shape, stored.offsets[0]
-        row_bytes = math.prod(shape[1:]) * _DTYPES[stored.dtype].itemsize
+        file, values_begin = self._file_of[name]
+        shape, begin = stored.shape, values_begin + stored.offsets[0]
+        row_bytes = math.prod(shape[1:]) * DTYPES[stored.dtype].itemsize
         if rows is not None:
             first, end, _ = rows.indices(shape[0])
             begin += first * row_bytes
             shape = (max(0, end - first), *shape[1:])
-        tensor = torch.empty(shape, dtype=_DTYPES[stored.dtype])
+        tensor = torch.empty(shape, dtype=DTYPES[stored.dtype])
         try:
-            self._file_of[name].read_into(tensor, begin)
+            file.read_into(tensor, begin)
         except OSError as error:
             raise ModelError(
                 f"{name} cannot be read from {self.label}: {one_line(error)}"
             ) from error
         return tensor
-
-
-class _File:
-    """An open safetensors file.
-
-    Args:
-        path: Its path.
-
-    Attributes:
-        header: Its header.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.header = read_header(path)
-        self._begin = 8 + len(self.header.header)
-        with open_regular(path) as file:
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._opened = self._state()
-
-    def read_into(self, tensor: torch.Tensor, begin: int) -> None:
-        """Fill a tensor.
-
-        Args:
-            tensor: Contiguous, on the CPU.
-            begin: Offset of its first byte from the end of the header.
-
-        Raises:
-            OSError: The file cannot be read, or has changed since it was opened.
-        """
-        values = tensor.reshape(-1).view(torch.uint8).numpy().data
-        done = 0
-        while done < len(values):
-            number = os.preadv(self._descriptor, [values[done:]], self._begin + begin + done)
-            if number == 0:
-                raise OSError("the file was cut")
-            done += number
-        if self._state() != self._opened:
-            raise OSError("the file was changed while it was in use")
-
-    def _state(self) -> tuple[int, int]:
-        status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
 
 
 class UsedTensors:

@@ -82,7 +82,7 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
     Raises:
         ModelError: The tokenizer is missing or damaged, or has no pad_token.
     """
-    folder = checkpoint.folder / component
+    folder = checkpoint.folder_of(component)
     with _loading(checkpoint, component):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -105,7 +105,7 @@ def load_image_processor(checkpoint: Checkpoint, image_px: int) -> Any:
     Raises:
         ModelError: The processor is missing or damaged, or its pictures have another size.
     """
-    folder = checkpoint.folder / "image_processor"
+    folder = checkpoint.folder_of("image_processor")
     with _loading(checkpoint, "image_processor"):
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         tried = processor(Image.new("RGB", (1, 1)), return_tensors="pt")

@@ -15,4 +15,5 @@ FAMILY = ModelFamily(
     pipeline=f"{_FOLDER}.loading:load_pipeline",
     codec=f"{_FOLDER}.loading:load_codec",
     layouts=f"{_FOLDER}.layouts:LAYOUTS",
+    folders=f"{_FOLDER}.layouts.folders:FOLDERS",
 )

@@ -17,6 +17,7 @@ from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
+from longtake.pipelines.models.hunyuan_video.few_step import few_step_presets
 from longtake.pipelines.models.hunyuan_video.options import (
     HunyuanVideoOptions,
     TextToVideoOptions,
@@ -124,7 +125,8 @@ def inspect(
             f"of text-to-video: it must name {IMAGE_TO_VIDEO_CLASS}"
         )
     costs = _costs(checkpoint, transformer, checkpoint.parse_config(LlamaConfig, "text_encoder"))
-    spec = _spec(checkpoint, costs)
+    presets = few_step_presets(transformer.num_attention_heads)
+    spec = _spec(checkpoint, costs, few_step_presets=presets)
     _check_files(checkpoint, costs, required)
     return spec
 
@@ -236,7 +238,7 @@ def _spec(
             f"{checkpoint.model} has a transformer of {transformer.in_channels} channels and a vae "
             f"of {vae.latent_channels}: they are not of the same model"
         )
-    defaults = defaults_of(checkpoint.model, checkpoint.folder, HunyuanVideoDefaults())
+    defaults = defaults_of(checkpoint.defaults_name, checkpoint.folder, HunyuanVideoDefaults())
     multiple = vae.spatial_compression_ratio * transformer.patch_size
     for height, width in (size for sizes in defaults.sizes.values() for size in sizes):
         if height % multiple or width % multiple:

@@ -15,4 +15,5 @@ FAMILY = ModelFamily(
     pipeline=f"{_FOLDER}.pipeline:WanVideo",
     codec=f"{_FOLDER}.codec.codec:load_codec",
     layouts=f"{_FOLDER}.layouts:LAYOUTS",
+    folders=f"{_FOLDER}.layouts.folders:FOLDERS",
 )

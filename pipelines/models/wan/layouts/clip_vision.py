@@ -14,28 +14,27 @@ from functools import partial
 from typing import Any
 
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, TensorNames
-from longtake.pipelines.checkpoints.module_shapes import ModuleShapes, parse_config
+from longtake.pipelines.checkpoints.module_shapes import parse_config
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.wan.layouts.table import Table
 from longtake.pipelines.text_encoders.configs import ClipVisionConfig
 from longtake.pipelines.text_encoders.tensors import clip_vision_tensors
 
-_LAYERS, _FIRST = "encoder.layers", "encoder.layers.0."
-_CLASS, _PATCHES = "embeddings.class_embedding", "embeddings.patch_embedding"
-_POSITIONS = "embeddings.position_embedding"
+_START = "vision_model."
+_LAYERS, _FIRST_MLP = f"{_START}encoder.layers", f"{_START}encoder.layers.0.mlp.fc1.weight"
+_CLASS, _PATCHES = f"{_START}embeddings.class_embedding", f"{_START}embeddings.patch_embedding"
+_POSITIONS = f"{_START}embeddings.position_embedding"
+_NORMS = f"{_START}pre_layrnorm", f"{_START}post_layernorm"
 
 _TRANSFORMERS = Table(module=_LAYERS, file=_LAYERS)
-_PREFIXED = Table(
+_TRANSFORMERS_5 = Table(
     module=_LAYERS,
-    file=f"vision_model.{_LAYERS}",
+    file=_LAYERS.removeprefix(_START),
     outside={
-        f"vision_model.{name}": (name,)
-        for name in (_CLASS, _PATCHES, _POSITIONS, "pre_layrnorm", "post_layernorm")
+        name.removeprefix(_START): (name,) for name in (_CLASS, _PATCHES, _POSITIONS, *_NORMS)
     },
 )
-"""Names before version 5 of transformers."""
-
 _OWN = Table(
     module=_LAYERS,
     file="visual.transformer",
@@ -43,8 +42,8 @@ _OWN = Table(
         "visual.cls_embedding": (_CLASS,),
         "visual.patch_embedding": (_PATCHES,),
         "visual.pos_embedding": (f"{_POSITIONS}.weight",),
-        "visual.pre_norm": ("pre_layrnorm",),
-        "visual.post_norm": ("post_layernorm",),
+        "visual.pre_norm": (_NORMS[0],),
+        "visual.post_norm": (_NORMS[1],),
     },
     layer={
         "norm1": ("layer_norm1",),
@@ -61,23 +60,31 @@ _UNUSED = re.compile(
 )
 _UNUSED_OF_OWN = re.compile(r"textual\..*|visual\.head|log_scale")
 
+_COMPLETE = ClipVisionConfig(num_hidden_layers=1)
+"""A model with one layer."""
+
 
 def _recognizes(table: Table, tensors: Mapping[str, Tensor]) -> bool:
-    found = ModuleShapes(tensors, _names(table, _parse({})))
-    return _CLASS in found and f"{_FIRST}mlp.fc1.weight" in found
+    found = table.shapes(tensors, _tensors(_COMPLETE))
+    return _CLASS in found and _FIRST_MLP in found
 
 
 def _config(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = ModuleShapes(tensors, _names(table, _parse({})))
+    found = table.shapes(tensors, _tensors(_COMPLETE))
     width, _, patch, _ = found.shape(f"{_PATCHES}.weight", 4)
     positions = found.shape(f"{_POSITIONS}.weight", 3 if table is _OWN else 2)  # Wan's: [1, ...]
     return {
         "hidden_size": width,
-        "intermediate_size": found.shape(f"{_FIRST}mlp.fc1.weight", 2)[0],
-        "num_hidden_layers": found.num_layers(f"{_FIRST}mlp.fc1.weight"),
+        "intermediate_size": found.shape(_FIRST_MLP, 2)[0],
+        "num_hidden_layers": found.num_layers(f"{_LAYERS}.{{}}.mlp.fc1.weight"),
         "patch_size": patch,
         "image_size": patch * math.isqrt(positions[-2] - 1),
     }
+
+
+def _tensors(config: ClipVisionConfig) -> NamedShapes:
+    """Tensors by the names before version 5 of transformers, which every version reads."""
+    return ((_START + name, shape) for name, shape in clip_vision_tensors(config))
 
 
 def _parse(content: Mapping[str, Any]) -> ClipVisionConfig:
@@ -85,13 +92,10 @@ def _parse(content: Mapping[str, Any]) -> ClipVisionConfig:
     return parse_config(ClipVisionConfig, {"num_attention_heads": 1, **content})
 
 
-def _shapes(content: Mapping[str, Any]) -> NamedShapes:
-    return clip_vision_tensors(_parse(content))
-
-
-def _names(table: Table, config: ClipVisionConfig) -> TensorNames:
+def _names(table: Table, content: Mapping[str, Any]) -> TensorNames:
+    config = _parse(content)
     one_layer = config.model_copy(update={"num_hidden_layers": 1})
-    return table.names(clip_vision_tensors(one_layer), config.num_hidden_layers)
+    return table.names(_tensors(one_layer), config.num_hidden_layers)
 
 
 def _layout(name: str, table: Table, unused: re.Pattern[str] = _UNUSED) -> CheckpointLayout:
@@ -101,15 +105,15 @@ def _layout(name: str, table: Table, unused: re.Pattern[str] = _UNUSED) -> Check
         class_name="CLIPVisionModel",
         recognizes=partial(_recognizes, table),
         config=partial(_config, table),
-        shapes=_shapes,
-        names=lambda content: _names(table, _parse(content)),
+        shapes=lambda content: _tensors(_parse(content)),
+        names=partial(_names, table),
         unused=lambda tensor: unused.fullmatch(tensor) is not None,
     )
 
 
 LAYOUTS = (
-    _layout("transformers'", _TRANSFORMERS),
-    _layout("transformers'", _PREFIXED),
+    _layout("transformers' and ComfyUI's", _TRANSFORMERS),
+    _layout("transformers 5's", _TRANSFORMERS_5),
     _layout("Wan's own", _OWN, _UNUSED_OF_OWN),
 )
 """Shapes do not tell ``num_attention_heads``: it is the base model's."""

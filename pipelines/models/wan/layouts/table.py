@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from longtake.pipelines.checkpoints.layout import TensorNames
-from longtake.pipelines.checkpoints.names import LayeredNames, Layers, renamed
-from longtake.pipelines.loading.tensor_shapes import NamedShapes, Shape
+from longtake.pipelines.checkpoints.module_shapes import MAX_LAYERS, ModuleShapes
+from longtake.pipelines.checkpoints.names import LayeredNames, Layers, renamed, split_layers
+from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.tensor_shapes import NamedShapes
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,21 @@ class Table:
         """Where the tensors of a module are in a file.
 
         Args:
-            tensors: The tensors of the module with one layer.
+            tensors: Tensors of the module, with one layer.
             num_layers: Its number of layers.
         """
-        outside, layer = dict[str, Shape](), dict[str, Shape]()
-        for name, shape in tensors:
-            own = name.removeprefix(f"{self.module}.0.")
-            (outside if own == name else layer)[own] = shape
-        named = renamed(iter(layer.items()), self.layer)
+        outside, layers = split_layers(tensors, [self.module])
+        layer = renamed(layers[self.module], self.layer)
         return LayeredNames(
-            renamed(iter(outside.items()), self.outside),
-            Layers(self.module, self.file, num_layers, named),
+            renamed(outside, self.outside), Layers(self.module, self.file, num_layers, layer)
         )
+
+    def shapes(self, file: Mapping[str, Tensor], tensors: NamedShapes) -> ModuleShapes:
+        """The shapes in a file, by names in the module.
+
+        Args:
+            file: Tensors of the file.
+            tensors: Tensors of a module with one layer, and with all that one can have.
+        """
+        names = self.names(tensors, MAX_LAYERS)
+        return ModuleShapes(file, lambda name: names[name][0].name)

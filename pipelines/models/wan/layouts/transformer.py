@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, TensorNames
-from longtake.pipelines.checkpoints.module_shapes import ModuleShapes, parse_config
+from longtake.pipelines.checkpoints.module_shapes import parse_config
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.wan.configs import TransformerConfig
@@ -76,13 +76,13 @@ heads, so no shape tells how many there are."""
 
 
 def _recognizes(table: Table, tensors: Mapping[str, Tensor]) -> bool:
-    found = ModuleShapes(tensors, _names(table, _COMPLETE))
+    found = table.shapes(tensors, transformer_tensors(_COMPLETE))
     names = ("scale_shift_table", "blocks.0.scale_shift_table", "blocks.0.attn2.norm_k.weight")
     return all(name in found for name in names)
 
 
 def _config(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = ModuleShapes(tensors, _names(table, _COMPLETE))
+    found = table.shapes(tensors, transformer_tensors(_COMPLETE))
 
     def optional(name: str, dims: int, dim: int) -> int | None:
         return found.shape(name, dims)[dim] if name in found else None
@@ -99,7 +99,7 @@ def _config(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "text_dim": found.shape(f"{_TEXT}.linear_1.weight", 2)[1],
         "freq_dim": found.shape(f"{_TIME}.linear_1.weight", 2)[1],
         "ffn_dim": ffn_dim,
-        "num_layers": found.num_layers("blocks.0.scale_shift_table"),
+        "num_layers": found.num_layers("blocks.{}.scale_shift_table"),
         "cross_attn_norm": "blocks.0.norm2.weight" in found,
         "image_dim": optional(f"{_IMAGE}.norm1.weight", 1, 0),
         "added_kv_proj_dim": optional("blocks.0.attn2.add_k_proj.weight", 2, 1),

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, TensorNames
-from longtake.pipelines.checkpoints.module_shapes import ModuleShapes, parse_config
+from longtake.pipelines.checkpoints.module_shapes import parse_config
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.wan.layouts.table import Table
@@ -61,8 +61,8 @@ _LLAMA_CPP = Table(
     },
 )
 
-_GATED = Umt5Config(feed_forward_proj="gated-gelu")
-"""Of the known UMT5s, all."""
+_COMPLETE = Umt5Config(num_layers=1)
+"""A model with one layer. All that are known are gated."""
 
 _UNUSED = re.compile(r"(decoder|lm_head)\..*|spiece_model")
 """Names of the decoder's tensors in a whole UMT5, and of the vocabulary in ComfyUI's files."""
@@ -72,14 +72,14 @@ def _recognizes(table: Table, tensors: Mapping[str, Tensor]) -> bool:
     """Whether every layer has an attention bias of its own; of a T5's, only the first one has."""
     if table is _SHARED and f"{_ENCODERS_EMBEDDING}.weight" in tensors:
         return False  # of two embeddings, the encoder uses its own
-    found = ModuleShapes(tensors, _names(table, _GATED))
-    num_layers = found.num_layers(f"{_FIRST}{_ATTENTION}.q.weight")
-    biases = found.num_layers(f"{_FIRST}{_BIAS}.weight")
+    found = table.shapes(tensors, umt5_tensors(_COMPLETE))
+    num_layers = found.num_layers(f"{_LAYERS}.{{}}.{_ATTENTION}.q.weight")
+    biases = found.num_layers(f"{_LAYERS}.{{}}.{_BIAS}.weight")
     return "shared.weight" in found and num_layers == biases > 0
 
 
 def _config(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = ModuleShapes(tensors, _names(table, _GATED))
+    found = table.shapes(tensors, umt5_tensors(_COMPLETE))
     vocab_size, width = found.shape("shared.weight", 2)
     num_buckets, heads = found.shape(f"{_FIRST}{_BIAS}.weight", 2)
     return {
@@ -87,7 +87,7 @@ def _config(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "d_model": width,
         "d_kv": found.shape(f"{_FIRST}{_ATTENTION}.q.weight", 2)[0] // heads,
         "d_ff": found.shape(f"{_FIRST}{_MLP}.wi_0.weight", 2)[0],
-        "num_layers": found.num_layers(f"{_FIRST}{_BIAS}.weight"),
+        "num_layers": found.num_layers(f"{_LAYERS}.{{}}.{_BIAS}.weight"),
         "num_heads": heads,
         "relative_attention_num_buckets": num_buckets,
         "feed_forward_proj": "gated-gelu",
@@ -117,8 +117,12 @@ def _layout(name: str, table: Table, unused: re.Pattern[str] = _UNUSED) -> Check
 
 
 LAYOUTS = (
-    _layout("transformers'", _SHARED),
-    _layout("transformers'", _UNSHARED, re.compile(rf"{_UNUSED.pattern}|shared\.weight")),
+    _layout("transformers' and ComfyUI's", _SHARED),
+    _layout(
+        "transformers', with the encoder's embedding",
+        _UNSHARED,
+        re.compile(rf"{_UNUSED.pattern}|shared\.weight"),
+    ),
     _layout("Wan's own", _OWN),
     _layout("llama.cpp's", _LLAMA_CPP),
 )

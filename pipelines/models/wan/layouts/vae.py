@@ -106,7 +106,7 @@ def _stages(tensors: Mapping[str, Tensor]) -> list[_Stage]:
 
 
 def _config(outer: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = ModuleShapes(tensors, {own: (Piece(outer.get(own, own)),) for own in _OUTER})
+    found = ModuleShapes(tensors, lambda name: outer.get(name, name))
     stages = _stages(tensors)
     base, channels = found.shape("encoder.conv_in.weight", 5)[:2]
     dim_mult = [stage.widths[-1] // base for stage in stages]

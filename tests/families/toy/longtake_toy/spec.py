@@ -49,7 +49,7 @@ def inspect(
         frames_multiple=TIME,
         patch=PATCH,
         autoencoder=AutoencoderSpec(config.latent_channels, SPACE, TIME, TILE, STRIDE),
-        defaults=defaults_of(checkpoint.model, checkpoint.folder, ToyDefaults()),
+        defaults=defaults_of(checkpoint.defaults_name, checkpoint.folder, ToyDefaults()),
         flow_shift=3.0,
         options=ToyOptions,
         scale_field="guidance_scale",

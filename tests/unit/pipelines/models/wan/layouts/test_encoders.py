@@ -24,6 +24,9 @@ from tests.unit.pipelines.models.wan.layouts.files import (
     on_meta,
 )
 
+START = "vision_model."
+"""Prefix of the names of CLIP's vision model before transformers 5, which every version reads."""
+
 Writer = tuple[str, Callable[[Tensors], Tensors]]
 
 
@@ -48,14 +51,17 @@ def unshared(tensors: Tensors) -> dict[str, torch.Tensor]:
 
 
 TEXT: dict[str, Writer] = {
-    "transformers": ("transformers'", foreign_wan.comfy_text_encoder),
-    "unshared": ("transformers'", unshared),
+    "comfy": ("transformers' and ComfyUI's", foreign_wan.comfy_text_encoder),
+    "unshared": ("transformers', with the encoder's embedding", unshared),
     "own": ("Wan's own", foreign_wan.own_text_encoder),
     "gguf": ("llama.cpp's", llama_cpp),
 }
 IMAGE: dict[str, Writer] = {
-    "transformers": ("transformers'", dict),
-    "comfy": ("transformers'", foreign_wan.comfy_image_encoder),
+    "transformers 5": (
+        "transformers 5's",
+        lambda tensors: {name.removeprefix(START): each for name, each in tensors.items()},
+    ),
+    "comfy": ("transformers' and ComfyUI's", foreign_wan.comfy_image_encoder),
     "own": ("Wan's own", foreign_wan.own_image_encoder),
 }
 
@@ -66,11 +72,10 @@ def text_tensors(model: UMT5EncoderModel) -> dict[str, torch.Tensor]:
 
 
 def image_tensors(model: CLIPVisionModel) -> dict[str, torch.Tensor]:
-    """By the names of transformers 5."""
-    tensors = {
-        name.removeprefix("vision_model."): each for name, each in model.state_dict().items()
-    }
-    return {name: each for name, each in tensors.items() if not name.endswith("position_ids")}
+    """By the names before transformers 5."""
+    tensors = {name.removeprefix(START): each for name, each in model.state_dict().items()}
+    kept = {name: each for name, each in tensors.items() if not name.endswith("position_ids")}
+    return {START + name: each for name, each in kept.items()}
 
 
 @pytest.mark.parametrize("writer", TEXT)
@@ -112,7 +117,7 @@ def test_a_t5_is_no_umt5() -> None:
     """Only its first layer has an attention bias."""
     tensors = text_tensors(tiny_wan.text_encoder())
     del tensors["encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"]
-    for _, write in (TEXT["transformers"], TEXT["own"], TEXT["gguf"]):
+    for _, write in (TEXT["comfy"], TEXT["own"], TEXT["gguf"]):
         assert not any(layout.recognizes(header(write(tensors))) for layout in LAYOUTS)
 
 
@@ -130,7 +135,8 @@ def test_released_image_encoder(writer: str) -> None:
     content = Checkpoint.open("wan2.1-i2v-14b-720p", configs_only=True).config("image_encoder")
     expected = configs.ClipVisionConfig.model_validate(content)
     name, write = IMAGE[writer]
-    file = write(on_meta(dict(clip_vision_tensors(expected))))
+    shapes = {START + own: shape for own, shape in clip_vision_tensors(expected)}
+    file = write(on_meta(shapes))
     layout = layout_of(file)
     told = layout.config(header(file))
     assert "num_attention_heads" not in told

@@ -1,0 +1,1 @@
+"""Formats of files of weights: safetensors, zip archives of torch, GGUF."""
