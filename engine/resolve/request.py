@@ -16,6 +16,7 @@ from longtake.configs.request import (
     Rendering,
     ResolvedDecode,
     ResolvedRequest,
+    VideoRequest,
 )
 from longtake.configs.sizes import SHORTHANDS
 from longtake.engine.resolve.few_step import with_few_step
@@ -78,6 +79,26 @@ def resolve(
     _check_not_all_dropped(resolved.num_frames, spec)
     _check_ends(resolved)
     return resolved
+
+
+def resolve_sizes(
+    values: Mapping[str, Any], spec: ModelSpec, resolutions: Sequence[str]
+) -> list[ResolvedRequest]:
+    """Requests of a model's default size, and of those resolutions that are smaller.
+
+    Args:
+        values: Fields of the requests, without a size.
+        spec: The model's specification.
+        resolutions: The resolutions, such as "480p".
+
+    Raises:
+        RequestError: As :func:`resolve`.
+    """
+    given = {"prompt": "any", **values}
+    default = resolve(VideoRequest(**given), spec)
+    smaller = [resolve(VideoRequest(**given, resolution=each), spec) for each in resolutions]
+    pixels = default.height * default.width
+    return [default, *(each for each in smaller if each.height * each.width < pixels)]
 
 
 def check_taken(request: Rendering, spec: ModelSpec) -> None:
