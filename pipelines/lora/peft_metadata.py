@@ -11,11 +11,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from longtake.configs.field_types import matches
 from longtake.errors import ModelError, one_line
 
 _KEY = "lora_adapter_metadata"
 
 Alpha = Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=False)]
+ModuleEnd = Annotated[str, matches(r"[\w.-]+", "the end of a module's name")]
 
 
 class PeftConfig(BaseModel):
@@ -23,12 +25,13 @@ class PeftConfig(BaseModel):
 
     Attributes:
         lora_alpha: Alpha; None is the rank.
-        alpha_pattern: Alphas of their own, by the ends of modules' names.
+        alpha_pattern: Alphas of their own, by the ends of modules' names. peft also takes regular
+            expressions, which are refused here.
         use_rslora: Whether alpha is divided by the square root of the rank, not by the rank.
     """
 
     lora_alpha: Alpha | None = None
-    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    alpha_pattern: dict[ModuleEnd, Alpha] = Field(default_factory=dict)
     use_rslora: bool = False
 
 
@@ -78,11 +81,9 @@ class PeftScales:
         for start, config in self.configs.items():
             if not module.startswith(start):
                 continue
-            own = [
-                alpha
-                for name, alpha in config.alpha_pattern.items()
-                if f".{module}".endswith(f".{name.lstrip('^')}")
-            ]
+            parts = module.split(".")
+            ends = [".".join(parts[begin:]) for begin in range(len(parts))]
+            own = [config.alpha_pattern[end] for end in ends if end in config.alpha_pattern]
             alpha = own[0] if own else config.lora_alpha
             if alpha is not None:
                 return alpha / (math.sqrt(rank) if config.use_rslora else rank)

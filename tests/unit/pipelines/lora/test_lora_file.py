@@ -103,7 +103,10 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
         },
         r"n has .*do not fit together",
     ),
-    "a name of 1 MB": ({"x" * 2**20 + ".lora_A.weight": torch.ones(2, 8)}, r"lacks up beside down"),
+    "a name of 1 MB": (
+        {"x" * 2**20 + ".lora_A.weight": torch.ones(2, 8)},
+        r"a name of 1048590 characters",
+    ),
 }
 
 
@@ -151,6 +154,11 @@ def endless_alpha(path: Path) -> None:
     save_file(tensors(), path, {"lora_adapter_metadata": '{"lora_alpha": Infinity}'})
 
 
+def pattern_of_regular_expressions(path: Path) -> None:
+    content = '{"alpha_pattern": {"(a+)+$": 1}}'
+    save_file(tensors(), path, {"lora_adapter_metadata": content})
+
+
 def text_alpha(path: Path) -> None:
     save_file(tensors(), path, {"lora_adapter_metadata": '{"transformer.lora_alpha": "8"}'})
 
@@ -164,6 +172,7 @@ FILES: dict[Callable[[Path], None], str] = {
     metadata_of_lists: "lora_adapter_metadata that cannot be read",
     nested_metadata: "lora_adapter_metadata that cannot be read",
     endless_alpha: "lora_adapter_metadata that cannot be read",
+    pattern_of_regular_expressions: "lora_adapter_metadata that cannot be read",
     text_alpha: "lora_adapter_metadata that cannot be read",
     Path.touch: "is no whole safetensors file",
     Path.mkdir: "is no whole safetensors file",
