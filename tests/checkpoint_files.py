@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -81,3 +83,47 @@ def rezip(source: Path, target: Path, changes: Mapping[str, bytes], deflate: boo
         content = {name: old.read(name) for name in old.namelist()}
         for name, data in (content | {f"{folder}/{k}": v for k, v in changes.items()}).items():
             new.writestr(name, data)
+
+
+def random_blocks(num_rows: int, num_columns: int, kind: str, seed: int = 0) -> np.ndarray:
+    """Rows of blocks of a type of GGUF with any codes, and scales that are finite.
+
+    Returns:
+        ``[num_rows, bytes of a row]``, uint8.
+    """
+    type_ = gguf.GGMLQuantizationType[kind]
+    num_values, num_bytes = gguf.GGML_QUANT_SIZES[type_]
+    shape = (num_rows * num_columns // num_values, num_bytes)
+    blocks = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    # where float16 scales are: at the end of some types, at the begin of the others
+    last = {"Q2_K": (-3, -1), "Q3_K": (-1,), "Q6_K": (-1,)}
+    minima = kind in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
+    for high_byte in last.get(kind, (1, 3) if minima else (1,)):
+        blocks[:, high_byte] &= 0b10101111  # exponents below 16
+    return blocks.reshape(num_rows, -1)
+
+
+def save_gguf(
+    path: Path,
+    tensors: Mapping[str, tuple[np.ndarray, str]],
+    metadata: Mapping[str, str | list[int]] | None = None,
+) -> None:
+    """Save tensors with the gguf package.
+
+    Args:
+        path: The file.
+        tensors: Values of a plain type, or bytes of blocks by row, and the type, by name.
+        metadata: Texts, and lists of numbers.
+    """
+    writer = gguf.GGUFWriter(path, "hyvid")
+    for key, value in (metadata or {}).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    for name, (values, kind) in tensors.items():
+        writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

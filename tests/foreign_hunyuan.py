@@ -215,6 +215,34 @@ def causal_lm(own: Tensors) -> dict[str, torch.Tensor]:
     return {f"model.{name}": tensor for name, tensor in own.items()} | head
 
 
+def llama_cpp(own: Tensors, num_heads: int = 4) -> dict[str, torch.Tensor]:
+    """A LLaMA as llama.cpp converts it for GGUF files, whose rotations turn neighbouring rows.
+
+    Args:
+        own: Tensors of LlamaModel.
+        num_heads: Number of heads, of keys and values, too.
+    """
+    file = {
+        "token_embd.weight": own["embed_tokens.weight"],
+        "output_norm.weight": own["norm.weight"],
+        "output.weight": own["embed_tokens.weight"].clone(),
+        "rope_freqs.weight": torch.ones(8),
+    }
+    for index in _indices(own, "layers."):
+        block, mine = f"blk.{index}.", f"layers.{index}."
+        for name, own_name in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
+            weight = own[f"{mine}self_attn.{own_name}.weight"]
+            halves = weight.reshape(num_heads, 2, -1, *weight.shape[1:])
+            file[f"{block}{name}.weight"] = halves.transpose(1, 2).reshape(weight.shape)
+        file[f"{block}attn_v.weight"] = own[f"{mine}self_attn.v_proj.weight"]
+        file[f"{block}attn_output.weight"] = own[f"{mine}self_attn.o_proj.weight"]
+        file[f"{block}attn_norm.weight"] = own[f"{mine}input_layernorm.weight"]
+        file[f"{block}ffn_norm.weight"] = own[f"{mine}post_attention_layernorm.weight"]
+        for name in ("gate", "up", "down"):
+            file[f"{block}ffn_{name}.weight"] = own[f"{mine}mlp.{name}_proj.weight"]
+    return file
+
+
 def clip_model(own: Tensors) -> dict[str, torch.Tensor]:
     """CLIP's text model as in files of the whole CLIP, and in ComfyUI's ``clip_l.safetensors``.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from longtake.configs.engine import PARTS, EngineConfig
 from longtake.engine.planning.layouts import check_degrees
-from longtake.errors import KernelError, did_you_mean
+from longtake.errors import KernelError, RequestError, did_you_mean
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -19,6 +19,7 @@ def resolve_config(
     Raises:
         LayoutError: The degrees do not fit the devices.
         KernelError: The attention kernel is unknown.
+        RequestError: The folder of LoRAs does not exist.
     """
     resolved: dict[str, Any] = {
         "revision": checkpoint.revision,
@@ -26,11 +27,15 @@ def resolve_config(
         "dtype": config.compute_dtype(device_type),
         "vae_dtype": config.autoencoder_dtype(spec.defaults.vae_dtype, device_type),
     }
-    paths = {name: getattr(config, name) for name in ("image_folder", *PARTS)}
+    paths = {name: getattr(config, name) for name in ("image_folder", "lora_folder", *PARTS)}
     for name, path in paths.items():
         if path is not None:
             resolved[name] = path.expanduser().absolute()
     config = config.model_copy(update=resolved)
+    if config.lora_folder is not None and not config.lora_folder.is_dir():
+        raise RequestError(
+            f"lora_folder={str(config.lora_folder)!r} is no folder: create it, or name one"
+        )
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
     if config.attention_kernel != "auto":
         _check_kernel(config.attention_kernel)

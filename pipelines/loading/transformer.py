@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,15 +12,17 @@ from torch import nn
 
 from longtake.parallel import World
 from longtake.pipelines.family import Denoiser
+from longtake.pipelines.loading.loaded_weights import LoadedWeights
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
+from longtake.pipelines.lora.fused import FusedTransformer
 from longtake.pipelines.lora.source import LoraSource
 from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
 from longtake.pipelines.quantization.replacement import store_in_fewer_bits
 from longtake.pipelines.quantization.source import EncodingSource
 from longtake.pipelines.streaming.layout import BlockLayout
-from longtake.pipelines.streaming.stores import BlockStore, FileStore, HostStore
+from longtake.pipelines.streaming.stores import FileStore, HostStore
 from longtake.pipelines.streaming.streamer import BlockStreamer
 
 
@@ -52,7 +54,7 @@ def load_transformer(
     """Load a denoiser's transformer as planned. Collective: all ranks call it.
 
     The blocks of the denoiser are streamed or split one by one. With several experts, it is called
-    for each.
+    for each. LoRAs can be fused into what it has loaded; see :attr:`Denoiser.transformers`.
 
     Args:
         denoiser: The denoiser, on ``meta``.
@@ -78,8 +80,9 @@ def load_transformer(
         weights = replace(weights, source=source)
     if plan.place == "split":
         shard_module(root, blocks, world)
-    streams = plan.place in ("streamed", "disk")
-    named = [_names_in(module, block) for block in blocks] if streams else []
+    streamed = blocks if plan.place in ("streamed", "disk") else []
+    named = [_names_in(module, block) for block in streamed]
+    elsewhere = {name for names in named for name in names.values()}
     load_weights(
         module,
         weights.source,
@@ -87,19 +90,34 @@ def load_transformer(
         plan.dtype,
         float32=weights.float32,
         buffers=weights.buffers,
-        elsewhere={name for names in named for name in names.values()},
+        elsewhere=elsewhere,
     )
-    if not streams:
-        return
+    state = module.state_dict(keep_vars=True)
+    here = {name: tensor for name, tensor in state.items() if name not in elsewhere}
+    host = _stream(denoiser, streamed, named, weights, world, plan) if streamed else None
+    loaded = LoadedWeights(weights.source, here, world, host)
+    denoiser.transformers[weights.component] = FusedTransformer(with_loras, loaded)
+
+
+def _stream(
+    denoiser: Denoiser[Any],
+    blocks: Sequence[nn.Module],
+    named: Sequence[Mapping[str, str]],
+    weights: Weights,
+    world: World,
+    plan: ComponentPlan,
+) -> HostStore | None:
+    """Stream blocks from host memory, which is returned, or from their files."""
     layouts = [
         _layout(block, names, weights, plan.dtype)
         for block, names in zip(blocks, named, strict=True)
     ]
     files = FileStore(layouts, weights.source, named)
-    store: BlockStore = HostStore(files, world) if plan.place == "streamed" else files
+    host = HostStore(files, world) if plan.place == "streamed" else None
     if not isinstance(denoiser.run_blocks.weights, BlockStreamer):
         denoiser.run_blocks.weights = BlockStreamer(world.device)
-    denoiser.run_blocks.weights.add(blocks, store)
+    denoiser.run_blocks.weights.add(blocks, host or files)
+    return host
 
 
 def _names_in(module: nn.Module, block: nn.Module) -> dict[str, str]:

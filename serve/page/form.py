@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from longtake.configs.families import holds_mapping
+from longtake.configs.few_step import FILE, NONE
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.pipelines.spec import ModelSpec
 
@@ -43,7 +44,9 @@ class Form:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         options = spec.options.model_fields.items()
+        presets = {"few_step": "Few-step preset"} if spec.few_step_presets else {}
         self.settings = {
+            **presets,
             "num_inference_steps": "Steps",
             "guidance_scale": "Guidance",
             "flow_shift": "Flow shift",
@@ -97,9 +100,10 @@ class Form:
         value = special.get(name, default)
         return f"{value:g}" if isinstance(value, int | float) else str(value or "")
 
-    @staticmethod
-    def choices(name: str) -> tuple[str, ...]:
+    def choices(self, name: str) -> tuple[str, ...]:
         """The values of a setting that has few; empty if it has any number of them."""
+        if name == "few_step":
+            return (*self._spec.few_step_presets, FILE, NONE)
         for kind in get_args(VideoRequest.model_fields[name].annotation):
             if get_origin(kind) is Literal:
                 return tuple(map(str, get_args(kind)))

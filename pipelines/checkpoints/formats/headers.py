@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from longtake.errors import ModelError, one_line
 from longtake.files.reading import open_regular
-from longtake.pipelines.checkpoints.formats import torch_zip
+from longtake.pipelines.checkpoints.formats import gguf_file, torch_zip
 from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, SCALES, Scales
+from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES
 from longtake.pipelines.checkpoints.formats.safetensors_file import read_safetensors
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, merged
 from longtake.pipelines.loading.tensor_files import Tensor
@@ -50,8 +52,15 @@ class FileTensors:
 
     @property
     def kind(self) -> str:
-        """Name of the format, such as "safetensors", "fp8_scaled" or "torch"."""
-        return _float8_kind(self) or self.files[0].kind
+        """Name of the format, such as "safetensors", "fp8_scaled", "torch" or "gguf Q4_K, F32"."""
+        sizes: Counter[str] = Counter()
+        for _, tensor in self.stored.values():
+            sizes[tensor.dtype] += tensor.offsets[1] - tensor.offsets[0]
+        if self.files[0].kind == "gguf":
+            return f"gguf {', '.join(name for name, _ in sizes.most_common())}"
+        if self.scales.of:
+            return "fp8_scaled"
+        return "fp8" if sizes.keys() & set(FLOAT8_DTYPES) else self.files[0].kind
 
     def samples(self) -> Iterator[bytes]:
         """Yield each file's header, and the first and the last 4 KiB of each of its tensors.
@@ -79,6 +88,7 @@ def read_headers(*paths: Path) -> FileTensors:
     weights = [_read(path) for path in paths]
     scales = [found for file in weights if (found := _scales_beside(file)) is not None]
     files = (*weights, *scales)
+    gguf_file.check_parts(files)
     stored = merged(files)
     return FileTensors(files, stored, Scales(stored, files))
 
@@ -90,6 +100,8 @@ def _read(path: Path) -> StoredFile:
             begin = file.read(_MAGIC_BYTES)
     except OSError:
         begin = b""  # the reader below words the error
+    if begin.startswith(gguf_file.MAGIC):
+        return gguf_file.read_gguf(path)
     if begin.startswith(torch_zip.MAGIC):
         return torch_zip.read_torch_zip(path)
     if begin.startswith(_PICKLES) and not begin.endswith(b"{"):  # a header may be as long
@@ -123,13 +135,6 @@ def _scales_beside(file: StoredFile) -> StoredFile | None:
 
 def _decoded(stored: Tensor) -> Tensor:
     """Header entry of a tensor as it is read."""
-    if stored.dtype not in FLOAT8_DTYPES:
+    if stored.dtype not in FLOAT8_DTYPES and stored.dtype not in BLOCK_TYPES:
         return stored
     return Tensor("F32", stored.shape, (0, 4 * math.prod(stored.shape)))
-
-
-def _float8_kind(tensors: FileTensors) -> str:
-    if tensors.scales.of:
-        return "fp8_scaled"
-    has_float8 = any(each.dtype in FLOAT8_DTYPES for _, each in tensors.stored.values())
-    return "fp8" if has_float8 else ""

@@ -10,11 +10,16 @@ import torch
 
 from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, scale_kind
+from longtake.pipelines.checkpoints.formats.gguf_decoding import decode_blocks
+from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES
 from longtake.pipelines.checkpoints.formats.headers import FileTensors, read_headers
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.loading.open_file import OpenFile
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import DTYPES, TensorSource
+
+_CHUNK_VALUES = 2**17
+"""Values that are decoded at a time: a core's cache holds what decoding needs for them."""
 
 
 def open_source(paths: Sequence[Path]) -> TensorSource:
@@ -33,7 +38,7 @@ def open_source(paths: Sequence[Path]) -> TensorSource:
 class FileSource:
     """The tensors of files of weights; see :class:`TensorSource`.
 
-    float8 weights are read as float32, multiplied by their scales.
+    float8 weights are read as float32, multiplied by their scales; blocks of GGUF as float32.
 
     Args:
         headers: The files' headers.
@@ -60,6 +65,8 @@ class FileSource:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor, or a range of its rows; see :meth:`TensorSource.read`."""
+        if self._stored[name][1].dtype in BLOCK_TYPES:
+            return self._read_blocks(name, rows)
         values = self._read_stored(name, rows)
         if self._stored[name][1].dtype not in FLOAT8_DTYPES:
             return values
@@ -82,23 +89,49 @@ class FileSource:
             groups = math.prod(self._stored[scale_name][1].shape) // shape[0]
             values.unflatten(1, (groups, -1)).mul_(scale.reshape(len(values), groups, 1))
 
+    def _read_blocks(self, name: str, rows: slice | None) -> torch.Tensor:
+        """Decode the blocks that rows of a tensor lie in, some at a time."""
+        stored = self._stored[name][1]
+        block = BLOCK_TYPES[stored.dtype]
+        shape, begin, end = _span(stored.shape, rows)
+        first, last = begin // block.num_values, -(-end // block.num_values)
+        values = torch.empty((last - first) * block.num_values)
+        num_blocks = max(1, _CHUNK_VALUES // block.num_values)
+        for at in range(first, last, num_blocks):
+            blocks = torch.empty(min(num_blocks, last - at), block.num_bytes, dtype=torch.uint8)
+            self._fill(blocks, name, at * block.num_bytes)
+            decoded = decode_blocks(blocks, stored.dtype).view(-1)
+            values[(at - first) * block.num_values :][: len(decoded)] = decoded
+        skipped = begin - first * block.num_values
+        return values[skipped : skipped + end - begin].view(shape)
+
     def _read_stored(self, name: str, rows: slice | None) -> torch.Tensor:
         """Read rows of a tensor in its stored dtype."""
-        file, stored = self._stored[name]
+        stored = self._stored[name][1]
         if stored.dtype not in DTYPES:
             raise ModelError(
                 f"{self.label} holds {printable(name)} as {stored.dtype}, which is not read here"
             )
-        shape, begin, dtype = stored.shape, stored.offsets[0], DTYPES[stored.dtype]
-        if rows is not None:
-            first, end, _ = rows.indices(shape[0])
-            begin += first * math.prod(shape[1:]) * dtype.itemsize
-            shape = (max(0, end - first), *shape[1:])
-        values = torch.empty(shape, dtype=dtype)
+        shape, begin, _ = _span(stored.shape, rows)
+        values = torch.empty(shape, dtype=DTYPES[stored.dtype])
+        self._fill(values, name, begin * values.itemsize)
+        return values
+
+    def _fill(self, target: torch.Tensor, name: str, begin: int) -> None:
+        """Fill a tensor with bytes of a stored one, from an offset in it."""
+        file, stored = self._stored[name]
         try:
-            self._files[file.path].read_into(values, begin)
+            self._files[file.path].read_into(target, stored.offsets[0] + begin)
         except OSError as error:
             raise ModelError(
                 f"{printable(name)} cannot be read from {self.label}: {one_line(error)}"
             ) from error
-        return values
+
+
+def _span(shape: tuple[int, ...], rows: slice | None) -> tuple[tuple[int, ...], int, int]:
+    """Shape of some rows of a tensor, and the numbers of their first value and of their end."""
+    if rows is None:
+        return shape, 0, math.prod(shape)
+    first, end, _ = rows.indices(shape[0])
+    row = math.prod(shape[1:])
+    return (max(0, end - first), *shape[1:]), first * row, max(first, end) * row

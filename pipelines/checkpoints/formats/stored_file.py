@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,13 @@ def merged(files: Iterable[StoredFile]) -> dict[str, tuple[StoredFile, Tensor]]:
                 )
             tensors[name] = file, tensor
     return tensors
+
+
+def described(tensors: Mapping[str, Tensor]) -> bytes:
+    """Names, dtypes, shapes and offsets of tensors, for a fingerprint."""
+    return json.dumps(
+        {name: (each.dtype, each.shape, each.offsets) for name, each in tensors.items()}
+    ).encode()
 
 
 def damaged(path: Path, kind: str, reason: str) -> ModelError:

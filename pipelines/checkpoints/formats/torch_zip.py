@@ -8,7 +8,6 @@ their values are.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import zipfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from longtake.errors import ModelError, one_line
 from longtake.files.reading import open_regular
-from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, damaged
+from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, damaged, described
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.loading.tensor_files import Tensor
 
@@ -56,8 +55,7 @@ def read_torch_zip(path: Path) -> StoredFile:
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise damaged(path, _KIND, getattr(error, "strerror", None) or one_line(error)) from error
     tensors = {name: _header(path, name, value, records) for name, value in content.items()}
-    described = {name: (each.dtype, each.shape, each.offsets) for name, each in tensors.items()}
-    return StoredFile(path, _KIND, tensors, json.dumps(described).encode(), metadata)
+    return StoredFile(path, _KIND, tensors, described(tensors), metadata)
 
 
 class _ShortReads(io.BufferedReader):

@@ -18,8 +18,8 @@ from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.submission import PICTURE_FIELDS, FieldError, Submission
 
-SERVER_FIELDS = (*PICTURES, *(f"{name}_sha256" for name in PICTURES))
-"""Options that name files on the server; clients cannot set them."""
+SERVER_FIELDS = (*PICTURES, *(f"{name}_sha256" for name in (*PICTURES, "lora")))
+"""Options that name files on the server, and digests; clients cannot set them."""
 _OTHER_FIELDS = ("model", *PICTURE_FIELDS.values())
 _OPTIONS = tuple(name for name in VideoRequest.model_fields if name not in SERVER_FIELDS)
 _FIELDS = (*_OPTIONS, *_OTHER_FIELDS)

@@ -134,7 +134,7 @@ def _clip_config(found: ModuleShapes) -> dict[str, Any]:
     }
 
 
-_LLAMA = _Encoder(
+LLAMA = _Encoder(
     component="text_encoder",
     class_name="LlamaModel",
     content=LlamaConfig,
@@ -206,8 +206,8 @@ def _layout(name: str, encoder: _Encoder, prefixes: Prefixes) -> CheckpointLayou
 
 
 LAYOUTS = (
-    _layout("LlamaModel's", _LLAMA, {}),
-    _layout("LlamaForCausalLM's and ComfyUI's", _LLAMA, {"": "model."}),
+    _layout("LlamaModel's", LLAMA, {}),
+    _layout("LlamaForCausalLM's and ComfyUI's", LLAMA, {"": "model."}),
     _layout("transformers'", _LLAVA, {}),
     _layout("transformers 5's", _LLAVA, {_VISION: "vision_tower."}),
     _layout(

@@ -149,7 +149,7 @@ def hostile(tmp_path: Path) -> dict[str, tuple[Any, str]]:
         "a text in it": ({"a": "x"}, "holds a, which is no tensor but a str"),
         "a transposed tensor": ({"a": torch.ones(4, 3).T}, "holds a transposed, which is not read"),
         "an expanded tensor": ({"a": torch.ones(1).expand(9)}, "holds a transposed"),
-        "complex numbers": ({"a": tensor.cfloat()}, "holds a as torch.complex64"),
+        "complex numbers": ({"a": tensor.to(torch.complex64)}, "holds a as torch.complex64"),
         "a sparse tensor": ({"a": tensor.to_sparse()}, "holds a, which is no|is not read"),
         "a long name": ({"n" * 2**20: 3}, "holds 'nnn"),
     }
@@ -205,15 +205,13 @@ def damages(tmp_path: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
     }
 
 
-@pytest.mark.parametrize(
-    "name", damages.__wrapped__ if hasattr(damages, "__wrapped__") else range(13)
-)
-def test_damaged_archives_are_refused_in_one_line(tmp_path: Path, name: int) -> None:
-    damage, text = list(damages(tmp_path).values())[name]
-    damage(tmp_path / "a.pt")
-    with pytest.raises(ModelError, match=text) as caught:
-        read_headers(tmp_path / "a.pt")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+def test_damaged_archives_are_refused_in_one_line(tmp_path: Path) -> None:
+    for name, (damage, text) in damages(tmp_path).items():
+        damage(tmp_path / "a.pt")
+        with pytest.raises(ModelError) as caught:
+            read_headers(tmp_path / "a.pt")
+        message = str(caught.value)
+        assert text in message and "\n" not in message and len(message) < 400, (name, message)
 
 
 def test_a_file_of_which_rows_are_read_is_not_read_whole(

@@ -27,6 +27,7 @@ WRITERS: dict[tuple[str, str], list[tuple[foreign.Writer, str]]] = {
     ("demo", "text_encoder"): [
         (foreign.causal_lm, ""),
         (foreign.causal_lm, "text_encoders.llama.transformer."),
+        (foreign.llama_cpp, ""),
     ],
     ("demo-i2v", "text_encoder"): [
         (foreign.earlier_llava, ""),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.few_step import FewStep
 from longtake.engine.engine import VideoEngine
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from longtake.serve.http.request.openai_request import parse_submission
@@ -70,6 +71,14 @@ def test_placeholders_show_the_defaults(engine: VideoEngine) -> None:
         (),
         ("crop", "pad", "stretch"),
     ]
+
+
+def test_few_step_presets_are_choices_of_a_model_that_has_some(engine: VideoEngine) -> None:
+    assert "few_step" not in Form(engine.spec).settings
+    presets = {"swift-2step": FewStep(num_inference_steps=2)}
+    form = Form(replace(engine.spec, few_step_presets=presets))
+    assert form.choices("few_step") == ("swift-2step", "file", "none")
+    assert form.request(["a", "", "", "", "swift-2step"])["few_step"] == "swift-2step"
 
 
 def test_options_map_to_fields(engine: VideoEngine) -> None:
