@@ -7,6 +7,7 @@ below each other: any values with the right numbers of rows will do.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,27 @@ def write(own: Tensors, path: Path, writer: Writer, prefix: str = "") -> Path:
     tensors = {prefix + name: tensor.contiguous() for name, tensor in writer(own).items()}
     save_file(tensors, path)
     return path
+
+
+def save_tencents_folder(model: Path, folder: Path) -> Path:
+    """Save a text-to-video model as tencent's README arranges it.
+
+    Args:
+        model: Folder of the model in diffusers' layout.
+        folder: Folder to create.
+    """
+    weights = folder / "hunyuan-video-t2v-720p"
+    for name in ("transformers", "vae"):
+        (weights / name).mkdir(parents=True)
+    transformer = tencent_transformer(component(model, "transformer"))
+    torch.save({"module": transformer}, weights / "transformers" / "mp_rank_00_model_states.pt")
+    vae = {f"vae.{name}": each for name, each in component(model, "vae").items()}
+    torch.save({"state_dict": vae}, weights / "vae" / "pytorch_model.pt")
+    for number in ("", "_2"):
+        shutil.copytree(model / f"text_encoder{number}", folder / f"text_encoder{number}")
+        for file in (model / f"tokenizer{number}").iterdir():
+            shutil.copy(file, folder / f"text_encoder{number}")
+    return folder
 
 
 @dataclass(frozen=True)

@@ -135,27 +135,8 @@ def test_one_expert_is_not_a_model(
         Checkpoint.open(wan("wan22-i2v"), parts=both)
 
 
-def tencents_folder(folder: Path) -> Path:
-    """The demo model as tencent arranges its own."""
-    demo = bundled()["demo"]
-    weights = folder / "hunyuan-video-t2v-720p"
-    for name in ("transformers", "vae"):
-        (weights / name).mkdir(parents=True)
-    transformer = foreign_hunyuan.tencent_transformer(
-        foreign_hunyuan.component(demo, "transformer")
-    )
-    torch.save({"module": transformer}, weights / "transformers" / "mp_rank_00_model_states.pt")
-    vae = {f"vae.{name}": each for name, each in foreign_hunyuan.component(demo, "vae").items()}
-    torch.save({"state_dict": vae}, weights / "vae" / "pytorch_model.pt")
-    for number in ("", "_2"):
-        shutil.copytree(demo / f"text_encoder{number}", folder / f"text_encoder{number}")
-        for file in (demo / f"tokenizer{number}").iterdir():
-            shutil.copy(file, folder / f"text_encoder{number}")
-    return folder
-
-
 def test_tencents_folder_is_whole(tmp_path: Path) -> None:
-    folder = tencents_folder(tmp_path / "ckpts")
+    folder = foreign_hunyuan.save_tencents_folder(bundled()["demo"], tmp_path / "ckpts")
     checkpoint = Checkpoint.open(str(folder))
     assert checkpoint.preset == "demo"
     assert_same(checkpoint, "demo", "transformer", "vae")

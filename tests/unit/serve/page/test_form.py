@@ -9,6 +9,7 @@ import pytest
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.few_step import FewStep
+from longtake.configs.lora import parse_lora
 from longtake.engine.engine import VideoEngine
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from longtake.serve.http.request.openai_request import parse_submission
@@ -57,6 +58,22 @@ def test_a_request_survives_the_round_trip_through_the_form(engine: VideoEngine)
     assert abs(frames / resolved.fps - 3.1) <= 2 / resolved.fps
     found = [getattr(resolved, name) for name in form.settings]
     assert found == [5, 2.0, 4.0, 1.5, 12.5, 2, "blurred"]
+
+
+def test_loras_survive_the_round_trip_through_the_form() -> None:
+    engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
+    form = Form(engine.spec, takes_loras=True)
+    chosen = {"lora-1": "a b.safetensors", "lora-1-scale": "0.5", "lora-3": "c.safetensors@one"}
+    values = {**dict.fromkeys(form.fields, ""), "prompt": "a", **chosen}
+    fields = form.request([values[name] for name in form.fields])
+    assert fields == {"prompt": "a", "lora": ["a b.safetensors:0.5", "c.safetensors@one"]}
+    resolved = engine.resolve(parse_submission({"prompt": "a"}, {}, "demo", engine.spec).request)
+    for count in range(6):
+        loras = tuple(f"{n}.safetensors:{n / 8}@transformer" for n in range(count))
+        again = form.request(form.values(resolved.model_copy(update={"lora": loras or None})))
+        assert tuple(map(parse_lora, again.get("lora", ()))) == tuple(map(parse_lora, loras))
+    assert Form(engine.spec).fields == tuple(each for each in form.fields if "lora" not in each)
+    assert form.field_of("lora") == "lora-1"
 
 
 def test_placeholders_show_the_defaults(engine: VideoEngine) -> None:
