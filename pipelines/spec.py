@@ -89,6 +89,8 @@ class ModelSpec:
         pictures: The pictures that the model takes, by request field, in the order of the video.
         dropped_frames: Decoded frames discarded at the start of the video.
         tiles_time: Whether the autoencoder can decode in tiles of time.
+        gguf_value_bytes: Mean bytes of a value of the transformer in GGUF files; 0 if it is in
+            files of another kind.
         model: The model as the user named it, for messages.
         family: Name of the family, for messages.
     """
@@ -107,6 +109,7 @@ class ModelSpec:
     pictures: Mapping[str, Presence] = field(default_factory=dict)
     dropped_frames: int = 0
     tiles_time: bool = True
+    gguf_value_bytes: float = 0.0
     model: str = ""
     family: str = ""
 

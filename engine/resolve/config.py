@@ -6,6 +6,7 @@ from typing import Any
 
 from longtake.configs.engine import PARTS, EngineConfig
 from longtake.engine.planning.layouts import check_degrees
+from longtake.engine.planning.plan_input import check_storage
 from longtake.errors import KernelError, did_you_mean
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
@@ -19,6 +20,7 @@ def resolve_config(
     Raises:
         LayoutError: The degrees do not fit the devices.
         KernelError: The attention kernel is unknown.
+        RequestError: The transformer's files cannot be stored as asked.
     """
     resolved: dict[str, Any] = {
         "revision": checkpoint.revision,
@@ -31,6 +33,8 @@ def resolve_config(
         if path is not None:
             resolved[name] = path.expanduser().absolute()
     config = config.model_copy(update=resolved)
+    if not config.autoencoder_only:
+        check_storage(config.storage_dtype, spec)
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
     if config.attention_kernel != "auto":
         _check_kernel(config.attention_kernel)

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
+from longtake.configs.weights import TextPlace, WeightPlace, WeightStorage
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ComponentPlan:
 
     dtype: torch.dtype
     place: WeightPlace = "resident"
-    storage: StorageDtype | None = None
+    storage: WeightStorage | None = None
 
 
 @dataclass(frozen=True)

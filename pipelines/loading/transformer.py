@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from longtake.configs.weights import WeightStorage
 from longtake.parallel import World
 from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
+from longtake.pipelines.quantization.block_linear import block_linears
+from longtake.pipelines.quantization.block_source import BlocksSource
 from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
-from longtake.pipelines.quantization.replacement import store_in_fewer_bits
+from longtake.pipelines.quantization.replacement import keep_blocks, store_in_fewer_bits
 from longtake.pipelines.quantization.source import EncodingSource
 from longtake.pipelines.streaming.layout import BlockLayout
 from longtake.pipelines.streaming.stores import BlockStore, FileStore, HostStore
@@ -70,9 +73,7 @@ def load_transformer(
     inside = set(root.modules())
     blocks = [block for chain in denoiser.chains for block in chain if block in inside]
     if plan.storage is not None:
-        store_in_fewer_bits(blocks, plan.storage)
-        source = EncodingSource(weights.source, stored_linears(module))
-        weights = replace(weights, source=source)
+        weights = replace(weights, source=_stored(module, blocks, weights.source, plan.storage))
     if plan.place == "split":
         shard_module(root, blocks, world)
     streams = plan.place in ("streamed", "disk")
@@ -97,6 +98,18 @@ def load_transformer(
     if not isinstance(denoiser.run_blocks.weights, BlockStreamer):
         denoiser.run_blocks.weights = BlockStreamer(world.device)
     denoiser.run_blocks.weights.add(blocks, store)
+
+
+def _stored(
+    module: nn.Module, blocks: Sequence[nn.Module], source: TensorSource, storage: WeightStorage
+) -> TensorSource:
+    """Replace layers of blocks by those that store their weights in fewer bits, and return the
+    source that fills them."""
+    if storage == "gguf":
+        keep_blocks(module, blocks, source)
+        return BlocksSource(source, block_linears(module))
+    store_in_fewer_bits(blocks, storage)
+    return EncodingSource(source, stored_linears(module))
 
 
 def _names_in(module: nn.Module, block: nn.Module) -> dict[str, str]:
