@@ -40,13 +40,14 @@ class EngineConfig(StrictModel):
     model: str = Field(
         default="demo",
         min_length=1,
-        description="Folder or Hugging Face Hub id of a model in diffusers format; demo is a small "
-        "bundled model",
+        description="Folder or Hugging Face Hub id of a model in diffusers format, a publisher's "
+        "own folder, or a file of a transformer; demo is a small bundled model",
     )
     revision: str | None = Field(
         default=None,
         min_length=1,
-        description="Branch, tag or commit of a model on the Hub; the latest by default",
+        description="Branch, tag or commit of a model on the Hub, also of the one that a file is "
+        "recognized as; the latest by default",
     )
     transformer: NamedPath | None = _part("transformer")
     transformer_2: NamedPath | None = _part("transformer_2, the expert of the later steps")
@@ -95,6 +96,11 @@ class EngineConfig(StrictModel):
     image_folder: NamedPath | None = Field(
         default=None,
         description="Only folder from which pictures are read; any folder by default",
+    )
+    lora_folder: NamedPath | None = Field(
+        default=None,
+        description="Only folder from which LoRAs are taken, by their names in it; any file by "
+        "default",
     )
     parallel: ParallelConfig = ParallelConfig()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     Field,
@@ -19,6 +20,7 @@ from longtake.configs.field_types import (
     MAX_PROMPT,
     DecodeMode,
     Digest,
+    FewStepName,
     Frames,
     OutputType,
     Pixels,
@@ -33,7 +35,10 @@ from longtake.configs.field_types import (
     TileSize,
     Videos,
 )
+from longtake.configs.lora import LoraText, parse_lora
 from longtake.configs.sizes import SHORTHANDS, AspectRatio, Length, Resolution, Size
+
+Loras = Annotated[tuple[LoraText, ...], Field(min_length=1, max_length=16)]
 
 
 class DecodeRequest(StrictModel):
@@ -94,6 +99,19 @@ class CommonRendering(DecodeRequest):
         description="How a picture is fitted to the video size: cut to its center (crop, the "
         "default), letterboxed (pad), or distorted (stretch)",
     )
+    lora: Loras | None = Field(
+        default=None,
+        description="LoRAs to fuse into the transformer: FILE, FILE:SCALE or FILE:SCALE@COMPONENT, "
+        "such as style.safetensors:0.8",
+    )
+    lora_sha256: tuple[Digest, ...] | None = Field(
+        default=None, description="Expected SHA-256 of each LoRA's file"
+    )
+    lora_partial: bool = Field(
+        default=False,
+        description="Leave out tensors of a LoRA that fit nothing in the model, and name them in "
+        "the .json; without it, such a LoRA is refused",
+    )
     height: Pixels | None = Field(
         default=None,
         description="Height in pixels; with a picture, the closest of the model's sizes by default",
@@ -119,6 +137,12 @@ class CommonRendering(DecodeRequest):
         default=None,
         description="Shift of the noise schedule; larger values spend more steps on composition",
     )
+    few_step: FewStepName | None = Field(
+        default=None,
+        description="Settings of a model distilled to a few steps, for the fields left out: a "
+        "preset of the model's family such as lightx2v-4step, those that the weights' file names "
+        "(file, the default if it names any), or none",
+    )
     seed: Seed | None = Field(
         default=None, description="Seed of the initial noise; random by default"
     )
@@ -139,12 +163,10 @@ class CommonRendering(DecodeRequest):
             raise ValueError("must not be blank")
         return prompt
 
-    @field_validator("sigmas")
+    @field_validator("lora", mode="before")
     @classmethod
-    def _must_fall(cls, sigmas: Sigmas | None) -> Sigmas | None:
-        if sigmas and any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
-            raise ValueError("must fall from each step to the next")
-        return sigmas
+    def _one_is_a_list(cls, lora: Any) -> Any:
+        return (lora,) if isinstance(lora, str) else lora
 
 
 if TYPE_CHECKING:
@@ -169,6 +191,12 @@ class Rendering(MergedOptions, CommonRendering):
         """
         given = (getattr(self, picture), getattr(self, f"{picture}_sha256"))
         return any(each is not None for each in given)
+
+    @property
+    def lora_scales(self) -> tuple[str, ...]:
+        """Scale and component of each LoRA, without its file, such as ":0.8@transformer"."""
+        uses = [parse_lora(each) for each in self.lora or ()]
+        return tuple(str(replace(use, file="")) for use in uses)
 
     @property
     def picture_paths(self) -> dict[str, Path]:
@@ -241,16 +269,22 @@ class VideoRequest(Rendering):
 
 _LATER_FIELDS = {
     "embed_metadata": True,
-    **dict.fromkeys((*SHORTHANDS, "last_image", "last_image_sha256")),
+    "lora_partial": False,
+    **dict.fromkeys(
+        (*SHORTHANDS, "last_image", "last_image_sha256", "lora", "lora_sha256", "few_step")
+    ),
 }
 """Fields that version 0.1 did not have, by name, with their defaults."""
 
 PICTURES = ("image", "last_image")
 """Request fields that hold the path of a picture; the digest is in ``image_sha256`` and so on."""
 
-NON_LATENT_FIELDS = frozenset({*DecodeRequest.model_fields, "output_type", *PICTURES})
-"""Request fields that do not affect the latents. Paths of pictures are such: digests identify
-pictures, not paths."""
+NON_LATENT_FIELDS = frozenset(
+    {*DecodeRequest.model_fields, "output_type", *PICTURES, "lora", "lora_partial", "few_step"}
+)
+"""Request fields that do not affect the latents. Paths of pictures and LoRAs are such: digests
+identify them, not paths. Scales of LoRAs do: see :attr:`Rendering.lora_scales`. The name of
+few-step settings does not: they stand in the other fields."""
 
 
 class ResolvedDecode(DecodeRequest):

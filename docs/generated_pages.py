@@ -20,6 +20,8 @@ from longtake.configs.hardware import load_hardware
 from longtake.configs.models import ModelDefaults, bundled, presets
 from longtake.engine.planning.training.block_costs import METHODS, BlockCosts, Method, block_costs
 from longtake.engine.planning.training.training_input import TrainingInput
+from longtake.engine.tools.model_list import published_bytes
+from longtake.files.sizes import format_bytes
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
@@ -73,8 +75,14 @@ def models_page() -> str:
     parts = [
         _MODELS_INTRODUCTION.strip(),
         "## Presets",
-        _table(("name", "takes", *_DEFAULTS, "GiB"), [_preset(*each) for each in specs.items()]),
+        _table(
+            ("name", "takes", *_DEFAULTS, "GiB", "files", "license"),
+            [_preset(*each) for each in specs.items()],
+        ),
         _PRESETS_LEGEND.strip(),
+        "## Few-step presets",
+        _FEW_STEP_INTRODUCTION.strip(),
+        _table(("preset", "settings", "models"), _few_step_presets(specs)),
         "## Sizes for pictures",
         _table(("resolution", "width x height", "models"), _sizes(specs)),
         "## Negative prompts",
@@ -90,6 +98,8 @@ def models_page() -> str:
 
 _DEFAULTS = ("video", "steps", "guidance", "shift", "fps")
 
+_PRESET_COLUMNS = ("name", "takes", *_DEFAULTS, "GiB", "files", "license")
+
 _MODELS_INTRODUCTION = """\
 # Models
 
@@ -100,7 +110,12 @@ folder or hub repository in diffusers layout renders, too, if a family has its p
 _PRESETS_LEGEND = """\
 "guidance" is `--guidance-scale` and, for two experts, `--guidance-scale-2`. It is embedded in
 HunyuanVideo; for Wan it is classifier-free guidance, of two passes a step. GiB are all weights in
-half precision; released files may be stored in float32, which takes twice that.
+half precision; "files" is the size of the published ones, some of which are in float32.
+"""
+
+_FEW_STEP_INTRODUCTION = """\
+Values of `--few-step`: the published settings of models and LoRAs that are distilled to a few
+steps. See [few-step models](../guides/weights_from_elsewhere.md#few-step-models).
 """
 
 _DEFAULTS_INTRODUCTION = """\
@@ -142,6 +157,8 @@ def _preset(name: str, spec: ModelSpec) -> str:
         f"{defaults.flow_shift or spec.flow_shift:g}",
         f"{defaults.fps:g}",
         f"{gib:.1f}" if gib >= 0.1 else f"{gib:.2f}",
+        format_bytes(published_bytes(spec)),
+        defaults.license or "apache-2.0",
     )
 
 
@@ -153,6 +170,17 @@ def _sizes(specs: dict[str, ModelSpec]) -> list[str]:
             listed = ", ".join(f"{width} x {height}" for height, width in sizes)
             models.setdefault((resolution, listed), []).append(f"`{name}`")
     return [_cells(*each, ", ".join(names)) for each, names in models.items()]
+
+
+def _few_step_presets(specs: dict[str, ModelSpec]) -> list[str]:
+    models: dict[tuple[str, str], list[str]] = {}
+    for name, spec in specs.items():
+        for preset, settings in spec.few_step_presets.items():
+            models.setdefault((preset, str(settings)), []).append(f"`{name}`")
+    return [
+        _cells(f"`{preset}`", f"`{settings}`", ", ".join(names))
+        for (preset, settings), names in models.items()
+    ]
 
 
 def _negative_prompts(specs: dict[str, ModelSpec]) -> list[str]:

@@ -16,7 +16,9 @@ from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, R
 from longtake.engine.job import LATENTS, NO_INPUTS, Job, JobInputs
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.rank_session import RankSession
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.latents import checked_latents
 from longtake.engine.media.pictures.picture import read_picture
@@ -80,7 +82,12 @@ class VideoEngine(EngineOutline):
         factory = launcher_factory or default_launcher_factory(
             self.config, torchrun, isolated=isolated, scratch=scratch
         )
-        self._ranks = RankSession(lambda: factory(self.config, self._device_type))
+
+        def new_launcher() -> Launcher:
+            self._checkpoint.check_parts_unchanged()  # ranks open their files again
+            return factory(self.config, self._device_type)
+
+        self._ranks = RankSession(new_launcher)
 
     @classmethod
     def from_pretrained(
@@ -95,8 +102,8 @@ class VideoEngine(EngineOutline):
         """Load a model onto ranks.
 
         Args:
-            model: A folder in diffusers layout, a hub id, or "demo", the small trained model that
-                comes with the package.
+            model: A folder in diffusers layout, a hub id, a publisher's own folder, a file of a
+                transformer, or "demo", the small trained model that comes with the package.
             parallel: The degrees; unset ones follow from the devices and from each request.
             devices: Number of GPUs, or of processes on the CPU. Ignored under torchrun.
             on_progress: Called as components are loaded.
@@ -168,9 +175,9 @@ class VideoEngine(EngineOutline):
                 torchrun. If denoising was finished, the error's ``latents`` can be decoded.
         """
         with request_from_arguments(request, fields) as requested:
-            if not self.spec.pictures:
+            if not (self.spec.pictures or requested.lora):
                 resolved: ResolvedRequest | None = self.resolve(requested)
-            else:  # only rank 0's host may have the pictures
+            else:  # only rank 0's host may have the files
                 resolved = self._on_rank_0(lambda: self.resolve(requested), on_progress)
             video = self._in_memory(resolved, None, on_progress)
         rendered = video.metadata.request
@@ -237,8 +244,10 @@ class VideoEngine(EngineOutline):
             options = {"snapshots": snapshots, "low_memory": low_memory}
             return job.model_copy(update=options), pictures
 
-        self.place_weights([request] if isinstance(request, ResolvedRequest) else [])
-        return self._metadata(*self._ranks.run(prepare, sink, on_progress, stop_requested))
+        known = [request] if isinstance(request, ResolvedRequest) else []
+        self.place_weights(known)
+        loras = LoraChoice.of(known[0]) if known else NO_LORAS
+        return self._metadata(*self._ranks.run(prepare, sink, on_progress, stop_requested, loras))
 
     def decode_into(
         self,
@@ -282,10 +291,10 @@ class VideoEngine(EngineOutline):
     def can_resolve(self, request: Rendering) -> bool:
         """Whether this process can resolve a request.
 
-        Under torchrun, only rank 0's host may have the pictures. Other ranks then pass None to
+        Under torchrun, only rank 0's host may have its files. Other ranks then pass None to
         :meth:`render`.
         """
-        return self.writes or not request.picture_paths
+        return self.writes or not (request.picture_paths or request.lora)
 
     def _job_of(self, request: ResolvedDecode) -> tuple[Job, JobInputs]:
         """The job that renders a request, and the pixels of its pictures."""

@@ -58,6 +58,12 @@ class Metadata:
             "shorten it, or raise max_sequence_length"
             for name, count in self.truncated.items()
         ]
+        warnings += [
+            f"lora={each['file']!r}: {len(each['left'])} of its tensors fit nothing in the model, "
+            f"such as {each['left'][0]}: the .json names them all"
+            for each in self.ranks[0].loras
+            if "left" in each
+        ]
         swapped = max(rank.swapped_bytes for rank in self.ranks)
         if swapped > _SWAPPED_BYTES:
             warnings.append(
@@ -75,7 +81,8 @@ class Metadata:
         }
         described = {"engine": engine}
         if self.origin is not None:
-            rendered = self.origin.engine.model_copy(update={"vae_dtype": self.engine.vae_dtype})
+            decoded = {"vae": self.engine.vae, "vae_dtype": self.engine.vae_dtype}
+            rendered = self.origin.engine.model_copy(update=decoded)
             described = {"engine": rendered.model_dump(mode="json"), "decoded_by": engine}
         return {
             "created": self.created,
@@ -86,6 +93,7 @@ class Metadata:
             "seconds": {stage: round(taken, 4) for stage, taken in self.seconds.items()},
             **self._snapshots(),
             **({"truncated": self.truncated} if self.truncated else {}),
+            **({"loras": loras} if (loras := self.ranks[0].loras) else {}),
             "bytes_sent": {
                 stage: sum(rank.bytes_sent.get(stage, 0) for rank in self.ranks)
                 for stage in self.ranks[0].bytes_sent
@@ -111,5 +119,5 @@ class Metadata:
 
 def _measured(rank: RankReport) -> dict[str, Any]:
     measured = asdict(rank)
-    del measured["truncated"]  # reported once, not for each rank
+    del measured["truncated"], measured["loras"]  # reported once, not for each rank
     return measured

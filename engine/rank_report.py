@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -21,6 +22,8 @@ class RankReport:
         snapshots: Number of snapshots written.
         snapshot_failure: Why a snapshot could not be written; empty if all were.
         swapped_bytes: Bytes that the rank's host moved between memory and its swap meanwhile.
+        loras: The LoRAs that were fused: file, digest, scale, number of changed tensors by
+            component, and names of tensors that were left out; on rank 0.
         truncated: Prompts that were cut, by field, with token counts "used" and "total"; on rank 0.
     """
 
@@ -35,4 +38,5 @@ class RankReport:
     snapshots: int = 0
     snapshot_failure: str = ""
     swapped_bytes: int = 0
+    loras: list[dict[str, Any]] = field(default_factory=list)
     truncated: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -11,6 +11,9 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.configs.weights import TextPlace, WeightPlace
 from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
+from longtake.engine.loras.choice import LORAS_STAGE, NO_LORAS, LoraChoice
+from longtake.engine.loras.matching import LoraMatcher
+from longtake.engine.loras.rank_loras import RankLoras
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.media.snapshot import load_resume_state, snapshot_writer
 from longtake.engine.memory_use import peak_memory_bytes, swapped_bytes
@@ -27,7 +30,7 @@ from longtake.pipelines.runtime.progress import OnProgress, Progress
 from longtake.pipelines.runtime.render_run import RenderRun
 from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import Snapshots
-from longtake.pipelines.runtime.stages import StageReport
+from longtake.pipelines.runtime.stages import StageReport, stage
 from longtake.pipelines.runtime.trace import Trace
 
 REFUSED_ON_ALL_RANKS = (RequestError, LayoutError, KernelError)
@@ -67,22 +70,36 @@ class Worker:
         config: The engine's configuration, the same on all ranks.
         world: All ranks.
         on_progress: Called on this rank while the model loads.
+        loras: LoRAs of the first job, with which the model is loaded. Rank 0's count.
 
     Raises:
         ModelError: The model cannot be loaded, or it differs between ranks.
+        RequestError: A rank cannot use a LoRA.
     """
 
-    def __init__(self, config: EngineConfig, world: World, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        world: World,
+        on_progress: OnProgress,
+        loras: LoraChoice = NO_LORAS,
+    ) -> None:
         self._world = world
         self._kernel = config.attention_kernel
         checkpoint = Checkpoint.open(config.model, config.revision, parts=config.parts)
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
-        first_vae_dtype, weights, text_weights = _agree(world, config, checkpoint, dtype, vae_dtype)
+        first_vae_dtype, weights, text_weights, first_loras = _agree(
+            world, config, checkpoint, dtype, vae_dtype, loras
+        )
+        _check_parts(world, checkpoint)
         self._dtype: torch.dtype = getattr(torch, dtype)
+        self._loras = RankLoras(LoraMatcher(checkpoint, config.lora_folder), world)
         plan = LoadPlan(
-            transformer=ComponentPlan(self._dtype, weights, config.storage_dtype),
+            transformer=ComponentPlan(
+                self._dtype, weights, config.storage_dtype, self._loras.prepare(first_loras)
+            ),
             text_encoders=ComponentPlan(self._dtype, text_weights),
             autoencoder=ComponentPlan(getattr(torch, first_vae_dtype)),
             kernel=config.attention_kernel,
@@ -98,6 +115,7 @@ class Worker:
         else:
             self._pipeline = registry.load(checkpoint, world, plan, on_component)
             self._codec = self._pipeline.codec
+            self._loras.loaded(self._pipeline.denoiser.transformers)
             if world.device.type == "cuda" and plan.transformer.place != "resident":
                 self._codec.rest_on_host()
 
@@ -142,6 +160,7 @@ class Worker:
         if job.decodes:
             with self._codec.at_work():
                 check_decode_memory(decoder, grid.shape, request, world)
+        self._exchange_loras(rendering)
         with snapshot_writer(job.snapshots, world, grid) as rendering.snapshots:
             return render_latents(
                 RenderRun(
@@ -159,6 +178,14 @@ class Worker:
                     state=load_resume_state(job.snapshots, world),
                 )
             )
+
+    def _exchange_loras(self, rendering: _Rendering) -> None:
+        """Have the LoRAs of the request in the transformers, and no others."""
+        choice = LoraChoice.of(rendering.request)
+        if choice != self._loras.fused:
+            rendering.run.on_progress(Progress("loading", detail="LoRAs"))
+            with stage(rendering.report, LORAS_STAGE):
+                self._loras.fuse(choice)
 
     def _decode(self, rendering: _Rendering, decoder: TileCoder, latents: torch.Tensor) -> None:
         """Decode latents on all ranks; rank 0's sink receives the frames."""
@@ -196,6 +223,7 @@ class Worker:
         if world.rank == 0 and not rendering.run.job.from_latents:
             truncated = self.pipeline.truncated_prompts(rendering.request)
             own.truncated = {name: asdict(count) for name, count in truncated.items()}
+            own.loras = self._loras.described()
         if world.rank == 0 and (snapshots := rendering.snapshots) is not None:
             own.seconds["snapshots"] = snapshots.blocked_s
             own.snapshots, own.snapshot_failure = snapshots.num_written, snapshots.failure
@@ -228,21 +256,27 @@ class Worker:
 
 
 def _agree(
-    world: World, config: EngineConfig, checkpoint: Checkpoint, dtype: str, vae_dtype: str
-) -> tuple[str, WeightPlace, TextPlace]:
+    world: World,
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    dtype: str,
+    vae_dtype: str,
+    loras: LoraChoice,
+) -> tuple[str, WeightPlace, TextPlace, LoraChoice]:
     """Check that all ranks load the same commit in the same dtype and storage.
 
     Returns:
-        Rank 0's dtype of the autoencoder, and its places of weights: it may be the only rank that
-        has read the latents' file, which names the one, or the request, on which the others depend.
+        Rank 0's dtype of the autoencoder, its places of weights and its LoRAs: it may be the only
+        rank that has read the latents' file, which names the one, or the request, on which the
+        others depend.
 
     Raises:
         ModelError: The ranks differ.
     """
     model, storage = config.model, config.storage_dtype or "the dtype"
-    own = [checkpoint.revision, dtype, storage, vae_dtype, *config.places]
+    own = [checkpoint.revision, dtype, storage, vae_dtype, *config.places, loras.model_dump()]
     first, *others = world.gather_json(own)
-    first_commit, first_dtype, first_storage, first_vae_dtype, weights, text_weights = first
+    first_commit, first_dtype, first_storage, first_vae_dtype, *places, first_loras = first
     for commit, other_dtype, other_storage, *_ in others:
         if commit != first_commit:
             raise ModelError(
@@ -258,7 +292,26 @@ def _agree(
                 f"{model} is stored as {first_storage} on rank 0 and as {other_storage} on "
                 "another: pass the same --storage-dtype to all"
             )
-    return first_vae_dtype, weights, text_weights
+    weights, text_weights = places
+    return first_vae_dtype, weights, text_weights, LoraChoice(**first_loras)
+
+
+def _check_parts(world: World, checkpoint: Checkpoint) -> None:
+    """Check that all ranks take the same components from other files.
+
+    Raises:
+        ModelError: The ranks differ.
+    """
+    first, *others = world.gather_json(
+        {name: each.digest for name, each in checkpoint.parts.items()}
+    )
+    for rank, other in enumerate(others, 1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                raise ModelError(
+                    f"{name} is not the same on rank 0 and on rank {rank}: pass one file to all, "
+                    f"with --{name.replace('_', '-')}"
+                )
 
 
 def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from longtake.pipelines.runtime.stepper import Step, Stepper
 from longtake.pipelines.spec import LatentGrid, ModelSpec
 from longtake.pipelines.streaming.streamer import takes_memory
 
+if TYPE_CHECKING:
+    from longtake.pipelines.lora.fused import FusedTransformer
+
 Streams = Mapping[str, torch.Tensor]
 """Conditioning by name, such as the text of one pass, or the latents of pictures."""
 
@@ -42,11 +45,13 @@ class Denoiser(nn.Module, ABC, Generic[PassT]):
 
     Attributes:
         run_blocks: Runs the blocks in :meth:`forward`.
+        transformers: The loaded transformers by component, into which LoRAs can be fused.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.run_blocks = BlockRunner()
+        self.transformers: dict[str, FusedTransformer] = {}
 
     @property
     @abstractmethod

@@ -33,7 +33,7 @@ def inspect(
     Raises:
         ModelError: The pipeline class is not supported, or a file is missing or damaged.
     """
-    family = _family(checkpoint)
+    family = family_of(checkpoint)
     spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
@@ -50,13 +50,35 @@ def inspect(
     return with_costs(spec, checkpoint, family.skeleton)
 
 
+def family_of(checkpoint: Checkpoint) -> ModelFamily:
+    """The installed family that renders a checkpoint's pipeline class.
+
+    Raises:
+        ModelError: The pipeline class is not supported.
+    """
+    families = {
+        name: family for family in installed_families().values() for name in family.pipeline_classes
+    }
+    if not families:
+        raise ModelError(
+            "no model family is installed, not even longtake's own: install longtake again, with "
+            "make env in a clone"
+        )
+    if checkpoint.pipeline_class not in families:
+        raise ModelError(
+            f"{checkpoint.model} is a {checkpoint.pipeline_class}: longtake renders with "
+            f"{', '.join(families)}"
+        )
+    return families[checkpoint.pipeline_class]
+
+
 def package_version(checkpoint: Checkpoint) -> dict[str, str]:
     """Version of the package of a checkpoint's family, by name; empty for longtake's own families.
 
     Raises:
         ModelError: The pipeline class is not supported.
     """
-    package = _family(checkpoint).package
+    package = family_of(checkpoint).package
     return {} if package is None else dict([package])
 
 
@@ -83,7 +105,7 @@ def load(
     on_component("vae")
     codec = load_codec(checkpoint, spec, world, plan)
     with garbage_collection_paused():
-        load_family = load_reference(_family(checkpoint).pipeline)
+        load_family = load_reference(family_of(checkpoint).pipeline)
     pipeline: VideoPipeline = load_family(checkpoint, spec, codec, world, plan, on_component)
     check_stored(pipeline.denoiser, plan.transformer.storage, spec.family)
     return pipeline
@@ -102,7 +124,7 @@ def load_codec(checkpoint: Checkpoint, spec: ModelSpec, world: World, plan: Load
         ModelError: It cannot be loaded.
     """
     with garbage_collection_paused():
-        load_family = load_reference(_family(checkpoint).codec)
+        load_family = load_reference(family_of(checkpoint).codec)
     codec: VideoCodec = load_family(checkpoint, spec, world, plan)
     return codec
 
@@ -113,21 +135,3 @@ def _gguf_value_bytes(checkpoint: Checkpoint) -> float:
     stored = [each for part in parts if part.is_gguf for _, each in part.stored.values()]
     num_bytes = sum(each.offsets[1] - each.offsets[0] for each in stored)
     return num_bytes / max(1, sum(math.prod(each.shape) for each in stored))
-
-
-def _family(checkpoint: Checkpoint) -> ModelFamily:
-    """The installed family that renders a checkpoint's pipeline class."""
-    families = {
-        name: family for family in installed_families().values() for name in family.pipeline_classes
-    }
-    if not families:
-        raise ModelError(
-            "no model family is installed, not even longtake's own: install longtake again, with "
-            "make env in a clone"
-        )
-    if checkpoint.pipeline_class not in families:
-        raise ModelError(
-            f"{checkpoint.model} is a {checkpoint.pipeline_class}: longtake renders with "
-            f"{', '.join(families)}"
-        )
-    return families[checkpoint.pipeline_class]

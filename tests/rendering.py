@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from longtake.pipelines.family import VideoPipeline
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan, LoadPlan
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
+from longtake.pipelines.lora.match import Deltas
 from longtake.pipelines.runtime.render_run import RenderRun
 from longtake.pipelines.runtime.rendering import render_latents
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
@@ -101,10 +103,15 @@ def load_on(
     dtype: str,
     place: WeightPlace,
     storage: WeightStorage | None = None,
+    loras: Mapping[str, Deltas] | None = None,
 ) -> VideoPipeline:
-    """Load a model on given ranks; a file transformer.gguf in its folder is its transformer."""
+    """Load a model on given ranks, with what LoRAs add to its transformers.
+
+    A file transformer.gguf in its folder is its transformer.
+    """
     plan = LoadPlan.resident(getattr(torch, dtype))
-    plan = replace(plan, transformer=ComponentPlan(plan.transformer.dtype, place, storage))
+    transformer = ComponentPlan(plan.transformer.dtype, place, storage, loras or {})
+    plan = replace(plan, transformer=transformer)
     blocks = Path(folder) / "transformer.gguf"
     parts = {"transformer": blocks} if blocks.exists() else {}
     return registry.load(Checkpoint.open(folder, parts=parts), ranks, plan)

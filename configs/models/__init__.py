@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ DEFAULTS_FILE = "longtake.yaml"
 """Name of the file in a model's folder that holds its defaults."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=400)]
+WeightsKind = Literal["transformer", "text_encoders", "autoencoder"]
 ResultT = TypeVar("ResultT")
 
 
@@ -44,6 +45,14 @@ class ModelDefaults(StrictModel):
 
     repository: str | None = Field(
         default=None, description="Hub id of the weights, for a preset without weights"
+    )
+    license: Annotated[str, Field(max_length=100)] = Field(
+        default="", description="License of the weights, as the Hub names it"
+    )
+    file_dtypes: dict[WeightsKind, Dtype] = Field(
+        default={},
+        description="Dtypes of the published files of `transformer`, `text_encoders` and "
+        "`autoencoder`, which give their sizes; half precision by default",
     )
     height: Pixels
     width: Pixels

@@ -9,6 +9,7 @@ import torch
 from longtake.configs.engine import EngineConfig
 from longtake.engine.job import JobRun
 from longtake.engine.launch.launcher import Launcher
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.memory_use import is_out_of_memory
 from longtake.engine.rank_report import RankReport
 from longtake.engine.worker import Worker
@@ -26,9 +27,14 @@ class InProcess(Launcher):
         self._world = World(torch.device(name))
         self._worker: Worker | None = None
 
-    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
+    def start(
+        self,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
+    ) -> None:
         """Load the model in this process."""
-        self._worker = Worker(self._config, self._world, on_progress)
+        self._worker = Worker(self._config, self._world, on_progress, loras)
 
     def render(self, run: JobRun) -> list[RankReport]:
         """Render in this process; running out of memory raises EngineError."""

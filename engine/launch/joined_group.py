@@ -18,6 +18,7 @@ from longtake.engine.job import NO_INPUTS, Job, JobRun, refusal_of
 from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.process_group import Rendezvous, control_group, join_group
 from longtake.engine.launch.protocol.deadlines import Deadlines
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.media.arrays import Array
 from longtake.engine.media.sinks import Sink
 from longtake.engine.rank_report import RankReport
@@ -52,7 +53,12 @@ class JoinedGroup(Launcher):
         self._created_group = False
         self._failed = False
 
-    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
+    def start(
+        self,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
+    ) -> None:
         """Join the group and load this rank's share of the model."""
         torchrun = self._torchrun
         on_gpu = self._device_type == "cuda"
@@ -69,7 +75,7 @@ class JoinedGroup(Launcher):
                 control_group(),
                 timeout_s=self._config.step_timeout_s,
             )
-            self._worker = Worker(self._config, self._world, watched_progress)
+            self._worker = Worker(self._config, self._world, watched_progress, loras)
 
     def agree(self, job: Job | None, refusal: RefusedInputError | None = None) -> Job:
         """Rank 0's job or its refusal, on all ranks: each rank may have drawn another seed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from longtake.engine.job import Job, JobRun
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError
 from longtake.pipelines.runtime.progress import OnProgress, StopRequested, never
@@ -16,8 +17,18 @@ class Launcher(ABC):
     """Ranks with a loaded model. Creating one starts nothing; :meth:`start` starts the ranks."""
 
     @abstractmethod
-    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
+    def start(
+        self,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
+    ) -> None:
         """Start the ranks and load the model.
+
+        Args:
+            on_progress: Called as components are loaded.
+            stop_requested: Polled; once true, loading stops.
+            loras: LoRAs of the first job, fused while loading. Those of rank 0 count.
 
         Raises:
             ModelError: The model cannot be loaded.

@@ -19,6 +19,7 @@ from longtake.engine.launch.protocol.deadlines import TIMED_OUT
 from longtake.engine.launch.protocol.engine_side import EngineSide
 from longtake.engine.launch.protocol.messages import LOADING, RankFailure, RankState
 from longtake.engine.launch.rank_processes import RankProcesses
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.media.sinks import NullSink, Sink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import LongtakeError, RankError, Stopped, one_line
@@ -51,10 +52,15 @@ class LocalProcesses(Launcher):
         self._suspended_since: float | None = None
         self._processes: RankProcesses | None = None
 
-    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> None:
+    def start(
+        self,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
+    ) -> None:
         """Start the processes; returns when all have loaded the model."""
         store = listen_locally()
-        self._ranks = EngineSide(store, self._config, self._device_type)
+        self._ranks = EngineSide(store, self._config, self._device_type, loras)
         environments = {
             rank: self._environment(rank, store.port) for rank in range(self._config.devices)
         }

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from longtake.engine.job import NO_INPUTS, Job, JobInputs, JobRun
 from longtake.engine.launch.launcher import Launcher
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.media.sinks import Sink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import RefusedInputError, RequestError
@@ -39,8 +40,13 @@ class RankSession:
         """Whether ranks were started and none is known to have ended."""
         return self._launcher is not None
 
-    def start(self, on_progress: OnProgress, stop_requested: StopRequested = never) -> Launcher:
-        """Start the ranks and load the model, unless they are running.
+    def start(
+        self,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
+    ) -> Launcher:
+        """Start the ranks and load the model, unless they are running; see :meth:`Launcher.start`.
 
         Raises:
             ModelError: The weights do not fit the architecture.
@@ -52,7 +58,7 @@ class RankSession:
                 start = time.perf_counter()
                 launcher = self._new_launcher()
                 on_progress(Progress("loading"))
-                launcher.start(on_progress, stop_requested)
+                launcher.start(on_progress, stop_requested, loras)
                 self._launcher = launcher
                 self.loading_s = time.perf_counter() - start
             return self._launcher
@@ -63,6 +69,7 @@ class RankSession:
         sink: Sink,
         on_progress: OnProgress,
         stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
     ) -> tuple[Job, list[RankReport]]:
         """Start the ranks if need be, agree with all of them on a job, and run it.
 
@@ -72,6 +79,7 @@ class RankSession:
             sink: Receives latents and frames, on rank 0.
             on_progress: Called as ranks finish steps.
             stop_requested: Polled; once true, all ranks stop.
+            loras: LoRAs of the job, which ranks that must be started load at once.
 
         Returns:
             The job, and what each rank measured.
@@ -80,7 +88,7 @@ class RankSession:
             RefusedInputError: Raised by ``prepare`` on rank 0, or by all ranks; they stay usable.
             RankError, Stopped: As :meth:`Launcher.render`.
         """
-        with self._exclusive(on_progress, stop_requested) as launcher:
+        with self._exclusive(on_progress, stop_requested, loras) as launcher:
             job: Job | None = None
             inputs: JobInputs = NO_INPUTS
             refusal: RefusedInputError | None = None
@@ -99,7 +107,10 @@ class RankSession:
 
     @contextmanager
     def _exclusive(
-        self, on_progress: OnProgress, stop_requested: StopRequested = never
+        self,
+        on_progress: OnProgress,
+        stop_requested: StopRequested = never,
+        loras: LoraChoice = NO_LORAS,
     ) -> Iterator[Launcher]:
         """The running ranks, for one thread at a time. They are closed if an exception ended them.
 
@@ -110,7 +121,7 @@ class RankSession:
         with self._lock:
             if self._in_use:
                 raise RequestError("generate() was called from its own callback: let it return")
-            launcher = self.start(on_progress, stop_requested)
+            launcher = self.start(on_progress, stop_requested, loras)
             self._in_use = True
             try:
                 yield launcher

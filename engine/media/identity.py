@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -57,8 +58,8 @@ class Identity(BaseModel):
 
     def difference_from(self, other: Identity) -> str:
         """The first difference that changes latents, in words; empty if there is none."""
-        own, others = dict(self.request), dict(other.request)
-        for name in own.keys() - NON_LATENT_FIELDS:
+        own, others = _latent_fields(self.request), _latent_fields(other.request)
+        for name in own:
             if own[name] != others[name]:
                 return f"another request: {name}={others[name]!r}, not {own[name]!r}"
         if self.model != other.model:
@@ -69,3 +70,9 @@ class Identity(BaseModel):
             if other.versions.get(name) != version:
                 return f"another version: {name} {other.versions.get(name)}, not {version}"
         return ""
+
+
+def _latent_fields(request: ResolvedRequest) -> dict[str, Any]:
+    """The fields that affect the latents, by name."""
+    fields = {name: value for name, value in request if name not in NON_LATENT_FIELDS}
+    return {**fields, "lora": request.lora_scales}

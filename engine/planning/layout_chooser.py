@@ -28,7 +28,7 @@ _CACHE_SIZE = 1000
 
 _IRRELEVANT_FIELDS = frozenset(
     (
-        *("prompt", "negative_prompt", "sigmas", "seed"),
+        *("prompt", "negative_prompt", "sigmas", "seed", "lora", "lora_sha256", "lora_partial"),
         *(each for name in PICTURES for each in (name, f"{name}_sha256")),
     )
 )

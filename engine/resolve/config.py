@@ -7,7 +7,7 @@ from typing import Any
 from longtake.configs.engine import PARTS, EngineConfig
 from longtake.engine.planning.layouts import check_degrees
 from longtake.engine.planning.plan_input import check_storage
-from longtake.errors import KernelError, did_you_mean
+from longtake.errors import KernelError, RequestError, did_you_mean
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -20,7 +20,8 @@ def resolve_config(
     Raises:
         LayoutError: The degrees do not fit the devices.
         KernelError: The attention kernel is unknown.
-        RequestError: The transformer's files cannot be stored as asked.
+        RequestError: The folder of LoRAs does not exist, or the transformer's files cannot be
+            stored as asked.
     """
     resolved: dict[str, Any] = {
         "revision": checkpoint.revision,
@@ -28,13 +29,17 @@ def resolve_config(
         "dtype": config.compute_dtype(device_type),
         "vae_dtype": config.autoencoder_dtype(spec.defaults.vae_dtype, device_type),
     }
-    paths = {name: getattr(config, name) for name in ("image_folder", *PARTS)}
+    paths = {name: getattr(config, name) for name in ("image_folder", "lora_folder", *PARTS)}
     for name, path in paths.items():
         if path is not None:
             resolved[name] = path.expanduser().absolute()
     config = config.model_copy(update=resolved)
     if not config.autoencoder_only:
         check_storage(config.storage_dtype, spec)
+    if config.lora_folder is not None and not config.lora_folder.is_dir():
+        raise RequestError(
+            f"lora_folder={str(config.lora_folder)!r} is no folder: create it, or name one"
+        )
     check_degrees(config.parallel, config.devices, num_heads=spec.num_heads)
     if config.attention_kernel != "auto":
         _check_kernel(config.attention_kernel)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.few_step import FILE, FewStep, common_settings
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import (
     DecodeRequest,
@@ -20,6 +21,7 @@ from longtake.configs.request import (
     ResolvedRequest,
     VideoRequest,
 )
+from longtake.engine.loras.matching import LoraMatcher
 from longtake.engine.media.identity import Identity
 from longtake.engine.media.pictures.picture import check_picture
 from longtake.engine.planning.layout_chooser import LayoutChooser
@@ -46,11 +48,13 @@ class EngineOutline:
             :meth:`place_weights`, the places of weights.
         spec: Facts about the model that are known before it is loaded.
         layouts: The layouts that requests may run in, with their predicted durations.
+        loras: Finds the LoRAs of requests.
 
     Raises:
         ModelError: The model is missing, damaged or of an unknown kind.
         LayoutError: The degrees do not fit the devices, or there are too few devices.
         KernelError: The attention kernel is unknown.
+        RequestError: The folder of LoRAs does not exist.
     """
 
     def __init__(self, config: EngineConfig, torchrun: TorchrunEnvironment | None = None) -> None:
@@ -63,6 +67,7 @@ class EngineOutline:
         self.config = resolve_config(config, self._checkpoint, self.spec, self._device_type)
         registry.inspect(self._checkpoint, autoencoder_only=config.autoencoder_only)
         self.layouts = LayoutChooser(self.config, self.spec, self._device_type)
+        self.loras = LoraMatcher(self._checkpoint, self.config.lora_folder)
 
     def place_weights(self, requests: Sequence[ResolvedRequest] = (), *, engines: int = 1) -> None:
         """Choose places for weights whose place is "auto": those in which the largest of these
@@ -116,12 +121,34 @@ class EngineOutline:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
+        if request.lora and self.config.storage_dtype == "gguf":
+            raise RequestError(
+                f"lora={' '.join(request.lora)} with storage_dtype=gguf: a weight that stays as in "
+                "its file takes no LoRA: leave storage_dtype out, or use int8, float8 or nf4"
+            )
         check_taken(request, self.spec)
         named = self._pictures_of(request)
         pictures = {name: check_picture(*each, name) for name, each in named.items()}
-        resolved = resolve(request, self.spec, pictures)
+        few_step = self._few_step_of_files(request)
+        request = request.model_copy(update=self.loras.fields(request))
+        resolved = resolve(request, self.spec, pictures, few_step)
         self.layouts.choose(resolved)
         return resolved
+
+    def _few_step_of_files(self, request: Rendering) -> FewStep | None:
+        """The few-step settings that the files of weights and LoRAs name; None if they name none,
+        or the request names others.
+
+        Raises:
+            ModelError, RequestError: They cannot be read, or differ.
+        """
+        if request.few_step not in (None, FILE) or isinstance(request, ResolvedRequest):
+            return None
+        parts = [
+            (str(part.path), FewStep.from_metadata(part.headers.metadata, part.path))
+            for part in self._checkpoint.parts.values()
+        ]
+        return common_settings([*parts, *self.loras.few_step(request)])
 
     def _pictures_of(self, request: Rendering) -> dict[str, tuple[Path, Path | None, str | None]]:
         """Arguments of :func:`read_picture` for the pictures of a request, by field.

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from longtake.configs.few_step import FewStep
 from longtake.configs.field_types import Sigmas, TileSize
 from longtake.configs.request import (
     PICTURES,
@@ -15,8 +16,10 @@ from longtake.configs.request import (
     Rendering,
     ResolvedDecode,
     ResolvedRequest,
+    VideoRequest,
 )
 from longtake.configs.sizes import SHORTHANDS
+from longtake.engine.resolve.few_step import with_few_step
 from longtake.engine.resolve.size import resolve_num_frames, resolve_size
 from longtake.errors import RequestError
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
@@ -29,7 +32,10 @@ _UNCHECKED: Mapping[str, CheckedPicture] = {}
 
 
 def resolve(
-    request: Rendering, spec: ModelSpec, pictures: Mapping[str, CheckedPicture] = _UNCHECKED
+    request: Rendering,
+    spec: ModelSpec,
+    pictures: Mapping[str, CheckedPicture] = _UNCHECKED,
+    few_step: FewStep | None = None,
 ) -> ResolvedRequest:
     """Fill in the model's defaults and a seed, and check the request against the model.
 
@@ -39,15 +45,17 @@ def resolve(
         request: The request.
         spec: The model's specification.
         pictures: The request's pictures by field; those left out stay unchecked.
+        few_step: Settings that the files of weights and LoRAs name; None if they name none.
 
     Returns:
         The request with all fields set.
 
     Raises:
         RequestError: The model does not support the size, the number of frames, the noise levels,
-            an option or a picture.
+            an option or a picture, or has no such few-step preset.
     """
     check_taken(request, spec)
+    request = with_few_step(request, spec, few_step)
     defaults = spec.defaults
     height, width = resolve_size(request, spec, next(iter(pictures.values()), None))
     sigmas, num_steps = _steps(request, spec)
@@ -71,6 +79,26 @@ def resolve(
     _check_not_all_dropped(resolved.num_frames, spec)
     _check_ends(resolved)
     return resolved
+
+
+def resolve_sizes(
+    values: Mapping[str, Any], spec: ModelSpec, resolutions: Sequence[str]
+) -> list[ResolvedRequest]:
+    """Requests of a model's default size, and of those resolutions that are smaller.
+
+    Args:
+        values: Fields of the requests, without a size.
+        spec: The model's specification.
+        resolutions: The resolutions, such as "480p".
+
+    Raises:
+        RequestError: As :func:`resolve`.
+    """
+    given = {"prompt": "any", **values}
+    default = resolve(VideoRequest(**given), spec)
+    smaller = [resolve(VideoRequest(**given, resolution=each), spec) for each in resolutions]
+    pixels = default.height * default.width
+    return [default, *(each for each in smaller if each.height * each.width < pixels)]
 
 
 def check_taken(request: Rendering, spec: ModelSpec) -> None:

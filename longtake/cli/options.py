@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from longtake.configs.batch import BatchConfig
-from longtake.configs.engine import EngineConfig
+from longtake.configs.engine import PARTS, EngineConfig
 from longtake.configs.families import (
     check_untaken,
     holds_mapping,
@@ -25,7 +25,7 @@ from longtake.configs.training import TrainingConfig
 
 _FAMILY_OPTIONS = MergedOptions.model_fields
 FILE_ONLY = (
-    *(f"{name}_sha256" for name in PICTURES),
+    *(f"{name}_sha256" for name in (*PICTURES, "lora")),
     *(name for name, info in _FAMILY_OPTIONS.items() if holds_mapping(info)),
 )
 """Fields of a request that a config file may set and the command line may not: digests, and
@@ -172,6 +172,25 @@ _JOBS = (
     Option("folder", "Output folder of the batch", "FOLDER", positional=True, required=True),
     Option("ids", "Job ids", "ID", default=(), num_values=None, positional=True),
 )
+_DOWNLOAD = (
+    Option("model", "Preset or Hub id of a model", "MODEL", positional=True, required=True),
+    _switch("dry_run", "Print the files and their sizes; download configuration files only"),
+)
+_INSPECT = (
+    Option(
+        "file",
+        "LoRA; or file of weights, index of shards, or the folder of either",
+        "FILE",
+        positional=True,
+        required=True,
+    ),
+    Option(
+        "model",
+        "Model that it should fit",
+        "MODEL",
+        "(default: every bundled model and preset)",
+    ),
+)
 
 
 def _from_field(name: str, info: FieldInfo) -> Option:
@@ -232,20 +251,24 @@ def _fields(
 
 _RANKS = ("devices", "device")
 _PICTURES = (*PICTURES, "resize_mode", "image_folder")
+_LORAS = ("lora", "lora_partial", "lora_folder")
 _NOT_PLANNED = (
     *("prompt", "negative_prompt", "sigmas", "flow_shift", "seed"),
-    *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES),
+    *("embed_metadata", "attention_kernel", "device", "device_ids", *_PICTURES, *_LORAS),
     *(name for name in EngineConfig.model_fields if name.endswith("_timeout_s")),
 )
 """Fields without effect on the predicted time and memory."""
 _NOT_DECODED = (
+    *(name for name in PARTS if name != "vae"),
     *("attention_kernel", "weights", "text_weights", "storage_dtype", "image_folder"),
+    "lora_folder",
     *("text_timeout_s", "step_timeout_s"),
 )
 _NOT_VERIFIED = (
     *DecodeRequest.model_fields,
     *("ulysses_degree", "ring_degree", "cfg_degree", "device_ids", "num_videos", "vae_dtype"),
     *_PICTURES,
+    *_LORAS,
     "decode_timeout_s",
 )
 _ENGINE = (EngineConfig, ParallelConfig, SnapshotConfig)
@@ -296,6 +319,24 @@ COMMANDS: dict[str, Command] = {
         _fields(DecodeRequest, EngineConfig, without=_NOT_DECODED),
         before=(_LATENTS,),
         after=(*_OUTPUT, *_OUTPUT_MODE),
+    ),
+    "models": _command(
+        "List the models: what they are, what is downloaded, what this machine can run.",
+        {
+            **_fields(PlanConfig, only=("gpu", "gpus_per_node")),
+            **_fields(EngineConfig, only=("devices", "dtype")),
+        },
+        after=_OUTPUT_MODE,
+    ),
+    "download": _command(
+        "Download the files of a model that are read, and check them.",
+        _fields(EngineConfig, only=("revision", *PARTS)),
+        before=_DOWNLOAD,
+        after=_OUTPUT_MODE,
+    ),
+    "inspect": Command(
+        "Say what a LoRA or a file of weights is, and what it would be applied to.",
+        (*_INSPECT, *_OUTPUT_MODE),
     ),
     "plan": _command(
         "Predict the time and memory of a video, or of training a decoder, per layout.",

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -28,13 +27,14 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RefusedInputError
+from longtake.files.sizes import format_bytes
 from longtake.pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from longtake.engine.metadata import Metadata
 
 _PHASE_NAMES = {"text": "encoding"}
-_UNITS = {"denoising": "step", "decoding": "tile"}
+_UNITS = {"denoising": "step", "decoding": "tile", "downloading": "byte", "checking": "byte"}
 _DAY_S = 24 * 3600
 
 DisplayT = TypeVar("DisplayT", bound="Display")
@@ -169,8 +169,8 @@ class _Lines(View):
             self._tenths = tenths
             each_s = (now - self._started) / done
             left_s = each_s * (progress.total - progress.done)
-            position = f"{progress.phase} {progress.done}/{progress.total}"
-            print_line(f"{position}, {each_s:.2f} s per {unit}, {left_s:.0f} s left", sys.stderr)
+            position = f"{progress.phase} {_position(progress)}, {_rate(each_s, unit)}"
+            print_line(f"{position}, {left_s:.0f} s left", sys.stderr)
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
         print_line(_summary(paths, metadata), sys.stdout)
@@ -184,7 +184,7 @@ class _Bars(View):
         self._bars = ProgressBars(
             TextColumn("{task.description:<20}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[position]}"),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -208,15 +208,16 @@ class _Bars(View):
             if self._task is not None:
                 self._bars.remove_task(self._task)
             self._phase, self._started, self._done_before = progress.phase, now, progress.done
-            self._task = self._bars.add_task("", total=None, rate="")
+            self._task = self._bars.add_task("", total=None, position="", rate="")
         done = progress.done - self._done_before
-        rate = f"{(now - self._started) / done:.2f} s each" if done else ""
+        unit = _UNITS.get(progress.phase, "")
         self._bars.update(
             self._task,
             description=_describe(progress),
             completed=progress.done,
             total=progress.total or None,
-            rate=rate,
+            position=_position(progress),
+            rate=_rate((now - self._started) / done, unit) if done else "",
         )
 
     def done(self, paths: list[Path], metadata: Metadata) -> None:
@@ -227,6 +228,20 @@ class _Bars(View):
 def _describe(progress: Progress) -> str:
     """The phase, and the component that it works on."""
     return f"{_PHASE_NAMES.get(progress.phase, progress.phase)} {progress.detail}".strip()
+
+
+def _position(progress: Progress) -> str:
+    """How much of a phase is done."""
+    if _UNITS.get(progress.phase) == "byte":
+        return f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+    return f"{progress.done}/{progress.total or '?'}"
+
+
+def _rate(each_s: float, unit: str) -> str:
+    """The time of a step or a tile, or the bytes of a second."""
+    if unit == "byte":
+        return f"{1e-6 / each_s:.0f} MB/s"
+    return f"{each_s:.2f} s per {unit}" if unit else f"{each_s:.2f} s each"
 
 
 def make_view(*, quiet: bool, as_json: bool) -> View:

@@ -66,7 +66,7 @@ def load_component(
         module = build().eval().requires_grad_(False)
     source = checkpoint.source(component)
     if isinstance(module, Denoiser):
-        load_transformer(module, module, Weights(source), world, plan)
+        load_transformer(module, module, Weights(source, component=component), world, plan)
     else:
         load_weights(module, source, world, plan.dtype)
     return module

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from longtake.configs.families import family_of
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.checkpoints.folders import find_model
 from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
+from longtake.pipelines.checkpoints.presets import find_model
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
 
@@ -252,6 +252,20 @@ class Checkpoint:
         """
         if self.repository is None or self._hub_files is None:
             return
+        hub.fetch(self.repository, self.revision, self.files(components, without_weights))
+
+    def files(self, components: Sequence[str], without_weights: Sequence[str] = ()) -> list[str]:
+        """Paths in the model's folder of the files that are read of components, sorted.
+
+        The indexes of shards are downloaded for a model from the hub.
+
+        Args:
+            components: Names of components with weights.
+            without_weights: Names of components without weights, such as tokenizers.
+
+        Raises:
+            ModelError: A component has no weights, or an index cannot be downloaded or is invalid.
+        """
         wanted = [
             f"{component}/{name}"
             for component in (*components, *without_weights)
@@ -261,12 +275,12 @@ class Checkpoint:
         own = [component for component in components if component not in self.parts]
         wanted += [f"{component}/{self.weights_name(component)}" for component in own]
         indexes = [name for name in wanted if name.endswith(".json") and ".index." in name]
-        if indexes:
+        if indexes and self.repository is not None:
             hub.fetch(self.repository, self.revision, indexes)
         for index in indexes:
             folder = index.partition("/")[0]
             wanted += [f"{folder}/{shard}" for shard in model_files.shards(self.folder / index)]
-        hub.fetch(self.repository, self.revision, wanted)
+        return sorted(wanted)
 
     def require(self, components: Sequence[str]) -> None:
         """Download components, if the model is from the hub, and check their weights.
@@ -346,8 +360,8 @@ class Checkpoint:
             for piece in model_files.samples(path):
                 digest.update(piece)
         for _, part in sorted(self.parts.items()):
-            for piece in part.samples():
-                digest.update(piece)
+            digest.update(part.digest.encode())
+        self.check_parts_unchanged()
         return digest.hexdigest()
 
     def check_parts_unchanged(self) -> None:

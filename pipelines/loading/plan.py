@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
 
 from longtake.configs.weights import TextPlace, WeightPlace, WeightStorage
+from longtake.pipelines.lora.match import Deltas
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class ComponentPlan:
         place: Where its weights live.
         storage: Type of fewer bits that the linear layers of its blocks are stored in; None is
             ``dtype``.
+        loras: What LoRAs add to the weights, by component and name; see
+            :func:`longtake.pipelines.lora.match.combine`.
     """
 
     dtype: torch.dtype
     place: WeightPlace = "resident"
     storage: WeightStorage | None = None
+    loras: Mapping[str, Deltas] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class LoadPlan:
         kernel: Name of the local attention kernel.
 
     Raises:
-        ValueError: Another component than the transformer is split or stored in fewer bits, or the
-            autoencoder is not resident.
+        ValueError: Another component than the transformer is split, stored in fewer bits or has
+            LoRAs, or the autoencoder is not resident.
     """
 
     transformer: ComponentPlan
@@ -54,6 +58,8 @@ class LoadPlan:
                 raise ValueError(f"{name} cannot be {plan.place}: use {' or '.join(places)}")
             if plan.storage is not None:
                 raise ValueError(f"{name} cannot be stored as {plan.storage}: use None")
+            if plan.loras:
+                raise ValueError(f"{name} cannot have LoRAs: use an empty mapping")
 
     @classmethod
     def resident(cls, dtype: torch.dtype) -> LoadPlan:

@@ -31,6 +31,9 @@ DTYPES = {
 }
 """Dtypes by their names in the safetensors format."""
 
+TILE_ROWS = 64
+"""Rows that a source computes together, if it computes values: they begin at multiples of it."""
+
 _CHUNK_BYTES = 2 * 2**20
 """Bytes that :func:`read_into` holds at a time: a core's cache holds them until they are copied."""
 
@@ -104,6 +107,8 @@ def read_into(target: torch.Tensor, source: TensorSource, name: str) -> None:
         target.copy_(source.read(name))
         return
     num_rows = max(1, _CHUNK_BYTES * len(target) // target.nbytes)
+    if num_rows > TILE_ROWS:
+        num_rows -= num_rows % TILE_ROWS
     for begin in range(0, len(target), num_rows):
         rows = target[begin : begin + num_rows]
         rows.copy_(source.read(name, slice(begin, begin + len(rows))))

@@ -13,16 +13,19 @@ from torch import nn
 from longtake.configs.weights import WeightStorage
 from longtake.parallel import World
 from longtake.pipelines.family import Denoiser
+from longtake.pipelines.loading.loaded_weights import LoadedWeights
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
+from longtake.pipelines.lora.fused import FusedTransformer
+from longtake.pipelines.lora.source import LoraSource
 from longtake.pipelines.quantization.block_linear import block_linears
 from longtake.pipelines.quantization.block_source import BlocksSource
 from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
 from longtake.pipelines.quantization.replacement import keep_blocks, store_in_fewer_bits
 from longtake.pipelines.quantization.source import EncodingSource
 from longtake.pipelines.streaming.layout import BlockLayout
-from longtake.pipelines.streaming.stores import BlockStore, FileStore, HostStore
+from longtake.pipelines.streaming.stores import FileStore, HostStore
 from longtake.pipelines.streaming.streamer import BlockStreamer
 
 
@@ -54,14 +57,14 @@ def load_transformer(
     """Load a denoiser's transformer as planned. Collective: all ranks call it.
 
     The blocks of the denoiser are streamed or split one by one. With several experts, it is called
-    for each.
+    for each. LoRAs can be fused into what it has loaded; see :attr:`Denoiser.transformers`.
 
     Args:
         denoiser: The denoiser, on ``meta``.
         module: Module of the denoiser, whose weights are loaded.
         weights: Its weights.
         world: All ranks.
-        plan: Dtype, storage and place of the weights.
+        plan: Dtype, storage and place of the weights, and the LoRAs that are added to them.
         root: Module of the denoiser whose call runs the blocks of ``module``; by default the
             denoiser.
 
@@ -72,12 +75,15 @@ def load_transformer(
     root = root or denoiser
     inside = set(root.modules())
     blocks = [block for chain in denoiser.chains for block in chain if block in inside]
+    with_loras = LoraSource(weights.source, plan.loras.get(weights.component, {}))
+    weights = replace(weights, source=with_loras)
     if plan.storage is not None:
         weights = replace(weights, source=_stored(module, blocks, weights.source, plan.storage))
     if plan.place == "split":
         shard_module(root, blocks, world)
-    streams = plan.place in ("streamed", "disk")
-    named = [_names_in(module, block) for block in blocks] if streams else []
+    streamed = blocks if plan.place in ("streamed", "disk") else []
+    named = [_names_in(module, block) for block in streamed]
+    elsewhere = {name for names in named for name in names.values()}
     load_weights(
         module,
         weights.source,
@@ -85,19 +91,34 @@ def load_transformer(
         plan.dtype,
         float32=weights.float32,
         buffers=weights.buffers,
-        elsewhere={name for names in named for name in names.values()},
+        elsewhere=elsewhere,
     )
-    if not streams:
-        return
+    state = module.state_dict(keep_vars=True)
+    here = {name: tensor for name, tensor in state.items() if name not in elsewhere}
+    host = _stream(denoiser, streamed, named, weights, world, plan) if streamed else None
+    loaded = LoadedWeights(weights.source, here, world, host)
+    denoiser.transformers[weights.component] = FusedTransformer(with_loras, loaded)
+
+
+def _stream(
+    denoiser: Denoiser[Any],
+    blocks: Sequence[nn.Module],
+    named: Sequence[Mapping[str, str]],
+    weights: Weights,
+    world: World,
+    plan: ComponentPlan,
+) -> HostStore | None:
+    """Stream blocks from host memory, which is returned, or from their files."""
     layouts = [
         _layout(block, names, weights, plan.dtype)
         for block, names in zip(blocks, named, strict=True)
     ]
     files = FileStore(layouts, weights.source, named)
-    store: BlockStore = HostStore(files, world) if plan.place == "streamed" else files
+    host = HostStore(files, world) if plan.place == "streamed" else None
     if not isinstance(denoiser.run_blocks.weights, BlockStreamer):
         denoiser.run_blocks.weights = BlockStreamer(world.device)
-    denoiser.run_blocks.weights.add(blocks, store)
+    denoiser.run_blocks.weights.add(blocks, host or files)
+    return host
 
 
 def _stored(

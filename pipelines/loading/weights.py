@@ -66,7 +66,7 @@ def load_weights(
     for name in sorted(state.keys() - elsewhere):
         own_dtype = stored.get(name) or loaded_dtype(name, dtype, float32)
         loaded = torch.empty_like(state[name], dtype=own_dtype, device=world.device)
-        _fill(loaded, name, source, world)
+        fill(loaded, name, source, world)
         state[name] = loaded
     module.load_state_dict(state, assign=True)
     for name, values in buffers.items():
@@ -153,8 +153,18 @@ def _check_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> No
 
 
 @torch.no_grad()
-def _fill(target: torch.Tensor, name: str, source: TensorSource, world: World) -> None:
-    """Fill a whole tensor, or this rank's rows of a sharded one."""
+def fill(target: torch.Tensor, name: str, source: TensorSource, world: World) -> None:
+    """Fill a whole tensor, or this rank's rows of a sharded one. Collective, if it is whole.
+
+    Args:
+        target: A tensor of any floating-point dtype, on ``world.device``; or a DTensor.
+        name: A key of ``source.tensors``.
+        source: The source. One rank a host reads a whole tensor.
+        world: All ranks.
+
+    Raises:
+        ModelError: The tensor cannot be read.
+    """
     if isinstance(target, DTensor):
         rows = target.to_local()
         if rows.numel() > 0:

@@ -61,6 +61,11 @@ class StoredLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, storage={self.storage}"
 
 
+def scale_of(weight: str) -> str:
+    """Name of the scales of a weight that is stored in fewer bits."""
+    return f"{weight.removesuffix(WEIGHT)}{SCALE}"
+
+
 def stored_linears(module: nn.Module) -> Mapping[str, StoredLinear]:
     """The layers of a module whose weights are stored in fewer bits, by name."""
     return {name: each for name, each in module.named_modules() if isinstance(each, StoredLinear)}

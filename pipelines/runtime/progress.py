@@ -12,9 +12,9 @@ class Progress:
 
     Attributes:
         phase: One of "loading", "text", "denoising", "decoding", "writing", or "waiting" for
-            other ranks.
-        done: Number of completed steps or tiles; on a GPU, completed by the device.
-        total: Number of steps or tiles; 0 if the phase has none.
+            other ranks; of a download, "downloading" or "checking".
+        done: Number of completed steps, tiles or bytes; on a GPU, completed by the device.
+        total: Number of steps, tiles or bytes; 0 if the phase has none.
         detail: Details of the phase, such as the component being loaded.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,8 +58,13 @@ class FileStore:
 
     def read(self, number: int, target: torch.Tensor) -> None:
         """Read a block, tensor by tensor; see :meth:`BlockStore.read`."""
+        self.read_some(number, target, self.source.tensors.keys())
+
+    def read_some(self, number: int, target: torch.Tensor, names: Collection[str]) -> None:
+        """Read those tensors of a block whose names in the source are among ``names``."""
         for name, view in self.layouts[number].views(target).items():
-            read_into(view, self.source, self.names[number][name])
+            if (stored := self.names[number][name]) in names:
+                read_into(view, self.source, stored)
 
 
 class HostStore:
@@ -81,17 +86,26 @@ class HostStore:
     """
 
     def __init__(self, files: FileStore, world: World, option: str = "--weights") -> None:
-        self.layouts = files.layouts
+        self.layouts, self._files, self._world = files.layouts, files, world
         sizes = [layout.num_bytes for layout in self.layouts]
         self._begins = [0, *itertools.accumulate(sizes)]
         self._memory = SharedMemory.allocate(sum(sizes), world, option)
-        of_host, failure = world.host_ranks, None
-        try:
-            for number in range(of_host.index(world.rank), len(sizes), len(of_host)):
-                files.read(number, self._bytes(number))
-        except ModelError as error:
-            failure = str(error)
+        failure = self._read_own_blocks(files.source.tensors.keys())
         self._memory.pin(world, failure)  # which also waits for the blocks that other ranks read
+
+    def reload(self, names: Collection[str]) -> None:
+        """Read tensors again, whose values in the source have changed. Collective.
+
+        Args:
+            names: Names in the source of all tensors that have changed.
+
+        Raises:
+            ModelError: On all ranks; one cannot read a block.
+        """
+        self._world.any_rank(False)  # until all ranks are done with the values that were here
+        for failure in self._world.gather_json(self._read_own_blocks(names)):
+            if failure is not None:
+                raise ModelError(failure)
 
     def pinned(self, number: int) -> torch.Tensor | None:
         """The block's bytes, if they are pinned."""
@@ -101,6 +115,16 @@ class HostStore:
         """Copy a block; see :meth:`BlockStore.read`."""
         source = self._bytes(number)
         target[: len(source)].copy_(source)
+
+    def _read_own_blocks(self, names: Collection[str]) -> str | None:
+        """Read tensors of this rank's share of the blocks; returns why one cannot be read."""
+        ranks = self._world.host_ranks
+        try:
+            for number in range(ranks.index(self._world.rank), len(self.layouts), len(ranks)):
+                self._files.read_some(number, self._bytes(number), names)
+        except ModelError as error:
+            return str(error)
+        return None
 
     def _bytes(self, number: int) -> torch.Tensor:
         return self._memory.values[self._begins[number] : self._begins[number + 1]]

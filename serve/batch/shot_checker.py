@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from longtake.configs.lora import parse_lora
 from longtake.configs.request import PICTURES, ResolvedRequest, VideoRequest
 from longtake.configs.sizes import merge_fields
 from longtake.engine.media.output_files import output_type
@@ -68,7 +69,7 @@ class ShotChecker:
     Args:
         engine: Resolves the requests; nothing is loaded.
         folder: Output folder.
-        source: Path of the shots file; picture paths are relative to its folder.
+        source: Path of the shots file; paths of pictures and LoRAs are relative to its folder.
         defaults: Request fields for rows without them.
     """
 
@@ -78,7 +79,7 @@ class ShotChecker:
         self._engine = engine
         self._folder = folder
         self._source = str(source.absolute())
-        self._pictures = source.absolute().parent
+        self._beside = source.absolute().parent
         self._defaults = defaults
         self._engine_part = engine.identity_part()
         self._stays_inside = cache(partial(is_inside, folder))
@@ -117,7 +118,9 @@ class ShotChecker:
         name = _checked_id(own["id"]) if "id" in own else _derived_id(values, taken.ids)
         output = str(own.get("output", f"{name}.mp4"))
         for picture in values.keys() & {*PICTURES}:
-            values[picture] = self._pictures / os.path.expanduser(str(values[picture]))
+            values[picture] = self._beside / os.path.expanduser(str(values[picture]))
+        if "lora" in values and self._engine.config.lora_folder is None:
+            values["lora"] = self._loras_beside(values["lora"])
         fields = {**merge_fields(self._defaults, values), "output_type": output_type(Path(output))}
         try:
             request = VideoRequest.model_validate(fields)
@@ -128,6 +131,7 @@ class ShotChecker:
             "request": request.as_recorded(),
             "image": resolved.image_sha256,
             **({"last_image": last} if (last := resolved.last_image_sha256) else {}),
+            **({"lora": loras} if (loras := resolved.lora_sha256) else {}),
             "output": output,
             "engine": self._engine_part,
         }
@@ -138,6 +142,15 @@ class ShotChecker:
             output = fill_placeholders(output, self._values_of(shot))
         self._place(output)
         return replace(shot, output=str(PurePosixPath(output)))
+
+    def _loras_beside(self, loras: Any) -> Any:
+        """The LoRAs of a row; relative paths are relative to the folder of the shots file."""
+        try:
+            uses = [parse_lora(each) for each in loras]
+        except (TypeError, ValueError):
+            return loras  # refused with the other fields
+        paths = [self._beside / os.path.expanduser(use.file) for use in uses]
+        return [str(replace(use, file=str(at))) for use, at in zip(uses, paths, strict=True)]
 
     def _values_of(self, shot: Shot) -> dict[str, str]:
         """Values for the placeholders of an output name."""

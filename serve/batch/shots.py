@@ -350,4 +350,6 @@ def as_fields(values: dict[str, Any]) -> dict[str, Any]:
     for name in _LIST_FIELDS:
         if isinstance(text := named.get(name), str):
             named[name] = text.replace(",", " ").split()
+    if isinstance(text := named.get("lora"), str):  # names may have spaces
+        named["lora"] = [each.strip() for each in text.split(",")]
     return named

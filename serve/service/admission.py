@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pydantic_core import to_json
 
+from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.engine.resolve.request import resolve
@@ -32,6 +33,7 @@ class RequestChecker(Protocol):
     """Resolves and checks requests, as :class:`longtake.engine.resolve.outline.EngineOutline`."""
 
     spec: ModelSpec
+    config: EngineConfig
 
     def resolve(self, request: VideoRequest) -> ResolvedRequest:
         """The resolved request; raises RefusedInputError if it is invalid."""
@@ -120,11 +122,22 @@ class Admission:
         Raises:
             RefusedInputError: It is invalid, or exceeds the memory or the allowed time.
         """
+        self._check_loras(request)
         return self._within_limits(self._engine.resolve(request))
 
     def resolve_without_pictures(self, request: VideoRequest) -> ResolvedRequest:
         """As :meth:`resolve`, for a request whose pictures are not chosen yet."""
+        self._check_loras(request)
         return self._within_limits(resolve(request, self._engine.spec))
+
+    def _check_loras(self, request: VideoRequest) -> None:
+        """Refuse LoRAs on a server that offers none: without a folder they would be paths."""
+        if request.lora is not None and self._engine.config.lora_folder is None:
+            raise FieldError(
+                "lora: this server offers no LoRAs, its operator names their folder with "
+                "--lora-folder: leave lora out",
+                "lora",
+            )
 
     def _within_limits(self, request: ResolvedRequest) -> ResolvedRequest:
         if reason := self._engine.out_of_memory_reason(request):

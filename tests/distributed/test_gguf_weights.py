@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.request import VideoRequest
 from longtake.configs.weights import WeightPlace
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.errors import RequestError
@@ -77,8 +78,13 @@ def test_each_rank_holds_its_share(ranks: RankGroups, blocks: str) -> None:
 def test_the_plan_knows_what_the_file_takes(blocks: str, model: str) -> None:
     file = Path(blocks, "transformer.gguf")
     config = EngineConfig(model=model, transformer=file, storage_dtype="gguf", device="cpu")
-    spec = EngineOutline(config).spec
+    outline = EngineOutline(config)
+    spec = outline.spec
     values = spec.costs_of(REQUEST).transformer_parameters
     assert spec.gguf_value_bytes * values == pytest.approx(file.stat().st_size, rel=0.01)
+    with pytest.raises(
+        RequestError, match="lora=a.safetensors:0.5 with storage_dtype=gguf: a weight"
+    ):
+        outline.resolve(VideoRequest(prompt="a cat", lora=("a.safetensors:0.5",)))
     with pytest.raises(RequestError, match="storage_dtype=gguf: the transformer of .* is not in a"):
         EngineOutline(config.model_copy(update={"transformer": None}))

@@ -318,7 +318,7 @@ def test_models_page_has_every_preset_family_option_and_key() -> None:
 def test_reference_has_every_option_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     page = generated_page("commands")
     sections = re.split(r"^## longtake (\w+)$", page, flags=re.M)[1:]
-    assert len(sections) == 2 * 10
+    assert len(sections) == 2 * 13
     for command, section in zip(sections[::2], sections[1::2], strict=True):
         if command == "version":
             continue

@@ -16,6 +16,7 @@ import tyro
 from diffusers import AutoencoderKLHunyuanVideo
 
 from training.demo import animator, autoencoder, denoiser, latents, model
+from training.demo import few_step as distil
 from training.demo.loop import Schedule
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,22 @@ def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
     _write_figures(output, folder, stages, {"start": start.name})
 
 
+def few_step(folder: Path, /, start: Path, output: Path, steps: int = 6) -> None:
+    """Distil a LoRA with which `demo` renders in fewer steps.
+
+    Args:
+        folder: Folder of trajectories, checkpoints and logs.
+        start: Folder of the text-to-video model.
+        output: File to save the LoRA to.
+        steps: Steps of the distilled model, a divisor of 24.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = distil.train_few_step(start, folder, steps)
+    record = {"start": start.name, "versions": _versions()}
+    record["last"] = _last_line(folder / f"{steps}-step.jsonl")
+    distil.save_lora(output, tensors, steps, record)
+
+
 def _stages(schedules: Mapping[str, Schedule], videos: int) -> list[dict[str, Any]]:
     return [
         {"name": name, "schedule": asdict(schedule), "videos": videos}
@@ -79,7 +96,7 @@ def _write_figures(
     """Write training.json, the record of the training, to the model's folder."""
     figures = {
         "seeds": "0 for the initial weights; the step index for each step",
-        "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers)},
+        "versions": _versions(),
         "stages": [
             {**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages
         ],
@@ -91,6 +108,10 @@ def _write_figures(
     (output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
+def _versions() -> dict[str, str]:
+    return {each.__name__: each.__version__ for each in (torch, diffusers, transformers)}
+
+
 def _last_line(log: Path) -> dict[str, float]:
     figures: dict[str, float] = json.loads(log.read_text().splitlines()[-1])
     return figures
@@ -99,5 +120,9 @@ def _last_line(log: Path) -> dict[str, float]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tyro.extras.subcommand_cli_from_dict(
-        {"text-to-video": text_to_video, "image-to-video": image_to_video}
+        {
+            "text-to-video": text_to_video,
+            "image-to-video": image_to_video,
+            "few-step": few_step,
+        }
     )

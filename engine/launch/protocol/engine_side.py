@@ -16,6 +16,7 @@ from longtake.engine.launch.protocol import messages
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.protocol.heartbeat import HeartbeatMonitor, read_heartbeats
 from longtake.engine.launch.protocol.messages import RankFailure, RankState
+from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.media.sinks import Sink, TraceSink
 from longtake.engine.rank_report import RankReport
 from longtake.errors import LongtakeError, RankError, Stopped
@@ -36,9 +37,16 @@ class EngineSide:
         store: Store that the ranks connect to, new for each start of the ranks.
         config: The engine's configuration.
         device_type: "cpu" or "cuda".
+        loras: LoRAs that are fused while the model loads.
     """
 
-    def __init__(self, store: dist.Store, config: EngineConfig, device_type: str) -> None:
+    def __init__(
+        self,
+        store: dist.Store,
+        config: EngineConfig,
+        device_type: str,
+        loras: LoraChoice = NO_LORAS,
+    ) -> None:
         self._store = store
         self._config = config
         self._output = Mailbox(store, messages.OUTPUT)
@@ -50,6 +58,7 @@ class EngineSide:
         self._moved_at = time.monotonic()
         store.set(messages.CONFIG, config.model_dump_json())
         store.set(messages.DEVICE_TYPE, device_type)
+        store.set(messages.LORAS, loras.model_dump_json())
 
     def next_number(self) -> int:
         """A number for the next job."""

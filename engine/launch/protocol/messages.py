@@ -14,7 +14,7 @@ from longtake.pipelines.runtime.progress import Progress
 LOADING = 0
 """Job number while the model loads; jobs are numbered from 1."""
 
-CONFIG, DEVICE_TYPE = "config", "device"
+CONFIG, DEVICE_TYPE, LORAS = "config", "device", "loras"
 """Keys of values that the engine sets before any rank starts."""
 JOBS, JOB_INPUTS, OUTPUT = "jobs", "job_inputs", "output"
 """Names of the mailboxes."""

@@ -67,7 +67,7 @@ class _RankServer:
         device = torch.device("cuda", number) if on_gpu else torch.device("cpu")
         group = join_group(rendezvous, device, config.load_timeout_s)
         world = World(device, group, group, control_group(), timeout_s=config.step_timeout_s)
-        self._worker = Worker(config, world, self._progress)
+        self._worker = Worker(config, world, self._progress, rank_side.loras)
         world.any_rank(False)  # wait until all ranks have loaded
         self._deadlines.pause()
         rank_side.report_done([])

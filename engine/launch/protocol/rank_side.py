@@ -16,6 +16,7 @@ from longtake.engine.job import Job, JobInputs
 from longtake.engine.launch.protocol import messages
 from longtake.engine.launch.protocol.channel import Mailbox
 from longtake.engine.launch.protocol.messages import FailureKind, RankFailure, RankState
+from longtake.engine.loras.choice import LoraChoice
 from longtake.engine.media.arrays import Array
 from longtake.engine.memory_use import is_out_of_memory
 from longtake.engine.rank_report import RankReport
@@ -38,6 +39,7 @@ class RankSide:
     Attributes:
         config: The engine's configuration.
         device_type: "cpu" or "cuda".
+        loras: LoRAs that are fused while the model loads.
     """
 
     def __init__(self, store: dist.Store, rank: int) -> None:
@@ -49,6 +51,7 @@ class RankSide:
         self._number = messages.LOADING
         self.config = EngineConfig.model_validate_json(store.get(messages.CONFIG))
         self.device_type = store.get(messages.DEVICE_TYPE).decode()
+        self.loras = LoraChoice.model_validate_json(store.get(messages.LORAS))
 
     def next_job(self) -> Job | None:
         """Wait for the next job; None if the rank is to end."""

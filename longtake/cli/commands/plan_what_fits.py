@@ -15,14 +15,13 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.models import presets
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
 from longtake.engine.planning.advice.what_fits import RESOLUTIONS, Fit, what_fits
 from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import best_fitting
 from longtake.engine.planning.weights.places import Places
-from longtake.engine.resolve.request import resolve
+from longtake.engine.resolve.request import resolve_sizes
 from longtake.errors import RequestError
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
@@ -55,6 +54,11 @@ def run(values: dict[str, Any], *, as_json: bool, quiet: bool) -> int:
             f"{fixed[0]}={values[fixed[0]]} with --what-fits, which lists sizes and lengths: leave "
             "one of them out"
         )
+    if engine.parts and len(models) > 1:
+        name, path = next(iter(engine.parts.items()))
+        raise RequestError(
+            f"{name}={str(path)!r} with --what-fits, which lists all presets: add --model"
+        )
     hardware = find_hardware(options.gpu, options.gpus_per_node)
     best = partial(
         best_fitting, requested=parallel, devices=engine.devices, places=Places.of(engine)
@@ -84,23 +88,19 @@ def _plan_inputs(
     config: EngineConfig, hardware: Hardware, options: PlanConfig, values: dict[str, Any]
 ) -> Iterator[PlanInput]:
     """Requests of a model's default size and of smaller ones."""
-    checkpoint = Checkpoint.open(config.model, config.revision, configs_only=True)
+    checkpoint = Checkpoint.open(
+        config.model, config.revision, configs_only=True, parts=config.parts
+    )
     spec = registry.inspect(checkpoint, weights=False)
-    requests = [
-        resolve(VideoRequest(**{"prompt": "any", **values, "resolution": resolution}), spec)
-        for resolution in (None, *RESOLUTIONS)
-    ]
-    default = requests[0].height * requests[0].width
-    for request in requests:
-        if request is requests[0] or request.height * request.width < default:
-            yield PlanInput.for_engine(
-                config,
-                spec,
-                hardware,
-                request,
-                text_tokens=options.text_tokens,
-                decode_ranks=options.decode_ranks,
-            )
+    for request in resolve_sizes(values, spec, RESOLUTIONS):
+        yield PlanInput.for_engine(
+            config,
+            spec,
+            hardware,
+            request,
+            text_tokens=options.text_tokens,
+            decode_ranks=options.decode_ranks,
+        )
 
 
 def _cells(model: str, fit: Fit) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord
 from longtake.serve.service.submission import PICTURE_FIELDS, FieldError, Submission
 
-SERVER_FIELDS = (*PICTURES, *(f"{name}_sha256" for name in PICTURES))
-"""Options that name files on the server; clients cannot set them."""
+SERVER_FIELDS = (*PICTURES, *(f"{name}_sha256" for name in (*PICTURES, "lora")))
+"""Options that name files on the server, and digests; clients cannot set them."""
 _OTHER_FIELDS = ("model", *PICTURE_FIELDS.values())
 _OPTIONS = tuple(name for name in VideoRequest.model_fields if name not in SERVER_FIELDS)
 _FIELDS = (*_OPTIONS, *_OTHER_FIELDS)
@@ -111,6 +111,8 @@ def _decode_option(name: str, value: Any) -> Any:
     """The value of an option. Forms contain lists and objects as JSON."""
     annotation = str(VideoRequest.model_fields[name].annotation)
     is_nested = "tuple" in annotation or holds_mapping(VideoRequest.model_fields[name])
+    if name == "lora" and isinstance(value, str) and not value.lstrip().startswith("["):
+        return value  # a single one
     if is_nested and isinstance(value, str):
         try:
             value = json.loads(value)

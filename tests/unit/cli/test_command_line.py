@@ -25,7 +25,10 @@ from longtake.cli.options import COMMANDS
         (["generate", "a", "--heigth", "3"], "perhaps you meant --height; see longtake generate"),
         (["generate", "a", "--steps", "3"], "perhaps you meant --num-inference-steps;"),
         (["generate", "a", "--Seed=3"], "perhaps you meant --seed;"),
-        (["generate", "a", "--dry-run"], "--dry-run is not an option of generate, but of batch;"),
+        (
+            ["generate", "a", "--dry-run"],
+            "--dry-run is not an option of generate, but of batch, download;",
+        ),
         (["generate", "a", "--no-json"], "--no-json is not an option of generate"),
         (["generate", "a", "cat"], "more words than one prompt (cat): put it in quotes"),
         (["generate", "-a cat"], "'-a cat' begins with a dash: put it after --"),

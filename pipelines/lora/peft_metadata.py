@@ -1,0 +1,90 @@
+"""The scales that peft and diffusers write into a file's metadata; without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from longtake.configs.field_types import matches
+from longtake.errors import ModelError, one_line
+
+_KEY = "lora_adapter_metadata"
+
+Alpha = Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=False)]
+ModuleEnd = Annotated[str, matches(r"[\w.-]+", "the end of a module's name")]
+
+
+class PeftConfig(BaseModel):
+    """The fields of peft's LoraConfig that tell what changes are multiplied by.
+
+    Attributes:
+        lora_alpha: Alpha; None is the rank.
+        alpha_pattern: Alphas of their own, by the ends of modules' names. peft also takes regular
+            expressions, which are refused here.
+        use_rslora: Whether alpha is divided by the square root of the rank, not by the rank.
+    """
+
+    lora_alpha: Alpha | None = None
+    alpha_pattern: dict[ModuleEnd, Alpha] = Field(default_factory=dict)
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
+class PeftScales:
+    """Configurations of adapters.
+
+    Attributes:
+        configs: By what the names of their modules begin with, such as "transformer."; empty is all
+            of them.
+    """
+
+    configs: Mapping[str, PeftConfig] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str], path: Path) -> PeftScales:
+        """Read what the metadata of a file say.
+
+        Args:
+            metadata: The metadata.
+            path: Path of the file, for the error.
+
+        Raises:
+            ModelError: They hold no configuration of peft's.
+        """
+        if _KEY not in metadata:
+            return cls()
+        fields: dict[str, dict[str, object]] = {}
+        try:
+            for key, value in json.loads(metadata[_KEY]).items():
+                component, dot, name = key.rpartition(".")
+                fields.setdefault(component + dot, {})[name] = value
+            return cls({start: PeftConfig.model_validate(each) for start, each in fields.items()})
+        except (AttributeError, ValueError, RecursionError) as error:
+            raise ModelError(
+                f"{path} has {_KEY} that cannot be read ({one_line(error)[:150]}), so its scale is "
+                "unknown: save the LoRA again"
+            ) from error
+
+    def factor(self, module: str, rank: int) -> float:
+        """What a module's change of a rank is multiplied by; 1 if nothing says so.
+
+        Args:
+            module: Name of the module, as the file spells it.
+            rank: Rank of the change.
+        """
+        for start, config in self.configs.items():
+            if not module.startswith(start):
+                continue
+            parts = module.split(".")
+            ends = [".".join(parts[begin:]) for begin in range(len(parts))]
+            own = [config.alpha_pattern[end] for end in ends if end in config.alpha_pattern]
+            alpha = own[0] if own else config.lora_alpha
+            if alpha is not None:
+                return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+        return 1.0
