@@ -18,6 +18,7 @@ from longtake.pipelines.checkpoints.pieces_source import PiecesSource
 from longtake.pipelines.counting.work import WorkCounter
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import TensorSource, UsedTensors, block_types
+from longtake.pipelines.lora.source import LoraSource
 from longtake.pipelines.operations import LiveBytes, observing
 from longtake.pipelines.quantization.block_linear import BlockLinear, block_linears
 from longtake.pipelines.quantization.block_source import BlocksSource
@@ -96,6 +97,9 @@ def test_rows_of_blocks_through_the_pieces_of_a_file(tmp_path: Path) -> None:
         expected = whole if rows is None else whole[rows]
         assert torch.equal(source.read_blocks("block.0.weight", rows), expected)
     assert torch.equal(source.read_blocks("block.1.weight"), fused[:2])
+    without_loras = LoraSource(source)
+    assert block_types(without_loras) == block_types(source)
+    assert torch.equal(without_loras.read_blocks("block.1.weight"), fused[:2])
 
 
 def test_layers_in_blocks_are_replaced_and_filled(tmp_path: Path) -> None:
