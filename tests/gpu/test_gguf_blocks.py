@@ -9,7 +9,6 @@ from longtake.pipelines.checkpoints.formats.gguf_decoding import decode_rows
 from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES
 from tests import checkpoint_files
 
-
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
