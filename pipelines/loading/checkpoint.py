@@ -333,17 +333,7 @@ class Checkpoint:
         Raises:
             ModelError: A file is missing, too large, damaged, or names code to run.
         """
-        folder, names = self.folder_of(component), self._names(component)
-        model_files.check_vocabulary(names, folder)
-        if "auto_map" in self.config(component, model_files.TOKENIZER_CONFIG):
-            raise ModelError(
-                f"{folder / model_files.TOKENIZER_CONFIG} names code of its own (auto_map), which "
-                "is not run: take it out, if the tokenizer does without"
-            )
-        for name in model_files.text_files(names):
-            model_files.read_whole(folder / name)
-        if "tokenizer.json" in names:
-            model_files.check_tokenizer(folder / "tokenizer.json")
+        model_files.check_vocabulary(self._names(component), self.folder_of(component))
 
     def fingerprint(self) -> str:
         """A digest of the model's files, independent of their location and modification times.

@@ -1,18 +1,20 @@
-"""The scales that peft and diffusers write into a file's metadata; without torch."""
+"""The scales that peft and diffusers write into a file's metadata, or beside it; without torch."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from longtake.configs.field_types import matches
 from longtake.errors import ModelError, one_line
+from longtake.files.reading import read_json
 
 _KEY = "lora_adapter_metadata"
 
@@ -24,13 +26,13 @@ class PeftConfig(BaseModel):
     """The fields of peft's LoraConfig that tell what changes are multiplied by.
 
     Attributes:
-        lora_alpha: Alpha; None is the rank.
+        lora_alpha: Alpha, which LoHa and LoKr call "alpha"; None is the rank.
         alpha_pattern: Alphas of their own, by the ends of modules' names. peft also takes regular
             expressions, which are refused here.
         use_rslora: Whether alpha is divided by the square root of the rank, not by the rank.
     """
 
-    lora_alpha: Alpha | None = None
+    lora_alpha: Alpha | None = Field(None, validation_alias=AliasChoices("lora_alpha", "alpha"))
     alpha_pattern: dict[ModuleEnd, Alpha] = Field(default_factory=dict)
     use_rslora: bool = False
 
@@ -69,6 +71,27 @@ class PeftScales:
             raise ModelError(
                 f"{path} has {_KEY} that cannot be read ({one_line(error)[:150]}), so its scale is "
                 "unknown: save the LoRA again"
+            ) from error
+
+    @classmethod
+    def beside(cls, path: Path) -> PeftScales | None:
+        """Read what peft saves beside a file of its own; None if there is nothing.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ModelError: It cannot be read, or is no configuration of peft's.
+        """
+        config = path.with_name("adapter_config.json")
+        if path.name != "adapter_model.safetensors" or not os.path.lexists(config):
+            return None
+        try:
+            return cls({"": PeftConfig.model_validate(read_json(config))})
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{config} cannot be read ({one_line(error)[:150]}), so the scale of {path.name} "
+                "is unknown: save the LoRA again"
             ) from error
 
     def factor(self, module: str, rank: int) -> float:

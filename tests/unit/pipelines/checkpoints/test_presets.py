@@ -20,6 +20,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoints import presets
 from longtake.pipelines.checkpoints.presets import find_model, presets_of
 from longtake.pipelines.checkpoints.recognition import layouts_of
+from longtake.pipelines.loading import hub
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.tensor_files import Tensor
 from tests import foreign_hunyuan, foreign_wan
@@ -120,6 +121,29 @@ def test_wans_own_folder_is_whole(
         assert found is not None and found.preset == "wan21-t2v" and not found.whole
         with pytest.raises(ModelError, match="WAN21-t2v is of wan21-t2v, which has the files"):
             Checkpoint.open(str(tmp_path / "WAN21-t2v"))
+
+
+def test_a_revision_is_that_of_the_presets_repository(
+    wan: Callable[[str], str],
+    known: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rest then comes from there, although the package has it, too."""
+    known("wan21-t2v", wan("wan21-t2v"))
+    folder = foreign_wan.save_own_folder(wan("wan21-t2v"), tmp_path / "own")
+    asked = []
+
+    def fetch(repository: str, revision: str | None, names: Any) -> Path:
+        asked.append((repository, revision))
+        return snapshot
+
+    snapshot = models.configuration_folders()["wan21-t2v"]
+    monkeypatch.setattr(hub, "fetch", fetch)
+    checkpoint = Checkpoint.open(str(folder), "v1")
+    assert asked[0] == ("no/wan21-t2v", "v1") and len(checkpoint.parts) == 3
+    assert checkpoint.revision == snapshot.name  # as of the hub's snapshots
+    assert Checkpoint.open(str(folder)).revision is None
 
 
 def test_one_expert_is_not_a_model(

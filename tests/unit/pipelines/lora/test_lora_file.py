@@ -190,6 +190,31 @@ def test_files_that_are_no_loras_are_refused(tmp_path: Path, make: Callable[[Pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"lora_alpha": 2, "r": 2}, None),
+        ({"r": 2}, None),
+        ({"lora_alpha": 1, "r": 2}, r"is multiplied by 0.5 as adapter_config.json beside it says"),
+        ({"alpha": 6, "r": 2}, r"is multiplied by 3 as .* name it with the scale 3$"),
+        ({"lora_alpha": "2"}, r"adapter_config.json cannot be read .*so the scale of adapter_mod"),
+        ([], r"adapter_config.json cannot be read"),
+    ],
+)
+def test_a_scale_beside_the_file_is_not_ignored(
+    tmp_path: Path, config: object, text: str | None
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert written(tmp_path / "lora.safetensors", {}).adapters[0].factor == 1.0
+    path = tmp_path / "adapter_model.safetensors"
+    if text is None:
+        assert written(path, {}).adapters[0].factor == 1.0
+        return
+    with pytest.raises(ModelError, match=text) as caught:
+        written(path, {})
+    assert "\n" not in str(caught.value)
+
+
 def test_pickles_are_refused_by_their_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a pickle, which can run code"):
         LoraFile.read(tmp_path / "lora.pt")

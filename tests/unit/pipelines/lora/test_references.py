@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -129,3 +131,24 @@ def test_kohyas_names_of_wan(tmp_path: Path) -> None:
     expected = converters._convert_musubi_wan_lora_to_diffusers(copies(tensors))
     preset = "wan2.1-i2v-14b-480p"
     check(deltas_of(tmp_path / "lora.safetensors", preset, tensors), tensors, expected)
+
+
+def test_matching_needs_no_torch(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(lora({"img_in.proj": (WIDTH, 64)}, "lora_A", "lora_B"), path)
+    script = f"""
+import sys
+from pathlib import Path
+from longtake.configs.lora import parse_lora
+from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.lora.lora_file import LoraFile
+from longtake.pipelines.lora.match import match
+from longtake.pipelines.lora.targets import lora_targets
+from longtake.pipelines.registry import family_of
+checkpoint = Checkpoint.open("hunyuan-video", configs_only=True)
+file = LoraFile.read(Path({str(path)!r}))
+found = match(file, parse_lora("x"), lora_targets(checkpoint, family_of(checkpoint)))
+print(*found.deltas["transformer"], len(file.sha256), "torch" in sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert printed.stdout.split() == ["x_embedder.proj.weight", "64", "False"], printed.stderr
