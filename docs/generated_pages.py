@@ -115,7 +115,7 @@ half precision; "files" is the size of the published ones, some of which are in 
 
 _FEW_STEP_INTRODUCTION = """\
 Values of `--few-step`: the published settings of models and LoRAs that are distilled to a few
-steps. See [few-step models](../guides/weights_from_elsewhere.md#few-step-models).
+steps. See [few-step models](../guides/few-step.md).
 """
 
 _DEFAULTS_INTRODUCTION = """\

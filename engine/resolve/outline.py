@@ -121,6 +121,11 @@ class EngineOutline:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
+        if request.lora and self.config.storage_dtype == "gguf":
+            raise RequestError(
+                f"lora={' '.join(request.lora)} with storage_dtype=gguf: a weight that stays as in "
+                "its file takes no LoRA: leave storage_dtype out, or use int8, float8 or nf4"
+            )
         check_taken(request, self.spec)
         named = self._pictures_of(request)
         pictures = {name: check_picture(*each, name) for name, each in named.items()}

@@ -267,8 +267,7 @@ def _damage_as_error(path: Path) -> Iterator[None]:
     except (OSError, TensorFileError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(
-            f"{path} cannot be read: it is no whole safetensors file ({reason}); download it "
-            "again; other formats are not read, since they can run code"
+            f"{path} cannot be read: it is no whole safetensors file ({reason}); download it again"
         ) from error
 
 

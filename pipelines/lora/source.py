@@ -11,7 +11,13 @@ import torch
 
 from longtake.errors import ModelError
 from longtake.pipelines.loading.tensor_files import Tensor
-from longtake.pipelines.loading.tensor_source import TILE_ROWS, SafetensorsSource, TensorSource
+from longtake.pipelines.loading.tensor_source import (
+    TILE_ROWS,
+    BlockSource,
+    SafetensorsSource,
+    TensorSource,
+    block_types,
+)
 from longtake.pipelines.lora.additions import Addition, read_addition
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.match import Deltas
@@ -86,6 +92,17 @@ class LoraSource:
                 tile = values[row - first : min(row + TILE_ROWS, span.stop) - first]
                 _add(additions, tile, row)
         return values[begin - first : max(begin, end) - first].reshape(-1, *shape[1:])
+
+    @property
+    def block_types(self) -> Mapping[str, str]:
+        """Block types of the tensors that no LoRA changes; see :class:`.BlockSource`."""
+        types = block_types(self._source)
+        return {name: each for name, each in types.items() if name not in self._deltas}
+
+    def read_blocks(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read rows of blocks; see :meth:`.BlockSource.read_blocks`."""
+        assert isinstance(self._source, BlockSource)
+        return self._source.read_blocks(name, rows)
 
     def _spans(self, name: str, rows: range, columns: int) -> Iterator[tuple[range, torch.Tensor]]:
         """Rows of the base, some tiles at a time; the next ones are read while these are used."""

@@ -78,8 +78,12 @@ def few_step(folder: Path, /, start: Path, output: Path, steps: int = 6) -> None
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = distil.train_few_step(start, folder, steps)
-    record = {"start": start.name, "versions": _versions()}
-    record["last"] = _last_line(folder / f"{steps}-step.jsonl")
+    stages = [
+        {**asdict(stage), "name": f"{steps}-step-{stage.name}"}
+        for stage in (distil.VELOCITY, distil.PATH)
+    ]
+    trained = _with_last(folder, stages)
+    record = {"start": start.name, "versions": _versions(), "stages": trained}
     distil.save_lora(output, tensors, steps, record)
 
 
@@ -97,15 +101,18 @@ def _write_figures(
     figures = {
         "seeds": "0 for the initial weights; the step index for each step",
         "versions": _versions(),
-        "stages": [
-            {**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages
-        ],
+        "stages": _with_last(folder, stages),
         "clips": latents.CLIPS,
         "wordless": denoiser.WORDLESS,
         "flow_shift": model.FLOW_SHIFT,
         **more,
     }
     (output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _with_last(folder: Path, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages, each with the last line of its log."""
+    return [{**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages]
 
 
 def _versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Distils a LoRA with which `demo` follows its own trajectories in fewer steps.
 
 The teacher is `demo` at its default number of steps. Each step of the student spans several of the
-teacher's and learns their mean velocity.
+teacher's. It learns their mean velocity from the teacher's own states first, then to stay close to
+the teacher from noise to latents: small errors of early steps grow.
 
 Legend: B videos, K steps of the student, C F H W latents.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,19 +28,34 @@ from training.demo.loop import Schedule, train
 from training.demo.phrases import phrase
 from training.demo.scenes import Scene
 
-STAGE = Schedule(steps=1500, learning_rate=1e-3, decay=0.8, average=0.99)
 RANK = 16
 TEACHER_STEPS = 24
 GUIDANCE_SCALE = 4.0
 TRAJECTORIES = 1536
-BATCH = 16
-"""Samples of one optimizer step: a trajectory's state at a random step of the student."""
-
 _CHUNK = 32
 """Trajectories in one file."""
 
 _LINEARS = ("to_", "add_", "ff.", "ff_context.", "proj_mlp", "proj_out")
 """Beginnings of the names, inside a block, of the linears of attention and feed-forward."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training.
+
+    Attributes:
+        name: Name of the stage, and the end of that of its checkpoint.
+        schedule: Steps and learning rate.
+        videos: Samples of one optimizer step: steps of the student, or all steps of a video.
+    """
+
+    name: str
+    schedule: Schedule
+    videos: int
+
+
+VELOCITY = Stage("velocity", Schedule(500, 1e-3, decay=0.6, average=0.99), videos=16)
+PATH = Stage("path", Schedule(500, 5e-4, decay=0.8, average=0.99), videos=8)
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,11 @@ class Trajectories:
 
     states: torch.Tensor
     phrases: list[str]
+
+    def drawn(self, rng: random.Random, count: int) -> tuple[torch.Tensor, list[str]]:
+        """The states and prompts of random trajectories, drawn with replacement."""
+        which = [rng.randrange(len(self.phrases)) for _ in range(count)]
+        return self.states[which], [self.phrases[each] for each in which]
 
 
 class LowRank(nn.Module):
@@ -83,13 +104,19 @@ def train_few_step(start: Path, folder: Path, steps: int) -> dict[str, torch.Ten
 
     Returns:
         Float16 tensors by their names in diffusers' layout of a LoRA.
+
+    Raises:
+        ValueError: The number of steps is no divisor of the teacher's.
     """
+    if TEACHER_STEPS % steps:
+        raise ValueError(f"steps={steps} must be a divisor of the teacher's {TEACHER_STEPS}")
     torch.manual_seed(0)
     student = TextToVideo.load(start).eval().requires_grad_(False)
     trajectories = draw_trajectories(student, folder, steps)
     updates = add_low_rank(student.transformer)
-    loss = partial(_loss, student, trajectories)
-    train(student, loss, STAGE, folder / f"{steps}-step.pt")
+    for stage, loss_of in ((VELOCITY, _velocity_loss), (PATH, _path_loss)):
+        loss = partial(loss_of, student, trajectories)
+        train(student, loss, stage.schedule, folder / f"{steps}-step-{stage.name}.pt")
     tensors = {}
     for name, update in updates.items():
         tensors[f"transformer.{name}.lora_A.weight"] = update.down
@@ -134,7 +161,7 @@ def save_lora(
         "guidance_scale": GUIDANCE_SCALE,
         "flow_shift": model.FLOW_SHIFT,
     }
-    figures = {**record, "schedule": asdict(STAGE), "trajectories": TRAJECTORIES}
+    figures = {**record, "trajectories": TRAJECTORIES}
     metadata = {"longtake.few_step": json.dumps(settings), "training": json.dumps(figures)}
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata)
@@ -179,18 +206,32 @@ def _velocity(
     return velocity
 
 
-def _loss(
+def _velocity_loss(
     student: TextToVideo, trajectories: Trajectories, step: int, rng: random.Random
 ) -> torch.Tensor:
     """Squared error of the mean velocity of a step, for random trajectories and steps."""
-    videos, states = trajectories.states.shape[:2]
-    levels = noise_levels(states - 1)
-    which = torch.tensor([rng.randrange(videos) for _ in range(BATCH)])
-    at = torch.tensor([rng.randrange(states - 1) for _ in range(BATCH)])
-    noisy, following = trajectories.states[which, at], trajectories.states[which, at + 1]
+    states, phrases = trajectories.drawn(rng, VELOCITY.videos)
+    every, num_steps = torch.arange(len(states)), states.shape[1] - 1
+    at = torch.tensor([rng.randrange(num_steps) for _ in phrases])
+    levels = noise_levels(num_steps)
+    noisy, following = states[every, at], states[every, at + 1]
     change = (levels[at + 1] - levels[at])[:, None, None, None, None]
-    phrases = [trajectories.phrases[int(each)] for each in which]
     with torch.autocast("cpu", torch.bfloat16):
         predicted = _velocity(student, noisy, levels[at], phrases)
     loss: torch.Tensor = (predicted - (following - noisy) / change).pow(2).mean()
     return loss
+
+
+def _path_loss(
+    student: TextToVideo, trajectories: Trajectories, step: int, rng: random.Random
+) -> torch.Tensor:
+    """Mean squared error of the states after each step, from the noise of random trajectories."""
+    states, phrases = trajectories.drawn(rng, PATH.videos)
+    levels = noise_levels(states.shape[1] - 1)
+    state, errors = states[:, 0], []
+    for at, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = _velocity(student, state, sigma.expand(len(states)), phrases)
+        state = state + (following - sigma) * velocity
+        errors.append((state - states[:, at + 1]).pow(2).mean())
+    return torch.stack(errors).mean()
