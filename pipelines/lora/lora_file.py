@@ -37,6 +37,7 @@ class LoraFile:
         tensors: Its tensors by name.
         adapters: The changes that it makes, by the module's name there.
         others: Names of the tensors that are part of no adapter.
+        identity: What changes when the file does, from before it was read.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class LoraFile:
     tensors: Mapping[str, Tensor]
     adapters: tuple[Adapter, ...]
     others: tuple[str, ...]
+    identity: tuple[int, ...]
 
     @classmethod
     def read(cls, path: Path) -> LoraFile:
@@ -57,6 +59,7 @@ class LoraFile:
             raise ModelError(
                 f"{path} is a pickle, which can run code and is not read: use its .safetensors"
             )
+        identity = _identity(path)
         header = read_header(path)
         metadata = _metadata(header)
         groups, others = group_parts(header.tensors, str(path))
@@ -76,7 +79,7 @@ class LoraFile:
 
         adapters = build_adapters(groups, header.tensors, factor_of, str(path))
         _check_beside(path, adapters)
-        return cls(path, metadata, header.tensors, adapters, tuple(others))
+        return cls(path, metadata, header.tensors, adapters, tuple(others), identity)
 
     @cached_property
     def sha256(self) -> str:
@@ -85,9 +88,19 @@ class LoraFile:
         It is computed once for as long as the file is not changed.
 
         Raises:
-            ModelError: The file cannot be read, or holds a value that is not finite.
+            ModelError: The file cannot be read, was changed since its header was read, or holds a
+                value that is not finite.
         """
-        return _checked_digest(self.path, _identity(self.path))
+        return _checked_digest(self.path, self.identity)
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one whose header was read.
+
+        Raises:
+            ModelError: It was changed or removed.
+        """
+        if _identity(self.path) != self.identity:
+            raise ModelError(f"{self.path} was changed while it was in use: name it again")
 
 
 def _check_beside(path: Path, adapters: Iterable[Adapter]) -> None:
@@ -108,6 +121,8 @@ def _identity(path: Path) -> tuple[int, ...]:
     """What changes when the file does."""
     try:
         status = os.stat(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: check the name") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
