@@ -113,8 +113,12 @@ class EngineOutline:
         """Values of the latents of a request."""
         return math.prod(self.spec.grid(request).shape)
 
-    def resolve(self, request: Rendering) -> ResolvedRequest:
+    def resolve(self, request: Rendering, *, with_pictures: bool = True) -> ResolvedRequest:
         """Fill in the model's defaults, and check the request against the model and the layouts.
+
+        Args:
+            request: The request.
+            with_pictures: Whether its pictures are there, and are checked.
 
         Raises:
             RequestError, LayoutError: It cannot be rendered here.
@@ -127,7 +131,7 @@ class EngineOutline:
                 "its file takes no LoRA: leave storage_dtype out, or use int8, float8 or nf4"
             )
         check_taken(request, self.spec)
-        named = self._pictures_of(request)
+        named = self._pictures_of(request) if with_pictures else {}
         pictures = {name: check_picture(*each, name) for name, each in named.items()}
         few_step = self._few_step_of_files(request)
         request = request.model_copy(update=self.loras.fields(request))
@@ -145,8 +149,8 @@ class EngineOutline:
         if request.few_step not in (None, FILE) or isinstance(request, ResolvedRequest):
             return None
         parts = [
-            (str(part.path), FewStep.from_metadata(part.headers.metadata, part.path))
-            for part in self._checkpoint.parts.values()
+            (component, FewStep.from_metadata(part.headers.metadata, part.path))
+            for component, part in self._checkpoint.parts.items()
         ]
         return common_settings([*parts, *self.loras.few_step(request)])
 

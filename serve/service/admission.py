@@ -16,7 +16,6 @@ from pydantic_core import to_json
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
-from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord, NewJob
@@ -35,7 +34,7 @@ class RequestChecker(Protocol):
     spec: ModelSpec
     config: EngineConfig
 
-    def resolve(self, request: VideoRequest) -> ResolvedRequest:
+    def resolve(self, request: VideoRequest, *, with_pictures: bool = True) -> ResolvedRequest:
         """The resolved request; raises RefusedInputError if it is invalid."""
         ...
 
@@ -128,7 +127,7 @@ class Admission:
     def resolve_without_pictures(self, request: VideoRequest) -> ResolvedRequest:
         """As :meth:`resolve`, for a request whose pictures are not chosen yet."""
         self._check_loras(request)
-        return self._within_limits(resolve(request, self._engine.spec))
+        return self._within_limits(self._engine.resolve(request, with_pictures=False))
 
     def _check_loras(self, request: VideoRequest) -> None:
         """Refuse LoRAs on a server that offers none: without a folder they would be paths."""

@@ -218,9 +218,9 @@ def outline() -> EngineOutline:
     return EngineOutline(EngineConfig(model="demo", device="cpu"))
 
 
-def lora_made_for(file: Path, settings: str) -> str:
-    """A LoRA of the demo, with settings in its metadata."""
-    save_lora(file, str(bundled()["demo"]), ["transformer_blocks.0.attn.to_q"], seed=0)
+def lora_made_for(file: Path, settings: str, model: str = "demo") -> str:
+    """A LoRA of a bundled model, with settings in its metadata."""
+    save_lora(file, str(bundled()[model]), ["transformer_blocks.0.attn.to_q"], seed=0)
     save_file(load_file(file), file, {METADATA_KEY: settings})
     return str(file)
 
@@ -256,3 +256,17 @@ def test_a_file_of_weights_says_what_it_is_made_for(tmp_path: Path) -> None:
     outline = EngineOutline(EngineConfig(model="demo", device="cpu", transformer=file))
     resolved = outline.resolve(VideoRequest(prompt="a", seed=0))
     assert (resolved.num_inference_steps, resolved.few_step) == (2, "file")
+    three = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}')
+    with pytest.raises(RequestError) as raised:
+        outline.resolve(VideoRequest(prompt="a", lora=(three,)))
+    assert str(raised.value).startswith("transformer is made for num_inference_steps=2, and ")
+
+
+def test_files_count_before_pictures_are_chosen(tmp_path: Path) -> None:
+    """The page then estimates the time of a video."""
+    outline = EngineOutline(EngineConfig(model="demo-i2v", device="cpu"))
+    lora = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}', "demo-i2v")
+    request = VideoRequest(prompt="a", lora=(lora,), few_step="file")
+    assert outline.resolve(request, with_pictures=False).num_inference_steps == 3
+    with pytest.raises(RequestError, match="animates a picture"):
+        outline.resolve(request)
