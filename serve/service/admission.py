@@ -14,8 +14,10 @@ from typing import Protocol
 from pydantic_core import to_json
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.few_step import FewStep
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
+from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_records import JobRecord, NewJob
@@ -34,8 +36,12 @@ class RequestChecker(Protocol):
     spec: ModelSpec
     config: EngineConfig
 
-    def resolve(self, request: VideoRequest, *, with_pictures: bool = True) -> ResolvedRequest:
+    def resolve(self, request: VideoRequest) -> ResolvedRequest:
         """The resolved request; raises RefusedInputError if it is invalid."""
+        ...
+
+    def few_step_of_files(self, request: VideoRequest) -> FewStep | None:
+        """The few-step settings that the files of weights and LoRAs name."""
         ...
 
     def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
@@ -127,7 +133,8 @@ class Admission:
     def resolve_without_pictures(self, request: VideoRequest) -> ResolvedRequest:
         """As :meth:`resolve`, for a request whose pictures are not chosen yet."""
         self._check_loras(request)
-        return self._within_limits(self._engine.resolve(request, with_pictures=False))
+        few_step = self._engine.few_step_of_files(request)
+        return self._within_limits(resolve(request, self._engine.spec, few_step=few_step))
 
     def _check_loras(self, request: VideoRequest) -> None:
         """Refuse LoRAs on a server that offers none: without a folder they would be paths."""

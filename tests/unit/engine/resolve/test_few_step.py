@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longtake.cli.main import main
 from longtake.configs.engine import EngineConfig
 from longtake.configs.few_step import METADATA_KEY, FewStep, common_settings
 from longtake.configs.models import bundled
@@ -248,7 +249,9 @@ def test_a_loras_file_says_what_it_is_made_for(outline: EngineOutline, tmp_path:
         steps(broken)
 
 
-def test_a_file_of_weights_says_what_it_is_made_for(tmp_path: Path) -> None:
+def test_a_file_of_weights_says_what_it_is_made_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = bundled()["demo"] / "transformer"
     file = tmp_path / "distilled.safetensors"
     (whole,) = folder.glob("*.safetensors")
@@ -256,17 +259,10 @@ def test_a_file_of_weights_says_what_it_is_made_for(tmp_path: Path) -> None:
     outline = EngineOutline(EngineConfig(model="demo", device="cpu", transformer=file))
     resolved = outline.resolve(VideoRequest(prompt="a", seed=0))
     assert (resolved.num_inference_steps, resolved.few_step) == (2, "file")
+    command = ["plan", "--model", "demo", "--transformer", str(file), "--gpu", "l40", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["num_inference_steps"] == 2
     three = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}')
     with pytest.raises(RequestError) as raised:
         outline.resolve(VideoRequest(prompt="a", lora=(three,)))
     assert str(raised.value).startswith("transformer is made for num_inference_steps=2, and ")
-
-
-def test_files_count_before_pictures_are_chosen(tmp_path: Path) -> None:
-    """The page then estimates the time of a video."""
-    outline = EngineOutline(EngineConfig(model="demo-i2v", device="cpu"))
-    lora = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}', "demo-i2v")
-    request = VideoRequest(prompt="a", lora=(lora,), few_step="file")
-    assert outline.resolve(request, with_pictures=False).num_inference_steps == 3
-    with pytest.raises(RequestError, match="animates a picture"):
-        outline.resolve(request)
