@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -65,11 +65,12 @@ class LoraFile:
         groups, others = group_parts(header.tensors, str(path))
         if not groups:
             raise ModelError(f"{path} is no LoRA: none of its tensors is part of an adapter")
-        alphas = {
-            module: _alpha(header, group.names["alpha"])
+        named = {
+            module: group.names["alpha"]
             for (module, _), group in groups.items()
             if "alpha" in group.names
         }
+        alphas = _read_alphas(header, named)
         scales = PeftScales.read(metadata, path)
 
         def factor_of(module: str, rank: int) -> float:
@@ -172,15 +173,28 @@ def _are_finite(values: bytes, dtype: str) -> bool:
     return not bool((bits == mask).any())
 
 
-def _alpha(file: TensorFile, name: str) -> float:
+def _read_alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, float]:
+    """The alphas of modules.
+
+    Args:
+        file: The file's header.
+        names: Name of the tensor of each module's alpha.
+    """
+    try:
+        with open_regular(file.path) as opened:
+            return {module: _alpha(file, opened, name) for module, name in names.items()}
+    except OSError as error:
+        raise ModelError(f"{file.path} cannot be read: {error.strerror}") from error
+
+
+def _alpha(file: TensorFile, opened: BinaryIO, name: str) -> float:
     """The value of a tensor of one number."""
     tensor = file.tensors[name]
     value = math.nan
     if tensor.dtype in _NUMBERS and math.prod(tensor.shape) == 1:
         begin, end = tensor.offsets
-        with open_regular(file.path) as opened:
-            opened.seek(8 + len(file.header) + begin)
-            stored = opened.read(end - begin)
+        opened.seek(8 + len(file.header) + begin)
+        stored = opened.read(end - begin)
         if tensor.dtype == "BF16":
             stored = b"\0\0" + stored
         value = float(np.frombuffer(stored, _NUMBERS[tensor.dtype])[0])
