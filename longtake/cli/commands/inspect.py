@@ -12,6 +12,7 @@ from typing import Any
 
 from longtake.cli.settings import given_values
 from longtake.cli.terminal import View, print_line
+from longtake.configs.few_step import FewStep
 from longtake.engine.tools.inspection import (
     CheckpointReport,
     FolderReport,
@@ -85,7 +86,10 @@ def _line(name: str, text: str) -> str:
     return f"  {name:<12}{text}"
 
 
-def _metadata_lines(metadata: Mapping[str, str]) -> Iterator[str]:
+def _metadata_lines(metadata: Mapping[str, str], path: Path) -> Iterator[str]:
+    settings = FewStep.from_metadata(metadata, path)
+    if settings is not None:
+        yield _line("made for", str(settings))
     said = [f"{key}={metadata[key][:60]}" for key in _SHOWN_METADATA if key in metadata]
     if said:
         yield _line("says", ", ".join(said))
@@ -94,7 +98,7 @@ def _metadata_lines(metadata: Mapping[str, str]) -> Iterator[str]:
 def _checkpoint_lines(report: CheckpointReport) -> Iterator[str]:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report.dtypes.items()))
     yield f"{report.path}: {report.kind}, {format_bytes(report.num_bytes)}; tensors: {dtypes}"
-    yield from _metadata_lines(report.metadata)
+    yield from _metadata_lines(report.metadata, report.path)
     for each in report.components:
         found = each.recognized
         prefix = f", names begin with {found.prefix}" if found.prefix else ""
@@ -118,7 +122,7 @@ def _lora_lines(report: LoraReport) -> Iterator[str]:
     file = report.file
     size = format_bytes(report.num_bytes)
     yield f"{file.path}: a LoRA, {size}, {len(file.tensors)} tensors, all finite"
-    yield from _metadata_lines(file.metadata)
+    yield from _metadata_lines(file.metadata, file.path)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     norms = ", with norms of rows (DoRA)" if report.has_norms else ""
     yield _line("changes", f"{len(file.adapters)} modules: {kinds}{norms}")
