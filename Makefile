@@ -61,13 +61,16 @@ demo: env
 
 quality: env
 	$(BIN)/python -m tests.quality.demo
+	$(BIN)/python -m tests.quality.few_step
 
-# Trains from scratch, or from the last checkpoint. The second model starts from the first.
+# Trains from scratch, or from the last checkpoint. The second model and the LoRA start from the first.
 train-demo: env
 	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo text-to-video demo/training \
 		--output configs/models/demo
 	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo image-to-video demo/training \
 		--start configs/models/demo --output configs/models/demo-i2v
+	OMP_NUM_THREADS=2 $(BIN)/python -m training.demo few-step demo/training \
+		--start configs/models/demo --output configs/loras/demo-6step.safetensors
 
 soak: env
 	$(BIN)/python -m tests.kills --kills 200

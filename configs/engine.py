@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from longtake.configs.base import Dtype, NamedPath, Seconds, StrictModel
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.weights import (
-    StorageDtype,
     TextPlace,
     WeightPlace,
+    WeightStorage,
     place_of_shard_weights,
 )
 
@@ -40,13 +40,14 @@ class EngineConfig(StrictModel):
     model: str = Field(
         default="demo",
         min_length=1,
-        description="Folder or Hugging Face Hub id of a model in diffusers format; demo is a small "
-        "bundled model",
+        description="Folder or Hugging Face Hub id of a model in diffusers format, a publisher's "
+        "own folder, or a file of a transformer; demo is a small bundled model",
     )
     revision: str | None = Field(
         default=None,
         min_length=1,
-        description="Branch, tag or commit of a model on the Hub; the latest by default",
+        description="Branch, tag or commit of a model on the Hub, also of the one that a file is "
+        "recognized as; the latest by default",
     )
     transformer: NamedPath | None = _part("transformer")
     transformer_2: NamedPath | None = _part("transformer_2, the expert of the later steps")
@@ -80,10 +81,11 @@ class EngineConfig(StrictModel):
     text_weights: Literal["auto", TextPlace] = Field(
         default="auto", description="The same for the text encoders, which are never split"
     )
-    storage_dtype: StorageDtype | None = Field(
+    storage_dtype: WeightStorage | None = Field(
         default=None,
         description="Type of fewer bits that the transformer's weights are stored in; it loses "
-        "quality, as measured in docs/explanation/exactness.md; their dtype by default",
+        "quality, as measured in docs/explanation/exactness.md; gguf keeps those of a GGUF file, "
+        "and loses nothing of it; their dtype by default",
     )
     attention_kernel: str = Field(
         default="auto", description="Local attention kernel; auto is the fastest that runs here"

@@ -19,6 +19,12 @@ def matches(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _must_fall(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    if any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
+        raise ValueError("must fall from each step to the next")
+    return sigmas
+
+
 MAX_PIXELS = 16384
 MAX_FRAMES = 16384
 MAX_SEED = 2**63 - 1
@@ -31,7 +37,16 @@ Steps = Annotated[int, Field(ge=1, le=10000)]
 Scale = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Shift = Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)]
 Sigma = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1, max_length=10000)]
+Sigmas = Annotated[
+    tuple[Sigma, ...], Field(min_length=1, max_length=10000), AfterValidator(_must_fall)
+]
+FewStepName = Annotated[
+    str,
+    Field(max_length=64),
+    matches(
+        r"[A-Za-z0-9][A-Za-z0-9.-]*", "a name of letters, digits, dots, hyphens and underscores"
+    ),
+]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Videos = Annotated[int, Field(ge=1, le=1024)]
 Rate = Annotated[float, Field(ge=0.1, le=1000, allow_inf_nan=False)]

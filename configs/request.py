@@ -20,6 +20,7 @@ from longtake.configs.field_types import (
     MAX_PROMPT,
     DecodeMode,
     Digest,
+    FewStepName,
     Frames,
     OutputType,
     Pixels,
@@ -136,6 +137,12 @@ class CommonRendering(DecodeRequest):
         default=None,
         description="Shift of the noise schedule; larger values spend more steps on composition",
     )
+    few_step: FewStepName | None = Field(
+        default=None,
+        description="Settings of a model distilled to a few steps, for the fields left out: a "
+        "preset of the model's family such as lightx2v-4step, those that the weights' file names "
+        "(file, the default if it names any), or none",
+    )
     seed: Seed | None = Field(
         default=None, description="Seed of the initial noise; random by default"
     )
@@ -160,13 +167,6 @@ class CommonRendering(DecodeRequest):
     @classmethod
     def _one_is_a_list(cls, lora: Any) -> Any:
         return (lora,) if isinstance(lora, str) else lora
-
-    @field_validator("sigmas")
-    @classmethod
-    def _must_fall(cls, sigmas: Sigmas | None) -> Sigmas | None:
-        if sigmas and any(later >= sigma for sigma, later in zip(sigmas, sigmas[1:], strict=False)):
-            raise ValueError("must fall from each step to the next")
-        return sigmas
 
 
 if TYPE_CHECKING:
@@ -270,7 +270,9 @@ class VideoRequest(Rendering):
 _LATER_FIELDS = {
     "embed_metadata": True,
     "lora_partial": False,
-    **dict.fromkeys((*SHORTHANDS, "last_image", "last_image_sha256", "lora", "lora_sha256")),
+    **dict.fromkeys(
+        (*SHORTHANDS, "last_image", "last_image_sha256", "lora", "lora_sha256", "few_step")
+    ),
 }
 """Fields that version 0.1 did not have, by name, with their defaults."""
 
@@ -278,10 +280,11 @@ PICTURES = ("image", "last_image")
 """Request fields that hold the path of a picture; the digest is in ``image_sha256`` and so on."""
 
 NON_LATENT_FIELDS = frozenset(
-    {*DecodeRequest.model_fields, "output_type", *PICTURES, "lora", "lora_partial"}
+    {*DecodeRequest.model_fields, "output_type", *PICTURES, "lora", "lora_partial", "few_step"}
 )
 """Request fields that do not affect the latents. Paths of pictures and LoRAs are such: digests
-identify them, not paths. Scales of LoRAs do: see :attr:`Rendering.lora_scales`."""
+identify them, not paths. Scales of LoRAs do: see :attr:`Rendering.lora_scales`. The name of
+few-step settings does not: they stand in the other fields."""
 
 
 class ResolvedDecode(DecodeRequest):

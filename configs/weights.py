@@ -15,7 +15,11 @@ WeightPlace = Literal["resident", "streamed", "disk", "split"]
 from its files; split over all ranks (FSDP2)."""
 
 StorageDtype = Literal["float8", "int8", "nf4"]
-"""Types of fewer bits that weights are stored in. They are lossy."""
+"""Types of fewer bits that weights are encoded in. They are lossy."""
+
+WeightStorage = Literal["float8", "int8", "nf4", "gguf"]
+"""What weights are stored as instead of the dtype of compute; "gguf" is what the transformer's GGUF
+file has, which loses nothing of the file."""
 
 
 def place_of_shard_weights(value: Any) -> Literal["auto", "split"]:

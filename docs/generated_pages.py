@@ -77,6 +77,9 @@ def models_page() -> str:
         "## Presets",
         _table(_PRESET_COLUMNS, [_preset(*each) for each in specs.items()]),
         _PRESETS_LEGEND.strip(),
+        "## Few-step presets",
+        _FEW_STEP_INTRODUCTION.strip(),
+        _table(("preset", "settings", "models"), _few_step_presets(specs)),
         "## Sizes for pictures",
         _table(("resolution", "width x height", "models"), _sizes(specs)),
         "## Negative prompts",
@@ -105,6 +108,11 @@ _PRESETS_LEGEND = """\
 "guidance" is `--guidance-scale` and, for two experts, `--guidance-scale-2`. It is embedded in
 HunyuanVideo; for Wan it is classifier-free guidance, of two passes a step. GiB are all weights in
 half precision; "files" is the size of the published ones, some of which are in float32.
+"""
+
+_FEW_STEP_INTRODUCTION = """\
+Values of `--few-step`: the published settings of models and LoRAs that are distilled to a few
+steps. See [few-step models](../guides/few-step.md).
 """
 
 _DEFAULTS_INTRODUCTION = """\
@@ -159,6 +167,17 @@ def _sizes(specs: dict[str, ModelSpec]) -> list[str]:
             listed = ", ".join(f"{width} x {height}" for height, width in sizes)
             models.setdefault((resolution, listed), []).append(f"`{name}`")
     return [_cells(*each, ", ".join(names)) for each, names in models.items()]
+
+
+def _few_step_presets(specs: dict[str, ModelSpec]) -> list[str]:
+    models: dict[tuple[str, str], list[str]] = {}
+    for name, spec in specs.items():
+        for preset, settings in spec.few_step_presets.items():
+            models.setdefault((preset, str(settings)), []).append(f"`{name}`")
+    return [
+        _cells(f"`{preset}`", f"`{settings}`", ", ".join(names))
+        for (preset, settings), names in models.items()
+    ]
 
 
 def _negative_prompts(specs: dict[str, ModelSpec]) -> list[str]:

@@ -16,6 +16,7 @@ from longtake.configs.request import DecodeRequest, Rendering, ResolvedDecode, R
 from longtake.engine.job import LATENTS, NO_INPUTS, Job, JobInputs
 from longtake.engine.launch.choose_launcher import LauncherFactory
 from longtake.engine.launch.choose_launcher import launcher_factory as default_launcher_factory
+from longtake.engine.launch.launcher import Launcher
 from longtake.engine.launch.rank_session import RankSession
 from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.media.arrays import Array
@@ -81,7 +82,12 @@ class VideoEngine(EngineOutline):
         factory = launcher_factory or default_launcher_factory(
             self.config, torchrun, isolated=isolated, scratch=scratch
         )
-        self._ranks = RankSession(lambda: factory(self.config, self._device_type))
+
+        def new_launcher() -> Launcher:
+            self._checkpoint.check_parts_unchanged()  # ranks open their files again
+            return factory(self.config, self._device_type)
+
+        self._ranks = RankSession(new_launcher)
 
     @classmethod
     def from_pretrained(
@@ -96,8 +102,8 @@ class VideoEngine(EngineOutline):
         """Load a model onto ranks.
 
         Args:
-            model: A folder in diffusers layout, a hub id, or "demo", the small trained model that
-                comes with the package.
+            model: A folder in diffusers layout, a hub id, a publisher's own folder, a file of a
+                transformer, or "demo", the small trained model that comes with the package.
             parallel: The degrees; unset ones follow from the devices and from each request.
             devices: Number of GPUs, or of processes on the CPU. Ignored under torchrun.
             on_progress: Called as components are loaded.

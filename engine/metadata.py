@@ -81,7 +81,8 @@ class Metadata:
         }
         described = {"engine": engine}
         if self.origin is not None:
-            rendered = self.origin.engine.model_copy(update={"vae_dtype": self.engine.vae_dtype})
+            decoded = {"vae": self.engine.vae, "vae_dtype": self.engine.vae_dtype}
+            rendered = self.origin.engine.model_copy(update=decoded)
             described = {"engine": rendered.model_dump(mode="json"), "decoded_by": engine}
         return {
             "created": self.created,

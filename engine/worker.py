@@ -90,8 +90,10 @@ class Worker:
         self._spec = registry.inspect(checkpoint, autoencoder_only=config.autoencoder_only)
         dtype = config.compute_dtype(world.device.type)
         vae_dtype = config.autoencoder_dtype(self._spec.defaults.vae_dtype, world.device.type)
-        first_vae_dtype, weights, text_weights = _agree(world, config, checkpoint, dtype, vae_dtype)
-        first_loras = LoraChoice(**world.gather_json(loras.model_dump())[0])
+        first_vae_dtype, weights, text_weights, first_loras = _agree(
+            world, config, checkpoint, dtype, vae_dtype, loras
+        )
+        _check_parts(world, checkpoint)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._loras = RankLoras(LoraMatcher(checkpoint, config.lora_folder), world)
         plan = LoadPlan(
@@ -254,21 +256,27 @@ class Worker:
 
 
 def _agree(
-    world: World, config: EngineConfig, checkpoint: Checkpoint, dtype: str, vae_dtype: str
-) -> tuple[str, WeightPlace, TextPlace]:
+    world: World,
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    dtype: str,
+    vae_dtype: str,
+    loras: LoraChoice,
+) -> tuple[str, WeightPlace, TextPlace, LoraChoice]:
     """Check that all ranks load the same commit in the same dtype and storage.
 
     Returns:
-        Rank 0's dtype of the autoencoder, and its places of weights: it may be the only rank that
-        has read the latents' file, which names the one, or the request, on which the others depend.
+        Rank 0's dtype of the autoencoder, its places of weights and its LoRAs: it may be the only
+        rank that has read the latents' file, which names the one, or the request, on which the
+        others depend.
 
     Raises:
         ModelError: The ranks differ.
     """
     model, storage = config.model, config.storage_dtype or "the dtype"
-    own = [checkpoint.revision, dtype, storage, vae_dtype, *config.places]
+    own = [checkpoint.revision, dtype, storage, vae_dtype, *config.places, loras.model_dump()]
     first, *others = world.gather_json(own)
-    first_commit, first_dtype, first_storage, first_vae_dtype, weights, text_weights = first
+    first_commit, first_dtype, first_storage, first_vae_dtype, *places, first_loras = first
     for commit, other_dtype, other_storage, *_ in others:
         if commit != first_commit:
             raise ModelError(
@@ -284,7 +292,26 @@ def _agree(
                 f"{model} is stored as {first_storage} on rank 0 and as {other_storage} on "
                 "another: pass the same --storage-dtype to all"
             )
-    return first_vae_dtype, weights, text_weights
+    weights, text_weights = places
+    return first_vae_dtype, weights, text_weights, LoraChoice(**first_loras)
+
+
+def _check_parts(world: World, checkpoint: Checkpoint) -> None:
+    """Check that all ranks take the same components from other files.
+
+    Raises:
+        ModelError: The ranks differ.
+    """
+    first, *others = world.gather_json(
+        {name: each.digest for name, each in checkpoint.parts.items()}
+    )
+    for rank, other in enumerate(others, 1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                raise ModelError(
+                    f"{name} is not the same on rank 0 and on rank {rank}: pass one file to all, "
+                    f"with --{name.replace('_', '-')}"
+                )
 
 
 def _tensors(inputs: JobInputs) -> dict[str, torch.Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.imports import garbage_collection_paused
+from longtake.pipelines.checkpoints.recognition import EXPERTS
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
@@ -35,7 +37,12 @@ def inspect(
     spec: ModelSpec = load_reference(family.inspect)(
         checkpoint, weights=weights, autoencoder_only=autoencoder_only
     )
-    spec = replace(spec, model=checkpoint.model, family=family.label)
+    spec = replace(
+        spec,
+        model=checkpoint.model,
+        family=family.label,
+        gguf_value_bytes=_gguf_value_bytes(checkpoint),
+    )
     if spec.costs is not None:
         return spec
     from longtake.pipelines.counting.costs import with_costs  # planning of most models needs none
@@ -120,3 +127,11 @@ def load_codec(checkpoint: Checkpoint, spec: ModelSpec, world: World, plan: Load
         load_family = load_reference(family_of(checkpoint).codec)
     codec: VideoCodec = load_family(checkpoint, spec, world, plan)
     return codec
+
+
+def _gguf_value_bytes(checkpoint: Checkpoint) -> float:
+    """Mean bytes of a value of the transformers in a checkpoint's GGUF files; 0 without any."""
+    parts = [checkpoint.parts[name].headers for name in EXPERTS if name in checkpoint.parts]
+    stored = [each for part in parts if part.is_gguf for _, each in part.stored.values()]
+    num_bytes = sum(each.offsets[1] - each.offsets[0] for each in stored)
+    return num_bytes / max(1, sum(math.prod(each.shape) for each in stored))

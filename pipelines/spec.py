@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from longtake.configs.families import FamilyOptions
+from longtake.configs.few_step import FewStep
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards
@@ -87,8 +88,11 @@ class ModelSpec:
         scale_field: Request field of the scale of classifier-free guidance, which is off at 1 or
             less; None if the model has no such guidance.
         pictures: The pictures that the model takes, by request field, in the order of the video.
+        few_step_presets: Settings of released few-step models and LoRAs of this kind, by name.
         dropped_frames: Decoded frames discarded at the start of the video.
         tiles_time: Whether the autoencoder can decode in tiles of time.
+        gguf_value_bytes: Mean bytes of a value of the transformer in GGUF files; 0 if it is in
+            files of another kind.
         model: The model as the user named it, for messages.
         family: Name of the family, for messages.
     """
@@ -105,8 +109,10 @@ class ModelSpec:
     options: type[FamilyOptions] = FamilyOptions
     scale_field: str | None = None
     pictures: Mapping[str, Presence] = field(default_factory=dict)
+    few_step_presets: Mapping[str, FewStep] = field(default_factory=dict)
     dropped_frames: int = 0
     tiles_time: bool = True
+    gguf_value_bytes: float = 0.0
     model: str = ""
     family: str = ""
 

@@ -127,3 +127,20 @@ def save_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def save_transformer_as_gguf(path: Path, tensors: Tensors) -> None:
+    """Save a transformer as converters do: matrices in blocks of several types, the rest as it is.
+
+    Args:
+        path: The file.
+        tensors: Its tensors by the names of the file.
+    """
+    saved: dict[str, tuple[np.ndarray, str]] = {}
+    for number, (name, tensor) in enumerate(tensors.items()):
+        values, kind = tensor.float().numpy(), "F32"
+        if tensor.dim() == 2 and tensor.shape[1] % 32 == 0 and "_blocks." in name:
+            kind = ("Q8_0", "Q4_0", "Q5_1")[number % 3]
+            values = gguf.quantize(values, gguf.GGMLQuantizationType[kind])
+        saved[name] = values, kind
+    save_gguf(path, saved)

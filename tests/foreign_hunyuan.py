@@ -7,6 +7,7 @@ below each other: any values with the right numbers of rows will do.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,27 @@ def write(own: Tensors, path: Path, writer: Writer, prefix: str = "") -> Path:
     tensors = {prefix + name: tensor.contiguous() for name, tensor in writer(own).items()}
     save_file(tensors, path)
     return path
+
+
+def save_tencents_folder(model: Path, folder: Path) -> Path:
+    """Save a text-to-video model as tencent's README arranges it.
+
+    Args:
+        model: Folder of the model in diffusers' layout.
+        folder: Folder to create.
+    """
+    weights = folder / "hunyuan-video-t2v-720p"
+    for name in ("transformers", "vae"):
+        (weights / name).mkdir(parents=True)
+    transformer = tencent_transformer(component(model, "transformer"))
+    torch.save({"module": transformer}, weights / "transformers" / "mp_rank_00_model_states.pt")
+    vae = {f"vae.{name}": each for name, each in component(model, "vae").items()}
+    torch.save({"state_dict": vae}, weights / "vae" / "pytorch_model.pt")
+    for number in ("", "_2"):
+        shutil.copytree(model / f"text_encoder{number}", folder / f"text_encoder{number}")
+        for file in (model / f"tokenizer{number}").iterdir():
+            shutil.copy(file, folder / f"text_encoder{number}")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -213,6 +235,34 @@ def causal_lm(own: Tensors) -> dict[str, torch.Tensor]:
     """A LLaMA as of LlamaForCausalLM, and in ComfyUI's ``llava_llama3_fp16.safetensors``."""
     head = {"lm_head.weight": own["embed_tokens.weight"].clone()}
     return {f"model.{name}": tensor for name, tensor in own.items()} | head
+
+
+def llama_cpp(own: Tensors, num_heads: int = 4) -> dict[str, torch.Tensor]:
+    """A LLaMA as llama.cpp converts it for GGUF files, whose rotations turn neighbouring rows.
+
+    Args:
+        own: Tensors of LlamaModel.
+        num_heads: Number of heads, of keys and values, too.
+    """
+    file = {
+        "token_embd.weight": own["embed_tokens.weight"],
+        "output_norm.weight": own["norm.weight"],
+        "output.weight": own["embed_tokens.weight"].clone(),
+        "rope_freqs.weight": torch.ones(8),
+    }
+    for index in _indices(own, "layers."):
+        block, mine = f"blk.{index}.", f"layers.{index}."
+        for name, own_name in (("attn_q", "q_proj"), ("attn_k", "k_proj")):
+            weight = own[f"{mine}self_attn.{own_name}.weight"]
+            halves = weight.reshape(num_heads, 2, -1, *weight.shape[1:])
+            file[f"{block}{name}.weight"] = halves.transpose(1, 2).reshape(weight.shape)
+        file[f"{block}attn_v.weight"] = own[f"{mine}self_attn.v_proj.weight"]
+        file[f"{block}attn_output.weight"] = own[f"{mine}self_attn.o_proj.weight"]
+        file[f"{block}attn_norm.weight"] = own[f"{mine}input_layernorm.weight"]
+        file[f"{block}ffn_norm.weight"] = own[f"{mine}post_attention_layernorm.weight"]
+        for name in ("gate", "up", "down"):
+            file[f"{block}ffn_{name}.weight"] = own[f"{mine}mlp.{name}_proj.weight"]
+    return file
 
 
 def clip_model(own: Tensors) -> dict[str, torch.Tensor]:

@@ -13,9 +13,12 @@ import os
 import runpy
 import signal
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
+import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 
@@ -23,9 +26,16 @@ PRELOADED = [
     "torch.distributed.device_mesh",
     "longtake.parallel",
     "longtake.engine.launch.protocol.rank_server",
+    "longtake.cli.main",
+    "longtake.engine.render_to_files",
+    "longtake.serve.server",
+    "longtake.pipelines.models.hunyuan_video.conditioner.image_text",
     "longtake.pipelines.models.hunyuan_video.image_to_video",
 ]
 """Modules that the server imports before the first fork."""
+
+_NAME = "forked rank "
+"""Start of a forked rank's name; its environment is not visible from outside."""
 
 
 def fork_context() -> Any:
@@ -103,11 +113,22 @@ def start_processes(
     return ForkedRanks(args, envs, logs_specs.reify(envs))
 
 
+def rank_of(process: psutil.Process) -> int | None:
+    """The number of a rank, forked or not; None for another process."""
+    if (name := process.name()).startswith(_NAME):
+        return int(name.removeprefix(_NAME))
+    number = process.environ().get("RANK")
+    return None if number is None else int(number)
+
+
 def _run(module: str, environment: dict[str, str], stdout: str, stderr: str) -> None:
     """Run a module as ``python -m`` does, with its own environment and log files."""
     os.environ.clear()
     os.environ.update(environment)
+    Path("/proc/self/comm").write_text(_NAME + environment["RANK"])
     os.environ["LONGTAKE_PARENT"] = str(os.getppid())  # the server, not the engine
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)  # the server ends with the engine
     for path, number in ((stdout, 1), (stderr, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)

@@ -31,9 +31,10 @@ import psutil
 from longtake.cli import main as cli
 from longtake.serve.queue.job_store import JobStore
 from tests import tiny
+from tests.forked_commands import ForkedCommand, ranks_by_number
 from tests.processes import still_running
 
-COMMAND = [sys.executable, "-m", "longtake", "batch"]
+LONGTAKE = [sys.executable, "-m", "longtake"]
 PHASES = ("starting", "loading", "text", "denoising", "decoding", "writing", "done")
 VICTIMS = ("rank 0", "rank 1", "supervisor", "all")
 STEPS = 24
@@ -131,12 +132,17 @@ class BatchProcess:
     Args:
         arguments: Arguments of the command.
         errors: File that receives stderr.
+        forked: Whether the process is forked rather than a new interpreter.
     """
 
-    def __init__(self, arguments: Sequence[str], errors: TextIO) -> None:
-        self.popen = subprocess.Popen(
-            [*COMMAND, *arguments, "--json"], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+    def __init__(self, arguments: Sequence[str], errors: TextIO, *, forked: bool = True) -> None:
+        words = ["batch", *arguments, "--json"]
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors}
+        self.popen: ForkedCommand | subprocess.Popen[str]
+        if forked:
+            self.popen = ForkedCommand(words, **streams)
+        else:
+            self.popen = subprocess.Popen([*LONGTAKE, *words], text=True, **streams)
         self.process = psutil.Process(self.popen.pid)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -167,13 +173,7 @@ class BatchProcess:
 
     def ranks(self) -> dict[int, psutil.Process]:
         """The running ranks, by number."""
-        found = {}
-        with contextlib.suppress(psutil.Error):
-            for child in self.process.children():
-                with contextlib.suppress(psutil.Error):
-                    if child.status() != psutil.STATUS_ZOMBIE:
-                        found[int(child.environ().get("RANK", -1))] = child
-        return found
+        return ranks_by_number(self.popen.pid)
 
     def kill(self, victim: str) -> bool:
         """Kill one of VICTIMS; returns whether it was running."""

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from benchmarks.traffic import TrafficMeter
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.configs.weights import StorageDtype, WeightPlace
+from longtake.configs.weights import WeightPlace, WeightStorage
 from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry
@@ -91,7 +91,7 @@ def load_pipeline(
     on_ranks: bool,
     dtype: str = "float32",
     place: WeightPlace = "resident",
-    storage: StorageDtype | None = None,
+    storage: WeightStorage | None = None,
 ) -> VideoPipeline:
     """Load a model; the last six of a process are kept."""
     return load_on(world() if on_ranks else ALONE, folder, dtype, place, storage)
@@ -102,14 +102,19 @@ def load_on(
     folder: str,
     dtype: str,
     place: WeightPlace,
-    storage: StorageDtype | None = None,
+    storage: WeightStorage | None = None,
     loras: Mapping[str, Deltas] | None = None,
 ) -> VideoPipeline:
-    """Load a model on given ranks, with what LoRAs add to its transformers."""
+    """Load a model on given ranks, with what LoRAs add to its transformers.
+
+    A file transformer.gguf in its folder is its transformer.
+    """
     plan = LoadPlan.resident(getattr(torch, dtype))
     transformer = ComponentPlan(plan.transformer.dtype, place, storage, loras or {})
     plan = replace(plan, transformer=transformer)
-    return registry.load(Checkpoint.open(folder), ranks, plan)
+    blocks = Path(folder) / "transformer.gguf"
+    parts = {"transformer": blocks} if blocks.exists() else {}
+    return registry.load(Checkpoint.open(folder, parts=parts), ranks, plan)
 
 
 def pictures_of(pipeline: VideoPipeline, resolved: ResolvedRequest) -> dict[str, Pixels]:
@@ -165,7 +170,7 @@ def latents_on_one_rank(
     resolved: ResolvedRequest,
     dtype: str = "float32",
     place: WeightPlace = "resident",
-    storage: StorageDtype | None = None,
+    storage: WeightStorage | None = None,
 ) -> Array:
     """The latents of a request, rendered in this process."""
     pipeline = load_pipeline(folder, False, dtype, place, storage)
@@ -179,14 +184,14 @@ def latents_on_ranks(
     dims: ParallelDims,
     dtype: str = "float32",
     place: WeightPlace = "resident",
-    storage: StorageDtype | None = None,
+    storage: WeightStorage | None = None,
 ) -> list[Array]:
     """On a rank: the latents of each request."""
     pipeline = load_pipeline(folder, True, dtype, place, storage)
     return [render(pipeline, each, dims, world()).numpy() for each in resolved]
 
 
-def denoiser_bytes(folder: str, place: WeightPlace, storage: StorageDtype | None = None) -> int:
+def denoiser_bytes(folder: str, place: WeightPlace, storage: WeightStorage | None = None) -> int:
     """On a rank: bytes of the transformer's parameters on this rank."""
     denoiser = load_pipeline(folder, True, place=place, storage=storage).denoiser
     return sum(

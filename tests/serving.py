@@ -17,13 +17,12 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.forked_commands import ForkedCommand
 from tests.processes import still_running
-
-COMMAND = [sys.executable, "-m", "longtake", "serve", "--port", "0"]
 
 
 class Server:
-    """A process of ``longtake serve``.
+    """A process of ``longtake serve``, forked unless its environment has a ``PYTHONPATH``.
 
     Args:
         folder: The data folder.
@@ -41,15 +40,16 @@ class Server:
     ) -> None:
         self.folder = folder
         self.log = log
-        command = [*COMMAND, "--data-dir", str(folder), *arguments]
+        words = ["serve", "--port", "0", "--data-dir", str(folder), *arguments]
+        options: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": "1", **environment}}
         with log.open("a") as file:
-            self.process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            )
+            options |= {"stdout": file, "stderr": subprocess.PIPE}
+            self.process: ForkedCommand | subprocess.Popen[str]
+            if "PYTHONPATH" in environment:
+                command = [sys.executable, "-m", "longtake", *words]
+                self.process = subprocess.Popen(command, text=True, **options)
+            else:
+                self.process = ForkedCommand(words, **options)
         assert self.process.stderr is not None
         output = []
         for line in self.process.stderr:

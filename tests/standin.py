@@ -83,14 +83,20 @@ class GrayRanks:
 
 @contextmanager
 def gray_server(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, model: str = "demo", **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    model: str = "demo",
+    lora_folder: Path | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[TestClient, VideoService]]:
     """A client of the application, and its service."""
     monkeypatch.setattr(server, "Supervisor", GrayRanks)
     GrayRanks.hold = GrayRanks.deaf = False
     GrayRanks.fails = None
     config = ServeConfig(**{"data_dir": folder, "page": False, **settings})
-    service = build_service(EngineConfig(model=model), config, SnapshotConfig())
+    service = build_service(
+        EngineConfig(model=model, lora_folder=lora_folder), config, SnapshotConfig()
+    )
     with TestClient(
         build_application(service, config),
         base_url="http://127.0.0.1:8000",

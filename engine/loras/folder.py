@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.engine.loras.matching import LoraMatcher, is_name
+from longtake.engine.loras.matching import SUFFIX, LoraMatcher, is_name
 from longtake.errors import RefusedInputError
-
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from longtake.configs.few_step import FewStep
 from longtake.configs.lora import LoraUse, parse_lora
+from longtake.configs.loras import bundled_loras
 from longtake.configs.request import Rendering
 from longtake.engine.loras.choice import LoraChoice
 from longtake.errors import ModelError, RequestError
@@ -110,6 +112,24 @@ class LoraMatcher:
             "lora_sha256": tuple(each.file.sha256 for each in found),
         }
 
+    def few_step(self, request: Rendering) -> list[tuple[str, FewStep | None]]:
+        """The few-step settings that each LoRA's file names, by the file as the request names it.
+
+        Those of scale 0 name none, since they change nothing.
+
+        Raises:
+            RequestError: A file's settings cannot be read.
+        """
+        uses = [use for use in map(parse_lora, request.lora or ()) if use.scale != 0]
+        return [(use.file, self._settings(use)) for use in uses]
+
+    def _settings(self, use: LoraUse) -> FewStep | None:
+        path = self._path(use)
+        try:
+            return FewStep.from_metadata(LoraFile.read(path).metadata, path)
+        except ModelError as error:
+            raise self._refusal(use, error) from error
+
     def _named(self, use: LoraUse) -> LoraUse:
         return use if self._folder is not None else replace(use, file=str(self._path(use)))
 
@@ -117,7 +137,8 @@ class LoraMatcher:
         """The path of a LoRA's file."""
         if self._folder is None:
             # Not normalized: ".." after a link means the parent of its target.
-            return Path(os.path.join(os.getcwd(), os.path.expanduser(use.file)))
+            path = Path(os.path.join(os.getcwd(), os.path.expanduser(use.file)))
+            return path if os.path.lexists(path) else bundled_loras().get(use.file, path)
         if not is_name(use.file):
             raise RequestError(
                 f"lora={use.file!r} is a path: name a file of the folder of LoRAs, such as "

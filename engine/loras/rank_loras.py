@@ -83,6 +83,8 @@ class RankLoras:
 
     def _agree(self, choice: LoraChoice) -> tuple[MatchedLora, ...]:
         """The LoRAs of a choice, matched on all ranks."""
+        if not choice.uses:
+            return ()
         found: tuple[MatchedLora, ...] = ()
         failure = None
         try:

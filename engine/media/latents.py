@@ -134,6 +134,8 @@ class KeptLatents:
         command = ["longtake", "decode", str(self.path), "--model", engine.model]
         if engine.revision is not None:
             command += ["--revision", engine.revision]
+        if engine.vae is not None:
+            command += ["--vae", str(engine.vae)]
         command += ["--device", engine.device]
         if engine.devices > 1 and not TorchrunEnvironment.is_set():
             command += ["--devices", str(engine.devices)]

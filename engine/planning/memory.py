@@ -131,7 +131,7 @@ def plan_memory(plan_input: PlanInput, dims: ParallelDims, placement: Placement)
         activations=int(unsplit * _BLOCK_OVERHEAD[hardware.device]),
         buffers=int(max(0, split - unsplit) * _BLOCK_OVERHEAD[hardware.device])
         + _gathered_bytes(plan_input, dims, placement)
-        + costs.decoded_bytes(element, plan_input.storage_dtype),
+        + costs.decoded_bytes(element, plan_input.storage),
         decode=int(_decode_bytes(plan_input) * _CONVOLUTION_OVERHEAD[hardware.device]),
         text_stays=_one_memory(plan_input) and placement.text != "disk",
         autoencoder_stays=hardware.device == "cpu" or placement.weights == "resident",

@@ -10,12 +10,13 @@ from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.configs.weights import StorageDtype
+from longtake.configs.weights import WeightStorage
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards
 from longtake.parallel.heads import HeadShards
 from longtake.pipelines.costs import ModelCosts, Work
+from longtake.pipelines.quantization.sizes import Storage
 from longtake.pipelines.spec import LatentGrid, ModelSpec, shards_of
 
 
@@ -31,11 +32,11 @@ class PlanInput:
         vae_dtype: The dtype of the autoencoder.
         text_tokens: Tokens of the encoded prompt; a negative prompt has as many.
         decode_ranks: Maximum number of ranks that decode; None for all.
-        storage_dtype: Type of fewer bits that the transformer's blocks are stored in; None for
-            ``dtype``.
+        storage_dtype: What the transformer's blocks are stored as; None for ``dtype``.
 
     Raises:
-        RequestError: The hardware profile has no rate for a dtype.
+        RequestError: The hardware profile has no rate for a dtype, or the transformer is not in the
+            files that its storage type needs.
     """
 
     spec: ModelSpec
@@ -45,9 +46,10 @@ class PlanInput:
     vae_dtype: Dtype
     text_tokens: int
     decode_ranks: int | None = None
-    storage_dtype: StorageDtype | None = None
+    storage_dtype: WeightStorage | None = None
 
     def __post_init__(self) -> None:
+        check_storage(self.storage_dtype, self.spec)
         for name in ("dtype", "vae_dtype"):
             if getattr(self, name) not in self.hardware.flops_per_s:
                 raise RequestError(
@@ -100,10 +102,20 @@ class PlanInput:
         """Bytes of one element of weights and activations."""
         return ELEMENT_BYTES[self.dtype]
 
+    @property
+    def storage(self) -> Storage | None:
+        """What the transformer's blocks are stored as, for a cost model."""
+        return self.spec.gguf_value_bytes if self.storage_dtype == "gguf" else self.storage_dtype
+
+    @property
+    def file_element_size(self) -> float:
+        """Mean bytes of a value of the transformer in its files."""
+        return self.spec.gguf_value_bytes or self.costs.file_element_size
+
     def transformer_bytes(self, ranks: int = 1) -> int:
         """Bytes of the weights of all experts, as they are stored, on each of the ranks that they
         are split over."""
-        return self.costs.transformer_bytes(self.element_size, ranks, self.storage_dtype)
+        return self.costs.transformer_bytes(self.element_size, ranks, self.storage)
 
     @cached_property
     def num_passes(self) -> int:
@@ -170,3 +182,16 @@ class PlanInput:
         if hardware.device == "cuda" and dtype == "float32" and half is not None:
             peak = max(peak, half.value / 2)
         return peak * hardware.convolution_share.value
+
+
+def check_storage(storage: WeightStorage | None, spec: ModelSpec) -> None:
+    """Check that a transformer's files can be stored as asked.
+
+    Raises:
+        RequestError: They are to stay GGUF, and are not.
+    """
+    if storage == "gguf" and not spec.gguf_value_bytes:
+        raise RequestError(
+            f"storage_dtype=gguf: the transformer of {spec.model} is not in a GGUF file: name one "
+            "as transformer, or use int8, float8 or nf4"
+        )

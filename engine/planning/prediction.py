@@ -196,7 +196,7 @@ class _Layout:
             plan_input.text_tokens * self.batch,
             plan_input.element_size,
         )
-        work += plan_input.costs.weight_decoding(plan_input.element_size, plan_input.storage_dtype)
+        work += plan_input.costs.weight_decoding(plan_input.element_size, plan_input.storage)
         count, attention = plan_input.costs.attention.num_attentions, self.attention.time()
         compute_s = plan_input.seconds(work) + count * attention.compute_s
         free_s = plan_input.hardware.overlap_share.value * compute_s - count * attention.hidden_s
@@ -295,7 +295,7 @@ class _Layout:
         others = costs.other_parameters["autoencoder"]
         if self.placement.text != "disk":
             others += costs.other_parameters["text_encoders"]
-        size = costs.file_element_size * parameters + FILE_BYTES * others
+        size = self.plan_input.file_element_size * parameters + FILE_BYTES * others
         return hardware.startup_s.value + size / hardware.storage_bytes_per_s.value
 
     def text_s(self) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from longtake.configs.engine import PARTS, EngineConfig
 from longtake.engine.planning.layouts import check_degrees
+from longtake.engine.planning.plan_input import check_storage
 from longtake.errors import KernelError, RequestError, did_you_mean
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
@@ -19,7 +20,8 @@ def resolve_config(
     Raises:
         LayoutError: The degrees do not fit the devices.
         KernelError: The attention kernel is unknown.
-        RequestError: The folder of LoRAs does not exist.
+        RequestError: The folder of LoRAs does not exist, or the transformer's files cannot be
+            stored as asked.
     """
     resolved: dict[str, Any] = {
         "revision": checkpoint.revision,
@@ -32,6 +34,8 @@ def resolve_config(
         if path is not None:
             resolved[name] = path.expanduser().absolute()
     config = config.model_copy(update=resolved)
+    if not config.autoencoder_only:
+        check_storage(config.storage_dtype, spec)
     if config.lora_folder is not None and not config.lora_folder.is_dir():
         raise RequestError(
             f"lora_folder={str(config.lora_folder)!r} is no folder: create it, or name one"

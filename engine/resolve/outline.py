@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.few_step import FILE, FewStep, common_settings
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import (
     DecodeRequest,
@@ -120,13 +121,34 @@ class EngineOutline:
         """
         if self.config.autoencoder_only:
             raise RequestError("autoencoder_only=True can decode, not generate: leave it out")
+        if request.lora and self.config.storage_dtype == "gguf":
+            raise RequestError(
+                f"lora={' '.join(request.lora)} with storage_dtype=gguf: a weight that stays as in "
+                "its file takes no LoRA: leave storage_dtype out, or use int8, float8 or nf4"
+            )
         check_taken(request, self.spec)
         named = self._pictures_of(request)
         pictures = {name: check_picture(*each, name) for name, each in named.items()}
+        few_step = self._few_step_of_files(request)
         request = request.model_copy(update=self.loras.fields(request))
-        resolved = resolve(request, self.spec, pictures)
+        resolved = resolve(request, self.spec, pictures, few_step)
         self.layouts.choose(resolved)
         return resolved
+
+    def _few_step_of_files(self, request: Rendering) -> FewStep | None:
+        """The few-step settings that the files of weights and LoRAs name; None if they name none,
+        or the request names others.
+
+        Raises:
+            ModelError, RequestError: They cannot be read, or differ.
+        """
+        if request.few_step not in (None, FILE) or isinstance(request, ResolvedRequest):
+            return None
+        parts = [
+            (str(part.path), FewStep.from_metadata(part.headers.metadata, part.path))
+            for part in self._checkpoint.parts.values()
+        ]
+        return common_settings([*parts, *self.loras.few_step(request)])
 
     def _pictures_of(self, request: Rendering) -> dict[str, tuple[Path, Path | None, str | None]]:
         """Arguments of :func:`read_picture` for the pictures of a request, by field.

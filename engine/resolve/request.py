@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from longtake.configs.few_step import FewStep
 from longtake.configs.field_types import Sigmas, TileSize
 from longtake.configs.request import (
     PICTURES,
@@ -18,6 +19,7 @@ from longtake.configs.request import (
     VideoRequest,
 )
 from longtake.configs.sizes import SHORTHANDS
+from longtake.engine.resolve.few_step import with_few_step
 from longtake.engine.resolve.size import resolve_num_frames, resolve_size
 from longtake.errors import RequestError
 from longtake.pipelines.spec import AutoencoderSpec, ModelSpec
@@ -30,7 +32,10 @@ _UNCHECKED: Mapping[str, CheckedPicture] = {}
 
 
 def resolve(
-    request: Rendering, spec: ModelSpec, pictures: Mapping[str, CheckedPicture] = _UNCHECKED
+    request: Rendering,
+    spec: ModelSpec,
+    pictures: Mapping[str, CheckedPicture] = _UNCHECKED,
+    few_step: FewStep | None = None,
 ) -> ResolvedRequest:
     """Fill in the model's defaults and a seed, and check the request against the model.
 
@@ -40,15 +45,17 @@ def resolve(
         request: The request.
         spec: The model's specification.
         pictures: The request's pictures by field; those left out stay unchecked.
+        few_step: Settings that the files of weights and LoRAs name; None if they name none.
 
     Returns:
         The request with all fields set.
 
     Raises:
         RequestError: The model does not support the size, the number of frames, the noise levels,
-            an option or a picture.
+            an option or a picture, or has no such few-step preset.
     """
     check_taken(request, spec)
+    request = with_few_step(request, spec, few_step)
     defaults = spec.defaults
     height, width = resolve_size(request, spec, next(iter(pictures.values()), None))
     sigmas, num_steps = _steps(request, spec)

@@ -10,6 +10,7 @@ from typing import Any
 
 from longtake.cli.options import COMMANDS, FILE_ONLY
 from longtake.configs import sizes, yaml_reader
+from longtake.configs.engine import PARTS
 from longtake.configs.request import PICTURES, MergedOptions
 from longtake.configs.weights import place_of_shard_weights
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
@@ -19,7 +20,7 @@ _MAX_FILE_BYTES = 16 * 2**20
 _DEGREES = ("ulysses_degree", "ring_degree", "cfg_degree")
 _REPLACED = {
     **dict.fromkeys(("devices", "guidance_scale", *_DEGREES), _DEGREES),
-    "model": ("revision",),
+    "model": ("revision", *PARTS),
     **{name: (f"{name}_sha256",) for name in (*PICTURES, "lora")},
     **MergedOptions.discards,
     "decode": ("decode_tile_size", "decode_tile_stride"),

@@ -259,6 +259,7 @@ _NOT_PLANNED = (
 )
 """Fields without effect on the predicted time and memory."""
 _NOT_DECODED = (
+    *(name for name in PARTS if name != "vae"),
     *("attention_kernel", "weights", "text_weights", "storage_dtype", "image_folder"),
     "lora_folder",
     *("text_timeout_s", "step_timeout_s"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,15 +128,18 @@ class Part:
             source, self.names, self.tensors, self.recognized.prefix, shown(self.path)
         )
 
-    def samples(self) -> Iterator[bytes]:
-        """Yield what tells it from other parts, wherever its files are: for fingerprints.
+    @cached_property
+    def digest(self) -> str:
+        """What tells it from other parts, wherever its files are; it samples their values.
 
         Raises:
             ModelError: A file can no longer be read, or was changed.
         """
-        yield json.dumps([self.component, self.config], sort_keys=True).encode()
-        yield from self.headers.samples()
+        digest = hashlib.sha256(json.dumps([self.component, self.config], sort_keys=True).encode())
+        for piece in self.headers.samples():
+            digest.update(piece)
         self.check_unchanged()
+        return digest.hexdigest()
 
     def check_unchanged(self) -> None:
         """Check that the files are those that were opened.

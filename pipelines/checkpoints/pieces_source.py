@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 
 from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.checkpoints.pieces import Span, span_of
 from longtake.pipelines.loading.tensor_files import Tensor
-from longtake.pipelines.loading.tensor_source import TensorSource
+from longtake.pipelines.loading.tensor_source import BlockSource, TensorSource, block_types
 
 
 class PiecesSource:
@@ -59,6 +60,34 @@ class PiecesSource:
         if name in self._mixed:
             values = [each.float() for each in values]
         return (values[0] if len(values) == 1 else torch.cat(values)).reshape(shape)
+
+    @cached_property
+    def block_types(self) -> Mapping[str, str]:
+        """Block type of each matrix whose pieces are rows of blocks of one type; see
+        :class:`.BlockSource`."""
+        stored, found = block_types(self._source), {}
+        for name, spans in self._spans.items():
+            shape = self.tensors[name].shape
+            types = {stored.get(self._prefix + span.name) for span in spans}
+            if len(shape) == 2 and all(span.row_size == shape[1] for span in spans):
+                (type_, *others) = types
+                if type_ is not None and not others:
+                    found[name] = type_
+        return found
+
+    def read_blocks(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read rows of blocks; see :meth:`.BlockSource.read_blocks`."""
+        assert isinstance(self._source, BlockSource)
+        begin, end, _ = (rows or slice(None)).indices(self.tensors[name].shape[0])
+        read: list[torch.Tensor] = []
+        at = 0
+        for span in self._spans[name]:
+            low, high = span.rows
+            some = slice(low + max(0, begin - at), min(high, low + end - at))
+            at += high - low
+            if some.start < some.stop or not read:
+                read.append(self._source.read_blocks(self._prefix + span.name, some))
+        return read[0] if len(read) == 1 else torch.cat(read)
 
     def _values(self, name: str, begin: int, end: int) -> list[torch.Tensor]:
         """The values of a tensor from ``begin`` to ``end``, flat, a tensor a piece."""

@@ -24,6 +24,9 @@ _COMPONENTS = (
 )
 """Prefixes of components in files that may hold several."""
 
+_OTHERS = ("model.diffusion_model.", "text_encoders.", *_COMPONENTS)
+"""Beginnings of names that belong to another component of such a file."""
+
 EXPERTS = ("transformer", "transformer_2")
 """Components of the transformers of a model; one with a single transformer has the first."""
 
@@ -56,11 +59,10 @@ class Recognized:
 
     def strange(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names of tensors that are neither of this component nor named after another one."""
-        others = ("model.diffusion_model.", *_COMPONENTS)
         return [
             name
             for name in tensors
-            if not name.startswith(self.prefix) and not name.startswith(others)
+            if not name.startswith(self.prefix) and not name.startswith(_OTHERS)
         ]
 
 

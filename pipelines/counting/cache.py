@@ -75,6 +75,8 @@ def _digest(checkpoint: Checkpoint, skeleton: str) -> str:
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     for line in (f"longtake {__version__}", *versions, skeleton):
         digest.update(f"{line}\0".encode())
+    for _, part in sorted(checkpoint.parts.items()):
+        digest.update(part.digest.encode())
     for file in (*_configurations(checkpoint), *_sources(skeleton)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

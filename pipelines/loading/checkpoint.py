@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from longtake.configs.families import family_of
 from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.checkpoints.folders import find_model
 from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
+from longtake.pipelines.checkpoints.presets import find_model
 from longtake.pipelines.loading import hub, model_files
 from longtake.pipelines.loading.tensor_files import Tensor
 
@@ -333,17 +333,7 @@ class Checkpoint:
         Raises:
             ModelError: A file is missing, too large, damaged, or names code to run.
         """
-        folder, names = self.folder_of(component), self._names(component)
-        model_files.check_vocabulary(names, folder)
-        if "auto_map" in self.config(component, model_files.TOKENIZER_CONFIG):
-            raise ModelError(
-                f"{folder / model_files.TOKENIZER_CONFIG} names code of its own (auto_map), which "
-                "is not run: take it out, if the tokenizer does without"
-            )
-        for name in model_files.text_files(names):
-            model_files.read_whole(folder / name)
-        if "tokenizer.json" in names:
-            model_files.check_tokenizer(folder / "tokenizer.json")
+        model_files.check_vocabulary(self._names(component), self.folder_of(component))
 
     def fingerprint(self) -> str:
         """A digest of the model's files, independent of their location and modification times.
@@ -360,8 +350,8 @@ class Checkpoint:
             for piece in model_files.samples(path):
                 digest.update(piece)
         for _, part in sorted(self.parts.items()):
-            for piece in part.samples():
-                digest.update(piece)
+            digest.update(part.digest.encode())
+        self.check_parts_unchanged()
         return digest.hexdigest()
 
     def check_parts_unchanged(self) -> None:

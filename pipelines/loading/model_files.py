@@ -136,10 +136,14 @@ def read_whole(path: Path) -> bytes:
 
 
 def check_vocabulary(names: Collection[str], folder: Path) -> None:
-    """Check that a tokenizer's folder has its configuration and one complete vocabulary.
+    """Check that a tokenizer has its configuration and one complete vocabulary, and can be parsed.
+
+    Args:
+        names: Names of the files in the tokenizer's folder.
+        folder: The folder.
 
     Raises:
-        ModelError: A file is missing.
+        ModelError: A file is missing, too large, damaged, or names code to run.
     """
     if TOKENIZER_CONFIG not in names:
         raise ModelError(
@@ -150,9 +154,18 @@ def check_vocabulary(names: Collection[str], folder: Path) -> None:
         raise ModelError(
             f"{folder} has no vocabulary: expected {kinds}; download or save the model again"
         )
+    if "auto_map" in read_object(folder / TOKENIZER_CONFIG):
+        raise ModelError(
+            f"{folder / TOKENIZER_CONFIG} names code of its own (auto_map), which is not run: take "
+            "it out, if the tokenizer does without"
+        )
+    for name in text_files(names):
+        read_whole(folder / name)
+    if "tokenizer.json" in names:
+        _check_tokenizer(folder / "tokenizer.json")
 
 
-def check_tokenizer(path: Path) -> None:
+def _check_tokenizer(path: Path) -> None:
     """Check that a tokenizer.json can be parsed.
 
     Raises:
@@ -254,8 +267,7 @@ def _damage_as_error(path: Path) -> Iterator[None]:
     except (OSError, TensorFileError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(
-            f"{path} cannot be read: it is no whole safetensors file ({reason}); download it "
-            "again; other formats are not read, since they can run code"
+            f"{path} cannot be read: it is no whole safetensors file ({reason}); download it again"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
+from longtake.configs.weights import TextPlace, WeightPlace, WeightStorage
 from longtake.pipelines.lora.match import Deltas
 
 
@@ -27,7 +27,7 @@ class ComponentPlan:
 
     dtype: torch.dtype
     place: WeightPlace = "resident"
-    storage: StorageDtype | None = None
+    storage: WeightStorage | None = None
     loras: Mapping[str, Deltas] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -62,6 +62,34 @@ class TensorSource(Protocol):
         Raises:
             ModelError: The tensor cannot be read.
         """
+
+
+@runtime_checkable
+class BlockSource(TensorSource, Protocol):
+    """A source that also gives matrices as GGUF files store them: rows of blocks of codes."""
+
+    @property
+    def block_types(self) -> Mapping[str, str]:
+        """Block type of each matrix that is stored in blocks, all of one type, by name."""
+
+    def read_blocks(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read rows of blocks.
+
+        Args:
+            name: A key of :attr:`block_types`.
+            rows: Range of rows; None is all of them.
+
+        Returns:
+            ``[rows, bytes of a row's blocks]``, uint8.
+
+        Raises:
+            ModelError: The tensor cannot be read.
+        """
+
+
+def block_types(source: TensorSource) -> Mapping[str, str]:
+    """Block type of each matrix that a source can give in blocks, by name."""
+    return source.block_types if isinstance(source, BlockSource) else {}
 
 
 def read_into(target: torch.Tensor, source: TensorSource, name: str, first: int = 0) -> None:
@@ -151,3 +179,13 @@ class UsedTensors:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor; see :meth:`TensorSource.read`."""
         return self._source.read(name, rows)
+
+    @property
+    def block_types(self) -> Mapping[str, str]:
+        """Block types of the tensors that stay; see :class:`BlockSource`."""
+        return {k: v for k, v in block_types(self._source).items() if k in self.tensors}
+
+    def read_blocks(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read rows of blocks; see :meth:`BlockSource.read_blocks`."""
+        assert isinstance(self._source, BlockSource)
+        return self._source.read_blocks(name, rows)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from longtake.configs.weights import WeightStorage
 from longtake.parallel import World
 from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.loaded_weights import LoadedWeights
@@ -18,8 +19,10 @@ from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.loading.weights import load_weights, loaded_dtype, shard_module
 from longtake.pipelines.lora.fused import FusedTransformer
 from longtake.pipelines.lora.source import LoraSource
+from longtake.pipelines.quantization.block_linear import block_linears
+from longtake.pipelines.quantization.block_source import BlocksSource
 from longtake.pipelines.quantization.linear import stored_dtypes, stored_linears
-from longtake.pipelines.quantization.replacement import store_in_fewer_bits
+from longtake.pipelines.quantization.replacement import keep_blocks, store_in_fewer_bits
 from longtake.pipelines.quantization.source import EncodingSource
 from longtake.pipelines.streaming.layout import BlockLayout
 from longtake.pipelines.streaming.stores import FileStore, HostStore
@@ -75,9 +78,7 @@ def load_transformer(
     with_loras = LoraSource(weights.source, plan.loras.get(weights.component, {}))
     weights = replace(weights, source=with_loras)
     if plan.storage is not None:
-        store_in_fewer_bits(blocks, plan.storage)
-        source = EncodingSource(weights.source, stored_linears(module))
-        weights = replace(weights, source=source)
+        weights = replace(weights, source=_stored(module, blocks, weights.source, plan.storage))
     if plan.place == "split":
         shard_module(root, blocks, world)
     streamed = blocks if plan.place in ("streamed", "disk") else []
@@ -118,6 +119,18 @@ def _stream(
         denoiser.run_blocks.weights = BlockStreamer(world.device)
     denoiser.run_blocks.weights.add(blocks, host or files)
     return host
+
+
+def _stored(
+    module: nn.Module, blocks: Sequence[nn.Module], source: TensorSource, storage: WeightStorage
+) -> TensorSource:
+    """Replace layers of blocks by those that store their weights in fewer bits, and return the
+    source that fills them."""
+    if storage == "gguf":
+        keep_blocks(module, blocks, source)
+        return BlocksSource(source, block_linears(module))
+    store_in_fewer_bits(blocks, storage)
+    return EncodingSource(source, stored_linears(module))
 
 
 def _names_in(module: nn.Module, block: nn.Module) -> dict[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -75,6 +75,7 @@ class LoraFile:
             return scales.factor(module, rank)
 
         adapters = build_adapters(groups, header.tensors, factor_of, str(path))
+        _check_beside(path, adapters)
         return cls(path, metadata, header.tensors, adapters, tuple(others))
 
     @cached_property
@@ -87,6 +88,20 @@ class LoraFile:
             ModelError: The file cannot be read, or holds a value that is not finite.
         """
         return _checked_digest(self.path, _identity(self.path))
+
+
+def _check_beside(path: Path, adapters: Iterable[Adapter]) -> None:
+    """Refuse a file whose scale stands in another one, which no digest covers."""
+    scales = PeftScales.beside(path)
+    if scales is None:
+        return
+    for each in adapters:
+        factor = 1.0 if each.rank is None else scales.factor(each.module, each.rank)
+        if factor not in (1.0, each.factor):
+            raise ModelError(
+                f"{path} is multiplied by {factor:g} as adapter_config.json beside it says, which "
+                f"is no part of the file: rename the file, and name it with the scale {factor:g}"
+            )
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -164,9 +164,9 @@ def _homes(adapter: Adapter, component: str, targets: LoraTargets, layout: str) 
 def _spellings(module: str, flat: Mapping[str, str]) -> Iterator[str]:
     """What a module in a file may be called in a layout: without prefixes, and with its dots."""
     yield module
-    for prefix in _PREFIXES:
-        if module.startswith(prefix):
-            yield from _spellings(module.removeprefix(prefix), flat)
+    while prefix := next(filter(module.startswith, _PREFIXES), ""):
+        module = module.removeprefix(prefix)
+        yield module
     for prefix in _FLAT_PREFIXES:
         if module.startswith(prefix) and module.removeprefix(prefix) in flat:
             yield flat[module.removeprefix(prefix)]

@@ -20,6 +20,8 @@ value (loha), their Kronecker product (lokr), or as it stands (diff)."""
 Leaf = Literal["weight", "bias", "modulation"]
 """Which tensor of a module is changed."""
 
+_MAX_LENGTH = 1024
+
 _PEFT = r"(?:\.\w+)?"  # peft puts the name of an adapter there
 _SUFFIXES: tuple[tuple[str, Leaf, Kind | None, str], ...] = (
     (rf"\.lora_A(?:{_PEFT}\.weight)?", "weight", "lora", "down"),
@@ -69,11 +71,16 @@ def group_parts(
         The parts of each change, by module and leaf; and the names that are part of none.
 
     Raises:
-        ModelError: A part is there twice.
+        ModelError: A part is there twice, or a name is longer than 1024 characters.
     """
     groups: dict[tuple[str, Leaf], ChangeParts] = {}
     others = []
     for name in names:
+        if len(name) > _MAX_LENGTH:
+            raise ModelError(
+                f"{label} holds {printable(name)}, a name of {len(name)} characters: "
+                f"{_MAX_LENGTH} are the most that are read"
+            )
         found = _parse(name)
         if found is None:
             others.append(name)

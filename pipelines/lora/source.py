@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
 
 from longtake.errors import ModelError
 from longtake.pipelines.loading.tensor_files import Tensor
-from longtake.pipelines.loading.tensor_source import TILE_ROWS, SafetensorsSource, TensorSource
+from longtake.pipelines.loading.tensor_source import (
+    TILE_ROWS,
+    BlockSource,
+    SafetensorsSource,
+    TensorSource,
+    block_types,
+)
 from longtake.pipelines.lora.additions import Addition, read_addition
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.match import Deltas
+
+_SPAN_VALUES = 2**20
+"""Values of the base that are read at a time."""
 
 
 class LoraSource:
@@ -76,14 +86,40 @@ class LoraSource:
         first = begin - begin % TILE_ROWS
         last = max(first, min(-(-end // TILE_ROWS) * TILE_ROWS, shape[0]))
         values = torch.empty(last - first, columns)
-        for row in range(first, last, TILE_ROWS):
-            tile = values[row - first : row - first + TILE_ROWS]
-            base = self._source.read(name, slice(row, row + len(tile)))
-            tile.copy_(base.reshape(tile.shape))
-            before = tile.clone() if any(each.magnitude is not None for each in additions) else tile
-            for each in additions:
-                each.add_to(tile, before, row)
+        for span, base in self._spans(name, range(first, last), columns):
+            values[span.start - first : span.stop - first] = base.reshape(-1, columns)
+            for row in span[::TILE_ROWS]:
+                tile = values[row - first : min(row + TILE_ROWS, span.stop) - first]
+                _add(additions, tile, row)
         return values[begin - first : max(begin, end) - first].reshape(-1, *shape[1:])
+
+    @property
+    def block_types(self) -> Mapping[str, str]:
+        """Block types of the tensors that no LoRA changes; see :class:`.BlockSource`."""
+        types = block_types(self._source)
+        return {name: each for name, each in types.items() if name not in self._deltas}
+
+    def read_blocks(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read rows of blocks; see :meth:`.BlockSource.read_blocks`."""
+        assert isinstance(self._source, BlockSource)
+        return self._source.read_blocks(name, rows)
+
+    def _spans(self, name: str, rows: range, columns: int) -> Iterator[tuple[range, torch.Tensor]]:
+        """Rows of the base, some tiles at a time; the next ones are read while these are used."""
+        size = TILE_ROWS * max(1, _SPAN_VALUES // (TILE_ROWS * columns))
+        spans = [rows[at : at + size] for at in range(0, len(rows), size)]
+        if len(spans) == 1:  # nothing to read ahead
+            yield spans[0], self._source.read(name, slice(rows.start, rows.stop))
+            return
+        with ThreadPoolExecutor(1) as reader:
+            reads = (
+                (span, reader.submit(self._source.read, name, slice(span.start, span.stop)))
+                for span in spans
+            )
+            ahead = next(reads, None)
+            while ahead is not None:
+                (span, read), ahead = ahead, next(reads, None)
+                yield span, read.result()
 
     def _read_additions(self, name: str, columns: int) -> Sequence[Addition]:
         """What is added to a tensor, which is kept until another one is read."""
@@ -94,6 +130,13 @@ class LoraSource:
             ]
             self._additions = name, added
         return self._additions[1]
+
+
+def _add(additions: Sequence[Addition], tile: torch.Tensor, row: int) -> None:
+    """Add LoRAs to a tile of the base, whose first row has a number in the weight."""
+    base = tile.clone() if any(each.magnitude is not None for each in additions) else tile
+    for each in additions:
+        each.add_to(tile, base, row)
 
 
 def _open(file: LoraFile) -> TensorSource:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from longtake.configs.weights import StorageDtype
+from longtake.pipelines.quantization.block_linear import block_linears
 from longtake.pipelines.quantization.codes import CODE_DTYPE, decode
 from longtake.pipelines.quantization.sizes import code_bytes, num_scales
 
@@ -73,5 +74,5 @@ def stored_linears(module: nn.Module) -> Mapping[str, StoredLinear]:
 def stored_dtypes(module: nn.Module) -> dict[str, torch.dtype]:
     """Dtypes of the codes and scales in a module, by the names of the parameters."""
     linears = stored_linears(module)
-    codes = {f"{name}.{WEIGHT}": CODE_DTYPE for name in linears}
+    codes = {f"{name}.{WEIGHT}": CODE_DTYPE for name in [*linears, *block_linears(module)]}
     return codes | {f"{name}.{SCALE}": torch.float32 for name in linears}

@@ -10,7 +10,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from longtake.serve.http.openapi import ERRORS, METRICS
+from longtake.engine.loras.folder import OfferedLora
+from longtake.serve.http.openapi import ERRORS, LORAS, METRICS
 from longtake.serve.http.problems import Problem, add_error_handlers
 from longtake.serve.service.metrics import CONTENT_TYPE
 from longtake.serve.service.service import VideoService
@@ -72,6 +73,12 @@ def _state_router(service: VideoService) -> APIRouter:
             raise Problem(404, f"there is no model {model[:80]!r}", code="model_not_found")
         return JSONResponse(_model_object(service))
 
+    @router.get("/v1/loras", response_model=None, responses=LORAS)
+    def loras() -> Response:
+        """List the LoRAs that a request may name."""
+        offered = [] if service.loras is None else service.loras.offered()
+        return JSONResponse({"object": "list", "data": [_lora_object(each) for each in offered]})
+
     @router.head("/health", response_model=None, include_in_schema=False)
     @router.get("/health", response_model=None)
     async def health() -> Response:
@@ -96,3 +103,13 @@ def _state_router(service: VideoService) -> APIRouter:
 
 def _model_object(service: VideoService) -> dict[str, Any]:
     return {"id": service.model.name, "object": "model", "created": 0, "owned_by": "longtake"}
+
+
+def _lora_object(lora: OfferedLora) -> dict[str, Any]:
+    return {
+        "id": lora.name,
+        "object": "lora",
+        "bytes": lora.num_bytes,
+        "uses": list(lora.uses),
+        "problem": lora.problem or None,
+    }

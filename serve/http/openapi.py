@@ -57,6 +57,35 @@ _VIDEO = {
         },
     },
 }
+_LORAS = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id", "object", "bytes", "uses", "problem"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "object": {"const": "lora"},
+                    "bytes": {"type": "integer"},
+                    "uses": {
+                        "type": "array",
+                        "items": {"type": "string"},
+                        "description": "What a request may write in its field lora, to which it "
+                        "may add a scale, as in NAME:0.8; several if it must name a transformer",
+                    },
+                    "problem": {
+                        "type": ["string", "null"],
+                        "description": "Why no request may name it",
+                    },
+                },
+            },
+        },
+    },
+}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -117,6 +146,7 @@ def _file_response(description: str, *media_types: str) -> dict[int | str, dict[
 CONTENT = _file_response("The file", "video/mp4", "application/octet-stream", "image/jpeg")
 EVENTS = _file_response("Server-sent events", "text/event-stream")
 METRICS = _file_response("Prometheus' text format", "text/plain")
+LORAS: dict[int | str, dict[str, Any]] = {200: _response("The LoRAs", _LORAS)}
 VIDEO: dict[int | str, dict[str, Any]] = {200: _response("The video", _VIDEO)}
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": _response("An error of the request, in OpenAI's format", _ERROR),

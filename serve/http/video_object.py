@@ -26,6 +26,7 @@ _SETTINGS = (
     "num_inference_steps",
     "guidance_scale",
     "flow_shift",
+    "lora",
     "seed",
     "num_videos",
     "resize_mode",

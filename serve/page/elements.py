@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from longtake.configs.field_types import MAX_SEED
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.page.form import PICTURE_IDS, Form
 from longtake.serve.templates import TEMPLATES
+
+NO_LORA = [("none", "")]
+"""Choices of a field that chooses a LoRA before they are listed."""
 
 _PICTURE_LABELS = {"image": "Picture to animate", "last_image": "Last picture"}
 
@@ -79,6 +83,10 @@ def add_inputs(spec: ModelSpec, form: Form, examples: str) -> Inputs:
         fields["seed"] = _text_field("seed", "Seed", "drawn", max_length=len(str(MAX_SEED)))
         draw = gr.Button("⚄ Draw", size="sm", min_width=90, scale=0)
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
+        for name, scale in zip(form.loras[::2], form.loras[1::2], strict=True):
+            with gr.Row():
+                fields[name] = _dropdown(name, "LoRA", NO_LORA, "")
+                fields[scale] = _text_field(scale, "Scale of the LoRA", "1")
         names = list(form.settings)
         for start in range(0, len(names), 2):
             with gr.Row():
@@ -102,6 +110,15 @@ def add_result(status: str) -> Result:
             for label in ("Cancel", "Retry", "Use these settings", "Delete")
         ]
     return Result(status_html, html(elem_id="details"), *buttons)
+
+
+def lora_choices(uses: Sequence[str]) -> list[tuple[str, str]]:
+    """Choices of a field that chooses a LoRA, as pairs of a label and a value.
+
+    Args:
+        uses: What a request may name.
+    """
+    return [*NO_LORA, *((use.replace("@", ", "), use) for use in uses)]
 
 
 def html(content: str = "", **options: Any) -> Any:

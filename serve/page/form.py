@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from longtake.configs.families import holds_mapping
+from longtake.configs.few_step import FILE, NONE
+from longtake.configs.lora import LoraUse, parse_lora
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.pipelines.spec import ModelSpec
 
 _FIRST_FIELDS = ("prompt", "size", "length", "seed")
+_LORA_FIELDS = tuple(f"lora-{n}{part}" for n in (1, 2, 3) for part in ("", "-scale"))
 _FIELD_OF_OPTION = {
+    "lora": _LORA_FIELDS[0],
     "width": "size",
     "height": "size",
     "seconds": "length",
@@ -34,16 +38,21 @@ class Form:
 
     Args:
         spec: Spec of the model.
+        takes_loras: Whether requests may name LoRAs.
 
     Attributes:
+        loras: Names of the fields that choose LoRAs, each before that of its scale.
         settings: Labels of the options under "More settings", by name.
         fields: Names of all fields, in the order of the page.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, takes_loras: bool = False) -> None:
         self._spec = spec
+        self.loras = _LORA_FIELDS if takes_loras else ()
         options = spec.options.model_fields.items()
+        presets = {"few_step": "Few-step preset"} if spec.few_step_presets else {}
         self.settings = {
+            **presets,
             "num_inference_steps": "Steps",
             "guidance_scale": "Guidance",
             "flow_shift": "Flow shift",
@@ -52,7 +61,7 @@ class Form:
             "num_videos": "Number of videos",
             "negative_prompt": "Negative prompt",
         }
-        self.fields = (*_FIRST_FIELDS, *self.settings)
+        self.fields = (*_FIRST_FIELDS, *self.loras, *self.settings)
 
     def sizes(self) -> list[tuple[str, str]]:
         """Choices of the size, as pairs of a label and ``WIDTHxHEIGHT``.
@@ -97,9 +106,10 @@ class Form:
         value = special.get(name, default)
         return f"{value:g}" if isinstance(value, int | float) else str(value or "")
 
-    @staticmethod
-    def choices(name: str) -> tuple[str, ...]:
+    def choices(self, name: str) -> tuple[str, ...]:
         """The values of a setting that has few; empty if it has any number of them."""
+        if name == "few_step":
+            return (*self._spec.few_step_presets, FILE, NONE)
         for kind in get_args(VideoRequest.model_fields[name].annotation):
             if get_origin(kind) is Literal:
                 return tuple(map(str, get_args(kind)))
@@ -121,7 +131,9 @@ class Form:
                 request["num_frames"] = number
             else:
                 request["seconds"] = number.removesuffix("s")
-        for name in self.fields[3:]:
+        if loras := self._loras(form):
+            request["lora"] = loras
+        for name in ("seed", *self.settings):
             value = form[name].strip() if isinstance(form[name], str) else form[name]
             if value not in (None, ""):
                 request[name] = value
@@ -139,8 +151,31 @@ class Form:
             f"{request.width}x{request.height}",
             f"{request.num_frames} {_FRAMES}",
             str(request.seed),
+            *self._lora_values(request),
             *(_field_text(getattr(request, name)) for name in self.settings),
         ]
+
+    def _loras(self, form: Mapping[str, Any]) -> list[str]:
+        """The LoRAs that the form's fields choose, as a request names them."""
+        chosen = []
+        for name, scale_name in zip(self.loras[::2], self.loras[1::2], strict=True):
+            lora, scale = (str(form[each] or "").strip() for each in (name, scale_name))
+            for use in filter(None, map(str.strip, lora.split(","))):
+                file, at, component = use.partition("@")
+                chosen.append(f"{file}:{scale}{at}{component}" if scale else use)
+        return chosen
+
+    def _lora_values(self, request: ResolvedRequest) -> list[str]:
+        """The values of the fields that choose LoRAs. The last field lists all that remain."""
+        if not self.loras:
+            return []
+        uses, last = [parse_lora(each) for each in request.lora or ()], len(self.loras) // 2 - 1
+        values = [text for use in uses[:last] for text in _lora_and_scale(use)]
+        if len(uses) == last + 1:
+            values += _lora_and_scale(uses[last])
+        else:
+            values += [", ".join(map(str, uses[last:])), ""]
+        return [*values, *[""] * (len(self.loras) - len(values))]
 
     @staticmethod
     def random_seed() -> str:
@@ -159,6 +194,12 @@ class Form:
 def label_of(name: str, field: FieldInfo) -> str:
     """The label of an option: its title, else its name."""
     return field.title or name.replace("_", " ").capitalize()
+
+
+def _lora_and_scale(use: LoraUse) -> tuple[str, str]:
+    """The values of the two fields of a LoRA."""
+    component = "" if use.component is None else f"@{use.component}"
+    return f"{use.file}{component}", _field_text(use.scale)
 
 
 def _orientation(width: int, height: int) -> str:

@@ -14,6 +14,7 @@ import gradio as gr
 from longtake.errors import EngineError, RefusedInputError
 from longtake.serve.http.problems import unavailable_message
 from longtake.serve.http.request.openai_request import field_error, parse_submission, request_fields
+from longtake.serve.page.elements import lora_choices
 from longtake.serve.page.form import Form
 from longtake.serve.page.views import Views
 from longtake.serve.queue.job_database import QueueError
@@ -56,6 +57,12 @@ class Handlers:
             return [video, *[""] * len(self._pictures), draft or gr.skip(), *nothing]
         prompt, *settings = self._form.values(job.request)
         return [job.id, *self._kept_pictures(job), draft or prompt, *settings]
+
+    def lora_choices(self) -> list[Any]:
+        """The choices of each field that chooses a LoRA."""
+        offered = [] if self._service.loras is None else self._service.loras.offered()
+        choices = lora_choices([use for lora in offered for use in lora.uses])
+        return [gr.update(choices=choices) for _ in self._form.loras[::2]]
 
     @staticmethod
     def show_more(count: Any) -> str:

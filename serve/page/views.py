@@ -184,6 +184,7 @@ class Views:
             ("steps", request.num_inference_steps),
             ("guidance", f"{request.guidance_scale:g}"),
             ("flow shift", f"{request.flow_shift:g}"),
+            *(("LoRA", lora) for lora in request.lora or ()),
             *self._options(request),
             ("negative prompt", request.negative_prompt or "none"),
             ("videos", request.num_videos),

@@ -94,7 +94,7 @@ class _Elements:
 
 
 def _build_blocks(service: VideoService, views: Views) -> Any:
-    form = Form(service.engine.spec)
+    form = Form(service.engine.spec, takes_loras=service.loras is not None)
     handlers = Handlers(service, form, views)
     with gr.Blocks(title="longtake", analytics_enabled=False, fill_width=True) as blocks:
         elements = _add_elements(service, form, views)
@@ -139,6 +139,9 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
         js="() => [longtake.current(), longtake.draft()]",
         **_CALL,
     ).then(*refresh, **_CALL).then(*estimate, **_CALL).then(js="() => longtake.ready()")
+    if form.loras:
+        choosers = [inputs.fields[name] for name in form.loras[::2]]
+        blocks.load(handlers.lora_choices, None, choosers, **_CALL)
     gr.Timer(_REFRESH_S).tick(*refresh, **_CALL)
     video.input(*refresh, **_CALL)
     inputs.generate.click(
@@ -159,7 +162,8 @@ def _connect(blocks: Any, elements: _Elements, handlers: Handlers, form: Form) -
     )
     inputs.draw.click(form.random_seed, None, inputs.fields["seed"], **_CALL)
     changed = [inputs.fields["size"].change, inputs.fields["length"].change]
-    changed += [inputs.fields[name].blur for name in ("seed", *form.settings)]
+    changed += [inputs.fields[name].change for name in form.loras[::2]]
+    changed += [inputs.fields[name].blur for name in ("seed", *form.loras[1::2], *form.settings)]
     gr.on(changed, *estimate, trigger_mode="always_last", **_CALL).then(
         None, [problem], js=_SHOW_PROBLEM
     )

@@ -7,8 +7,9 @@ succeed only while its claim is valid.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from operator import itemgetter
 
 from longtake.errors import LongtakeError
 from longtake.serve.queue.job_database import (
@@ -26,6 +27,9 @@ LEASE_S = 60.0
 """Lease length when the owner's liveness is unknown."""
 
 CANCELLED = "by request"
+
+_MOST_CHOICES = 64
+"""Number of queued jobs of which the next one is chosen."""
 
 
 class ClaimLostError(LongtakeError):
@@ -50,7 +54,12 @@ class Claims:
         self._database = database
         self._held: set[tuple[str, int]] = set()
 
-    def take(self, engine: str, now: float) -> JobRecord | None:
+    def take(
+        self,
+        engine: str,
+        now: float,
+        choose: Callable[[Sequence[JobRecord]], JobRecord] = itemgetter(0),
+    ) -> JobRecord | None:
         """Claim the next job: a queued one, or one whose worker has died.
 
         The caller must pass the job to :meth:`release` however its work ends.
@@ -58,13 +67,14 @@ class Claims:
         Args:
             engine: Digest of the engine that will render the job.
             now: Seconds since 1970.
+            choose: Returns one of the next jobs, of which the first has waited longest.
 
         Returns:
             The claimed job; None if no job can be claimed at the moment.
         """
         with ExitStack() as undo:
             with self._database.transaction(waits_for=QueueError) as connection:
-                job = self._next(connection, engine, now)
+                job = self._next(connection, engine, now, choose)
                 if job is None:
                     return None
                 connection.execute(
@@ -80,21 +90,28 @@ class Claims:
             undo.pop_all()
             return claimed
 
-    def _next(self, connection: sqlite3.Connection, engine: str, now: float) -> JobRecord | None:
+    def _next(
+        self,
+        connection: sqlite3.Connection,
+        engine: str,
+        now: float,
+        choose: Callable[[Sequence[JobRecord]], JobRecord],
+    ) -> JobRecord | None:
         """The next job to claim. Abandoned jobs before it that are being cancelled are ended."""
         while True:
             running = select_jobs(connection, "state='running' AND engine=?", engine)
             abandoned = [each for each in running if self.is_abandoned(each, now)]
             queued = select_jobs(
                 connection,
-                "state='queued' AND engine=? AND not_before<=? ORDER BY position, id LIMIT 1",
+                "state='queued' AND engine=? AND not_before<=? ORDER BY position, id LIMIT ?",
                 engine,
                 now,
+                _MOST_CHOICES,
             )
             candidates = sorted([*abandoned, *queued], key=lambda each: each.position)
             if not candidates:
                 return None
-            job = candidates[0]
+            job = choose(candidates)
             if job.state == "running":
                 add_event(connection, job.id, "taken over", "its worker has ended", now)
             if not job.cancelling:

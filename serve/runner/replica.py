@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from longtake.engine.media.snapshot import drop_snapshot
@@ -15,6 +16,7 @@ from longtake.serve.queue.job_store import JobStore
 from longtake.serve.queue.lease import Lease
 from longtake.serve.queue.retry_policy import judge_fault
 from longtake.serve.runner.job_renderer import JobRenderer, ReplicaSettings
+from longtake.serve.runner.lora_order import LoraOrder
 from longtake.serve.runner.outputs import (
     is_rendered,
     resume_step,
@@ -59,6 +61,7 @@ class Replica:
         self._stop = stop
         self._writer = QueueWriter(watcher, stop, forever=settings.batch.watch)
         self._renderer = JobRenderer(store, ranks, settings, watcher, self._writer)
+        self._order = LoraOrder()
         self._low_memory_from_pixels: int | None = None
         self.failure: Exception | None = None
 
@@ -75,13 +78,16 @@ class Replica:
     def _work(self) -> None:
         engine = self._settings.engine_digest
         while not self._stop.is_set():
-            job = self._writer.write(self._store.claims.take, engine, time.time())
+            job = self._writer.write(self._store.claims.take, engine, time.time(), self._next_job)
             if job is not None:
                 self._work_on(job)
             elif self._settings.batch.watch or self._store.unfinished(engine):
                 self._stop.wait(_POLL_S)  # until a job is added, abandoned, or due for a retry
             else:
                 return
+
+    def _next_job(self, waiting: Sequence[JobRecord]) -> JobRecord:
+        return self._order.choose(waiting, time.monotonic())
 
     def _work_on(self, job: JobRecord) -> None:
         """Attempt one job. The claim is released however the attempt ends."""

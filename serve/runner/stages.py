@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
-UNCOUNTED_STAGES = ("loading", "snapshots")
-"""Loading serves all videos of an engine. Writing snapshots is part of denoising."""
+from longtake.engine.loras.choice import LORAS_STAGE
+
+UNCOUNTED_STAGES = ("loading", "snapshots", LORAS_STAGE)
+"""Loading serves all videos of an engine, and an exchange of LoRAs several. Writing snapshots is
+part of denoising."""

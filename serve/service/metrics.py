@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from longtake.engine.loras.choice import LORAS_STAGE
 from longtake.engine.metadata import Metadata
 from longtake.pipelines.spec import ModelSpec
 from longtake.serve.queue.job_database import QueueError
@@ -63,6 +64,9 @@ class Metrics:
             "rank",
             "device",
         )
+        self._loras = self._histogram(
+            "longtake_lora_exchange_seconds", "Time of exchanging the LoRAs on the ranks", _STEP_S
+        )
         self._recoveries = self._counter("longtake_recoveries", "Videos resumed from a snapshot")
         self._ended = self._counter("longtake_videos", "Videos that ended, by final state", "state")
 
@@ -102,6 +106,8 @@ class Metrics:
         for stage, seconds in metadata.seconds.items():
             if stage not in UNCOUNTED_STAGES:
                 self._stage_s.labels(stage).inc(seconds)
+        if LORAS_STAGE in metadata.seconds:
+            self._loras.observe(metadata.seconds[LORAS_STAGE])
         self._memory.clear()  # there may be fewer ranks now
         for rank in metadata.ranks:
             for stage, sent in rank.bytes_sent.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from longtake.configs.engine import EngineConfig
 from longtake.configs.serve import ServeConfig
+from longtake.engine.loras.folder import LoraFolder
 from longtake.engine.media.paths import output_paths
 from longtake.engine.metadata import Metadata
 from longtake.engine.resolve.outline import EngineOutline
@@ -62,6 +63,7 @@ class VideoService:
         admission: Admits videos to the queue.
         retention: Removes deleted and expired videos.
         pictures: Folder of the clients' pictures.
+        loras: Folder of the LoRAs that requests may name; None without one.
         progress: Progress of the jobs.
         eta: Estimates of rendering times.
         metrics: Prometheus metrics.
@@ -82,6 +84,8 @@ class VideoService:
             raise RequestError(f"data_dir={str(folder)!r} is a file: name a folder")
         pictures = folder / PICTURES_FOLDER
         self.engine = EngineOutline(config.model_copy(update={"image_folder": pictures}))
+        loras = self.engine.config.lora_folder
+        self.loras = None if loras is None else LoraFolder(loras, self.engine.loras)
         self.unplaced_config = self.engine.config
         self.engine.place_weights()
         self.model = ServedModel.of(config.model, self.engine.identity_part())

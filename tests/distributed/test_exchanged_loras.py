@@ -173,6 +173,10 @@ def test_each_lora_to_its_expert(wan: Callable[[str], str], tmp_path: Path) -> N
         array: Array = render(pipeline, resolved, ONE_RANK, ALONE).numpy()
         return array
 
+    with pytest.raises(RequestError, match="does not load with load_transformer"):
+        RankLoras(LoraMatcher(Checkpoint.open(folder), None), ALONE).fuse(
+            LoraChoice(uses=(f"{high}@transformer",))
+        )
     base = with_loras()
     first, second = with_loras(f"{high}@transformer"), with_loras(f"{low}@transformer_2")
     both = with_loras(f"{low}@transformer_2", f"{high}@transformer")

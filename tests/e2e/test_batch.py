@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from longtake.serve.queue.job_store import JobStore
-from tests.kills import COMMAND, BatchProcess
+from tests.kills import LONGTAKE, BatchProcess
 
 Batch = Callable[..., tuple[int, str, str]]
 
@@ -343,7 +343,7 @@ def test_a_thousand_rows_are_checked_and_queued_in_two_seconds(model: str, tmp_p
             )
         )
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        arguments = [*COMMAND, str(shots), "-o", str(out), "--model", model, "--json"]
+        arguments = [*LONGTAKE, "batch", str(shots), "-o", str(out), "--model", model, "--json"]
         with subprocess.Popen(
             arguments, stdout=subprocess.PIPE, text=True, env=environment
         ) as process:

@@ -73,7 +73,7 @@ def test_device_that_fails_at_every_start_is_left_out(
     (tmp_path / "sitecustomize.py").write_text(DIES_AT_START)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     arguments = batch_arguments(tmp_path, model, 1, devices=4)
-    batch = BatchProcess([*arguments, "--ulysses-degree", "4"], errors)
+    batch = BatchProcess([*arguments, "--ulysses-degree", "4"], errors, forked=False)
     notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
     assert sum("rank 1 was killed by SIGKILL" in note for note in notes) == 2
     assert "device 1 is excluded: it failed repeatedly; 3 are left" in notes

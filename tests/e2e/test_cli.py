@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from longtake.cli import main as cli
 from longtake.files import atomic as files
 from tests import tiny
+from tests.forked_commands import ForkedCommand, ranks_of, run_command
 from tests.processes import still_running
 
 COMMAND = [sys.executable, "-m", "longtake"]
@@ -284,15 +285,13 @@ def test_closed_output_streams_do_not_stop_a_rendering(model: str, tmp_path: Pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_signal_stops_denoising(model: str, tmp_path: Path, number: signal.Signals) -> None:
     arguments = ["a", "--model", model, "--devices", "2", "-o", str(tmp_path / "out.mp4")]
-    command = [*COMMAND, "generate", *arguments, "--num-inference-steps", "10000", "--json"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    words = ["generate", *arguments, "--num-inference-steps", "10000", "--json"]
+    with ForkedCommand(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if json.loads(line).get("done") == 3:
                 break
-        ranks = psutil.Process(process.pid).children(recursive=True)
+        ranks = ranks_of(process.pid)
         assert len(ranks) == 2
         for _ in range(30):  # repeated by the user or a service manager
             process.send_signal(number)
@@ -310,15 +309,8 @@ def test_signal_stops_denoising(model: str, tmp_path: Path, number: signal.Signa
 
 
 def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a subprocess."""
+    """Run the command in a process of its own."""
     start = time.monotonic()
-    ran = subprocess.run(
-        [*COMMAND, "generate", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-        timeout=120,
-    )
+    ran = run_command(["generate", *arguments], env={**os.environ, **environment})
     assert time.monotonic() - start < 100
     return ran

@@ -15,28 +15,25 @@ import psutil
 import pytest
 
 from longtake.cli import main as cli
-from tests.e2e.test_cli import COMMAND, names
+from tests.e2e.test_cli import names
 from tests.e2e.test_decode import MANY_FRAMES, close
+from tests.forked_commands import ForkedCommand, ranks_by_number
 from tests.processes import still_running
 
 
 def decoding(
     model: str, folder: Path, devices: int, at: int
-) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+) -> tuple[ForkedCommand, dict[int, psutil.Process]]:
     """Start a rendering and wait until it has decoded some tiles; returns it and its ranks."""
     arguments = ["a cat", "--seed", "3", "--model", model, "--devices", str(devices)]
-    process = subprocess.Popen(
-        [*COMMAND, "generate", *arguments, *MANY_FRAMES, "--json", "-o", str(folder / "out.npy")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["generate", *arguments, *MANY_FRAMES, "--json", "-o", str(folder / "out.npy")]
+    process = ForkedCommand(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
         event = json.loads(line)
         if event.get("phase") == "decoding" and event["done"] == at:
             break
-    return process, psutil.Process(process.pid).children(recursive=True)
+    return process, ranks_by_number(process.pid)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +50,9 @@ def test_rank_that_dies_while_decoding_leaves_latents(
     model: str, tmp_path: Path, uninterrupted: Path, victim: int
 ) -> None:
     process, ranks = decoding(model, tmp_path, 2, at=20)
-    next(rank for rank in ranks if rank.environ().get("RANK") == str(victim)).kill()
+    ranks[victim].kill()
     _, err = process.communicate(timeout=30)
-    assert not still_running(ranks, timeout=1)
+    assert not still_running([*ranks.values()], timeout=1)
     assert process.returncode == 3
     assert names(tmp_path) == ["out.latents.safetensors"]
     (line,) = err.splitlines()
@@ -87,7 +84,7 @@ def test_command_killed_while_decoding_leaves_latents(
     process, ranks = decoding(model, tmp_path, 2, at=20)
     process.kill()
     process.communicate(timeout=10)
-    assert not still_running(ranks, timeout=10)
+    assert not still_running([*ranks.values()], timeout=10)
     assert [name for name in names(tmp_path) if not name.startswith(".")] == (
         ["out.latents.safetensors"]
     )
@@ -104,7 +101,7 @@ def test_sigterm_while_decoding_leaves_latents(
     process, ranks = decoding(model, tmp_path, 2, at=20)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert not still_running(ranks, timeout=5)
+    assert not still_running([*ranks.values()], timeout=5)
     latents_path = tmp_path / "out.latents.safetensors"
     assert process.returncode == 130
     assert err.splitlines() == [f"longtake: stopped; {latents_path} was written"]
@@ -118,7 +115,7 @@ def test_ctrl_c_while_decoding_leaves_nothing(model: str, tmp_path: Path, device
     process, ranks = decoding(model, tmp_path, devices, at=20)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
-    assert not still_running(ranks, timeout=5)
+    assert not still_running([*ranks.values()], timeout=5)
     assert process.returncode == 130
     assert err.splitlines() == ["longtake: stopped; nothing was written"]
     assert names(tmp_path) == []

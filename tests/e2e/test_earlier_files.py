@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from longtake.cli import main as cli
+from longtake.configs.request import ResolvedRequest
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "0.1.0"
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -56,12 +57,14 @@ def test_metadata_renders_the_same_video(tmp_path: Path) -> None:
     earlier, metadata = (
         json.loads(path.read_text()) for path in (config, again.with_name("again.mp4.json"))
     )
-    later = dict.fromkeys(metadata["request"].keys() - earlier["request"].keys())
+    added = metadata["request"].keys() - earlier["request"].keys()
+    later = {name: ResolvedRequest.model_fields[name].default for name in added}
     assert metadata["request"] == {**earlier["request"], **later}
     before = earlier["engine"]
     assert before["parallel"].pop("shard_weights") is False  # the name of --weights split then
-    added = {"weights": "resident", "text_weights": "resident", "storage_dtype": None}
-    assert metadata["engine"] == {**before, **added}
+    later = {name: None for name in metadata["engine"].keys() - before.keys()}
+    places = {"weights": "resident", "text_weights": "resident"}
+    assert metadata["engine"] == {**before, **later, **places}
     frames, expected = (iio.imread(path).astype(int) for path in (again, SAMPLES / "clip.mp4"))
     np.testing.assert_allclose(frames, expected, rtol=0, atol=3)  # other CPUs round otherwise
 

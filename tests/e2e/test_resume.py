@@ -14,7 +14,8 @@ import pytest
 
 from longtake.engine.media.snapshot import read_snapshot
 from tests.e2e.conftest import Command
-from tests.e2e.test_cli import COMMAND, names
+from tests.e2e.test_cli import names
+from tests.forked_commands import ForkedCommand
 
 STEPS = 24
 COMMON = ["a cat walks", "--num-inference-steps", str(STEPS)]
@@ -31,9 +32,8 @@ def interrupted(
 ) -> dict[str, Any]:
     """Send a signal to the command at some progress; returns its last event."""
     arguments = [*COMMON, "--model", model, "-o", str(out), "--snapshot-steps", "5", "--json"]
-    with subprocess.Popen(
-        [*COMMAND, "generate", *arguments, *more], stdout=subprocess.PIPE, text=True
-    ) as process:
+    words = ["generate", *arguments, *more]
+    with ForkedCommand(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
             event = json.loads(line)

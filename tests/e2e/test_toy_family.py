@@ -73,8 +73,10 @@ def render(console: Console, folder: Path, *options: object) -> Frames:
 
 
 def test_the_package_is_small() -> None:
-    lines = [line for file in PACKAGE.rglob("*.py") for line in file.read_text().splitlines()]
-    assert 0 < len(list(filter(str.strip, lines))) <= 250
+    files = {file.name: file.read_text().splitlines() for file in PACKAGE.rglob("*.py")}
+    num_lines = {name: len(list(filter(str.strip, lines))) for name, lines in files.items()}
+    assert 0 < num_lines.pop("layouts.py") <= 90  # only for files in other layouts
+    assert 0 < sum(num_lines.values()) <= 250
 
 
 def test_longtake_does_not_know_it() -> None:

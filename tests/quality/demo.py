@@ -36,7 +36,7 @@ REQUIRED_FOR_PICTURES = {**REQUIRED, "shape": 0.95, "first frame": 1.0}
 FIRST_FRAME_DB = 25.0
 """Minimum PSNR between the picture and the first frame."""
 
-_RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 Judged = list[tuple[Verdict, Verdict]]
 
@@ -94,7 +94,7 @@ def report(
     ]
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
-    (_RESULTS / f"{datetime.now():%Y-%m-%d-%H%M}-quality-of-{model}.md").write_text(text)
+    (RESULTS / f"{datetime.now():%Y-%m-%d-%H%M}-quality-of-{model}.md").write_text(text)
     return all(found[name] >= share for name, share in required.items())
 
 

@@ -16,6 +16,7 @@ import tyro
 from diffusers import AutoencoderKLHunyuanVideo
 
 from training.demo import animator, autoencoder, denoiser, latents, model
+from training.demo import few_step as distil
 from training.demo.loop import Schedule
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,26 @@ def image_to_video(folder: Path, /, start: Path, output: Path) -> None:
     _write_figures(output, folder, stages, {"start": start.name})
 
 
+def few_step(folder: Path, /, start: Path, output: Path, steps: int = 6) -> None:
+    """Distil a LoRA with which `demo` renders in fewer steps.
+
+    Args:
+        folder: Folder of trajectories, checkpoints and logs.
+        start: Folder of the text-to-video model.
+        output: File to save the LoRA to.
+        steps: Steps of the distilled model, a divisor of 24.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = distil.train_few_step(start, folder, steps)
+    stages = [
+        {**asdict(stage), "name": f"{steps}-step-{stage.name}"}
+        for stage in (distil.VELOCITY, distil.PATH)
+    ]
+    trained = _with_last(folder, stages)
+    record = {"start": start.name, "versions": _versions(), "stages": trained}
+    distil.save_lora(output, tensors, steps, record)
+
+
 def _stages(schedules: Mapping[str, Schedule], videos: int) -> list[dict[str, Any]]:
     return [
         {"name": name, "schedule": asdict(schedule), "videos": videos}
@@ -79,16 +100,23 @@ def _write_figures(
     """Write training.json, the record of the training, to the model's folder."""
     figures = {
         "seeds": "0 for the initial weights; the step index for each step",
-        "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers)},
-        "stages": [
-            {**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages
-        ],
+        "versions": _versions(),
+        "stages": _with_last(folder, stages),
         "clips": latents.CLIPS,
         "wordless": denoiser.WORDLESS,
         "flow_shift": model.FLOW_SHIFT,
         **more,
     }
     (output / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _with_last(folder: Path, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages, each with the last line of its log."""
+    return [{**each, "last": _last_line(folder / f"{each['name']}.jsonl")} for each in stages]
+
+
+def _versions() -> dict[str, str]:
+    return {each.__name__: each.__version__ for each in (torch, diffusers, transformers)}
 
 
 def _last_line(log: Path) -> dict[str, float]:
@@ -99,5 +127,9 @@ def _last_line(log: Path) -> dict[str, float]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tyro.extras.subcommand_cli_from_dict(
-        {"text-to-video": text_to_video, "image-to-video": image_to_video}
+        {
+            "text-to-video": text_to_video,
+            "image-to-video": image_to_video,
+            "few-step": few_step,
+        }
     )

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers import HunyuanVideoTransformer3DModel
 from torch import nn
+from transformers import CLIPTextModel, LlamaModel
 
 from training.demo import model
 from training.demo.latents import Latents
@@ -35,6 +37,21 @@ class TextToVideo(nn.Module):
         self.transformer = model.transformer()
         self.llama, self.clip = model.text_encoders()
         self._tokens = model.tokenizer(model.MAX_TEXT_TOKENS + model.CROP_START)
+
+    @classmethod
+    def load(cls, folder: Path) -> TextToVideo:
+        """Read a saved model, in float32.
+
+        Args:
+            folder: Folder of the model.
+        """
+        saved = cls()
+        saved.transformer = HunyuanVideoTransformer3DModel.from_pretrained(
+            folder / "transformer", torch_dtype=torch.float32
+        )
+        saved.llama = LlamaModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        saved.clip = CLIPTextModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+        return saved
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.weights import StorageDtype
+from longtake.configs.weights import StorageDtype, WeightStorage
 from longtake.engine.planning.memory import place_text
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict
@@ -28,12 +28,12 @@ class Rung:
     Attributes:
         prediction: The best layout of this way; of those that do not fit, the one that needs the
             least memory.
-        storage: Type of fewer bits that weights are stored in; None if the way is exact.
+        storage: What weights are stored as; None for the dtype of compute.
         shortage: Why it does not fit in memory; None if it fits.
     """
 
     prediction: Prediction
-    storage: StorageDtype | None
+    storage: WeightStorage | None
     shortage: str | None
 
     @property
@@ -44,7 +44,9 @@ class Rung:
     @property
     def loss(self) -> str:
         """What it loses: nothing if exact."""
-        return LOSSES[self.storage] if self.storage else "exact"
+        if self.storage is None or self.storage == "gguf":
+            return "exact"
+        return LOSSES[self.storage]
 
 
 def ladder(plan_input: PlanInput, requested: ParallelConfig, devices: int) -> tuple[Rung, ...]:
@@ -64,18 +66,20 @@ def ladder(plan_input: PlanInput, requested: ParallelConfig, devices: int) -> tu
     ]
     rungs += [
         _rung(replace(exact, storage_dtype=storage), requested, devices, every)
-        for storage in _storage_types()
+        for storage in _storage_types(plan_input)
     ]
 
     def order(rung: Rung) -> tuple[bool, bool, float]:
         fits = rung.shortage is None
         least = rung.prediction.step.seconds if fits else rung.prediction.memory.total
-        return not fits, rung.storage is not None, least
+        return not fits, rung.loss != "exact", least
 
     return tuple(sorted(rungs, key=order))
 
 
-def _storage_types() -> Iterator[StorageDtype]:
+def _storage_types(plan_input: PlanInput) -> Iterator[WeightStorage]:
+    if plan_input.spec.gguf_value_bytes:
+        yield "gguf"
     yield from get_args(StorageDtype)
 
 

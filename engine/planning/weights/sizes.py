@@ -33,7 +33,7 @@ class WeightSizes:
         return cls(
             blocks=plan_input.transformer_bytes() - outside,
             outside=outside,
-            largest_block=costs.block_bytes(element, plan_input.storage_dtype),
+            largest_block=costs.block_bytes(element, plan_input.storage),
         )
 
     @property

@@ -19,6 +19,10 @@ _ENCODED_PER_S: dict[StorageDtype, float] = {"float8": 0.87e9, "int8": 1.3e9, "n
 """Weights that a core encodes in fewer bits, which those read from files are each time. Measured on
 a loaded core by benchmarks.storage."""
 
+_DECODED_PER_S = 0.44e9
+"""Weights that a core decodes from blocks of GGUF: measured with Q4_K, of the usual types the
+slowest."""
+
 _SWITCH = "pcie-switch"
 """Name of the level whose devices share one port to the host."""
 
@@ -47,9 +51,11 @@ class Streaming:
         plan_input, storage = self.plan_input, self.plan_input.storage_dtype
         parameters = plan_input.costs.transformer_parameters
         values = parameters * num_bytes / plan_input.transformer_bytes()
-        files = plan_input.costs.file_element_size * parameters
+        files = plan_input.file_element_size * parameters
         read_s = files * values / parameters / self._file_rate(files, self._ranks)
-        if storage is not None:
+        if plan_input.spec.gguf_value_bytes and storage != "gguf":
+            read_s += values / _DECODED_PER_S
+        if storage is not None and storage != "gguf":
             read_s += values / _ENCODED_PER_S[storage]
         return max(num_bytes / self._device_rate(self._ranks), read_s)
 

@@ -126,10 +126,11 @@ def disk(context: CheckContext) -> Iterator[Finding]:
     """The rate of reading the model's files past the page cache, if the model is a folder."""
     model = context.engine.model
     folder = bundled().get(model, Path(os.path.expanduser(model)))
-    found = (each for each in folder.rglob("*.safetensors") if each.is_file())
+    named = [folder] if folder.is_file() else folder.rglob("*.safetensors")
+    found = (each for each in named if each.is_file())
     files = sorted(found, key=lambda each: each.stat().st_size)
     if not files:
-        yield Finding("disk", "ok", f"not read: {model} is not a folder with weights")
+        yield Finding("disk", "ok", f"not read: {model} is no file or folder of weights")
         return
     try:
         num_bytes, seconds = _read_directly(files[-1])

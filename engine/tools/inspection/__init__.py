@@ -9,9 +9,10 @@ from pathlib import Path
 from longtake.engine.tools.inspection.checkpoint_report import CheckpointReport, report_checkpoint
 from longtake.engine.tools.inspection.lora_report import LoraReport, report_lora
 from longtake.errors import ModelError
-from longtake.pipelines.checkpoints.folders import PublisherFolder, find_model, publisher_of
+from longtake.pipelines.checkpoints.folders import PublisherFolder
 from longtake.pipelines.checkpoints.formats.headers import read_headers
 from longtake.pipelines.checkpoints.part_files import files_of, shown
+from longtake.pipelines.checkpoints.presets import find_model, publisher_of
 from longtake.pipelines.lora.part_names import group_parts
 
 __all__ = ["CheckpointReport", "FolderReport", "LoraReport", "inspect_path"]

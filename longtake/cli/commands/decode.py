@@ -52,7 +52,7 @@ def _with_origin(
     header_fields = origin.request.model_dump(include=set(DecodeRequest.model_fields))
     engine = {}
     if "model" not in values:
-        engine = {"model": origin.engine.model, "revision": origin.engine.revision}
+        engine = {name: getattr(origin.engine, name) for name in ("model", "revision", "vae")}
     if "dtype" not in values:
         engine["vae_dtype"] = origin.engine.vae_dtype
     return override_settings(header_fields, fields), {**engine, **values}

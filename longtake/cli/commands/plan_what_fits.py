@@ -54,6 +54,11 @@ def run(values: dict[str, Any], *, as_json: bool, quiet: bool) -> int:
             f"{fixed[0]}={values[fixed[0]]} with --what-fits, which lists sizes and lengths: leave "
             "one of them out"
         )
+    if engine.parts and len(models) > 1:
+        name, path = next(iter(engine.parts.items()))
+        raise RequestError(
+            f"{name}={str(path)!r} with --what-fits, which lists all presets: add --model"
+        )
     hardware = find_hardware(options.gpu, options.gpus_per_node)
     best = partial(
         best_fitting, requested=parallel, devices=engine.devices, places=Places.of(engine)
@@ -83,7 +88,9 @@ def _plan_inputs(
     config: EngineConfig, hardware: Hardware, options: PlanConfig, values: dict[str, Any]
 ) -> Iterator[PlanInput]:
     """Requests of a model's default size and of smaller ones."""
-    checkpoint = Checkpoint.open(config.model, config.revision, configs_only=True)
+    checkpoint = Checkpoint.open(
+        config.model, config.revision, configs_only=True, parts=config.parts
+    )
     spec = registry.inspect(checkpoint, weights=False)
     for request in resolve_sizes(values, spec, RESOLUTIONS):
         yield PlanInput.for_engine(

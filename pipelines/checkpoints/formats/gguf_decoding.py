@@ -59,7 +59,7 @@ def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
 
 def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
     scale, least, codes = blocks.split((2, 2, 16), 1)
-    return _half(scale) * _fields(codes, 16, 4) + _half(least)
+    return (_half(scale) * _fields(codes, 16, 4)).add_(_half(least))
 
 
 def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
 def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
     scale, least, high, low = blocks.split((2, 2, 4, 16), 1)
     codes = _fields(low, 16, 4) | _fields(high, 1, 1) << 4
-    return _half(scale) * codes + _half(least)
+    return (_half(scale) * codes).add_(_half(least))
 
 
 def _q8_0(blocks: torch.Tensor) -> torch.Tensor:

@@ -56,11 +56,16 @@ class FileTensors:
         sizes: Counter[str] = Counter()
         for _, tensor in self.stored.values():
             sizes[tensor.dtype] += tensor.offsets[1] - tensor.offsets[0]
-        if self.files[0].kind == "gguf":
+        if self.is_gguf:
             return f"gguf {', '.join(name for name, _ in sizes.most_common())}"
         if self.scales.of:
             return "fp8_scaled"
         return "fp8" if sizes.keys() & set(FLOAT8_DTYPES) else self.files[0].kind
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the files are GGUF."""
+        return self.files[0].kind == "gguf"
 
     def samples(self) -> Iterator[bytes]:
         """Yield each file's header, and the first and the last 4 KiB of each of its tensors.

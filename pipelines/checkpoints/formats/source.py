@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, scale_kind
 from longtake.pipelines.checkpoints.formats.gguf_decoding import decode_blocks
-from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES
+from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES, tensor_bytes
 from longtake.pipelines.checkpoints.formats.headers import FileTensors, read_headers
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.loading.open_file import OpenFile
@@ -74,6 +75,27 @@ class FileSource:
         if name in self._scale_of:
             self._scale(decoded, name, rows)
         return decoded
+
+    @cached_property
+    def block_types(self) -> Mapping[str, str]:
+        """Block type of each matrix in blocks; see :class:`.BlockSource`."""
+        stored = {name: self._stored[name][1] for name in self.tensors}
+        return {
+            name: each.dtype
+            for name, each in stored.items()
+            if each.dtype in BLOCK_TYPES
+            and len(each.shape) == 2
+            and each.shape[1] % BLOCK_TYPES[each.dtype].num_values == 0
+        }
+
+    def read_blocks(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """Read rows of blocks, not decoded; see :meth:`.BlockSource.read_blocks`."""
+        shape = self.tensors[name].shape
+        first, end, _ = (rows or slice(None)).indices(shape[0])
+        row_bytes = tensor_bytes(shape[1], self.block_types[name])
+        blocks = torch.empty(max(0, end - first), row_bytes, dtype=torch.uint8)
+        self._fill(blocks, name, first * row_bytes)
+        return blocks
 
     def _scale(self, values: torch.Tensor, name: str, rows: slice | None) -> None:
         """Multiply a weight's rows by its scale, in place."""

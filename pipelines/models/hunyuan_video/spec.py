@@ -17,6 +17,7 @@ from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
+from longtake.pipelines.models.hunyuan_video.few_step import few_step_presets
 from longtake.pipelines.models.hunyuan_video.options import (
     HunyuanVideoOptions,
     TextToVideoOptions,
@@ -124,7 +125,8 @@ def inspect(
             f"of text-to-video: it must name {IMAGE_TO_VIDEO_CLASS}"
         )
     costs = _costs(checkpoint, transformer, checkpoint.parse_config(LlamaConfig, "text_encoder"))
-    spec = _spec(checkpoint, costs)
+    presets = few_step_presets(transformer.num_attention_heads)
+    spec = _spec(checkpoint, costs, few_step_presets=presets)
     _check_files(checkpoint, costs, required)
     return spec
 

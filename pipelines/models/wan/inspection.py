@@ -23,6 +23,7 @@ from longtake.pipelines.models.wan.configs import (
 )
 from longtake.pipelines.models.wan.costs import TEXT_TOKENS, WanCosts
 from longtake.pipelines.models.wan.defaults import WanDefaults
+from longtake.pipelines.models.wan.few_step import few_step_presets
 from longtake.pipelines.models.wan.options import Sampler, WanExpertsOptions, WanOptions
 from longtake.pipelines.models.wan.spec import EXPERTS, WanSpec
 from longtake.pipelines.models.wan.tensors import UNUSED, transformer_tensors
@@ -209,6 +210,11 @@ def _spec(checkpoint: Checkpoint, transformer: TransformerConfig, index: _Index)
         costs=costs,
         options=WanOptions if ratio is None else WanExpertsOptions,
         pictures=_pictures(transformer, index),
+        few_step_presets=few_step_presets(
+            transformer.num_attention_heads,
+            takes_picture=index.takes_picture,
+            has_experts=ratio is not None,
+        ),
         scheduler=scheduler,
         sampler=sampler,
         boundary=None if ratio is None else ratio * scheduler.num_train_timesteps,

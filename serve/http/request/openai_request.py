@@ -111,6 +111,8 @@ def _decode_option(name: str, value: Any) -> Any:
     """The value of an option. Forms contain lists and objects as JSON."""
     annotation = str(VideoRequest.model_fields[name].annotation)
     is_nested = "tuple" in annotation or holds_mapping(VideoRequest.model_fields[name])
+    if name == "lora" and isinstance(value, str) and not value.lstrip().startswith("["):
+        return value  # a single one
     if is_nested and isinstance(value, str):
         try:
             value = json.loads(value)

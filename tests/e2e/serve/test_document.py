@@ -42,7 +42,7 @@ def test_every_operation(server: Server) -> None:
 
         conforms()
         tried += 1
-    assert tried == 11
+    assert tried == 12
     while videos := server.client.get("/v1/videos?limit=100").json()["data"]:
         for video in videos:
             server.client.delete(f"/v1/videos/{video['id']}")

@@ -156,6 +156,30 @@ def test_generates_a_video_from_a_prompt(tab: Any, server: Server) -> None:
     assert download.value.path().read_bytes()[4:8] == b"ftyp"
 
 
+def test_chooses_a_lora(tab: Any, server: Server) -> None:
+    tab.get_by_label("Prompt").fill("a red circle moving left")
+    tab.get_by_text("More settings").click()
+    tab.get_by_label("LoRA", exact=True).first.click()
+    tab.get_by_role("option", name="style.safetensors").click()
+    tab.get_by_label("Scale of the LoRA").first.fill("0.5")
+    tab.get_by_role("button", name="Generate").click()
+    name = current_video(tab)
+    assert server.video(name)["lora"] == ["style.safetensors:0.5"]
+    assert server.wait(name)["status"] == "completed"
+    assert "longtake_lora_exchange_seconds_count 1.0" in server.client.get("/metrics").text
+    tab.get_by_text("Settings", exact=True).click()
+    cells = tab.get_by_role("row", name="LoRA").inner_text().split()
+    assert cells == ["LoRA", "style.safetensors:0.5"]
+    take_screenshots(tab, "lora")
+    tab.get_by_label("Scale of the LoRA").first.fill("much")
+    tab.get_by_label("Scale of the LoRA").first.blur()
+    tab.get_by_role("alert").get_by_text("last colon").wait_for()
+    tab.get_by_label("Scale of the LoRA").first.fill("")
+    tab.get_by_role("button", name="Use these settings").click()
+    until(lambda: tab.get_by_label("Scale of the LoRA").first.input_value() == "0.5")
+    assert tab.get_by_label("LoRA", exact=True).first.input_value() == "style.safetensors"
+
+
 def test_progress_and_cancel(tab: Any, server: Server) -> None:
     name = generate(tab, "a blue square moving down", steps=2000)
     bar = tab.get_by_role("progressbar")

@@ -16,6 +16,7 @@ import pytest
 
 from longtake import VideoEngine, VideoRequest
 from tests.crowd import crowd
+from tests.forked_commands import ranks_of
 from tests.processes import still_running
 from tests.serving import Server, serving
 from tests.until import until
@@ -170,7 +171,7 @@ def test_hanging_step_does_not_block_the_queue(server: Server) -> None:
     name = server.create(num_inference_steps=2000)["id"]
     after = server.create(num_inference_steps=1)["id"]
     until(lambda: server.video(name)["steps_done"] > 2)
-    ranks = [each for each in server.family()[1:] if "LONGTAKE_DEVICE" in each.environ()]
+    ranks = ranks_of(server.process.pid)
     ranks[1].suspend()
     server.client.delete(f"/v1/videos/{name}")
     assert not still_running(ranks, timeout=3 + 1 + 8)
@@ -221,7 +222,7 @@ def test_metrics(server: Server) -> None:
 def test_dead_rank_is_replaced_and_counted(server: Server) -> None:
     name = server.create(num_inference_steps=60)["id"]
     until(lambda: server.video(name)["steps_done"] > 5)
-    ranks = [each for each in server.family()[1:] if "LONGTAKE_DEVICE" in each.environ()]
+    ranks = ranks_of(server.process.pid)
     ranks[-1].kill()
     assert server.wait(name)["status"] == "completed"
     assert "longtake_rank_restarts_total 1.0" in server.client.get("/metrics").text

@@ -40,7 +40,9 @@ def test_ranks_that_differ_are_refused(
 def test_all_ranks_decode_in_rank_0s_dtype(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only rank 0 may have read the latents' file, which names a dtype."""
 
-    def on_another_rank(world: World, own: list[Any]) -> list[Any]:
+    def on_another_rank(world: World, own: Any) -> list[Any]:
+        if not isinstance(own, list):  # parts
+            return [own, own]
         return [[*own[:3], "float16", *own[4:]], own]
 
     monkeypatch.setattr(World, "gather_json", on_another_rank)

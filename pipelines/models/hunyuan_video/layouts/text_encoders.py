@@ -134,7 +134,7 @@ def _clip_config(found: ModuleShapes) -> dict[str, Any]:
     }
 
 
-_LLAMA = _Encoder(
+LLAMA = _Encoder(
     component="text_encoder",
     class_name="LlamaModel",
     content=LlamaConfig,
@@ -206,10 +206,10 @@ def _layout(name: str, encoder: _Encoder, prefixes: Prefixes) -> CheckpointLayou
 
 
 LAYOUTS = (
-    _layout("LlamaModel's", _LLAMA, {}),
-    _layout("LlamaForCausalLM's and ComfyUI's", _LLAMA, {"": "model."}),
-    _layout("LLaVA's", _LLAVA, {}),
-    _layout("LLaVA's of transformers 5", _LLAVA, {_VISION: "vision_tower."}),
+    _layout("LlamaModel's", LLAMA, {}),
+    _layout("LlamaForCausalLM's and ComfyUI's", LLAMA, {"": "model."}),
+    _layout("transformers'", _LLAVA, {}),
+    _layout("transformers 5's", _LLAVA, {_VISION: "vision_tower."}),
     _layout(
         "LlavaForConditionalGeneration's",
         _LLAVA,
@@ -220,6 +220,6 @@ LAYOUTS = (
         },
     ),
     _layout("ComfyUI's", _LLAVA, {_LANGUAGE: "model.", _VISION: "vision_model."}),
-    _layout("CLIP's and ComfyUI's", _CLIP, {}),
-    _layout("CLIP's of transformers 5", _CLIP, {_TEXT: ""}),
+    _layout("transformers' and ComfyUI's", _CLIP, {}),
+    _layout("transformers 5's", _CLIP, {_TEXT: ""}),
 )

@@ -1,4 +1,8 @@
-"""Layouts of HunyuanVideo's transformer: diffusers', tencent's and ComfyUI's."""
+"""Layouts of HunyuanVideo's transformer: diffusers', tencent's and ComfyUI's.
+
+tencent's names are those of ``hyvideo/modules/models.py`` in https://github.com/Tencent/HunyuanVideo,
+which most files and LoRAs keep, ComfyUI's those of ``comfy/ldm/hunyuan_video/model.py``.
+"""
 
 from __future__ import annotations
 
@@ -239,5 +243,5 @@ LAYOUTS = (
     _layout("diffusers'", _Names()),
     _layout("tencent's", _TENCENT),
     _layout("ComfyUI's", _comfyui("scale")),
-    _layout("ComfyUI's of later versions", _comfyui("weight")),
+    _layout("later ComfyUI's", _comfyui("weight")),
 )

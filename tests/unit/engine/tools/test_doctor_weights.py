@@ -109,7 +109,7 @@ def test_the_disk_is_read_past_the_page_cache(
 
 def test_a_disk_that_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     finding = only_finding(weights.disk, context("owner/name"))
-    assert finding == Finding("disk", "ok", "not read: owner/name is not a folder with weights")
+    assert finding == Finding("disk", "ok", "not read: owner/name is no file or folder of weights")
     (tmp_path / "a.safetensors").write_bytes(bytes(10))
 
     def refuse(path: Any, flags: int) -> int:

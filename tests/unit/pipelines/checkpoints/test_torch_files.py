@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -196,6 +197,15 @@ def damages(tmp_path: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
         "a short tensor": (changed("data/0", values[:-2]), "a.weight is not where its pickle says"),
         "a program": (changed("constants.pkl", b""), "TorchScript program"),
         "no pickle in it": (changed("data.pkl", b""), "is not read"),
+        "a long directory": (
+            write(
+                whole[:4]
+                + bytes(5 * 2**20)
+                + b"PK\5\6"
+                + struct.pack("<4H2IH", 0, 0, 1, 1, 5 * 2**20, 4, 0)
+            ),
+            "its directory is longer than 4 MiB",
+        ),
         "a name twice": (twice, "holds good/data/0 twice"),
         "an archive of something else": (foreign, "none of torch.save"),
         "half of it": (write(whole[: len(whole) // 2]), "no whole torch file"),

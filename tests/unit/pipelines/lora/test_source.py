@@ -73,8 +73,12 @@ def fused(tmp_path_factory: pytest.TempPathFactory) -> LoraSource:
     return LoraSource(SafetensorsSource([folder / "base.safetensors"]), deltas)
 
 
-def test_any_range_of_rows_has_the_same_bits(fused: LoraSource) -> None:
+@pytest.mark.parametrize("values_at_a_time", [1, 5000, 2**20])
+def test_any_range_of_rows_has_the_same_bits(
+    fused: LoraSource, monkeypatch: pytest.MonkeyPatch, values_at_a_time: int
+) -> None:
     whole = fused.read("own.weight")
+    monkeypatch.setattr("longtake.pipelines.lora.source._SPAN_VALUES", values_at_a_time)
     edges = [0, 1, 63, 64, 65, 127, 130, SPLIT, ROWS - 1, ROWS]
     for begin in edges:
         for end in edges:
@@ -153,6 +157,20 @@ def test_several_add_up(transformers: Callable[[str], Transformer], tmp_path: Pa
     source = transformer.with_loras(*matches)
     for name, values in expected.items():
         torch.testing.assert_close(source.read(name).double(), values, rtol=0, atol=5e-6)
+
+
+def test_a_base_that_cannot_be_read_is_refused(
+    fused: LoraSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are read ahead."""
+    save_file({"own.weight": torch.zeros(SHAPE)}, tmp_path / "base.safetensors")
+    deltas = combine(loras(tmp_path, torch.zeros(SHAPE)))["transformer"]
+    source = LoraSource(SafetensorsSource([tmp_path / "base.safetensors"]), deltas)
+    monkeypatch.setattr("longtake.pipelines.lora.source._SPAN_VALUES", 1)
+    assert torch.isfinite(source.read("own.weight")).all()
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"own.weight cannot be read from .*the file was"):
+        source.read("own.weight")
 
 
 def test_a_file_that_changes_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,10 +33,22 @@ LAYOUTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def denoiser(shapes: FakeTensorMode) -> HunyuanVideoDenoiser:
+FEW_BLOCKS = {"num_layers": 2, "num_single_layers": 2}
+"""Blocks are alike: all of them run on one rank, some of them in the layouts of several."""
+
+
+def build(shapes: FakeTensorMode, **config: Any) -> tuple[HunyuanVideoDenoiser, ...]:
+    """A model as it was released, and one of a few of its blocks."""
     with shapes:
-        return HunyuanVideoDenoiser(HunyuanVideoTransformer3DModel().requires_grad_(False))
+        models = [HunyuanVideoTransformer3DModel(**config, **few) for few in ({}, FEW_BLOCKS)]
+        whole, few = (HunyuanVideoDenoiser(model.requires_grad_(False)) for model in models)
+    assert sum(weights.numel() for weights in whole.parameters()) > 12.8e9
+    return whole, few
+
+
+@pytest.fixture(scope="module")
+def denoisers(shapes: FakeTensorMode) -> tuple[HunyuanVideoDenoiser, ...]:
+    return build(shapes)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +57,12 @@ def denoiser(shapes: FakeTensorMode) -> HunyuanVideoDenoiser:
     ids=lambda each: layout_name(each) if isinstance(each, ParallelDims) else f"rank{each}",
 )
 def test_720p_129_frames(
-    shapes: FakeTensorMode, denoiser: HunyuanVideoDenoiser, dims: ParallelDims, rank: int
+    shapes: FakeTensorMode,
+    denoisers: tuple[HunyuanVideoDenoiser, ...],
+    dims: ParallelDims,
+    rank: int,
 ) -> None:
-    assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
+    denoiser = denoisers[dims.world_size > 1]
     assert GRID.num_tokens == 118_800
     with one_rank_of(dims.world_size, rank):
         mesh = dims.build_mesh("cpu")
@@ -62,18 +78,17 @@ def test_720p_129_frames(
 
 
 @pytest.fixture(scope="module")
-def animators(shapes: FakeTensorMode) -> dict[str, HunyuanVideoDenoiser]:
+def animators(shapes: FakeTensorMode) -> dict[str, tuple[HunyuanVideoDenoiser, ...]]:
     """The released image-to-video model, and its predecessor."""
     config = json.loads((RELEASED_I2V / "transformer" / "config.json").read_text())
-    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    config = {
+        name: value
+        for name, value in config.items()
+        if not name.startswith("_") and name not in FEW_BLOCKS
+    }
     older = {"image_condition_type": "latent_concat", "in_channels": 33, "guidance_embeds": False}
-    with shapes:
-        return {
-            each["image_condition_type"]: HunyuanVideoDenoiser(
-                HunyuanVideoTransformer3DModel(**each).requires_grad_(False)
-            )
-            for each in (config, {**config, **older})
-        }
+    kinds = (config, {**config, **older})
+    return {kind["image_condition_type"]: build(shapes, **kind) for kind in kinds}
 
 
 @pytest.mark.parametrize(
@@ -93,14 +108,13 @@ def animators(shapes: FakeTensorMode) -> dict[str, HunyuanVideoDenoiser]:
 )
 def test_image_to_video_720p_129_frames(
     shapes: FakeTensorMode,
-    animators: dict[str, HunyuanVideoDenoiser],
+    animators: dict[str, tuple[HunyuanVideoDenoiser, ...]],
     conditioning: str,
     num_text_tokens: int,
     dims: ParallelDims,
     rank: int,
 ) -> None:
-    denoiser = animators[conditioning]
-    assert sum(weights.numel() for weights in denoiser.parameters()) > 12.8e9
+    denoiser = animators[conditioning][dims.world_size > 1]
     resolved = image_request(height=720, width=1280, num_frames=129)
     with one_rank_of(dims.world_size, rank):
         mesh = dims.build_mesh("cpu")

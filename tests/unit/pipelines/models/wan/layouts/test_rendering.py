@@ -1,4 +1,4 @@
-"""A video from files in Wan's own layout is that of diffusers', bit for bit."""
+"""A video from a folder in Wan's own layout is that of diffusers' folder, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from longtake.pipelines import registry
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import LoadPlan
+from longtake.pipelines.models.wan.layouts.folders import FOLDERS
 from tests import foreign_wan
 from tests.rendering import ALONE, ONE_RANK, decode, render
 from tests.wan_rendering import longtake_render, wan_request
@@ -22,16 +22,14 @@ PICTURES = {"wan21-flf2v": ("image", "last_image"), "wan22-t2v": (), "wan22-ti2v
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_every_component_from_elsewhere(
+def test_every_component_from_an_own_folder(
     wan: Callable[[str], str], tmp_path: Path, kind: str
 ) -> None:
-    """The model's folder holds no weights, so that all of them come from the other files."""
+    """The model's folder holds no weights, so that all of them come from the other one."""
     folder = wan(kind)
     bare = shutil.copytree(folder, tmp_path / kind, ignore=shutil.ignore_patterns("*.safetensors"))
-    parts = {}
-    for name, tensors in foreign_wan.own_components(folder).items():
-        parts[name] = tmp_path / f"{name}.safetensors"
-        save_file(tensors, parts[name])
+    parts = FOLDERS[0].find(foreign_wan.save_own_folder(folder, tmp_path / "own"))
+    assert parts.keys() == foreign_wan.own_components(folder).keys()
     request = wan_request(folder, PICTURES[kind], num_inference_steps=2)
     latents, frames = longtake_render(folder, request)
     checkpoint = Checkpoint.open(str(bare), parts=parts)
