@@ -107,12 +107,11 @@ def read_into(target: torch.Tensor, source: TensorSource, name: str, first: int 
     if target.dim() == 0:
         target.copy_(source.read(name))
         return
-    row_bytes = max(1, target.nbytes // max(1, len(target)))
-    num_rows = max(1, _CHUNK_BYTES // row_bytes)
-    num_rows = max(num_rows - num_rows % TILE_ROWS, min(num_rows, TILE_ROWS))
+    num_tiles = _CHUNK_BYTES * len(target) // (TILE_ROWS * max(1, target.nbytes))
+    num_rows = max(1, num_tiles) * TILE_ROWS  # so that a source computes no tile twice
     begin, end = first, first + len(target)
     while begin < end:
-        stop = min(end, begin - begin % num_rows + num_rows)  # a source's tiles are computed once
+        stop = min(end, begin - begin % num_rows + num_rows)
         target[begin - first : stop - first].copy_(source.read(name, slice(begin, stop)))
         begin = stop
 
