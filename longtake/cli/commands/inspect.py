@@ -93,8 +93,7 @@ def _said_lines(metadata: Mapping[str, str], few_step: FewStep | None) -> Iterat
     if said:
         yield _line("says", ", ".join(said))
     if few_step is not None:
-        values = _settings(few_step).items()
-        yield _line("few-step", ", ".join(f"{name}={value}" for name, value in values))
+        yield _line("made for", str(few_step))
 
 
 def _settings(few_step: FewStep | None) -> dict[str, Any]:
