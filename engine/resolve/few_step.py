@@ -58,8 +58,8 @@ def few_step_of_files(
     if request.few_step not in (None, FILE) or isinstance(request, ResolvedRequest):
         return None
     parts = [
-        (str(part.path), FewStep.from_metadata(part.headers.metadata, part.path))
-        for part in checkpoint.parts.values()
+        (component, FewStep.from_metadata(part.headers.metadata, part.path))
+        for component, part in checkpoint.parts.items()
     ]
     return common_settings([*parts, *loras.few_step(request)])
 

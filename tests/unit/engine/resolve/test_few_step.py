@@ -219,9 +219,9 @@ def outline() -> EngineOutline:
     return EngineOutline(EngineConfig(model="demo", device="cpu"))
 
 
-def lora_made_for(file: Path, settings: str) -> str:
-    """A LoRA of the demo, with settings in its metadata."""
-    save_lora(file, str(bundled()["demo"]), ["transformer_blocks.0.attn.to_q"], seed=0)
+def lora_made_for(file: Path, settings: str, model: str = "demo") -> str:
+    """A LoRA of a bundled model, with settings in its metadata."""
+    save_lora(file, str(bundled()[model]), ["transformer_blocks.0.attn.to_q"], seed=0)
     save_file(load_file(file), file, {METADATA_KEY: settings})
     return str(file)
 
@@ -262,3 +262,7 @@ def test_a_file_of_weights_says_what_it_is_made_for(
     command = ["plan", "--model", "demo", "--transformer", str(file), "--gpu", "l40", "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["request"]["num_inference_steps"] == 2
+    three = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}')
+    with pytest.raises(RequestError) as raised:
+        outline.resolve(VideoRequest(prompt="a", lora=(three,)))
+    assert str(raised.value).startswith("transformer is made for num_inference_steps=2, and ")
