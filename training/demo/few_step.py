@@ -55,7 +55,7 @@ class Stage:
 
 
 VELOCITY = Stage("velocity", Schedule(500, 1e-3, decay=0.6, average=0.99), videos=16)
-PATH = Stage("path", Schedule(500, 5e-4, decay=0.8, average=0.99), videos=8)
+PATH = Stage("path", Schedule(300, 5e-4, warmup=30, decay=0.8, average=0.98), videos=8)
 
 
 @dataclass(frozen=True)
