@@ -75,10 +75,7 @@ def models_page() -> str:
     parts = [
         _MODELS_INTRODUCTION.strip(),
         "## Presets",
-        _table(
-            ("name", "takes", *_DEFAULTS, "GiB", "files", "license"),
-            [_preset(*each) for each in specs.items()],
-        ),
+        _table(_PRESET_COLUMNS, [_preset(*each) for each in specs.items()]),
         _PRESETS_LEGEND.strip(),
         "## Few-step presets",
         _FEW_STEP_INTRODUCTION.strip(),

@@ -99,7 +99,7 @@ class LoraMatcher:
     def fields(self, request: Rendering) -> dict[str, Any]:
         """The fields of a resolved request that concern LoRAs.
 
-        Names in the folder stay names; other paths become absolute.
+        Names in the folder and of bundled LoRAs stay names; other paths become absolute.
 
         Raises:
             RequestError: As :meth:`match`.
@@ -131,7 +131,10 @@ class LoraMatcher:
             raise self._refusal(use, error) from error
 
     def _named(self, use: LoraUse) -> LoraUse:
-        return use if self._folder is not None else replace(use, file=str(self._path(use)))
+        path = self._path(use)
+        if self._folder is not None or path == bundled_loras().get(use.file):
+            return use
+        return replace(use, file=str(path))
 
     def _path(self, use: LoraUse) -> Path:
         """The path of a LoRA's file."""

@@ -1,10 +1,12 @@
-"""Fills in the settings of a few-step model: a preset's, or those that a file names."""
+"""Fills in the settings of a few-step model: a preset's, or those that files name."""
 
 from __future__ import annotations
 
-from longtake.configs.few_step import FILE, NONE, FewStep
+from longtake.configs.few_step import FILE, NONE, FewStep, common_settings
 from longtake.configs.request import MergedOptions, Rendering, ResolvedRequest
+from longtake.engine.loras.matching import LoraMatcher
 from longtake.errors import RequestError
+from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.spec import ModelSpec
 
 
@@ -37,6 +39,29 @@ def with_few_step(request: Rendering, spec: ModelSpec, of_file: FewStep | None) 
                 f"{spec.model or 'this model'}: pass few_step={NONE}"
             )
     return settings.fill(request).model_copy(update={"few_step": name})
+
+
+def few_step_of_files(
+    request: Rendering, checkpoint: Checkpoint, loras: LoraMatcher
+) -> FewStep | None:
+    """The few-step settings that the files of weights and LoRAs name; None if they name none, or
+    the request names others.
+
+    Args:
+        request: The request.
+        checkpoint: The model's files.
+        loras: Finds the request's LoRAs.
+
+    Raises:
+        ModelError, RequestError: They cannot be read, or differ.
+    """
+    if request.few_step not in (None, FILE) or isinstance(request, ResolvedRequest):
+        return None
+    parts = [
+        (component, FewStep.from_metadata(part.headers.metadata, part.path))
+        for component, part in checkpoint.parts.items()
+    ]
+    return common_settings([*parts, *loras.few_step(request)])
 
 
 def _unknown(name: str, spec: ModelSpec) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.few_step import FILE, FewStep, common_settings
+from longtake.configs.few_step import FewStep
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import (
     DecodeRequest,
@@ -28,6 +28,7 @@ from longtake.engine.planning.layout_chooser import LayoutChooser
 from longtake.engine.planning.topology import topology
 from longtake.engine.planning.weights.places import Placement
 from longtake.engine.resolve.config import resolve_config
+from longtake.engine.resolve.few_step import few_step_of_files
 from longtake.engine.resolve.request import check_taken, resolve, resolve_decode
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import LayoutError, RequestError
@@ -129,26 +130,16 @@ class EngineOutline:
         check_taken(request, self.spec)
         named = self._pictures_of(request)
         pictures = {name: check_picture(*each, name) for name, each in named.items()}
-        few_step = self._few_step_of_files(request)
+        few_step = self.few_step_of_files(request)
         request = request.model_copy(update=self.loras.fields(request))
         resolved = resolve(request, self.spec, pictures, few_step)
         self.layouts.choose(resolved)
         return resolved
 
-    def _few_step_of_files(self, request: Rendering) -> FewStep | None:
-        """The few-step settings that the files of weights and LoRAs name; None if they name none,
-        or the request names others.
-
-        Raises:
-            ModelError, RequestError: They cannot be read, or differ.
-        """
-        if request.few_step not in (None, FILE) or isinstance(request, ResolvedRequest):
-            return None
-        parts = [
-            (str(part.path), FewStep.from_metadata(part.headers.metadata, part.path))
-            for part in self._checkpoint.parts.values()
-        ]
-        return common_settings([*parts, *self.loras.few_step(request)])
+    def few_step_of_files(self, request: Rendering) -> FewStep | None:
+        """The few-step settings that the files of weights and LoRAs name, as
+        :func:`~longtake.engine.resolve.few_step.few_step_of_files`."""
+        return few_step_of_files(request, self._checkpoint, self.loras)
 
     def _pictures_of(self, request: Rendering) -> dict[str, tuple[Path, Path | None, str | None]]:
         """Arguments of :func:`read_picture` for the pictures of a request, by field.

@@ -25,7 +25,8 @@ class Piece:
 
 TensorNames = Mapping[str, tuple[Piece, ...]]
 """For each tensor of a module, by its name there: the pieces of a file that it consists of, one
-below the other along the rows. Values keep their order, and take the shape that the module has."""
+below the other along the rows. Rows are as long in the module. A single piece may also differ from
+the tensor in dimensions of size 1."""
 
 
 @dataclass(frozen=True)

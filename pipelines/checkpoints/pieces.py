@@ -66,7 +66,7 @@ def assemble(
     assembled = {}
     for name, shape in shapes.items():
         spans = [span_of(piece, stored[piece.name]) for piece in names[name]]
-        if sum(span.num_values for span in spans) != math.prod(shape):
+        if not _makes_up(spans, stored, shape):
             found = " and ".join(str(stored[span.name].shape) for span in spans)
             raise ModelError(
                 f"{label} holds {printable(spans[0].name)} of shape {found}, and the model's "
@@ -98,6 +98,22 @@ def _check_names(
             f"{label} holds {printable(unknown[0])}, which the model does not have "
             f"({len(unknown)} too many): it is another kind of model, or of another size"
         )
+
+
+def _makes_up(spans: list[Span], stored: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
+    """Whether rows make up a tensor of a shape: as many, each of as many values; or a piece is of
+    the same shape but for dimensions of size 1. A transposed weight does not."""
+    num_rows = sum(span.rows[1] - span.rows[0] for span in spans)
+    if num_rows == (shape[0] if shape else 1) and {span.row_size for span in spans} == {
+        math.prod(shape[1:])
+    }:
+        return True
+    of_piece = (num_rows, *stored[spans[0].name].shape[1:])
+    return len(spans) == 1 and _long_sizes(of_piece) == _long_sizes(shape)
+
+
+def _long_sizes(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _dtype(dtypes: set[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +87,26 @@ class TensorFile:
             OSError: The file can no longer be read.
         """
         yield self.header
-        with open_regular(self.path) as file:
-            for tensor in self.tensors.values():
-                begin, end = tensor.offsets
-                for at in sorted({begin, max(begin, end - _SAMPLE_BYTES)}):
-                    file.seek(8 + len(self.header) + at)
-                    yield file.read(min(_SAMPLE_BYTES, end - at))
+        yield from sample_tensors(self.path, self.tensors.values(), 8 + len(self.header))
+
+
+def sample_tensors(path: Path, tensors: Iterable[Tensor], values_begin: int) -> Iterator[bytes]:
+    """Yield the first and the last 4 KiB of each tensor of a file.
+
+    Args:
+        path: The file.
+        tensors: Header entries of the tensors.
+        values_begin: Offset in the file from which theirs count.
+
+    Raises:
+        OSError: The file can no longer be read.
+    """
+    with open_regular(path) as file:
+        for tensor in tensors:
+            begin, end = tensor.offsets
+            for at in sorted({begin, max(begin, end - _SAMPLE_BYTES)}):
+                file.seek(values_begin + at)
+                yield file.read(min(_SAMPLE_BYTES, end - at))
 
 
 def open_safetensors(path: Path, framework: str, max_bytes: int | None = None) -> Any:

@@ -92,26 +92,28 @@ def block_types(source: TensorSource) -> Mapping[str, str]:
     return source.block_types if isinstance(source, BlockSource) else {}
 
 
-def read_into(target: torch.Tensor, source: TensorSource, name: str) -> None:
-    """Read a tensor into another one, whose dtype it is converted to, some rows at a time.
+def read_into(target: torch.Tensor, source: TensorSource, name: str, first: int = 0) -> None:
+    """Read rows of a tensor into another one, whose dtype they are converted to, some at a time.
 
     Args:
-        target: Tensor of the same shape.
+        target: As many rows, on any device.
         source: The source.
         name: A key of ``source.tensors``.
+        first: The first row.
 
     Raises:
         ModelError: The tensor cannot be read.
     """
-    if target.dim() == 0 or target.nbytes <= _CHUNK_BYTES:
+    if target.dim() == 0:
         target.copy_(source.read(name))
         return
-    num_rows = max(1, _CHUNK_BYTES * len(target) // target.nbytes)
-    if num_rows > TILE_ROWS:
-        num_rows -= num_rows % TILE_ROWS
-    for begin in range(0, len(target), num_rows):
-        rows = target[begin : begin + num_rows]
-        rows.copy_(source.read(name, slice(begin, begin + len(rows))))
+    num_tiles = _CHUNK_BYTES * len(target) // (TILE_ROWS * max(1, target.nbytes))
+    num_rows = max(1, num_tiles) * TILE_ROWS  # so that a source computes no tile twice
+    begin, end = first, first + len(target)
+    while begin < end:
+        stop = min(end, begin - begin % num_rows + num_rows)
+        target[begin - first : stop - first].copy_(source.read(name, slice(begin, stop)))
+        begin = stop
 
 
 class SafetensorsSource:

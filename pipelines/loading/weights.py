@@ -17,7 +17,7 @@ from longtake.errors import ModelError
 from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
 from longtake.pipelines.loading.model_files import check_tensors
-from longtake.pipelines.loading.tensor_source import TensorSource
+from longtake.pipelines.loading.tensor_source import TensorSource, read_into
 from longtake.pipelines.quantization.linear import stored_dtypes
 
 _NO_BUFFERS: Mapping[str, torch.Tensor] = MappingProxyType({})
@@ -169,11 +169,11 @@ def fill(target: torch.Tensor, name: str, source: TensorSource, world: World) ->
         rows = target.to_local()
         if rows.numel() > 0:
             begin = _rows_per_rank(target) * target.device_mesh.get_local_rank()
-            rows.copy_(source.read(name, slice(begin, begin + len(rows))))
+            read_into(rows, source, name, begin)
         return
     group = world.host_group
     if group is None or dist.get_rank(group) == 0:
-        target.copy_(source.read(name))
+        read_into(target, source, name)
     if group is not None and dist.get_world_size(group) > 1:
         # Not every backend knows float8: it is sent as bytes.
         broadcast(target.view(torch.uint8) if target.element_size() == 1 else target, 0, group)

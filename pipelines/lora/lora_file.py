@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class LoraFile:
         tensors: Its tensors by name.
         adapters: The changes that it makes, by the module's name there.
         others: Names of the tensors that are part of no adapter.
+        identity: What changes when the file does, from before it was read.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class LoraFile:
     tensors: Mapping[str, Tensor]
     adapters: tuple[Adapter, ...]
     others: tuple[str, ...]
+    identity: tuple[int, ...]
 
     @classmethod
     def read(cls, path: Path) -> LoraFile:
@@ -57,16 +59,18 @@ class LoraFile:
             raise ModelError(
                 f"{path} is a pickle, which can run code and is not read: use its .safetensors"
             )
+        identity = _identity(path)
         header = read_header(path)
         metadata = _metadata(header)
         groups, others = group_parts(header.tensors, str(path))
         if not groups:
             raise ModelError(f"{path} is no LoRA: none of its tensors is part of an adapter")
-        alphas = {
-            module: _alpha(header, group.names["alpha"])
+        named = {
+            module: group.names["alpha"]
             for (module, _), group in groups.items()
             if "alpha" in group.names
         }
+        alphas = _read_alphas(header, named)
         scales = PeftScales.read(metadata, path)
 
         def factor_of(module: str, rank: int) -> float:
@@ -76,7 +80,7 @@ class LoraFile:
 
         adapters = build_adapters(groups, header.tensors, factor_of, str(path))
         _check_beside(path, adapters)
-        return cls(path, metadata, header.tensors, adapters, tuple(others))
+        return cls(path, metadata, header.tensors, adapters, tuple(others), identity)
 
     @cached_property
     def sha256(self) -> str:
@@ -85,9 +89,19 @@ class LoraFile:
         It is computed once for as long as the file is not changed.
 
         Raises:
-            ModelError: The file cannot be read, or holds a value that is not finite.
+            ModelError: The file cannot be read, was changed since its header was read, or holds a
+                value that is not finite.
         """
-        return _checked_digest(self.path, _identity(self.path))
+        return _checked_digest(self.path, self.identity)
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one whose header was read.
+
+        Raises:
+            ModelError: It was changed or removed.
+        """
+        if _identity(self.path) != self.identity:
+            raise ModelError(f"{self.path} was changed while it was in use: name it again")
 
 
 def _check_beside(path: Path, adapters: Iterable[Adapter]) -> None:
@@ -108,6 +122,8 @@ def _identity(path: Path) -> tuple[int, ...]:
     """What changes when the file does."""
     try:
         status = os.stat(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: check the name") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -157,15 +173,28 @@ def _are_finite(values: bytes, dtype: str) -> bool:
     return not bool((bits == mask).any())
 
 
-def _alpha(file: TensorFile, name: str) -> float:
+def _read_alphas(file: TensorFile, names: Mapping[str, str]) -> dict[str, float]:
+    """The alphas of modules.
+
+    Args:
+        file: The file's header.
+        names: Name of the tensor of each module's alpha.
+    """
+    try:
+        with open_regular(file.path) as opened:
+            return {module: _alpha(file, opened, name) for module, name in names.items()}
+    except OSError as error:
+        raise ModelError(f"{file.path} cannot be read: {error.strerror}") from error
+
+
+def _alpha(file: TensorFile, opened: BinaryIO, name: str) -> float:
     """The value of a tensor of one number."""
     tensor = file.tensors[name]
     value = math.nan
     if tensor.dtype in _NUMBERS and math.prod(tensor.shape) == 1:
         begin, end = tensor.offsets
-        with open_regular(file.path) as opened:
-            opened.seek(8 + len(file.header) + begin)
-            stored = opened.read(end - begin)
+        opened.seek(8 + len(file.header) + begin)
+        stored = opened.read(end - begin)
         if tensor.dtype == "BF16":
             stored = b"\0\0" + stored
         value = float(np.frombuffer(stored, _NUMBERS[tensor.dtype])[0])

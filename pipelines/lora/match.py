@@ -128,7 +128,7 @@ def _components(file: LoraFile, use: LoraUse, targets: Mapping[str, LoraTargets]
                 f"is for: write {listed}"
             )
         return [use.component or first] * len(told)
-    if use.component is not None:
+    if use.component is not None and set(told) != {use.component}:
         raise RequestError(
             f"lora={use} names a transformer, but the file names one for each of its tensors: "
             f"write {use.file}:{use.scale!r}"
@@ -182,8 +182,8 @@ def _misfit(
     for home in homes:
         shape = shapes[home.target] or (1,)
         if home.rows is None:
-            whole = adapter.kind == "diff" or rows == shape[0]
-            fits = whole and rows * columns == math.prod(shape)
+            one_row = adapter.kind == "diff" and 1 in (rows, shape[0])
+            fits = (one_row or rows == shape[0]) and rows * columns == math.prod(shape)
         else:
             expected = max(end for _, end in (each.rows or (0, 0) for each in homes))
             fits = (rows, columns) == (expected, math.prod(shape[1:]))

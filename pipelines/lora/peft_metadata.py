@@ -18,6 +18,9 @@ from longtake.files.reading import read_json
 
 _KEY = "lora_adapter_metadata"
 
+_UNNAMED = "transformer."
+"""What diffusers puts in front of a module that a file names without its component."""
+
 Alpha = Annotated[float, Field(strict=True, ge=-1e6, le=1e6, allow_inf_nan=False)]
 ModuleEnd = Annotated[str, matches(r"[\w.-]+", "the end of a module's name")]
 
@@ -101,13 +104,14 @@ class PeftScales:
             module: Name of the module, as the file spells it.
             rank: Rank of the change.
         """
-        for start, config in self.configs.items():
-            if not module.startswith(start):
-                continue
-            parts = module.split(".")
-            ends = [".".join(parts[begin:]) for begin in range(len(parts))]
-            own = [config.alpha_pattern[end] for end in ends if end in config.alpha_pattern]
-            alpha = own[0] if own else config.lora_alpha
-            if alpha is not None:
-                return alpha / (math.sqrt(rank) if config.use_rslora else rank)
-        return 1.0
+        starts = [start for start in self.configs if module.startswith(start)]
+        config = self.configs.get(max(starts, key=len, default=_UNNAMED))
+        if config is None:
+            return 1.0
+        parts = module.split(".")
+        ends = [".".join(parts[begin:]) for begin in range(len(parts))]
+        own = [config.alpha_pattern[end] for end in ends if end in config.alpha_pattern]
+        alpha = own[0] if own else config.lora_alpha
+        if alpha is None:
+            return 1.0
+        return alpha / (math.sqrt(rank) if config.use_rslora else rank)

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import torch
 
-from longtake.errors import ModelError
 from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import (
     TILE_ROWS,
@@ -140,9 +139,8 @@ def _add(additions: Sequence[Addition], tile: torch.Tensor, row: int) -> None:
 
 
 def _open(file: LoraFile) -> TensorSource:
-    """A LoRA's file, whose tensors are those that were matched."""
+    """A LoRA's file, which is the one that was matched, and whose digest is known."""
     source = SafetensorsSource([file.path])
     source.label = str(file.path)
-    if source.tensors != file.tensors:
-        raise ModelError(f"{file.path} was changed while it was in use: name it again")
+    file.check_unchanged()  # what was opened is what was matched
     return source

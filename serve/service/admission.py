@@ -14,6 +14,7 @@ from typing import Protocol
 from pydantic_core import to_json
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.few_step import FewStep
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.configs.serve import ServeConfig
 from longtake.engine.resolve.request import resolve
@@ -37,6 +38,10 @@ class RequestChecker(Protocol):
 
     def resolve(self, request: VideoRequest) -> ResolvedRequest:
         """The resolved request; raises RefusedInputError if it is invalid."""
+        ...
+
+    def few_step_of_files(self, request: VideoRequest) -> FewStep | None:
+        """The few-step settings that the files of weights and LoRAs name."""
         ...
 
     def out_of_memory_reason(self, request: ResolvedRequest) -> str | None:
@@ -128,7 +133,8 @@ class Admission:
     def resolve_without_pictures(self, request: VideoRequest) -> ResolvedRequest:
         """As :meth:`resolve`, for a request whose pictures are not chosen yet."""
         self._check_loras(request)
-        return self._within_limits(resolve(request, self._engine.spec))
+        few_step = self._engine.few_step_of_files(request)
+        return self._within_limits(resolve(request, self._engine.spec, few_step=few_step))
 
     def _check_loras(self, request: VideoRequest) -> None:
         """Refuse LoRAs on a server that offers none: without a folder they would be paths."""

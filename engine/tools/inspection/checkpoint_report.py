@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longtake.configs.few_step import FewStep
 from longtake.engine.tools.inspection.models import known_models
 from longtake.errors import ModelError
 from longtake.pipelines import registry
@@ -52,6 +53,7 @@ class CheckpointReport:
         num_bytes: Size of the files.
         dtypes: Number of stored tensors by dtype.
         metadata: What the file says of itself.
+        few_step: Settings that it is made for; None if it names none.
         components: What it holds.
     """
 
@@ -60,6 +62,7 @@ class CheckpointReport:
     num_bytes: int
     dtypes: Mapping[str, int]
     metadata: Mapping[str, str]
+    few_step: FewStep | None
     components: tuple[ComponentReport, ...]
 
     @property
@@ -89,6 +92,7 @@ def report_checkpoint(path: Path, headers: FileTensors, model: str | None) -> Ch
         sum(file.path.stat().st_size for file in headers.files),
         Counter(tensor.dtype for _, tensor in headers.stored.values()),
         headers.metadata,
+        FewStep.from_metadata(headers.metadata, path),
         tuple(_component(path, each, each.own(headers.tensors), model) for each in found),
     )
 

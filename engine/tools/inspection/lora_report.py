@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from longtake.configs.few_step import FewStep
 from longtake.configs.lora import LoraUse
 from longtake.engine.tools.inspection.models import known_models
 from longtake.errors import RequestError
@@ -57,6 +58,7 @@ class LoraReport:
         file: Its header.
         num_bytes: Its size.
         sha256: Its digest.
+        few_step: Settings that it is made for; None if it names none.
         fits: Models that it changes: of those in which every tensor has a home, all; else the one
             in which most have.
         reason: Why it fits no model, if one was named; else empty.
@@ -65,6 +67,7 @@ class LoraReport:
     file: LoraFile
     num_bytes: int
     sha256: str
+    few_step: FewStep | None
     fits: tuple[LoraFit, ...]
     reason: str = ""
 
@@ -117,6 +120,7 @@ def report_lora(path: Path, model: str | None) -> LoraReport:
         file,
         path.stat().st_size,
         file.sha256,
+        FewStep.from_metadata(file.metadata, path),
         tuple(whole or best),
         "" if fits or model is None else reasons[-1],
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from longtake.cli.settings import given_values
 from longtake.cli.terminal import View, print_line
+from longtake.configs.few_step import FewStep
 from longtake.engine.tools.inspection import (
     CheckpointReport,
     FolderReport,
@@ -21,6 +22,7 @@ from longtake.engine.tools.inspection import (
 from longtake.engine.tools.inspection.checkpoint_report import ComponentReport
 from longtake.engine.tools.inspection.lora_report import LoraFit, patterns
 from longtake.files.sizes import format_bytes
+from longtake.pipelines.loading.model_files import printable
 
 _EXIT_WHOLE, _EXIT_NOT_WHOLE = 0, 1
 _MAX_LINES = 40
@@ -85,16 +87,23 @@ def _line(name: str, text: str) -> str:
     return f"  {name:<12}{text}"
 
 
-def _metadata_lines(metadata: Mapping[str, str]) -> Iterator[str]:
-    said = [f"{key}={metadata[key][:60]}" for key in _SHOWN_METADATA if key in metadata]
+def _said_lines(metadata: Mapping[str, str], few_step: FewStep | None) -> Iterator[str]:
+    """What a file says of itself."""
+    said = [f"{key}={printable(metadata[key])}" for key in _SHOWN_METADATA if key in metadata]
     if said:
         yield _line("says", ", ".join(said))
+    if few_step is not None:
+        yield _line("made for", str(few_step))
+
+
+def _settings(few_step: FewStep | None) -> dict[str, Any]:
+    return {} if few_step is None else few_step.model_dump(mode="json", exclude_none=True)
 
 
 def _checkpoint_lines(report: CheckpointReport) -> Iterator[str]:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in sorted(report.dtypes.items()))
     yield f"{report.path}: {report.kind}, {format_bytes(report.num_bytes)}; tensors: {dtypes}"
-    yield from _metadata_lines(report.metadata)
+    yield from _said_lines(report.metadata, report.few_step)
     for each in report.components:
         found = each.recognized
         prefix = f", names begin with {found.prefix}" if found.prefix else ""
@@ -118,7 +127,7 @@ def _lora_lines(report: LoraReport) -> Iterator[str]:
     file = report.file
     size = format_bytes(report.num_bytes)
     yield f"{file.path}: a LoRA, {size}, {len(file.tensors)} tensors, all finite"
-    yield from _metadata_lines(file.metadata)
+    yield from _said_lines(file.metadata, report.few_step)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
     norms = ", with norms of rows (DoRA)" if report.has_norms else ""
     yield _line("changes", f"{len(file.adapters)} modules: {kinds}{norms}")
@@ -164,6 +173,7 @@ def _checkpoint_json(report: CheckpointReport) -> dict[str, Any]:
         "num_bytes": report.num_bytes,
         "dtypes": dict(report.dtypes),
         "metadata": dict(report.metadata),
+        "few_step": _settings(report.few_step),
         "usable": report.is_usable,
         "components": [
             {
@@ -190,6 +200,7 @@ def _lora_json(report: LoraReport) -> dict[str, Any]:
         "sha256": report.sha256,
         "num_tensors": len(report.file.tensors),
         "metadata": dict(report.file.metadata),
+        "few_step": _settings(report.few_step),
         "usable": report.is_usable,
         "reason": report.reason,
         "adapters": [asdict(each) for each in report.file.adapters],

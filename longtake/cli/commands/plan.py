@@ -21,12 +21,14 @@ from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.tools import PlanConfig
 from longtake.configs.training import TrainingConfig
+from longtake.engine.loras.matching import LoraMatcher
 from longtake.engine.planning.advice.ladder import Rung
 from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.planner import Plan, make_plan
 from longtake.engine.planning.prediction import Prediction
 from longtake.engine.planning.weights.places import Places
+from longtake.engine.resolve.few_step import few_step_of_files
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError
 from longtake.pipelines import registry
@@ -72,11 +74,12 @@ def _plan(values: dict[str, Any]) -> Plan:
         engine.model, engine.revision, configs_only=True, parts=engine.parts
     )
     spec = registry.inspect(checkpoint, weights=False)
+    loras = LoraMatcher(checkpoint, engine.lora_folder)
     plan_input = PlanInput.for_engine(
         engine,
         spec,
         hardware,
-        resolve(request, spec),
+        resolve(request, spec, few_step=few_step_of_files(request, checkpoint, loras)),
         text_tokens=options.text_tokens,
         decode_ranks=options.decode_ranks,
     )

@@ -10,9 +10,7 @@ from pathlib import Path
 from longtake.errors import ModelError
 from longtake.files.reading import open_regular
 from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor
-
-_SAMPLE_BYTES = 4096
+from longtake.pipelines.loading.tensor_files import Tensor, sample_tensors
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,7 @@ class StoredFile:
             OSError: The file can no longer be read.
         """
         yield self.header
-        with open_regular(self.path) as file:
-            for tensor in self.tensors.values():
-                begin, end = tensor.offsets
-                for at in sorted({begin, max(begin, end - _SAMPLE_BYTES)}):
-                    file.seek(at)
-                    yield file.read(min(_SAMPLE_BYTES, end - at))
+        yield from sample_tensors(self.path, self.tensors.values(), 0)
 
 
 def read_small(file: StoredFile, name: str) -> bytes:

@@ -64,7 +64,13 @@ def _found(tensors: Mapping[str, Tensor]) -> ModuleShapes:
     return ModuleShapes(tensors, lambda name: _OF_ANY_SIZE[name][0].name)
 
 
-_OF_ANY_SIZE = _names({"num_hidden_layers": MAX_LAYERS, "attention_bias": True, "mlp_bias": True})
+_OF_ANY_SIZE = _names(
+    {
+        **{"hidden_size": 2, "num_attention_heads": 1, "num_hidden_layers": MAX_LAYERS},
+        **{"attention_bias": True, "mlp_bias": True},
+    }
+)
+"""Names of all tensors that one can have; whatever its width, they have the same."""
 
 LAYOUTS = (
     CheckpointLayout(

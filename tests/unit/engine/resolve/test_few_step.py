@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longtake.cli.main import main
 from longtake.configs.engine import EngineConfig
 from longtake.configs.few_step import METADATA_KEY, FewStep, common_settings
 from longtake.configs.models import bundled
@@ -218,9 +219,9 @@ def outline() -> EngineOutline:
     return EngineOutline(EngineConfig(model="demo", device="cpu"))
 
 
-def lora_made_for(file: Path, settings: str) -> str:
-    """A LoRA of the demo, with settings in its metadata."""
-    save_lora(file, str(bundled()["demo"]), ["transformer_blocks.0.attn.to_q"], seed=0)
+def lora_made_for(file: Path, settings: str, model: str = "demo") -> str:
+    """A LoRA of a bundled model, with settings in its metadata."""
+    save_lora(file, str(bundled()[model]), ["transformer_blocks.0.attn.to_q"], seed=0)
     save_file(load_file(file), file, {METADATA_KEY: settings})
     return str(file)
 
@@ -248,7 +249,9 @@ def test_a_loras_file_says_what_it_is_made_for(outline: EngineOutline, tmp_path:
         steps(broken)
 
 
-def test_a_file_of_weights_says_what_it_is_made_for(tmp_path: Path) -> None:
+def test_a_file_of_weights_says_what_it_is_made_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = bundled()["demo"] / "transformer"
     file = tmp_path / "distilled.safetensors"
     (whole,) = folder.glob("*.safetensors")
@@ -256,3 +259,10 @@ def test_a_file_of_weights_says_what_it_is_made_for(tmp_path: Path) -> None:
     outline = EngineOutline(EngineConfig(model="demo", device="cpu", transformer=file))
     resolved = outline.resolve(VideoRequest(prompt="a", seed=0))
     assert (resolved.num_inference_steps, resolved.few_step) == (2, "file")
+    command = ["plan", "--model", "demo", "--transformer", str(file), "--gpu", "l40", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["num_inference_steps"] == 2
+    three = lora_made_for(tmp_path / "three.safetensors", '{"num_inference_steps": 3}')
+    with pytest.raises(RequestError) as raised:
+        outline.resolve(VideoRequest(prompt="a", lora=(three,)))
+    assert str(raised.value).startswith("transformer is made for num_inference_steps=2, and ")

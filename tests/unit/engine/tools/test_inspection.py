@@ -181,7 +181,12 @@ def test_lora_of_every_match(
     assert f"--model demo --lora {path}" in text
     assert "rank        3, alpha over rank 1.5" in text
     assert "    1 x transformer.transformer_blocks.*.attn.to_out.0.weight" in text
-    lines = printed(capsys, 1, path, "--model", "wan2.1-t2v-1.3b").splitlines()
+    save_file(demo_lora.tensors, path, {"longtake.few_step": '{"num_inference_steps": 6}'})
+    assert "made for    num_inference_steps=6\n" in printed(capsys, 0, path)
+    save_file(demo_lora.tensors, path, {"longtake.few_step": "6"})
+    assert cli.main(["inspect", str(path)]) == 2
+    assert "metadata longtake.few_step that longtake cannot read" in capsys.readouterr().err
+    lines = printed(capsys, 1, demo_lora.save(path), "--model", "wan2.1-t2v-1.3b").splitlines()
     assert any("the model lacks" in line for line in lines)
 
 

@@ -45,29 +45,32 @@ def test_the_values_of_every_range_of_rows(toy: Path, whole: Tensors, part: Path
 
 
 def test_values_take_the_shape_that_the_module_has(toy: Path, tmp_path: Path) -> None:
-    """A file may hold a table as rows, where the module has one row of them all, or a column."""
+    """A file may hold a table as rows where the module has one row of them all, or the other way
+    round; and rows of several dtypes."""
     from longtake.pipelines.checkpoints.layout import Piece
     from longtake.pipelines.checkpoints.pieces import assemble
     from longtake.pipelines.checkpoints.pieces_source import PiecesSource
     from longtake.pipelines.loading.tensor_source import SafetensorsSource
 
-    table, scale = torch.arange(24.0).reshape(6, 4), torch.tensor(2.0, dtype=torch.bfloat16)
+    table, last = torch.arange(24.0).reshape(6, 4), torch.ones(1, 4, dtype=torch.bfloat16)
     path = tmp_path / "x.safetensors"
-    save_file({"p.table": table, "p.scale": scale}, path)
-    names = {"row": (Piece("table", (0, 2)),), "column": (Piece("table", (2, 6)), Piece("scale"))}
-    shapes = {"row": (1, 2, 4), "column": (17, 1)}
+    save_file({"p.table": table, "p.last": last, "p.one": table[None].clone()}, path)
+    names = {
+        "row": (Piece("table", (0, 2)),),
+        "rows": (Piece("one"),),
+        "mixed": (Piece("table", (2, 6)), Piece("last")),
+    }
+    shapes = {"row": (1, 2, 4), "rows": (6, 4), "mixed": (5, 4)}
     stored = {name[2:]: each for name, each in read_header(path).tensors.items()}
     tensors = assemble(stored, names, shapes, lambda name: False, "x")
-    assert {name: each.dtype for name, each in tensors.items()} == {"row": "F32", "column": "F32"}
+    assert {each.dtype for each in tensors.values()} == {"F32"}
     source = PiecesSource(SafetensorsSource([path]), names, tensors, "p.")
-    assert torch.equal(source.read("row"), table[None, :2])
-    assert torch.equal(source.read("row", slice(0, 1)), table[None, :2])
-    column = torch.cat([table[2:].flatten(), scale.float()[None]])[:, None]
-    assert torch.equal(source.read("column"), column)
-    for first in range(17):
-        for last in range(first, 18):
-            read = source.read("column", slice(first, last))
-            assert torch.equal(read, column[first:last]), (first, last)
+    mixed = torch.cat([table[2:], last.float()])
+    for name, values in {"row": table[None, :2], "rows": table, "mixed": mixed}.items():
+        assert torch.equal(source.read(name), values)
+        for first in range(len(values)):
+            for end in range(first, len(values) + 1):
+                assert torch.equal(source.read(name, slice(first, end)), values[first:end])
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "transformer.", "module."])
@@ -177,6 +180,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         r"holds blocks\.0\.extra, which the model does not have",
     ),
     "a wrong shape": (lambda t: t.update({"head.bias": torch.zeros(3)}), "of shape"),
+    "a transposed weight": (
+        lambda t: t.update({"place.weight": t["place.weight"].T.contiguous()}),
+        r"holds place\.weight of shape \(3, .*: they are not of the same model",
+    ),
+    "rows of another width": (
+        lambda t: t.update({"blocks.0.q.weight": t["blocks.0.q.weight"].reshape(96, -1)}),
+        r"holds blocks\.0\.q\.weight of shape",
+    ),
     "rows that nothing takes": (
         lambda t: t.update({"blocks.0.outs.bias": torch.zeros(97)}),
         "another number of its rows",

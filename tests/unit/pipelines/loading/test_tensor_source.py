@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from longtake.errors import ModelError
+from longtake.pipelines.loading import tensor_source
 from longtake.pipelines.loading.tensor_source import SafetensorsSource, read_into
 from tests import loading
 
@@ -100,6 +101,29 @@ def test_a_file_that_changes_while_it_is_in_use_is_refused(tmp_path: Path, chang
         ModelError, match=f"the file was {change if change == 'cut' else 'changed'}"
     ):
         source.read(names[-1])
+
+
+@pytest.mark.parametrize(("first", "num_rows"), [(0, 1000), (100, 900), (63, 2), (128, 0)])
+def test_rows_are_read_in_chunks_that_begin_at_tiles(
+    first: int, num_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no tile that a source computes is computed twice."""
+    monkeypatch.setattr(tensor_source, "_CHUNK_BYTES", 200 * 4 * 3)  # 200 rows hold 3 tiles
+    whole = torch.randn(1000, 3)
+    source = SafetensorsSource(loading.save_weights(tmp_path, {"a": whole}, 1))
+    asked: list[slice] = []
+    read = source.read
+
+    def recorded(name: str, rows: slice | None = None) -> torch.Tensor:
+        asked.append(rows or slice(None))
+        return read(name, rows)
+
+    monkeypatch.setattr(source, "read", recorded)
+    target = torch.zeros(num_rows, 3)
+    read_into(target, source, "a", first)
+    torch.testing.assert_close(target, whole[first : first + num_rows], rtol=0, atol=0)
+    assert all(each.start % tensor_source.TILE_ROWS == 0 for each in asked[1:])
+    assert len(asked) == len({each.start // (3 * tensor_source.TILE_ROWS) for each in asked})
 
 
 def test_a_tensor_is_read_into_another_one_in_chunks(

@@ -177,6 +177,16 @@ def test_alphas_in_metadata(transformers: Transformers, tmp_path: Path, name: st
     transformer.check(written, tmp_path / "lora.safetensors")
 
 
+def test_alphas_in_metadata_hold_for_names_without_a_component(
+    transformers: Transformers, tmp_path: Path
+) -> None:
+    transformer = transformers("wan21-t2v")
+    written = write(transformer.base, WAN, AB, prefixed("diffusion_model."))
+    written.added = {name: each * 2.0 for name, each in written.added.items()}
+    lora_files.with_peft_alpha(written, "transformer.", lora_alpha=6, r=3)
+    transformer.check(written, tmp_path / "lora.safetensors")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_values_in_fewer_bits(
     transformers: Transformers, tmp_path: Path, dtype: torch.dtype

@@ -39,6 +39,7 @@ def saved(
         (("transformer.",), "@transformer_2", ["transformer_2"]),
         (("transformer.", "transformer_2."), "", list(BOTH)),
         (("transformer_2.",), "", ["transformer_2"]),
+        (("transformer_2.",), "@transformer_2", ["transformer_2"]),
     ],
 )
 def test_the_expert_is_named_by_the_user_or_by_the_file(
@@ -132,6 +133,21 @@ def test_another_shape_is_refused_and_a_part_may_be_left(
         transformer.match(path)
     left = transformer.match(path, partial=True).left
     assert set(left) == {"blocks.1.self_attn.q.lora_A.weight", "blocks.1.self_attn.q.lora_B.weight"}
+
+
+def test_a_transposed_difference_is_refused(transformers: Transformers, tmp_path: Path) -> None:
+    """It has as many values as the weight. One row of all values is no other weight."""
+    transformer, path = transformers("wan21-t2v"), tmp_path / "lora.safetensors"
+    weight = transformer.base["blocks.0.ffn.net.0.proj.weight"]
+    norm = transformer.base["blocks.0.norm2.weight"]
+    diffs = {"blocks.0.ffn.0.diff": weight.T.contiguous(), "blocks.0.norm3.diff": norm[None]}
+    Written(diffs).save(path)
+    with pytest.raises(RequestError, match=r"does not fit blocks.0.ffn.net.0.proj.weight"):
+        transformer.match(path)
+    Written({**diffs, "blocks.0.ffn.0.diff": weight}).save(path)
+    found = transformer.with_loras(transformer.match(path))
+    assert torch.equal(found.read("blocks.0.norm2.weight"), norm.float() * 2)
+    assert torch.equal(found.read("blocks.0.ffn.net.0.proj.weight"), weight.float() * 2)
 
 
 def test_loras_of_other_models_are_refused_even_in_part(

@@ -180,10 +180,13 @@ def test_a_file_that_changes_is_refused(
     path = tmp_path / "lora.safetensors"
     found = transformer.match(write(transformer.base, WAN, lora_files.KOHYA).save(path))
     source = transformer.with_loras(found)
-    other = write(transformer.base, dict(list(WAN.items())[1:]), lora_files.KOHYA)
+    other = write(transformer.base, WAN, lora_files.KOHYA)  # the same header
+    other.tensors = {name: 2 * each for name, each in other.tensors.items()}
     other.save(path)
     with pytest.raises(ModelError, match="was changed"):
         source.apply(transformer.deltas(found))
+    with pytest.raises(ModelError, match="was changed"):
+        _ = found.file.sha256
     damaged = write(transformer.base, WAN, lora_files.KOHYA)
     damaged.tensors["blocks.0.self_attn.q.lora_up.weight"][5, 1] = torch.nan
     found = transformer.match(damaged.save(path))
