@@ -10,6 +10,7 @@ from longtake.configs.lora import LoraUse
 from longtake.errors import RequestError
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.lora.adapters import Adapter
+from longtake.pipelines.lora.lookalikes import check_layers, check_metadata
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.targets import Home, LoraTargets
 
@@ -72,11 +73,15 @@ def match(
         partial: Whether tensors that belong nowhere are left out, not refused.
 
     Raises:
-        RequestError: A tensor belongs nowhere, or all do; the transformer does not exist; or there
-            are two, and nothing says which it is for.
+        RequestError: A tensor belongs nowhere, or all do, or two are the same change; the
+            transformer does not exist; there are two, and nothing says which it is for; or it is
+            for a model that looks alike.
     """
+    for each in targets.values():
+        check_metadata(file, each.lookalikes)
     components = _components(file, use, targets)
     layout, homes = _best_layout(file, components, targets)
+    _check_once(file, components, homes)
     deltas: dict[str, dict[str, tuple[Delta, ...]]] = {}
     left, misfit = list(file.others), ""
     for adapter, component, own in zip(file.adapters, components, homes, strict=True):
@@ -97,6 +102,9 @@ def match(
             f" ({len(left)} of its {len(file.tensors)} tensors do not fit): it is for another model"
             + (", or lora_partial=true goes on without them" if deltas else "")
         )
+    for component, own_deltas in deltas.items():
+        of = targets[component]
+        check_layers(file, own_deltas, of.shapes, of.lookalikes)
     return LoraMatch(file, layout, deltas, tuple(left))
 
 
@@ -149,6 +157,20 @@ def _best_layout(
     }
     best = max(found, key=lambda layout: sum(map(bool, found[layout])))
     return best, found[best]
+
+
+def _check_once(
+    file: LoraFile, components: Sequence[str], homes: Sequence[tuple[Home, ...]]
+) -> None:
+    """Check that a file does not hold the same change twice, under two spellings."""
+    seen: dict[tuple[str, tuple[Home, ...]], Adapter] = {}
+    for adapter, component, own in zip(file.adapters, components, homes, strict=True):
+        first = seen.setdefault((component, own), adapter)
+        if own and first is not adapter:
+            raise RequestError(
+                f"lora={file.path} changes {own[0].target} twice, as {printable(first.module)} and "
+                f"as {printable(adapter.module)}: save one adapter in a file"
+            )
 
 
 def _homes(adapter: Adapter, component: str, targets: LoraTargets, layout: str) -> tuple[Home, ...]:

@@ -135,6 +135,22 @@ def test_another_shape_is_refused_and_a_part_may_be_left(
     assert set(left) == {"blocks.1.self_attn.q.lora_A.weight", "blocks.1.self_attn.q.lora_B.weight"}
 
 
+def test_the_same_change_in_two_spellings_is_refused(
+    transformers: Transformers, tmp_path: Path
+) -> None:
+    """It would be added twice."""
+    transformer = transformers("wan21-t2v")
+    one = write(transformer.base, {"blocks.0.ffn.0": WAN["blocks.0.ffn.0"]}, lora_files.KOHYA)
+    for other in ("diffusion_model.blocks.0.ffn.0", "lora_unet_blocks_0_ffn_0"):
+        again = {
+            name.replace("blocks.0.ffn.0", other): each.clone()
+            for name, each in one.tensors.items()
+        }
+        path = Written({**one.tensors, **again}).save(tmp_path / "lora.safetensors")
+        with pytest.raises(RequestError, match=r"changes blocks.0.ffn.net.0.proj.weight twice, as"):
+            transformer.match(path, partial=True)
+
+
 def test_a_transposed_difference_is_refused(transformers: Transformers, tmp_path: Path) -> None:
     """It has as many values as the weight. One row of all values is no other weight."""
     transformer, path = transformers("wan21-t2v"), tmp_path / "lora.safetensors"
