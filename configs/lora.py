@@ -32,8 +32,22 @@ class LoraUse:
 
     def __str__(self) -> str:
         """The text that :func:`parse_lora` reads."""
-        component = "" if self.component is None else f"@{self.component}"
-        return f"{self.file}:{self.scale!r}{component}"
+        return self.scaled(repr(self.scale))
+
+    @property
+    def at_scale_1(self) -> str:
+        """The shortest text that names the file and the component."""
+        if ":" in self.file:
+            return self.scaled("1")
+        return f"{self.file}{self._component_text}"
+
+    def scaled(self, scale: str) -> str:
+        """The text that names the file and the component with a scale, which is not checked."""
+        return f"{self.file}:{scale}{self._component_text}"
+
+    @property
+    def _component_text(self) -> str:
+        return "" if self.component is None else f"@{self.component}"
 
 
 def parse_lora(text: str) -> LoraUse:
