@@ -93,7 +93,7 @@ def match(
             continue
         changed = deltas.setdefault(component, {})
         for home in own:
-            rows = home.rows or (0, (shapes[home.target] or (1,))[0])
+            rows = home.rows or (0, shapes[home.target][0])
             delta = Delta(file, adapter, use.scale, rows, home.begin)
             changed[home.target] = (*changed.get(home.target, ()), delta)
     if left and not (partial and deltas):
@@ -202,8 +202,10 @@ def _misfit(
         return ""
     rows, columns = adapter.shape
     for home in homes:
-        shape = shapes[home.target] or (1,)
-        if home.rows is None:
+        shape = shapes[home.target]
+        if not shape:
+            fits = False  # a single number has no rows to which something is added
+        elif home.rows is None:
             one_row = adapter.kind == "diff" and 1 in (rows, shape[0])
             fits = (one_row or rows == shape[0]) and rows * columns == math.prod(shape)
         else:

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtake.configs.lora import LoraUse
 from longtake.errors import RequestError
+from longtake.pipelines.checkpoints.layout import Piece
+from longtake.pipelines.lora.lora_file import LoraFile
+from longtake.pipelines.lora.match import match
+from longtake.pipelines.lora.targets import LoraTargets
 from tests import lora_files
 from tests.lora_files import TENCENT, WAN, WAN_PICTURES, Written, write
 from tests.lora_targets import Transformer
@@ -164,6 +169,13 @@ def test_a_transposed_difference_is_refused(transformers: Transformers, tmp_path
     found = transformer.with_loras(transformer.match(path))
     assert torch.equal(found.read("blocks.0.norm2.weight"), norm.float() * 2)
     assert torch.equal(found.read("blocks.0.ffn.net.0.proj.weight"), weight.float() * 2)
+
+
+def test_a_single_number_is_not_changed(tmp_path: Path) -> None:
+    path = Written({"gate.diff": torch.ones(1)}).save(tmp_path / "lora.safetensors")
+    targets = {"transformer": LoraTargets({"gate": ()}, {"own": {"gate": (Piece("gate"),)}})}
+    with pytest.raises(RequestError, match=r"does not fit gate of shape \(\)"):
+        match(LoraFile.read(path), LoraUse(str(path)), targets)
 
 
 def test_loras_of_other_models_are_refused_even_in_part(
