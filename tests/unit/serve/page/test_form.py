@@ -77,8 +77,8 @@ def test_loras_survive_the_round_trip_through_the_form() -> None:
         (lora,) = form.request([values[each] for each in form.fields])["lora"]
         use = parse_lora(lora)
         assert (use.file, use.scale) == (name.removesuffix(":1"), 0.5)
-        again = form.values(resolved.model_copy(update={"lora": (lora,)}))
-        assert again[form.fields.index("lora-1")] == name
+        shown = form.values(resolved.model_copy(update={"lora": (lora,)}))
+        assert shown[form.fields.index("lora-1")] == name
     assert Form(engine.spec).fields == tuple(each for each in form.fields if "lora" not in each)
     assert form.field_of("lora") == "lora-1"
 
