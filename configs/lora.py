@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 _MAX_LENGTH, _MAX_SCALE = 4096, 1000.0
 _SCALE, _COMPONENT = r":([^:@/\\]*)", r"@(\w+)"
 _PATTERN = re.compile(rf"(.+?)(?:{_SCALE})?(?:{_COMPONENT})?", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _OTHER_ORDER = re.compile(rf"(.+?){_COMPONENT}{_SCALE}", re.DOTALL)
 
 
@@ -68,10 +69,7 @@ def parse_lora(text: str) -> LoraUse:
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not abs(number) <= _MAX_SCALE:
         raise ValueError(
             f"must have a number from {-_MAX_SCALE:g} to {_MAX_SCALE:g} behind its last colon, as "
