@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 _MAX_LENGTH, _MAX_SCALE = 4096, 1000.0
 _SCALE, _COMPONENT = r":([^:@/\\]*)", r"@(\w+)"
 _PATTERN = re.compile(rf"(.+?)(?:{_SCALE})?(?:{_COMPONENT})?", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _OTHER_ORDER = re.compile(rf"(.+?){_COMPONENT}{_SCALE}", re.DOTALL)
 
 
@@ -32,8 +33,22 @@ class LoraUse:
 
     def __str__(self) -> str:
         """The text that :func:`parse_lora` reads."""
-        component = "" if self.component is None else f"@{self.component}"
-        return f"{self.file}:{self.scale!r}{component}"
+        return self.scaled(repr(self.scale))
+
+    @property
+    def at_scale_1(self) -> str:
+        """The shortest text that names the file and the component."""
+        if ":" in self.file:
+            return self.scaled("1")
+        return f"{self.file}{self._component_text}"
+
+    def scaled(self, scale: str) -> str:
+        """The text that names the file and the component with a scale, which is not checked."""
+        return f"{self.file}:{scale}{self._component_text}"
+
+    @property
+    def _component_text(self) -> str:
+        return "" if self.component is None else f"@{self.component}"
 
 
 def parse_lora(text: str) -> LoraUse:
@@ -54,10 +69,7 @@ def parse_lora(text: str) -> LoraUse:
 
 
 def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not abs(number) <= _MAX_SCALE:
         raise ValueError(
             f"must have a number from {-_MAX_SCALE:g} to {_MAX_SCALE:g} behind its last colon, as "

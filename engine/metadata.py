@@ -11,6 +11,7 @@ from longtake.configs.request import ResolvedDecode
 from longtake.engine.media.latents import Origin
 from longtake.engine.rank_report import RankReport
 from longtake.parallel import ParallelDims
+from longtake.pipelines.loading.model_files import printable
 from longtake.version import library_versions
 
 _SWAPPED_BYTES = 2**29
@@ -60,7 +61,7 @@ class Metadata:
         ]
         warnings += [
             f"lora={each['file']!r}: {len(each['left'])} of its tensors fit nothing in the model, "
-            f"such as {each['left'][0]}: the .json names them all"
+            f"such as {printable(each['left'][0])}: the .json names them all"
             for each in self.ranks[0].loras
             if "left" in each
         ]

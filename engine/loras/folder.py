@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from longtake.configs.lora import LoraUse
 from longtake.engine.loras.matching import SUFFIX, LoraMatcher, is_name
 from longtake.errors import RefusedInputError
 
@@ -60,9 +61,9 @@ class LoraFolder:
 
     def _matched(self, name: str, num_bytes: int) -> OfferedLora:
         problem = ""
-        for uses in ([name], [f"{name}@{each}" for each in self._matcher.targets]):
+        for components in ([None], self._matcher.targets):
             usable = []
-            for use in uses:
+            for use in (LoraUse(name, component=each).at_scale_1 for each in components):
                 try:
                     self._matcher.match_header(use)
                     usable.append(use)

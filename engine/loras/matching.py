@@ -174,5 +174,5 @@ class LoraMatcher:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is the name of a visible file, without a folder."""
-    return text == os.path.basename(text) and not text.startswith(".") and "\0" not in text
+    """Whether a text is the printable name of a visible file, without a folder."""
+    return text == os.path.basename(text) and not text.startswith(".") and text.isprintable()

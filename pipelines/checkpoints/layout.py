@@ -30,6 +30,21 @@ the tensor in dimensions of size 1."""
 
 
 @dataclass(frozen=True)
+class Lookalike:
+    """A model of another kind, whose LoRAs have names and shapes that this one has, too.
+
+    Attributes:
+        name: Its name in messages.
+        architecture: Pattern of the beginning of its names in metadata; case does not matter.
+        num_layers: Its number of layers, which is smaller, by the name of their list in the module.
+    """
+
+    name: str
+    architecture: str
+    num_layers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class CheckpointLayout:
     """How one program's files hold one kind of component.
 
@@ -45,6 +60,7 @@ class CheckpointLayout:
         shapes: Names and shapes of the module's tensors, for the content of a config.json.
         names: Where they are in a file, for the content of a config.json.
         unused: Whether a file may hold a tensor of this name that the module does not have.
+        lookalikes: Models whose LoRAs would fit by mistake.
 
     The functions raise :class:`~longtake.errors.ModelError` for tensors or values that are no such
     module's.
@@ -58,3 +74,4 @@ class CheckpointLayout:
     shapes: Callable[[Mapping[str, Any]], NamedShapes]
     names: Callable[[Mapping[str, Any]], TensorNames]
     unused: Callable[[str], bool] = lambda name: False
+    lookalikes: tuple[Lookalike, ...] = ()

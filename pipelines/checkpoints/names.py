@@ -55,7 +55,9 @@ class Layers:
         index, dot, own = name.removeprefix(f"{self.module}.").partition(".")
         if not (name.startswith(f"{self.module}.") and dot and own in self.names):
             return None
-        known = index.isdecimal() and str(int(index)) == index and int(index) < self.count
+        # Of a length that int() reads, and the one spelling of its number.
+        short = index.isdecimal() and len(index) <= len(str(self.count))
+        known = short and str(int(index)) == index and int(index) < self.count
         return self._of_layer(index, own) if known else None
 
     def items(self) -> Iterator[tuple[str, Pieces]]:

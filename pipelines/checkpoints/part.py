@@ -15,7 +15,7 @@ from longtake.configs.families import ModelFamily
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.formats.headers import FileTensors, read_headers
 from longtake.pipelines.checkpoints.layout import TensorNames
-from longtake.pipelines.checkpoints.part_files import files_of, shown
+from longtake.pipelines.checkpoints.part_files import SeveralFilesError, files_of, shown
 from longtake.pipelines.checkpoints.pieces import assemble
 from longtake.pipelines.checkpoints.recognition import EXPERTS, Recognized, candidates, recognize
 from longtake.pipelines.loading import model_files
@@ -76,7 +76,8 @@ class Part:
         """Read the headers of a file or folder, and find the component in it.
 
         Args:
-            path: A file, the index of shards, or a folder that holds either of them.
+            path: A file, the index of shards, or a folder that holds either of them, or the few
+                files that the component is spread over: ComfyUI's LLaVA comes in two.
             component: Component of a model's folder that it is for.
             slot: The same component of the model; None for what the file says alone.
 
@@ -84,16 +85,36 @@ class Part:
             ModelError: The files cannot be read, hold no such component, or one of another family
                 or size; or they hold tensors that the component does not have.
         """
-        headers = read_headers(*files_of(path))
+        try:
+            return cls._open(path, files_of(path), component, slot)
+        except SeveralFilesError as several:
+            if not several.files:
+                raise
+            try:
+                return cls._open(path, several.files, component, slot)
+            except ModelError:  # they are not one component
+                raise several from None
+
+    @classmethod
+    def _open(cls, path: Path, files: tuple[Path, ...], component: str, slot: Slot | None) -> Part:
+        """The component in some files; see :meth:`open`."""
+        headers = read_headers(*files)
         states = tuple(_state(file.path) for file in headers.files)
         stored = headers.tensors
         try:
             recognized = _recognize(stored, component, slot)
-            layout, own = recognized.layout, recognized.own(stored)
+        except ModelError as error:
+            raise ModelError(f"{shown(path)} {error}") from error
+        layout, own = recognized.layout, recognized.own(stored)
+        try:
             config = _config(path, recognized, own, slot)
             names = layout.names(config)
         except ModelError as error:
-            raise ModelError(f"{shown(path)} {error}") from error
+            other = slot is not None and slot.class_name != layout.class_name
+            why = f"{slot.model} has a {slot.class_name}" if slot and other else str(error)
+            raise ModelError(
+                f"{shown(path)} holds {recognized}, which is not usable: {why}"
+            ) from error
         shapes = dict(layout.shapes(config))
         tensors = assemble(own, names, shapes, layout.unused, shown(path))
         if strange := [each for each in recognized.strange(stored) if not layout.unused(each)]:

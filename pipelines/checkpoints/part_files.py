@@ -20,6 +20,20 @@ _STANDARD = re.compile(r"(diffusion_pytorch_model|model)(\.\w+)*\.safetensors")
 """Beginning of the names that diffusers and transformers give to weights and indexes of shards."""
 
 
+_MAX_TOGETHER = 4
+"""The most files of one component that no index names."""
+
+
+class SeveralFilesError(ModelError):
+    """A folder holds several files of weights, and no index.
+
+    Attributes:
+        files: The files; none if they are too many to be those of one component.
+    """
+
+    files: tuple[Path, ...] = ()
+
+
 def shown(path: Path) -> str:
     """A path on one line of a message."""
     text = os.fspath(path)
@@ -33,7 +47,8 @@ def files_of(path: Path) -> tuple[Path, ...]:
         path: A file, the index of shards, or a folder that holds either of them, and one alone.
 
     Raises:
-        ModelError: There are no such files, or several of which one must be named.
+        SeveralFilesError: There are several, of which one must be named.
+        ModelError: There are no such files.
     """
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
@@ -74,8 +89,11 @@ def _weights_in(folder: Path, names: Sequence[str]) -> str:
     if not found:
         raise ModelError(f"{shown(folder)} holds no weights: name a file, or a folder with one")
     if len(found) > 1:
-        raise ModelError(
+        error = SeveralFilesError(
             f"{shown(folder)} holds {', '.join(found[:4])}: name one of them, or the .index.json "
             "of shards"
         )
+        if len(found) <= _MAX_TOGETHER:
+            error.files = tuple(folder / name for name in found)
+        raise error
     return found[0]

@@ -10,6 +10,7 @@ from longtake.configs.lora import LoraUse
 from longtake.errors import RequestError
 from longtake.pipelines.loading.model_files import printable
 from longtake.pipelines.lora.adapters import Adapter
+from longtake.pipelines.lora.lookalikes import check_layers, check_metadata
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.targets import Home, LoraTargets
 
@@ -72,11 +73,15 @@ def match(
         partial: Whether tensors that belong nowhere are left out, not refused.
 
     Raises:
-        RequestError: A tensor belongs nowhere, or all do; the transformer does not exist; or there
-            are two, and nothing says which it is for.
+        RequestError: A tensor belongs nowhere, or all do, or two are the same change; the
+            transformer does not exist; there are two, and nothing says which it is for; or it is
+            for a model that looks alike.
     """
+    for each in targets.values():
+        check_metadata(file, each.lookalikes)
     components = _components(file, use, targets)
     layout, homes = _best_layout(file, components, targets)
+    _check_once(file, components, homes)
     deltas: dict[str, dict[str, tuple[Delta, ...]]] = {}
     left, misfit = list(file.others), ""
     for adapter, component, own in zip(file.adapters, components, homes, strict=True):
@@ -88,7 +93,7 @@ def match(
             continue
         changed = deltas.setdefault(component, {})
         for home in own:
-            rows = home.rows or (0, (shapes[home.target] or (1,))[0])
+            rows = home.rows or (0, shapes[home.target][0])
             delta = Delta(file, adapter, use.scale, rows, home.begin)
             changed[home.target] = (*changed.get(home.target, ()), delta)
     if left and not (partial and deltas):
@@ -97,6 +102,9 @@ def match(
             f" ({len(left)} of its {len(file.tensors)} tensors do not fit): it is for another model"
             + (", or lora_partial=true goes on without them" if deltas else "")
         )
+    for component, own_deltas in deltas.items():
+        of = targets[component]
+        check_layers(file, own_deltas, of.shapes, of.lookalikes)
     return LoraMatch(file, layout, deltas, tuple(left))
 
 
@@ -151,6 +159,20 @@ def _best_layout(
     return best, found[best]
 
 
+def _check_once(
+    file: LoraFile, components: Sequence[str], homes: Sequence[tuple[Home, ...]]
+) -> None:
+    """Check that a file does not hold the same change twice, under two spellings."""
+    seen: dict[tuple[str, tuple[Home, ...]], Adapter] = {}
+    for adapter, component, own in zip(file.adapters, components, homes, strict=True):
+        first = seen.setdefault((component, own), adapter)
+        if own and first is not adapter:
+            raise RequestError(
+                f"lora={file.path} changes {own[0].target} twice, as {printable(first.module)} and "
+                f"as {printable(adapter.module)}: save one adapter in a file"
+            )
+
+
 def _homes(adapter: Adapter, component: str, targets: LoraTargets, layout: str) -> tuple[Home, ...]:
     """Where an adapter belongs in a layout; empty if nowhere."""
     homes, flat = targets.homes[layout], targets.flat_names[layout]
@@ -180,8 +202,10 @@ def _misfit(
         return ""
     rows, columns = adapter.shape
     for home in homes:
-        shape = shapes[home.target] or (1,)
-        if home.rows is None:
+        shape = shapes[home.target]
+        if not shape:
+            fits = False  # a single number has no rows to which something is added
+        elif home.rows is None:
             one_row = adapter.kind == "diff" and 1 in (rows, shape[0])
             fits = (one_row or rows == shape[0]) and rows * columns == math.prod(shape)
         else:

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longtake.configs.families import ModelFamily, load_reference
-from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece, TensorNames
+from longtake.pipelines.checkpoints.layout import (
+    CheckpointLayout,
+    Lookalike,
+    Piece,
+    TensorNames,
+)
 from longtake.pipelines.loading.checkpoint import Checkpoint
 
 _TRANSFORMER = re.compile(r"transformer(_\d+)?")
@@ -37,10 +42,12 @@ class LoraTargets:
     Attributes:
         shapes: Shapes of the module's tensors, by name.
         layouts: Where they are in the files of each layout, by the layout's name.
+        lookalikes: Models whose LoRAs would fit by mistake.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     layouts: Mapping[str, TensorNames]
+    lookalikes: tuple[Lookalike, ...] = ()
 
     @cached_property
     def homes(self) -> Mapping[str, Mapping[str, tuple[Home, ...]]]:
@@ -72,7 +79,8 @@ def lora_targets(checkpoint: Checkpoint, family: ModelFamily) -> dict[str, LoraT
         if own:
             config = checkpoint.config(component)
             names = {each.name: each.names(config) for each in own}
-            targets[component] = LoraTargets(dict(own[0].shapes(config)), names)
+            shapes = dict(own[0].shapes(config))
+            targets[component] = LoraTargets(shapes, names, own[0].lookalikes)
         else:
             shapes = {name: each.shape for name, each in checkpoint.tensors(component).items()}
             only = {_OWN_NAMES: {name: (Piece(name),) for name in shapes}}

@@ -160,9 +160,8 @@ class Form:
         chosen = []
         for name, scale_name in zip(self.loras[::2], self.loras[1::2], strict=True):
             lora, scale = (str(form[each] or "").strip() for each in (name, scale_name))
-            for use in filter(None, map(str.strip, lora.split(","))):
-                file, at, component = use.partition("@")
-                chosen.append(f"{file}:{scale}{at}{component}" if scale else use)
+            uses = lora.split(", ") if name == self.loras[-2] else [lora]
+            chosen += [_with_scale(use, scale) for use in uses if use]
         return chosen
 
     def _lora_values(self, request: ResolvedRequest) -> list[str]:
@@ -196,10 +195,19 @@ def label_of(name: str, field: FieldInfo) -> str:
     return field.title or name.replace("_", " ").capitalize()
 
 
+def _with_scale(lora: str, scale: str) -> str:
+    """A LoRA with the scale of its field, if there is one."""
+    if not scale:
+        return lora
+    try:
+        return parse_lora(lora).scaled(scale)
+    except ValueError:
+        return lora  # refused with the other fields
+
+
 def _lora_and_scale(use: LoraUse) -> tuple[str, str]:
     """The values of the two fields of a LoRA."""
-    component = "" if use.component is None else f"@{use.component}"
-    return f"{use.file}{component}", _field_text(use.scale)
+    return use.at_scale_1, _field_text(use.scale)
 
 
 def _orientation(width: int, height: int) -> str:

@@ -11,7 +11,7 @@ from longtake.engine.tools.inspection.lora_report import LoraReport, report_lora
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.folders import PublisherFolder
 from longtake.pipelines.checkpoints.formats.headers import read_headers
-from longtake.pipelines.checkpoints.part_files import files_of, shown
+from longtake.pipelines.checkpoints.part_files import SeveralFilesError, files_of, shown
 from longtake.pipelines.checkpoints.presets import find_model, publisher_of
 from longtake.pipelines.lora.part_names import group_parts
 
@@ -61,12 +61,28 @@ def inspect_path(
     publisher = publisher_of(path) if os.path.isdir(path) else None
     if publisher is not None:
         return _report_folder(path, publisher, model)
-    files = files_of(path)
+    try:
+        files = files_of(path)
+    except SeveralFilesError as several:
+        return _report_together(path, several, model)
     headers = read_headers(*files)
     adapters, _ = group_parts(headers.tensors, shown(path))
     if adapters:
         return report_lora(files[0], model)
     return report_checkpoint(path, headers, model)
+
+
+def _report_together(path: Path, several: SeveralFilesError, model: str | None) -> CheckpointReport:
+    """Describe a component that is spread over a few files."""
+    if not several.files:
+        raise several
+    try:
+        report = report_checkpoint(path, read_headers(*several.files), model)
+    except ModelError:
+        raise several from None
+    if len(report.components) != 1 or report.components[0].problem:
+        raise several
+    return report
 
 
 def _report_folder(path: Path, publisher: PublisherFolder, model: str | None) -> FolderReport:

@@ -47,8 +47,8 @@ def run(options: dict[str, Any], view: View) -> int:
     if options["json"]:
         print_line(json.dumps(_as_json(report), indent=1, allow_nan=False), sys.stdout)
     elif not options["quiet"]:
-        for line in _lines(report):
-            print_line(line, sys.stdout)
+        for line in _lines(report):  # names in a file may hold codes that steer a terminal
+            print_line(line if line.isprintable() else repr(line)[1:-1], sys.stdout)
     return _EXIT_WHOLE if report.is_usable else _EXIT_NOT_WHOLE
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,9 @@ _MAX_DIRECTORY_BYTES, _MAX_PICKLE_BYTES = 4 * 2**20, 8 * 2**20
 
 _LOCAL_HEADER_BYTES = 30
 
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile)
+"""What reading a damaged archive raises: zipfile words some of it in errors of its own."""
+
 
 def read_torch_zip(path: Path) -> StoredFile:
     """Read the names, dtypes, shapes and offsets of the tensors in a file of ``torch.save``.
@@ -50,9 +54,11 @@ def read_torch_zip(path: Path) -> StoredFile:
         with open_regular(path) as file:
             records = _records(path, file)
             content, metadata = _unwrapped(path, _load(path, file))
+    except ModelError:
+        raise
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing: download or save the model again") from error
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise damaged(path, _KIND, getattr(error, "strerror", None) or one_line(error)) from error
     tensors = {name: _header(path, name, value, records) for name, value in content.items()}
     return StoredFile(path, _KIND, tensors, described(tensors), metadata)

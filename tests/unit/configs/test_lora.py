@@ -16,6 +16,7 @@ READ = {
     r"C:\loras\a.safetensors": LoraUse(r"C:\loras\a.safetensors"),
     "/me@home/a.safetensors:1e-3": LoraUse("/me@home/a.safetensors", 1e-3),
     "me@home.safetensors": LoraUse("me@home.safetensors"),
+    "a:+.5E+1": LoraUse("a", 5.0),
     "a:b.safetensors:1": LoraUse("a:b.safetensors"),
     "猫.safetensors:2": LoraUse("猫.safetensors", 2.0),
 }
@@ -38,6 +39,9 @@ def test_read_and_written(text: str) -> None:
         ("a:nan", "must have a number"),
         ("a:-inf@transformer", "must have a number"),
         ("a:1001", "must have a number"),
+        ("a:1_0", "must have a number"),
+        ("a: 1", "must have a number"),
+        ("a:\uff11", "must have a number"),
         ("a\n:1", "must be a printable name"),
         ("a\udcff", "unicode"),
         ("a" * 4097, "at most 4096 characters"),

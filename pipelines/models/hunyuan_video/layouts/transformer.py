@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece, TensorNames
+from longtake.pipelines.checkpoints.layout import (
+    CheckpointLayout,
+    Lookalike,
+    Piece,
+    TensorNames,
+)
 from longtake.pipelines.checkpoints.module_shapes import MAX_LAYERS, ModuleShapes, parse_config
 from longtake.pipelines.checkpoints.names import (
     LayeredNames,
@@ -43,6 +48,15 @@ _SIGNATURE = (
 )
 """Tensors that together no other transformer has: HunyuanVideo 1.5 has no pooled text, Flux no
 refiner."""
+
+_FLUX = Lookalike(
+    name="Flux",
+    architecture="flux|chroma",
+    num_layers={"transformer_blocks": 19, "single_transformer_blocks": 38},
+)
+"""Its blocks have the names and the width of HunyuanVideo's, in diffusers', kohya's and ComfyUI's
+spelling; HunyuanVideo has 20 and 40 of them. Source: ``flux/util.py`` in
+https://github.com/black-forest-labs/flux."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,7 @@ def _layout(name: str, names: _Names) -> CheckpointLayout:
         config=lambda tensors: _config(shapes(tensors)),
         shapes=_shapes,
         names=names.of,
+        lookalikes=(_FLUX,),
     )
 
 

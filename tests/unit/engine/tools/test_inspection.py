@@ -201,6 +201,8 @@ def test_lora_that_fits_in_part(
     text = printed(capsys, 1, path, "--model", "demo")
     assert "left out    2 tensors that demo lacks: refused" in text
     assert "    1 x lora_te_x.lora_down.weight" in text
+    save_file(demo_lora.tensors | {"\x1b[2J\n.alpha": torch.tensor(1.0)}, path)
+    assert r"    1 x \x1b[2J\n.alpha" in printed(capsys, 1, path, "--model", "demo")
     for end, value in (("up", math.nan), ("down", math.inf)):
         save_file(demo_lora.tensors | {f"x.lora_{end}.weight": torch.full((3, 3), value)}, path)
         assert cli.main(["inspect", str(path)]) == 2

@@ -26,6 +26,7 @@ def test_models_of_a_small_gpu(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "downloaded_folder", lambda repository: None)
+    monkeypatch.setenv("COLUMNS", "200")
     models = listed(capsys, "--gpu", "rtx4080")
     assert [*models] == [*bundled(), *presets()]
     assert all(each["license"] for each in models.values())

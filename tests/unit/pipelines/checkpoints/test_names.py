@@ -58,7 +58,8 @@ def test_layered_names() -> None:
         Piece("c.11.d.weight", (0, 1)),
     )
     strangers = ("a.12.b.weight", "a.01.b.weight", "a.\u0661.b.weight", "a.-1.b.weight", "a..b")
-    for name in (*strangers, "a.1.b", "a.1", "a", "c.0.d.weight", "1.b.weight", "y", ""):
+    long = f"a.{'9' * 5000}.b.weight"  # longer than int() reads
+    for name in (*strangers, long, "a.1.b", "a.1", "a", "c.0.d.weight", "1.b.weight", "y", ""):
         assert name not in names
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longtake.engine.tools.inspection import CheckpointReport, inspect_path
 from longtake.errors import ModelError
 from longtake.pipelines import registry
 from longtake.pipelines.checkpoints.part import Part, check_experts
@@ -236,6 +237,27 @@ def test_a_folder_of_several_files_asks_for_one(toy: Path, part: Path, tmp_path:
     shutil.copy(part, folder / "two.safetensors")
     with pytest.raises(ModelError, match="holds one.safetensors, two.safetensors: name one"):
         opened(toy, transformer=folder)
+
+
+def test_a_component_in_two_files_without_an_index(
+    toy: Path, whole: Tensors, elsewhere: Tensors, tmp_path: Path
+) -> None:
+    """As ComfyUI's LLaVA; files that make up more than the component, or less, are not taken."""
+    names = sorted(elsewhere)
+    half = len(names) // 2
+    for at, own in enumerate((names[:half], names[half:])):
+        save_file({name: elsewhere[name] for name in own}, tmp_path / f"{at}.safetensors")
+    source = opened(toy, transformer=tmp_path).source("transformer")
+    assert all(torch.equal(source.read(name), whole[name]) for name in whole)
+    report = inspect_path(tmp_path, str(toy))
+    assert isinstance(report, CheckpointReport) and not report.components[0].problem
+    save_file({"x": torch.zeros(1)}, tmp_path / "2.safetensors")
+    for use in (
+        lambda: opened(toy, transformer=tmp_path),
+        lambda: inspect_path(tmp_path, str(toy)),
+    ):
+        with pytest.raises(ModelError, match="holds 0.safetensors, 1.safetensors, 2.safe.*name"):
+            use()
 
 
 def test_two_experts_are_two_files(toy: Path, part: Path, elsewhere: Tensors) -> None:

@@ -166,6 +166,12 @@ def test_what_is_not_tensors_alone_is_refused(tmp_path: Path, name: str) -> None
     assert not (tmp_path / "it ran").exists()
 
 
+def _encrypted(archive: bytes) -> bytes:
+    """An archive whose directory says that all of it is encrypted."""
+    begin = archive.index(b"PK\1\2")
+    return archive[:begin] + archive[begin:].replace(b"PK\1\2\0\0\0\0\x08", b"PK\1\2\0\0\0\0\x09")
+
+
 def damages(tmp_path: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
     good = tmp_path / "good.pt"
     torch.save(content(), good)
@@ -210,6 +216,11 @@ def damages(tmp_path: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
         "an archive of something else": (foreign, "none of torch.save"),
         "half of it": (write(whole[: len(whole) // 2]), "no whole torch file"),
         "one byte less": (write(whole[:-1]), "no whole torch file"),
+        "a name that is no text": (
+            write(whole.replace(b"good/byteorder", b"good/b\xff\xff\xff\xff\xff\xff\xff\xff")),
+            "no whole torch file",
+        ),
+        "encrypted": (write(_encrypted(whole)), "is encrypted"),
         "only the first bytes": (write(whole[:6]), "no whole torch file"),
         "an old pickle": (write(pickle.dumps({"a": 1}, 2)), "saved it before version 1.6"),
     }

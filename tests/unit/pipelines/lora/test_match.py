@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtake.configs.lora import LoraUse
 from longtake.errors import RequestError
+from longtake.pipelines.checkpoints.layout import Piece
+from longtake.pipelines.lora.lora_file import LoraFile
+from longtake.pipelines.lora.match import match
+from longtake.pipelines.lora.targets import LoraTargets
 from tests import lora_files
 from tests.lora_files import TENCENT, WAN, WAN_PICTURES, Written, write
 from tests.lora_targets import Transformer
@@ -135,6 +140,22 @@ def test_another_shape_is_refused_and_a_part_may_be_left(
     assert set(left) == {"blocks.1.self_attn.q.lora_A.weight", "blocks.1.self_attn.q.lora_B.weight"}
 
 
+def test_the_same_change_in_two_spellings_is_refused(
+    transformers: Transformers, tmp_path: Path
+) -> None:
+    """It would be added twice."""
+    transformer = transformers("wan21-t2v")
+    one = write(transformer.base, {"blocks.0.ffn.0": WAN["blocks.0.ffn.0"]}, lora_files.KOHYA)
+    for other in ("diffusion_model.blocks.0.ffn.0", "lora_unet_blocks_0_ffn_0"):
+        again = {
+            name.replace("blocks.0.ffn.0", other): each.clone()
+            for name, each in one.tensors.items()
+        }
+        path = Written({**one.tensors, **again}).save(tmp_path / "lora.safetensors")
+        with pytest.raises(RequestError, match=r"changes blocks.0.ffn.net.0.proj.weight twice, as"):
+            transformer.match(path, partial=True)
+
+
 def test_a_transposed_difference_is_refused(transformers: Transformers, tmp_path: Path) -> None:
     """It has as many values as the weight. One row of all values is no other weight."""
     transformer, path = transformers("wan21-t2v"), tmp_path / "lora.safetensors"
@@ -148,6 +169,13 @@ def test_a_transposed_difference_is_refused(transformers: Transformers, tmp_path
     found = transformer.with_loras(transformer.match(path))
     assert torch.equal(found.read("blocks.0.norm2.weight"), norm.float() * 2)
     assert torch.equal(found.read("blocks.0.ffn.net.0.proj.weight"), weight.float() * 2)
+
+
+def test_a_single_number_is_not_changed(tmp_path: Path) -> None:
+    path = Written({"gate.diff": torch.ones(1)}).save(tmp_path / "lora.safetensors")
+    targets = {"transformer": LoraTargets({"gate": ()}, {"own": {"gate": (Piece("gate"),)}})}
+    with pytest.raises(RequestError, match=r"does not fit gate of shape \(\)"):
+        match(LoraFile.read(path), LoraUse(str(path)), targets)
 
 
 def test_loras_of_other_models_are_refused_even_in_part(

@@ -56,8 +56,14 @@ def test_lists_what_the_folder_offers(offering: Gray, loras: Path) -> None:
     assert str(loras) not in damaged["problem"]
     (loras / "damaged.safetensors").unlink()
     save_lora(loras / "new.safetensors", str(bundled()["demo"]), LAYERS, 2)
-    names = [each["id"] for each in client.get("/v1/loras").json()["data"]]
-    assert names == ["new.safetensors", "style.safetensors"]
+    (loras / "a:b.safetensors").symlink_to(loras / "new.safetensors")
+    (loras / "\x1b.safetensors").symlink_to(loras / "new.safetensors")
+    found = client.get("/v1/loras").json()["data"]
+    assert {each["id"]: each["uses"] for each in found} == {
+        "a:b.safetensors": ["a:b.safetensors:1"],  # the last colon is that of the scale
+        "new.safetensors": ["new.safetensors"],
+        "style.safetensors": ["style.safetensors"],
+    }
 
 
 def test_a_request_names_a_lora(offering: Gray, loras: Path) -> None:

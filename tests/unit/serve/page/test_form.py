@@ -72,6 +72,13 @@ def test_loras_survive_the_round_trip_through_the_form() -> None:
         loras = tuple(f"{n}.safetensors:{n / 8}@transformer" for n in range(count))
         again = form.request(form.values(resolved.model_copy(update={"lora": loras or None})))
         assert tuple(map(parse_lora, again.get("lora", ()))) == tuple(map(parse_lora, loras))
+    for name in ("a, b.safetensors", "a:b.safetensors:1", "a@b.safetensors"):
+        values = {**dict.fromkeys(form.fields, ""), "lora-1": name, "lora-1-scale": "0.5"}
+        (lora,) = form.request([values[each] for each in form.fields])["lora"]
+        use = parse_lora(lora)
+        assert (use.file, use.scale) == (name.removesuffix(":1"), 0.5)
+        shown = form.values(resolved.model_copy(update={"lora": (lora,)}))
+        assert shown[form.fields.index("lora-1")] == name
     assert Form(engine.spec).fields == tuple(each for each in form.fields if "lora" not in each)
     assert form.field_of("lora") == "lora-1"
 
