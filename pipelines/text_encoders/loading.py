@@ -76,11 +76,17 @@ def load_encoder(
     return place_encoder(encoder.eval().requires_grad_(False), source, plan.place, device)
 
 
-def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
+def load_tokenizer(checkpoint: Checkpoint, component: str, encoder: Encoder) -> Any:
     """Load a tokenizer.
 
+    Args:
+        checkpoint: Checkpoint that holds the tokenizer.
+        component: Name of the tokenizer's folder.
+        encoder: The encoder of its tokens.
+
     Raises:
-        ModelError: The tokenizer is missing or damaged, or has no pad_token.
+        ModelError: The tokenizer is missing or damaged, has no pad_token, or has tokens that the
+            encoder does not know.
     """
     folder = checkpoint.folder_of(component)
     with _loading(checkpoint, component):
@@ -92,7 +98,18 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
             f"{folder} holds a tokenizer without a pad_token: set one in its "
             "tokenizer_config.json, or download the model again"
         )
+    last, known = _last_token(tokenizer), encoder.module.config.get_text_config().vocab_size
+    if last >= known:
+        raise ModelError(
+            f"{folder} holds a tokenizer of {last + 1} tokens, and its encoder has {known}: they "
+            "are not of the same model"
+        )
     return tokenizer
+
+
+def _last_token(tokenizer: Any) -> int:
+    """The largest token; those that were added need not follow the others."""
+    return int(max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder))
 
 
 def load_image_processor(checkpoint: Checkpoint, image_px: int) -> Any:

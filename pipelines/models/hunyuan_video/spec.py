@@ -63,6 +63,9 @@ HEADER_TOKENS = 4
 NEGATIVE_IMAGE_STRIDE = 2
 """Stride for the black picture encoded with a negative prompt."""
 
+_MIN_LAYERS, _CLIP_TOKENS = 2, 77
+"""Layers of LLaMA whose states are not used, and tokens of CLIP's prompt, as in diffusers."""
+
 _CONCAT_DROPS_FRAMES = 4
 """Leading frames dropped with latent_concat, as in diffusers: they do not show the picture."""
 
@@ -219,12 +222,22 @@ def _current_name(name: str) -> str:
 def _costs(
     checkpoint: Checkpoint, transformer: TransformerConfig, encoder: LlamaConfig | LlavaConfig
 ) -> HunyuanVideoCosts:
-    return HunyuanVideoCosts(
-        transformer,
-        checkpoint.parse_config(VaeConfig, "vae"),
-        encoder,
-        checkpoint.parse_config(ClipTextConfig, "text_encoder_2"),
-    )
+    clip = checkpoint.parse_config(ClipTextConfig, "text_encoder_2")
+    llama = encoder.text_config if isinstance(encoder, LlavaConfig) else encoder
+    found = (llama.hidden_size, clip.hidden_size)
+    expected = (transformer.text_embed_dim, transformer.pooled_projection_dim)
+    if found != expected:
+        raise ModelError(
+            f"{checkpoint.model} has text encoders of {found[0]} and {found[1]} values, and a "
+            f"transformer for {expected[0]} and {expected[1]}: they are not of the same model"
+        )
+    if llama.num_hidden_layers < _MIN_LAYERS or clip.max_position_embeddings < _CLIP_TOKENS:
+        raise ModelError(
+            f"{checkpoint.model} has a text_encoder of {llama.num_hidden_layers} layers and a "
+            f"text_encoder_2 of {clip.max_position_embeddings} positions: HunyuanVideo needs "
+            f"{_MIN_LAYERS} and {_CLIP_TOKENS} or more"
+        )
+    return HunyuanVideoCosts(transformer, checkpoint.parse_config(VaeConfig, "vae"), encoder, clip)
 
 
 def _spec(

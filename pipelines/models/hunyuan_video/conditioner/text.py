@@ -42,7 +42,10 @@ class TextEncoders:
             load_encoder(checkpoint, component, encoder_class, plan, device, rename)
             for component, (encoder_class, rename) in self._CLASSES.items()
         ]
-        tokenizers = [load_tokenizer(checkpoint, name) for name in ("tokenizer", "tokenizer_2")]
+        tokenizers = [
+            load_tokenizer(checkpoint, name, encoder)
+            for name, encoder in zip(("tokenizer", "tokenizer_2"), self._encoders, strict=True)
+        ]
         self._pipeline = HunyuanVideoPipeline(
             text_encoder=self._encoders[0].module,
             tokenizer=tokenizers[0],

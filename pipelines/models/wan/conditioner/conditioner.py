@@ -53,7 +53,7 @@ class WanConditioner:
         self._text_encoder = load_encoder(
             checkpoint, "text_encoder", UMT5EncoderModel, plan, device, tensor_names.umt5_encoder
         )
-        self._tokenizer = load_tokenizer(checkpoint, "tokenizer")
+        self._tokenizer = load_tokenizer(checkpoint, "tokenizer", self._text_encoder)
         self._image_encoder = None
         if image_keys:
             self._image_encoder = load_encoder(

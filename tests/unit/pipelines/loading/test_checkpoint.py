@@ -53,6 +53,15 @@ def lost_shard(folder: Path) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
+def fewer_words(folder: Path) -> None:
+    """Cut the embedding of the second text encoder to 20 words, of the tokenizer's 28."""
+    file = folder / "text_encoder_2/model.safetensors"
+    tensors = load_file(file)
+    (name,) = (name for name in tensors if name.endswith("token_embedding.weight"))
+    save_file({**tensors, name: tensors[name][:20].clone()}, file, {"format": "pt"})
+    edit(folder, "text_encoder_2/config.json", vocab_size=20)
+
+
 def change_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
     def changed(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -148,6 +157,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other channels": (
         lambda f: edit(f, "vae/config.json", latent_channels=16),
         "a transformer of 4 channels and a vae of 16",
+    ),
+    "text encoders of another width": (
+        lambda f: edit(f, "text_encoder_2/config.json", hidden_size=16),
+        "has text encoders of 16 and 16 values, and a transformer for 16 and 8",
+    ),
+    "fewer positions than CLIP's prompt": (
+        lambda f: edit(f, "text_encoder_2/config.json", max_position_embeddings=76),
+        "text_encoder_2 of 76 positions: HunyuanVideo needs 2 and 77 or more",
+    ),
+    "one layer of LLaMA": (
+        lambda f: edit(f, "text_encoder/config.json", num_hidden_layers=1),
+        "has a text_encoder of 1 layers",
     ),
     "stochastic sampling": (
         lambda f: edit(f, "scheduler/scheduler_config.json", stochastic_sampling=True),
@@ -313,12 +334,16 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, "tokenizer/tokenizer_config.json", pad_token=None),
         "a tokenizer without a pad_token",
     ),
+    "a tokenizer of more words than its encoder": (
+        fewer_words,
+        "/tokenizer_2 holds a tokenizer of 28 tokens, and its encoder has 20",
+    ),
     "an impossible architecture": (
         lambda f: edit(f, "vae/config.json", act_fn="nonsense"),
         "describes no AutoencoderKLHunyuanVideo",
     ),
     "a damaged text encoder": (
-        lambda f: edit(f, "text_encoder/config.json", hidden_size=12),
+        lambda f: edit(f, "text_encoder/config.json", intermediate_size=5),
         "/text_encoder cannot be loaded",
     ),
     "a text encoder without a tensor": (
