@@ -14,8 +14,11 @@ from longtake.pipelines.lora.lookalikes import check_layers, check_metadata
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.targets import Home, LoraTargets
 
-_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.")
-_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+_PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "pipe.dit.")
+_FLAT_PREFIXES = (
+    *("lora_unet_", "lora_unet__", "lora_transformer_", "lora_transformer__", "lycoris_"),
+    "Hunyuan_video_I2V_lora_",
+)
 _LEAVES = {"weight": (".weight", ""), "bias": (".bias",), "modulation": (".modulation",)}
 """What follows a module's name in that of a tensor."""
 

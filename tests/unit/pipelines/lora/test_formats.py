@@ -49,6 +49,9 @@ SPELLINGS: dict[str, tuple[Callable[[str], str], Formula]] = {
     "peft": (prefixed("base_model.model."), PEFT),
     "kohya and musubi": (dotless("lora_unet_"), ALPHA),
     "OneTrainer": (dotless("lora_transformer_"), ALPHA),
+    "VideoX-Fun": (dotless("lora_unet__"), ALPHA),
+    "DiffSynth-Studio": (prefixed("pipe.dit."), PEFT),
+    "tencent's of pictures": (dotless("Hunyuan_video_I2V_lora_"), ALPHA),
 }
 
 
