@@ -47,7 +47,7 @@ class LoadedWeights:
         """
         scales = {scale_of(name) for name in weights} & self._source.tensors.keys()
         changed = {*weights, *scales}
-        for name in sorted(changed & self._tensors.keys()):  # codes come before their scales
-            fill(self._tensors[name], name, self._source, self._world)
+        loaded = sorted(changed & self._tensors.keys())  # codes come before their scales
+        fill(((name, self._tensors[name]) for name in loaded), self._source, self._world)
         if self._store is not None:
             self._store.reload(changed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -18,6 +20,7 @@ from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
 from longtake.pipelines.loading.model_files import check_tensors
 from longtake.pipelines.loading.tensor_source import TensorSource, read_into
+from longtake.pipelines.loading.threads import in_order
 from longtake.pipelines.quantization.linear import stored_dtypes
 
 _NO_BUFFERS: Mapping[str, torch.Tensor] = MappingProxyType({})
@@ -36,8 +39,7 @@ def load_weights(
     """Load weights into a module that was built on the ``meta`` device. Collective.
 
     One rank per host reads each tensor and broadcasts it to the other ranks of the host. If the
-    module is sharded, each rank reads its own rows, and nothing is sent. At most one tensor is held
-    in addition to the module's own.
+    module is sharded, each rank reads its own rows, and nothing is sent. A few threads read.
 
     Args:
         module: A module whose parameters and buffers are all on ``meta``; afterwards they are on
@@ -63,11 +65,14 @@ def load_weights(
     stored = stored_dtypes(module)
     check_tensors(source.tensors, shapes, source.label, encoded=stored)
     _check_buffers(module, buffers)
-    for name in sorted(state.keys() - elsewhere):
-        own_dtype = stored.get(name) or loaded_dtype(name, dtype, float32)
-        loaded = torch.empty_like(state[name], dtype=own_dtype, device=world.device)
-        fill(loaded, name, source, world)
-        state[name] = loaded
+
+    def targets() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in sorted(shapes.keys() - elsewhere):
+            own_dtype = stored.get(name) or loaded_dtype(name, dtype, float32)
+            state[name] = torch.empty_like(state[name], dtype=own_dtype, device=world.device)
+            yield name, state[name]
+
+    fill(targets(), source, world)
     module.load_state_dict(state, assign=True)
     for name, values in buffers.items():
         owner, _, leaf = name.rpartition(".")
@@ -152,31 +157,50 @@ def _check_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> No
             )
 
 
-@torch.no_grad()
-def fill(target: torch.Tensor, name: str, source: TensorSource, world: World) -> None:
-    """Fill a whole tensor, or this rank's rows of a sharded one. Collective, if it is whole.
+def fill(targets: Iterable[tuple[str, torch.Tensor]], source: TensorSource, world: World) -> None:
+    """Fill whole tensors, or this rank's rows of sharded ones. Collective.
 
     Args:
-        target: A tensor of any floating-point dtype, on ``world.device``; or a DTensor.
-        name: A key of ``source.tensors``.
+        targets: Names in the source, those of a layer one after the other; and tensors of any
+            floating-point dtype on ``world.device``, or DTensors. The same on all ranks.
         source: The source. One rank a host reads a whole tensor.
         world: All ranks.
 
     Raises:
-        ModelError: The tensor cannot be read.
+        ModelError: A tensor cannot be read.
     """
-    if isinstance(target, DTensor):
-        rows = target.to_local()
-        if rows.numel() > 0:
-            begin = _rows_per_rank(target) * target.device_mesh.get_local_rank()
-            read_into(rows, source, name, begin)
-        return
+    layers = itertools.groupby(targets, lambda target: target[0].rpartition(".")[0])
+    reads = (partial(_read, list(layer), source, world) for _, layer in layers)
+    for tensors in in_order(reads):
+        for tensor in tensors:
+            _share(tensor, world)
+
+
+@torch.no_grad()
+def _read(
+    layer: Sequence[tuple[str, torch.Tensor]], source: TensorSource, world: World
+) -> list[torch.Tensor]:
+    """Read the tensors of a layer that this rank reads; returns all of them."""
     group = world.host_group
-    if group is None or dist.get_rank(group) == 0:
-        read_into(target, source, name)
-    if group is not None and dist.get_world_size(group) > 1:
-        # Not every backend knows float8: it is sent as bytes.
-        broadcast(target.view(torch.uint8) if target.element_size() == 1 else target, 0, group)
+    for name, target in layer:
+        if isinstance(target, DTensor):
+            rows = target.to_local()
+            if rows.numel() > 0:
+                begin = _rows_per_rank(target) * target.device_mesh.get_local_rank()
+                read_into(rows, source, name, begin)
+        elif group is None or dist.get_rank(group) == 0:
+            read_into(target, source, name)
+    return [target for _, target in layer]
+
+
+@torch.no_grad()
+def _share(tensor: torch.Tensor, world: World) -> None:
+    """Send a whole tensor from the rank that has read it to the others of its host."""
+    group = world.host_group
+    if isinstance(tensor, DTensor) or group is None or dist.get_world_size(group) == 1:
+        return
+    # Not every backend knows float8: it is sent as bytes.
+    broadcast(tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor, 0, group)
 
 
 def _rows_per_rank(parameter: DTensor) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,9 +21,6 @@ from longtake.pipelines.lora.additions import Addition, read_addition
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.match import Deltas
 
-_SPAN_VALUES = 2**20
-"""Values of the base that are read at a time."""
-
 
 class LoraSource:
     """A source with LoRAs added to its tensors, in float32 and before any other conversion.
@@ -33,7 +30,7 @@ class LoraSource:
     as they are, in their own dtype; so are all of them if every scale is 0.
 
     Args:
-        source: The source of the base weights. One thread reads at a time.
+        source: The source of the base weights.
         deltas: What is added, by name of the tensor; see :meth:`apply`.
 
     Attributes:
@@ -69,7 +66,7 @@ class LoraSource:
         files = {each.file.path: each.file for found in added.values() for each in found}
         self._files = {path: _open(file) for path, file in files.items()}
         self._deltas: Deltas = added
-        self._additions: tuple[str, Sequence[Addition]] = ("", ())
+        self._latest = _Latest()
         base = self._source.tensors
         changed = {name: replace(base[name], dtype="F32") for name in self._deltas if name in base}
         self.tensors: Mapping[str, Tensor] = {**base, **changed}
@@ -85,11 +82,10 @@ class LoraSource:
         first = begin - begin % TILE_ROWS
         last = max(first, min(-(-end // TILE_ROWS) * TILE_ROWS, shape[0]))
         values = torch.empty(last - first, columns)
-        for span, base in self._spans(name, range(first, last), columns):
-            values[span.start - first : span.stop - first] = base.reshape(-1, columns)
-            for row in span[::TILE_ROWS]:
-                tile = values[row - first : min(row + TILE_ROWS, span.stop) - first]
-                _add(additions, tile, row)
+        for row in range(first, last, TILE_ROWS):
+            tile = values[row - first :][:TILE_ROWS]
+            base = self._source.read(name, slice(row, row + len(tile)))
+            _add(additions, tile.copy_(base.reshape(-1, columns)), row)
         return values[begin - first : max(begin, end) - first].reshape(-1, *shape[1:])
 
     @property
@@ -103,32 +99,23 @@ class LoraSource:
         assert isinstance(self._source, BlockSource)
         return self._source.read_blocks(name, rows)
 
-    def _spans(self, name: str, rows: range, columns: int) -> Iterator[tuple[range, torch.Tensor]]:
-        """Rows of the base, some tiles at a time; the next ones are read while these are used."""
-        size = TILE_ROWS * max(1, _SPAN_VALUES // (TILE_ROWS * columns))
-        spans = [rows[at : at + size] for at in range(0, len(rows), size)]
-        if len(spans) == 1:  # nothing to read ahead
-            yield spans[0], self._source.read(name, slice(rows.start, rows.stop))
-            return
-        with ThreadPoolExecutor(1) as reader:
-            reads = (
-                (span, reader.submit(self._source.read, name, slice(span.start, span.stop)))
-                for span in spans
-            )
-            ahead = next(reads, None)
-            while ahead is not None:
-                (span, read), ahead = ahead, next(reads, None)
-                yield span, read.result()
-
     def _read_additions(self, name: str, columns: int) -> Sequence[Addition]:
         """What is added to a tensor, which is kept until another one is read."""
-        if name != self._additions[0]:
-            added = [
+        latest = self._latest
+        if name != latest.name:
+            latest.additions = [
                 read_addition(each, self._files[each.file.path], columns)
                 for each in self._deltas[name]
             ]
-            self._additions = name, added
-        return self._additions[1]
+            latest.name = name
+        return latest.additions
+
+
+class _Latest(threading.local):
+    """The tensor that a thread has read last, and what is added to it."""
+
+    name = ""
+    additions: Sequence[Addition] = ()
 
 
 def _add(additions: Sequence[Addition], tile: torch.Tensor, row: int) -> None:

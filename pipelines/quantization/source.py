@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -20,7 +21,7 @@ class EncodingSource:
     nor on the ranges of rows that are read.
 
     Args:
-        source: The source of the weights. One thread reads at a time.
+        source: The source of the weights.
         linears: The layers, by their names in the source.
 
     Raises:
@@ -31,7 +32,7 @@ class EncodingSource:
         self._source, self.label = source, source.label
         self._linears = {f"{name}.{WEIGHT}": each for name, each in linears.items()}
         self._weight_of = {f"{name}.{SCALE}": f"{name}.{WEIGHT}" for name in linears}
-        self._encoded, self._scales = "", torch.empty(0)  # scales not known yet are not a number
+        self._latest = _Latest()
         _check_weights(source, self._linears)
         self.tensors: Mapping[str, Tensor] = {
             **source.tensors,
@@ -45,25 +46,32 @@ class EncodingSource:
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """Read a tensor; see :meth:`TensorSource.read`.
 
-        Scales are not computed again if they are read after the codes of the same rows.
+        Scales are not computed again if a thread reads them after the codes of the same rows.
         """
         if name in self._linears:
             return self._encode(name, rows)
         if name not in self._weight_of:
             return self._source.read(name, rows)
         weight, some = self._weight_of[name], rows or slice(None)
-        if weight != self._encoded or self._scales[some].isnan().any():
+        if weight != self._latest.name or self._latest.scales[some].isnan().any():
             self._encode(weight, rows)
-        return self._scales[some]
+        return self._latest.scales[some]
 
     def _encode(self, name: str, rows: slice | None) -> torch.Tensor:
         """Codes of a weight's rows, whose scales are kept until another weight is encoded."""
-        linear = self._linears[name]
-        if name != self._encoded:
-            self._encoded, self._scales = name, torch.full(linear.weight_scale.shape, torch.nan)
+        linear, latest = self._linears[name], self._latest
+        if name != latest.name:
+            latest.name, latest.scales = name, torch.full(linear.weight_scale.shape, torch.nan)
         codes, scales = encode(self._source.read(name, rows), linear.storage)
-        self._scales[rows or slice(None)] = scales
+        latest.scales[rows or slice(None)] = scales
         return codes
+
+
+class _Latest(threading.local):
+    """The weight that a thread has encoded last, and its scales; those not known are NaN."""
+
+    name = ""
+    scales = torch.empty(0)
 
 
 def _check_weights(source: TensorSource, linears: Mapping[str, StoredLinear]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from longtake.errors import ModelError
 from longtake.parallel import World
 from longtake.pipelines.loading.tensor_source import TensorSource, read_into
+from longtake.pipelines.loading.threads import in_order
 from longtake.pipelines.streaming.layout import BlockLayout
 from longtake.pipelines.streaming.shared_memory import SharedMemory
 
@@ -119,9 +121,11 @@ class HostStore:
     def _read_own_blocks(self, names: Collection[str]) -> str | None:
         """Read tensors of this rank's share of the blocks; returns why one cannot be read."""
         ranks = self._world.host_ranks
+        numbers = range(ranks.index(self._world.rank), len(self.layouts), len(ranks))
+        read = self._files.read_some
         try:
-            for number in range(ranks.index(self._world.rank), len(self.layouts), len(ranks)):
-                self._files.read_some(number, self._bytes(number), names)
+            for _ in in_order(partial(read, each, self._bytes(each), names) for each in numbers):
+                pass
         except ModelError as error:
             return str(error)
         return None
