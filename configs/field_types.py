@@ -44,7 +44,7 @@ FewStepName = Annotated[
     str,
     Field(max_length=64),
     matches(
-        r"[A-Za-z0-9][A-Za-z0-9.-]*", "a name of letters, digits, dots, hyphens and underscores"
+        r"[A-Za-z0-9][A-Za-z0-9._-]*", "a name of letters, digits, dots, hyphens and underscores"
     ),
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

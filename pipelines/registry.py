@@ -130,8 +130,11 @@ def load_codec(checkpoint: Checkpoint, spec: ModelSpec, world: World, plan: Load
 
 
 def _gguf_value_bytes(checkpoint: Checkpoint) -> float:
-    """Mean bytes of a value of the transformers in a checkpoint's GGUF files; 0 without any."""
-    parts = [checkpoint.parts[name].headers for name in EXPERTS if name in checkpoint.parts]
-    stored = [each for part in parts if part.is_gguf for _, each in part.stored.values()]
+    """Mean bytes of a value of the transformers in GGUF files of fewer bits; 0 unless all are."""
+    names = [name for name in EXPERTS if checkpoint.has_component(name)]
+    parts = [checkpoint.parts[name].headers for name in names if name in checkpoint.parts]
+    if len(parts) < len(names) or not all(part.has_blocks for part in parts):
+        return 0.0
+    stored = [each for part in parts for _, each in part.stored.values()]
     num_bytes = sum(each.offsets[1] - each.offsets[0] for each in stored)
     return num_bytes / max(1, sum(math.prod(each.shape) for each in stored))

@@ -91,8 +91,8 @@ class ModelSpec:
         few_step_presets: Settings of released few-step models and LoRAs of this kind, by name.
         dropped_frames: Decoded frames discarded at the start of the video.
         tiles_time: Whether the autoencoder can decode in tiles of time.
-        gguf_value_bytes: Mean bytes of a value of the transformer in GGUF files; 0 if it is in
-            files of another kind.
+        gguf_value_bytes: Mean bytes of a value of the transformers, if all of them are in GGUF
+            files of fewer bits; else 0.
         model: The model as the user named it, for messages.
         family: Name of the family, for messages.
     """

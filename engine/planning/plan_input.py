@@ -192,6 +192,6 @@ def check_storage(storage: WeightStorage | None, spec: ModelSpec) -> None:
     """
     if storage == "gguf" and not spec.gguf_value_bytes:
         raise RequestError(
-            f"storage_dtype=gguf: the transformer of {spec.model} is not in a GGUF file: name one "
-            "as transformer, or use int8, float8 or nf4"
+            f"storage_dtype=gguf: not every transformer of {spec.model} is in a GGUF file of fewer "
+            "bits: name one as transformer, or use int8, float8 or nf4"
         )

@@ -137,9 +137,10 @@ def _unknown(tensors: Mapping[str, Tensor], component: str | None) -> str:
         )
     names = ", ".join(printable(name) for name in sorted(tensors)[:_SHOWN_NAMES]) or "none"
     families = ", ".join(each.label for each in installed_families().values() if each.layouts)
+    hint = "; a LoRA is named with --lora" if any("lora" in name for name in tensors) else ""
     return (
         f"holds tensors of no layout that is known here ({len(tensors)}: {names}): it must be a "
-        f"{component or 'component'} of {families or 'a family with layouts'}"
+        f"{component or 'component'} of {families or 'a family with layouts'}{hint}"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from longtake.configs.weights import WeightPlace
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims
-from tests import checkpoint_files, foreign_hunyuan
+from tests import checkpoint_files, foreign_hunyuan, foreign_wan
 from tests.ranks import RankGroups
 from tests.rendering import (
     denoiser_bytes,
@@ -86,5 +88,24 @@ def test_the_plan_knows_what_the_file_takes(blocks: str, model: str) -> None:
         RequestError, match="lora=a.safetensors:0.5 with storage_dtype=gguf: a weight"
     ):
         outline.resolve(VideoRequest(prompt="a cat", lora=("a.safetensors:0.5",)))
-    with pytest.raises(RequestError, match="storage_dtype=gguf: the transformer of .* is not in a"):
+    with pytest.raises(RequestError, match="storage_dtype=gguf: not every transformer of .*"):
         EngineOutline(config.model_copy(update={"transformer": None}))
+
+
+def test_every_transformer_must_be_in_blocks(wan: Callable[[str], str], tmp_path: Path) -> None:
+    """One expert of two, and values without blocks, are refused before anything is loaded."""
+    model = wan("wan22-t2v")
+    own = foreign_wan.own_transformer(foreign_wan.component(model, "transformer"))
+    high, low, plain = (tmp_path / f"{name}.gguf" for name in ("high", "low", "plain"))
+    saved = {name: (each.numpy(), "F32") for name, each in own.items()}
+    checkpoint_files.save_gguf(plain, saved)
+    for name in (name for name in own if name.endswith("ffn.2.weight")):
+        values = gguf.quantize(saved[name][0], gguf.GGMLQuantizationType.Q8_0)
+        saved[name] = (values, "Q8_0")
+    checkpoint_files.save_gguf(high, saved)
+    checkpoint_files.save_gguf(low, saved)
+    config = EngineConfig(model=model, storage_dtype="gguf", device="cpu")
+    EngineOutline(config.model_copy(update={"transformer": high, "transformer_2": low}))
+    for parts in ({"transformer": high}, {"transformer": plain, "transformer_2": low}):
+        with pytest.raises(RequestError, match="not every transformer of .* is in a GGUF file of"):
+            EngineOutline(config.model_copy(update=parts))

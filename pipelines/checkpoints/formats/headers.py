@@ -67,6 +67,11 @@ class FileTensors:
         """Whether the files are GGUF."""
         return self.files[0].kind == "gguf"
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the files are GGUF, and have weights of fewer bits."""
+        return self.is_gguf and any(each.dtype in BLOCK_TYPES for _, each in self.stored.values())
+
     def samples(self) -> Iterator[bytes]:
         """Yield each file's header, and the first and the last 4 KiB of each of its tensors.
 

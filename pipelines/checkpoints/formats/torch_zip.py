@@ -174,9 +174,11 @@ def _header(path: Path, name: str, value: Any, records: Mapping[int, int]) -> Te
 
     names = {dtype: each for each, dtype in DTYPES.items()}
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        is_tensor = isinstance(value, torch.Tensor)
+        kind = str(value.layout) if is_tensor else type(value).__name__
         raise ModelError(
-            f"{path} holds {printable(name)}, which is no tensor but a {type(value).__name__}: "
-            "save the model's tensors alone"
+            f"{path} holds {printable(name)}, which is no dense tensor ({kind}): save the model's "
+            "tensors alone"
         )
     if value.dtype not in names or not value.is_contiguous():
         how = f"as {value.dtype}" if value.dtype not in names else "transposed"

@@ -196,6 +196,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda t: [t.pop(name) for name in [*t]] and t.update({"weird": torch.zeros(1)}),
         r"holds tensors of no layout that is known here \(1: weird\)",
     ),
+    "a LoRA": (
+        lambda t: [t.pop(name) for name in [*t]] and t.update({"q.lora_A.weight": torch.ones(1)}),
+        r"must be a transformer of .*; a LoRA is named with --lora",
+    ),
     "half a prefix": (
         lambda t: t.update({"module.head.bias": t.pop("head.bias")}),
         "lacks head.bias",

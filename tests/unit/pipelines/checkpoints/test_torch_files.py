@@ -93,7 +93,7 @@ def test_tencents_float8_with_its_map(tmp_path: Path) -> None:
 
 MAPS: dict[str, tuple[Any, str]] = {
     "none": (None, "whose scales are in mp_rank_00_model_states_fp8_map.pt, which is not beside"),
-    "no tensor": ({LAYER: 3.0}, "which is no tensor but a float"),
+    "no tensor": ({LAYER: 3.0}, "which is no dense tensor .float"),
     "of other layers": ({"x": torch.tensor(1.0)}, "x.weight, which is not there, not float8"),
     "empty": ({}, "qkv.weight, which is float8, and has no scale"),
     "not finite": ({LAYER: torch.tensor(torch.inf)}, "a scale that is not finite"),
@@ -146,12 +146,15 @@ def hostile(tmp_path: Path) -> dict[str, tuple[Any, str]]:
         "one unknown dictionary": ({"generator": {"a": tensor}}, "holds generator, of which none"),
         "too deep": ({"ema": {"model": {"module": {"a": tensor}}}}, "no dictionary of tensors"),
         "a tensor beside the model": ({"model": {}, "x": tensor}, "holds x, a .*Tensor, beside"),
-        "a list in it": ({"a": [tensor]}, "holds a, which is no tensor but a list"),
-        "a text in it": ({"a": "x"}, "holds a, which is no tensor but a str"),
+        "a list in it": ({"a": [tensor]}, "holds a, which is no dense tensor .list"),
+        "a text in it": ({"a": "x"}, "holds a, which is no dense tensor .str"),
         "a transposed tensor": ({"a": torch.ones(4, 3).T}, "holds a transposed, which is not read"),
         "an expanded tensor": ({"a": torch.ones(1).expand(9)}, "holds a transposed"),
         "complex numbers": ({"a": tensor.to(torch.complex64)}, "holds a as torch.complex64"),
-        "a sparse tensor": ({"a": tensor.to_sparse()}, "holds a, which is no|is not read"),
+        "a sparse tensor": (
+            {"a": tensor.to_sparse()},
+            "holds a, which is no dense tensor .torch.sparse_coo",
+        ),
         "a long name": ({"n" * 2**20: 3}, "holds 'nnn"),
     }
 
