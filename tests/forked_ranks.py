@@ -34,6 +34,9 @@ PRELOADED = [
 ]
 """Modules that the server imports before the first fork."""
 
+DEAD_DEVICE = "LONGTAKE_TEST_DEAD_DEVICE"
+"""Environment variable with the index of a device whose rank is killed at its start."""
+
 _NAME = "forked rank "
 """Start of a forked rank's name; its environment is not visible from outside."""
 
@@ -126,6 +129,8 @@ def _run(module: str, environment: dict[str, str], stdout: str, stderr: str) -> 
     os.environ.clear()
     os.environ.update(environment)
     Path("/proc/self/comm").write_text(_NAME + environment["RANK"])
+    if environment.get(DEAD_DEVICE) == environment.get("LONGTAKE_DEVICE", ""):
+        os.kill(os.getpid(), signal.SIGKILL)
     os.environ["LONGTAKE_PARENT"] = str(os.getppid())  # the server, not the engine
     server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)  # the server ends with the engine

@@ -132,17 +132,11 @@ class BatchProcess:
     Args:
         arguments: Arguments of the command.
         errors: File that receives stderr.
-        forked: Whether the process is forked rather than a new interpreter.
     """
 
-    def __init__(self, arguments: Sequence[str], errors: TextIO, *, forked: bool = True) -> None:
+    def __init__(self, arguments: Sequence[str], errors: TextIO) -> None:
         words = ["batch", *arguments, "--json"]
-        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors}
-        self.popen: ForkedCommand | subprocess.Popen[str]
-        if forked:
-            self.popen = ForkedCommand(words, **streams)
-        else:
-            self.popen = subprocess.Popen([*LONGTAKE, *words], text=True, **streams)
+        self.popen = ForkedCommand(words, stdout=subprocess.PIPE, stderr=errors)
         self.process = psutil.Process(self.popen.pid)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()

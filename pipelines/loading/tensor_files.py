@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from longtake.errors import one_line
 from longtake.files.reading import open_regular
 
-MAX_HEADER_BYTES = 4 * 2**20
-"""A model of 10,000 tensors has a header of about 1 MB."""
+MAX_HEADER_BYTES = 16 * 2**20
+"""A model of 10,000 tensors has a header of about 1 MB; trainers of LoRAs add what they counted."""
 
 MAX_LATENTS_BYTES = 4 * 2**30
 """Size limit of a latents file. The longest video that can be requested, 16384 frames of 720p in 16

@@ -17,6 +17,7 @@ import pytest
 from longtake import VideoEngine, VideoRequest
 from longtake.cli import main as cli
 from tests import kills
+from tests.forked_ranks import DEAD_DEVICE
 from tests.kills import SMALL_SAMPLE, BatchProcess, batch_arguments, no_shared_memory_left
 from tests.processes import still_running
 
@@ -60,20 +61,12 @@ def test_suspended_rank_is_replaced(model: str, tmp_path: Path, errors: TextIO) 
     assert not still_running(list(ranks.values()), timeout=5)
 
 
-DIES_AT_START = """
-import os
-if os.environ.get("LONGTAKE_DEVICE") == "1":
-    os.kill(os.getpid(), 9)
-"""
-
-
 def test_device_that_fails_at_every_start_is_left_out(
     model: str, tmp_path: Path, errors: TextIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(DIES_AT_START)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(DEAD_DEVICE, "1")
     arguments = batch_arguments(tmp_path, model, 1, devices=4)
-    batch = BatchProcess([*arguments, "--ulysses-degree", "4"], errors, forked=False)
+    batch = BatchProcess([*arguments, "--ulysses-degree", "4"], errors)
     notes = [each["text"] for each in batch.remaining_events() if each["event"] == "note"]
     assert sum("rank 1 was killed by SIGKILL" in note for note in notes) == 2
     assert "device 1 is excluded: it failed repeatedly; 3 are left" in notes

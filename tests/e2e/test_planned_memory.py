@@ -67,7 +67,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save(folder, num_layers=6, num_single_layers=14, **shape)
 
 
-@pytest.mark.parametrize(("weights", "devices"), [("disk", 1), ("disk", 2), ("streamed", 2)])
+@pytest.mark.parametrize(("weights", "devices"), [("disk", 2), ("streamed", 2)])
 def test_peak_memory_with_weights_elsewhere(
     capsys: pytest.CaptureFixture[str], profile: Path, wide: Path, weights: str, devices: int
 ) -> None:

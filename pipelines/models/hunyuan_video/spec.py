@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from longtake.pipelines.text_encoders.configs import (
     LlavaConfig,
 )
 from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, llava_tensors
+
+logger = logging.getLogger(__name__)
 
 IMAGE_TO_VIDEO_CLASS = "HunyuanVideoImageToVideoPipeline"
 CLASSES = {
@@ -83,6 +86,7 @@ class HunyuanVideoSpec(ModelSpec):
     """
 
     defaults: HunyuanVideoDefaults
+    costs: HunyuanVideoCosts
     options: type[TextToVideoOptions] = TextToVideoOptions
     scale_field: str | None = "true_cfg_scale"
     image_tokens: int = 0
@@ -90,6 +94,12 @@ class HunyuanVideoSpec(ModelSpec):
     def resolve_fields(self, request: Rendering) -> dict[str, Any]:
         """As of every model, but for the shift, which depends on ``i2v_mode``."""
         fields = super().resolve_fields(request)
+        if request.guidance_scale is not None and not self.costs.transformer.guidance_embeds:
+            logger.warning(
+                "guidance_scale=%g has no effect: the transformer embeds no guidance; "
+                "true_cfg_scale above 1 guides it",
+                request.guidance_scale,
+            )
         if fields.get("i2v_mode") == "dynamic":
             fields["flow_shift"] = request.flow_shift or self.defaults.dynamic_flow_shift
         return fields

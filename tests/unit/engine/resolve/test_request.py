@@ -176,6 +176,16 @@ def test_a_negative_prompt_without_effect_logs_a_warning(caplog: pytest.LogCaptu
     assert not caplog.text
 
 
+def test_a_guidance_scale_without_effect_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    resolve(VideoRequest(prompt="a", guidance_scale=3), SPEC)
+    assert not caplog.text
+    older = replace(SPEC.costs, transformer=TransformerConfig(guidance_embeds=False))
+    resolve(VideoRequest(prompt="a"), replace(SPEC, costs=older))
+    assert not caplog.text
+    resolve(VideoRequest(prompt="a", guidance_scale=3), replace(SPEC, costs=older))
+    assert "guidance_scale=3 has no effect: the transformer embeds no guidance" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("first", "multiple", "frames", "latent_frames"), [(2, 2, 6, 3), (5, 17, 39, 3), (1, 8, 9, 2)]
 )

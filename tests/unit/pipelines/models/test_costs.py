@@ -327,7 +327,7 @@ def test_activation_bytes_with_exchanges(
     The peak is in the attention of single-stream blocks: the tokens are many times a chunk.
     """
     (grid, text_tokens), channels = PASSES[name], PASSES[name][0].shape[1]
-    grid = replace(grid, shape=(1, channels, 33, 240, 320))
+    grid = replace(grid, shape=(1, channels, 33, 120, 160))
     few = {"num_layers": 0, "num_single_layers": 2, "num_refiner_layers": 0}
     settings = {**architecture(name), **few}
     costs, denoiser = make_costs(settings), make_denoiser(shapes, settings, dtype)

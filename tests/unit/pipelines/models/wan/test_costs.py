@@ -259,7 +259,7 @@ def test_activation_bytes_with_exchanges(
     settings = {**SMALL[name], "ffn_dim": 512}
     costs, denoiser = make_costs(settings, name), make_denoiser(shapes, settings, dtype)
     for dims in LAYOUTS:
-        with one_pass(shapes, denoiser, costs, _grid(costs, 33, 240), dims) as (run, tokens, held):
+        with one_pass(shapes, denoiser, costs, _grid(costs, 33, 120), dims) as (run, tokens, held):
             peak = Counts.of(run).peak_bytes
         predicted = costs.activation_bytes(
             tokens,
