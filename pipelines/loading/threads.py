@@ -18,7 +18,7 @@ ResultT = TypeVar("ResultT")
 def in_order(tasks: Iterable[Callable[[], ResultT]]) -> Iterator[ResultT]:
     """Run tasks in threads of this process, and yield their results in order.
 
-    One thread waits for a disk while another one computes; each computes with torch's own number of
+    One thread waits for a disk while others compute, each with torch's own number of
     threads. A few tasks are taken ahead of the result that is asked for.
 
     Args:
@@ -27,7 +27,8 @@ def in_order(tasks: Iterable[Callable[[], ResultT]]) -> Iterator[ResultT]:
     Raises:
         BaseException: That of the first task that has failed; no other one begins then.
     """
-    num_threads = max(2, min(_MOST_THREADS, _num_cores() // torch.get_num_threads()))
+    computing = max(1, min(_MOST_THREADS, _num_cores() // torch.get_num_threads()))
+    num_threads = computing + 1  # which waits for the disk
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="longtake-load")
     pending: deque[Future[ResultT]] = deque()
     inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
