@@ -244,10 +244,10 @@ def test_a_header_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> N
         path.write_bytes(length.to_bytes(8, "little") + b"{}")
         with pytest.raises(ModelError, match="longer than the file"):
             read_headers(path)
-    os.truncate(path, 5 * 2**20)
+    os.truncate(path, 17 * 2**20)
     with path.open("r+b") as file:
-        file.write((5 * 2**20 - 8).to_bytes(8, "little"))
-    with pytest.raises(ModelError, match="longer than 4 MiB"):
+        file.write((17 * 2**20 - 8).to_bytes(8, "little"))
+    with pytest.raises(ModelError, match="longer than 16 MiB"):
         read_headers(path)
 
 
