@@ -12,7 +12,7 @@ class PublisherFolder:
     """A folder as its publisher arranges a model in it.
 
     Attributes:
-        name: Name of the arrangement in messages, such as "Wan's own".
+        name: Name of the arrangement in messages, such as "the publisher's own".
         files: Patterns of paths of files of weights by component. The files are those that match
             the first pattern that any matches.
         folders: Paths of the folders of components without weights, such as tokenizers.

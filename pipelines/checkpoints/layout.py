@@ -61,6 +61,7 @@ class CheckpointLayout:
         names: Where they are in a file, for the content of a config.json.
         unused: Whether a file may hold a tensor of this name that the module does not have.
         lookalikes: Models whose LoRAs would fit by mistake.
+        lora_prefixes: What its own LoRAs have in front of names with "_" for each ".".
 
     The functions raise :class:`~longtake.errors.ModelError` for tensors or values that are no such
     module's.
@@ -75,3 +76,4 @@ class CheckpointLayout:
     names: Callable[[Mapping[str, Any]], TensorNames]
     unused: Callable[[str], bool] = lambda name: False
     lookalikes: tuple[Lookalike, ...] = ()
+    lora_prefixes: tuple[str, ...] = ()

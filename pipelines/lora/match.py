@@ -16,8 +16,11 @@ from longtake.pipelines.lora.targets import Home, LoraTargets
 
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "pipe.dit.")
 _FLAT_PREFIXES = (
-    *("lora_unet_", "lora_unet__", "lora_transformer_", "lora_transformer__", "lycoris_"),
-    "Hunyuan_video_I2V_lora_",
+    "lora_unet_",
+    "lora_unet__",
+    "lora_transformer_",
+    "lora_transformer__",
+    "lycoris_",
 )
 _LEAVES = {"weight": (".weight", ""), "bias": (".bias",), "modulation": (".modulation",)}
 """What follows a module's name in that of a tensor."""
@@ -178,21 +181,22 @@ def _check_once(
 
 def _homes(adapter: Adapter, component: str, targets: LoraTargets, layout: str) -> tuple[Home, ...]:
     """Where an adapter belongs in a layout; empty if nowhere."""
-    homes, flat = targets.homes[layout], targets.flat_names[layout]
-    for module in _spellings(adapter.module.removeprefix(f"{component}."), flat):
+    homes = targets.homes[layout]
+    for module in _spellings(adapter.module.removeprefix(f"{component}."), targets, layout):
         for ending in _LEAVES[adapter.leaf]:
             if found := homes.get(module + ending):
                 return found
     return ()
 
 
-def _spellings(module: str, flat: Mapping[str, str]) -> Iterator[str]:
+def _spellings(module: str, targets: LoraTargets, layout: str) -> Iterator[str]:
     """What a module in a file may be called in a layout: without prefixes, and with its dots."""
     yield module
     while prefix := next(filter(module.startswith, _PREFIXES), ""):
         module = module.removeprefix(prefix)
         yield module
-    for prefix in _FLAT_PREFIXES:
+    flat = targets.flat_names[layout]
+    for prefix in (*_FLAT_PREFIXES, *targets.lora_prefixes):
         if module.startswith(prefix) and module.removeprefix(prefix) in flat:
             yield flat[module.removeprefix(prefix)]
 

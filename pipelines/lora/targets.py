@@ -43,11 +43,13 @@ class LoraTargets:
         shapes: Shapes of the module's tensors, by name.
         layouts: Where they are in the files of each layout, by the layout's name.
         lookalikes: Models whose LoRAs would fit by mistake.
+        lora_prefixes: The family's own prefixes of names with "_" for each ".".
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     layouts: Mapping[str, TensorNames]
     lookalikes: tuple[Lookalike, ...] = ()
+    lora_prefixes: tuple[str, ...] = ()
 
     @cached_property
     def homes(self) -> Mapping[str, Mapping[str, tuple[Home, ...]]]:
@@ -80,7 +82,8 @@ def lora_targets(checkpoint: Checkpoint, family: ModelFamily) -> dict[str, LoraT
             config = checkpoint.config(component)
             names = {each.name: each.names(config) for each in own}
             shapes = dict(own[0].shapes(config))
-            targets[component] = LoraTargets(shapes, names, own[0].lookalikes)
+            first = own[0]
+            targets[component] = LoraTargets(shapes, names, first.lookalikes, first.lora_prefixes)
         else:
             shapes = {name: each.shape for name, each in checkpoint.tensors(component).items()}
             only = {_OWN_NAMES: {name: (Piece(name),) for name in shapes}}

@@ -215,6 +215,7 @@ def _layout(name: str, names: _Names) -> CheckpointLayout:
         shapes=_shapes,
         names=names.of,
         lookalikes=(_FLUX,),
+        lora_prefixes=("Hunyuan_video_I2V_lora_",),
     )
 
 
