@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from longtake.errors import RequestError
 from tests import lora_files
 from tests.lora_files import COMFYUI, TENCENT, WAN, WAN_PICTURES, Formula, Written, write
 from tests.lora_targets import Transformer
@@ -51,8 +52,9 @@ SPELLINGS: dict[str, tuple[Callable[[str], str], Formula]] = {
     "OneTrainer": (dotless("lora_transformer_"), ALPHA),
     "VideoX-Fun": (dotless("lora_unet__"), ALPHA),
     "DiffSynth-Studio": (prefixed("pipe.dit."), PEFT),
-    "tencent's of pictures": (dotless("Hunyuan_video_I2V_lora_"), ALPHA),
 }
+OWN_SPELLING = dotless("Hunyuan_video_I2V_lora_")
+"""Of tencent's LoRAs, which no other family reads."""
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -64,6 +66,12 @@ def test_every_spelling_of_every_table(
     for number, (spell, formula) in enumerate(SPELLINGS.values()):
         written = write(transformer.base, modules, formula, spell)
         transformer.check(written, tmp_path / f"{number}.safetensors")
+    written, path = write(transformer.base, modules, ALPHA, OWN_SPELLING), tmp_path / "own"
+    if kind == "hunyuan":
+        transformer.check(written, path)
+    else:
+        with pytest.raises(RequestError, match="holds Hunyuan_video_I2V_lora_"):
+            transformer.check(written, path)
 
 
 KINDS: dict[str, Formula] = {
