@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.report import Report, benchmark_parser
 from longtake import VideoEngine, VideoRequest
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.engine.media.arrays import Array
 from longtake.engine.tools.bench.markdown import markdown_table
 from longtake.engine.tools.differences import max_error, psnr_db

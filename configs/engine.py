@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from longtake.configs.base import Dtype, NamedPath, Seconds, StrictModel
-from longtake.configs.parallel import ParallelConfig
-from longtake.configs.weights import (
+from longtake.configs.fields.weights import (
     TextPlace,
     WeightPlace,
     WeightStorage,
     place_of_shard_weights,
 )
+from longtake.configs.parallel import ParallelConfig
 
 DeviceId = Annotated[int, Field(ge=0, le=65535)]
 

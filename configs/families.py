@@ -66,8 +66,8 @@ class ModelFamily:
         name: Name of the family in lower case; that of its folder, if it is longtake's.
         pipeline_classes: Classes in ``model_index.json`` that it renders.
         options: Reference to the FamilyOptions of all its models. Requests are made of it, so its
-            module imports nothing of longtake but what declares options: this one,
-            ``configs.family_options`` and ``configs.field_types``.
+            module imports nothing of longtake but what declares options: this one and
+            ``configs.field_types``.
         inspect: Reference to the function ``(checkpoint, *, weights, autoencoder_only)`` that
             checks a checkpoint and returns its ModelSpec, in a module without torch.
         pipeline: Reference to the function ``(checkpoint, spec, codec, world, plan,

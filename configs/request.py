@@ -35,8 +35,8 @@ from longtake.configs.field_types import (
     TileSize,
     Videos,
 )
-from longtake.configs.lora import LoraText, parse_lora
-from longtake.configs.sizes import SHORTHANDS, AspectRatio, Length, Resolution, Size
+from longtake.configs.fields.lora import LoraText, parse_lora
+from longtake.configs.fields.sizes import SHORTHANDS, AspectRatio, Length, Resolution, Size
 
 Loras = Annotated[tuple[LoraText, ...], Field(min_length=1, max_length=16)]
 

@@ -11,7 +11,7 @@ from longtake.configs.request import ResolvedDecode
 from longtake.engine.media.latents import Origin
 from longtake.engine.rank_report import RankReport
 from longtake.parallel import ParallelDims
-from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.files.model_files import printable
 from longtake.version import library_versions
 
 _SWAPPED_BYTES = 2**29

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.fields.weights import TextPlace, WeightPlace
 from longtake.configs.request import ResolvedRequest
-from longtake.configs.weights import TextPlace, WeightPlace
 from longtake.engine.job import LATENTS, Job, JobInputs, JobRun
 from longtake.engine.loras.choice import LORAS_STAGE, NO_LORAS, LoraChoice
 from longtake.engine.loras.matching import LoraMatcher

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from longtake.configs.families import FamilyOptions
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 from longtake.configs.models import ModelDefaults
 from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.parallel import ParallelDims, TokenShards

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.supervisor import Supervisor
 from longtake.errors import RequestError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from longtake.configs.lora import parse_lora
+from longtake.configs.fields.lora import parse_lora
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.match import Deltas, LoraMatch, combine, match

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from benchmarks.traffic import TrafficMeter
+from longtake.configs.fields.weights import WeightPlace, WeightStorage
 from longtake.configs.request import ResolvedDecode, ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.configs.weights import WeightPlace, WeightStorage
 from longtake.engine.media.pictures.picture import noise_pictures
 from longtake.parallel import ParallelDims, World
 from longtake.pipelines import registry

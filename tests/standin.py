@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.engine import VideoEngine
 from longtake.engine.metadata import Metadata

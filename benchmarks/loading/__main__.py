@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.loading.case import Case, Measured, measure_apart
 from benchmarks.loading.model import MadeUpModel
 from benchmarks.report import Report, benchmark_parser
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.weights import WeightPlace
 from longtake.engine.tools.bench.markdown import markdown_table
 
 Measurements = dict[str, list[Measured]]

@@ -19,8 +19,8 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from benchmarks.memory import peak_memory
-from longtake.configs.lora import LoraUse
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.lora import LoraUse
+from longtake.configs.fields.weights import WeightPlace
 from longtake.parallel import World
 from longtake.pipelines.checkpoints.formats.source import open_source
 from longtake.pipelines.checkpoints.layout import Piece

@@ -31,7 +31,7 @@ from benchmarks.memory import peak_memory
 from benchmarks.on_gpu.plan_input import REAL_TEXT, Size, parse_size, plan_input
 from benchmarks.plan_input import MODEL
 from benchmarks.report import Report, benchmark_parser
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.weights import WeightPlace
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import predict
@@ -41,8 +41,8 @@ from longtake.parallel import ParallelDims, World
 from longtake.pipelines.layout import VideoLayout
 from longtake.pipelines.loading.build import build_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.plan import ComponentPlan
-from longtake.pipelines.loading.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import SafetensorsSource, TensorSource
 from longtake.pipelines.loading.transformer import Weights, load_transformer
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.lora import LoraUse
 from longtake.engine.loras.matching import SUFFIX, LoraMatcher, is_name
 from longtake.errors import RefusedInputError
 

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.few_step import FewStep
-from longtake.configs.lora import LoraUse, parse_lora
+from longtake.configs.fields.few_step import FewStep
+from longtake.configs.fields.lora import LoraUse, parse_lora
 from longtake.configs.loras import bundled_loras
 from longtake.configs.request import Rendering
 from longtake.engine.loras.choice import LoraChoice

@@ -24,7 +24,7 @@ from longtake.engine.media.paths import kept_latents_path
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError, one_line
 from longtake.files.atomic import cause, partial_path, rename_to_unused
-from longtake.pipelines.loading.tensor_files import (
+from longtake.pipelines.loading.files.tensor_files import (
     FLOAT_DTYPES,
     MAX_LATENTS_BYTES,
     TensorFileError,

@@ -21,7 +21,11 @@ from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.identity import Identity
 from longtake.errors import EngineError, LongtakeError, one_line
 from longtake.files.atomic import cause, partial_path, write_atomically
-from longtake.pipelines.loading.tensor_files import MAX_LATENTS_BYTES, TensorFileError, open_tensors
+from longtake.pipelines.loading.files.tensor_files import (
+    MAX_LATENTS_BYTES,
+    TensorFileError,
+    open_tensors,
+)
 from longtake.pipelines.runtime.snapshots import LoopState, Snapshots
 from longtake.pipelines.spec import LatentGrid
 

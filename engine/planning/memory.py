@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from longtake.configs.base import ELEMENT_BYTES
-from longtake.configs.weights import TextPlace, WeightPlace
+from longtake.configs.fields.weights import TextPlace, WeightPlace
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.host_memory import HostMemory, plan_host_memory
 from longtake.engine.planning.weights.places import Placement, fastest_text_first

@@ -7,10 +7,10 @@ from functools import cached_property
 
 from longtake.configs.base import ELEMENT_BYTES, Dtype
 from longtake.configs.engine import EngineConfig
+from longtake.configs.fields.weights import WeightStorage
 from longtake.configs.hardware import Hardware
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import ResolvedRequest
-from longtake.configs.weights import WeightStorage
 from longtake.engine.planning.layouts import candidate_layouts
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims, TokenShards

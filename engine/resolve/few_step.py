@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longtake.configs.few_step import FILE, NONE, FewStep, common_settings
+from longtake.configs.fields.few_step import FILE, NONE, FewStep, common_settings
 from longtake.configs.request import MergedOptions, Rendering, ResolvedRequest
 from longtake.engine.loras.matching import LoraMatcher
 from longtake.errors import RequestError

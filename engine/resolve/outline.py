@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import (
     DecodeRequest,

@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from longtake.configs.few_step import FewStep
 from longtake.configs.field_types import Sigmas, TileSize
+from longtake.configs.fields.few_step import FewStep
+from longtake.configs.fields.sizes import SHORTHANDS
 from longtake.configs.request import (
     PICTURES,
     DecodeRequest,
@@ -18,7 +19,6 @@ from longtake.configs.request import (
     ResolvedRequest,
     VideoRequest,
 )
-from longtake.configs.sizes import SHORTHANDS
 from longtake.engine.resolve.few_step import with_few_step
 from longtake.engine.resolve.size import resolve_num_frames, resolve_size
 from longtake.errors import RequestError

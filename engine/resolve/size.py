@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longtake.configs.field_types import MAX_FRAMES, MAX_PIXELS
+from longtake.configs.fields.sizes import ratio_of, sides_of
 from longtake.configs.request import Rendering, VideoRequest
-from longtake.configs.sizes import ratio_of, sides_of
 from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec
 

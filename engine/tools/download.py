@@ -14,9 +14,9 @@ from longtake.configs.engine import EngineConfig
 from longtake.errors import ModelError
 from longtake.files.sizes import format_bytes
 from longtake.pipelines import registry
-from longtake.pipelines.loading import hub
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.hub import HubFile
+from longtake.pipelines.loading.files import hub
+from longtake.pipelines.loading.files.hub import HubFile
 from longtake.pipelines.runtime.progress import OnProgress, Progress
 
 _INDEX = "model_index.json"

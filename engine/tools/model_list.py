@@ -20,8 +20,8 @@ from longtake.engine.planning.weights.places import Places
 from longtake.engine.resolve.request import resolve_sizes
 from longtake.errors import ModelError
 from longtake.pipelines import registry
-from longtake.pipelines.loading import hub
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.files import hub
 from longtake.pipelines.spec import ModelSpec
 
 State = Literal["bundled", "downloaded", "in part", "no"]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from longtake.cli.options import COMMANDS, FILE_ONLY
-from longtake.configs import sizes, yaml_reader
+from longtake.configs import yaml_reader
 from longtake.configs.engine import PARTS
+from longtake.configs.fields import sizes
+from longtake.configs.fields.weights import place_of_shard_weights
 from longtake.configs.request import PICTURES, MergedOptions
-from longtake.configs.weights import place_of_shard_weights
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.files.reading import read_regular
 

@@ -8,7 +8,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
+from longtake.configs.commands.serve import ServeConfig
+from longtake.configs.commands.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
+from longtake.configs.commands.training import TrainingConfig
 from longtake.configs.engine import PARTS, EngineConfig
 from longtake.configs.families import (
     check_untaken,
@@ -18,10 +21,7 @@ from longtake.configs.families import (
 )
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import PICTURES, DecodeRequest, MergedOptions, VideoRequest
-from longtake.configs.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
-from longtake.configs.training import TrainingConfig
 
 _FAMILY_OPTIONS = MergedOptions.model_fields
 FILE_ONLY = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 
 

@@ -18,9 +18,9 @@ from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.checkpoints.part_files import SeveralFilesError, files_of, shown
 from longtake.pipelines.checkpoints.pieces import assemble
 from longtake.pipelines.checkpoints.recognition import EXPERTS, Recognized, candidates, recognize
-from longtake.pipelines.loading import model_files
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files import model_files
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 if TYPE_CHECKING:
     from longtake.pipelines.loading.tensor_source import TensorSource

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading import model_files
+from longtake.pipelines.loading.files import model_files
 
 SUFFIXES = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt")
 """Endings of files of weights."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.layout import Piece, TensorNames
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 Rows = tuple[int, int]
 

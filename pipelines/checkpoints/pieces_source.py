@@ -10,7 +10,7 @@ import torch
 
 from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.checkpoints.pieces import Span, span_of
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import BlockSource, TensorSource, block_types
 
 

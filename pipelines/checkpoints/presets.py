@@ -20,8 +20,8 @@ from longtake.pipelines.checkpoints.folders import PublisherFolder
 from longtake.pipelines.checkpoints.formats.headers import read_headers
 from longtake.pipelines.checkpoints.part_files import files_of, holds_weights, shown
 from longtake.pipelines.checkpoints.recognition import EXPERTS, Recognized, candidates, recognize
-from longtake.pipelines.loading import model_files
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files import model_files
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 Tensors = Mapping[str, Tensor]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from longtake.configs.families import ModelFamily, installed_families, load_reference
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.layout import CheckpointLayout
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 _WRAPPERS = (
     *("", "model.diffusion_model.", "diffusion_model.", "model.model.", "model."),

@@ -15,9 +15,9 @@ from longtake.errors import EngineError, one_line
 from longtake.files.atomic import write_atomically
 from longtake.files.reading import MAX_JSON_BYTES, read_regular
 from longtake.pipelines.counting.counts import Counts
-from longtake.pipelines.loading import hub
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.model_files import CONFIGS
+from longtake.pipelines.loading.files import hub
+from longtake.pipelines.loading.files.model_files import CONFIGS
 from longtake.version import __version__
 
 logger = logging.getLogger(__name__)

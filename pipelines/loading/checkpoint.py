@@ -20,8 +20,8 @@ from longtake.configs.models import DEFAULTS_FILE, bundled, preset_of
 from longtake.errors import ModelError, one_line
 from longtake.pipelines.checkpoints.part import Part, Slot, check_experts
 from longtake.pipelines.checkpoints.presets import find_model
-from longtake.pipelines.loading import hub, model_files
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files import hub, model_files
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 if TYPE_CHECKING:
     from longtake.pipelines.loading.tensor_source import TensorSource

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from longtake.configs.weights import TextPlace, WeightPlace, WeightStorage
+from longtake.configs.fields.weights import TextPlace, WeightPlace, WeightStorage
 from longtake.pipelines.lora.match import Deltas
 
 

@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from longtake.errors import ModelError, one_line
-from longtake.pipelines.loading.model_files import merge_tensors, read_header
-from longtake.pipelines.loading.open_file import OpenFile
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import merge_tensors, read_header
+from longtake.pipelines.loading.files.open_file import OpenFile
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 DTYPES = {
     "F64": torch.float64,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longtake.configs.weights import WeightStorage
+from longtake.configs.fields.weights import WeightStorage
 from longtake.parallel import World
 from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.loaded_weights import LoadedWeights

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from longtake.errors import ModelError
 from longtake.parallel import World
 from longtake.parallel.exchange import broadcast
-from longtake.pipelines.loading.model_files import check_tensors
+from longtake.pipelines.loading.files.model_files import check_tensors
 from longtake.pipelines.loading.tensor_source import TensorSource, read_into
 from longtake.pipelines.loading.threads import in_order
 from longtake.pipelines.quantization.linear import stored_dtypes

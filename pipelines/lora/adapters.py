@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import FLOAT_DTYPES, Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import FLOAT_DTYPES, Tensor
 from longtake.pipelines.lora.change_shapes import shape_of_change
 from longtake.pipelines.lora.part_names import ChangeParts, Kind, Leaf
 

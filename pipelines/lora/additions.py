@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.files.model_files import printable
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.lora.adapters import Adapter
 from longtake.pipelines.lora.match import Delta

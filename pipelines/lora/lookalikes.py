@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from longtake.errors import RequestError
 from longtake.pipelines.checkpoints.layout import Lookalike
-from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.files.model_files import printable
 from longtake.pipelines.lora.lora_file import LoraFile
 
 _ARCHITECTURES = ("modelspec.architecture", "ss_base_model_version")

@@ -16,8 +16,8 @@ import numpy as np
 
 from longtake.errors import ModelError
 from longtake.files.reading import open_regular
-from longtake.pipelines.loading.model_files import printable, read_header
-from longtake.pipelines.loading.tensor_files import Tensor, TensorFile
+from longtake.pipelines.loading.files.model_files import printable, read_header
+from longtake.pipelines.loading.files.tensor_files import Tensor, TensorFile
 from longtake.pipelines.lora.adapters import Adapter, build_adapters
 from longtake.pipelines.lora.part_names import group_parts
 from longtake.pipelines.lora.peft_metadata import PeftScales

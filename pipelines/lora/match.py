@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.lora import LoraUse
 from longtake.errors import RequestError
-from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.files.model_files import printable
 from longtake.pipelines.lora.adapters import Adapter
 from longtake.pipelines.lora.lookalikes import check_layers, check_metadata
 from longtake.pipelines.lora.lora_file import LoraFile

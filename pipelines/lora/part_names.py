@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.files.model_files import printable
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 """How a change is computed from its parts: up @ down (lora), the product of two such, value by

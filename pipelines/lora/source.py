@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import (
     TILE_ROWS,
     BlockSource,

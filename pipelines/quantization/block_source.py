@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import BlockSource, TensorSource
 from longtake.pipelines.quantization.block_linear import BlockLinear
 from longtake.pipelines.quantization.codes import CODE_DTYPE

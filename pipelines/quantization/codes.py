@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.pipelines.quantization.sizes import NF4_GROUP
 
 CODE_DTYPE = torch.float8_e4m3fn

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.pipelines.quantization.block_linear import block_linears
 from longtake.pipelines.quantization.codes import CODE_DTYPE, decode
 from longtake.pipelines.quantization.sizes import code_bytes, num_scales

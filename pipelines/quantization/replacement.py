@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from longtake.configs.weights import StorageDtype, WeightStorage
+from longtake.configs.fields.weights import StorageDtype, WeightStorage
 from longtake.errors import ModelError
 from longtake.pipelines.family import Denoiser
 from longtake.pipelines.loading.tensor_source import TensorSource, block_types

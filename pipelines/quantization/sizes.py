@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 
 Storage = StorageDtype | float
 """How weights are stored in fewer bits: the type that they are encoded in, or the mean bytes of a

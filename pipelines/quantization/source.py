@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from longtake.pipelines.loading.model_files import check_tensors
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import check_tensors
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import TensorSource
 from longtake.pipelines.quantization.codes import encode
 from longtake.pipelines.quantization.linear import SCALE, WEIGHT, StoredLinear

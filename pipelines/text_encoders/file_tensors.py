@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import FLOAT_DTYPES
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import FLOAT_DTYPES
 from longtake.pipelines.loading.tensor_source import TensorSource
 
 _UNCHANGED = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.weights import WeightPlace
 from longtake.parallel import World
 from longtake.pipelines.loading.tensor_source import TensorSource, read_into
 from longtake.pipelines.streaming.layout import BlockLayout

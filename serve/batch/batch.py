@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.request import ResolvedRequest
 from longtake.configs.snapshot import SnapshotConfig

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from longtake.configs.lora import parse_lora
+from longtake.configs.fields.lora import parse_lora
+from longtake.configs.fields.sizes import merge_fields
 from longtake.configs.request import PICTURES, ResolvedRequest, VideoRequest
-from longtake.configs.sizes import merge_fields
 from longtake.engine.media.output_files import output_type
 from longtake.engine.media.output_names import (
     check_index,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.sizes import SHORTHANDS_OF, merge_fields
+from longtake.configs.fields.sizes import SHORTHANDS_OF, merge_fields
 from longtake.configs.yaml_reader import (
     InvalidValue,
     Mapping,

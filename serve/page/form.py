@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from longtake.configs.families import holds_mapping
-from longtake.configs.few_step import FILE, NONE
-from longtake.configs.lora import LoraUse, parse_lora
+from longtake.configs.fields.few_step import FILE, NONE
+from longtake.configs.fields.lora import LoraUse, parse_lora
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.pipelines.spec import ModelSpec
 

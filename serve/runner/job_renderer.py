@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.paths import OutputTarget, output_paths
 from longtake.engine.media.snapshot import SnapshotPlan, plan_snapshots

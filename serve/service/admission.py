@@ -13,10 +13,10 @@ from typing import Protocol
 
 from pydantic_core import to_json
 
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.configs.serve import ServeConfig
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError
 from longtake.pipelines.spec import ModelSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.errors import RefusedInputError, Stopped
 from longtake.serve.runner.job_renderer import ReplicaSettings

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.serve import ServeConfig
 from longtake.engine.loras.folder import LoraFolder
 from longtake.engine.media.paths import output_paths
 from longtake.engine.metadata import Metadata

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from longtake.configs.weights import StorageDtype, WeightPlace
+from longtake.configs.fields.weights import StorageDtype, WeightPlace
 from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.engine.loras.matching import LoraMatcher
 from longtake.engine.loras.rank_loras import RankLoras

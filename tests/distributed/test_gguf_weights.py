@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.fields.weights import WeightPlace
 from longtake.configs.request import VideoRequest
-from longtake.configs.weights import WeightPlace
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.errors import RequestError
 from longtake.parallel import ParallelDims

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from longtake.configs.fields.weights import StorageDtype, WeightPlace
 from longtake.configs.request import ResolvedRequest
-from longtake.configs.weights import StorageDtype, WeightPlace
 from longtake.parallel import ParallelDims
 from longtake.pipelines import registry
 from longtake.pipelines.family import VideoPipeline

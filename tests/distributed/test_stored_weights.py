@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from longtake.configs.weights import StorageDtype, WeightPlace
+from longtake.configs.fields.weights import StorageDtype, WeightPlace
 from longtake.parallel import ParallelDims
 from tests.ranks import RankGroups
 from tests.rendering import (

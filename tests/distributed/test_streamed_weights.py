@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from longtake.configs.fields.weights import WeightPlace
 from longtake.configs.request import ResolvedRequest
-from longtake.configs.weights import WeightPlace
 from longtake.parallel import ParallelDims
 from tests.layouts import layout_name
 from tests.ranks import RankGroups

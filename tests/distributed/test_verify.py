@@ -15,7 +15,7 @@ from longtake.cli.command_line import parse
 from longtake.cli.commands import verify as command
 from longtake.cli.terminal import make_view
 from longtake.configs.engine import EngineConfig
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.weights import WeightPlace
 from longtake.engine.job import Job, JobRun
 from longtake.engine.launch import local_processes
 from longtake.engine.launch.in_process import InProcess

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from longtake import VideoEngine, VideoRequest
 from longtake.cli.main import main
-from longtake.configs.few_step import METADATA_KEY
+from longtake.configs.fields.few_step import METADATA_KEY
 from longtake.configs.loras import bundled_loras
 from tests.quality.few_step import LORA, REQUIRED, STEPS, judged, mean_psnr_db, render
 

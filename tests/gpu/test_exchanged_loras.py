@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.weights import WeightPlace
 from longtake.engine.loras.choice import NO_LORAS, LoraChoice
 from longtake.parallel import World
 from tests import tiny

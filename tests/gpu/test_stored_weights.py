@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from longtake.configs.weights import StorageDtype, WeightPlace
+from longtake.configs.fields.weights import StorageDtype, WeightPlace
 from longtake.parallel import World
 from longtake.pipelines.quantization.codes import decode, encode
 from longtake.pipelines.quantization.sizes import stored_bytes

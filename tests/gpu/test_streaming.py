@@ -12,7 +12,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import nn
 
 from benchmarks.on_gpu.places import RandomSource
-from longtake.configs.weights import WeightPlace
+from longtake.configs.fields.weights import WeightPlace
 from longtake.errors import ModelError
 from longtake.parallel import World
 from longtake.pipelines.loading.build import build_module

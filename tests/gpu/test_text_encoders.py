@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaModel, UMT5EncoderModel
 
-from longtake.configs.weights import TextPlace
+from longtake.configs.fields.weights import TextPlace
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan
 from longtake.pipelines.text_encoders import tensor_names

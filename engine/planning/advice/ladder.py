@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from longtake.configs.fields.weights import StorageDtype, WeightStorage
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.weights import StorageDtype, WeightStorage
 from longtake.engine.planning.memory import place_text
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.prediction import Prediction, best_first, predict

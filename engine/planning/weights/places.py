@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.weights import TextPlace, WeightPlace
+from longtake.configs.fields.weights import TextPlace, WeightPlace
 
 WEIGHT_PLACES: tuple[WeightPlace, ...] = ("resident", "streamed", "split", "disk")
 """Places of a transformer in the order in which ties are broken."""

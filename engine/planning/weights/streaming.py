@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longtake.configs.weights import StorageDtype, TextPlace
+from longtake.configs.fields.weights import StorageDtype, TextPlace
 from longtake.engine.planning.plan_input import PlanInput
 from longtake.engine.planning.weights.host_memory import HostMemory
 from longtake.engine.planning.weights.places import Placement

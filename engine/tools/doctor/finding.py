@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from longtake.configs.commands.tools import DoctorConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.tools import DoctorConfig
 
 Status = Literal["ok", "warning", "failure"]
 

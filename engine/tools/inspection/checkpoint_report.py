@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 from longtake.engine.tools.inspection.models import known_models
 from longtake.errors import ModelError
 from longtake.pipelines import registry
@@ -19,7 +19,7 @@ from longtake.pipelines.checkpoints.part import Part
 from longtake.pipelines.checkpoints.part_files import shown
 from longtake.pipelines.checkpoints.recognition import Recognized, candidates, recognize
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from longtake.configs.few_step import FewStep
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.few_step import FewStep
+from longtake.configs.fields.lora import LoraUse
 from longtake.engine.tools.inspection.models import known_models
 from longtake.errors import RequestError
 from longtake.pipelines import registry

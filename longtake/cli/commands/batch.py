@@ -10,7 +10,7 @@ from longtake.cli.commands.batch_view import make_batch_view
 from longtake.cli.commands.dry_run import plan_shots, show
 from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.request import VideoRequest
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.resolve.outline import EngineOutline

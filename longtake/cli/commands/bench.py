@@ -14,8 +14,8 @@ import yaml
 
 from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.terminal import View, print_line
+from longtake.configs.commands.tools import BenchConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.tools import BenchConfig
 from longtake.engine.planning.hardware import hardware_here
 from longtake.engine.resolve.outline import device_type_of
 from longtake.engine.tools.bench.calibrate import calibrate

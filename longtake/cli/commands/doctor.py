@@ -14,7 +14,7 @@ from rich.text import Text
 
 from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View, print_line
-from longtake.configs.tools import DoctorConfig
+from longtake.configs.commands.tools import DoctorConfig
 from longtake.engine.tools.doctor import CheckContext, Finding, Status, examine, worst
 from longtake.engine.torchrun import TorchrunEnvironment
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from longtake.cli.settings import given_values
 from longtake.cli.terminal import View, print_line
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 from longtake.engine.tools.inspection import (
     CheckpointReport,
     FolderReport,
@@ -22,7 +22,7 @@ from longtake.engine.tools.inspection import (
 from longtake.engine.tools.inspection.checkpoint_report import ComponentReport
 from longtake.engine.tools.inspection.lora_report import LoraFit, patterns
 from longtake.files.sizes import format_bytes
-from longtake.pipelines.loading.model_files import printable
+from longtake.pipelines.loading.files.model_files import printable
 
 _EXIT_WHOLE, _EXIT_NOT_WHOLE = 0, 1
 _MAX_LINES = 40

@@ -9,8 +9,8 @@ from typing import Any
 from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.table import Table
 from longtake.cli.terminal import View, format_duration, print_line
+from longtake.configs.commands.tools import PlanConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.tools import PlanConfig
 from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.tools.model_list import ListedModel, list_models
 from longtake.files.sizes import format_bytes

@@ -16,11 +16,11 @@ from rich.table import Table
 from longtake.cli.commands import plan_training, plan_what_fits
 from longtake.cli.settings import given_values, pop_fields
 from longtake.cli.terminal import View, print_line, print_refusable
+from longtake.configs.commands.tools import PlanConfig
+from longtake.configs.commands.training import TrainingConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import VideoRequest
-from longtake.configs.tools import PlanConfig
-from longtake.configs.training import TrainingConfig
 from longtake.engine.loras.matching import LoraMatcher
 from longtake.engine.planning.advice.ladder import Rung
 from longtake.engine.planning.hardware import find_hardware

@@ -11,11 +11,11 @@ from typing import Any
 from longtake.cli.settings import pop_fields
 from longtake.cli.table import Table
 from longtake.cli.terminal import print_line, print_refusable
+from longtake.configs.commands.tools import PlanConfig
+from longtake.configs.commands.training import TrainingConfig
 from longtake.configs.decoders import decoders, load_decoder
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.tools import PlanConfig
-from longtake.configs.training import TrainingConfig
 from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.planning.training.layouts import AXES, Axis, TrainingLayout
 from longtake.engine.planning.training.planner import (

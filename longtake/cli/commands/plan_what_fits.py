@@ -11,11 +11,11 @@ from typing import Any
 from longtake.cli.settings import pop_fields
 from longtake.cli.table import Table
 from longtake.cli.terminal import format_duration, print_line
+from longtake.configs.commands.tools import PlanConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.hardware import Hardware
 from longtake.configs.models import presets
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.tools import PlanConfig
 from longtake.engine.planning.advice.what_fits import RESOLUTIONS, Fit, what_fits
 from longtake.engine.planning.hardware import find_hardware
 from longtake.engine.planning.plan_input import PlanInput

@@ -9,7 +9,7 @@ from typing import Any
 
 from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.terminal import View, print_line
-from longtake.configs.serve import ServeConfig
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.torchrun import TorchrunEnvironment
 from longtake.errors import RequestError

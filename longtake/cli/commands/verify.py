@@ -10,10 +10,10 @@ from typing import Any
 from longtake.cli.settings import engine_config, given_values, pop_fields
 from longtake.cli.table import Table
 from longtake.cli.terminal import View, print_line
+from longtake.configs.commands.tools import VerifyConfig
 from longtake.configs.engine import EngineConfig
+from longtake.configs.fields.sizes import merge_fields
 from longtake.configs.request import ResolvedRequest, VideoRequest
-from longtake.configs.sizes import merge_fields
-from longtake.configs.tools import VerifyConfig
 from longtake.engine.resolve.outline import EngineOutline
 from longtake.engine.resolve.request import resolve
 from longtake.engine.tools.verify import (

@@ -20,8 +20,8 @@ from typing import Any
 
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, read_small
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import FLOAT_DTYPES, Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import FLOAT_DTYPES, Tensor
 
 FLOAT8_DTYPES = ("F8_E4M3", "F8_E5M2")
 """Dtypes in the safetensors format."""

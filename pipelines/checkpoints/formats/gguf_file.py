@@ -23,8 +23,8 @@ from longtake.pipelines.checkpoints.formats.gguf_types import (
     tensor_bytes,
 )
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, damaged, described
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 MAGIC = b"GGUF"
 """First bytes of a file."""

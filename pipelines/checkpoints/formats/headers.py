@@ -16,7 +16,7 @@ from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, 
 from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES
 from longtake.pipelines.checkpoints.formats.safetensors_file import read_safetensors
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, merged
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 _MAGIC_BYTES = 9
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))

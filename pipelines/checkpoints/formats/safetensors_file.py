@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile
-from longtake.pipelines.loading.model_files import read_header
+from longtake.pipelines.loading.files.model_files import read_header
 
 
 def read_safetensors(path: Path) -> StoredFile:

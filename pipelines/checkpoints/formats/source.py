@@ -14,9 +14,9 @@ from longtake.pipelines.checkpoints.formats.float8_scales import FLOAT8_DTYPES, 
 from longtake.pipelines.checkpoints.formats.gguf_decoding import decode_blocks
 from longtake.pipelines.checkpoints.formats.gguf_types import BLOCK_TYPES, tensor_bytes
 from longtake.pipelines.checkpoints.formats.headers import FileTensors, read_headers
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.open_file import OpenFile
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.open_file import OpenFile
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import DTYPES, TensorSource
 
 _CHUNK_VALUES = 2**17

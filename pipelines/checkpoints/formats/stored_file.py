@@ -9,8 +9,8 @@ from pathlib import Path
 
 from longtake.errors import ModelError
 from longtake.files.reading import open_regular
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor, sample_tensors
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import Tensor, sample_tensors
 
 
 @dataclass(frozen=True)

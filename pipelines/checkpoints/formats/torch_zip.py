@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from longtake.errors import ModelError, one_line
 from longtake.files.reading import open_regular
 from longtake.pipelines.checkpoints.formats.stored_file import StoredFile, damaged, described
-from longtake.pipelines.loading.model_files import printable
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import printable
+from longtake.pipelines.loading.files.tensor_files import Tensor
 
 if TYPE_CHECKING:
     import torch

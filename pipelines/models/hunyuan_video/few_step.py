@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 
 _HEADS = 24
 """Attention heads of the released models, which these are made for."""

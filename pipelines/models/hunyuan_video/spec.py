@@ -13,7 +13,7 @@ from longtake.configs.request import Rendering, ResolvedRequest
 from longtake.errors import ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.component_config import SchedulerConfig
-from longtake.pipelines.loading.model_files import check_tensors
+from longtake.pipelines.loading.files.model_files import check_tensors
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig, VaeConfig
 from longtake.pipelines.models.hunyuan_video.costs import HunyuanVideoCosts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from longtake.configs.few_step import FewStep
+from longtake.configs.fields.few_step import FewStep
 
 _LIGHTX2V = FewStep(
     num_inference_steps=4,

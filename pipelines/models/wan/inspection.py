@@ -9,8 +9,8 @@ from typing import Any
 from longtake.configs.models import defaults_of
 from longtake.errors import ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.model_files import check_tensors, printable
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.model_files import check_tensors, printable
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.wan.codec.config import VaeConfig
 from longtake.pipelines.models.wan.codec.tensors import vae_tensors

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from longtake.configs.families import holds_mapping
+from longtake.configs.fields.sizes import SHORTHANDS_OF
 from longtake.configs.request import PICTURES, VideoRequest
-from longtake.configs.sizes import SHORTHANDS_OF
 from longtake.engine.resolve.size import expand_size
 from longtake.errors import RefusedInputError, RequestError, did_you_mean, leading_field
 from longtake.pipelines.spec import ModelSpec

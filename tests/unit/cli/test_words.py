@@ -10,17 +10,17 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic_core import _pydantic_core
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
+from longtake.configs.commands.serve import ServeConfig
+from longtake.configs.commands.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
+from longtake.configs.commands.training import TrainingConfig
 from longtake.configs.engine import EngineConfig
+from longtake.configs.fields.sizes import merge_fields
 from longtake.configs.hardware import Hardware
 from longtake.configs.models import ModelDefaults, defaults_of
 from longtake.configs.parallel import ParallelConfig
 from longtake.configs.request import DecodeRequest, ResolvedRequest, VideoRequest
-from longtake.configs.serve import ServeConfig
-from longtake.configs.sizes import merge_fields
 from longtake.configs.snapshot import SnapshotConfig
-from longtake.configs.tools import BenchConfig, DoctorConfig, PlanConfig, VerifyConfig
-from longtake.configs.training import TrainingConfig
 from longtake.configs.yaml_reader import YamlError, read_yaml
 from longtake.engine.resolve.request import resolve
 from longtake.errors import RequestError, one_line

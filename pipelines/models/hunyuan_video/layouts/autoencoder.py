@@ -8,7 +8,7 @@ from typing import Any
 
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece, TensorNames
 from longtake.pipelines.checkpoints.module_shapes import ModuleShapes, parse_config
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.hunyuan_video.configs import VaeConfig
 from longtake.pipelines.models.hunyuan_video.tensors import vae_tensors

@@ -17,7 +17,7 @@ from longtake.pipelines.checkpoints.names import (
     renamed,
     split_layers,
 )
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.models.hunyuan_video.layouts.text_encoders import LLAMA
 from longtake.pipelines.text_encoders.configs import LlamaConfig
 from longtake.pipelines.text_encoders.tensors import llama_tensors

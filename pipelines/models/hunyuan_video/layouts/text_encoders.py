@@ -16,7 +16,7 @@ from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece, Tenso
 from longtake.pipelines.checkpoints.module_shapes import ModuleShapes, parse_config
 from longtake.pipelines.checkpoints.names import LayeredNames, Layers, renamed, split_layers
 from longtake.pipelines.loading.component_config import Component
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.text_encoders.configs import ClipTextConfig, LlamaConfig, LlavaConfig
 from longtake.pipelines.text_encoders.tensors import clip_tensors, llama_tensors, llava_tensors

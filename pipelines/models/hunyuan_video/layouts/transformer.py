@@ -25,7 +25,7 @@ from longtake.pipelines.checkpoints.names import (
     renamed,
     split_layers,
 )
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.hunyuan_video.configs import TransformerConfig
 from longtake.pipelines.models.hunyuan_video.tensors import transformer_tensors

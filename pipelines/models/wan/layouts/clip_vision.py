@@ -15,7 +15,7 @@ from typing import Any
 
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, TensorNames
 from longtake.pipelines.checkpoints.module_shapes import parse_config
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.wan.layouts.table import Table
 from longtake.pipelines.text_encoders.configs import ClipVisionConfig

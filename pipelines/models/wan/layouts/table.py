@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from longtake.pipelines.checkpoints.layout import TensorNames
 from longtake.pipelines.checkpoints.module_shapes import MAX_LAYERS, ModuleShapes
 from longtake.pipelines.checkpoints.names import LayeredNames, Layers, renamed, split_layers
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 
 

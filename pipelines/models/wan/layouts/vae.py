@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece, TensorNames
 from longtake.pipelines.checkpoints.module_shapes import ModuleShapes, parse_config
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes
 from longtake.pipelines.models.wan.codec.config import VaeConfig
 from longtake.pipelines.models.wan.codec.tensors import vae_tensors

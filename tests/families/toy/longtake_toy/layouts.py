@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece, TensorNames
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_shapes import NamedShapes, linear, norm
 from longtake_toy.spec import PATCH, SPACE, TIME
 

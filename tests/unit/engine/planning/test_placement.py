@@ -8,9 +8,9 @@ from typing import Any, get_args
 import pytest
 
 from longtake.configs.engine import EngineConfig
+from longtake.configs.fields.weights import StorageDtype, TextPlace, WeightPlace
 from longtake.configs.hardware import Figure, Hardware
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.weights import StorageDtype, TextPlace, WeightPlace
 from longtake.engine.planning.layout_chooser import choose_layout
 from longtake.engine.planning.memory import out_of_memory_reason, plan_memory
 from longtake.engine.planning.plan_input import PlanInput

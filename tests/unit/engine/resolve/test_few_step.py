@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from longtake.cli.main import main
 from longtake.configs.engine import EngineConfig
-from longtake.configs.few_step import METADATA_KEY, FewStep, common_settings
+from longtake.configs.fields.few_step import METADATA_KEY, FewStep, common_settings
 from longtake.configs.models import bundled
 from longtake.configs.request import ResolvedRequest, VideoRequest
 from longtake.engine.media.identity import Identity

@@ -21,8 +21,8 @@ import torch
 from huggingface_hub import constants
 
 from longtake.cli import main as cli
+from longtake.configs.commands.tools import DoctorConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.tools import DoctorConfig
 from longtake.engine.media import frame_writers
 from longtake.engine.planning.topology import Gpu, Link, Topology
 from longtake.engine.tools import doctor

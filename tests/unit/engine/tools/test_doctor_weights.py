@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
+from longtake.configs.commands.tools import DoctorConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.tools import DoctorConfig
 from longtake.engine.tools.doctor import CheckContext, Finding, weights
 from tests.unit.engine.tools.test_doctor import findings_of, machine, only_finding
 

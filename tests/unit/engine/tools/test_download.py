@@ -19,11 +19,11 @@ from longtake.engine.tools.download import Download
 from longtake.engine.tools.model_list import downloaded_state
 from longtake.errors import ModelError
 from longtake.pipelines import registry
-from longtake.pipelines.loading import hub as hub_module
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.files import hub as hub_module
 from longtake.pipelines.runtime.progress import Progress
 from tests.hub_stand_in import CHUNK_BYTES, HubStandIn, serve_hub
-from tests.unit.pipelines.loading.test_hub import REST
+from tests.unit.pipelines.loading.files.test_hub import REST
 from tests.until import until
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

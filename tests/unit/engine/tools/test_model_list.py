@@ -11,8 +11,8 @@ from longtake.cli import main as cli
 from longtake.configs.models import bundled, presets
 from longtake.engine.tools.model_list import published_bytes
 from longtake.pipelines import registry
-from longtake.pipelines.loading import hub
 from longtake.pipelines.loading.checkpoint import Checkpoint
+from longtake.pipelines.loading.files import hub
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:

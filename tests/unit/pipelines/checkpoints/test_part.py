@@ -18,7 +18,7 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoints.part import Part, check_experts
 from longtake.pipelines.checkpoints.recognition import recognize
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.model_files import read_header
+from longtake.pipelines.loading.files.model_files import read_header
 from tests.unit.pipelines.checkpoints.conftest import Tensors
 
 Change = Callable[[Tensors], object]

@@ -20,9 +20,9 @@ from longtake.pipelines import registry
 from longtake.pipelines.checkpoints import presets
 from longtake.pipelines.checkpoints.presets import find_model, presets_of
 from longtake.pipelines.checkpoints.recognition import layouts_of
-from longtake.pipelines.loading import hub
 from longtake.pipelines.loading.checkpoint import Checkpoint
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files import hub
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from tests import foreign_hunyuan, foreign_wan
 
 SAME_TRANSFORMERS = [

@@ -20,7 +20,7 @@ from longtake.pipelines.costs import Work
 from longtake.pipelines.counting.cache import CountsFile
 from longtake.pipelines.counting.costs import CountedCosts
 from longtake.pipelines.counting.counts import Counts
-from longtake.pipelines.loading import hub
+from longtake.pipelines.loading.files import hub
 from tests import tiny
 from tests.unit.pipelines.counting.planned import (
     SKELETON,
@@ -268,7 +268,7 @@ def test_the_file_is_named_after_what_the_counts_depend_on(
 
 
 def test_the_file_stands_beside_those_of_the_hub(tmp_path: Path) -> None:
-    code = "from longtake.pipelines.loading.hub import cache_folder; print(cache_folder('counts'))"
+    code = "from longtake.pipelines.loading.files import hub; print(hub.cache_folder('counts'))"
     found = _run(code, HF_HOME=str(tmp_path))
     assert Path(found.strip()).is_relative_to(tmp_path / "assets" / "longtake")
 

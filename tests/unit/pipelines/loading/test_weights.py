@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from longtake.errors import ModelError
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import SafetensorsSource, TensorSource
 from longtake.pipelines.loading.weights import (
     all_gather_bytes,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.lora import LoraUse
 from longtake.errors import RequestError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.lora.lora_file import LoraFile

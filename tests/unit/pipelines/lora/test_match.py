@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.lora import LoraUse
 from longtake.errors import RequestError
 from longtake.pipelines.checkpoints.layout import Piece
 from longtake.pipelines.lora.lora_file import LoraFile

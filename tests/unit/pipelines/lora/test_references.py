@@ -12,7 +12,7 @@ import torch
 from diffusers.loaders import lora_conversion_utils as converters
 from safetensors.torch import save_file
 
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.lora import LoraUse
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.match import Deltas, match
@@ -139,7 +139,7 @@ def test_matching_needs_no_torch(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
-from longtake.configs.lora import parse_lora
+from longtake.configs.fields.lora import parse_lora
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.lora.lora_file import LoraFile
 from longtake.pipelines.lora.match import match

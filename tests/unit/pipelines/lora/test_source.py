@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from longtake.configs.lora import LoraUse
+from longtake.configs.fields.lora import LoraUse
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.layout import Piece
 from longtake.pipelines.loading import tensor_source

@@ -44,7 +44,7 @@ from longtake.configs.families import load_reference
 from longtake.configs.models import bundled
 from longtake.errors import ModelError
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, TensorNames
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.models.hunyuan_video.configs import VaeConfig
 from longtake.pipelines.models.hunyuan_video.family import FAMILY
 from longtake.pipelines.text_encoders.tensor_names import llava_without_head

@@ -16,7 +16,7 @@ from longtake.pipelines.checkpoints.formats.source import open_source
 from longtake.pipelines.checkpoints.layout import Piece
 from longtake.pipelines.checkpoints.pieces_source import PiecesSource
 from longtake.pipelines.counting.work import WorkCounter
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.loading.tensor_source import TensorSource, UsedTensors, block_types
 from longtake.pipelines.lora.source import LoraSource
 from longtake.pipelines.operations import LiveBytes, observing

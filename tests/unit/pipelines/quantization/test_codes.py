@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.pipelines.quantization.codes import CODE_DTYPE, NF4_LEVELS, decode, encode
 from longtake.pipelines.quantization.sizes import NF4_GROUP, stored_bytes
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.errors import ModelError
 from longtake.pipelines.models.hunyuan_video.transformer.denoiser import HunyuanVideoDenoiser
 from longtake.pipelines.quantization.codes import decode, encode

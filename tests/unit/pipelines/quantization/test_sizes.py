@@ -9,7 +9,7 @@ import torch
 from diffusers import HunyuanVideoTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.pipelines import registry
 from longtake.pipelines.costs import ModelCosts, Work
 from longtake.pipelines.counting.work import WorkCounter

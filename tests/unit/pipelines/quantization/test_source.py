@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from longtake.configs.weights import StorageDtype
+from longtake.configs.fields.weights import StorageDtype
 from longtake.errors import ModelError
 from longtake.pipelines.loading.tensor_source import SafetensorsSource
 from longtake.pipelines.quantization.codes import encode

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import UMT5EncoderModel
 
-from longtake.configs.weights import TextPlace
+from longtake.configs.fields.weights import TextPlace
 from longtake.errors import ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan

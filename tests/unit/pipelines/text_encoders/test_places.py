@@ -24,7 +24,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from longtake.configs.weights import TextPlace
+from longtake.configs.fields.weights import TextPlace
 from longtake.errors import EngineError, ModelError
 from longtake.pipelines.loading.checkpoint import Checkpoint
 from longtake.pipelines.loading.plan import ComponentPlan

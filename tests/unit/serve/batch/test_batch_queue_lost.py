@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.paths import metadata_path

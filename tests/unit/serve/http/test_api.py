@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.parallel import ParallelConfig
-from longtake.configs.serve import ServeConfig
 from longtake.errors import RankError, RequestError
 from longtake.serve.service.service import VideoService
 from tests.standin import GrayRanks, gray_server, objects

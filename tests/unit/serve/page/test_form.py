@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from longtake.configs.engine import EngineConfig
-from longtake.configs.few_step import FewStep
-from longtake.configs.lora import parse_lora
+from longtake.configs.fields.few_step import FewStep
+from longtake.configs.fields.lora import parse_lora
 from longtake.engine.engine import VideoEngine
 from longtake.pipelines.models.hunyuan_video.defaults import HunyuanVideoDefaults
 from longtake.serve.http.request.openai_request import parse_submission

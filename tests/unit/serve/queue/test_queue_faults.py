@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.video_writer import VideoFiles
 from longtake.errors import EngineError, RankError, RequestError

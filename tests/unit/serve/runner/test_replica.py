@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtake.configs.batch import BatchConfig
+from longtake.configs.commands.batch import BatchConfig
 from longtake.configs.engine import EngineConfig
 from longtake.configs.snapshot import SnapshotConfig
 from longtake.engine.media.identity import Identity

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from longtake.configs.commands.serve import ServeConfig
 from longtake.configs.engine import EngineConfig
-from longtake.configs.serve import ServeConfig
 from longtake.errors import RequestError
 from longtake.pipelines.runtime.progress import Progress
 from longtake.serve.http.request.openai_request import parse_submission

@@ -9,7 +9,7 @@ import torch
 
 from longtake.configs.families import load_reference
 from longtake.pipelines.checkpoints.layout import CheckpointLayout, Piece
-from longtake.pipelines.loading.tensor_files import Tensor
+from longtake.pipelines.loading.files.tensor_files import Tensor
 from longtake.pipelines.models.wan.family import FAMILY
 
 Tensors = Mapping[str, torch.Tensor]

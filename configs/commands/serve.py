@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from longtake.configs.base import NamedPath, Seconds, StrictModel
-from longtake.configs.batch import Attempts
+from longtake.configs.commands.batch import Attempts
 from longtake.configs.field_types import matches
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from longtake.configs.lora import LoraText, LoraUse, parse_lora
+from longtake.configs.fields.lora import LoraText, LoraUse, parse_lora
 
 READ = {
     "a.safetensors": LoraUse("a.safetensors"),

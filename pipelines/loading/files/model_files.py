@@ -11,7 +11,7 @@ from typing import Any
 
 from longtake.errors import ModelError, one_line
 from longtake.files.reading import check_regular, read_json, read_regular
-from longtake.pipelines.loading.tensor_files import (
+from longtake.pipelines.loading.files.tensor_files import (
     FLOAT_DTYPES,
     Tensor,
     TensorFile,

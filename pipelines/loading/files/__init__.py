@@ -1,0 +1,1 @@
+"""Files of weights: found, downloaded, opened, and their headers checked."""
